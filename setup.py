@@ -1,0 +1,47 @@
+"""Package versatune_ds: dependencies, extras and the `versatune` command. Needs no compiler and no GPU."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "versatune_ds/__init__.py").read_text(encoding="utf-8")).group(1)
+
+MPI = ["mpi4py>=4.0", "mpich>=4.1; sys_platform == 'linux'"]
+LORA = ["peft>=0.17"]
+
+setup(
+    name="versatune_ds",
+    version=VERSION,
+    description="Multi-domain fine-tuning on DeepSpeed with a data mixture that moves while the model trains",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["versatune_ds", "versatune_ds.*"]),
+    package_data={"versatune_ds": ["py.typed", "kernels/csrc/*", "report/*.css", "report/*.js"]},
+    install_requires=[
+        "torch>=2.8,<3",
+        "deepspeed>=0.18,<0.20",
+        "transformers>=5.0,<6",
+        "tokenizers>=0.21",
+        "datasets>=4.0,<6",
+        "pyarrow>=18",
+        "numpy>=1.26,<3",
+        "numba>=0.61",
+        "pydantic>=2.10,<3",
+        "pyyaml>=6",
+        "matplotlib>=3.8",
+        "rich>=13",
+        "wandb>=0.19",
+        "ninja>=1.11",
+        "zstandard>=0.22",
+    ],
+    extras_require={
+        "mpi": MPI,
+        "lora": LORA,
+        "dev": [*MPI, *LORA, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["versatune = versatune_ds.cli:main"]},
+)

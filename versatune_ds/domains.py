@@ -1,0 +1,89 @@
+"""Name the domains of a run and fix their order.
+
+The one idea: every vector indexed by domain (weights, losses, counters) is ordered as in one `DomainSet`, and
+nothing else in the package may decide that order. Files and logs speak of names; arrays speak of positions.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str:
+    """Return a hint naming the known name closest to a misspelt one, or the list of known names."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSet:
+    """Hold the ordered, immutable domain names of a run.
+
+    Attributes:
+        names: Names in the order of their ids; at least one, all different, none empty.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the names can serve as ids.
+
+        Raises:
+            ValueError: If there is no name, an empty one, or one twice.
+        """
+        if not self.names:
+            raise ValueError("data.domains: no domain given; expected at least one")
+        for name in self.names:
+            if not name or self.names.count(name) > 1:
+                raise ValueError(f"data.domains: {name!r} is empty or given twice; domain names must be unique")
+
+    def __len__(self) -> int:
+        """Return the number of domains, K."""
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names in id order."""
+        return iter(self.names)
+
+    def id_of(self, name: str) -> int:
+        """Return the id of a domain name.
+
+        Raises:
+            ValueError: If the name is unknown; the message names the nearest one.
+        """
+        if name not in self.names:
+            raise ValueError(f"unknown domain {name!r}; {nearest_name(name, self.names)}")
+        return self.names.index(name)
+
+    def to_dict(self, values_K: Sequence[float] | np.ndarray) -> dict[str, float]:
+        """Return values in id order as a mapping from domain name to plain Python number."""
+        if len(values_K) != len(self):
+            raise ValueError(f"{len(values_K)} values for {len(self)} domains ({', '.join(self.names)})")
+        return {name: np.asarray(value).item() for name, value in zip(self.names, values_K, strict=True)}
+
+    def from_dict(self, values: Mapping[str, float], *, what: str) -> np.ndarray:
+        """Return a mapping's values as a float64 vector in id order.
+
+        Args:
+            values: One value for every domain, and for nothing else.
+            what: The key or file the mapping came from; it opens every message.
+
+        Returns:
+            float64 array of shape [K].
+
+        Raises:
+            ValueError: If a domain is missing or an unknown one is named.
+        """
+        for name in values:
+            if name not in self.names:
+                raise ValueError(f"{what}: unknown domain {name!r}; {nearest_name(name, self.names)}")
+        missing = [name for name in self.names if name not in values]
+        if missing:
+            raise ValueError(f"{what}: no value for {', '.join(missing)}; give one for each of {', '.join(self.names)}")
+        return np.array([float(values[name]) for name in self.names], dtype=np.float64)

@@ -1,0 +1,1 @@
+"""Train: model, engine, loop, checkpoints, evaluation, export, monitoring."""

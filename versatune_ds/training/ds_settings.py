@@ -1,0 +1,104 @@
+"""Derive DeepSpeed's config from the recipe, in this one place.
+
+The one idea: a user's DeepSpeed JSON speaks of ZeRO, offload and communication; batch sizes, precision, clipping and
+the optimizer come from the recipe's `train` section. Saying both, differently, is an error that names both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config import TrainConfig
+
+
+def num_micro_steps(train: TrainConfig, *, world_size: int) -> int:
+    """Return the micro-steps (gradient accumulation) of one optimizer step.
+
+    Worked example: 16 rows a batch, 2 a micro-batch, 4 processes: 16 / (2 * 4) = 2 micro-steps.
+
+    Raises:
+        ValueError: If the rows of a batch do not divide over processes and micro-batches.
+    """
+    rows_at_once = train.rows_per_micro_batch * world_size
+    if train.rows_per_batch % rows_at_once:
+        raise ValueError(
+            f"train.rows_per_batch: {train.rows_per_batch} rows do not divide into micro-batches of "
+            f"train.rows_per_micro_batch={train.rows_per_micro_batch} on {world_size} processes; "
+            f"expected a multiple of {rows_at_once}"
+        )
+    return train.rows_per_batch // rows_at_once
+
+
+def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's DeepSpeed settings from a JSON file or a mapping in the recipe.
+
+    Raises:
+        ValueError: If the file is missing or is not a JSON object; the message has file and line.
+    """
+    if not isinstance(source, Path):
+        return dict(source)
+    if not source.is_file():
+        raise ValueError(f"train.deepspeed: no such file {source}; ds_configs/ holds zero0.json to zero3.json")
+    try:
+        values = json.loads(source.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"train.deepspeed: {source}:{error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"train.deepspeed: {source}: expected a JSON object with key zero_optimization")
+    return values
+
+
+def zero_stage(settings: Mapping[str, Any]) -> int:
+    """Return the ZeRO stage of DeepSpeed settings; 0 where none is named."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
+    """Return the whole config that DeepSpeed is given.
+
+    Raises:
+        ValueError: If the user's DeepSpeed settings contradict the `train` section, or name what only it may name.
+    """
+    settings = read_deepspeed_json(train.deepspeed)
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise ValueError(f"train.deepspeed: {key!r} is set there; leave it out, the recipe's train section decides")
+    derived = {
+        "train_batch_size": train.rows_per_batch,
+        "train_micro_batch_size_per_gpu": train.rows_per_micro_batch,
+        "gradient_accumulation_steps": num_micro_steps(train, world_size=world_size),
+        "gradient_clipping": train.max_grad_norm,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "fp16": {"enabled": train.precision == "fp16"},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    for key, value in derived.items():
+        _check_agreement(settings, key=key, value=value)
+    if train.precision == "bf16" and zero_stage(settings) == 0:
+        # deepspeed 0.19.8: with stage 0 the bf16 wrapper takes a spurious first step (Adam's counter starts at 1).
+        raise ValueError("train.precision=bf16 needs ZeRO stage 1 or higher; train.deepspeed asks for stage 0")
+    return {**settings, **derived}
+
+
+_RECIPE_KEYS = {
+    "train_batch_size": "train.rows_per_batch",
+    "train_micro_batch_size_per_gpu": "train.rows_per_micro_batch",
+    "gradient_accumulation_steps": "train.rows_per_batch",
+    "gradient_clipping": "train.max_grad_norm",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+}
+
+
+def _check_agreement(settings: Mapping[str, Any], *, key: str, value: Any) -> None:
+    """Raise when the user's settings say otherwise than the recipe; "auto" says nothing."""
+    given = settings.get(key, "auto")
+    if isinstance(value, dict) and isinstance(given, dict):
+        given, value = given.get("enabled", "auto"), value["enabled"]
+    if key in _RECIPE_KEYS and given != "auto" and given != value:
+        raise ValueError(f"train.deepspeed: {key}={given!r} contradicts {_RECIPE_KEYS[key]}, which gives {value!r}")

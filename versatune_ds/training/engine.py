@@ -1,0 +1,158 @@
+"""Run the model through DeepSpeed: optimizer steps over micro-batches, and losses without gradients.
+
+The one idea: the loss of an optimizer step is the sum of all its token losses, over every rank and micro-step,
+divided by the number of loss tokens in that global batch. That number is known from the plan, so it is the same on 1
+process and on 8, with and without accumulation and packing, and nothing is communicated for it.
+
+Shape legend: **K** domains, **B** rows, **T** tokens per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+
+from versatune_ds.config import TrainConfig
+from versatune_ds.data.batch import Batch
+from versatune_ds.distributed import World
+from versatune_ds.training.model import DomainModel
+
+# deepspeed 0.19.8 builds a shared-memory op at the first CPU collective (30 s, needs ninja); gloo serves as well.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Hold what one optimizer step leaves on this rank, on the device: reading it waits for the device."""
+
+    loss_sum: torch.Tensor
+    """This rank's sum of token losses, float64 scalar."""
+    loss_sum_K: torch.Tensor
+    num_loss_tokens_K: torch.Tensor
+    num_loss_tokens_global: int
+
+
+def learning_rate_at(step: int, train: TrainConfig) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 1.
+
+    Linear from 0 over the warm-up steps, then cosine, linear or constant down to the stated fraction at the last
+    step. A pure function of the step: a resumed run needs no scheduler state.
+    """
+    warmup_steps = round(train.warmup_fraction * train.steps)
+    if step <= warmup_steps:
+        return train.learning_rate * step / warmup_steps
+    progress = (step - warmup_steps) / max(train.steps - warmup_steps, 1)
+    floor = train.min_learning_rate_fraction
+    shape = {
+        "cosine": floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2,
+        "linear": floor + (1 - floor) * (1 - progress),
+        "constant": 1.0,
+    }[train.learning_rate_schedule]
+    return train.learning_rate * shape
+
+
+def parameter_groups(model: torch.nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable parameters into those with weight decay (matrices) and those without (biases, norms)."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # Under ZeRO-3 a parameter's own shape is that of its partition; ds_shape is the whole one's.
+    is_matrix = {name: len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 for name, parameter in named}
+    return [
+        {"params": [p for name, p in named if is_matrix[name]], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if not is_matrix[name]], "weight_decay": 0.0},
+    ]
+
+
+class Engine:
+    """Own the DeepSpeed engine and the two things done with it: train a step, measure losses.
+
+    Args:
+        model: The model with its loss head.
+        train: The recipe's train section.
+        ds_config: What `deepspeed_config` returned.
+        world: This process's place.
+        device: Where the model runs.
+        seed: Seed of dropout; the generator's state is a function of (seed, step, rank), so it is never saved.
+    """
+
+    def __init__(
+        self,
+        model: DomainModel,
+        *,
+        train: TrainConfig,
+        ds_config: dict[str, Any],
+        world: World,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        groups = [group for group in parameter_groups(model, weight_decay=train.weight_decay) if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2), eps=1e-8)
+        self.deepspeed_engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
+        )
+        self.train_settings = train
+        self.world = world
+        self.device = device
+        self.seed = seed
+
+    def train_step(self, micro_batches: Sequence[Batch], *, step: int) -> StepResult:
+        """Take one optimizer step over this rank's micro-batches of a global batch.
+
+        The algebra, with W ranks, A micro-steps, L_ra the loss sum of rank r's micro-step a, and M loss tokens in
+        the global batch: DeepSpeed divides by A in backward and by W when it averages gradients, so each backward
+        gets L_ra * A * W / M and the gradient is that of (sum over r, a of L_ra) / M.
+        """
+        self._seed_dropout(step)
+        self._set_learning_rate(step)
+        self.deepspeed_engine.train()
+        num_loss_tokens_global = micro_batches[0].num_loss_tokens_global
+        scale = len(micro_batches) * self.world.world_size / max(num_loss_tokens_global, 1)
+        sums = []
+        for batch in micro_batches:
+            losses = self.deepspeed_engine(**self._model_inputs(batch))
+            self.deepspeed_engine.backward(losses.loss_sum * scale)
+            self.deepspeed_engine.step()
+            sums.append((losses.loss_sum.detach().double(), losses.loss_sum_K, losses.num_loss_tokens_K))
+        loss_sum, loss_sum_K, num_loss_tokens_K = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+        return StepResult(
+            loss_sum=loss_sum,
+            loss_sum_K=loss_sum_K,
+            num_loss_tokens_K=num_loss_tokens_K,
+            num_loss_tokens_global=num_loss_tokens_global,
+        )
+
+    @torch.no_grad()
+    def token_losses(self, batch: Batch) -> torch.Tensor:
+        """Return the loss of every position of a micro-batch, [B*T] fp32, zero where none is asked for."""
+        self.deepspeed_engine.eval()
+        return self.deepspeed_engine(**self._model_inputs(batch), per_token=True).token_losses_N
+
+    def grad_norm(self) -> float:
+        """Return the gradient norm before clipping of the last optimizer step. Waits for the device."""
+        norm = self.deepspeed_engine.get_global_grad_norm()
+        return float(norm) if norm is not None else math.nan
+
+    def _model_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return the forward pass's arguments on the device."""
+        tensors = {
+            "input_ids": batch.input_ids,
+            "labels": batch.labels,
+            "positions": batch.positions,
+            "domain_ids": batch.domain_ids,
+            "valid_index": batch.valid_index,
+        }
+        on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        return {**on_device, "num_valid": batch.num_valid}
+
+    def _seed_dropout(self, step: int) -> None:
+        """Set the generators from (seed, step, rank)."""
+        torch.manual_seed((self.seed * 1_000_003 + step) * 65_537 + self.world.rank)
+
+    def _set_learning_rate(self, step: int) -> None:
+        """Set the learning rate of a step on every parameter group."""
+        for group in self.deepspeed_engine.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, self.train_settings)

@@ -1,0 +1,140 @@
+"""Build the language model and give it a head that returns the loss by domain.
+
+The one idea: the model stays the transformers model it was, with its own parameter names; only `lm_head` becomes a
+`DomainLossHead` that holds the very same weight. So checkpoints, tied embeddings, LoRA and export need no translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from versatune_ds.config import ModelConfig
+from versatune_ds.domains import nearest_name
+from versatune_ds.kernels.linear_head import DomainLossHead
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DomainLosses(NamedTuple):
+    """Hold what one forward pass returns: tensors in a plain tuple, which ZeRO-3's hooks can walk.
+
+    Shape legend: **K** domains, **N** positions of the micro-batch.
+    """
+
+    loss_sum: torch.Tensor
+    """Sum of the weighted token losses, fp32 scalar with gradient."""
+    loss_sum_K: torch.Tensor
+    """Unweighted loss sums by domain, float64."""
+    num_loss_tokens_K: torch.Tensor
+    """Loss tokens by domain, int64."""
+    token_losses_N: torch.Tensor
+    """Loss of every position, zero where no loss is asked for; empty unless asked for."""
+
+
+class DomainModel(nn.Module):
+    """Run a causal language model on packed rows and return its loss by domain.
+
+    Args:
+        causal_lm: A transformers model; its head is replaced in place.
+        num_domains: K.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, *, num_domains: int) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.num_domains = num_domains
+        linear = causal_lm.get_output_embeddings()
+        head_name = next(name for name, module in causal_lm.named_modules() if module is linear)
+        parent, _, attribute = head_name.rpartition(".")
+        softcap = getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None) or 0.0
+        setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, softcap=softcap))
+
+    def forward(
+        self,
+        *,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        positions: torch.Tensor,
+        domain_ids: torch.Tensor,
+        valid_index: torch.Tensor | None = None,
+        num_valid: int | None = None,
+        per_token: bool = False,
+    ) -> DomainLosses:
+        """Return the losses of a micro-batch of packed rows, all [B, T] int64.
+
+        Attention never crosses examples: positions restart with every example, and from that transformers builds
+        its packed mask (sdpa, eager) or sequence lengths (flash attention); a cache or a mask would switch it off.
+        """
+        decoder = self.causal_lm.get_decoder()
+        hidden = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False)[0]
+        result = self.causal_lm.get_output_embeddings()(
+            hidden,
+            labels,
+            domain_ids,
+            num_domains=self.num_domains,
+            valid_index=valid_index,
+            num_valid=num_valid,
+            per_token=per_token,
+        )
+        token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
+        return DomainLosses(result.loss, result.loss_sum_K, result.num_loss_tokens_K, token_losses)
+
+
+def build_causal_lm(
+    model: ModelConfig, *, precision: str, vocab_size: int, special_ids: dict[str, int]
+) -> PreTrainedModel:
+    """Load or make the transformers model.
+
+    Args:
+        model: The recipe's model section.
+        precision: fp32, bf16 or fp16.
+        vocab_size: Length of the tokenizer; embeddings must have at least as many rows.
+        special_ids: bos, eos and pad ids for a model made from config.
+
+    Raises:
+        ValueError: If a config key is unknown to the model type, or the model cannot hold the tokenizer's ids.
+    """
+    dtype = DTYPES[precision]
+    if model.from_config is not None:
+        config = config_from_mapping(model.from_config, vocab_size=vocab_size, special_ids=special_ids)
+        causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=model.attention)
+    else:
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            model.name_or_path,
+            dtype=dtype,
+            attn_implementation=model.attention,
+            trust_remote_code=model.trust_remote_code,
+        )
+    num_embeddings = causal_lm.config.get_text_config().vocab_size
+    if num_embeddings < vocab_size:
+        raise ValueError(
+            f"model.tokenizer: {vocab_size} token ids, but the model has {num_embeddings} embeddings; "
+            "use the model's own tokenizer"
+        )
+    if model.gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return causal_lm
+
+
+def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids: dict[str, int]) -> Any:
+    """Return the transformers config of a mapping, its vocabulary taken from the tokenizer.
+
+    Raises:
+        ValueError: If the model type or a key is unknown; transformers itself would ignore a misspelt key.
+    """
+    values = {"vocab_size": vocab_size, **special_ids, **mapping}
+    model_type = values.pop("model_type")
+    try:
+        known = AutoConfig.for_model(model_type)
+    except ValueError:
+        raise ValueError(f"model.from_config.model_type: {model_type!r} is not known to transformers") from None
+    known_keys: Sequence[str] = sorted({*known.to_dict(), "rope_theta"})
+    for key in mapping:
+        if key != "model_type" and key not in known_keys:
+            raise ValueError(f"model.from_config.{key}: unknown to {model_type}; {nearest_name(key, known_keys)}")
+    return AutoConfig.for_model(model_type, **values)
