@@ -1,0 +1,192 @@
+"""Compute the loss by domain and its gradient in plain PyTorch: the definition, and the way without a compiler.
+
+The one idea: these functions have the signatures of the operators in `ops`, which fall back on them on every device
+for which no compiled kernel is loaded. Rows are worked off in blocks, so that no second [N, V] tensor appears.
+
+Shape legend: **N** tokens, **V** vocabulary, **K** domains, **n** rows of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from versatune_ds.kernels import fixed_point
+
+_BLOCK_ELEMENTS = 1 << 22
+"""Logits worked on at once; 16 MiB in float32, which stays in the last cache of a server CPU."""
+
+
+def row_blocks(num_rows: int, vocabulary: int) -> Iterator[slice]:
+    """Yield slices of rows holding about `_BLOCK_ELEMENTS` logits each; at least one row per slice."""
+    rows = max(1, _BLOCK_ELEMENTS // max(vocabulary, 1))
+    for start in range(0, num_rows, rows):
+        yield slice(start, min(start + rows, num_rows))
+
+
+def _softcapped(logits_nV: torch.Tensor, softcap: float) -> torch.Tensor:
+    x_nV = logits_nV.float()
+    return torch.tanh(x_nV / softcap) * softcap if softcap > 0.0 else x_nV
+
+
+def _check_ids(
+    labels_N: torch.Tensor, domain_ids_N: torch.Tensor, *, vocabulary: int, num_domains: int, ignore_index: int
+) -> None:
+    """Refuse impossible ids of loss-bearing tokens; on CPU only, since elsewhere it would stop the device.
+
+    Raises:
+        ValueError: If a label or a domain id is out of range.
+    """
+    if labels_N.device.type != "cpu":
+        return
+    bears_loss_N = labels_N != ignore_index
+    for what, ids, size in (("label", labels_N, vocabulary), ("domain id", domain_ids_N, num_domains)):
+        is_bad_N = bears_loss_N & ((ids < 0) | (ids >= size))
+        if bool(is_bad_N.any()):
+            row = int(is_bad_N.nonzero()[0])
+            raise ValueError(f"row {row}: {what} {int(ids[row])} is outside 0..{size - 1}")
+
+
+def _block_losses(
+    logits_nV: torch.Tensor, labels_n: torch.Tensor, z_loss: float, softcap: float, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (nll_n, objective_n, lse_n) of rows that all bear loss; a label out of range gives NaN."""
+    x_nV = _softcapped(logits_nV, softcap)
+    log_p_nV = torch.log_softmax(x_nV, dim=-1)
+    is_label_n = (labels_n >= 0) & (labels_n < x_nV.shape[1])
+    nll_n = -log_p_nV.gather(1, labels_n.where(is_label_n, 0)[:, None])[:, 0]
+    nll_n = nll_n.masked_fill(~is_label_n, float("nan"))
+    top_n1 = x_nV.argmax(dim=-1, keepdim=True)
+    lse_n = (x_nV.gather(1, top_n1) - log_p_nV.gather(1, top_n1))[:, 0]
+    objective_n = nll_n
+    if label_smoothing > 0.0:
+        objective_n = (1.0 - label_smoothing) * nll_n - label_smoothing * log_p_nV.mean(dim=-1)
+    if z_loss > 0.0:
+        objective_n = objective_n + z_loss * lse_n.square()
+    return nll_n, objective_n, lse_n
+
+
+def _block_gradient(
+    logits_nV: torch.Tensor,
+    labels_n: torch.Tensor,
+    lse_n: torch.Tensor,
+    scale_n: torch.Tensor,
+    z_loss: float,
+    softcap: float,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """Return the float32 gradient of sum(scale * objective) for rows of which ignored ones have scale 0."""
+    x_nV = _softcapped(logits_nV, softcap)
+    grad_nV = torch.exp(x_nV - lse_n[:, None])
+    if z_loss > 0.0:
+        grad_nV *= (1.0 + 2.0 * z_loss * lse_n)[:, None]
+    if label_smoothing > 0.0:
+        grad_nV -= label_smoothing / x_nV.shape[1]
+    # The label's 1 is taken off in float32, before any rounding: at p = 0.9999 bfloat16 would leave p - 1 = 0.
+    label_term_n1 = torch.full_like(lse_n, label_smoothing - 1.0)[:, None]
+    grad_nV.scatter_add_(1, labels_n.clamp(0, x_nV.shape[1] - 1)[:, None], label_term_n1)
+    if softcap > 0.0:
+        grad_nV *= 1.0 - (x_nV / softcap).square()
+    return torch.where(scale_n[:, None] == 0.0, 0.0, grad_nV * scale_n[:, None])
+
+
+def _row_scales(
+    labels_N: torch.Tensor, domain_ids_N: torch.Tensor, loss_weights_K: torch.Tensor, ignore_index: int
+) -> torch.Tensor:
+    """Return each row's loss weight, float32 [N]; 0 for an ignored row."""
+    ids_N = domain_ids_N.clamp(0, loss_weights_K.shape[0] - 1)
+    return loss_weights_K[ids_N].where(labels_N != ignore_index, 0.0)
+
+
+def domain_ce(
+    logits_NV: torch.Tensor,
+    labels_N: torch.Tensor,
+    domain_ids_N: torch.Tensor,
+    loss_weights_K: torch.Tensor,
+    ignore_index: int,
+    z_loss: float,
+    softcap: float,
+    label_smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (loss, bins_K5, lse_N, token_losses_N) without touching the logits.
+
+    Raises:
+        ValueError: On CPU, if a label or domain id of a loss-bearing token is out of range.
+    """
+    num_rows, vocabulary = logits_NV.shape
+    num_domains = loss_weights_K.shape[0]
+    _check_ids(labels_N, domain_ids_N, vocabulary=vocabulary, num_domains=num_domains, ignore_index=ignore_index)
+    nll_N, objective_N, lse_N = (logits_NV.new_zeros(num_rows, dtype=torch.float32) for _ in range(3))
+    for rows in row_blocks(num_rows, vocabulary):
+        nll_N[rows], objective_N[rows], lse_N[rows] = _block_losses(
+            logits_NV[rows], labels_N[rows], z_loss, softcap, label_smoothing
+        )
+    bears_loss_N = labels_N != ignore_index
+    token_losses_N = nll_N.where(bears_loss_N, 0.0)
+    bins_K5 = _bins_of_loss_bearing(token_losses_N, objective_N, domain_ids_N, bears_loss_N, num_domains)
+    return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, lse_N, token_losses_N
+
+
+def _bins_of_loss_bearing(
+    nll_N: torch.Tensor,
+    objective_N: torch.Tensor,
+    domain_ids_N: torch.Tensor,
+    bears_loss_N: torch.Tensor,
+    num_domains: int,
+) -> torch.Tensor:
+    """Sum by domain with ignored tokens in a bin of their own, so that no data-dependent shape is needed."""
+    ids_N = domain_ids_N.where((domain_ids_N >= 0) & (domain_ids_N < num_domains), num_domains + 1)
+    ids_N = ids_N.where(bears_loss_N, num_domains)
+    bins = fixed_point.sum_by_domain(nll_N, objective_N.where(bears_loss_N, 0.0), ids_N, num_domains + 2)
+    # A loss-bearing token of an impossible domain (possible off the CPU only) makes domain 0 broken.
+    bins[0, fixed_point.BROKEN] += bins[num_domains + 1, fixed_point.COUNT]
+    return bins[:num_domains].contiguous()
+
+
+def domain_ce_backward(
+    logits_NV: torch.Tensor,
+    labels_N: torch.Tensor,
+    domain_ids_N: torch.Tensor,
+    loss_weights_K: torch.Tensor,
+    lse_N: torch.Tensor,
+    grad_loss: torch.Tensor,
+    ignore_index: int,
+    z_loss: float,
+    softcap: float,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """Return d(loss)/d(logits) times grad_loss, in the dtype of the logits."""
+    grad_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
+    scale_N = _row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index) * grad_loss
+    for rows in row_blocks(*logits_NV.shape):
+        grad_NV[rows] = _block_gradient(
+            logits_NV[rows], labels_N[rows], lse_N[rows], scale_N[rows], z_loss, softcap, label_smoothing
+        )
+    return grad_NV
+
+
+def domain_ce_gradient_(
+    logits_NV: torch.Tensor,
+    labels_N: torch.Tensor,
+    domain_ids_N: torch.Tensor,
+    loss_weights_K: torch.Tensor,
+    ignore_index: int,
+    z_loss: float,
+    softcap: float,
+    label_smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Overwrite the logits by the gradient of the loss and return (loss, bins_K5, token_losses_N)."""
+    settings = (ignore_index, z_loss, softcap, label_smoothing)
+    loss, bins_K5, lse_N, token_losses_N = domain_ce(logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings)
+    scale_N = _row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index)
+    for rows in row_blocks(*logits_NV.shape):
+        logits_NV[rows] = _block_gradient(
+            logits_NV[rows], labels_N[rows], lse_N[rows], scale_N[rows], z_loss, softcap, label_smoothing
+        )
+    return loss, bins_K5, token_losses_N
+
+
+def scale_(values: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply values by a scalar tensor in place."""
+    values.mul_(factor)
