@@ -1,0 +1,54 @@
+# Make .venv with everything the project needs; sourced by quickstart.sh and test.sh. A second call does nothing.
+#
+# VERSATUNE_PYTHON       the Python to start from (default: the newest python3.x >= 3.10 on the PATH)
+# VERSATUNE_TORCH_INDEX  index of torch wheels for machines without a GPU (default: PyTorch's own CPU index)
+
+TORCH_VERSION=2.13.0
+CPU_INDEX=${VERSATUNE_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+
+say() { printf '%s\n' "versatune: $*" >&2; }
+fail() { say "$*"; exit 2; }
+
+find_python() {
+  local candidate
+  for candidate in ${VERSATUNE_PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10 python; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      echo "$candidate"; return
+    fi
+  done
+  fail "no Python >= 3.10 found; install one, or name it: VERSATUNE_PYTHON=/path/to/python3"
+}
+
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+
+# Without a GPU on Linux x86-64, the default torch wheel brings gigabytes of CUDA: take a CPU wheel pip knows locally,
+# else the CPU index. Everywhere else the default wheel is the right one.
+install_torch() {
+  if has_gpu || [ "$(uname -sm)" != "Linux x86_64" ]; then
+    "$PIP" install --quiet "torch>=2.8,<3"
+  elif "$PIP" install --quiet --no-index --no-deps "torch==$TORCH_VERSION" 2>/dev/null; then
+    say "took the local CPU wheel of torch $TORCH_VERSION"
+  elif curl --silent --fail --max-time 5 --output /dev/null "$CPU_INDEX/torch/" 2>/dev/null \
+    || "$PYTHON" -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)" "$CPU_INDEX/torch/" 2>/dev/null; then
+    "$PIP" install --quiet --index-url "$CPU_INDEX" "torch==$TORCH_VERSION"
+  else
+    fail "no GPU, and $CPU_INDEX does not answer; install a CPU torch into $VENV yourself, or set VERSATUNE_TORCH_INDEX"
+  fi
+}
+
+# The set-up is whole when this file says what it was made for; a killed one is made again.
+setup_environment() {
+  local extras=$1 stamp wanted
+  VENV=$ROOT/.venv; PIP=$VENV/bin/pip; PYTHON=$VENV/bin/python
+  stamp=$VENV/versatune_setup
+  wanted="$extras $(cksum <"$ROOT/setup.py")"
+  if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp" && [ -x "$PYTHON" ]; then return; fi
+  command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
+    || say "no C++ compiler found; the loss runs in PyTorch instead of our own kernel"
+  say "setting up $VENV (once; one to three minutes)"
+  [ -x "$PYTHON" ] || "$(find_python)" -m venv "$VENV" || fail "could not make $VENV; on Debian: apt-get install python3-venv"
+  "$PYTHON" -c 'import torch' 2>/dev/null || install_torch
+  "$PIP" install --quiet setuptools wheel
+  "$PIP" install --quiet --editable "$ROOT$extras"
+  echo "$wanted" >>"$stamp"
+}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Train on the built-in corpus with two processes on this machine, GPU or not: set up once, then a few minutes.
+# Further arguments are passed on: key=value overrides, or --fresh to start over.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$ROOT/launcher/environment.sh"
+
+case "${1:-}" in -h | --help)
+  echo "usage: bash launcher/quickstart.sh [--fresh] [key=value ...]   (keys as in recipes/quickstart.yaml)"; exit 0 ;;
+esac
+setup_environment ""
+cd "$ROOT"
+if has_gpu; then processes=$(nvidia-smi -L | grep -c GPU); [ "$processes" -gt 2 ] && processes=2; else processes=2; fi
+export PATH=$VENV/bin:$PATH
+exec "$VENV/bin/versatune" train recipes/quickstart.yaml --processes "$processes" "$@"
