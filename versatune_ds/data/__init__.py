@@ -1,0 +1,1 @@
+"""Turn conversation files into batches of packed rows whose domain shares follow the mixture."""
