@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from versatune_ds.config import ModelConfig
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.linear_head import DomainLossHead
+from versatune_ds.kernels.settings import LossSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,7 +53,8 @@ class DomainModel(nn.Module):
         head_name = next(name for name, module in causal_lm.named_modules() if module is linear)
         parent, _, attribute = head_name.rpartition(".")
         softcap = getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None) or 0.0
-        setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, softcap=softcap))
+        settings = LossSettings(softcap=softcap)
+        setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, settings=settings))
 
     def forward(
         self,
@@ -99,17 +101,12 @@ def build_causal_lm(
     Raises:
         ValueError: If a config key is unknown to the model type, or the model cannot hold the tokenizer's ids.
     """
-    dtype = DTYPES[precision]
-    if model.from_config is not None:
-        config = config_from_mapping(model.from_config, vocab_size=vocab_size, special_ids=special_ids)
-        causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=model.attention)
-    else:
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            model.name_or_path,
-            dtype=dtype,
-            attn_implementation=model.attention,
-            trust_remote_code=model.trust_remote_code,
-        )
+    try:
+        causal_lm = _make_or_load(model, dtype=DTYPES[precision], vocab_size=vocab_size, special_ids=special_ids)
+    except (ValueError, ImportError) as error:
+        if "attention implementation" not in str(error) and "flash" not in str(error).lower():
+            raise
+        raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
     num_embeddings = causal_lm.config.get_text_config().vocab_size
     if num_embeddings < vocab_size:
         raise ValueError(
@@ -119,6 +116,21 @@ def build_causal_lm(
     if model.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return causal_lm
+
+
+def _make_or_load(
+    model: ModelConfig, *, dtype: torch.dtype, vocab_size: int, special_ids: dict[str, int]
+) -> PreTrainedModel:
+    """Return the model with random weights from config, or with the weights of a folder or Hub name."""
+    if model.from_config is not None:
+        config = config_from_mapping(model.from_config, vocab_size=vocab_size, special_ids=special_ids)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=model.attention)
+    return AutoModelForCausalLM.from_pretrained(
+        model.name_or_path,
+        dtype=dtype,
+        attn_implementation=model.attention,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids: dict[str, int]) -> Any:

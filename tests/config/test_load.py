@@ -1,0 +1,98 @@
+"""What a user writes in a recipe: read strictly, and every mistake said in one line with its key."""
+
+from pathlib import Path
+
+import pytest
+
+from versatune_ds.config import load_config
+
+RECIPE = """
+run: {name: mine}
+model: {from_config: {model_type: llama}}
+data: {synthetic: {}}
+train: {steps: 10}
+mixture: {reference: {start_fraction: 0.85}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_minimal_recipe_is_enough(recipe):
+    config = load_config(recipe)
+    assert config.run_dir == Path("runs/mine")
+    assert config.train.steps == 10
+    assert config.mixture.policy == "versatune"
+
+
+def test_overrides_are_typed_and_applied_in_order(recipe):
+    config = load_config(recipe, ["mixture.sigma=0.1", "mixture.sigma=0.3", "train.learning_rate=1e-4", "run.name=b"])
+    assert (config.mixture.sigma, config.train.learning_rate, config.run.name) == (0.3, 1e-4, "b")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mixture.sigme=0.3", "mixture.sigme: unknown key; did you mean 'sigma'?"),
+        ("trian.steps=3", "trian: unknown key; did you mean 'train'?"),
+        ("data.synthetic.num_rws=3", "data.synthetic.num_rws: unknown key; did you mean 'num_rows'?"),
+        ("train.steps=0", "train.steps: input should be greater than or equal to 1 (got 0)"),
+        ("train.steps=null", "train.steps: input should be a valid integer (got None)"),
+        ("train.precision=int8", "train.precision: input should be 'fp32', 'bf16' or 'fp16' (got 'int8')"),
+        ("model.name_or_path=gpt2", "give exactly one of model.name_or_path and model.from_config"),
+        ("data.folder=rows", "data.domains and data.synthetic; found both data.folder and data.synthetic"),
+        ("data.synthetic=null", "give exactly one of data.folder, data.domains and data.synthetic; found none"),
+        ("run.name=a/b", "run.name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got 'a/b')"),
+        ("steps", "'steps': expected key=value, for example mixture.sigma=0.3"),
+        ("run.name.x=1", "'run.name.x=1': 'name' holds a value, not a section"),
+        ("train.steps={", "'train.steps={': the value is not valid YAML; quote it"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_its_key(recipe, override, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
+        load_config(recipe, [override])
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_several_mistakes_are_several_lines(recipe):
+    with pytest.raises(ValueError, match=r"train\.steps.*\n.*mixture\.sigma"):
+        load_config(recipe, ["train.steps=-1", "mixture.sigma=-1"])
+
+
+def test_a_required_key_that_is_missing_is_named(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace("train: {steps: 10}", "train: {}"))
+    with pytest.raises(ValueError, match=r"^train\.steps: missing; this key is required$"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {name: a}\nrun: {name: b}\n", r"r\.yaml:2: key 'run' is given twice"),
+        ("run: {name: a\n", r"r\.yaml:2: not valid YAML"),
+        ("- a\n", r"r\.yaml: expected a mapping with sections"),
+        ("run: !!python/object/apply:os.system [ls]\n", r"r\.yaml:1: not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+
+
+def test_a_missing_recipe_is_named():
+    with pytest.raises(ValueError, match=r"^nowhere\.yaml: no such recipe"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_of_the_project_is_valid(path):
+    needed = ["data.folder=somewhere"] if "folder: null" in path.read_text() else []
+    assert load_config(path, needed).train.steps > 0

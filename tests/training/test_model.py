@@ -1,0 +1,95 @@
+"""The model with its loss head: packed rows do not leak, names stay transformers' own, config mistakes are named."""
+
+import pytest
+import torch
+
+from versatune_ds.config import ModelConfig
+from versatune_ds.training.model import DomainModel, build_causal_lm
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+VOCAB = 61
+
+
+def make_model(model_type, *, attention="sdpa", **keys):
+    torch.manual_seed(0)
+    config = ModelConfig(from_config={"model_type": model_type, **SMALL, **keys}, attention=attention)
+    causal_lm = build_causal_lm(config, precision="fp32", vocab_size=VOCAB, special_ids=SPECIAL_IDS)
+    return DomainModel(causal_lm, num_domains=2)
+
+
+def pack(examples, *, row_tokens=24):
+    """One row of examples, each a list of token ids; every next token bears loss; padding is a segment of its own."""
+    ids, labels, positions = [], [], []
+    for tokens in examples:
+        ids += tokens
+        labels += [*tokens[1:], -100]
+        positions += range(len(tokens))
+    rest = row_tokens - len(ids)
+    tensors = ids + [0] * rest, labels + [-100] * rest, [*positions, *range(rest)]
+    ids, labels, positions = (torch.tensor([values]) for values in tensors)
+    return {"input_ids": ids, "labels": labels, "positions": positions, "domain_ids": torch.zeros_like(ids)}
+
+
+def token_losses(model, examples):
+    with torch.no_grad():
+        return model.eval()(**pack(examples), per_token=True).token_losses_N
+
+
+A, B, C = [5, 9, 13, 7, 22, 31], [40, 3, 8], [11, 12, 50, 51, 52, 53, 54]
+
+
+SDPA_MODELS = ["llama", "qwen2", "qwen3", "mistral", "gemma"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention"),
+    [*((name, "sdpa") for name in SDPA_MODELS), *((name, "eager") for name in [*SDPA_MODELS, "gemma2"])],
+)
+def test_an_examples_losses_do_not_depend_on_its_neighbours_in_the_row(model_type, attention):
+    model = make_model(model_type, attention=attention)
+    alone = token_losses(model, [B])[: len(B)]
+    assert alone[:-1].min() > 0
+    for row, start in (([A, B, C], len(A)), ([C, B], len(C)), ([B, B, A], len(B))):
+        packed = token_losses(model, row)[start : start + len(B)]
+        torch.testing.assert_close(packed, alone, atol=2e-6, rtol=1e-5)
+
+
+def test_a_row_of_packed_examples_has_the_loss_transformers_gives_them_one_by_one():
+    model = make_model("llama")
+    packed = model(**pack([A, B, C]))
+    one_by_one = 0.0
+    for tokens in (A, B, C):
+        logits = model.causal_lm(input_ids=torch.tensor([tokens])).logits[0, :-1]
+        one_by_one += torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="sum")
+    torch.testing.assert_close(packed.loss_sum, one_by_one, atol=1e-4, rtol=1e-6)
+    assert packed.num_loss_tokens_K.tolist() == [len(A) + len(B) + len(C) - 3, 0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameter_names_and_ties_stay_those_of_transformers(tied):
+    model = make_model("llama", tie_word_embeddings=tied)
+    names = set(model.causal_lm.state_dict())
+    assert "lm_head.weight" in names
+    weight = model.causal_lm.get_input_embeddings().weight
+    assert (model.causal_lm.get_output_embeddings().weight is weight) == tied
+
+
+def test_a_misspelt_model_key_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"^model\.from_config\.hiden_size: unknown to llama; did you mean 'hidden"):
+        make_model("llama", hiden_size=3)
+    with pytest.raises(ValueError, match=r"^model\.from_config\.model_type: 'lama' is not known"):
+        make_model("lama")
+
+
+def test_a_tokenizer_larger_than_the_models_embeddings_is_refused():
+    with pytest.raises(ValueError, match=r"^model\.tokenizer: 61 token ids, but the model has 50 embeddings"):
+        make_model("llama", vocab_size=50)
+
+
+def test_an_attention_the_model_cannot_do_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"^model\.attention: sdpa is not supported here; use eager"):
+        make_model("gemma2")

@@ -1,0 +1,139 @@
+"""Define the `versatune` command: parse, wire, exit. No logic lives here.
+
+The one idea: every subcommand returns an exit code; what a user got wrong is one line on stderr and code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from versatune_ds import __version__
+from versatune_ds.log import configure_logging
+
+USER_ERROR_EXIT_CODE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    parsed = build_parser().parse_args(arguments)
+    configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
+    try:
+        return parsed.run(parsed)
+    except ValueError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"versatune: {line}\n")
+        return USER_ERROR_EXIT_CODE
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="versatune", description="Fine-tune a language model on several domains with a mixture that moves."
+    )
+    parser.add_argument("--version", action="version", version=f"versatune_ds {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_worker(commands)
+    _add_prepare(commands)
+    _add_report(commands)
+    _add_export(commands)
+    return parser
+
+
+def _add_recipe_command(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
+    """Add a subcommand that takes a recipe and overrides."""
+    command = commands.add_parser(name, help=help_text, description=help_text)
+    command.add_argument("recipe", type=Path, help="YAML file; see recipes/")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. mixture.sigma=0.3")
+    command.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+    return command
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    command = _add_recipe_command(commands, "train", "Start a run on this machine, or resume it if its folder exists.")
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
+    command.add_argument("--processes", type=int, help="processes to start; default: one per GPU, or 1 without a GPU")
+    command.set_defaults(run=_train)
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.launch import launch
+
+    return launch(
+        parsed.recipe, parsed.overrides, processes=parsed.processes, is_fresh=parsed.fresh, is_quiet=parsed.quiet
+    )
+
+
+def _add_worker(commands: argparse._SubParsersAction) -> None:
+    help_text = "Be one process of a run; deepspeed, torchrun, srun and mpirun start it through launcher/train.py."
+    command = _add_recipe_command(commands, "worker", help_text)
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
+    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    command.set_defaults(run=_worker)
+
+
+def _worker(parsed: argparse.Namespace) -> int:
+    from versatune_ds.report.finish import show_summary
+    from versatune_ds.training.worker import run_worker
+
+    return run_worker(
+        parsed.recipe, parsed.overrides, is_fresh=parsed.fresh, is_quiet=parsed.quiet, when_complete=show_summary
+    )
+
+
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    command = _add_recipe_command(commands, "prepare", "Tokenise a recipe's data and show what is in it.")
+    command.set_defaults(run=_prepare)
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    from versatune_ds.config import load_config
+    from versatune_ds.training.assemble import prepare_data
+
+    prepare_data(load_config(parsed.recipe, parsed.overrides))
+    return 0
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    help_text = "Show a run's table and draw its weights; works while the run is going on."
+    command = commands.add_parser("report", help=help_text, description=help_text)
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+    command.set_defaults(run=_report)
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from versatune_ds.report.finish import show_summary
+
+    show_summary(parsed.run_dir)
+    return 0
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    help_text = "Write a run's model as a folder that transformers loads."
+    command = commands.add_parser("export", help=help_text, description=help_text)
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+    command.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
+    command.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="number format of the weights (default: the run's)"
+    )
+    command.set_defaults(run=_export)
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.export import export_run
+
+    output = parsed.output or parsed.run_dir / "export"
+    sys.stdout.write(f"{export_run(parsed.run_dir, output=output, precision=parsed.precision)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

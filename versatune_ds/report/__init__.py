@@ -1,0 +1,1 @@
+"""Read a run's directory and show what happened: table, plots."""

@@ -1,0 +1,61 @@
+"""Draw a run's weights and losses.
+
+The one idea: domains are told apart by colour, line style and a label at the line's end, so colour is never alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from versatune_ds.report.series import RunSeries
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
+_STYLES = ("-", "--", "-.", ":")
+
+
+def plot_weights(series: RunSeries, path: Path) -> Path:
+    """Write one picture with the weights over the steps above the validation losses; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, (weights_axes, loss_axes) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
+    _draw(weights_axes, weight_steps(series), title="Mixture weights", is_step=True)
+    losses = {name: series.of(f"domain/{name}/loss") for name in series.domain_names}
+    _draw(loss_axes, losses, title="Validation loss (nats per token)", is_step=False)
+    loss_axes.set_xlabel("optimizer step")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def weight_steps(series: RunSeries) -> dict[str, list[tuple[int, float]]]:
+    """Return {domain: [(effective step, weight)]}: the prior, then every decision, held up to the last step seen."""
+    points: dict[str, list[tuple[int, float]]] = {name: [] for name in series.domain_names}
+    for decision in series.decisions:
+        for name, weight in decision["weights_after"].items():
+            points[name].append((decision["effective_step"] if decision["update"] else 0, weight))
+    last_step = series.metrics[-1]["step"] if series.metrics else 0
+    return {
+        name: [point for point in values if point[0] <= last_step]
+        + [(last_step, [w for step, w in values if step <= last_step][-1])]
+        for name, values in points.items()
+    }
+
+
+def _draw(axes: Axes, points_by_domain: dict[str, list[tuple[int, float]]], *, title: str, is_step: bool) -> None:
+    """Draw one line per domain, labelled at its end."""
+    for i, (name, points) in enumerate(points_by_domain.items()):
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        style = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)]}
+        axes.plot(steps, values, drawstyle="steps-post" if is_step else "default", label=name, **style)
+        axes.annotate(name, (steps[-1], values[-1]), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", ncols=min(len(points_by_domain), 6), fontsize=8, frameon=False)

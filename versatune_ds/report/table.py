@@ -1,0 +1,50 @@
+"""Sum a run up in one table: per domain, losses and weights before and after, shares requested and realised.
+
+The one idea: "before" is the measurement at step 0, "after" the last one on record.
+"""
+
+from __future__ import annotations
+
+from versatune_ds.report.series import RunSeries
+
+_HEADER = ("domain", "loss before", "after", "weight before", "after", "share requested", "realised", "tokens")
+
+
+def summary_table(series: RunSeries) -> str:
+    """Return the table as aligned text, 80 columns for names up to 12 characters."""
+    rows = [_HEADER, *(_domain_row(series, name) for name in series.domain_names)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [_line(row, widths) for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    """Return one line: the name to the left, numbers to the right."""
+    name, *numbers = (
+        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join([name, *numbers])
+
+
+def _domain_row(series: RunSeries, name: str) -> tuple[str, ...]:
+    """Return a domain's cells."""
+    losses = series.of(f"domain/{name}/loss")
+    weight_before = series.decisions[0]["weights_before"][name]
+    weight_after = series.last(f"domain/{name}/weight")
+    num_tokens = series.last(f"domain/{name}/num_tokens")
+    return (
+        name,
+        _number(losses[0][1] if losses else None),
+        _number(losses[-1][1] if losses else None),
+        _number(weight_before),
+        _number(weight_after),
+        _number(series.last(f"domain/{name}/requested_share"), digits=4),
+        _number(series.last(f"domain/{name}/realised_share"), digits=4),
+        "-" if num_tokens is None else f"{num_tokens:,.0f}",
+    )
+
+
+def _number(value: float | None, *, digits: int = 3) -> str:
+    """Return a number with fixed digits, a dash for none."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,50 @@
+"""Write a run's model as a folder that transformers loads.
+
+The one idea: parameter names never changed while training, so exporting is reading the checkpoint's weights and
+letting transformers save them with its config and the tokenizer.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from versatune_ds.training.checkpoint import read_weights, whole_checkpoints
+from versatune_ds.training.model import DTYPES
+
+logger = logging.getLogger(__name__)
+
+_WRAPPER_PREFIX = "causal_lm."
+
+
+def export_run(run_dir: Path, *, output: Path, precision: str) -> Path:
+    """Write the newest checkpoint's model, config and tokenizer in Hugging Face form.
+
+    Args:
+        run_dir: The run's folder.
+        output: Folder to write; may exist, files of the same names are replaced.
+        precision: fp32, bf16 or fp16: the number format of the written weights.
+
+    Raises:
+        ValueError: If the folder is no run or has no whole checkpoint.
+    """
+    checkpoints = whole_checkpoints(run_dir)
+    if not checkpoints:
+        raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
+    config = AutoConfig.from_pretrained(run_dir / "model")
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+    weights = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in read_weights(checkpoints[0]).items()}
+    weights = {name: tensor.to(DTYPES[precision]) for name, tensor in weights.items()}
+    missing, unexpected = causal_lm.load_state_dict(weights, strict=False, assign=True)
+    tied = set(getattr(causal_lm, "all_tied_weights_keys", None) or ())
+    if unexpected or set(missing) - tied:
+        raise RuntimeError(f"{checkpoints[0]}: weights do not fit the model: missing {missing}, unknown {unexpected}")
+    causal_lm.tie_weights()
+    causal_lm.save_pretrained(output)
+    AutoTokenizer.from_pretrained(run_dir / "tokenizer").save_pretrained(output)
+    logger.info("exported %s to %s", checkpoints[0].name, output)
+    return output

@@ -1,0 +1,40 @@
+"""Let a run stop in good order when the scheduler, or a user, asks for it.
+
+The one idea: a signal only sets a flag; after every optimizer step all ranks ask whether any of them has it set, so
+all save and leave at the same step. A second signal leaves at once; the last whole checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+from versatune_ds.distributed import any_rank
+
+REQUEUE_EXIT_CODE = 75
+"""Exit code of a run that saved and wants to go on later (EX_TEMPFAIL)."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopSignals:
+    """Listen for SIGTERM, SIGUSR1 and SIGINT on this process."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def install(self) -> None:
+        """Start listening; only the main thread may."""
+        for number in _SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal, leave at the second."""
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number)
+
+    def agreed(self) -> bool:
+        """Return whether any rank was signalled; the same answer on all. Communication: one all-reduce of a flag."""
+        return any_rank(self.received is not None)
