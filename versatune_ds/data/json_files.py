@@ -1,0 +1,102 @@
+"""Read the records of a `.json` file: an array, an object of records, or JSON Lines under another name.
+
+The one idea: an array is parsed while it is read, element by element, so its size does not matter. Only a file that
+holds one object is held in memory whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.data.records import Record, json_text, open_text, read_lines
+
+_CHARACTERS_PER_READ = 1 << 16
+
+
+def read_json_lines(path: Path) -> Iterator[Record]:
+    """Yield one record a line; the JSON itself is parsed later, in parallel."""
+    for number, text, problem in read_lines(path):
+        yield Record(line=number, json_text=text, problem=problem)
+
+
+def read_json(path: Path) -> Iterator[Record]:
+    """Yield the elements of a JSON array, the lines of JSON Lines under another name, or the entries of an object."""
+    with open_text(path) as stream:
+        start = stream.read(_CHARACTERS_PER_READ).lstrip()
+    if start.startswith("["):
+        yield from _read_json_array(path)
+    elif _is_json_object(start.partition("\n")[0]) and start.partition("\n")[2].strip():
+        yield from read_json_lines(path)
+    else:
+        with open_text(path) as stream:
+            yield from _read_json_object(path, text=stream.read())
+
+
+def _read_json_array(path: Path) -> Iterator[Record]:
+    """Yield the elements of an array while reading it: what is held is one element and one block.
+
+    Raises:
+        ValueError: If the file ends within an element, or an element is no JSON, with file and line.
+    """
+    decoder, line = json.JSONDecoder(), 1
+    with open_text(path) as stream:
+        buffer = stream.read(_CHARACTERS_PER_READ)
+        place = buffer.index("[") + 1
+        line += buffer.count("\n", 0, place)
+        while True:
+            start = _after_separators(buffer, place)
+            line += buffer.count("\n", place, start)
+            try:
+                _, end = decoder.raw_decode(buffer, start)
+            except ValueError:
+                end = -1
+            if buffer.startswith("]", start):
+                return
+            if end < 0 or end == len(buffer):  # cut off by the block's end, perhaps: a number could go on
+                more = stream.read(max(_CHARACTERS_PER_READ, len(buffer) - start))
+                if not more:
+                    raise ValueError(f"{path}:{line}: not valid JSON, or the array is not closed")
+                buffer, place = buffer[start:] + more, 0
+                continue
+            yield Record(line=line, json_text=buffer[start:end])
+            line += buffer.count("\n", start, end)
+            place = end
+
+
+def _after_separators(text: str, place: int) -> int:
+    """Return the first position from `place` on that is neither white space nor a comma."""
+    while place < len(text) and text[place] in " \t\r\n,":
+        place += 1
+    return place
+
+
+def _is_json_object(text: str) -> bool:
+    """Return whether a text is a whole JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _read_json_object(path: Path, *, text: str) -> Iterator[Record]:
+    """Yield an object's entries when they are records (a dict of dicts, or one list of them), else the object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    for number, entry in enumerate(_entries(value), start=1):
+        yield Record(line=number, json_text=json_text(entry))
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return the records an object holds."""
+    if not isinstance(value, dict):
+        return [value]
+    if value and all(isinstance(entry, dict) for entry in value.values()):
+        return list(value.values())
+    lists = [entry for entry in value.values() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
+    is_conversation = any(key in value for key in ("messages", "conversations", "conversation"))
+    return lists[0] if len(lists) == 1 and not is_conversation else [value]

@@ -1,0 +1,102 @@
+"""Read the records of one file, whatever its format, one at a time.
+
+The one idea: every format becomes the same stream of (line, JSON text of one record), so that forms are recognised in
+one place, in many processes, and a record's place in its file is never lost. No file is held in memory whole, except
+a `.json` file that holds one object.
+
+Lines count from 1; for Parquet and Arrow they are row numbers, for a `.json` object entry numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from versatune_ds.data.json_files import read_json, read_json_lines
+from versatune_ds.data.records import COMPRESSIONS, Record, json_text, open_text, read_lines
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+_ROWS_PER_READ = 1000
+
+csv.field_size_limit(1 << 30)  # the default, 128 KiB, refuses long documents
+
+
+def format_of(path: Path) -> str | None:
+    """Return a file's format, its suffix under a compression suffix, or None when it is not one that is read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file in order.
+
+    Raises:
+        ValueError: If the file as a whole cannot be read: wrong encoding, broken compression, no JSON, no Parquet. The
+            message begins with the file.
+    """
+    readers = {
+        ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
+        ".json": read_json,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".txt": _read_text_lines,
+    }
+    reader = readers.get(format_of(path) or "", read_json_lines)
+    try:
+        yield from reader(path)
+    except (OSError, EOFError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def _read_text_lines(path: Path) -> Iterator[Record]:
+    """Yield every line of a text file as a record with `text`."""
+    for number, text, problem in read_lines(path):
+        yield Record(line=number, json_text=json_text({"text": text}), problem=problem)
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    """Yield the rows of a table with a header line; quoted cells may hold line ends."""
+    delimiter = "\t" if format_of(path) == ".tsv" else ","
+    with open_text(path) as stream:
+        reader = csv.DictReader(stream, delimiter=delimiter, restkey="")
+        line = 1  # the header's, when no cell of it holds a line end
+        for row in reader:
+            surplus = row.pop("", None)
+            problem = f"{len(surplus)} cells more than the header has" if isinstance(surplus, list) else ""
+            yield Record(line=line + 1, json_text=json_text(row), problem=problem)
+            line = reader.line_num
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    """Yield the rows of a Parquet file."""
+    with pq.ParquetFile(path) as file:
+        yield from _read_batches(file.iter_batches(batch_size=_ROWS_PER_READ))
+
+
+def _read_arrow(path: Path) -> Iterator[Record]:
+    """Yield the rows of an Arrow file, or of an Arrow stream, which is what `datasets` saves under that suffix."""
+    with pa.memory_map(str(path)) as source:
+        try:
+            reader = pa.ipc.open_file(source)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        except pa.ArrowInvalid:
+            source.seek(0)
+            batches = iter(pa.ipc.open_stream(source))
+        yield from _read_batches(batches)
+
+
+def _read_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
+    """Yield the rows of record batches, numbered through."""
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS_PER_READ):
+            for row in batch.slice(start, _ROWS_PER_READ).to_pylist():
+                number += 1
+                yield Record(line=number, json_text=json_text(row))

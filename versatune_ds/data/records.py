@@ -1,0 +1,76 @@
+"""Open a data file as UTF-8 lines, and hold one record of it.
+
+The one idea: a byte order mark, Windows line ends, blank lines and compression end here; nothing behind this file
+knows of them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+COMPRESSIONS = (".gz", ".zst")
+_WRONG_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Hold one record as it stands in its file."""
+
+    line: int
+    """Line from 1; row number in Parquet and Arrow, entry number in a `.json` object."""
+    json_text: str
+    problem: str = ""
+    """Why it cannot be read; empty when it can."""
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON text; what JSON has no word for (dates) is written as its text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file, decompressed, and step over a UTF-8 byte order mark.
+
+    Raises:
+        ValueError: If the file is UTF-16.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        stream = io.BufferedReader(gzip.GzipFile(path))
+    elif suffix == ".zst":
+        stream = io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    else:
+        stream = path.open("rb")
+    head = stream.peek(len(_UTF8_BOM))
+    if head[:2] in _WRONG_BOMS:
+        raise ValueError(f"{path}: encoded as {_WRONG_BOMS[head[:2]]}; convert it to UTF-8")
+    if head.startswith(_UTF8_BOM):
+        stream.read(len(_UTF8_BOM))
+    return stream
+
+
+def open_text(path: Path) -> io.TextIOWrapper:
+    """Open a file as UTF-8 text with its line ends untouched."""
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8", newline="")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, text, problem) of every line that is not blank, without its line end."""
+    with open_bytes(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            stripped = line.strip()
+            if not stripped:
+                continue
+            try:
+                yield number, stripped.decode("utf-8"), ""
+            except UnicodeDecodeError as error:
+                yield number, "", f"not UTF-8 text ({error.reason} at byte {error.start + 1})"

@@ -1,0 +1,157 @@
+"""Bring the messages of a conversation to one shape, whatever tool wrote them.
+
+The one idea: what is not understood is refused with its turn and the reason, never skipped, so that a conversation is
+trained on as it was or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+Turns = tuple[dict[str, Any], ...]
+
+_ROLE_OF_NAME = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
+_CALL_NAMES = ("function_call", "tool_call")
+_WEIGHT_KEYS = ("weight", "loss_weight", "train")
+
+
+class BadRowError(ValueError):
+    """Say in half a sentence why a row cannot be trained on."""
+
+
+def normalised_turns(messages: Any) -> Turns:
+    """Return messages as turns with `role`, `content` and, where they have them, `tool_calls`, `reasoning_content`.
+
+    A turn that its own weight excludes from the loss gets `loss: False`. Empty system turns are left out.
+
+    Args:
+        messages: A list of messages with `role`/`from` and `content`/`value`, or its JSON text.
+
+    Raises:
+        BadRowError: If a turn has an unknown role, is empty, or holds anything but text.
+    """
+    messages = parsed_json(messages, what="messages") if isinstance(messages, str) else messages
+    if not isinstance(messages, list) or not messages:
+        raise BadRowError("messages: expected a list with at least one message")
+    turns = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            raise BadRowError(f"turn {number}: expected a message, found {type(message).__name__}")
+        turn = _normalised_turn(message, what=f"turn {number}")
+        if turn["role"] != "system" or turn["content"].strip():
+            turns.append(turn)
+    return tuple(turns)
+
+
+def text_of(value: Any, *, what: str) -> str:
+    """Return a value as text: text itself, numbers written out, lists of texts joined by blank lines, nothing as ''.
+
+    Raises:
+        BadRowError: If the value is anything else.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n\n".join(value)
+    raise BadRowError(f"{what}: expected text, found {type(value).__name__}")
+
+
+def parsed_json(text: str, *, what: str) -> Any:
+    """Return the value of a JSON text; raise BadRowError naming what it was if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise BadRowError(f"{what}: expected JSON, found {text[:40]!r}") from None
+
+
+def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
+    """Return one message as a turn."""
+    name = str(message.get("role") or message.get("from") or "").lower()
+    role = _ROLE_OF_NAME.get(name)
+    if role is None:
+        raise BadRowError(f"{what}: unknown role {name!r}; known: {', '.join(_ROLE_OF_NAME)}")
+    content = message.get("content") if message.get("content") is not None else message.get("value")
+    calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
+    if name in _CALL_NAMES:
+        content, calls = "", content
+    turn: dict[str, Any] = {"role": role, "content": _content_text(content, what=f"{what} ({role})")}
+    if calls:
+        turn["tool_calls"] = _tool_calls(calls, what=what)
+    if message.get("reasoning_content"):
+        turn["reasoning_content"] = text_of(message["reasoning_content"], what=f"{what} (reasoning_content)")
+    if not turn["content"].strip() and not calls and role in ("user", "assistant"):
+        raise BadRowError(f"{what} ({role}) is empty")
+    if not _bears_loss(message, what=what):
+        turn["loss"] = False
+    return turn
+
+
+def _content_text(content: Any, *, what: str) -> str:
+    """Return content given as text or as a list of typed parts.
+
+    Raises:
+        BadRowError: If a part is not text.
+    """
+    if not isinstance(content, list):
+        return text_of(content, what=what)
+    return "".join(part if isinstance(part, str) else _part_text(part, what=what) for part in content)
+
+
+def _part_text(part: Any, *, what: str) -> str:
+    """Return the text of one typed part."""
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if kind not in ("text", "input_text", "output_text"):
+        raise BadRowError(f"{what} holds {kind} content; only text can be trained on")
+    return text_of(next((part[key] for key in ("text", "value", "content") if key in part), None), what=what)
+
+
+def _tool_calls(calls: Any, *, what: str) -> list[dict[str, Any]]:
+    """Return tool calls as `{type, function: {name, arguments}}` with arguments as a mapping."""
+    calls = parsed_json(calls, what=f"{what} (tool call)") if isinstance(calls, str) else calls
+    calls = calls if isinstance(calls, list) else [calls]
+    return [_tool_call(call, what=f"{what} (tool call)") for call in calls]
+
+
+def _tool_call(call: Any, *, what: str) -> dict[str, Any]:
+    """Return one tool call in the shape chat templates expect."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRowError(f"{what}: expected a name and arguments")
+    arguments = function.get("arguments", function.get("parameters", {}))
+    arguments = parsed_json(arguments, what=f"{what} arguments") if isinstance(arguments, str) else arguments
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _bears_loss(message: dict[str, Any], *, what: str) -> bool:
+    """Return whether the message's own weight lets it bear loss; only 0 and 1 are weights here.
+
+    Raises:
+        BadRowError: If the weight is a fraction, which would be lost silently.
+    """
+    weight = next((message[key] for key in _WEIGHT_KEYS if message.get(key) is not None), 1)
+    if weight not in (0, 1):
+        raise BadRowError(f"{what}: weight {weight!r}; only 0 and 1 are known")
+    return bool(weight)
