@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from versatune_ds.kernels import fixed_point, ops  # noqa: F401  (ops registers the operators)
+from versatune_ds.kernels import fixed_point, ops
 from versatune_ds.kernels.settings import IGNORE_INDEX, LossSettings
 
 _LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -142,6 +142,7 @@ def domain_cross_entropy(
     settings = LossSettings(ignore_index=ignore_index, z_loss=z_loss, softcap=softcap, label_smoothing=label_smoothing)
     weights_K = loss_weights_or_ones(loss_weights_K, num_domains=num_domains, device=logits_NV.device)
     arguments = (logits_NV, labels_N, domain_ids_N, weights_K, *settings.as_arguments())
+    ops.prepare(logits_NV.device.type)
     if overwrite_logits and logits_NV.requires_grad and torch.is_grad_enabled():
         return pack_result(*_OverwritingLoss.apply(*arguments), per_token=per_token)
     loss, bins_K5, _, token_losses_N = torch.ops.versatune.domain_ce(*arguments)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from versatune_ds.kernels import ops
 from versatune_ds.kernels.domain_loss import DomainLoss, check_ids_shape, loss_weights_or_ones, pack_result
 from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks
 from versatune_ds.kernels.settings import LossSettings
@@ -94,6 +95,7 @@ class DomainLossHead(nn.Module):
         """
         if labels is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
+        ops.prepare(hidden.device.type)
         hidden_ND = hidden.reshape(-1, hidden.shape[-1])
         labels_N = labels.reshape(-1)
         domain_ids_N = torch.zeros_like(labels_N) if domain_ids is None else domain_ids.reshape(-1)

@@ -2,7 +2,7 @@
 
 The one idea: a schema is written down once, here, because it must exist without a compiler; the compiled libraries
 only register implementations for the dispatch keys CPU and CUDA, which then take precedence over the fallback.
-Importing this module builds nothing.
+Importing this module builds nothing; `prepare` does, on first use.
 
 Shape legend: **N** tokens, **V** vocabulary, **K** domains.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from versatune_ds.kernels import fixed_point, torch_reference
+from versatune_ds.kernels import build, fixed_point, torch_reference
 
 _ROWS = "Tensor labels_N, Tensor domain_ids_N, Tensor loss_weights_K"
 _SETTINGS = "int ignore_index, float z_loss, float softcap, float label_smoothing"
@@ -29,6 +29,15 @@ for _schema in SCHEMAS:
     _name = _schema.split("(", 1)[0]
     _LIBRARY.define(_schema)
     _LIBRARY.impl(_name, getattr(torch_reference, _name), "CompositeExplicitAutograd")
+
+
+@torch.compiler.assume_constant_result
+def prepare(device_type: str) -> bool:
+    """Return whether a compiled implementation serves a device type, building it on first use.
+
+    Under torch.compile this runs while the graph is traced, so that the compiled kernels are there when it runs.
+    """
+    return device_type != "meta" and build.load_kernels(device_type).is_compiled
 
 
 @torch.library.register_fake("versatune::domain_ce", lib=_LIBRARY)
