@@ -1,13 +1,38 @@
-"""Define the mixture section of a recipe."""
+"""Define the mixture section of a recipe.
+
+The one idea: every number says over how many steps it acts, so that `update_every` can be changed without changing
+the method; `paper: true` is the one switch back to the paper's per-update rule without safeguards.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.section import Section
+
+PolicyName = Literal[
+    "versatune",
+    "expansion",
+    "steer",
+    "uniform",
+    "constant",
+    "inverse",
+    "proportional",
+    "target_only",
+    "target_uniform",
+    "schedule",
+    "authors_code",
+    "doremi",
+    "sheared",
+    "odm",
+]
+
+TARGETED_POLICIES = frozenset({"expansion", "target_only", "target_uniform"})
+"""Policies that need `mixture.target`."""
 
 
 class StartFraction(Section):
@@ -17,18 +42,155 @@ class StartFraction(Section):
     """Reference loss = this fraction of the loss at the first measurement."""
 
 
+class SafeguardConfig(Section):
+    """Bound what one update, and all of them together, may do to the weights (METHOD.md section 8)."""
+
+    floor: float | None = Field(default=None, ge=0, lt=1)
+    """Smallest weight of a domain; 0.1 / number of domains by default. A weight of 0 could never grow again."""
+    cap: float = Field(default=0.9, gt=0, le=1)
+    """Largest weight of a domain."""
+    max_kl: float | None = Field(default=0.1, gt=0)
+    """Largest KL divergence (nats) of one update's weights from those before it; null lifts the limit."""
+    prior_pull: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the starting mixture blended into the weights per `sigma_interval_steps`; 0 turns the pull off."""
+    effective_domains_alarm: float = Field(default=0.5, ge=0, le=1)
+    """Warn when the effective number of domains falls below this fraction of the starting mixture's."""
+    forgetting_budget: float | None = Field(default=None, gt=0)
+    """Relative rise of a domain's loss over its best or its start that pulls weight back to it; `steer` uses 0.02."""
+    z: float = Field(default=1.0, ge=0)
+    """Standard errors taken off a loss's rise before it counts as forgetting."""
+
+
+class ExpansionConfig(Section):
+    """Set the branch of `expansion` that the paper leaves open."""
+
+    otherwise: Literal["hold", "multi_ability"] = "hold"
+    """When forgetting is too strong: keep the target's weight, or update all domains as `versatune` does."""
+
+
+class ExponentiatedConfig(Section):
+    """Set the step of the exponentiated-gradient policies `doremi` and `sheared`."""
+
+    step_size: float = Field(default=1.0, gt=0)
+    """Learning rate of the weights (eta), per `sigma_interval_steps`."""
+    smoothing: float = Field(default=1e-4, ge=0, lt=1)
+    """Share of the uniform mixture blended in at every update (c)."""
+
+
+class SteerConfig(Section):
+    """Set the experimental policy `steer`."""
+
+    rate: float = Field(default=0.5, gt=0, le=1)
+    """Share of the way towards weights proportional to the potential, per `sigma_interval_steps`."""
+
+
+class Stage(Section):
+    """One stage of the policy `schedule`."""
+
+    step: int = Field(ge=0)
+    """First optimizer step of the stage."""
+    weights: dict[str, float]
+    """One weight a domain, summing to 1."""
+
+
 class MixtureConfig(Section):
     """Say how the mixture starts and by which rule it moves."""
 
-    policy: Literal["versatune", "uniform", "constant", "inverse", "proportional"] = "versatune"
+    policy: PolicyName = "versatune"
     """Update rule of the weights."""
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
     """Weights at step 0: a prior.json, a mapping, uniform, or proportional to the data."""
     reference: StartFraction | dict[str, float] | Path | None = None
     """Reference losses: a reference.json, a mapping (nats per loss token), or {start_fraction: 0.85}."""
+    reference_check: Literal["refuse", "warn"] = "refuse"
+    """What to do with references that cannot steer: stop before training, or say so and go on."""
     sigma: float = Field(default=0.5, ge=0)
-    """Step size of an update: a domain's weight grows by 1 + sigma * potential before renormalising."""
+    """Step size: a domain's weight grows by 1 + sigma * potential per `sigma_interval_steps`, then renormalised."""
+    sigma_interval_steps: int = Field(default=50, ge=1)
+    """Optimizer steps that sigma, delta and the other rates are stated for (METHOD.md's reference interval)."""
     update_every: int = Field(default=50, ge=1)
-    """Optimizer steps between updates."""
+    """Optimizer steps between updates; how often we look, not how far we go."""
+    target: str | None = None
+    """Domain that `expansion`, `target_only` and `target_uniform` are about."""
+    target_share: float = Field(default=0.5, gt=0, lt=1)
+    """The target's weight under `target_uniform`."""
+    delta: float = Field(default=0.05, gt=0, le=1)
+    """Weight that `expansion` adds to its target per `sigma_interval_steps`."""
+    epsilon: float = Field(default=0.05, ge=0)
+    """`expansion` grows its target while the others' mean forgetting stays below epsilon * the target's potential."""
     weight_unit: Literal["tokens", "loss_tokens", "examples"] = "tokens"
     """What a weight is a share of."""
+    signal: Literal["validation", "train"] = "validation"
+    """Losses that steer: held-out rows, or the training batches themselves (free, but biased by what was drawn)."""
+    paper: bool = False
+    """Run the rule as the paper states it: one factor an update whatever its length, every safeguard off."""
+    safeguards: SafeguardConfig = SafeguardConfig()
+    expansion: ExpansionConfig = ExpansionConfig()
+    exponentiated: ExponentiatedConfig = ExponentiatedConfig()
+    steer: SteerConfig = SteerConfig()
+    schedule: tuple[Stage, ...] = ()
+    """Stages of the policy `schedule`, by step; the first starts at step 0."""
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _read_prior(cls, value: Any) -> Any:
+        """Tell the forms of the prior apart, so that a mistake is reported once and in the user's words."""
+        if isinstance(value, Mapping):
+            return _numbers_by_domain(value, what="mixture.prior")
+        if isinstance(value, str) and value not in ("uniform", "proportional"):
+            return Path(value)
+        if not isinstance(value, str | Path):
+            raise ValueError(f"mixture.prior: expected uniform, proportional, a mapping or a file, got {value!r}")
+        return value
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _read_reference(cls, value: Any) -> Any:
+        """Tell the forms of the reference apart; `start_fraction` is never taken for a domain's name."""
+        if value is None or isinstance(value, StartFraction | Path):
+            return value
+        if isinstance(value, str):
+            return Path(value)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"mixture.reference: expected a file, a mapping or start_fraction, got {value!r}")
+        if "start_fraction" not in value:
+            return _numbers_by_domain(value, what="mixture.reference")
+        return StartFraction(start_fraction=_start_fraction(value))
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _read_stages(cls, value: Any) -> Any:
+        """Accept a stage written as a pair [step, weights]."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [{"step": s[0], "weights": s[1]} if isinstance(s, list | tuple) and len(s) == 2 else s for s in value]
+
+    @model_validator(mode="after")
+    def _has_what_the_policy_needs(self) -> MixtureConfig:
+        """Check that the policy's own keys are there and ordered."""
+        if self.policy in TARGETED_POLICIES and self.target is None:
+            raise ValueError(f"mixture.target: policy {self.policy!r} needs it; name the domain to strengthen")
+        if self.policy == "schedule" and (not self.schedule or self.schedule[0].step != 0):
+            raise ValueError("mixture.schedule: policy 'schedule' needs stages, the first with step: 0")
+        steps = [stage.step for stage in self.schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"mixture.schedule: the steps of stages must rise, got {steps}")
+        return self
+
+
+def _numbers_by_domain(values: Mapping[Any, Any], *, what: str) -> dict[str, float]:
+    """Return a mapping of numbers; raise ValueError naming the first entry that is none."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{what}.{name}: expected a number, got {value!r}")
+    return {str(name): float(value) for name, value in values.items()}
+
+
+def _start_fraction(values: Mapping[str, Any]) -> float:
+    """Return the start fraction of a mapping that holds it; raise ValueError where it is none or not alone."""
+    fraction, others = values["start_fraction"], [str(key) for key in values if key != "start_fraction"]
+    if others:
+        raise ValueError(f"mixture.reference: start_fraction stands alone, found also {', '.join(others)}")
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ValueError(f"mixture.reference.start_fraction: expected a number between 0 and 1, got {fraction!r}")
+    return float(fraction)

@@ -1,0 +1,295 @@
+"""Decide the mixture on rank 0: measurement in, decision out.
+
+The one idea: the controller is bookkeeping around pure functions. It remembers losses, asks the policy, applies the
+safeguards and writes down everything a decision depended on; `decide_measured` is the same code path for training,
+simulation and replay.
+
+Source: METHOD.md sections 8 and 10.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.config import MixtureConfig
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision, by_domain
+from versatune_ds.mixture.inputs import Inputs
+from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
+from versatune_ds.mixture.policies import POLICIES
+from versatune_ds.mixture.reason import BASELINE_REASON, reason_for, reason_to_skip
+from versatune_ds.mixture.reference import POLICIES_WITH_REFERENCES, References
+from versatune_ds.mixture.reference_checks import check_against_start
+from versatune_ds.mixture.safeguards import apply_safeguards
+from versatune_ds.mixture.settings import policy_settings, safeguard_settings
+from versatune_ds.mixture.signals import History, Signals, from_list, signals_from, to_list
+from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
+from versatune_ds.mixture.weights import as_weights
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+_NO_INPUTS = Inputs()
+
+
+class Controller:
+    """Hold what later decisions depend on: weights, losses so far, references fixed at the start."""
+
+    def __init__(
+        self,
+        *,
+        domain_set: DomainSet,
+        settings: MixtureConfig,
+        weights_K: np.ndarray,
+        references: References | None = None,
+    ) -> None:
+        """Start from the weights of step 0.
+
+        Args:
+            domain_set: Domains of the run.
+            settings: The recipe's mixture section.
+            weights_K: Starting weights [K], as `starting_weights` returns them.
+            references: As `load_references` returns them; None for policies that need none.
+
+        Raises:
+            ValueError: If the policy needs references and there are none, or a setting names an unknown domain.
+        """
+        self._domain_set = domain_set
+        self._settings = settings
+        self._references = References() if references is None else references
+        self._needs_references = settings.policy in POLICIES_WITH_REFERENCES
+        if self._needs_references and self._references.losses_K is None and self._references.start_fraction is None:
+            raise ValueError(
+                f"mixture.reference: policy {settings.policy!r} needs reference losses; see load_references"
+            )
+        self._start_from(as_weights(weights_K, "starting weights"))
+        self._weights_K = self._start_weights_K
+        self._history = History.empty(len(domain_set))
+        self._remembered = Remembered()
+        self._num_decisions = 0
+        self._next_update = 0
+        self._last_moved_step = 0
+
+    def _start_from(self, start_weights_K: np.ndarray) -> None:
+        """Resolve the settings that depend on the starting weights."""
+        self._start_weights_K = start_weights_K
+        self._policy_settings = policy_settings(
+            self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K
+        )
+        self._safeguard_settings = safeguard_settings(
+            self._settings, num_domains=len(self._domain_set), start_weights_K=start_weights_K
+        )
+
+    @property
+    def weights_K(self) -> np.ndarray:
+        """Return the weights decided last, float64 [K]; they hold from that decision's effective step."""
+        return self._weights_K.copy()
+
+    def decide(self, losses: ExampleLosses, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS) -> Decision:
+        """Return the decision on validation losses, and remember it.
+
+        Args:
+            losses: Losses of the same examples as ever, summed over all ranks.
+            step: Optimizer steps done. The first call at step 0 is the baseline: nothing moves.
+            effective_step: Step from which new weights can hold.
+            inputs: Live control and supply caps.
+
+        Raises:
+            ValueError: If the references cannot steer (only at the first measurement; see `reference_check`).
+        """
+        if self._remembered.previous is not None and not losses.is_same_examples(self._remembered.previous):
+            logger.warning("validation examples changed before step %d: changes are no longer paired", step)
+        measurement = self._remembered.measure(losses)
+        decision = self.decide_measured(measurement, step=step, effective_step=effective_step, inputs=inputs)
+        if reason_to_skip(measurement, domain_set=self._domain_set) is None:
+            self._remembered = self._remembered.after(losses)
+        return decision
+
+    def decide_from_statistics(
+        self, statistics: DomainStatistics, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS
+    ) -> Decision:
+        """Return the decision on training losses by domain (`mixture.signal: train`), and remember it."""
+        is_first = self._history.signals.update < 0
+        previous_stderr_K = None if is_first else self._history.signals.loss_stderr_K
+        measurement = measurement_of_statistics(statistics, previous_stderr_K=previous_stderr_K)
+        return self.decide_measured(measurement, step=step, effective_step=effective_step, inputs=inputs)
+
+    def decide_measured(
+        self,
+        measurement: Measurement,
+        *,
+        step: int,
+        effective_step: int,
+        inputs: Inputs = _NO_INPUTS,
+        is_baseline: bool | None = None,
+    ) -> Decision:
+        """Return the decision on a measurement, and remember it; the one path of training, simulation and replay.
+
+        Args:
+            measurement: Means by domain and their errors.
+            step: Optimizer steps done.
+            effective_step: Step from which new weights can hold.
+            inputs: Live control and supply caps.
+            is_baseline: Whether this is the measurement before training; by default the first one at step 0 is.
+        """
+        if is_baseline is None:
+            is_baseline = self._num_decisions == 0 and step == 0
+        update = 0 if is_baseline else max(self._next_update, 1)
+        skipped = reason_to_skip(measurement, domain_set=self._domain_set)
+        weights_K, acted, reason = self._weights_K, (), skipped or BASELINE_REASON
+        if skipped is None:
+            signals, history = self._observed(measurement, update=update)
+            if not is_baseline:
+                weights_K, acted, reason = self._moved(signals, step=step, effective_step=effective_step, inputs=inputs)
+            self._history = history.after(signals)
+            self._last_moved_step = step
+        else:
+            acted = ("skipped",)
+            logger.warning("step %d: %s", step, skipped)
+        decision = self._written(
+            measurement,
+            weights_K=weights_K,
+            update=update,
+            step=step,
+            effective_step=effective_step,
+            acted=acted,
+            reason=reason,
+            inputs=inputs,
+        )
+        self._weights_K, self._num_decisions, self._next_update = weights_K, self._num_decisions + 1, update + 1
+        return decision
+
+    def _observed(self, measurement: Measurement, *, update: int) -> tuple[Signals, History]:
+        """Return the signals of a measurement and the history with its first losses; check references once."""
+        is_first = self._history.signals.update < 0
+        history = self._history.started(measurement)
+        if is_first and self._needs_references:
+            is_refused = self._settings.reference_check == "refuse"
+            for warning in check_against_start(
+                self._references, start_K=history.start_K, domain_set=self._domain_set, is_refused=is_refused
+            ):
+                logger.warning("%s", warning)
+        signals = signals_from(
+            measurement,
+            history=history,
+            reference_loss_K=self._references.at_start(history.start_K),
+            weights_K=self._weights_K,
+            update=update,
+            z=self._safeguard_settings.z,
+        )
+        return signals, history
+
+    def _moved(
+        self, signals: Signals, *, step: int, effective_step: int, inputs: Inputs
+    ) -> tuple[np.ndarray, tuple[str, ...], str]:
+        """Return the new weights, what the safeguards did, and the reason."""
+        settings = replace(self._policy_settings.after_steps(step - self._last_moved_step), **inputs.rates())
+        proposed_K = POLICIES[settings.policy](self._weights_K, signals, effective_step, settings)
+        weights_K, acted = apply_safeguards(
+            proposed_K,
+            before_K=self._weights_K,
+            start_weights_K=self._start_weights_K,
+            signals=signals,
+            settings=self._safeguard_settings,
+            inputs=inputs,
+            num_intervals=settings.num_intervals,
+            domain_set=self._domain_set,
+        )
+        for text in acted:
+            if text.startswith("alarm"):
+                logger.warning("step %d: %s", step, text)
+        reason = reason_for(
+            signals, before_K=self._weights_K, after_K=weights_K, settings=settings, domain_set=self._domain_set
+        )
+        return as_weights(weights_K, "decided weights"), acted, reason
+
+    def _written(
+        self,
+        measurement: Measurement,
+        *,
+        weights_K: np.ndarray,
+        update: int,
+        step: int,
+        effective_step: int,
+        acted: tuple[str, ...],
+        reason: str,
+        inputs: Inputs,
+    ) -> Decision:
+        """Return the decision with its digest."""
+        decision = Decision(
+            update=update,
+            decided_at_step=step,
+            effective_step=effective_step,
+            losses=by_domain(_loss_columns(measurement), domain_set=self._domain_set),
+            signals=by_domain(_signal_columns(self._history.signals), domain_set=self._domain_set),
+            weights_before=self._domain_set.to_dict(self._weights_K),
+            weights_after=self._domain_set.to_dict(weights_K),
+            acted=acted,
+            reason=reason,
+            inputs=inputs.to_dict(),
+        )
+        return replace(decision, digest=decision.computed_digest())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON-able state; decisions after a load are those of the uninterrupted run, bit for bit."""
+        return {
+            "version": _VERSION,
+            "domains": list(self._domain_set),
+            "start_weights_K": to_list(self._start_weights_K),
+            "weights_K": to_list(self._weights_K),
+            "num_decisions": self._num_decisions,
+            "next_update": self._next_update,
+            "last_moved_step": self._last_moved_step,
+            "history": self._history.state_dict(),
+            "remembered": self._remembered.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; the saved starting weights replace this controller's.
+
+        Raises:
+            RuntimeError: If the version or the domains differ.
+        """
+        if state.get("version") != _VERSION:
+            raise RuntimeError(f"controller: saved by version {state.get('version')}, this is version {_VERSION}")
+        if tuple(state["domains"]) != self._domain_set.names:
+            raise RuntimeError(
+                f"controller: saved for domains {state['domains']}, this run has {self._domain_set.names}"
+            )
+        self._start_from(from_list(state["start_weights_K"]))
+        self._weights_K = from_list(state["weights_K"])
+        self._num_decisions = state["num_decisions"]
+        self._next_update = state["next_update"]
+        self._last_moved_step = state["last_moved_step"]
+        self._history = History.from_state_dict(state["history"])
+        self._remembered = Remembered.from_state_dict(state["remembered"])
+
+
+def _loss_columns(measurement: Measurement) -> dict[str, np.ndarray]:
+    """Return a decision's `losses` as columns [K]."""
+    return {
+        "mean": measurement.loss_K,
+        "stderr": measurement.loss_stderr_K,
+        "num_loss_tokens": measurement.num_loss_tokens_K,
+    }
+
+
+def _signal_columns(signals: Signals) -> dict[str, np.ndarray]:
+    """Return a decision's `signals` as columns [K]."""
+    return {
+        "learnable_potential": signals.learnable_potential_K,
+        "forgetting_degree": signals.forgetting_degree_K,
+        "forgetting_from_best": signals.forgetting_from_best_K,
+        "forgetting_from_start": signals.forgetting_from_start_K,
+        "reference_loss": signals.reference_loss_K,
+        "change_stderr": signals.change_stderr_K,
+        "change_from_best_stderr": signals.change_from_best_stderr_K,
+        "change_from_start_stderr": signals.change_from_start_stderr_K,
+    }

@@ -1,0 +1,127 @@
+"""Hold one decision of the controller: what it saw, what it did, why, and a digest that proves it.
+
+The one idea: a decision is a JSON object that carries everything it depends on besides the recipe, so it can be
+broadcast, stored, questioned and decided again. Numbers survive the round trip exactly (shortest repr of float64).
+
+Source: METHOD.md section 10.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet
+
+Number = float | int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Hold one decision.
+
+    Attributes:
+        update: Number of the update; 0 is the measurement before training, which moves nothing.
+        decided_at_step: Optimizer step after which the losses were measured.
+        effective_step: Optimizer step from which `weights_after` hold.
+        losses: Domain to {mean, stderr, num_loss_tokens}; null where unknown or not a number.
+        signals: Domain to {learnable_potential, forgetting_degree, ...}.
+        weights_before: Domain to weight.
+        weights_after: Domain to weight.
+        acted: Every safeguard that acted, with numbers, in order.
+        reason: One sentence.
+        inputs: What else entered: live control and supply caps; empty when nothing did.
+        digest: sha256 over the canonical JSON of all of the above.
+    """
+
+    update: int
+    decided_at_step: int
+    effective_step: int
+    losses: Mapping[str, Mapping[str, Number]]
+    signals: Mapping[str, Mapping[str, Number]]
+    weights_before: Mapping[str, float]
+    weights_after: Mapping[str, float]
+    acted: tuple[str, ...]
+    reason: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as plain JSON values, in the order of the fields."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {"acted": list(self.acted)}
+
+    def to_json(self) -> str:
+        """Return the decision as one line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Decision:
+        """Return the decision of `to_dict`.
+
+        Raises:
+            RuntimeError: If a field is missing or unknown.
+        """
+        known = {item.name for item in fields(cls)}
+        required = known - {"inputs"}
+        if not required <= set(values) <= known:
+            raise RuntimeError(f"a decision has the fields {sorted(known)}, found {sorted(values)}")
+        return cls(**{**values, "acted": tuple(values["acted"])})
+
+    @classmethod
+    def from_json(cls, line: str) -> Decision:
+        """Return the decision of a line made by `to_json`; raise RuntimeError where it is none."""
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RuntimeError(f"a decision must be one line of JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise RuntimeError(f"a decision must be a JSON mapping, found {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def computed_digest(self) -> str:
+        """Return the sha256 hex digest of everything but `digest`."""
+        values = self.to_dict()
+        del values["digest"]
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+    def verify(self) -> None:
+        """Check the digest.
+
+        Raises:
+            RuntimeError: If it does not match: the decision was changed, or ranks disagree.
+        """
+        computed = self.computed_digest()
+        if computed != self.digest:
+            raise RuntimeError(
+                f"decision of update {self.update} (step {self.decided_at_step}): digest {self.digest[:12]} does not "
+                f"match its content ({computed[:12]}); the record was changed or ranks disagree; resume from the last "
+                "whole checkpoint"
+            )
+
+    def weights_K(self, domain_set: DomainSet) -> np.ndarray:
+        """Return `weights_after` in the order of the domains, float64 [K]."""
+        return domain_set.from_dict(self.weights_after, what=f"decision of update {self.update}")
+
+
+def number_or_null(value: float) -> float | None:
+    """Return a plain float, None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def by_domain(columns: Mapping[str, np.ndarray], *, domain_set: DomainSet) -> dict[str, dict[str, Number]]:
+    """Return columns [K] as {domain: {column: number}}; integers stay integers, NaN becomes null."""
+    return {
+        name: {
+            key: int(column[domain_id]) if column.dtype.kind == "i" else number_or_null(column[domain_id])
+            for key, column in columns.items()
+        }
+        for domain_id, name in enumerate(domain_set)
+    }

@@ -1,0 +1,146 @@
+"""Hold what may enter a decision besides losses: a person's live control, and what is left of the data.
+
+The one idea: whatever can change a decision is written into it, so that resume and replay stay exact.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet, nearest_name
+
+_BY_DOMAIN = ("pins", "caps", "supply_caps")
+_NUMBERS = ("sigma", "delta", "epsilon")
+CONTROL_KEYS = ("pins", "caps", "freeze", *_NUMBERS)
+"""Keys of the control file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Hold the inputs of one decision; empty by default.
+
+    Attributes:
+        pins: Domain to the weight it must have.
+        caps: Domain to its largest weight.
+        freeze: Domains that keep the weight they have.
+        supply_caps: Domain to the largest weight its remaining data can serve.
+        sigma: Replaces `mixture.sigma`.
+        delta: Replaces `mixture.delta`.
+        epsilon: Replaces `mixture.epsilon`.
+    """
+
+    pins: Mapping[str, float] = field(default_factory=dict)
+    caps: Mapping[str, float] = field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
+    supply_caps: Mapping[str, float] = field(default_factory=dict)
+    sigma: float | None = None
+    delta: float | None = None
+    epsilon: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is set, JSON-able."""
+        by_domain = {key: dict(getattr(self, key)) for key in _BY_DOMAIN if getattr(self, key)}
+        numbers = {key: getattr(self, key) for key in _NUMBERS if getattr(self, key) is not None}
+        return by_domain | ({"freeze": list(self.freeze)} if self.freeze else {}) | numbers
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Inputs:
+        """Return the inputs of `to_dict`."""
+        return cls(**{key: tuple(value) if key == "freeze" else value for key, value in values.items()})
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates that are replaced."""
+        return {key: getattr(self, key) for key in _NUMBERS if getattr(self, key) is not None}
+
+    def with_supply_caps(self, caps_K: np.ndarray | None, *, domain_set: DomainSet) -> Inputs:
+        """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above say nothing."""
+        if caps_K is None:
+            return self
+        caps = {name: cap for name, cap in domain_set.to_dict(caps_K).items() if cap < 1.0}
+        return replace(self, supply_caps=caps)
+
+
+def supply_caps(remaining_K: Sequence[float] | np.ndarray, *, units_left: float) -> np.ndarray:
+    """Return the largest weight [K] that each domain's remaining data can serve to the end of the run.
+
+    Args:
+        remaining_K: Units (of `mixture.weight_unit`) each domain may still serve; infinite where it may repeat freely.
+        units_left: Units that the rest of the run draws.
+    """
+    return np.clip(np.asarray(remaining_K, dtype=np.float64) / max(units_left, 1.0), 0.0, 1.0)
+
+
+def read_control(path: Path, *, domain_set: DomainSet) -> Inputs:
+    """Return the live control of a run, empty where there is no file.
+
+    The file is JSON: {"pins": {"law": 0.2}, "caps": {"code": 0.4}, "freeze": ["general"], "delta": 0.02}.
+
+    Raises:
+        ValueError: If it is not JSON, or a key, a domain or a number is wrong; the run should go on without it.
+    """
+    if not path.is_file():
+        return Inputs()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8") or "{}")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    return parse_control(values, what=str(path), domain_set=domain_set)
+
+
+def parse_control(values: Any, *, what: str, domain_set: DomainSet) -> Inputs:
+    """Return checked inputs of a control mapping; errors open with `what`.
+
+    Raises:
+        ValueError: If a key, a domain or a number is wrong, or the pins sum to more than 1.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what}: expected a mapping with keys among {', '.join(CONTROL_KEYS)}")
+    for key in values:
+        if key not in CONTROL_KEYS:
+            raise ValueError(f"{what}: unknown key {key!r}; {nearest_name(str(key), CONTROL_KEYS)}")
+    pins = _weights_by_domain(values.get("pins", {}), what=f"{what}: pins", domain_set=domain_set)
+    if sum(pins.values()) > 1.0:
+        raise ValueError(f"{what}: pins sum to {sum(pins.values()):.4g}, expected at most 1")
+    return Inputs(
+        pins=pins,
+        caps=_weights_by_domain(values.get("caps", {}), what=f"{what}: caps", domain_set=domain_set),
+        freeze=_known_domains(values.get("freeze", ()), what=f"{what}: freeze", domain_set=domain_set),
+        **{key: _rate(values[key], what=f"{what}: {key}") for key in _NUMBERS if values.get(key) is not None},
+    )
+
+
+def _weights_by_domain(values: Any, *, what: str, domain_set: DomainSet) -> dict[str, float]:
+    """Return a mapping from domain to a number in [0, 1]."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what}: expected a mapping from domain to weight, got {values!r}")
+    _known_domains(tuple(values), what=what, domain_set=domain_set)
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{what}: {name}: expected a weight between 0 and 1, got {value!r}")
+    return {name: float(value) for name, value in values.items()}
+
+
+def _known_domains(names: Any, *, what: str, domain_set: DomainSet) -> tuple[str, ...]:
+    """Return names, each checked to be a domain."""
+    if not isinstance(names, list | tuple):
+        raise ValueError(f"{what}: expected a list of domains, got {names!r}")
+    for name in names:
+        if name not in domain_set.names:
+            raise ValueError(f"{what}: unknown domain {name!r}; {nearest_name(str(name), domain_set.names)}")
+    return tuple(names)
+
+
+def _rate(value: Any, *, what: str) -> float:
+    """Return a non-negative finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{what}: expected a number of at least 0, got {value!r}")
+    return float(value)

@@ -1,0 +1,138 @@
+"""Update the weights: the paper's two rules, its baselines, and `steer` beside them.
+
+The one idea: a policy is a pure function policy(weights_K, signals, step, settings) -> weights_K in float64. It knows
+nothing of files, ranks or safeguards. Rates are stated per interval; `settings.num_intervals` says over how many
+intervals this update acts, so updating twice as often makes two half steps.
+
+A signal may be NaN for a domain that was never measured: it is then treated like the mean of the others, which
+leaves its share alone.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from versatune_ds.mixture.rivals import authors_code, doremi, odm, sheared
+from versatune_ds.mixture.settings import PolicySettings
+from versatune_ds.mixture.signals import Signals, neutral
+from versatune_ds.mixture.weights import normalise
+
+Policy = Callable[[np.ndarray, Signals, int, PolicySettings], np.ndarray]
+
+
+def versatune(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:
+    """Return the multi-ability update: weights grow with the learnable potential, then are renormalised.
+
+    P' = P * (1 + sigma * g)^n,  P = P' / sum P',  n = elapsed steps / interval.
+
+    Example: P (.5, .5), g (.4, 0), sigma .5, n 1 -> (.6, .5) / 1.1 = (.5455, .4545).
+
+    Source: VersaTune (arXiv 2411.11266), Algorithm 2; METHOD.md section 3.
+    Differences from the paper: the exponent n, so that the update interval is not part of the method (1 in paper mode).
+    """
+    return normalise(weights_K * growth(signals, settings))
+
+
+def growth(signals: Signals, settings: PolicySettings) -> np.ndarray:
+    """Return (1 + sigma * g)^n, the factor [K] of one update before renormalising."""
+    return (1.0 + settings.sigma * neutral(signals.learnable_potential_K)) ** settings.num_intervals
+
+
+def expansion(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:
+    """Return the domain-expansion update: the target gains while the others do not forget.
+
+    Is tolerated (mean of f over the others < epsilon * g_target * n):  P_e = min(P_e + delta * n, cap).
+    Otherwise P_e is kept (`hold`), or all domains follow `versatune` (`multi_ability`).
+    The others follow `versatune` among themselves and fill 1 - P_e.
+
+    Source: VersaTune (arXiv 2411.11266), Algorithm 3; METHOD.md section 4.
+    Differences from the paper: f is the change over one update, so n scales what is tolerated as it scales delta
+    (1 in paper mode); the otherwise branch and the others' rescaling are choices, the paper's text was not at hand.
+    """
+    target_id = settings.target_id
+    assert target_id is not None, "policy_settings resolves the target of a targeted policy"
+    is_tolerated = is_forgetting_tolerated(signals, settings)
+    if not is_tolerated and settings.otherwise == "multi_ability":
+        return versatune(weights_K, signals, step, settings)
+    target_weight = float(weights_K[target_id])
+    if is_tolerated:  # a target that starts above the cap is not cut here: that is the safeguard's to say
+        target_weight = max(target_weight, min(target_weight + settings.delta * settings.num_intervals, settings.cap))
+    grown_K = weights_K * growth(signals, settings)
+    grown_K[target_id] = 0.0
+    if grown_K.sum() <= 0:  # the target already had everything: the others, if they must get a share, share equally
+        grown_K = np.ones_like(weights_K)
+        grown_K[target_id] = 0.0
+    weights_after_K = normalise(grown_K) * (1.0 - target_weight)
+    weights_after_K[target_id] = target_weight
+    return weights_after_K
+
+
+def is_forgetting_tolerated(signals: Signals, settings: PolicySettings) -> bool:
+    """Return whether the non-targets forget little enough for the target to gain."""
+    forgetting, tolerated = forgetting_against_tolerance(signals, settings)
+    return forgetting < tolerated
+
+
+def forgetting_against_tolerance(signals: Signals, settings: PolicySettings) -> tuple[float, float]:
+    """Return the others' mean forgetting degree and epsilon * the target's potential * n."""
+    is_other_K = np.arange(len(signals.loss_K)) != settings.target_id
+    potential = float(neutral(signals.learnable_potential_K)[settings.target_id])
+    forgetting = float(np.mean(np.nan_to_num(signals.forgetting_degree_K[is_other_K])))
+    return forgetting, settings.epsilon * potential * settings.num_intervals
+
+
+def fixed(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:
+    """Return the starting mixture: a baseline that never moves.
+
+    Which mixture that is (uniform, prior, inverse of the prior, data sizes, the target's share) is `starting_weights`'
+    to say.
+
+    Source: VersaTune (arXiv 2411.11266), baselines; METHOD.md section 5.
+    """
+    return settings.start_weights_K
+
+
+def schedule(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:
+    """Return the weights of the stage that `step` (the step they take effect) lies in.
+
+    Approximate: a stage begins at the first update that takes effect at or after its step.
+    """
+    return [stage_K for first_step, stage_K in settings.stages if first_step <= step][-1]
+
+
+def steer(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:
+    """Return weights moved towards proportionality to the potential (experimental).
+
+    P <- (1 - a) P + a * g / sum g,  a = 1 - (1 - rate)^n.  Its fixed point depends on the losses; nothing drifts.
+    It comes with a forgetting budget (a safeguard, on by default for this policy).
+
+    Source: METHOD.md section 11 (proportional tracking).
+    Differences from the paper: everything; offered beside the paper's rule, to be earned by evidence.
+    """
+    potential_K = neutral(signals.learnable_potential_K)
+    if potential_K.sum() <= 0:
+        return weights_K
+    share = 1.0 - (1.0 - settings.rate) ** settings.num_intervals
+    return (1.0 - share) * weights_K + share * normalise(potential_K)
+
+
+POLICIES: dict[str, Policy] = {
+    "versatune": versatune,
+    "expansion": expansion,
+    "steer": steer,
+    "uniform": fixed,
+    "constant": fixed,
+    "inverse": fixed,
+    "proportional": fixed,
+    "target_only": fixed,
+    "target_uniform": fixed,
+    "schedule": schedule,
+    "authors_code": authors_code,
+    "doremi": doremi,
+    "sheared": sheared,
+    "odm": odm,
+}

@@ -1,0 +1,90 @@
+"""Load the reference losses that the potential is measured against.
+
+The one idea: a reference is the held-out loss a model could reach on a domain. Without honest references the method
+is a constant, so none at all is an error for the policies that need them, and a stand-in must be asked for.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.config import MixtureConfig
+from versatune_ds.config.mixture import StartFraction
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.files import read_domain_values
+
+POLICIES_WITH_REFERENCES = frozenset({"versatune", "expansion", "steer", "doremi", "sheared"})
+"""Policies that cannot decide without reference losses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class References:
+    """Hold reference losses, or the rule that fixes them at the first measurement.
+
+    Attributes:
+        losses_K: float64 held-out losses in nats per loss token, or None.
+        start_fraction: Reference = this fraction of a domain's first measured loss, where `losses_K` is None.
+        origin: Key or file they came from, for messages.
+        provenance: What the file says about itself: `digests`, `train_losses`, `measured_on`, ...
+    """
+
+    losses_K: np.ndarray | None = None
+    start_fraction: float | None = None
+    origin: str = "mixture.reference"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def at_start(self, start_K: np.ndarray) -> np.ndarray:
+        """Return the reference losses [K], given the first measured loss of each domain (NaN where none yet)."""
+        if self.losses_K is not None:
+            return self.losses_K
+        fraction = np.nan if self.start_fraction is None else self.start_fraction
+        return fraction * start_K
+
+
+def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> References:
+    """Return the references that `mixture.reference` names.
+
+    Args:
+        settings: The recipe's mixture section.
+        domain_set: Domains of the run.
+
+    Raises:
+        ValueError: If the policy needs references and there are none, a file is missing or wrong, or a loss is not
+            positive.
+    """
+    reference = settings.reference
+    if reference is None:
+        if settings.policy in POLICIES_WITH_REFERENCES:
+            raise ValueError(
+                f"mixture.reference: policy {settings.policy!r} needs reference losses and none are given; run "
+                "`versatune reference RECIPE` and set mixture.reference=reference.json, or choose the stand-in "
+                "mixture.reference={start_fraction: 0.85}"
+            )
+        return References()
+    if isinstance(reference, StartFraction):
+        return References(start_fraction=reference.start_fraction)
+    if isinstance(reference, Path):
+        losses_K, provenance = read_domain_values(
+            reference, key="losses", what="mixture.reference", domain_set=domain_set
+        )
+        origin = f"mixture.reference: {reference}"
+        return References(
+            losses_K=_checked(losses_K, domain_set=domain_set, origin=origin), origin=origin, provenance=provenance
+        )
+    losses_K = domain_set.from_dict(reference, what="mixture.reference")
+    return References(losses_K=_checked(losses_K, domain_set=domain_set, origin="mixture.reference"))
+
+
+def _checked(losses_K: np.ndarray, *, domain_set: DomainSet, origin: str) -> np.ndarray:
+    """Return the losses; raise ValueError naming the first that is not positive and finite."""
+    for name, loss in zip(domain_set, losses_K, strict=True):
+        if not np.isfinite(loss) or loss <= 0:
+            raise ValueError(f"{origin}: {name}: expected a positive loss in nats per loss token, got {loss}")
+    return losses_K

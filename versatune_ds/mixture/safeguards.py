@@ -1,0 +1,201 @@
+"""Bound what a policy proposes, and name every bound that acted.
+
+The one idea: each safeguard is a pure function that returns (weights, what it did or None), and `apply_safeguards`
+says in which order. Floors, caps, pins, frozen domains and exhausted data are all bounds on single weights and are
+met by one projection; the KL limit then shortens the step inside them (both sets are convex, so bounds still hold).
+
+Source: METHOD.md section 8.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.inputs import Inputs
+from versatune_ds.mixture.settings import SafeguardSettings
+from versatune_ds.mixture.signals import Signals
+from versatune_ds.mixture.weights import effective_num_domains, kl_divergence, normalise, project_to_bounds
+
+_MAX_BUDGET_FACTOR = 2.0
+"""Largest factor per interval by which the forgetting budget raises a weight."""
+
+_BISECTIONS = 40
+"""Halvings of the step in the KL limit: precise to 1e-12 of the step."""
+
+_SMALLEST_BASE_WEIGHT = 1e-12
+
+Guarded = tuple[np.ndarray, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bounds:
+    """Hold the smallest and largest weight of each domain, and what set it.
+
+    Attributes:
+        lower_K: float64, sums to at most 1.
+        upper_K: float64, sums to at least 1.
+        lower_by: What set each lower bound: "floor", "pin", "freeze".
+        upper_by: What set each upper bound: "cap", "control cap", "supply cap", "pin", "freeze".
+    """
+
+    lower_K: np.ndarray
+    upper_K: np.ndarray
+    lower_by: tuple[str, ...]
+    upper_by: tuple[str, ...]
+
+    def is_feasible(self) -> bool:
+        """Return whether any weights lie within."""
+        return bool(self.lower_K.sum() <= 1.0 + 1e-9 and self.upper_K.sum() >= 1.0 - 1e-9)
+
+
+def forgetting_budget(
+    weights_K: np.ndarray,
+    *,
+    before_K: np.ndarray,
+    signals: Signals,
+    budget: float | None,
+    num_intervals: float,
+    domain_set: DomainSet,
+) -> Guarded:
+    """Pull weight back to domains whose loss rose over their best or first one by more than the budget.
+
+    With v = rise / budget > 1, a domain gets at least the weight it had, times min(v, 2)^n. The rises are lower bounds
+    at z standard errors. Source: METHOD.md section 11 ("constraint first").
+    """
+    if budget is None:
+        return weights_K, None
+    rise_K = np.nan_to_num(np.maximum(signals.forgetting_from_best_K, signals.forgetting_from_start_K))
+    is_over_K = rise_K > budget
+    if not np.any(is_over_K):
+        return weights_K, None
+    factor_K = np.minimum(rise_K / budget, _MAX_BUDGET_FACTOR) ** num_intervals
+    raised_K = np.where(is_over_K, np.maximum(weights_K, before_K) * factor_K, weights_K)
+    worst_first = sorted(np.flatnonzero(is_over_K), key=lambda domain_id: -rise_K[domain_id])
+    named = ", ".join(f"{domain_set.names[i]} {rise_K[i]:.1%}" for i in worst_first)
+    return normalise(raised_K), f"forgetting budget {budget:.1%}: {named}"
+
+
+def prior_pull(weights_K: np.ndarray, *, start_weights_K: np.ndarray, pull: float, num_intervals: float) -> Guarded:
+    """Blend in the starting mixture: (1 - a) P + a * start, a = 1 - (1 - pull)^n."""
+    if pull == 0.0:
+        return weights_K, None
+    share = 1.0 - (1.0 - pull) ** num_intervals
+    return (1.0 - share) * weights_K + share * start_weights_K, f"prior pull {share:.3g}"
+
+
+def bounds_from(settings: SafeguardSettings, *, inputs: Inputs, before_K: np.ndarray, domain_set: DomainSet) -> Bounds:
+    """Return the bounds of all domains; pins come before freezing, both before caps, caps before the floor."""
+    lower, upper = [], []
+    for name, before in zip(domain_set, before_K, strict=True):
+        if name in inputs.pins or name in inputs.freeze:
+            fixed = (inputs.pins[name], "pin") if name in inputs.pins else (float(before), "freeze")
+            lower.append(fixed)
+            upper.append(fixed)
+            continue
+        caps = [(settings.cap, "cap")]
+        caps += [(inputs.caps[name], "control cap")] if name in inputs.caps else []
+        caps += [(inputs.supply_caps[name], "supply cap")] if name in inputs.supply_caps else []
+        upper.append(min(caps))
+        lower.append((min(settings.floor, upper[-1][0]), "floor"))
+    return Bounds(
+        lower_K=np.array([value for value, _ in lower]),
+        upper_K=np.array([value for value, _ in upper]),
+        lower_by=tuple(by for _, by in lower),
+        upper_by=tuple(by for _, by in upper),
+    )
+
+
+def feasible_bounds(
+    settings: SafeguardSettings, *, inputs: Inputs, before_K: np.ndarray, domain_set: DomainSet
+) -> tuple[Bounds, str | None]:
+    """Return bounds that weights can meet, giving up supply caps first and live control second, and saying so."""
+    attempts = (
+        (inputs, None),
+        (
+            Inputs(pins=inputs.pins, caps=inputs.caps, freeze=inputs.freeze),
+            "supply caps given up: too little data is left in all domains together",
+        ),
+        (Inputs(), "control given up: no weights satisfy its pins, caps and frozen domains together"),
+    )
+    for allowed, given_up in attempts:
+        bounds = bounds_from(settings, inputs=allowed, before_K=before_K, domain_set=domain_set)
+        if bounds.is_feasible():
+            return bounds, given_up
+    raise AssertionError("safeguard_settings checks that floor and cap alone leave room")
+
+
+def within_bounds(weights_K: np.ndarray, *, bounds: Bounds, domain_set: DomainSet) -> Guarded:
+    """Project onto the bounds, naming each bound that changed a weight and its domains."""
+    projected_K = project_to_bounds(weights_K, lower_K=bounds.lower_K, upper_K=bounds.upper_K)
+    acted: dict[str, list[str]] = {}
+    for domain_id, name in enumerate(domain_set):
+        if weights_K[domain_id] < bounds.lower_K[domain_id]:
+            acted.setdefault(bounds.lower_by[domain_id], []).append(name)
+        elif weights_K[domain_id] > bounds.upper_K[domain_id]:
+            acted.setdefault(bounds.upper_by[domain_id], []).append(name)
+    return projected_K, "; ".join(f"{by}: {', '.join(names)}" for by, names in acted.items()) or None
+
+
+def kl_limit(weights_K: np.ndarray, *, base_K: np.ndarray, max_kl: float | None) -> Guarded:
+    """Shorten the straight step from base to weights until KL(weights || base) is at most `max_kl` nats.
+
+    A base weight of 0 counts as 1e-12: its divergence is large but not infinite, so that it can still leave 0.
+    """
+    base_K = np.maximum(base_K, _SMALLEST_BASE_WEIGHT)
+    divergence = kl_divergence(weights_K, base_K)
+    if max_kl is None or divergence <= max_kl:
+        return weights_K, None
+    shortest, longest = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (shortest + longest) / 2
+        is_within = kl_divergence((1 - middle) * base_K + middle * weights_K, base_K) <= max_kl
+        shortest, longest = (middle, longest) if is_within else (shortest, middle)
+    return (1 - shortest) * base_K + shortest * weights_K, f"KL limit: {divergence:.3g} nats cut to {max_kl:.3g}"
+
+
+def effective_domains_alarm(weights_K: np.ndarray, *, min_effective_domains: float) -> Guarded:
+    """Say when the mixture is collapsing; the weights stay as they are."""
+    effective = effective_num_domains(weights_K)
+    if effective >= min_effective_domains:
+        return weights_K, None
+    return weights_K, f"alarm: effective number of domains {effective:.2f} is below {min_effective_domains:.2f}"
+
+
+def apply_safeguards(
+    weights_K: np.ndarray,
+    *,
+    before_K: np.ndarray,
+    start_weights_K: np.ndarray,
+    signals: Signals,
+    settings: SafeguardSettings,
+    inputs: Inputs,
+    num_intervals: float,
+    domain_set: DomainSet,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the proposed weights [K] made safe, and one text for each safeguard that acted.
+
+    Order: forgetting budget, prior pull, bounds (floor, caps, pins, freeze), KL limit, alarm. The KL limit measures
+    from the old weights brought within the bounds, so that it never undoes a bound.
+    """
+    weights_K, by_budget = forgetting_budget(
+        weights_K,
+        before_K=before_K,
+        signals=signals,
+        budget=settings.forgetting_budget,
+        num_intervals=num_intervals,
+        domain_set=domain_set,
+    )
+    weights_K, by_pull = prior_pull(
+        weights_K, start_weights_K=start_weights_K, pull=settings.prior_pull, num_intervals=num_intervals
+    )
+    bounds, given_up = feasible_bounds(settings, inputs=inputs, before_K=before_K, domain_set=domain_set)
+    weights_K, by_bounds = within_bounds(weights_K, bounds=bounds, domain_set=domain_set)
+    base_K = project_to_bounds(before_K, lower_K=bounds.lower_K, upper_K=bounds.upper_K)
+    weights_K, by_kl = kl_limit(weights_K, base_K=base_K, max_kl=settings.max_kl)
+    _, by_alarm = effective_domains_alarm(weights_K, min_effective_domains=settings.min_effective_domains)
+    return weights_K, tuple(text for text in (by_budget, by_pull, given_up, by_bounds, by_kl, by_alarm) if text)

@@ -1,0 +1,170 @@
+"""Resolve a recipe's mixture section into the numbers that policies and safeguards use.
+
+The one idea: this is the only file that knows `paper`. Everything `mixture.paper: true` switches off is switched off
+here: interval exponent, floor, cap, KL limit, pull, budget, alarm and the confidence bound.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from versatune_ds.config import MixtureConfig
+from versatune_ds.config.mixture import TARGETED_POLICIES
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.weights import as_weights, effective_num_domains, target_id_of
+
+FIXED_POLICIES = frozenset({"uniform", "constant", "inverse", "proportional", "target_only", "target_uniform"})
+"""Baselines whose weights never move: no safeguard may touch them."""
+
+_FLOOR_SHARE = 0.1
+"""Default floor as a share of the uniform weight 1/K."""
+
+_STEER_FORGETTING_BUDGET = 0.02
+"""Default forgetting budget of `steer`, whose tracking alone forgot 3 % in the probe of METHOD.md section 11."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicySettings:
+    """Hold the numbers of the policies.
+
+    Attributes:
+        policy: Name of the policy.
+        sigma: Step size of `versatune` and `expansion`.
+        delta: Weight that `expansion` adds to the target per interval.
+        epsilon: Forgetting per unit of the target's potential that `expansion` tolerates per interval.
+        otherwise: What `expansion` does beyond it: hold or multi_ability.
+        interval_steps: Steps the rates are stated for; None means once per update, as in the paper.
+        num_intervals: Over how many intervals this update acts (exponent of 1 + sigma * g); 1 in paper mode.
+        target_id: The target domain, None where the policy has none.
+        cap: Largest weight of the target.
+        step_size: eta of `doremi` and `sheared`.
+        smoothing: c of `doremi` and `sheared`.
+        rate: Share of the way that `steer` goes per interval.
+        start_weights_K: Weights at step 0.
+        stages: Stages of `schedule`: (first step, weights [K]), by step.
+    """
+
+    policy: str
+    sigma: float
+    delta: float
+    epsilon: float
+    otherwise: str
+    interval_steps: int | None
+    target_id: int | None
+    cap: float
+    step_size: float
+    smoothing: float
+    rate: float
+    start_weights_K: np.ndarray
+    stages: tuple[tuple[int, np.ndarray], ...] = ()
+    num_intervals: float = 1.0
+
+    def after_steps(self, elapsed_steps: int) -> PolicySettings:
+        """Return the settings of an update that acts over so many steps: elapsed / interval intervals."""
+        if self.interval_steps is None:
+            return self
+        return replace(self, num_intervals=elapsed_steps / self.interval_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafeguardSettings:
+    """Hold the numbers of the safeguards; the defaults here are all of them off.
+
+    Attributes:
+        floor: Smallest weight.
+        cap: Largest weight.
+        max_kl: Largest KL divergence of one update in nats, None for no limit.
+        prior_pull: Share of the starting mixture blended in per interval.
+        min_effective_domains: Effective number of domains below which the alarm is raised.
+        forgetting_budget: Relative rise over best or start that pulls weight back, None for no budget.
+        z: Standard errors taken off a rise before it counts as forgetting.
+    """
+
+    floor: float = 0.0
+    cap: float = 1.0
+    max_kl: float | None = None
+    prior_pull: float = 0.0
+    min_effective_domains: float = 0.0
+    forgetting_budget: float | None = None
+    z: float = 0.0
+
+
+def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_weights_K: np.ndarray) -> PolicySettings:
+    """Return the policies' numbers of a mixture section.
+
+    Raises:
+        ValueError: If the target or a stage names an unknown domain, or a targeted policy has a single domain.
+    """
+    is_targeted = settings.policy in TARGETED_POLICIES
+    if is_targeted and len(domain_set) < 2:
+        raise ValueError(f"mixture.policy: {settings.policy!r} needs at least two domains, this run has one")
+    return PolicySettings(
+        policy=settings.policy,
+        sigma=settings.sigma,
+        delta=settings.delta,
+        epsilon=settings.epsilon,
+        otherwise=settings.expansion.otherwise,
+        interval_steps=None if settings.paper else settings.sigma_interval_steps,
+        target_id=target_id_of(settings, domain_set) if is_targeted else None,
+        cap=1.0 if settings.paper else settings.safeguards.cap,
+        step_size=settings.exponentiated.step_size,
+        smoothing=settings.exponentiated.smoothing,
+        rate=settings.steer.rate,
+        start_weights_K=start_weights_K,
+        stages=_stages(settings, domain_set),
+    )
+
+
+def safeguard_settings(settings: MixtureConfig, *, num_domains: int, start_weights_K: np.ndarray) -> SafeguardSettings:
+    """Return the safeguards' numbers; all off in paper mode and for the fixed mixtures.
+
+    Raises:
+        ValueError: If no weights lie between floor and cap.
+    """
+    chosen = settings.safeguards
+    if settings.paper:
+        return SafeguardSettings()
+    if settings.policy in FIXED_POLICIES or settings.policy == "schedule":
+        return SafeguardSettings(z=chosen.z)
+    floor, cap = _bounds(settings, num_domains=num_domains)
+    budget = chosen.forgetting_budget
+    if budget is None and settings.policy == "steer":
+        budget = _STEER_FORGETTING_BUDGET
+    return SafeguardSettings(
+        floor=floor,
+        cap=cap,
+        max_kl=chosen.max_kl,
+        prior_pull=chosen.prior_pull,
+        min_effective_domains=chosen.effective_domains_alarm * effective_num_domains(start_weights_K),
+        forgetting_budget=budget,
+        z=chosen.z,
+    )
+
+
+def _bounds(settings: MixtureConfig, *, num_domains: int) -> tuple[float, float]:
+    """Return floor and cap, checked to leave room for a distribution."""
+    chosen = settings.safeguards
+    if num_domains == 1:
+        return 0.0, 1.0
+    floor = _FLOOR_SHARE / num_domains if chosen.floor is None else chosen.floor
+    if chosen.cap * num_domains < 1:
+        raise ValueError(f"mixture.safeguards.cap: {chosen.cap} for each of {num_domains} domains sums to less than 1")
+    if floor * num_domains > 1 or floor > chosen.cap:
+        raise ValueError(
+            f"mixture.safeguards.floor: {floor} for each of {num_domains} domains leaves no room below the cap "
+            f"{chosen.cap}; expected at most {min(chosen.cap, 1 / num_domains):.4g}"
+        )
+    return floor, chosen.cap
+
+
+def _stages(settings: MixtureConfig, domain_set: DomainSet) -> tuple[tuple[int, np.ndarray], ...]:
+    """Return the schedule's stages as (step, weights [K]), each checked to be a distribution."""
+    stages = []
+    for index, stage in enumerate(settings.schedule):
+        key = f"mixture.schedule.{index}.weights"
+        stages.append((stage.step, as_weights(domain_set.from_dict(stage.weights, what=key), key)))
+    return tuple(stages)

@@ -1,0 +1,220 @@
+"""Compute what the policies act on: learnable potential and forgetting, from losses and their history.
+
+The one idea: potential feeds every rule of the paper, forgetting against the *previous* measurement feeds domain
+expansion alone; forgetting against the best and the first loss is reported and never mixed into it.
+
+Source: VersaTune (arXiv 2411.11266), figure of the pipeline; METHOD.md section 2.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.mixture.measurement import Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Signals:
+    """Hold one update's signals, float64 vectors [K]; a domain absent from the measurement keeps its previous ones.
+
+    Attributes:
+        loss_K: Mean loss, nats per loss token.
+        loss_stderr_K: Its standard error; NaN where unknown.
+        reference_loss_K: Reference loss, NaN for policies without references.
+        learnable_potential_K: g in [0, 1).
+        forgetting_degree_K: f against the previous measurement, its lower bound at z standard errors.
+        forgetting_from_best_K: The same against the domain's best earlier loss.
+        forgetting_from_start_K: The same against its first loss.
+        change_stderr_K: Standard error of the loss's change since the previous measurement.
+        change_from_best_stderr_K: The same since the best.
+        change_from_start_stderr_K: The same since the first.
+        loss_per_weight_sum_K: Sum over updates of loss / weight: the importance-weighted losses of a bandit.
+        update: Number of the update, 0 for the measurement before training.
+    """
+
+    update: int
+    loss_K: np.ndarray
+    loss_stderr_K: np.ndarray
+    reference_loss_K: np.ndarray
+    learnable_potential_K: np.ndarray
+    forgetting_degree_K: np.ndarray
+    forgetting_from_best_K: np.ndarray
+    forgetting_from_start_K: np.ndarray
+    change_stderr_K: np.ndarray
+    change_from_best_stderr_K: np.ndarray
+    change_from_start_stderr_K: np.ndarray
+    loss_per_weight_sum_K: np.ndarray
+
+    @classmethod
+    def vector_names(cls) -> tuple[str, ...]:
+        """Return the names of the fields with one value a domain."""
+        return tuple(field.name for field in fields(cls) if field.name.endswith("_K"))
+
+    @classmethod
+    def unknown(cls, num_domains: int) -> Signals:
+        """Return signals of nothing measured yet: NaN everywhere."""
+        return cls(update=-1, **{name: np.full(num_domains, np.nan) for name in cls.vector_names()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON-able lists by field name; NaN becomes null."""
+        return {"update": self.update} | {name: to_list(getattr(self, name)) for name in self.vector_names()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Signals:
+        """Return the signals of a `state_dict`."""
+        return cls(update=state["update"], **{name: from_list(state[name]) for name in cls.vector_names()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class History:
+    """Keep what later signals need; a pure value, replaced at every accepted measurement.
+
+    Attributes:
+        signals: The last signals; its `loss_K` is "the previous loss".
+        best_K: Lowest loss of each domain so far, NaN before its first.
+        start_K: First loss of each domain, NaN before it.
+    """
+
+    signals: Signals
+    best_K: np.ndarray
+    start_K: np.ndarray
+
+    @classmethod
+    def empty(cls, num_domains: int) -> History:
+        """Return the history of a run that has measured nothing."""
+        unknown_K = np.full(num_domains, np.nan)
+        return cls(signals=Signals.unknown(num_domains), best_K=unknown_K, start_K=unknown_K)
+
+    def started(self, measurement: Measurement) -> History:
+        """Return the history with the first losses of domains that had none."""
+        return replace(self, start_K=np.where(np.isnan(self.start_K), measurement.loss_K, self.start_K))
+
+    def after(self, signals: Signals) -> History:
+        """Return the history once an update's signals are known."""
+        return replace(self, signals=signals, best_K=np.fmin(self.best_K, signals.loss_K))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON-able state."""
+        return {
+            "signals": self.signals.state_dict(),
+            "best_K": to_list(self.best_K),
+            "start_K": to_list(self.start_K),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> History:
+        """Return the history of a `state_dict`."""
+        return cls(
+            signals=Signals.from_state_dict(state["signals"]),
+            best_K=from_list(state["best_K"]),
+            start_K=from_list(state["start_K"]),
+        )
+
+
+def learnable_potential(loss_K: np.ndarray, reference_loss_K: np.ndarray) -> np.ndarray:
+    """Return g = max((l - r) / l, 0): the share of the loss that the reference says can still go, [K] in [0, 1).
+
+    NaN where the loss or the reference is unknown; 0 for a loss of 0.
+    Source: VersaTune, figure of the pipeline (verified); METHOD.md section 2.
+    Differences from the paper: none in the formula; r is a held-out loss.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative_K = (loss_K - reference_loss_K) / loss_K
+    return np.where(loss_K <= 0, 0.0, np.maximum(relative_K, 0.0))
+
+
+def forgetting_degree(
+    loss_K: np.ndarray, earlier_K: np.ndarray, *, change_stderr_K: np.ndarray, z: float
+) -> np.ndarray:
+    """Return f = max((l - l_earlier - z * stderr) / l_earlier, 0), [K]; 0 where there is no earlier loss.
+
+    Source: VersaTune, figure of the pipeline (verified, with z = 0); METHOD.md sections 2 and 8.
+    Differences from the paper: the lower bound. max(., 0) of a noisy difference is positive by itself: with relative
+    noise s in each loss its mean is 0.56 s without any forgetting. An unknown standard error counts as 0.
+    """
+    rise_K = loss_K - earlier_K - z * np.nan_to_num(change_stderr_K)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        degree_K = np.maximum(rise_K / earlier_K, 0.0)
+    return np.where(np.isfinite(degree_K), degree_K, 0.0)
+
+
+def signals_from(
+    measurement: Measurement,
+    *,
+    history: History,
+    reference_loss_K: np.ndarray,
+    weights_K: np.ndarray,
+    update: int,
+    z: float,
+) -> Signals:
+    """Return the signals of a measurement whose present domains all have finite losses.
+
+    Args:
+        measurement: What was measured now.
+        history: What came before; its `start_K` may already hold this measurement, which is then no change.
+        reference_loss_K: Reference losses [K], NaN where the policy has none.
+        weights_K: Weights decided before this update.
+        update: Number of this update; 0 is the measurement before training.
+        z: Standard errors taken off a rise before it counts as forgetting.
+    """
+
+    def forgetting(earlier_K: np.ndarray, change_stderr_K: np.ndarray) -> np.ndarray:
+        return forgetting_degree(measurement.loss_K, earlier_K, change_stderr_K=change_stderr_K, z=z)
+
+    earlier = history.signals
+    measured = Signals(
+        update=update,
+        loss_K=measurement.loss_K,
+        loss_stderr_K=measurement.loss_stderr_K,
+        reference_loss_K=reference_loss_K,
+        learnable_potential_K=learnable_potential(measurement.loss_K, reference_loss_K),
+        forgetting_degree_K=forgetting(earlier.loss_K, measurement.change_stderr_K),
+        forgetting_from_best_K=forgetting(history.best_K, measurement.change_from_best_stderr_K),
+        forgetting_from_start_K=forgetting(history.start_K, measurement.change_from_start_stderr_K),
+        change_stderr_K=measurement.change_stderr_K,
+        change_from_best_stderr_K=measurement.change_from_best_stderr_K,
+        change_from_start_stderr_K=measurement.change_from_start_stderr_K,
+        loss_per_weight_sum_K=_with_loss_per_weight(
+            earlier.loss_per_weight_sum_K, loss_K=measurement.loss_K, weights_K=weights_K, update=update
+        ),
+    )
+    return _kept_where_absent(measured, is_present_K=measurement.is_present(), previous=earlier)
+
+
+def _with_loss_per_weight(sum_K: np.ndarray, *, loss_K: np.ndarray, weights_K: np.ndarray, update: int) -> np.ndarray:
+    """Return the sums [K] with this update's loss / weight; the measurement before training adds nothing."""
+    sum_K = np.nan_to_num(sum_K)
+    return sum_K if update == 0 else sum_K + np.divide(loss_K, weights_K, out=np.zeros_like(sum_K), where=weights_K > 0)
+
+
+def _kept_where_absent(measured: Signals, *, is_present_K: np.ndarray, previous: Signals) -> Signals:
+    """Return the measured signals, with the previous ones for domains that were absent."""
+    kept = {
+        name: np.where(is_present_K, getattr(measured, name), getattr(previous, name))
+        for name in Signals.vector_names()
+    }
+    return replace(measured, **kept)
+
+
+def neutral(values_K: np.ndarray) -> np.ndarray:
+    """Return values with NaN (never measured) replaced by the mean of the others, or by 0 where there are none."""
+    is_unknown_K = np.isnan(values_K)
+    if not np.any(is_unknown_K):
+        return values_K
+    return np.where(is_unknown_K, 0.0 if np.all(is_unknown_K) else np.nanmean(values_K), values_K)
+
+
+def to_list(values_K: np.ndarray) -> list[float | None]:
+    """Return plain numbers, null for NaN."""
+    return [None if np.isnan(value) else float(value) for value in values_K]
+
+
+def from_list(values: list[float | None]) -> np.ndarray:
+    """Return the float64 vector of `to_list`."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

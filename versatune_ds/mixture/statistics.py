@@ -1,0 +1,200 @@
+"""Hold loss sums: by domain for training, by example for the validation that steers.
+
+The one idea: only sums travel (they add over ranks); a mean is made once, at the end, and a domain without tokens has
+no mean (NaN), never 0.
+
+Shape legend: **K** domains, **E** validation examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+def _frozen(values: npt.ArrayLike, dtype: npt.DTypeLike) -> np.ndarray:
+    """Return a read-only copy as a vector of one type."""
+    array = np.array(values, dtype=dtype)
+    array.setflags(write=False)
+    return array
+
+
+def _mean(loss_sum: np.ndarray, num_loss_tokens: np.ndarray) -> np.ndarray:
+    """Return sum / tokens in nats per loss token, NaN where there is no token."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(num_loss_tokens > 0, loss_sum / num_loss_tokens, np.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DomainStatistics:
+    """Sum losses by domain.
+
+    Attributes:
+        loss_sum_K: float64, nats.
+        loss_sq_sum_K: float64, sum of squared token losses.
+        num_loss_tokens_K: int64, tokens that bear loss.
+    """
+
+    loss_sum_K: np.ndarray
+    loss_sq_sum_K: np.ndarray
+    num_loss_tokens_K: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Copy to read-only vectors of the documented types.
+
+        Raises:
+            ValueError: If the three differ in shape.
+        """
+        for name, dtype in (("loss_sum_K", np.float64), ("loss_sq_sum_K", np.float64), ("num_loss_tokens_K", np.int64)):
+            object.__setattr__(self, name, _frozen(getattr(self, name), dtype))
+        shapes = {self.loss_sum_K.shape, self.loss_sq_sum_K.shape, self.num_loss_tokens_K.shape}
+        if len(shapes) > 1 or self.loss_sum_K.ndim != 1:
+            raise ValueError(f"statistics by domain need three vectors of one length, got shapes {sorted(shapes)}")
+
+    @classmethod
+    def empty(cls, num_domains: int) -> DomainStatistics:
+        """Return statistics of nothing: zeros [K]."""
+        zeros = np.zeros(num_domains)
+        return cls(loss_sum_K=zeros, loss_sq_sum_K=zeros, num_loss_tokens_K=zeros)
+
+    def add(
+        self, *, loss_sum_K: npt.ArrayLike, loss_sq_sum_K: npt.ArrayLike, num_loss_tokens_K: npt.ArrayLike
+    ) -> DomainStatistics:
+        """Return these statistics with one micro-batch's sums added; each argument has shape [K]."""
+        return self.merge(
+            DomainStatistics(
+                loss_sum_K=np.asarray(loss_sum_K),
+                loss_sq_sum_K=np.asarray(loss_sq_sum_K),
+                num_loss_tokens_K=np.asarray(num_loss_tokens_K),
+            )
+        )
+
+    def merge(self, other: DomainStatistics) -> DomainStatistics:
+        """Return the statistics of both sets of tokens together."""
+        return DomainStatistics(
+            loss_sum_K=self.loss_sum_K + other.loss_sum_K,
+            loss_sq_sum_K=self.loss_sq_sum_K + other.loss_sq_sum_K,
+            num_loss_tokens_K=self.num_loss_tokens_K + other.num_loss_tokens_K,
+        )
+
+    def mean(self) -> np.ndarray:
+        """Return the mean loss [K] in nats per loss token; NaN for a domain without tokens."""
+        return _mean(self.loss_sum_K, self.num_loss_tokens_K)
+
+    def standard_error(self) -> np.ndarray:
+        """Return the standard error of the mean [K] as if tokens were independent; NaN for a domain without tokens.
+
+        Approximate: tokens of one example resemble each other, so the true error is larger. Validation uses
+        `ExampleLosses.standard_error`, which clusters by example.
+        """
+        mean_K = self.mean()
+        variance_K = np.maximum(_mean(self.loss_sq_sum_K, self.num_loss_tokens_K) - mean_K**2, 0.0)
+        return np.sqrt(_mean(variance_K, self.num_loss_tokens_K))
+
+    def to_vector(self) -> np.ndarray:
+        """Return float64 [3K] for one all-reduce sum; token counts are exact below 2**53."""
+        return np.concatenate([self.loss_sum_K, self.loss_sq_sum_K, self.num_loss_tokens_K.astype(np.float64)])
+
+    @classmethod
+    def from_vector(cls, vector: npt.ArrayLike) -> DomainStatistics:
+        """Return the statistics of a vector [3K] made by `to_vector`, summed over ranks or not."""
+        loss_sum_K, loss_sq_sum_K, num_loss_tokens_K = np.split(np.asarray(vector, dtype=np.float64), 3)
+        return cls(loss_sum_K=loss_sum_K, loss_sq_sum_K=loss_sq_sum_K, num_loss_tokens_K=num_loss_tokens_K)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExampleLosses:
+    """Hold the loss sums of the same validation examples at one moment.
+
+    A rank fills the examples it evaluated and leaves zeros elsewhere; the sum over ranks is the whole measurement.
+
+    Attributes:
+        loss_sum_E: float64, nats summed over an example's loss tokens.
+        num_loss_tokens_E: int64.
+        domain_ids_E: int64, the domain of each example; the same on every rank.
+        num_domains: K; a domain may own no example.
+    """
+
+    loss_sum_E: np.ndarray
+    num_loss_tokens_E: np.ndarray
+    domain_ids_E: np.ndarray
+    num_domains: int
+
+    def __post_init__(self) -> None:
+        """Copy to read-only vectors of the documented types.
+
+        Raises:
+            ValueError: If the three differ in shape or an id is out of range.
+        """
+        for name, dtype in (("loss_sum_E", np.float64), ("num_loss_tokens_E", np.int64), ("domain_ids_E", np.int64)):
+            object.__setattr__(self, name, _frozen(getattr(self, name), dtype))
+        shapes = {self.loss_sum_E.shape, self.num_loss_tokens_E.shape, self.domain_ids_E.shape}
+        if len(shapes) > 1 or self.loss_sum_E.ndim != 1:
+            raise ValueError(f"losses by example need three vectors of one length, got shapes {sorted(shapes)}")
+        if np.any((self.domain_ids_E < 0) | (self.domain_ids_E >= self.num_domains)):
+            raise ValueError(f"domain ids of examples must lie in 0..{self.num_domains - 1}")
+
+    def sum_by_domain(self, values_E: np.ndarray) -> np.ndarray:
+        """Return the sums [K] of one value an example."""
+        return np.bincount(self.domain_ids_E, weights=values_E, minlength=self.num_domains)
+
+    def num_loss_tokens(self) -> np.ndarray:
+        """Return the loss tokens of each domain, int64 [K]."""
+        return self.sum_by_domain(self.num_loss_tokens_E).astype(np.int64)
+
+    def mean(self) -> np.ndarray:
+        """Return sum of losses / sum of tokens [K] in nats per loss token; NaN for a domain without tokens."""
+        return _mean(self.sum_by_domain(self.loss_sum_E), self.num_loss_tokens())
+
+    def standard_error(self) -> np.ndarray:
+        """Return the standard error of `mean` [K], clustered by example.
+
+        mean = sum s_i / sum t_i is a ratio, so its error comes from the residuals s_i - mean * t_i.
+        Source: the ratio estimator, Cochran, Sampling Techniques, chapter 6.
+        NaN for a domain with fewer than two examples that bear loss.
+        """
+        return self._error_of(self._residuals_E())
+
+    def is_same_examples(self, other: ExampleLosses) -> bool:
+        """Return whether both measure the same examples, as far as domains and token counts tell."""
+        return np.array_equal(self.domain_ids_E, other.domain_ids_E) and np.array_equal(
+            self.num_loss_tokens_E, other.num_loss_tokens_E
+        )
+
+    def change_standard_error(self, before: ExampleLosses) -> np.ndarray:
+        """Return the standard error [K] of mean - before's mean, paired by example.
+
+        What makes an example hard cancels in the difference of its two residuals, so a change far smaller than the
+        mean's own error is seen. Where the examples differ, the two errors are added as independent.
+        """
+        if not self.is_same_examples(before):
+            return np.hypot(self.standard_error(), before.standard_error())
+        return self._error_of(self._residuals_E() - before._residuals_E())
+
+    def _residuals_E(self) -> np.ndarray:
+        """Return s_i - mean * t_i of each example."""
+        return self.loss_sum_E - self.mean()[self.domain_ids_E] * self.num_loss_tokens_E
+
+    def _error_of(self, residuals_E: np.ndarray) -> np.ndarray:
+        """Return sqrt(n / (n - 1) * sum residual^2) / tokens for each domain, n its examples that bear loss."""
+        num_examples_K = self.sum_by_domain(self.num_loss_tokens_E > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            factor_K = np.where(num_examples_K > 1, num_examples_K / (num_examples_K - 1), np.nan)
+            return np.sqrt(factor_K * self.sum_by_domain(residuals_E**2)) / self.num_loss_tokens()
+
+    def to_vector(self) -> np.ndarray:
+        """Return float64 [2E] for one all-reduce sum over ranks: loss sums, then token counts."""
+        return np.concatenate([self.loss_sum_E, self.num_loss_tokens_E.astype(np.float64)])
+
+    @classmethod
+    def from_vector(cls, vector: npt.ArrayLike, *, domain_ids_E: npt.ArrayLike, num_domains: int) -> ExampleLosses:
+        """Return the losses of a vector [2E] made by `to_vector`, summed over ranks or not."""
+        loss_sum_E, num_loss_tokens_E = np.split(np.asarray(vector, dtype=np.float64), 2)
+        return cls(
+            loss_sum_E=loss_sum_E,
+            num_loss_tokens_E=num_loss_tokens_E,
+            domain_ids_E=np.asarray(domain_ids_E),
+            num_domains=num_domains,
+        )
