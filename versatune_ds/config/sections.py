@@ -7,12 +7,13 @@ explained twice.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.section import Section
+from versatune_ds.domains import nearest_name
 
 
 class RunSection(Section):
@@ -54,15 +55,57 @@ class ModelConfig(Section):
         return self
 
 
+class HubDataset(Section):
+    """Name a data set of the Hugging Face Hub, or a local folder laid out like one."""
+
+    hub: str = Field(min_length=1)
+    """`owner/name`, or a folder that `datasets.load_dataset` reads."""
+    config: str | None = None
+    """Configuration of the data set, where it has several."""
+    split: str = Field(default="train", pattern=r"^[^\[\]]+$")
+    """Whole split; slices such as `train[:10%]` are not read."""
+    revision: str | None = None
+    """Commit, tag or branch; a commit makes the run repeatable."""
+
+
+def _source_kind(source: Any) -> str:
+    """Tell a Hub data set, given as a mapping, from a path."""
+    return "hub" if isinstance(source, (dict, HubDataset)) else "path"
+
+
+DataSource = Annotated[Annotated[str, Tag("path")] | Annotated[HubDataset, Tag("hub")], Discriminator(_source_kind)]
+
+
+ROW_PARTS = ("messages", "tools", "system", "prompt", "context", "answer", "text")
+
+
 class DomainFiles(Section):
     """Name the files of one domain."""
 
-    train: str | tuple[str, ...]
-    """File, glob or folder of training rows, or a list of them."""
-    valid: str | tuple[str, ...] | None = None
+    train: tuple[DataSource, ...]
+    """File, glob, folder (also one saved by `save_to_disk`) or `{hub: owner/name}` of training rows, or a list."""
+    valid: tuple[DataSource, ...] | None = None
     """The same for held-out rows; without it `data.valid_fraction` of the training rows is held out."""
     columns: dict[str, str] | None = None
-    """Which column plays which part, where the form of the rows is not recognised."""
+    """Part to column name, where the form of the rows is not recognised: prompt and answer, messages, or text."""
+
+    @field_validator("train", "valid", mode="before")
+    @classmethod
+    def _as_list(cls, sources: Any) -> Any:
+        """Let one source stand without a list around it."""
+        return (sources,) if isinstance(sources, (str, dict, HubDataset)) else sources
+
+    @field_validator("columns")
+    @classmethod
+    def _make_a_row(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        """Check that the mapped parts are known and enough for a row."""
+        for part in columns or ():
+            if part not in ROW_PARTS:
+                raise ValueError(f"unknown part {part!r}; {nearest_name(part, ROW_PARTS)}")
+        parts = set(columns or ROW_PARTS)
+        if not (parts >= {"prompt", "answer"} or parts & {"messages", "text"}):
+            raise ValueError("a row needs prompt and answer, or messages, or text")
+        return columns
 
 
 class SyntheticCorpus(Section):

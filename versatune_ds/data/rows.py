@@ -13,9 +13,6 @@ from typing import Any
 
 from versatune_ds.data.turns import BadRowError, Turns, normalised_turns, parsed_json, text_of
 
-PARTS = ("messages", "tools", "system", "prompt", "context", "answer", "text")
-"""Parts that `columns` may map."""
-
 Record = Mapping[str, Any]
 
 _PROMPT_KEYS = ("instruction", "question", "query", "prompt")
@@ -190,8 +187,9 @@ def _tools(record: Record) -> tuple[dict[str, Any], ...]:
     if tools is None or (isinstance(tools, str) and not tools.strip()):
         return ()
     tools = parsed_json(tools, what="tools") if isinstance(tools, str) else tools
-    if isinstance(tools, dict):
-        tools = [tools]
+    tools = [tools] if isinstance(tools, dict) else tools
+    if isinstance(tools, list):
+        tools = [parsed_json(tool, what="tools") if isinstance(tool, str) else tool for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRowError("tools: expected a list of tool descriptions")
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)

@@ -54,6 +54,8 @@ def normalised_turns(messages: Any) -> Turns:
         raise BadRowError("messages: expected a list with at least one message")
     turns = []
     for number, message in enumerate(messages, start=1):
+        if isinstance(message, str):  # so `datasets` stores messages whose keys differ
+            message = parsed_json(message, what=f"turn {number}")
         if not isinstance(message, dict):
             raise BadRowError(f"turn {number}: expected a message, found {type(message).__name__}")
         turn = _normalised_turn(message, what=f"turn {number}")
