@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.section import Section
+from versatune_ds.domains import nearest_name
 
 PolicyName = Literal[
     "versatune",
@@ -130,6 +131,15 @@ class MixtureConfig(Section):
     steer: SteerConfig = SteerConfig()
     schedule: tuple[Stage, ...] = ()
     """Stages of the policy `schedule`, by step; the first starts at step 0."""
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _read_policy(cls, value: Any) -> Any:
+        """Name the nearest policy where none has the given name."""
+        names = get_args(PolicyName)
+        if value not in names:
+            raise ValueError(f"mixture.policy: unknown policy {value!r}; {nearest_name(str(value), names)}")
+        return value
 
     @field_validator("prior", mode="before")
     @classmethod

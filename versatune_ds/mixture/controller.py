@@ -13,24 +13,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.decision import Decision, by_domain
+from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
-from versatune_ds.mixture.policies import POLICIES
-from versatune_ds.mixture.reason import BASELINE_REASON, reason_for, reason_to_skip
+from versatune_ds.mixture.reason import BASELINE_REASON, reason_to_skip
 from versatune_ds.mixture.reference import POLICIES_WITH_REFERENCES, References
 from versatune_ds.mixture.reference_checks import check_against_start
-from versatune_ds.mixture.safeguards import apply_safeguards
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
 from versatune_ds.mixture.signals import History, Signals, from_list, signals_from, to_list
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
+from versatune_ds.mixture.update import Move, Occasion, move_weights, write_decision
 from versatune_ds.mixture.weights import as_weights
 
 logger = logging.getLogger(__name__)
@@ -73,7 +71,6 @@ class Controller:
         self._weights_K = self._start_weights_K
         self._history = History.empty(len(domain_set))
         self._remembered = Remembered()
-        self._num_decisions = 0
         self._next_update = 0
         self._last_moved_step = 0
 
@@ -140,31 +137,46 @@ class Controller:
             is_baseline: Whether this is the measurement before training; by default the first one at step 0 is.
         """
         if is_baseline is None:
-            is_baseline = self._num_decisions == 0 and step == 0
+            is_baseline = self._next_update == 0 and step == 0
         update = 0 if is_baseline else max(self._next_update, 1)
+        occasion = Occasion(update=update, step=step, effective_step=effective_step, inputs=inputs)
         skipped = reason_to_skip(measurement, domain_set=self._domain_set)
-        weights_K, acted, reason = self._weights_K, (), skipped or BASELINE_REASON
-        if skipped is None:
-            signals, history = self._observed(measurement, update=update)
-            if not is_baseline:
-                weights_K, acted, reason = self._moved(signals, step=step, effective_step=effective_step, inputs=inputs)
-            self._history = history.after(signals)
-            self._last_moved_step = step
-        else:
-            acted = ("skipped",)
-            logger.warning("step %d: %s", step, skipped)
-        decision = self._written(
-            measurement,
-            weights_K=weights_K,
-            update=update,
-            step=step,
-            effective_step=effective_step,
-            acted=acted,
-            reason=reason,
-            inputs=inputs,
+        before_K = self._weights_K
+        move = self._kept(skipped, step=step) if skipped else self._moved(measurement, occasion=occasion)
+        self._weights_K, self._next_update = move.weights_K, update + 1
+        return write_decision(
+            move,
+            before_K=before_K,
+            measurement=measurement,
+            signals=self._history.signals,
+            occasion=occasion,
+            domain_set=self._domain_set,
         )
-        self._weights_K, self._num_decisions, self._next_update = weights_K, self._num_decisions + 1, update + 1
-        return decision
+
+    def _kept(self, reason: str, *, step: int) -> Move:
+        """Return the move of a skipped update: none. Losses and elapsed steps are not taken over."""
+        logger.warning("step %d: %s", step, reason)
+        return Move(weights_K=self._weights_K, acted=("skipped",), reason=reason)
+
+    def _moved(self, measurement: Measurement, *, occasion: Occasion) -> Move:
+        """Take over a measurement and return what it moves."""
+        signals, history = self._observed(measurement, update=occasion.update)
+        move = Move(weights_K=self._weights_K, reason=BASELINE_REASON)
+        if occasion.update > 0:
+            move = move_weights(
+                self._weights_K,
+                signals=signals,
+                occasion=occasion,
+                elapsed_steps=occasion.step - self._last_moved_step,
+                policy=self._policy_settings,
+                safeguards=self._safeguard_settings,
+                domain_set=self._domain_set,
+            )
+        for text in move.acted:
+            if text.startswith("alarm"):
+                logger.warning("step %d: %s", occasion.step, text)
+        self._history, self._last_moved_step = history.after(signals), occasion.step
+        return move
 
     def _observed(self, measurement: Measurement, *, update: int) -> tuple[Signals, History]:
         """Return the signals of a measurement and the history with its first losses; check references once."""
@@ -186,57 +198,6 @@ class Controller:
         )
         return signals, history
 
-    def _moved(
-        self, signals: Signals, *, step: int, effective_step: int, inputs: Inputs
-    ) -> tuple[np.ndarray, tuple[str, ...], str]:
-        """Return the new weights, what the safeguards did, and the reason."""
-        settings = replace(self._policy_settings.after_steps(step - self._last_moved_step), **inputs.rates())
-        proposed_K = POLICIES[settings.policy](self._weights_K, signals, effective_step, settings)
-        weights_K, acted = apply_safeguards(
-            proposed_K,
-            before_K=self._weights_K,
-            start_weights_K=self._start_weights_K,
-            signals=signals,
-            settings=self._safeguard_settings,
-            inputs=inputs,
-            num_intervals=settings.num_intervals,
-            domain_set=self._domain_set,
-        )
-        for text in acted:
-            if text.startswith("alarm"):
-                logger.warning("step %d: %s", step, text)
-        reason = reason_for(
-            signals, before_K=self._weights_K, after_K=weights_K, settings=settings, domain_set=self._domain_set
-        )
-        return as_weights(weights_K, "decided weights"), acted, reason
-
-    def _written(
-        self,
-        measurement: Measurement,
-        *,
-        weights_K: np.ndarray,
-        update: int,
-        step: int,
-        effective_step: int,
-        acted: tuple[str, ...],
-        reason: str,
-        inputs: Inputs,
-    ) -> Decision:
-        """Return the decision with its digest."""
-        decision = Decision(
-            update=update,
-            decided_at_step=step,
-            effective_step=effective_step,
-            losses=by_domain(_loss_columns(measurement), domain_set=self._domain_set),
-            signals=by_domain(_signal_columns(self._history.signals), domain_set=self._domain_set),
-            weights_before=self._domain_set.to_dict(self._weights_K),
-            weights_after=self._domain_set.to_dict(weights_K),
-            acted=acted,
-            reason=reason,
-            inputs=inputs.to_dict(),
-        )
-        return replace(decision, digest=decision.computed_digest())
-
     def state_dict(self) -> dict[str, Any]:
         """Return JSON-able state; decisions after a load are those of the uninterrupted run, bit for bit."""
         return {
@@ -244,7 +205,6 @@ class Controller:
             "domains": list(self._domain_set),
             "start_weights_K": to_list(self._start_weights_K),
             "weights_K": to_list(self._weights_K),
-            "num_decisions": self._num_decisions,
             "next_update": self._next_update,
             "last_moved_step": self._last_moved_step,
             "history": self._history.state_dict(),
@@ -265,31 +225,7 @@ class Controller:
             )
         self._start_from(from_list(state["start_weights_K"]))
         self._weights_K = from_list(state["weights_K"])
-        self._num_decisions = state["num_decisions"]
         self._next_update = state["next_update"]
         self._last_moved_step = state["last_moved_step"]
         self._history = History.from_state_dict(state["history"])
         self._remembered = Remembered.from_state_dict(state["remembered"])
-
-
-def _loss_columns(measurement: Measurement) -> dict[str, np.ndarray]:
-    """Return a decision's `losses` as columns [K]."""
-    return {
-        "mean": measurement.loss_K,
-        "stderr": measurement.loss_stderr_K,
-        "num_loss_tokens": measurement.num_loss_tokens_K,
-    }
-
-
-def _signal_columns(signals: Signals) -> dict[str, np.ndarray]:
-    """Return a decision's `signals` as columns [K]."""
-    return {
-        "learnable_potential": signals.learnable_potential_K,
-        "forgetting_degree": signals.forgetting_degree_K,
-        "forgetting_from_best": signals.forgetting_from_best_K,
-        "forgetting_from_start": signals.forgetting_from_start_K,
-        "reference_loss": signals.reference_loss_K,
-        "change_stderr": signals.change_stderr_K,
-        "change_from_best_stderr": signals.change_from_best_stderr_K,
-        "change_from_start_stderr": signals.change_from_start_stderr_K,
-    }

@@ -18,7 +18,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.files import read_domain_values
 
 SUM_TOLERANCE = 1e-6
-"""How far from 1 the sum of weights that a user wrote may be; rounding to six digits stays within it."""
+"""How far from 1 the sum of weights that a user wrote may be, per domain; rounding to six digits stays within it."""
 
 _ROUNDING = 1e-12
 """Sums this near to 1 are left alone, so that weights which pass through a file or a check twice stay the same."""
@@ -38,7 +38,7 @@ def as_weights(values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
         float64 array [K], summing to 1 (what a user rounded away is divided out).
 
     Raises:
-        ValueError: If a value is negative or not finite, or the sum is not 1 within 1e-6.
+        ValueError: If a value is negative or not finite, or the sum is not 1 within 1e-6 a domain.
     """
     weights_K = np.array(values, dtype=np.float64)
     if weights_K.ndim != 1 or weights_K.size == 0:
@@ -46,7 +46,7 @@ def as_weights(values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
     if not np.all(np.isfinite(weights_K)) or np.any(weights_K < 0):
         raise ValueError(f"{what}: no distribution: weights must be finite and not negative, got {weights_K.tolist()}")
     total = float(weights_K.sum())
-    if abs(total - 1.0) > SUM_TOLERANCE:
+    if abs(total - 1.0) > SUM_TOLERANCE * weights_K.size:
         raise ValueError(f"{what}: no distribution: the weights sum to {total:.6g}, expected 1; divide each by the sum")
     return weights_K if abs(total - 1.0) < _ROUNDING else weights_K / total
 

@@ -1,0 +1,110 @@
+"""Sums by domain and by example: means, clustered and paired standard errors, one vector for the all-reduce."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
+
+
+def losses(loss_sum_E, tokens_E, ids_E, num_domains=2):
+    return ExampleLosses(
+        loss_sum_E=np.array(loss_sum_E),
+        num_loss_tokens_E=np.array(tokens_E),
+        domain_ids_E=np.array(ids_E),
+        num_domains=num_domains,
+    )
+
+
+def test_the_mean_is_sum_over_tokens_and_nan_for_an_empty_domain():
+    statistics = DomainStatistics.empty(3).add(
+        loss_sum_K=[6.0, 0.0, 1.0], loss_sq_sum_K=[14.0, 0.0, 1.0], num_loss_tokens_K=[3, 0, 1]
+    )
+    assert np.array_equal(statistics.mean(), [2.0, np.nan, 1.0], equal_nan=True)
+    # losses 1, 2, 3: variance 2/3, standard error sqrt(2/9)
+    assert np.allclose(statistics.standard_error(), [np.sqrt(2) / 3, np.nan, 0.0], equal_nan=True)
+
+
+def test_merging_adds_and_leaves_both_parts_as_they_were():
+    one = DomainStatistics(loss_sum_K=[1.0, 2.0], loss_sq_sum_K=[1.0, 2.0], num_loss_tokens_K=[1, 2])
+    both = one.merge(one)
+    assert both.loss_sum_K.tolist() == [2.0, 4.0]
+    assert both.num_loss_tokens_K.tolist() == [2, 4]
+    assert one.loss_sum_K.tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="read-only"):
+        one.loss_sum_K[0] = 5.0
+
+
+def test_vectors_of_two_ranks_add_to_the_whole():
+    rank0 = DomainStatistics(loss_sum_K=[1.5, 0.0], loss_sq_sum_K=[2.0, 0.0], num_loss_tokens_K=[2, 0])
+    rank1 = DomainStatistics(loss_sum_K=[0.5, 3.0], loss_sq_sum_K=[0.25, 9.0], num_loss_tokens_K=[1, 1])
+    whole = DomainStatistics.from_vector(rank0.to_vector() + rank1.to_vector())
+    assert np.array_equal(whole.loss_sum_K, rank0.merge(rank1).loss_sum_K)
+    assert whole.num_loss_tokens_K.dtype == np.int64
+    assert whole.num_loss_tokens_K.tolist() == [3, 1]
+
+
+def test_statistics_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="three vectors of one length"):
+        DomainStatistics(loss_sum_K=[1.0], loss_sq_sum_K=[1.0, 2.0], num_loss_tokens_K=[1])
+
+
+def test_a_long_example_counts_by_its_tokens():
+    measured = losses([2.0, 12.0, 3.0], [2, 6, 3], [0, 0, 1])
+    assert measured.mean().tolist() == [14.0 / 8.0, 1.0]
+
+
+def test_the_standard_error_is_clustered_by_example():
+    # Domain 0: mean 14/8 = 1.75; residuals 2 - 3.5 = -1.5 and 12 - 10.5 = 1.5; sqrt(2/1 * 4.5) / 8 = 0.375.
+    measured = losses([2.0, 12.0, 3.0], [2, 6, 3], [0, 0, 1])
+    assert np.allclose(measured.standard_error(), [0.375, np.nan], equal_nan=True)
+
+
+def test_a_paired_change_ignores_what_makes_an_example_hard():
+    tokens, ids = [4, 4, 4], [0, 0, 0]
+    before = losses([4.0, 20.0, 40.0], tokens, ids, 1)
+    after = losses([3.0, 19.0, 39.0], tokens, ids, 1)
+    assert after.standard_error()[0] > 1.0
+    assert after.change_standard_error(before)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_paired_error_of_unequal_changes_by_hand():
+    # Changes -1 and -3 over 2 tokens each: mean change -1; residuals 1 and -1; sqrt(2 * 2) / 4 = 0.5.
+    before, after = losses([4.0, 8.0], [2, 2], [0, 0], 1), losses([3.0, 5.0], [2, 2], [0, 0], 1)
+    assert after.change_standard_error(before)[0] == pytest.approx(0.5)
+
+
+def test_other_examples_fall_back_to_the_unpaired_error():
+    before, after = losses([4.0, 8.0], [2, 2], [0, 0], 1), losses([3.0, 5.0], [2, 3], [0, 0], 1)
+    expected = np.hypot(before.standard_error(), after.standard_error())
+    assert np.allclose(after.change_standard_error(before), expected)
+
+
+def test_the_ratio_estimator_covers_the_spread_of_repeated_samples():
+    rng = np.random.default_rng(0)
+    means, errors = [], []
+    for _ in range(400):
+        tokens = rng.integers(5, 60, 50)
+        sums = tokens * rng.normal(2.0, 0.4, 50)
+        measured = losses(sums, tokens, np.zeros(50, dtype=int), 1)
+        means.append(measured.mean()[0])
+        errors.append(measured.standard_error()[0])
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 9), st.integers(0, 1)), min_size=1, max_size=30))
+def test_ranks_that_fill_their_own_examples_add_to_the_whole(examples):
+    sums, tokens, ids = (np.array(column) for column in zip(*examples, strict=True))
+    is_rank0 = np.arange(len(ids)) % 2 == 0
+    parts = [losses(sums * mask, tokens * mask, ids).to_vector() for mask in (is_rank0, ~is_rank0)]
+    whole = ExampleLosses.from_vector(parts[0] + parts[1], domain_ids_E=ids, num_domains=2)
+    assert np.array_equal(whole.mean(), losses(sums, tokens, ids).mean(), equal_nan=True)
+    assert whole.num_loss_tokens().tolist() == losses(sums, tokens, ids).num_loss_tokens().tolist()
+
+
+def test_a_domain_id_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
+        losses([1.0], [1], [2])

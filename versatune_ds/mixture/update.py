@@ -1,0 +1,141 @@
+"""Make one update: policy, then safeguards, then the sentence that says why, then the record of it all.
+
+The one idea: everything between a measurement's signals and the written decision is a pure function of values.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision, by_domain
+from versatune_ds.mixture.inputs import Inputs
+from versatune_ds.mixture.measurement import Measurement
+from versatune_ds.mixture.policies import POLICIES
+from versatune_ds.mixture.reason import reason_for
+from versatune_ds.mixture.safeguards import apply_safeguards
+from versatune_ds.mixture.settings import PolicySettings, SafeguardSettings
+from versatune_ds.mixture.signals import Signals
+from versatune_ds.mixture.weights import as_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occasion:
+    """Say when a decision is made, and on what besides losses.
+
+    Attributes:
+        update: Number of the update; 0 is the measurement before training.
+        step: Optimizer steps done.
+        effective_step: Step from which new weights can hold.
+        inputs: Live control and supply caps.
+    """
+
+    update: int
+    step: int
+    effective_step: int
+    inputs: Inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Move:
+    """Hold what an update came to.
+
+    Attributes:
+        weights_K: Weights afterwards, float64.
+        acted: Every safeguard that acted.
+        reason: One sentence.
+    """
+
+    weights_K: np.ndarray
+    acted: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def move_weights(
+    weights_K: np.ndarray,
+    *,
+    signals: Signals,
+    occasion: Occasion,
+    elapsed_steps: int,
+    policy: PolicySettings,
+    safeguards: SafeguardSettings,
+    domain_set: DomainSet,
+) -> Move:
+    """Return the update of weights [K]: proposed by the policy, bounded by the safeguards, put into words.
+
+    Args:
+        weights_K: Weights decided before.
+        signals: Signals of this update.
+        occasion: Its steps and inputs; rates set by live control replace the policy's.
+        elapsed_steps: Steps since the weights were last decided on a measurement.
+        policy: Resolved policy settings.
+        safeguards: Resolved safeguard settings.
+        domain_set: Domains of the run.
+    """
+    settings = replace(policy.after_steps(elapsed_steps), **occasion.inputs.rates())
+    proposed_K = POLICIES[settings.policy](weights_K, signals, occasion.effective_step, settings)
+    guarded_K, acted = apply_safeguards(
+        proposed_K,
+        before_K=weights_K,
+        start_weights_K=settings.start_weights_K,
+        signals=signals,
+        settings=safeguards,
+        inputs=occasion.inputs,
+        num_intervals=settings.num_intervals,
+        domain_set=domain_set,
+    )
+    after_K = as_weights(guarded_K, "decided weights")
+    reason = reason_for(signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
+    return Move(weights_K=after_K, acted=acted, reason=reason)
+
+
+def write_decision(
+    move: Move,
+    *,
+    before_K: np.ndarray,
+    measurement: Measurement,
+    signals: Signals,
+    occasion: Occasion,
+    domain_set: DomainSet,
+) -> Decision:
+    """Return the decision with its digest."""
+    decision = Decision(
+        update=occasion.update,
+        decided_at_step=occasion.step,
+        effective_step=occasion.effective_step,
+        losses=by_domain(_loss_columns(measurement), domain_set=domain_set),
+        signals=by_domain(_signal_columns(signals), domain_set=domain_set),
+        weights_before=domain_set.to_dict(before_K),
+        weights_after=domain_set.to_dict(move.weights_K),
+        acted=move.acted,
+        reason=move.reason,
+        inputs=occasion.inputs.to_dict(),
+    )
+    return replace(decision, digest=decision.computed_digest())
+
+
+def _loss_columns(measurement: Measurement) -> dict[str, np.ndarray]:
+    """Return a decision's `losses` as columns [K]."""
+    return {
+        "mean": measurement.loss_K,
+        "stderr": measurement.loss_stderr_K,
+        "num_loss_tokens": measurement.num_loss_tokens_K,
+    }
+
+
+def _signal_columns(signals: Signals) -> dict[str, np.ndarray]:
+    """Return a decision's `signals` as columns [K]."""
+    return {
+        "learnable_potential": signals.learnable_potential_K,
+        "forgetting_degree": signals.forgetting_degree_K,
+        "forgetting_from_best": signals.forgetting_from_best_K,
+        "forgetting_from_start": signals.forgetting_from_start_K,
+        "reference_loss": signals.reference_loss_K,
+        "change_stderr": signals.change_stderr_K,
+        "change_from_best_stderr": signals.change_from_best_stderr_K,
+        "change_from_start_stderr": signals.change_from_start_stderr_K,
+    }
