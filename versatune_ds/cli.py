@@ -96,9 +96,9 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> int:
     from versatune_ds.config import load_config
-    from versatune_ds.training.assemble import prepare_data
+    from versatune_ds.training.prepared import prepare_recipe
 
-    prepare_data(load_config(parsed.recipe, parsed.overrides))
+    prepare_recipe(load_config(parsed.recipe, parsed.overrides))
     return 0
 
 

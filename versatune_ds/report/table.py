@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from versatune_ds.report.series import RunSeries
 
-_HEADER = ("domain", "loss before", "after", "weight before", "after", "share requested", "realised", "tokens")
+_HEADER = ("domain", "before", "after", "before", "after", "requested", "realised", "tokens")
+_GROUPS = ((1, "loss"), (3, "weight"), (5, "share"))
+"""First column of a group, and its title above the header."""
 
 
 def summary_table(series: RunSeries) -> str:
-    """Return the table as aligned text, 80 columns for names up to 12 characters."""
+    """Return the table as aligned text, within 80 columns for names up to 14 characters."""
     rows = [_HEADER, *(_domain_row(series, name) for name in series.domain_names)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = [_line(row, widths) for row in rows]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    header, *lines = [_line(row, widths) for row in rows]
+    return "\n".join([_group_line(widths), header, "-" * len(header), *lines])
+
+
+def _group_line(widths: list[int]) -> str:
+    """Return the line of group titles, each above the left edge of its first column."""
+    line = ""
+    for column, title in _GROUPS:
+        line = line.ljust(sum(widths[:column]) + 2 * column) + title
+    return line
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

@@ -33,4 +33,5 @@ def measure_validation(engine: Engine, loader: ValidationLoader) -> ExampleLosse
         loss_sum_E=sum_over_ranks(loss_sum_E.cpu().numpy()),
         num_loss_tokens_E=np.asarray(loader.example_num_loss_tokens),
         domain_ids_E=np.asarray(loader.example_domain_ids),
+        num_domains=loader.num_domains,
     )

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 
-from versatune_ds.distributed import broadcast_text, check_same_on_all_ranks
-from versatune_ds.mixture.controller import Decision
+from versatune_ds.distributed import check_same_on_all_ranks
 from versatune_ds.training.evaluate import measure_validation
 from versatune_ds.training.progress import log_decision, log_step
-from versatune_ds.training.run import Run
+from versatune_ds.training.run import Run, validation_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +23,9 @@ def train(run: Run) -> bool:
     Returns:
         Whether the run is complete; False if a signal stopped it, its state saved.
     """
-    settings = run.config
-    last_step = settings.train.steps
+    settings, last_step = run.config, run.config.train.steps
     if run.step == 0:
-        measure_and_decide(run, step=0)
+        measure_and_decide(run)
     for step in range(run.step + 1, run.step + 1 + run.loader.prefetch):
         plan_data(run, step=step)
     for step in range(run.step + 1, last_step + 1):
@@ -35,19 +33,24 @@ def train(run: Run) -> bool:
         data = run.loader.take(step)
         result = run.engine.train_step(data.micro_batches, step=step)
         run.step = step
+        run.served.add(data.plan)
         run.meter.add(result, data)
-        if step % settings.monitor.log_every == 0 or step == last_step:
-            log_step(run, data)
+        is_last = step == last_step or data.plan.is_last
+        if is_last or step % settings.monitor.log_every == 0:
+            log_step(run, data.plan)
         if step % settings.mixture.update_every == 0:
-            measure_and_decide(run, step=step)
+            measure_and_decide(run)
+        elif is_last:
+            losses = measure_validation(run.engine, run.validation)
+            run.monitor.metrics(step, validation_metrics(losses, run.domain_set))
         is_stopped = run.signals.agreed()
-        if is_stopped or step == last_step or step % (settings.checkpoint.every or last_step) == 0:
+        if is_stopped or is_last or step % (settings.checkpoint.every or last_step) == 0:
             run.save()
-        if is_stopped and step < last_step:
-            logger.warning("stopped by a signal after step %d; the run goes on from there", step)
+        if is_last:
+            break
+        if is_stopped:
+            logger.warning("stopped by a signal after step %d, all saved; start it again to go on", step)
             return False
-    if last_step % settings.mixture.update_every:
-        run.monitor.validation(last_step, measure_validation(run.engine, run.validation))
     return True
 
 
@@ -57,19 +60,16 @@ def plan_data(run: Run, *, step: int) -> None:
         run.loader.plan(step, run.schedule.weights_at(step))
 
 
-def measure_and_decide(run: Run, *, step: int) -> None:
+def measure_and_decide(run: Run) -> None:
     """Measure the losses by domain, let rank 0 decide, and apply the decision on every rank.
 
-    Communication, in this order on every rank: the validation's own, one broadcast of the decision, one check that
-    all ranks hold the same schedule.
+    Communication, in this order on every rank: the validation's own, the decision's broadcast, one check that all
+    ranks hold the same decisions.
     """
     losses = measure_validation(run.engine, run.validation)
-    text = None
-    if run.controller is not None:
-        text = run.controller.decide(losses, step=step, effective_step=step + run.loader.prefetch + 1).to_json()
-    decision = Decision.from_json(broadcast_text(text, run.world))
-    decision.verify()
-    run.schedule.apply(decision)
-    check_same_on_all_ranks(run.schedule.digest(), run.world, what=f"schedule after step {step}")
-    run.record_decision(decision)
+    decision = run.decide(losses, effective_step=run.step + run.loader.prefetch + 1)
+    run.schedule.append(decision.effective_step, decision.weights_K(run.domain_set))
+    check_same_on_all_ranks(decision.digest, run.world, what=f"decision after step {run.step}")
+    run.monitor.metrics(run.step, validation_metrics(losses, run.domain_set))
+    run.monitor.decision(decision.to_dict())
     log_decision(run, decision)

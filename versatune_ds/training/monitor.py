@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,7 +92,7 @@ class Wandb:
         settings = config.monitor.wandb
         id_file = config.run_dir / "wandb_id"
         if not id_file.is_file() or resumed_step == 0:
-            id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
         self._last_step = resumed_step
         self._run = wandb.init(
             id=id_file.read_text(encoding="utf-8").strip(),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from versatune_ds.data.loader import StepBatch
-from versatune_ds.mixture.controller import Decision
+from versatune_ds.data.plan import StepPlan
+from versatune_ds.mixture.decision import Decision
 from versatune_ds.training.engine import learning_rate_at
 
 if TYPE_CHECKING:
@@ -18,17 +18,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def log_step(run: Run, data: StepBatch) -> None:
+def log_step(run: Run, plan: StepPlan) -> None:
     """Read the meter, record the metrics and show one line. Every rank must call it: the meter communicates."""
     metrics = run.meter.read()
     metrics["train/grad_norm"] = run.engine.grad_norm()
     metrics["train/learning_rate"] = learning_rate_at(run.step, run.config.train)
-    requested_K, realised_K = run.shares(data)
-    for i, name in enumerate(run.domain_set):
-        metrics[f"domain/{name}/weight"] = float(data.plan.weights_K[i])
-        metrics[f"domain/{name}/num_tokens"] = int(run.num_tokens_K[i])
-        metrics[f"domain/{name}/requested_share"] = float(requested_K[i])
-        metrics[f"domain/{name}/realised_share"] = float(realised_K[i])
+    metrics |= {f"domain/{name}/weight": float(plan.weights_K[i]) for i, name in enumerate(run.domain_set)}
+    metrics |= run.served.metrics(run.domain_set.names)
     run.monitor.metrics(run.step, metrics)
     remaining = (run.config.train.steps - run.step) * metrics["perf/step_seconds"]
     logger.info(

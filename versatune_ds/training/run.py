@@ -1,28 +1,32 @@
-"""Hold the parts of a run, and the little state that belongs to none of them.
+"""Hold the parts of a run: what the loop works on, and what it means to save, restore and record it.
 
-The one idea: `Run` is what the loop works on. It is assembled in `assemble.py`; here is what it means to save it,
-restore it and record what it decided.
-
-Shape legend: **K** domains.
+The one idea: all state that is ours is rank-independent JSON: counters and decisions, no buffers. It is read back the
+same on every rank, whatever their number.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.validation_rows import ValidationLoader
-from versatune_ds.distributed import World
+from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
+from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from versatune_ds.training.engine import Engine
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.monitor import Monitor
+from versatune_ds.training.served import ServedTokens
 from versatune_ds.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -46,10 +50,92 @@ class Run:
     monitor: Monitor
     signals: StopSignals
     meter: Meter
-    identity: dict[str, str]
-    """Digests of data and tokenizer: a checkpoint fits only the run that made it."""
+    served: ServedTokens
+    identity: dict[str, Any]
+    """What a checkpoint must share with the run that resumes it: digests of data and tokenizer, world, ZeRO stage."""
     step: int = 0
     """Optimizer steps done."""
-    requested_units_K: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    realised_units_K: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    num_tokens_K: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def decide(self, losses: ExampleLosses, *, effective_step: int) -> Decision:
+        """Let rank 0 decide, and return the decision on every rank, its digest checked.
+
+        Communication: one broadcast of an error text (usually empty), one of the decision.
+
+        Raises:
+            ValueError: On every rank, if the references cannot steer.
+        """
+        made: list[str] = []
+        if self.controller is None:
+            run_on_rank_zero(lambda: None, self.world)
+        else:
+            controller = self.controller
+            run_on_rank_zero(
+                lambda: made.append(controller.decide(losses, step=self.step, effective_step=effective_step).to_json()),
+                self.world,
+            )
+        decision = Decision.from_json(broadcast_text(made[0] if made else None, self.world))
+        decision.verify()
+        return decision
+
+    def save(self) -> Path:
+        """Save everything as the checkpoint of the current step; drop the oldest. Communication: see checkpoint.py."""
+        state = {
+            "version": STATE_VERSION,
+            "step": self.step,
+            "identity": self.identity,
+            "loader": self.loader.state_dict(self.step),
+            "schedule": self.schedule.state_dict(),
+            "served": self.served.state_dict(),
+            "controller": self.controller.state_dict() if self.controller else None,
+        }
+        folder = save_checkpoint(
+            self.engine.deepspeed_engine,
+            run_dir=self.config.run_dir,
+            step=self.step,
+            state=state,
+            keep=self.config.checkpoint.keep,
+            world=self.world,
+        )
+        logger.info("saved %s", folder)
+        return folder
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: If data, tokenizer, processes or ZeRO stage are not those it was saved with; one line each.
+        """
+        state = read_state(folder)
+        if state["version"] != STATE_VERSION:
+            raise ValueError(f"{folder}: saved in format {state['version']}, this is {STATE_VERSION}; use --fresh")
+        check_identity(state["identity"], self.identity, folder=folder)
+        self.loader.load_state_dict(state["loader"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.served.load_state_dict(state["served"])
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
+        load_checkpoint(self.engine.deepspeed_engine, folder)
+        self.step = state["step"]
+        logger.info("resuming after step %d from %s", self.step, folder)
+
+
+def check_identity(saved: dict[str, Any], current: dict[str, Any], *, folder: Path) -> None:
+    """Compare what a checkpoint was made with and what the run has now.
+
+    Raises:
+        ValueError: One line for each difference.
+    """
+    lines = [
+        f"{folder}: saved with {key} {saved.get(key)!r}, now {value!r}; give it back, or start over with --fresh"
+        for key, value in current.items()
+        if saved.get(key) != value
+    ]
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def validation_metrics(losses: ExampleLosses, domain_set: DomainSet) -> dict[str, float]:
+    """Return `domain/NAME/loss` and `validation/loss`, the plain mean over domains that were measured."""
+    means_K = losses.mean()
+    metrics = {f"domain/{name}/loss": float(mean) for name, mean in zip(domain_set, means_K, strict=True)}
+    return {**metrics, "validation/loss": float(np.nanmean(means_K))}
