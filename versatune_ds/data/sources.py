@@ -10,29 +10,17 @@ import glob
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 
 from versatune_ds.config.sections import HubDataset
-from versatune_ds.data.manifest import digest_of_file
 from versatune_ds.data.readers import SUFFIXES, format_of
 from versatune_ds.data.records import COMPRESSIONS
 
 _logger = logging.getLogger(__name__)
 
 Source = str | HubDataset
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """Name one local file and what proves its content."""
-
-    path: Path
-    digest: str
-    """blake2b of its bytes, its name included, because it decides the format and opens messages."""
 
 
 def find_files(sources: Sequence[Source], *, key: str) -> tuple[Path, ...]:
@@ -50,15 +38,6 @@ def find_files(sources: Sequence[Source], *, key: str) -> tuple[Path, ...]:
         if count > 1:
             raise ValueError(f"{key}: {file} is named {count} times, so its rows would count {count} times")
     return tuple(files)
-
-
-def digest_files(paths: Sequence[Path]) -> tuple[SourceFile, ...]:
-    """Return files with the digests of their content."""
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return tuple(
-            SourceFile(path=path, digest=f"{path.name}:{digest}")
-            for path, digest in zip(paths, pool.map(digest_of_file, paths), strict=True)
-        )
 
 
 def _files_of(source: Source, *, key: str) -> list[Path]:

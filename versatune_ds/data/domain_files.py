@@ -1,0 +1,111 @@
+"""Say which domains a recipe has, in which order, and which files each is made of.
+
+The one idea: a folder, a mapping and the built-in corpus all become one ordered mapping from domain to files; what
+follows knows no other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from versatune_ds.config.sections import DataConfig, DomainFiles, SyntheticCorpus
+from versatune_ds.data.cache import locked
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.readers import format_of, read_records
+from versatune_ds.data.rows import parse_row
+from versatune_ds.data.sources import find_files
+from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
+from versatune_ds.data.turns import BadRowError
+
+_logger = logging.getLogger(__name__)
+
+
+def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
+    """Return every domain's files, in the order of the domains' ids.
+
+    A folder's domains are the files and folders of its `train/`, sorted by name; a mapping keeps its own order.
+
+    Args:
+        data: The recipe's data section.
+        cache_dir: Where the built-in corpus is written when the recipe asks for it.
+
+    Raises:
+        ValueError: If the folder has no `train/`, nothing in it, or one domain twice.
+    """
+    if data.domains is not None:
+        return dict(data.domains)
+    if data.synthetic is not None:
+        return _files_by_domain(_write_synthetic(data.synthetic, cache_dir=cache_dir))
+    return _files_by_domain(data.folder)
+
+
+def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
+    """Yield every text of every domain's training rows, for training a tokenizer; bad rows are passed over.
+
+    Preparing the data counts and reports the bad rows.
+    """
+    for name, files in domain_files(data, cache_dir=cache_dir).items():
+        for path in find_files(files.train, key=key_of(data, domain=name)):
+            for record in read_records(path):
+                try:
+                    yield from parse_row(record.json_text, columns=files.columns).texts() if not record.problem else ()
+                except BadRowError:
+                    continue
+
+
+def key_of(data: DataConfig, *, domain: str, split: str = "train") -> str:
+    """Return the dotted key of the recipe that a message about a domain's files names."""
+    return f"data.domains.{domain}.{split}" if data.domains is not None else "data.folder"
+
+
+def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
+    """Return the domains of a folder with `train/` and perhaps `valid/`."""
+    if not (folder / "train").is_dir():
+        raise ValueError(f"data.folder: {folder}/train is no folder; expected {folder}/train/DOMAIN.jsonl")
+    train, valid = _paths_by_domain(folder / "train"), {}
+    if not train:
+        raise ValueError(f"data.folder: {folder}/train holds no data file; expected {folder}/train/DOMAIN.jsonl")
+    if (folder / "valid").is_dir():
+        valid = _paths_by_domain(folder / "valid")
+    unknown = [str(valid[name]) for name in valid if name not in train]
+    if unknown:
+        raise ValueError(f"data.folder: {unknown[0]} belongs to no domain of {folder}/train ({', '.join(train)})")
+    return {
+        name: DomainFiles(train=(str(path),), valid=(str(valid[name]),) if name in valid else None)
+        for name, path in train.items()
+    }
+
+
+def _paths_by_domain(folder: Path) -> dict[str, Path]:
+    """Return the data files and folders in a folder by the name before their suffixes, sorted by it."""
+    paths: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file() and format_of(path) is None:
+            _logger.warning("data.folder: %s is no data file; passed over", path)
+            continue
+        name = path.name[: path.name.lower().rindex(format_of(path))] if path.is_file() else path.name
+        if name in paths:
+            raise ValueError(
+                f"data.folder: both {paths[name]} and {path} are domain {name!r}; put them in {folder}/{name}/"
+            )
+        paths[name] = path
+    return dict(sorted(paths.items()))
+
+
+def _write_synthetic(corpus: SyntheticCorpus, *, cache_dir: Path) -> Path:
+    """Write the built-in corpus, unless it is there, and return its folder."""
+    num_rows = DEFAULT_NUM_ROWS if corpus.num_rows is None else corpus.num_rows
+    folder = cache_dir / f"synthetic-{digest_of_texts([corpus.model_dump_json()])[:12]}"
+    with locked(cache_dir / "locks" / folder.name):
+        write_corpus(
+            folder,
+            num_rows=num_rows,
+            num_valid_rows=corpus.num_valid_rows,
+            num_test_rows=corpus.num_test_rows,
+            seed=corpus.seed,
+        )
+    return folder

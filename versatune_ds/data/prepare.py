@@ -1,0 +1,168 @@
+"""Bring every domain of a recipe into shards, once: what was prepared before is found by its fingerprint.
+
+The one idea: a domain's folder is named by a digest of all that its tokens depend on: the bytes of its files, the
+tokenizer, the template, the settings. So nothing stale is ever read, and a changed file costs its own domain only.
+
+One process of a node calls `prepare_domains`; the others wait and then call it too: they find everything prepared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config.sections import DataConfig, DomainFiles
+from versatune_ds.data.abilities import probe_template
+from versatune_ds.data.cache import building, locked
+from versatune_ds.data.domain_files import domain_files, key_of
+from versatune_ds.data.encode_rows import EncodeSettings, RowEncoder
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.prepare_domain import (
+    BAD_ROWS_NAME,
+    DomainSummary,
+    DomainTask,
+    build_domain,
+    check_summary,
+    read_summary,
+)
+from versatune_ds.data.prepare_table import PrepareRow, format_table
+from versatune_ds.data.shards import DomainShards
+from versatune_ds.data.source_digests import SourceDigests
+from versatune_ds.data.sources import find_files
+from versatune_ds.data.templates import choose_template, template_digest
+from versatune_ds.data.tokenize import tokenizer_digest
+from versatune_ds.domains import DomainSet
+
+_logger = logging.getLogger(__name__)
+
+_PREPARE_VERSION = 1  # raise it whenever the same input would give other tokens: older shards are then built anew
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedData:
+    """Hold the shards of all domains, in the order of their ids."""
+
+    domain_set: DomainSet
+    train: tuple[DomainShards, ...]
+    valid: tuple[DomainShards, ...]
+    table: tuple[PrepareRow, ...]
+    """Counts of every domain's train and valid split, for `format_table`."""
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of the domains and the content of all their shards, equal wherever they were prepared."""
+        return digest_of_texts([*self.domain_set, *(shards.digest for shards in (*self.train, *self.valid))])
+
+
+def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> PreparedData:
+    """Prepare every domain that is not prepared yet, and open the shards of all.
+
+    What is held out depends on the rows alone, not on a seed, so that runs compare whatever their seeds.
+
+    Args:
+        data: The recipe's data section.
+        tokenizer: A transformers tokenizer.
+        cache_dir: Folder of prepared shards; made when absent, shared by any number of runs and processes.
+
+    Raises:
+        ValueError: If files are missing or unreadable, or a domain has no rows or too many bad ones.
+        RuntimeError: If shards prepared before are damaged.
+    """
+    files_of_domain = domain_files(data, cache_dir=cache_dir)
+    domain_set = DomainSet(tuple(files_of_domain))
+    template = choose_template(tokenizer, path=data.chat_template)
+    abilities = probe_template(template, tokenizer=tokenizer)
+    identity = {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(template)}
+    digests = SourceDigests(cache_dir)
+    folders, table = [], []
+    for name, files in files_of_domain.items():
+        encoder = RowEncoder(
+            tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
+        )
+        task = _task(data, name=name, files=files)
+        folder = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
+        folders.append(folder)
+        table += read_summary(folder).rows
+    _logger.info("Prepared data:\n%s", format_table(table))
+    return PreparedData(
+        domain_set=domain_set,
+        train=tuple(DomainShards(folder / "train") for folder in folders),
+        valid=tuple(DomainShards(folder / "valid") for folder in folders),
+        table=tuple(table),
+    )
+
+
+def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
+    """Return the settings of a domain's encoder."""
+    return EncodeSettings(
+        row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
+    )
+
+
+def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
+    """Return what a domain is made of, with its sources resolved to files."""
+    return DomainTask(
+        name=name,
+        key=key_of(data, domain=name),
+        train=find_files(files.train, key=key_of(data, domain=name)),
+        valid=find_files(files.valid, key=key_of(data, domain=name, split="valid"))
+        if files.valid is not None
+        else None,
+        valid_fraction=data.valid_fraction,
+    )
+
+
+def _prepare_domain(
+    task: DomainTask, *, encoder: RowEncoder, identity: dict[str, str], data: DataConfig, digests: SourceDigests
+) -> Path:
+    """Return a domain's folder of shards, building it when it is not there.
+
+    Raises:
+        ValueError: If the domain cannot be prepared, or was, with more bad rows than are allowed now.
+    """
+    settings = {**identity, **dataclasses.asdict(encoder.settings)}
+    folder = digests.cache_dir / f"{_file_name(task.name)}-{_fingerprint(task, settings=settings, digests=digests)}"
+    with locked(digests.cache_dir / "locks" / folder.name):
+        if not folder.is_dir():
+            with building(folder) as place:
+                summary = build_domain(
+                    place, task=task, encoder=encoder, num_processes=data.num_processes, settings=settings
+                )
+                check_summary(summary, task=task, max_bad_rows=data.max_bad_rows)
+    summary = read_summary(folder)
+    check_summary(summary, task=task, max_bad_rows=data.max_bad_rows)
+    _warn(summary, bad_rows=folder / BAD_ROWS_NAME)
+    return folder
+
+
+def _fingerprint(task: DomainTask, *, settings: dict[str, Any], digests: SourceDigests) -> str:
+    """Return 16 hexadecimal digits of all that a domain's shards depend on; files count by name and content."""
+    split = ["by files", *digests.of(task.valid)] if task.valid is not None else ["by hash", repr(task.valid_fraction)]
+    parts = [str(_PREPARE_VERSION), task.name, json.dumps(settings, sort_keys=True), *split, *digests.of(task.train)]
+    return digest_of_texts(parts)[:16]
+
+
+def _file_name(domain: str) -> str:
+    """Return a domain's name as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", domain)[:64].lstrip(".") or "domain"
+
+
+def _warn(summary: DomainSummary, *, bad_rows: Path) -> None:
+    """Log what a user should look at: bad rows, and held-out rows that are trained on."""
+    train, valid = summary.rows
+    num_bad = train.num_bad_rows + valid.num_bad_rows
+    if num_bad:
+        first = "; ".join(problem.encode("unicode_escape").decode("ascii") for problem in summary.problems)
+        _logger.warning("%s: %d bad rows left out (%s); all in %s", train.domain, num_bad, first, bad_rows)
+    if valid.num_in_train:
+        _logger.warning(
+            "%s: %d of %d held-out rows are also trained on; their loss says less than it seems",
+            train.domain,
+            valid.num_in_train,
+            valid.num_rows,
+        )

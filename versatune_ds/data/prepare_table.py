@@ -1,0 +1,76 @@
+"""Count what preparation did to each domain, and lay it out as a table.
+
+The one idea: a user sees at a glance what became of every row: bad, cut, without loss, double, or held-out and also
+trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareRow:
+    """Count one split of one domain."""
+
+    domain: str
+    split: str
+    num_files: int
+    num_rows: int
+    """Rows read, bad ones included; rows held out by hash count under `valid`."""
+    num_bad_rows: int
+    num_without_loss: int
+    """Rows left out because no token of theirs bears loss (an answer cut off whole, for example)."""
+    num_examples: int
+    num_tokens: int
+    num_loss_tokens: int
+    longest_tokens: int
+    num_long_rows: int
+    """Rows longer than `row_tokens`: truncated, or split, as `data.long_examples` says."""
+    num_cut_tokens: int
+    """Tokens that truncation cut off."""
+    num_duplicates: int
+    """Rows whose content an earlier row of the split has, white space and letter case aside; they are kept."""
+    num_in_train: int = 0
+    """Held-out rows whose content the same domain trains on too."""
+
+
+_HEADINGS = {
+    "domain": "domain",
+    "split": "split",
+    "num_files": "files",
+    "num_rows": "rows",
+    "num_bad_rows": "bad rows",
+    "num_without_loss": "no loss",
+    "num_examples": "examples",
+    "num_tokens": "tokens",
+    "num_loss_tokens": "loss tokens",
+    "longest_tokens": "longest",
+    "num_long_rows": "long rows",
+    "num_cut_tokens": "tokens cut",
+    "num_duplicates": "duplicates",
+    "num_in_train": "in train",
+}
+assert set(_HEADINGS) == {field.name for field in fields(PrepareRow)}
+
+
+def format_table(rows: Sequence[PrepareRow]) -> str:
+    """Return the counts as aligned text, one line a split."""
+    cells = [list(_HEADINGS.values()), *([_cell(getattr(row, name)) for name in _HEADINGS] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
+    return "\n".join(_aligned(line, widths=widths) for line in cells)
+
+
+def _cell(value: str | int) -> str:
+    """Return a value as it stands in the table; control characters of names are escaped."""
+    return f"{value:,}" if isinstance(value, int) else value.encode("unicode_escape").decode("ascii")
+
+
+def _aligned(line: list[str], *, widths: list[int]) -> str:
+    """Return a line with names to the left and numbers to the right."""
+    cells = [
+        text.ljust(width) if i < 2 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(line, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()

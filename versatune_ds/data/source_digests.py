@@ -1,0 +1,68 @@
+"""Know the content digests of source files without reading gigabytes at every start.
+
+The one idea: a digest is remembered with the file's size, inode and time of change in nanoseconds. A file changed
+within the last seconds is not remembered, because a clock may be too coarse to tell the next change apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from versatune_ds.data.manifest import digest_of_file
+
+_SETTLED_SECONDS = 3.0
+_NUM_THREADS = 4
+
+
+class SourceDigests:
+    """Give the digests of source files, remembered in a cache folder.
+
+    Attributes:
+        cache_dir: Folder whose `source_digests.json` remembers.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        """Read what is remembered; an unreadable memory is an empty one."""
+        self.cache_dir = cache_dir
+        self._path = cache_dir / "source_digests.json"
+        try:
+            self._known: dict[str, str] = dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self._known = {}
+
+    def of(self, paths: Sequence[Path]) -> list[str]:
+        """Return `name:digest` of every file, in order; the name is part of it, as it decides the format."""
+        keys = [_key(path) for path in paths]
+        unknown = [i for i, key in enumerate(keys) if key not in self._known]
+        found = {key: self._known[key] for key in keys if key in self._known}
+        with ThreadPoolExecutor(max_workers=_NUM_THREADS) as pool:
+            for i, digest in zip(unknown, pool.map(digest_of_file, [paths[i] for i in unknown]), strict=True):
+                found[keys[i]] = digest
+        self._remember({keys[i]: found[keys[i]] for i in unknown if _is_settled(paths[i])})
+        return [f"{path.name}:{found[key]}" for path, key in zip(paths, keys, strict=True)]
+
+    def _remember(self, digests: dict[str, str]) -> None:
+        """Add digests to the memory on disk, whole or not at all; of two writers at once the last one wins."""
+        if not digests:
+            return
+        self._known |= digests
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        draft = self._path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
+        draft.replace(self._path)
+
+
+def _key(path: Path) -> str:
+    """Return what identifies a file's content without reading it."""
+    stat = path.stat()
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+
+
+def _is_settled(path: Path) -> bool:
+    """Return whether a file's last change is old enough to be told from the next one."""
+    return time.time() - path.stat().st_mtime > _SETTLED_SECONDS
