@@ -123,7 +123,7 @@ def compile_command(device_type: str) -> list[str]:
         RuntimeError: If the compiler is missing.
     """
     sources = [str(CSRC / name) for name in SOURCES[device_type]]
-    includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    includes = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     shared = ["-std=c++20", "-O3", "-shared", *includes, *sources, *libraries, "-ltorch_cpu", "-lc10"]
     if device_type == "cpu":
@@ -181,9 +181,9 @@ def gencode_flags(architectures: Sequence[str]) -> list[str]:
 def digest(command: Sequence[str]) -> str:
     """Return 16 hex digits that change with any source, flag, the PyTorch version or the processor's features."""
     parts = hashlib.sha256()
-    for path in sorted(CSRC.iterdir()):
-        if path.is_file():
-            parts.update(path.name.encode() + b"\0" + path.read_bytes())
+    headers = [path for path in CSRC.iterdir() if path.suffix in (".h", ".cuh")]
+    for path in sorted([*headers, *(Path(part) for part in command if part.startswith(str(CSRC)))]):
+        parts.update(path.name.encode() + b"\0" + path.read_bytes())
     parts.update("\0".join([*command, torch.__version__, _processor_features()]).encode())
     return parts.hexdigest()[:16]
 

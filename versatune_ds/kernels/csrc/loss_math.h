@@ -122,42 +122,32 @@ VERSATUNE_HD RowGradient row_gradient(float lse, float scale, int64_t vocabulary
 // Derivative of softcap * tanh(logit / softcap), from its value x.
 VERSATUNE_HD float softcap_slope(float x, float softcap) { return 1.0f - (x / softcap) * (x / softcap); }
 
-// Cut a row that may start anywhere into scalars up to the first 16-byte boundary, whole vectors, and a rest.
-// Example: 13 elements of 2 bytes starting 12 bytes past a boundary: head 2, one vector of 8, tail 3.
-struct RowTiling {
-  int64_t head;
-  int64_t num_vectors;
-  int64_t tail;
-};
+// A row is cut into vectors of 16 bytes counted from its first element, wherever in memory that lies: which thread adds
+// which element, and thereby every bit of the sum, must not depend on where a chunk begins. The last may be partial.
+// Example: 13 elements of 2 bytes: two vectors, of 8 and 5 elements.
+constexpr int kVectorBytes = 16;
 
-constexpr int64_t kVectorBytes = 16;
-
-VERSATUNE_HD RowTiling tile_row(uint64_t address, int64_t num_elements, int64_t element_bytes) {
-  const int64_t misaligned = static_cast<int64_t>(address % kVectorBytes);
-  int64_t head = misaligned == 0 ? 0 : (kVectorBytes - misaligned) / element_bytes;
-  head = head < num_elements ? head : num_elements;
-  const int64_t per_vector = kVectorBytes / element_bytes;
-  const int64_t num_vectors = (num_elements - head) / per_vector;
-  return {head, num_vectors, num_elements - head - num_vectors * per_vector};
+VERSATUNE_HD int vectors_in_row(int num_elements, int per_vector) {
+  return (num_elements + per_vector - 1) / per_vector;
 }
 
 // Share vectors evenly among the CTAs of a cluster; the last share may be shorter or empty.
 // Example: 10 vectors over 4 CTAs: 0..3, 3..6, 6..9, 9..10.
 struct Span {
-  int64_t begin;
-  int64_t end;
+  int begin;
+  int end;
 };
 
-VERSATUNE_HD Span cluster_share(int64_t num_vectors, int rank, int num_ctas) {
-  const int64_t share = (num_vectors + num_ctas - 1) / num_ctas;
-  const int64_t begin = rank * share < num_vectors ? rank * share : num_vectors;
+VERSATUNE_HD Span cluster_share(int num_vectors, int rank, int num_ctas) {
+  const int share = (num_vectors + num_ctas - 1) / num_ctas;
+  const int begin = rank * share < num_vectors ? rank * share : num_vectors;
   return {begin, begin + share < num_vectors ? begin + share : num_vectors};
 }
 
 // The smallest cluster (1, 2, 4 or 8 CTAs) whose threads hold a row in registers; 0 if even eight do not.
-VERSATUNE_HD int cluster_size(int64_t num_vectors, int threads, int vectors_per_thread) {
+VERSATUNE_HD int cluster_size(int num_vectors, int threads, int vectors_per_thread) {
   for (int num_ctas = 1; num_ctas <= 8; num_ctas *= 2) {
-    if (num_vectors <= static_cast<int64_t>(num_ctas) * threads * vectors_per_thread) return num_ctas;
+    if (num_vectors <= num_ctas * threads * vectors_per_thread) return num_ctas;
   }
   return 0;
 }
