@@ -115,9 +115,9 @@ class MixtureConfig(Section):
     """Domain that `expansion`, `target_only` and `target_uniform` are about."""
     target_share: float = Field(default=0.5, gt=0, lt=1)
     """The target's weight under `target_uniform`."""
-    delta: float = Field(default=0.05, gt=0, le=1)
+    delta: float = Field(default=0.02, gt=0, le=1)
     """Weight that `expansion` adds to its target per `sigma_interval_steps`."""
-    epsilon: float = Field(default=0.05, ge=0)
+    epsilon: float = Field(default=0.01, ge=0)
     """`expansion` grows its target while the others' mean forgetting stays below epsilon * the target's potential."""
     weight_unit: Literal["tokens", "loss_tokens", "examples"] = "tokens"
     """What a weight is a share of."""

@@ -1,0 +1,86 @@
+"""Model how losses answer to a mixture, well enough to try settings in a second.
+
+The one idea: each domain has a knowledge n, its loss is a power law of n, training on a domain adds to n (and a
+little to its neighbours' n), and whatever is not trained fades. It is a caricature with the right signs: returns
+diminish, domains help each other, neglect is forgotten. No number that comes out of it is a prediction.
+
+Unit of n: tokens of the whole run, so a run adds 1 in all.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LearningCurves:
+    """Hold a learner: l_j(n) = floor_j + scale_j * n_j ** -exponent_j.
+
+    Attributes:
+        floor_K: Loss that no training removes, nats per loss token.
+        scale_K: Loss above the floor at n = 1.
+        exponent_K: How fast it falls.
+        start_K: Knowledge at step 0; what the base model brings.
+        transfer_KK: Row i, column j: knowledge of j that one unit of training on i brings; 1 on the diagonal.
+        fading: Rate at which knowledge fades per unit of training on everything else.
+    """
+
+    floor_K: np.ndarray
+    scale_K: np.ndarray
+    exponent_K: np.ndarray
+    start_K: np.ndarray
+    transfer_KK: np.ndarray
+    fading: float
+
+    def loss(self, knowledge_K: np.ndarray) -> np.ndarray:
+        """Return the losses [K] of a state of knowledge [K], nats per loss token."""
+        return self.floor_K + self.scale_K * knowledge_K**-self.exponent_K
+
+    def trained(self, knowledge_K: np.ndarray, *, weights_K: np.ndarray, share_of_run: float) -> np.ndarray:
+        """Return the knowledge [K] after a share of the run (1 = all of it) spent with fixed weights.
+
+        n' = n * exp(-fading * share * (1 - min(s, 1))) + share * s,  s_j = sum_i P_i transfer_ij.
+        """
+        practice_K = weights_K @ self.transfer_KK
+        faded_K = knowledge_K * np.exp(-self.fading * share_of_run * (1.0 - np.minimum(practice_K, 1.0)))
+        return faded_K + share_of_run * practice_K
+
+    def reference_losses(self, *, share_of_run: float) -> np.ndarray:
+        """Return the losses [K] that training on each domain alone reaches, as `versatune reference` measures them."""
+        num_domains = len(self.start_K)
+        alone_K = np.empty(num_domains)
+        for domain_id in range(num_domains):
+            only_K = np.eye(num_domains)[domain_id]
+            trained_K = self.trained(self.start_K, weights_K=only_K, share_of_run=share_of_run)
+            alone_K[domain_id] = self.loss(trained_K)[domain_id]
+        return alone_K
+
+
+def synthetic_curves(known_K: np.ndarray, *, seed: int = 0, reference_K: np.ndarray | None = None) -> LearningCurves:
+    """Return a learner whose base model knows the domains about in proportion to the prior.
+
+    Args:
+        known_K: The prior, taken as the mixture that the base model was trained on.
+        seed: Another seed gives other domains.
+        reference_K: Reference losses [K]; the floors are set a little below them so that they mean something here.
+    """
+    num_domains = len(known_K)
+    rng = np.random.default_rng([seed, num_domains])
+    exponent_K = rng.uniform(0.1, 0.35, num_domains)
+    start_K = 0.3 * known_K + 0.03 / num_domains
+    floor_K = rng.uniform(0.8, 1.6, num_domains) if reference_K is None else 0.8 * reference_K
+    start_loss_K = rng.uniform(2.0, 3.0, num_domains) if reference_K is None else 1.35 * reference_K
+    transfer_KK = rng.uniform(0.0, 0.15, (num_domains, num_domains))
+    np.fill_diagonal(transfer_KK, 1.0)
+    return LearningCurves(
+        floor_K=floor_K,
+        scale_K=(start_loss_K - floor_K) * start_K**exponent_K,
+        exponent_K=exponent_K,
+        start_K=start_K,
+        transfer_KK=transfer_KK,
+        fading=1.5,
+    )

@@ -1,0 +1,190 @@
+"""Say decisions and simulations as text: words first, then the numbers they rest on.
+
+The one idea: everything shown is read from the decisions themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.replay import NOT_COUNTERFACTUAL, first_difference
+from versatune_ds.mixture.simulate import Simulation
+from versatune_ds.mixture.weights import effective_num_domains
+
+_MAX_ROWS = 24
+"""Rows of a table over updates; longer histories are thinned evenly, first and last kept."""
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table: the first column to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def decision_at(decisions: Sequence[Decision], step: int) -> Decision:
+    """Return the last decision made at or before a step.
+
+    Raises:
+        ValueError: If the first one was made later.
+    """
+    made = [decision for decision in decisions if decision.decided_at_step <= step]
+    if not made:
+        raise ValueError(
+            f"no decision at or before step {step}; the first was made after step {decisions[0].decided_at_step}"
+        )
+    return made[-1]
+
+
+def explain(decision: Decision) -> str:
+    """Return one decision in words and numbers."""
+    header = ("domain", "loss", "+-", "reference", "potential", "forgot", "vs best", "vs start", "weight", "change")
+    rows = [_domain_row(decision, name) for name in decision.weights_after]
+    before, after = (
+        effective_num_domains(np.array([*w.values()])) for w in (decision.weights_before, decision.weights_after)
+    )
+    when = f"decided after step {decision.decided_at_step}, in effect from step {decision.effective_step}"
+    lines = [
+        f"Update {decision.update}, {when}.",
+        decision.reason,
+        "",
+        text_table(header, rows),
+        "",
+        f"Effective number of domains: {before:.2f} before, {after:.2f} after.",
+        "Safeguards that acted: " + ("; ".join(decision.acted) or "none") + ".",
+        "Inputs besides losses: " + (", ".join(f"{k}={v}" for k, v in decision.inputs.items()) or "none") + ".",
+        f"Digest: {decision.digest}",
+    ]
+    return "\n".join(lines)
+
+
+def _domain_row(decision: Decision, name: str) -> tuple[str, ...]:
+    """Return one domain's line of `explain`."""
+    losses, signals = decision.losses[name], decision.signals[name]
+    before, after = decision.weights_before[name], decision.weights_after[name]
+    return (
+        name,
+        _number(losses["mean"], 4),
+        _number(losses["stderr"], 4),
+        _number(signals["reference_loss"], 4),
+        _number(signals["learnable_potential"], 4),
+        _percent(signals["forgetting_degree"]),
+        _percent(signals["forgetting_from_best"]),
+        _percent(signals["forgetting_from_start"]),
+        _number(after, 4),
+        f"{after - before:+.4f}",
+    )
+
+
+def simulation_text(simulation: Simulation, *, domain_set: DomainSet) -> str:
+    """Return a simulation: weights over updates, the state at the end, warnings."""
+    last = simulation.decisions[-1]
+    ends = [
+        (
+            name,
+            _number(last.losses[name]["mean"], 4),
+            _number(last.signals[name]["learnable_potential"], 4),
+            _percent(last.signals[name]["forgetting_from_start"]),
+            _number(last.weights_after[name], 4),
+            "-" if simulation.epochs_K is None else f"{simulation.epochs_K[domain_set.id_of(name)]:.2f}",
+        )
+        for name in domain_set
+    ]
+    lines = [
+        "Weights decided after each step:",
+        weights_table(simulation.decisions, domain_set=domain_set),
+        "",
+        "At the end:",
+        text_table(("domain", "loss", "potential", "vs start", "weight", "epochs"), ends),
+        "",
+        *(f"note: {warning}" for warning in simulation.warnings),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def weights_table(decisions: Sequence[Decision], *, domain_set: DomainSet) -> str:
+    """Return the weights of all domains over updates."""
+    rows = [
+        (
+            str(decision.decided_at_step),
+            *(f"{decision.weights_after[name]:.4f}" for name in domain_set),
+            f"{effective_num_domains(decision.weights_K(domain_set)):.2f}",
+            str(len(decision.acted) or ""),
+        )
+        for decision in _thinned(decisions)
+    ]
+    return text_table(("step", *domain_set, "effective", "acted"), rows)
+
+
+def sweep_text(simulations: Mapping[str, Simulation], *, domain_set: DomainSet) -> str:
+    """Return one line a setting: where it ends, on the two axes mean loss and worst domain, and its final weights."""
+    rows = []
+    for label, simulation in simulations.items():
+        first, last = simulation.decisions[0], simulation.decisions[-1]
+        change = {name: _relative_fall(first, last, name) for name in domain_set}
+        measured = [loss["mean"] for loss in last.losses.values() if loss["mean"] is not None]
+        known = {name: value for name, value in change.items() if value is not None}
+        worst = min(known, key=lambda name: known[name]) if known else None
+        rows.append(
+            (
+                label,
+                f"{np.mean(measured):.4f}" if measured else "-",
+                "-" if worst is None else f"{known[worst]:+.2%} ({worst})",
+                f"{effective_num_domains(last.weights_K(domain_set)):.2f}",
+                *(f"{last.weights_after[name]:.3f}" for name in domain_set),
+                str(len(simulation.warnings)),
+            )
+        )
+    return text_table(("setting", "mean loss", "worst domain", "effective", *domain_set, "notes"), rows)
+
+
+def replay_text(recorded: Sequence[Decision], replayed: Sequence[Decision], *, domain_set: DomainSet) -> str:
+    """Return how replayed decisions compare with the recorded ones."""
+    difference = first_difference(recorded, replayed)
+    if difference is None:
+        return f"All {len(recorded)} decisions are the recorded ones, digest for digest."
+    lines = [
+        NOT_COUNTERFACTUAL,
+        f"First difference: {difference}.",
+        "",
+        "Recorded weights:",
+        weights_table(recorded, domain_set=domain_set),
+        "",
+        "Replayed weights:",
+        weights_table(replayed, domain_set=domain_set),
+        "",
+        replayed[-1].reason,
+    ]
+    return "\n".join(lines)
+
+
+def _thinned(decisions: Sequence[Decision]) -> list[Decision]:
+    """Return at most `_MAX_ROWS` decisions, evenly chosen."""
+    chosen = np.unique(np.linspace(0, len(decisions) - 1, min(len(decisions), _MAX_ROWS)).round().astype(int))
+    return [decisions[index] for index in chosen]
+
+
+def _relative_fall(first: Decision, last: Decision, name: str) -> float | None:
+    """Return (first loss - last loss) / first loss, negative where the domain was forgotten."""
+    start, end = first.losses[name]["mean"], last.losses[name]["mean"]
+    return None if start is None or end is None else (start - end) / start
+
+
+def _number(value: float | int | None, digits: int) -> str:
+    """Return a number as text, a dash for an unknown one."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | int | None) -> str:
+    """Return a share as percent, a dash for an unknown one."""
+    return "-" if value is None else f"{value:.2%}"

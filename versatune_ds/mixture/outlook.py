@@ -1,0 +1,80 @@
+"""Look ahead over a run's decisions: data consumed, collapse, a controller that does nothing.
+
+The one idea: each function returns sentences a person should read before taking machines.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.mixture.weights import effective_num_domains
+
+STILL_WEIGHTS = 0.01
+"""A policy that moves no weight by more than this over a whole run is a constant (METHOD.md section 11)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Supply:
+    """Say how much data there is and how fast it is drawn, in one unit.
+
+    Attributes:
+        sizes_K: Size of each domain.
+        units_per_step: Drawn by one optimizer step over all domains.
+        max_epochs: Passes a domain may make; None leaves it open, and one pass counts as its end.
+    """
+
+    sizes_K: np.ndarray
+    units_per_step: float
+    max_epochs: float | None = None
+
+
+def epochs_by_domain(schedule: Schedule, *, supply: Supply, num_steps: int) -> np.ndarray:
+    """Return the passes over each domain's data after every step, [num_steps, K]."""
+    weights = np.stack([schedule.weights_at(step) for step in range(1, num_steps + 1)])
+    return np.cumsum(weights, axis=0) * supply.units_per_step / supply.sizes_K
+
+
+def collapse_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> list[str]:
+    """Say at which step the effective number of domains first fell below half of the start's, if it did."""
+    start = effective_num_domains(decisions[0].weights_K(domain_set))
+    for decision in decisions:
+        effective = effective_num_domains(decision.weights_K(domain_set))
+        if effective < 0.5 * start:
+            warning = (
+                f"collapse: the effective number of domains fell from {start:.2f} to {effective:.2f} by step "
+                f"{decision.decided_at_step}; lower mixture.sigma or raise mixture.safeguards.prior_pull"
+            )
+            return [warning]
+    return []
+
+
+def still_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> list[str]:
+    """Say when the controller is a constant: no weight ever moved visibly."""
+    start_K = decisions[0].weights_K(domain_set)
+    moved = max(float(np.max(np.abs(decision.weights_K(domain_set) - start_K))) for decision in decisions)
+    if moved > STILL_WEIGHTS or len(decisions) < 2:
+        return []
+    warning = (
+        f"no weight moved by more than {STILL_WEIGHTS}: the potentials are nearly equal or sigma is small; "
+        "honest references are what moves weights (`versatune reference RECIPE`)"
+    )
+    return [warning]
+
+
+def exhaustion_warnings(epochs: np.ndarray, *, supply: Supply, domain_set: DomainSet) -> list[str]:
+    """Say which domains run out of data, and when; `epochs` has shape [steps, K]."""
+    limit = 1.0 if supply.max_epochs is None else supply.max_epochs
+    what = "repeats its data" if supply.max_epochs is None else f"exhausts its {limit:g} epochs"
+    warnings = []
+    for name, passes in zip(domain_set, epochs.T, strict=True):
+        if passes[-1] > limit:
+            warnings.append(f"{name} {what} from step {int(np.argmax(passes > limit)) + 1} ({passes[-1]:.2f} epochs)")
+    return warnings
