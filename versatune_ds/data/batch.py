@@ -1,0 +1,66 @@
+"""Define what the model is given: the rows of one micro-step on one rank.
+
+The one idea: everything the device would have to be asked for is planned on the CPU. Labels are already those of the
+next token, positions restart with every example, every token knows its domain, and `valid_index` lists the tokens
+that bear loss, so that the head and the loss never touch the others.
+
+Shape legend: **B** rows, **T** tokens per row, **M** entries of valid_index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+IGNORE_INDEX = -100
+"""Label of a position that bears no loss."""
+
+VALID_MULTIPLE = 128
+"""`valid_index` is padded to a multiple of this, at least one: the tile height of the head's matrix product."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Hold one micro-batch; tensors are int64 on the CPU, pinned where there is a GPU.
+
+    Attributes:
+        input_ids: [B,T].
+        labels: [B,T]; labels[b,t] is the target of position t, the token at t+1 if that lies in the same example and
+            bears loss, otherwise IGNORE_INDEX. Nobody shifts later.
+        positions: [B,T], from 0 in every example and in the padding.
+        domain_ids: [B,T]; 0 in the padding, whose labels are all ignored.
+        segment_ids: [B,T], number of the example within its row; the padding is a segment of its own.
+        valid_index: [M], flat positions (row * T + t) whose label is not IGNORE_INDEX, rising; padded to a multiple
+            of 128 with an ignored position.
+        num_valid: Entries of valid_index that are real.
+        num_loss_tokens_global: Loss tokens of the optimizer step over all ranks and micro-steps.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    domain_ids: torch.Tensor
+    segment_ids: torch.Tensor
+    valid_index: torch.Tensor
+    num_valid: int
+    num_loss_tokens_global: int
+
+
+def padded_valid_index(labels_N: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the positions that bear loss, padded, and their number.
+
+    Args:
+        labels_N: int64 [B*T].
+
+    Returns:
+        int64 [M] with M a positive multiple of 128, and the number of real entries. Padding repeats the first
+        ignored position; there always is one, since the last token of an example has no target.
+    """
+    is_valid_N = labels_N != IGNORE_INDEX
+    valid = np.flatnonzero(is_valid_N)
+    padded = np.empty(max(-(-len(valid) // VALID_MULTIPLE), 1) * VALID_MULTIPLE, dtype=np.int64)
+    padded[: len(valid)] = valid
+    padded[len(valid) :] = int(np.argmin(is_valid_N))
+    return padded, len(valid)

@@ -1,0 +1,216 @@
+"""Give every rank its rows of every step, planned and collated in the background.
+
+The one idea: the loop says which weights hold for which step, a few steps ahead; a thread plans the whole global
+batch, the same on every rank, and collates this rank's rows. There are no worker processes, nothing is sent between
+ranks, and a change of weights is a different argument to the next plan.
+
+    rows of a batch:  row = (micro_step * world_size + rank) * rows_per_micro_batch + slot
+    2 ranks, 2 micro-steps, 1 row each:  (micro-step, rank) of rows 0 1 2 3 is (0, 0) (0, 1) (1, 0) (1, 1)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.data.background import BackgroundThread
+from versatune_ds.data.batch import Batch
+from versatune_ds.data.collate import Shards, collate_rows
+from versatune_ds.data.order import DomainOrder
+from versatune_ds.data.place_in_run import identity_of, state_from_json, state_to_json
+from versatune_ds.data.plan import PlanSettings, StepPlan, plan_step
+from versatune_ds.data.sampler import SamplerState, WeightUnit
+from versatune_ds.domains import DomainSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """Hold what one rank needs for one optimizer step.
+
+    Attributes:
+        plan: The global batch, the same on every rank.
+        micro_batches: This rank's rows, one Batch per micro-step.
+        wait_seconds: How long the caller waited for it.
+    """
+
+    plan: StepPlan
+    micro_batches: tuple[Batch, ...]
+    wait_seconds: float
+
+
+def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> tuple[DomainOrder, ...]:
+    """Return the order of every domain.
+
+    Raises:
+        ValueError: If shards and domains differ in number, names or order.
+    """
+    names = tuple(shard.name for shard in shards)
+    if names != domain_set.names:
+        raise ValueError(
+            f"shards of {', '.join(names)}; expected those of {', '.join(domain_set.names)}, in this order"
+        )
+    return tuple(
+        DomainOrder.of(shard.name, seed=seed, lengths=shard.lengths, loss_lengths=shard.loss_lengths)
+        for shard in shards
+    )
+
+
+class MixtureLoader:
+    """Plan and collate the batches of a run.
+
+    When the data ends (`max_epochs_per_domain`), the last batch is the one with room left (`plan.is_last`); `take` of
+    the step after it raises DataEndsError.
+
+    Args:
+        shards: Tokenised examples, one per domain in the order of `domain_set`.
+        domain_set: The run's domains.
+        seed: Seed of the order; with the weights it alone decides what is drawn.
+        rows_per_batch: Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch.
+        row_tokens: Tokens of a row (the context).
+        rows_per_micro_batch: Rows one rank takes through the model at a time.
+        rank: This process.
+        world_size: Number of processes.
+        weight_unit: What a weight is a share of: tokens, loss_tokens or examples.
+        max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
+        pad_token_id: Token of the padding.
+        prefetch: Steps planned ahead of the one that is taken.
+
+    Raises:
+        ValueError: If rows do not divide, or shards and domains do not match.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shards],
+        *,
+        domain_set: DomainSet,
+        seed: int,
+        rows_per_batch: int,
+        row_tokens: int,
+        rows_per_micro_batch: int,
+        rank: int,
+        world_size: int,
+        weight_unit: WeightUnit = "tokens",
+        max_epochs_per_domain: float | None = None,
+        pad_token_id: int = 0,
+        prefetch: int = 2,
+    ) -> None:
+        rows_per_micro_step = world_size * rows_per_micro_batch
+        if rows_per_batch % rows_per_micro_step or not 0 <= rank < world_size:
+            raise ValueError(
+                f"rows_per_batch {rows_per_batch}, rank {rank}: expected a multiple of world_size {world_size} x "
+                f"rows_per_micro_batch {rows_per_micro_batch} = {rows_per_micro_step}, and a rank below {world_size}"
+            )
+        self.prefetch = prefetch
+        self.orders = orders_of(shards, seed=seed, domain_set=domain_set)
+        self.settings = PlanSettings(
+            rows_per_batch=rows_per_batch,
+            row_tokens=row_tokens,
+            weight_unit=weight_unit,
+            max_epochs_per_domain=max_epochs_per_domain,
+        )
+        self._shards = shards
+        self._first_rows = tuple(
+            first + rank * rows_per_micro_batch for first in range(0, rows_per_batch, rows_per_micro_step)
+        )
+        self._rows_per_micro_batch = rows_per_micro_batch
+        self._pad_token_id = pad_token_id
+        self._identity = identity_of(self.orders, seed=seed, weight_unit=weight_unit)
+        self._thread = BackgroundThread(name="versatune-data")
+        self._planned: dict[int, Future[tuple[StepPlan, tuple[Batch, ...]]]] = {}
+        self._last_planned: int | None = None
+        self._taken_step = -1
+        self._taken_state = self._planning_state = SamplerState.start(len(domain_set))
+
+    def plan(self, step: int, weights_K: np.ndarray) -> None:
+        """Have a step planned and collated in the background; returns at once.
+
+        Args:
+            step: The step after the one planned last.
+            weights_K: float64 [K], weights that hold for this step. It is never planned again.
+
+        Raises:
+            RuntimeError: If a step is left out or planned twice, or more than prefetch + 1 steps wait to be taken.
+        """
+        if self._last_planned is not None and step != self._last_planned + 1:
+            raise RuntimeError(
+                f"step {step} planned after step {self._last_planned}; expected {self._last_planned + 1}"
+            )
+        if len(self._planned) > self.prefetch:
+            raise RuntimeError(f"step {step}: {len(self._planned)} planned steps wait; take one first")
+        self._last_planned = step
+        weights_K = np.array(weights_K, dtype=np.float64)
+        self._planned[step] = self._thread.submit(lambda: self._make(step, weights_K))
+
+    def take(self, step: int) -> StepBatch:
+        """Return a planned step, waiting for it if need be.
+
+        Raises:
+            RuntimeError: If the step was not planned.
+            DataEndsError: If there is no data left for it.
+            Exception: Whatever planning or reading it raised.
+        """
+        if step not in self._planned:
+            raise RuntimeError(f"step {step} taken but not planned; planned: {sorted(self._planned)}")
+        started = time.perf_counter()
+        plan, micro_batches = self._planned.pop(step).result()
+        waited = time.perf_counter() - started
+        self._taken_step, self._taken_state = step, plan.state_after
+        return StepBatch(plan=plan, micro_batches=micro_batches, wait_seconds=waited)
+
+    def _make(self, step: int, weights_K: np.ndarray) -> tuple[StepPlan, tuple[Batch, ...]]:
+        """Plan a step and collate this rank's rows; runs in the background thread, in step order."""
+        plan = plan_step(self._planning_state, weights_K, step=step, orders=self.orders, settings=self.settings)
+        self._planning_state = plan.state_after
+        return plan, tuple(self._collate(plan, first_row) for first_row in self._first_rows)
+
+    def _collate(self, plan: StepPlan, first_row: int) -> Batch:
+        """Return the micro-batch that begins at a row of the global batch."""
+        return collate_rows(
+            plan.placement,
+            first_row=first_row,
+            num_rows=self._rows_per_micro_batch,
+            row_tokens=plan.row_tokens,
+            shards=self._shards,
+            pad_token_id=self._pad_token_id,
+            num_loss_tokens_global=plan.num_loss_tokens_global,
+        )
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """Return the place after a step, not counting what is planned ahead: JSON, the same on every rank.
+
+        Args:
+            step: The step taken last; -1 or any step if none was taken yet.
+
+        Raises:
+            RuntimeError: If another step was taken last.
+        """
+        if self._taken_step not in (-1, step):
+            raise RuntimeError(f"data state of step {step} asked for after step {self._taken_step} was taken")
+        return state_to_json(self._taken_state, step=step, identity=self._identity)
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Go on after the step of a saved place; before the first call of `plan`.
+
+        Raises:
+            RuntimeError: If the place belongs to other data, one line for each difference, or planning has begun.
+        """
+        if self._planned:
+            raise RuntimeError(f"data state loaded after steps {sorted(self._planned)} were planned; load it first")
+        state, step = state_from_json(values, identity=self._identity)
+        self._taken_state = self._planning_state = state
+        self._taken_step = self._last_planned = step
+        logger.info("data continues after step %d, draw %d", step, int(state.draws_K.sum()))
+
+    def close(self) -> None:
+        """Drop what is planned and end the thread."""
+        self._planned.clear()
+        self._thread.close()

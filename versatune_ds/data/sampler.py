@@ -1,0 +1,221 @@
+"""Choose the domain of every draw so that the realised mixture keeps to the requested one.
+
+The one idea: nothing is random. A domain with weight w is owed w units for every unit that is served; its deficit is
+what it is owed minus what it got. Among the domains that are owed something (deficit >= 0), the next draw goes to
+the one whose example, at the rate of its weight, would be finished first.
+
+Source: Tijdeman, "The chairman assignment problem", Discrete Math. 32, 1980, for examples of equal length; Bennett
+and Zhang, "WF2Q: worst-case fair weighted fair queueing", INFOCOM 1996, theorem 1, for unequal ones (an example is a
+packet, a domain a session that always has packets). Differences from the papers: integers instead of reals, ties go
+to the smaller domain id, and weights may change between draws.
+
+Why not simply the largest deficit: with one domain of weight 1/2 and 255 that share the rest, those 255 wait for each
+other and some deficits grow like log K examples. With eligibility and deadlines, and L the longest example:
+- served units never lead the request by more than one example of the domain itself, whatever weights come when;
+- with fixed weights they never lag by more than L;
+- after a change of weights a domain may lag by up to L * (1 + K * weight) while the debts of the old mixture are
+  paid, at most K * L units later it is within L again.
+
+Exact on every machine: weights are integers that sum to 2^30 (`WEIGHT_SCALE`), deficits integers in units of 2^-30,
+and deadlines are compared as fractions, never as floats.
+
+Shape legend: **K** domains, **F** candidates (the windows of all domains, one after another), **n** draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numba import njit
+
+WeightUnit = Literal["tokens", "loss_tokens", "examples"]
+WEIGHT_UNITS: tuple[str, ...] = get_args(WeightUnit)
+"""What a weight is a share of; one unit is one token, one token that bears loss, or one example."""
+
+WEIGHT_SCALE = 1 << 30
+"""Integer that stands for a weight of 1: weights are kept to about 1e-9."""
+
+MAX_UNITS = 1 << 31
+"""Units of one batch stay below this, so that units * 2^30 plus any deficit fits into 63 bits."""
+
+FINISHED, NEEDS_WINDOW, EXHAUSTED = 0, 1, 2
+"""Why drawing stopped: the batch is full; a window ended; a domain may not be drawn again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerState:
+    """Hold where the draws of all domains stand: K counters and K deficits, the same on every rank.
+
+    Attributes:
+        draws_K: int64 [K], draws made from each domain since the run began; epoch = draws // domain size.
+        deficit_K: int64 [K], units owed minus units served, in units of 1 / WEIGHT_SCALE; they sum to 0.
+    """
+
+    draws_K: np.ndarray
+    deficit_K: np.ndarray
+
+    @staticmethod
+    def start(num_domains: int) -> SamplerState:
+        """Return the state before the first draw."""
+        return SamplerState(draws_K=np.zeros(num_domains, np.int64), deficit_K=np.zeros(num_domains, np.int64))
+
+
+class Candidates(NamedTuple):
+    """Hold the next examples of every domain in drawing order: the window of domain k is `start_K[k]:start_K[k+1]`.
+
+    Attributes:
+        start_K: int64 [K+1].
+        length_F: int32 [F], tokens of each candidate.
+        cost_F: int32 [F], units of each candidate.
+        is_last_K: bool [K], whether the domain may not be drawn beyond its window (`max_epochs_per_domain`).
+    """
+
+    start_K: np.ndarray
+    length_F: np.ndarray
+    cost_F: np.ndarray
+    is_last_K: np.ndarray
+
+
+def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
+    """Return weights as integers that sum to WEIGHT_SCALE, by largest remainder.
+
+    A positive weight stays positive and 0 stays 0. Remainders go to the largest fractions, ties to the smaller id,
+    so no domain collects them.
+
+    Args:
+        weights_K: float64 [K], non-negative, summing to 1 within 1e-6.
+
+    Returns:
+        int64 [K].
+
+    Raises:
+        ValueError: If the weights are no distribution.
+    """
+    weights_K = np.asarray(weights_K, dtype=np.float64)
+    total = float(weights_K.sum())
+    if not (np.isfinite(weights_K).all() and (weights_K >= 0).all() and abs(total - 1) < 1e-6):
+        raise ValueError(
+            f"weights: expected non-negative numbers that sum to 1, got {weights_K.tolist()} (sum {total})"
+        )
+    is_drawn_K = weights_K > 0
+    parts = [int(weight * 2.0**60) for weight in weights_K.tolist()]
+    to_share = WEIGHT_SCALE - int(is_drawn_K.sum())
+    quotients, remainders = zip(*(divmod(to_share * part, sum(parts)) for part in parts), strict=True)
+    by_remainder = sorted(range(len(parts)), key=lambda k: -remainders[k])
+    weight_K = np.array(quotients, dtype=np.int64) + is_drawn_K
+    weight_K[by_remainder[: to_share - sum(quotients)]] += 1
+    return weight_K
+
+
+def share_out(amount: int, weight_K: np.ndarray) -> np.ndarray:
+    """Split an integer in proportion to integer weights, exactly; what does not divide goes to the smallest ids."""
+    total = int(weight_K.sum())
+    share_K = np.array([amount * int(weight) // total for weight in weight_K], dtype=np.int64)
+    drawn = np.flatnonzero(weight_K)
+    rest = amount - int(share_K.sum())
+    share_K[drawn[:rest]] += 1
+    return share_K
+
+
+def settle_debts(deficit_K: np.ndarray, weight_K: np.ndarray) -> np.ndarray:
+    """Pass the deficits of domains that are no longer drawn on to the others, so that those still sum to 0.
+
+    Without it a domain that leaves while it is owed something would hold the rest in eternal debt: none of them would
+    be eligible.
+    """
+    is_drawn_K = weight_K > 0
+    left = int(deficit_K[~is_drawn_K].sum())
+    return np.where(is_drawn_K, deficit_K, 0) + share_out(left, weight_K)
+
+
+def deficit_after(deficit_K: np.ndarray, weight_K: np.ndarray, served_K: np.ndarray) -> np.ndarray:
+    """Return the deficits after `served_K` units were served under these weights."""
+    return deficit_K + weight_K * int(served_K.sum()) - served_K * WEIGHT_SCALE
+
+
+def draw(
+    candidates: Candidates, *, weight_K: np.ndarray, deficit_K: np.ndarray, max_tokens: int
+) -> tuple[np.ndarray, int, int]:
+    """Draw until the tokens would exceed a budget, or a window ends.
+
+    Args:
+        candidates: The next examples of every domain.
+        weight_K: int64 [K] summing to WEIGHT_SCALE.
+        deficit_K: int64 [K] summing to 0, with 0 where the weight is 0.
+        max_tokens: Tokens all draws together may hold.
+
+    Returns:
+        The domain of each draw in order, int32 [n]; why drawing stopped; the domain whose window ended, -1 if none.
+    """
+    domain_n = np.empty(len(candidates.length_F), dtype=np.int32)
+    num_draws, reason, domain_id = _draw(candidates, weight_K, deficit_K, max_tokens, domain_n)
+    return domain_n[:num_draws], reason, domain_id
+
+
+class _Due(NamedTuple):
+    """When each domain may be drawn and when its next example is due, in units served since drawing began.
+
+    Owed at time t is deficit + weight * t. The next example is ready when that reaches what was served, and due when
+    it reaches served + cost. The due time is an exact fraction: deadline + fraction / weight.
+    Example: weight 2^29 (a half), deficit 0, nothing served, cost 3: ready at 0, due at 3 * 2^30 / 2^29 = 6.
+    """
+
+    ready_K: np.ndarray
+    deadline_K: np.ndarray
+    fraction_K: np.ndarray
+
+
+@njit(cache=True, nogil=True)
+def _set_due(due: _Due, k: int, served: int, cost: int, weight: int, deficit: int) -> None:
+    """Work out when domain k may be drawn next and when that example is due."""
+    ready = served * WEIGHT_SCALE - deficit
+    end = ready + cost * WEIGHT_SCALE
+    due.ready_K[k] = -((-ready) // weight)
+    due.deadline_K[k] = end // weight
+    due.fraction_K[k] = end - due.deadline_K[k] * weight
+
+
+@njit(cache=True, nogil=True)
+def _first_due(due: _Due, weight_K: np.ndarray, time: int) -> int:
+    """Return the domain that is ready and due first. There is one: what is owed to all sums to 0."""
+    best = -1
+    for k in range(len(weight_K)):
+        if weight_K[k] == 0 or due.ready_K[k] > time:
+            continue
+        is_first = best < 0 or due.deadline_K[k] < due.deadline_K[best]
+        is_tied = best >= 0 and due.deadline_K[k] == due.deadline_K[best]
+        if is_first or (is_tied and due.fraction_K[k] * weight_K[best] < due.fraction_K[best] * weight_K[k]):
+            best = k
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _draw(
+    candidates: Candidates, weight_K: np.ndarray, deficit_K: np.ndarray, max_tokens: int, domain_n: np.ndarray
+) -> tuple[int, int, int]:
+    """Write the domains of draws; return their number, why they stopped and whose window ended; see `draw`."""
+    K = len(weight_K)
+    due = _Due(np.zeros(K, np.int64), np.zeros(K, np.int64), np.zeros(K, np.int64))
+    next_K = candidates.start_K[:-1].copy()
+    served_K = np.zeros(K, np.int64)
+    num_draws, num_tokens, num_units = 0, 0, 0
+    first, last = 0, K  # the domains whose next example has changed: all at first, then the one just drawn
+    while True:
+        for k in range(first, last):
+            if weight_K[k] == 0:
+                continue
+            if next_K[k] == candidates.start_K[k + 1]:
+                return num_draws, (EXHAUSTED if candidates.is_last_K[k] else NEEDS_WINDOW), k
+            _set_due(due, k, served_K[k], candidates.cost_F[next_K[k]], weight_K[k], deficit_K[k])
+        k = _first_due(due, weight_K, num_units)
+        num_tokens += candidates.length_F[next_K[k]]
+        if num_tokens > max_tokens:
+            return num_draws, FINISHED, -1
+        domain_n[num_draws] = k
+        num_draws += 1
+        num_units += candidates.cost_F[next_K[k]]
+        served_K[k] += candidates.cost_F[next_K[k]]
+        next_K[k] += 1
+        first, last = k, k + 1
