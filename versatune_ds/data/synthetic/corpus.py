@@ -1,0 +1,154 @@
+"""Write the built-in corpus to a folder: one JSONL file per split and domain, and corpus.json that describes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.data.synthetic.rows import DOMAIN_NAMES, generate_rows
+from versatune_ds.data.synthetic.space import SPLIT_LANES
+from versatune_ds.domains import DomainSet
+
+_LOGGER = logging.getLogger(__name__)
+
+_DESCRIPTION_NAME = "corpus.json"
+FORMAT_VERSION = 1
+"""Raised whenever a rule, word list or key changes, so that an old folder is written anew."""
+DEFAULT_NUM_ROWS: dict[str, int] = {
+    "law": 1000,
+    "medicine": 1400,
+    "finance": 1600,
+    "science": 2000,
+    "code": 2500,
+    "general": 3500,
+}
+
+
+def write_corpus(
+    folder: Path, *, num_rows: Mapping[str, int] | int, num_valid_rows: int, num_test_rows: int, seed: int
+) -> None:
+    """Write folder/{train,valid,test}/<domain>.jsonl, unless they are there already with these settings.
+
+    Files appear whole or not at all; corpus.json claims the folder first and gets the files' digests last, so a call
+    that was cut off is made good by the next one.
+
+    Args:
+        folder: Where to write; made when absent.
+        num_rows: Training rows of each domain, or of every domain.
+        num_valid_rows: Validation rows of every domain.
+        num_test_rows: Test rows of every domain.
+        seed: See `generate_rows`.
+
+    Raises:
+        ValueError: If a domain is unknown, missing or too small, or if the folder holds files that this function did
+            not write: those are never overwritten.
+    """
+    settings = _settings(num_rows, num_valid_rows=num_valid_rows, num_test_rows=num_test_rows, seed=seed)
+    rows_of_file = _rows_of_file(settings)
+    if _is_complete(folder, settings=settings, file_names=rows_of_file.keys()):
+        _LOGGER.info("built-in corpus in %s is up to date", folder)
+        return
+    _check_is_free(folder, file_names=rows_of_file.keys())
+    _write_description(folder, settings=settings, sha256_of_file={})
+    sha256_of_file = {name: _write_atomically(folder / name, _lines(rows)) for name, rows in rows_of_file.items()}
+    _write_description(folder, settings=settings, sha256_of_file=sha256_of_file)
+    _LOGGER.info("wrote the built-in corpus to %s", folder)
+
+
+def _settings(
+    num_rows: Mapping[str, int] | int, *, num_valid_rows: int, num_test_rows: int, seed: int
+) -> dict[str, Any]:
+    """Return all that decides the corpus's bytes, as JSON values."""
+    if isinstance(num_rows, Mapping):
+        DomainSet(DOMAIN_NAMES).from_dict(num_rows, what="num_rows")
+    num_train_rows = {name: num_rows if isinstance(num_rows, int) else num_rows[name] for name in DOMAIN_NAMES}
+    counts = {
+        "train": num_train_rows,
+        "valid": dict.fromkeys(DOMAIN_NAMES, num_valid_rows),
+        "test": dict.fromkeys(DOMAIN_NAMES, num_test_rows),
+    }
+    return {"format_version": FORMAT_VERSION, "seed": seed, "num_rows": counts}
+
+
+def _rows_of_file(settings: Mapping[str, Any]) -> dict[str, Iterator[Any]]:
+    """Return the rows of every file; asking for too many fails here, before anything is written."""
+    return {
+        f"{split}/{name}.jsonl": generate_rows(
+            name, split=split, num_rows=settings["num_rows"][split][name], seed=settings["seed"]
+        )
+        for split in SPLIT_LANES
+        for name in DOMAIN_NAMES
+    }
+
+
+def _read_description(folder: Path) -> dict[str, Any] | None:
+    """Return what corpus.json says, or None where this module wrote none."""
+    try:
+        description = json.loads((folder / _DESCRIPTION_NAME).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    is_ours = isinstance(description, dict) and description.keys() == {"settings", "sha256"}
+    return description if is_ours else None
+
+
+def _is_complete(folder: Path, *, settings: Mapping[str, Any], file_names: Iterable[str]) -> bool:
+    """Return whether the folder holds exactly the files that were written with these settings."""
+    description = _read_description(folder)
+    if description is None or description["settings"] != settings:
+        return False
+    return all(
+        (folder / name).exists() and _sha256(folder / name) == description["sha256"].get(name) for name in file_names
+    )
+
+
+def _check_is_free(folder: Path, *, file_names: Iterable[str]) -> None:
+    """Check that writing destroys nobody's files: a folder with our description is ours.
+
+    Raises:
+        ValueError: If a file is in the way.
+    """
+    if _read_description(folder) is not None:
+        return
+    for name in (_DESCRIPTION_NAME, *file_names):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder / name}: not written by the built-in corpus, so not overwritten; name another folder"
+            )
+
+
+def _write_description(folder: Path, *, settings: Mapping[str, Any], sha256_of_file: Mapping[str, str]) -> None:
+    """Write corpus.json: the settings, and the files' digests once all files are there."""
+    text = json.dumps({"settings": settings, "sha256": sha256_of_file}, indent=2)
+    _write_atomically(folder / _DESCRIPTION_NAME, [text.encode("ascii") + b"\n"])
+
+
+def _lines(rows: Iterator[Any]) -> Iterator[bytes]:
+    """Yield one JSON line per row; ASCII, so that encodings cannot matter."""
+    return (json.dumps(row).encode("ascii") + b"\n" for row in rows)
+
+
+def _write_atomically(path: Path, chunks: Iterable[bytes]) -> str:
+    """Write chunks to a file beside `path`, then rename it; return the content's SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}")
+    digest = hashlib.sha256()
+    with partial_path.open("wb") as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            file.write(chunk)
+    partial_path.replace(path)
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,127 @@
+"""Number every question a rule can ask, so that a row is a pure function of its number.
+
+The one idea: a rule with slots (a name, a sum, a rate) asks finitely many questions; counting through the slots numbers
+them. A fixed permutation scatters these numbers over 16 lanes, and the lane alone decides the split: a question belongs
+to the same split in every corpus, whatever the seed and however many rows are asked for. Within a split a second
+permutation, keyed by the seed, gives the order. Both are bijections, so no question can come twice.
+
+Worked example, 32 questions: the test split is lane 15 of each block of 16, so it holds the images of 15 and 31 under
+the fixed permutation: two questions, which the seed puts in one of two orders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Split = Literal["train", "valid", "test"]
+
+NUM_LANES = 16
+SPLIT_LANES: dict[str, range] = {"train": range(0, 14), "valid": range(14, 15), "test": range(15, 16)}
+_NUM_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Describe one kind of question: its slots and the text they make.
+
+    Attributes:
+        name: Unique, and part of the split's key: two domains that hold a rule of the same name and slots put the same
+            question in the same split, so both may ask it.
+        slots: The values of each slot; different values must give different questions.
+        render: Makes (question, answer) of one value per slot.
+        weight: How many of a domain's rows this rule makes, relative to the domain's other rules.
+    """
+
+    name: str
+    slots: tuple[Sequence[Any], ...]
+    render: Callable[..., tuple[str, str]]
+    weight: int
+
+    @property
+    def num_questions(self) -> int:
+        """Return the number of different questions of the rule."""
+        return math.prod(len(slot) for slot in self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangements(Sequence[Any]):
+    """List every ordered choice of `length` different values of a pool, without storing them."""
+
+    pool: Sequence[Any]
+    length: int
+
+    def __len__(self) -> int:
+        """Return the number of arrangements, n! / (n - length)!."""
+        return math.perm(len(self.pool), self.length)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:  # type: ignore[override]
+        """Return arrangement `index`: each digit picks one of the values that are left.
+
+        Raises:
+            IndexError: If `index` is out of range: iteration over a Sequence ends by it.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"arrangement {index} of {len(self)}")
+        left = list(self.pool)
+        chosen = []
+        for _ in range(self.length):
+            index, digit = divmod(index, len(left))
+            chosen.append(left.pop(digit))
+        return tuple(chosen)
+
+
+def permute(index: int, size: int, *, key: str) -> int:
+    """Map `index` to its image under a keyed permutation of range(size).
+
+    An alternating Feistel network on a grid of about sqrt(size) x sqrt(size) cells; the few cells beyond `size` are
+    left by walking on. The corpus keeps its own permutation, apart from the loader's: these bytes must never change.
+    """
+    num_columns = math.isqrt(size - 1) + 1
+    num_rows = -(-size // num_columns)
+    image = index
+    while True:
+        row, column = divmod(image, num_columns)
+        for round_id in range(0, _NUM_ROUNDS, 2):
+            row = (row + _keyed_hash(key, round_id, column)) % num_rows
+            column = (column + _keyed_hash(key, round_id + 1, row)) % num_columns
+        image = row * num_columns + column
+        if image < size:
+            return image
+
+
+def num_questions_in_split(rule: Rule, split: str) -> int:
+    """Return how many of a rule's questions belong to a split; up to 15 questions of a rule belong to none."""
+    return rule.num_questions // NUM_LANES * len(SPLIT_LANES[split])
+
+
+def question_number(rule: Rule, *, split: str, counter: int, order_key: str) -> int:
+    """Return the number of the question that comes at place `counter` of a rule's split.
+
+    Args:
+        rule: The rule that asks.
+        split: Which split the question must belong to.
+        counter: Place in the split's order, below `num_questions_in_split`.
+        order_key: Decides the order within the split, never the split.
+    """
+    lanes = SPLIT_LANES[split]
+    cell = permute(counter, num_questions_in_split(rule, split), key=f"order/{order_key}/{rule.name}/{split}")
+    block, lane = divmod(cell, len(lanes))
+    return permute(block * NUM_LANES + lanes[lane], rule.num_questions, key=f"split/{rule.name}")
+
+
+def render_question(rule: Rule, number: int) -> tuple[str, str]:
+    """Return (question, answer) of one of a rule's questions: the digits of its number pick the slots' values."""
+    values = []
+    for slot in rule.slots:
+        number, digit = divmod(number, len(slot))
+        values.append(slot[digit])
+    return rule.render(*values)
+
+
+def _keyed_hash(key: str, round_id: int, value: int) -> int:
+    """Return 64 bits that depend on all three arguments, equal on every machine and Python version."""
+    return int.from_bytes(hashlib.blake2b(f"{key}/{round_id}/{value}".encode(), digest_size=8).digest(), "big")
