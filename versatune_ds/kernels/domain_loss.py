@@ -88,6 +88,7 @@ class _OverwritingLoss(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
         """Return (loss, bins_K5, token_losses_N)."""
         loss, bins_K5, token_losses_N = torch.ops.versatune.domain_ce_gradient_(logits_NV, *arguments)
+        ops.note_overwritten(logits_NV)
         ctx.mark_non_differentiable(bins_K5, token_losses_N)
         ctx.save_for_backward(logits_NV.detach())
         return loss, bins_K5, token_losses_N
@@ -96,7 +97,7 @@ class _OverwritingLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient that the forward pass left behind, scaled in place by grad_loss."""
         (grad_NV,) = ctx.saved_tensors
-        torch.ops.versatune.scale_(grad_NV, grad_loss)
+        ops.scale_once_(grad_NV, grad_loss)
         return grad_NV, *(None,) * 7
 
 

@@ -6,7 +6,7 @@ gathered while the module's forward runs.
 
 What is never materialised: logits of all tokens, logits in float32 beside half-precision ones, masked rows.
 
-Shape legend: **N** tokens, **D** hidden, **V** vocabulary, **K** domains, **n** rows of one chunk.
+Shape legend: **N** tokens, **M** of them kept, **D** hidden, **V** vocabulary, **K** domains, **n** rows of one chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from versatune_ds.kernels import fixed_point
+from versatune_ds.kernels import fixed_point, ops
 
 
 def chunk_rows(num_rows: int, *, vocabulary: int, element_bytes: int, chunk_mib: float) -> list[slice]:
@@ -52,27 +52,143 @@ def _new_buffer(chunks: Sequence[slice], hidden_ND: torch.Tensor, weight_VD: tor
     return hidden_ND.new_empty(rows, weight_VD.shape[0])
 
 
+def keep_rows(hidden_ND: torch.Tensor, valid_index_M: torch.Tensor | None, num_valid: int) -> torch.Tensor:
+    """Return the rows of valid_index; those from num_valid on, which are padding, as zeros.
+
+    Zeros, because a padding position's hidden state may be NaN (attention over nothing), and 0 * NaN = NaN would reach
+    the weight's gradient.
+    """
+    if valid_index_M is None:
+        return hidden_ND
+    hidden_MD = hidden_ND.index_select(0, valid_index_M)
+    hidden_MD[num_valid:] = 0.0
+    return hidden_MD
+
+
+def return_rows(
+    grad_MD: torch.Tensor, valid_index_M: torch.Tensor | None, num_valid: int, *, num_rows: int
+) -> torch.Tensor:
+    """Return kept rows' values at their places among num_rows rows, zeros elsewhere; the inverse of `keep_rows`."""
+    if valid_index_M is None:
+        return grad_MD
+    grad_ND = grad_MD.new_zeros(num_rows, *grad_MD.shape[1:])
+    return grad_ND.index_copy_(0, valid_index_M[:num_valid], grad_MD[:num_valid])
+
+
+class _Gradients:
+    """Collect the gradients that are wanted, chunk by chunk; None for those that are not."""
+
+    def __init__(
+        self,
+        hidden_MD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        *,
+        wanted: Sequence[bool],
+        num_chunks: int,
+    ) -> None:
+        """Allocate what is wanted of (hidden, weight, bias)."""
+        wants_hidden, self.wants_weight, wants_bias = wanted
+        self.inputs = hidden_MD, weight_VD, bias_V
+        self.is_only_chunk = num_chunks == 1
+        self.hidden_MD = torch.empty_like(hidden_MD) if wants_hidden else None
+        self.weight_VD: torch.Tensor | None = None
+        self.bias_V = weight_VD.new_zeros(weight_VD.shape[0], dtype=torch.float32) if wants_bias else None
+
+    def add(self, rows: slice, grad_nV: torch.Tensor) -> None:
+        """Add the share of a chunk, given the gradient of its logits."""
+        hidden_MD, weight_VD, _ = self.inputs
+        if self.hidden_MD is not None:
+            torch.mm(grad_nV, weight_VD, out=self.hidden_MD[rows])
+        if self.wants_weight:
+            self.weight_VD = add_weight_gradient(
+                self.weight_VD, grad_nV, hidden_MD[rows], is_only_chunk=self.is_only_chunk
+            )
+        if self.bias_V is not None:
+            self.bias_V += grad_nV.sum(dim=0, dtype=torch.float32)
+
+    def finish(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return the gradients in the dtypes of their inputs."""
+        _, weight_VD, bias_V = self.inputs
+        if self.wants_weight and self.weight_VD is None:  # no row at all
+            self.weight_VD = torch.zeros_like(weight_VD)
+        grad_weight_VD = None if self.weight_VD is None else self.weight_VD.to(weight_VD.dtype)
+        grad_bias_V = None if self.bias_V is None else self.bias_V.to(bias_V.dtype)
+        return self.hidden_MD, grad_weight_VD, grad_bias_V
+
+
+class HeadLoss(torch.autograd.Function):
+    """Run head and loss, computing the wanted gradients during the forward pass; allows one backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        valid_index_M: torch.Tensor | None,
+        num_valid: int,
+        labels_M: torch.Tensor,
+        domain_ids_M: torch.Tensor,
+        loss_weights_K: torch.Tensor,
+        chunks: Sequence[slice],
+        settings: tuple[int, float, float, float],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (loss, bins_K5, token_losses_M)."""
+        hidden_MD = keep_rows(hidden_ND, valid_index_M, num_valid)
+        wanted = ctx.needs_input_grad[:3]
+        gradients = _Gradients(hidden_MD, weight_VD, bias_V, wanted=wanted, num_chunks=len(chunks))
+        buffer_nV = _new_buffer(chunks, hidden_MD, weight_VD)
+        bins_K5 = _no_bins(loss_weights_K)
+        token_losses_M = torch.zeros_like(labels_M, dtype=torch.float32)
+        for rows in chunks:
+            logits_nV = logits_into(buffer_nV, hidden_MD[rows], weight_VD, bias_V)
+            _, chunk_bins_K5, token_losses_M[rows] = torch.ops.versatune.domain_ce_gradient_(
+                logits_nV, labels_M[rows], domain_ids_M[rows], loss_weights_K, *settings
+            )
+            bins_K5 += chunk_bins_K5
+            gradients.add(rows, logits_nV)
+        grad_hidden_MD, grad_weight_VD, grad_bias_V = gradients.finish()
+        if grad_hidden_MD is not None:
+            grad_hidden_MD = return_rows(grad_hidden_MD, valid_index_M, num_valid, num_rows=hidden_ND.shape[0])
+        ctx.save_for_backward(grad_hidden_MD, grad_weight_VD, grad_bias_V)
+        ctx.mark_non_differentiable(bins_K5, token_losses_M)
+        return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, token_losses_M
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of hidden states, weight and bias, scaled in place by grad_loss."""
+        grads = ctx.saved_tensors
+        for grad in grads:
+            if grad is not None:
+                ops.scale_once_(grad, grad_loss)
+        return *grads, *(None,) * 7
+
+
 def evaluate_chunks(
     hidden_ND: torch.Tensor,
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor | None,
-    labels_N: torch.Tensor,
-    domain_ids_N: torch.Tensor,
+    valid_index_M: torch.Tensor | None,
+    num_valid: int,
+    labels_M: torch.Tensor,
+    domain_ids_M: torch.Tensor,
     loss_weights_K: torch.Tensor,
     chunks: Sequence[slice],
     settings: tuple[int, float, float, float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (loss, bins_K5, token_losses_N) without gradients: one product and one reading of the logits."""
-    buffer_nV = _new_buffer(chunks, hidden_ND, weight_VD)
+    """Return (loss, bins_K5, token_losses_M) without gradients: one product and one reading of the logits."""
+    hidden_MD = keep_rows(hidden_ND, valid_index_M, num_valid)
+    buffer_nV = _new_buffer(chunks, hidden_MD, weight_VD)
     bins_K5 = _no_bins(loss_weights_K)
-    token_losses_N = hidden_ND.new_zeros(hidden_ND.shape[0], dtype=torch.float32)
+    token_losses_M = torch.zeros_like(labels_M, dtype=torch.float32)
     for rows in chunks:
-        logits_nV = logits_into(buffer_nV, hidden_ND[rows], weight_VD, bias_V)
-        _, chunk_bins_K5, _, token_losses_N[rows] = torch.ops.versatune.domain_ce(
-            logits_nV, labels_N[rows], domain_ids_N[rows], loss_weights_K, *settings
+        logits_nV = logits_into(buffer_nV, hidden_MD[rows], weight_VD, bias_V)
+        _, chunk_bins_K5, _, token_losses_M[rows] = torch.ops.versatune.domain_ce(
+            logits_nV, labels_M[rows], domain_ids_M[rows], loss_weights_K, *settings
         )
         bins_K5 += chunk_bins_K5
-    return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, token_losses_N
+    return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, token_losses_M
 
 
 def _no_bins(loss_weights_K: torch.Tensor) -> torch.Tensor:
@@ -85,7 +201,8 @@ def add_weight_gradient(
 ) -> torch.Tensor:
     """Return the weight's gradient with one more chunk, summed in float32 unless it is the only chunk.
 
-    Summing chunks in bfloat16 loses whatever is smaller than 1/256 of the sum so far: training diverges.
+    Summing chunks in bfloat16 loses whatever is smaller than 1/256 of the sum so far: training diverges. On CPU, whose
+    products cannot return float32 from bfloat16, each chunk's share is rounded once before it is added.
     """
     if is_only_chunk:
         return torch.mm(grad_nV.t(), hidden_nD)
@@ -96,59 +213,3 @@ def add_weight_gradient(
     else:
         part_VD = torch.mm(grad_nV.t(), hidden_nD).float()
     return part_VD if total_VD is None else total_VD.add_(part_VD)
-
-
-class HeadLoss(torch.autograd.Function):
-    """Run head and loss, computing the wanted gradients during the forward pass; allows one backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: torch.Tensor,
-        weight_VD: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        labels_N: torch.Tensor,
-        domain_ids_N: torch.Tensor,
-        loss_weights_K: torch.Tensor,
-        chunks: Sequence[slice],
-        settings: tuple[int, float, float, float],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (loss, bins_K5, token_losses_N)."""
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        buffer_nV = _new_buffer(chunks, hidden_ND, weight_VD)
-        bins_K5 = _no_bins(loss_weights_K)
-        token_losses_N = hidden_ND.new_zeros(hidden_ND.shape[0], dtype=torch.float32)
-        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight_VD = None
-        grad_bias_V = weight_VD.new_zeros(weight_VD.shape[0], dtype=torch.float32) if wants_bias else None
-        for rows in chunks:
-            grad_nV = logits_into(buffer_nV, hidden_ND[rows], weight_VD, bias_V)
-            _, chunk_bins_K5, token_losses_N[rows] = torch.ops.versatune.domain_ce_gradient_(
-                grad_nV, labels_N[rows], domain_ids_N[rows], loss_weights_K, *settings
-            )
-            bins_K5 += chunk_bins_K5
-            if grad_hidden_ND is not None:
-                torch.mm(grad_nV, weight_VD, out=grad_hidden_ND[rows])
-            if wants_weight:
-                grad_weight_VD = add_weight_gradient(
-                    grad_weight_VD, grad_nV, hidden_ND[rows], is_only_chunk=len(chunks) == 1
-                )
-            if grad_bias_V is not None:
-                grad_bias_V += grad_nV.sum(dim=0, dtype=torch.float32)
-        if wants_weight:
-            grad_weight_VD = weight_VD.new_zeros(weight_VD.shape) if grad_weight_VD is None else grad_weight_VD
-            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-        if grad_bias_V is not None:
-            grad_bias_V = grad_bias_V.to(bias_V.dtype)
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
-        ctx.mark_non_differentiable(bins_K5, token_losses_N)
-        return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, token_losses_N
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of hidden states, weight and bias, scaled in place by grad_loss."""
-        grads = ctx.saved_tensors
-        for grad in grads:
-            if grad is not None:
-                torch.ops.versatune.scale_(grad, grad_loss)
-        return *grads, *(None,) * 5

@@ -17,7 +17,7 @@ from torch import nn
 
 from versatune_ds.kernels import ops
 from versatune_ds.kernels.domain_loss import DomainLoss, check_ids_shape, loss_weights_or_ones, pack_result
-from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks
+from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks, return_rows
 from versatune_ds.kernels.settings import LossSettings
 
 DEFAULT_CHUNK_MIB = 1024.0
@@ -95,20 +95,20 @@ class DomainLossHead(nn.Module):
         """
         if labels is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
-        ops.prepare(hidden.device.type)
         hidden_ND = hidden.reshape(-1, hidden.shape[-1])
         labels_N = labels.reshape(-1)
         domain_ids_N = torch.zeros_like(labels_N) if domain_ids is None else domain_ids.reshape(-1)
         self._check(hidden_ND, labels_N, domain_ids_N)
-        if valid_index is None:
-            kept = hidden_ND, labels_N, domain_ids_N
-        else:
-            kept = self._keep_valid(hidden_ND, labels_N, domain_ids_N, valid_index, num_valid)
         weights_K = loss_weights_or_ones(loss_weights_K, num_domains=num_domains, device=hidden.device)
-        loss, bins_K5, token_losses = self._loss_of_rows(*kept, weights_K)
-        if per_token and valid_index is not None:
-            # Entries behind num_valid may repeat a kept position: added zeros leave it alone, copied ones would not.
-            token_losses = torch.zeros_like(labels_N, dtype=torch.float32).index_add_(0, valid_index, token_losses)
+        num_valid = checked_num_valid(valid_index, num_valid, num_rows=labels_N.shape[0])
+        if valid_index is not None:
+            labels_N, domain_ids_N = labels_N.index_select(0, valid_index), domain_ids_N.index_select(0, valid_index)
+            labels_N[num_valid:] = self.settings.ignore_index
+        loss, bins_K5, token_losses = self._loss_of_rows(
+            hidden_ND, valid_index, num_valid, labels_N, domain_ids_N, weights_K
+        )
+        if per_token:
+            token_losses = return_rows(token_losses, valid_index, num_valid, num_rows=hidden_ND.shape[0])
         return pack_result(loss, bins_K5, token_losses, per_token=per_token)
 
     def _check(self, hidden_ND: torch.Tensor, labels_N: torch.Tensor, domain_ids_N: torch.Tensor) -> None:
@@ -120,54 +120,53 @@ class DomainLossHead(nn.Module):
         check_ids_shape("labels", labels_N, num_rows=hidden_ND.shape[0])
         check_ids_shape("domain_ids", domain_ids_N, num_rows=hidden_ND.shape[0])
 
-    def _keep_valid(
-        self,
-        hidden_ND: torch.Tensor,
-        labels_N: torch.Tensor,
-        domain_ids_N: torch.Tensor,
-        valid_index_M: torch.Tensor,
-        num_valid: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the rows of valid_index; those at positions >= num_valid are masked and zero.
-
-        Zero, because a padding position's hidden state may be NaN (attention over nothing), and 0 * NaN = NaN would
-        reach the weight's gradient.
-        """
-        num_valid = valid_index_M.shape[0] if num_valid is None else num_valid
-        if not 0 <= num_valid <= valid_index_M.shape[0]:
-            raise ValueError(f"num_valid: expected 0..{valid_index_M.shape[0]} as valid_index has, got {num_valid}")
-        is_real_M = torch.arange(valid_index_M.shape[0], device=valid_index_M.device) < num_valid
-        hidden_MD = hidden_ND.index_select(0, valid_index_M)
-        if num_valid < valid_index_M.shape[0]:
-            hidden_MD = torch.where(is_real_M[:, None], hidden_MD, 0.0)
-        labels_M = labels_N.index_select(0, valid_index_M).where(is_real_M, self.settings.ignore_index)
-        return hidden_MD, labels_M, domain_ids_N.index_select(0, valid_index_M)
-
     def _loss_of_rows(
         self,
         hidden_ND: torch.Tensor,
-        labels_N: torch.Tensor,
-        domain_ids_N: torch.Tensor,
+        valid_index_M: torch.Tensor | None,
+        num_valid: int,
+        labels_M: torch.Tensor,
+        domain_ids_M: torch.Tensor,
         loss_weights_K: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the products and the loss in the compute dtype, with gradients only if somebody wants them."""
+        ops.prepare(hidden_ND.device.type)
         dtype = compute_dtype(self.weight)
-        weight_VD, bias_V = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        hidden_ND = hidden_ND.to(dtype)
-        chunks = chunk_rows(
-            hidden_ND.shape[0],
-            vocabulary=weight_VD.shape[0],
-            element_bytes=dtype.itemsize,
-            chunk_mib=self.chunk_mib,
+        differentiable = (
+            hidden_ND.to(dtype),
+            self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
         )
-        arguments = (hidden_ND, weight_VD, bias_V, labels_N, domain_ids_N, loss_weights_K)
-        wants_gradient = any(tensor is not None and tensor.requires_grad for tensor in arguments[:3])
+        vocabulary, num_rows = self.weight.shape[0], labels_M.shape[0]
+        chunks = chunk_rows(num_rows, vocabulary=vocabulary, element_bytes=dtype.itemsize, chunk_mib=self.chunk_mib)
+        rest = (valid_index_M, num_valid, labels_M, domain_ids_M, loss_weights_K, chunks, self.settings.as_arguments())
+        wants_gradient = any(tensor is not None and tensor.requires_grad for tensor in differentiable)
         # Autocast would cast what is cast already, and refuses `out=`.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             if wants_gradient and torch.is_grad_enabled():
-                return HeadLoss.apply(*arguments, chunks, self.settings.as_arguments())
-            return evaluate_chunks(
-                *(t if t is None else t.detach() for t in arguments), chunks, self.settings.as_arguments()
-            )
+                return HeadLoss.apply(*differentiable, *rest)
+            with torch.no_grad():
+                return evaluate_chunks(*differentiable, *rest)
+
+
+def checked_num_valid(valid_index_M: torch.Tensor | None, num_valid: int | None, *, num_rows: int) -> int:
+    """Return how many entries of valid_index are real.
+
+    Raises:
+        ValueError: If num_valid is given without valid_index or is not within its length.
+    """
+    if valid_index_M is None:
+        if num_valid is not None:
+            raise ValueError(f"num_valid: {num_valid} was given without valid_index")
+        return num_rows
+    if valid_index_M.dim() != 1 or valid_index_M.dtype != torch.int64:
+        raise ValueError(
+            f"valid_index: expected int64 of shape [M], got {valid_index_M.dtype} {list(valid_index_M.shape)}"
+        )
+    num_entries = valid_index_M.shape[0]
+    if num_valid is not None and not 0 <= num_valid <= num_entries:
+        raise ValueError(f"num_valid: expected 0..{num_entries}, the length of valid_index, got {num_valid}")
+    return num_entries if num_valid is None else num_valid
 
 
 def compute_dtype(weight_VD: torch.Tensor) -> torch.dtype:

@@ -19,7 +19,7 @@ _ROWS = "Tensor labels_N, Tensor domain_ids_N, Tensor loss_weights_K"
 _SETTINGS = "int ignore_index, float z_loss, float softcap, float label_smoothing"
 SCHEMAS = (
     f"domain_ce(Tensor logits_NV, {_ROWS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    f"domain_ce_backward(Tensor logits_NV, {_ROWS}, Tensor lse_N, Tensor grad_loss, {_SETTINGS}) -> Tensor",
+    f"domain_ce_backward(Tensor logits_NV, {_ROWS}, Tensor normalizers_N2, Tensor grad_loss, {_SETTINGS}) -> Tensor",
     f"domain_ce_gradient_(Tensor(a!) logits_NV, {_ROWS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
     "scale_(Tensor(a!) values, Tensor factor) -> ()",
 )
@@ -40,6 +40,22 @@ def prepare(device_type: str) -> bool:
     return device_type != "meta" and build.load_kernels(device_type).is_compiled
 
 
+def scale_once_(gradient: torch.Tensor, factor: torch.Tensor) -> None:
+    """Scale a saved gradient in place, so that autograd refuses a second backward pass instead of scaling twice."""
+    torch.ops.versatune.scale_(gradient, factor)
+    note_overwritten(gradient)
+
+
+def note_overwritten(tensor: torch.Tensor) -> None:
+    """Tell autograd that a tensor's values changed, which compiled operators do not do by themselves.
+
+    Otherwise an earlier operation that saved the tensor would compute a wrong gradient without a word. A compiled graph
+    knows it from the schema.
+    """
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(tensor)
+
+
 @torch.library.register_fake("versatune::domain_ce", lib=_LIBRARY)
 def _domain_ce_fake(
     logits_NV: torch.Tensor, labels_N: torch.Tensor, domain_ids_N: torch.Tensor, loss_weights_K: torch.Tensor, *_: Any
@@ -48,7 +64,7 @@ def _domain_ce_fake(
     return (
         logits_NV.new_empty((), dtype=torch.float32),
         logits_NV.new_empty((num_domains, fixed_point.NUM_COLUMNS), dtype=torch.int64),
-        logits_NV.new_empty(num_rows, dtype=torch.float32),
+        logits_NV.new_empty((num_rows, 2), dtype=torch.float32),
         logits_NV.new_empty(num_rows, dtype=torch.float32),
     )
 
@@ -71,11 +87,11 @@ def _scale_fake(values: torch.Tensor, factor: torch.Tensor) -> None:
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings = inputs
-    _, _, lse_N, token_losses_N = output
-    ctx.save_for_backward(logits_NV, labels_N, domain_ids_N, loss_weights_K, lse_N)
+    _, _, normalizers_N2, token_losses_N = output
+    ctx.save_for_backward(logits_NV, labels_N, domain_ids_N, loss_weights_K, normalizers_N2)
     ctx.settings = settings
     # Were they differentiable, a loss built from them would silently train nothing (their gradient is not computed).
-    ctx.mark_non_differentiable(lse_N, token_losses_N)
+    ctx.mark_non_differentiable(normalizers_N2, token_losses_N)
 
 
 def _domain_ce_gradient(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:

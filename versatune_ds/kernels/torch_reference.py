@@ -51,26 +51,30 @@ def _check_ids(
 def _block_losses(
     logits_nV: torch.Tensor, labels_n: torch.Tensor, z_loss: float, softcap: float, label_smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (nll_n, objective_n, lse_n) of rows that all bear loss; a label out of range gives NaN."""
+    """Return (nll_n, objective_n, normalizers_n2) of rows taken to bear loss; a label out of range gives NaN.
+
+    A normaliser is (max, log of the sum of exp(x - max)); their sum is lse. They stay apart because with large logits
+    one float32 would lose the digits that probabilities need.
+    """
     x_nV = _softcapped(logits_nV, softcap)
     log_p_nV = torch.log_softmax(x_nV, dim=-1)
     is_label_n = (labels_n >= 0) & (labels_n < x_nV.shape[1])
     nll_n = -log_p_nV.gather(1, labels_n.where(is_label_n, 0)[:, None])[:, 0]
     nll_n = nll_n.masked_fill(~is_label_n, float("nan"))
-    top_n1 = x_nV.argmax(dim=-1, keepdim=True)
-    lse_n = (x_nV.gather(1, top_n1) - log_p_nV.gather(1, top_n1))[:, 0]
+    # At the maximum log p is -log_sum.
+    normalizers_n2 = torch.stack((x_nV.amax(dim=-1), -log_p_nV.amax(dim=-1)), dim=1)
     objective_n = nll_n
     if label_smoothing > 0.0:
         objective_n = (1.0 - label_smoothing) * nll_n - label_smoothing * log_p_nV.mean(dim=-1)
     if z_loss > 0.0:
-        objective_n = objective_n + z_loss * lse_n.square()
-    return nll_n, objective_n, lse_n
+        objective_n = objective_n + z_loss * normalizers_n2.sum(dim=1).square()
+    return nll_n, objective_n, normalizers_n2
 
 
 def _block_gradient(
     logits_nV: torch.Tensor,
     labels_n: torch.Tensor,
-    lse_n: torch.Tensor,
+    normalizers_n2: torch.Tensor,
     scale_n: torch.Tensor,
     z_loss: float,
     softcap: float,
@@ -78,13 +82,13 @@ def _block_gradient(
 ) -> torch.Tensor:
     """Return the float32 gradient of sum(scale * objective) for rows of which ignored ones have scale 0."""
     x_nV = _softcapped(logits_nV, softcap)
-    grad_nV = torch.exp(x_nV - lse_n[:, None])
+    grad_nV = torch.exp(x_nV - normalizers_n2[:, :1] - normalizers_n2[:, 1:])
     if z_loss > 0.0:
-        grad_nV *= (1.0 + 2.0 * z_loss * lse_n)[:, None]
+        grad_nV *= 1.0 + 2.0 * z_loss * normalizers_n2.sum(dim=1, keepdim=True)
     if label_smoothing > 0.0:
         grad_nV -= label_smoothing / x_nV.shape[1]
     # The label's 1 is taken off in float32, before any rounding: at p = 0.9999 bfloat16 would leave p - 1 = 0.
-    label_term_n1 = torch.full_like(lse_n, label_smoothing - 1.0)[:, None]
+    label_term_n1 = torch.full_like(scale_n, label_smoothing - 1.0)[:, None]
     grad_nV.scatter_add_(1, labels_n.clamp(0, x_nV.shape[1] - 1)[:, None], label_term_n1)
     if softcap > 0.0:
         grad_nV *= 1.0 - (x_nV / softcap).square()
@@ -109,7 +113,7 @@ def domain_ce(
     softcap: float,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (loss, bins_K5, lse_N, token_losses_N) without touching the logits.
+    """Return (loss, bins_K5, normalizers_N2, token_losses_N) without touching the logits.
 
     Raises:
         ValueError: On CPU, if a label or domain id of a loss-bearing token is out of range.
@@ -117,15 +121,16 @@ def domain_ce(
     num_rows, vocabulary = logits_NV.shape
     num_domains = loss_weights_K.shape[0]
     _check_ids(labels_N, domain_ids_N, vocabulary=vocabulary, num_domains=num_domains, ignore_index=ignore_index)
-    nll_N, objective_N, lse_N = (logits_NV.new_zeros(num_rows, dtype=torch.float32) for _ in range(3))
+    nll_N, objective_N = (logits_NV.new_zeros(num_rows, dtype=torch.float32) for _ in range(2))
+    normalizers_N2 = logits_NV.new_zeros((num_rows, 2), dtype=torch.float32)
     for rows in row_blocks(num_rows, vocabulary):
-        nll_N[rows], objective_N[rows], lse_N[rows] = _block_losses(
+        nll_N[rows], objective_N[rows], normalizers_N2[rows] = _block_losses(
             logits_NV[rows], labels_N[rows], z_loss, softcap, label_smoothing
         )
     bears_loss_N = labels_N != ignore_index
     token_losses_N = nll_N.where(bears_loss_N, 0.0)
     bins_K5 = _bins_of_loss_bearing(token_losses_N, objective_N, domain_ids_N, bears_loss_N, num_domains)
-    return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, lse_N, token_losses_N
+    return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, normalizers_N2, token_losses_N
 
 
 def _bins_of_loss_bearing(
@@ -149,7 +154,7 @@ def domain_ce_backward(
     labels_N: torch.Tensor,
     domain_ids_N: torch.Tensor,
     loss_weights_K: torch.Tensor,
-    lse_N: torch.Tensor,
+    normalizers_N2: torch.Tensor,
     grad_loss: torch.Tensor,
     ignore_index: int,
     z_loss: float,
@@ -161,7 +166,7 @@ def domain_ce_backward(
     scale_N = _row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index) * grad_loss
     for rows in row_blocks(*logits_NV.shape):
         grad_NV[rows] = _block_gradient(
-            logits_NV[rows], labels_N[rows], lse_N[rows], scale_N[rows], z_loss, softcap, label_smoothing
+            logits_NV[rows], labels_N[rows], normalizers_N2[rows], scale_N[rows], z_loss, softcap, label_smoothing
         )
     return grad_NV
 
@@ -178,11 +183,13 @@ def domain_ce_gradient_(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Overwrite the logits by the gradient of the loss and return (loss, bins_K5, token_losses_N)."""
     settings = (ignore_index, z_loss, softcap, label_smoothing)
-    loss, bins_K5, lse_N, token_losses_N = domain_ce(logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings)
+    loss, bins_K5, normalizers_N2, token_losses_N = domain_ce(
+        logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings
+    )
     scale_N = _row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index)
     for rows in row_blocks(*logits_NV.shape):
         logits_NV[rows] = _block_gradient(
-            logits_NV[rows], labels_N[rows], lse_N[rows], scale_N[rows], z_loss, softcap, label_smoothing
+            logits_NV[rows], labels_N[rows], normalizers_N2[rows], scale_N[rows], z_loss, softcap, label_smoothing
         )
     return loss, bins_K5, token_losses_N
 

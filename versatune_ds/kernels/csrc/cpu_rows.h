@@ -98,7 +98,7 @@ TokenLoss row_loss(const T* row, int64_t vocabulary, int64_t label, const LossSe
 
 template <bool kPlain>
 VERSATUNE_LANES Lanes gradient_lanes(Lanes x, const RowGradient& gradient, float softcap) {
-  const Lanes grad = exp_lanes(x - gradient.lse) * gradient.p_scale;
+  const Lanes grad = exp_lanes(x - gradient.max) * gradient.e_scale;
   if (kPlain) return grad;
   const Lanes tilt = x * (softcap > 0.0f ? 1.0f / softcap : 0.0f);
   return (1.0f - tilt * tilt) * (grad + gradient.uniform);
@@ -118,13 +118,13 @@ void write_gradient(const T* row, T* grad_row, int64_t vocabulary, const RowGrad
 
 // Write scale * d(objective)/d(logits); grad_row may be row. A scale of 0 writes exact zeros.
 template <typename T>
-void row_gradient_into(const T* row, T* grad_row, int64_t vocabulary, int64_t label, float lse, float scale,
+void row_gradient_into(const T* row, T* grad_row, int64_t vocabulary, int64_t label, Normalizer normalizer, float scale,
                        const LossSettings& settings) {
   if (scale == 0.0f) {
     std::fill(grad_row, grad_row + vocabulary, T(0.0f));
     return;
   }
-  const RowGradient gradient = row_gradient(lse, scale, vocabulary, settings);
+  const RowGradient gradient = row_gradient(normalizer, scale, vocabulary, settings);
   const float x_label = x_at(row, label, settings);
   if (settings.is_plain()) {
     write_gradient<true>(row, grad_row, vocabulary, gradient, settings.softcap);
@@ -132,8 +132,8 @@ void row_gradient_into(const T* row, T* grad_row, int64_t vocabulary, int64_t la
     write_gradient<false>(row, grad_row, vocabulary, gradient, settings.softcap);
   }
   const float slope = settings.softcap > 0.0f ? softcap_slope(x_label, settings.softcap) : 1.0f;
-  const float p_label = exp_lanes(broadcast(x_label - lse))[0];
-  grad_row[label] = static_cast<T>(gradient.at(p_label, slope, true));
+  const float e_label = exp_lanes(broadcast(x_label - gradient.max))[0];
+  grad_row[label] = static_cast<T>(gradient.at(e_label, slope, true));
 }
 
 }  // namespace versatune

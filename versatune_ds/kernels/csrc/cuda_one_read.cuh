@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kVectors == kFewVectors ? 2 : 1)
       if (grad != nullptr) write_zeros(grad, share, rows.vocabulary);
       if (reports) {
         rows.token_losses[row] = 0.0f;
-        if (rows.lse != nullptr) rows.lse[row] = 0.0f;
+        if (rows.normalizers != nullptr) rows.normalizers[row] = {0.0f, 0.0f};
       }
       continue;
     }
@@ -93,12 +93,12 @@ __global__ void __launch_bounds__(kThreads, kVectors == kFewVectors ? 2 : 1)
     const TokenLoss token = token_loss(part.part, x_label, part.sum_x, rows.vocabulary, rows.settings);
     if (reports) {
       rows.token_losses[row] = token.nll;
-      if (rows.lse != nullptr) rows.lse[row] = token.lse;
+      if (rows.normalizers != nullptr) rows.normalizers[row] = token.normalizer;
       add_token(bins, rows.domain_ids[row], rows.num_domains, token);
     }
     if (grad == nullptr) continue;
     const float scale = row_scale(rows, row);
-    const RowGradient gradient = row_gradient(token.lse, scale, rows.vocabulary, rows.settings);
+    const RowGradient gradient = row_gradient(token.normalizer, scale, rows.vocabulary, rows.settings);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int i = share.begin + threadIdx.x + v * kThreads;

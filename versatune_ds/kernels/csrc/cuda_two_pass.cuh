@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) two_pass_kernel(const __grid_constan
       if (grad != nullptr) write_zeros(grad, {0, num_vectors}, rows.vocabulary);
       if (threadIdx.x == 0) {
         rows.token_losses[row] = 0.0f;
-        if (rows.lse != nullptr) rows.lse[row] = 0.0f;
+        if (rows.normalizers != nullptr) rows.normalizers[row] = {0.0f, 0.0f};
       }
       continue;
     }
@@ -36,12 +36,12 @@ __global__ void __launch_bounds__(kThreads) two_pass_kernel(const __grid_constan
     const TokenLoss token = token_loss(part.part, x_label, part.sum_x, rows.vocabulary, rows.settings);
     if (threadIdx.x == 0) {
       rows.token_losses[row] = token.nll;
-      if (rows.lse != nullptr) rows.lse[row] = token.lse;
+      if (rows.normalizers != nullptr) rows.normalizers[row] = token.normalizer;
       add_token(bins, rows.domain_ids[row], rows.num_domains, token);
     }
     if (grad != nullptr) {
       const float scale = row_scale(rows, row);
-      const RowGradient gradient = row_gradient(token.lse, scale, rows.vocabulary, rows.settings);
+      const RowGradient gradient = row_gradient(token.normalizer, scale, rows.vocabulary, rows.settings);
       for (int i = threadIdx.x; i < num_vectors; i += kThreads) {
         write_vector<kPlain>(grad, i, load_vector(logits, i, rows.vocabulary), gradient, static_cast<int>(label), scale, rows);
       }
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) two_pass_kernel(const __grid_constan
   close_bins(rows, shared_bins);
 }
 
-// Gradient from saved logits and lse: no reduction.
+// Gradient from saved logits and normalisers: no reduction.
 template <typename T, bool kPlain>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ RowArguments rows) {
   const int num_vectors = vectors_in_row(rows.vocabulary, Vector<T>::kSize);
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
       continue;
     }
     const float scale = row_scale(rows, row);
-    const RowGradient gradient = row_gradient(rows.lse[row], scale, rows.vocabulary, rows.settings);
+    const RowGradient gradient = row_gradient(rows.normalizers[row], scale, rows.vocabulary, rows.settings);
     for (int i = threadIdx.x; i < num_vectors; i += kThreads) {
       write_vector<kPlain>(grad, i, load_vector(logits, i, rows.vocabulary), gradient, static_cast<int>(label), scale, rows);
     }

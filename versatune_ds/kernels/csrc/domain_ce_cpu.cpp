@@ -123,8 +123,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(const Tensor& logits_given,
   const LossSettings settings = make_settings(ignore_index, z_loss, softcap, label_smoothing);
   const Rows rows = checked_rows(logits_given, labels, domain_ids, loss_weights, settings);
   const Tensor logits = with_whole_rows(logits_given);
-  Tensor lse = at::zeros({rows.num_rows}, at::kFloat), token_losses = at::zeros({rows.num_rows}, at::kFloat);
-  float* const lse_data = lse.mutable_data_ptr<float>();
+  Tensor normalizers = at::zeros({rows.num_rows, 2}, at::kFloat), token_losses = at::zeros({rows.num_rows}, at::kFloat);
+  float* const normalizer_data = normalizers.mutable_data_ptr<float>();
   float* const losses_data = token_losses.mutable_data_ptr<float>();
   Tensor bins;
   VERSATUNE_DISPATCH(logits.scalar_type(), "domain_ce", [&] {
@@ -132,29 +132,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(const Tensor& logits_given,
     bins = for_each_row(rows.num_rows, rows.num_domains, [&](int64_t row, int64_t* own) {
       if (!rows.bears_loss(row)) return;
       const TokenLoss token = row_loss(data + row * logits.stride(0), rows.vocabulary, rows.labels[row], settings);
-      lse_data[row] = token.lse;
+      normalizer_data[2 * row] = token.normalizer.max;
+      normalizer_data[2 * row + 1] = token.normalizer.log_sum;
       losses_data[row] = token.nll;
       add_token(own, rows.domain_ids[row], token);
     });
   });
-  return {scalar_loss(bins, rows), bins, lse, token_losses};
+  return {scalar_loss(bins, rows), bins, normalizers, token_losses};
 }
 
 Tensor domain_ce_backward(const Tensor& logits_given, const Tensor& labels, const Tensor& domain_ids,
-                          const Tensor& loss_weights, const Tensor& lse_given, const Tensor& grad_loss,
+                          const Tensor& loss_weights, const Tensor& normalizers_given, const Tensor& grad_loss,
                           int64_t ignore_index, double z_loss, double softcap, double label_smoothing) {
   const LossSettings settings = make_settings(ignore_index, z_loss, softcap, label_smoothing);
   const Rows rows = checked_rows(logits_given, labels, domain_ids, loss_weights, settings);
-  const Tensor logits = with_whole_rows(logits_given), lse = lse_given.contiguous();
+  const Tensor logits = with_whole_rows(logits_given), normalizers = normalizers_given.contiguous();
   Tensor grad = at::empty_like(logits, at::MemoryFormat::Contiguous);
-  const float* const lse_data = lse.const_data_ptr<float>();
+  const float* const normalizer_data = normalizers.const_data_ptr<float>();
   const float factor = grad_loss.item<float>();
   VERSATUNE_DISPATCH(logits.scalar_type(), "domain_ce_backward", [&] {
     const scalar_t* const data = logits.const_data_ptr<scalar_t>();
     scalar_t* const grad_data = grad.mutable_data_ptr<scalar_t>();
     for_each_row(rows.num_rows, 1, [&](int64_t row, int64_t*) {
       row_gradient_into(data + row * logits.stride(0), grad_data + row * rows.vocabulary, rows.vocabulary,
-                        rows.labels[row], lse_data[row], rows.weight(row) * factor, settings);
+                        rows.labels[row], {normalizer_data[2 * row], normalizer_data[2 * row + 1]},
+                        rows.weight(row) * factor, settings);
     });
   });
   return grad;
@@ -174,13 +176,13 @@ std::tuple<Tensor, Tensor, Tensor> domain_ce_gradient_(Tensor& logits, const Ten
     scalar_t* const data = logits.mutable_data_ptr<scalar_t>();
     bins = for_each_row(rows.num_rows, rows.num_domains, [&](int64_t row, int64_t* own) {
       scalar_t* const x = data + row * logits.stride(0);
-      TokenLoss token = {0.0f, 0.0f, 0.0f};
+      TokenLoss token = {};
       if (rows.bears_loss(row)) {
         token = row_loss(x, rows.vocabulary, rows.labels[row], settings);
         losses_data[row] = token.nll;
         add_token(own, rows.domain_ids[row], token);
       }
-      row_gradient_into(x, x, rows.vocabulary, rows.labels[row], token.lse, rows.weight(row), settings);
+      row_gradient_into(x, x, rows.vocabulary, rows.labels[row], token.normalizer, rows.weight(row), settings);
     });
   });
   return {scalar_loss(bins, rows), bins, token_losses};

@@ -16,7 +16,7 @@ struct RowArguments {
   const int64_t* domain_ids;   // [N]
   const float* loss_weights;   // [K]
   const float* grad_loss;      // scalar that multiplies the gradient; null: 1
-  float* lse;                  // [N]; written by the loss, read by the backward pass; null: not wanted
+  Normalizer* normalizers;     // [N]; written by the loss, read by the backward pass; null: not wanted
   float* token_losses;         // [N]
   unsigned long long* bins;    // [K, 5], two's complement int64
   int64_t num_rows;

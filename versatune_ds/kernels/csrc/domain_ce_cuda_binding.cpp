@@ -124,14 +124,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(Tensor logits, Tensor label
   Prepared prepared =
       prepare(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
   Outputs outputs = allocate_outputs(logits, prepared);
-  Tensor lse = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
-  prepared.rows.lse = mutable_data_of<float>(lse);
+  Tensor normalizers = torch::stable::new_empty(logits, {logits.size(0), 2}, ScalarType::Float);
+  prepared.rows.normalizers = mutable_data_of<Normalizer>(normalizers);
   check_launch(launch_loss(prepared.rows, element_of(logits), mutable_data_of<float>(outputs.loss),
                            current_stream(logits)));
-  return {outputs.loss, outputs.bins, lse, outputs.token_losses};
+  return {outputs.loss, outputs.bins, normalizers, outputs.token_losses};
 }
 
-Tensor domain_ce_backward(Tensor logits, Tensor labels, Tensor domain_ids, Tensor loss_weights, Tensor lse,
+Tensor domain_ce_backward(Tensor logits, Tensor labels, Tensor domain_ids, Tensor loss_weights, Tensor normalizers,
                           Tensor grad_loss, int64_t ignore_index, double z_loss, double softcap,
                           double label_smoothing) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
@@ -140,11 +140,11 @@ Tensor domain_ce_backward(Tensor logits, Tensor labels, Tensor domain_ids, Tenso
       prepare(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
   check(grad_loss.numel() == 1 && grad_loss.scalar_type() == ScalarType::Float && grad_loss.is_cuda(),
         "grad_loss as a float32 scalar on the device of the logits", grad_loss);
-  check(lse.dim() == 1 && lse.size(0) == logits.size(0) && lse.scalar_type() == ScalarType::Float && lse.is_cuda() &&
-            lse.is_contiguous(),
-        "lse_N as float32 of shape [N] on the device of the logits", lse);
+  check(normalizers.dim() == 2 && normalizers.size(0) == logits.size(0) && normalizers.size(1) == 2 &&
+            normalizers.scalar_type() == ScalarType::Float && normalizers.is_cuda() && normalizers.is_contiguous(),
+        "normalizers_N2 as float32 of shape [N, 2] on the device of the logits", normalizers);
   Tensor grad = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
-  prepared.rows.lse = mutable_data_of<float>(lse);
+  prepared.rows.normalizers = mutable_data_of<Normalizer>(normalizers);
   prepared.rows.grad_loss = data_of<float>(grad_loss);
   prepared.rows.grad = grad.mutable_data_ptr();
   prepared.rows.grad_stride = logits.size(1);

@@ -2,7 +2,7 @@
 //
 // Stages of one row of logits x[0..V):
 //   1. (max, sum of exp) of every part of the row, merged pairwise        -> MaxSum, merge
-//   2. lse, negative log likelihood and objective of the token           -> token_loss
+//   2. normaliser, negative log likelihood and objective of the token    -> token_loss
 //   3. both rounded once to int64 fixed point and added to the domain     -> token_bins
 //   4. gradient of the objective, element by element                      -> RowGradient
 // Integer sums make the result independent of the order in which rows and parts are worked off.
@@ -53,8 +53,17 @@ VERSATUNE_HD MaxSum merge(MaxSum a, MaxSum b) {
   return {large.max, large.sum + small.sum * expf(small.max - large.max)};
 }
 
+// The logarithm of a row's normaliser, lse = max + log_sum, in two parts: with large logits one float32 would lose
+// the digits that p = exp(x - max) / sum needs.
+struct Normalizer {
+  float max;
+  float log_sum;
+
+  VERSATUNE_HD float lse() const { return max + log_sum; }
+};
+
 struct TokenLoss {
-  float lse;
+  Normalizer normalizer;
   float nll;
   float objective;
 };
@@ -63,15 +72,16 @@ struct TokenLoss {
 VERSATUNE_HD TokenLoss token_loss(MaxSum row, float x_label, float sum_x, int64_t vocabulary, const LossSettings& s) {
   const float log_sum = logf(row.sum);
   TokenLoss token;
-  token.lse = row.max + log_sum;
+  token.normalizer = {row.max, log_sum};
+  const float lse = token.normalizer.lse();
   // Not lse - x_label: for a confident token both are large and their difference keeps few bits.
   token.nll = (row.max - x_label) + log_sum;
   token.objective = token.nll;
   if (s.label_smoothing > 0.0f) {
-    const float mean = token.lse - sum_x / static_cast<float>(vocabulary);
+    const float mean = lse - sum_x / static_cast<float>(vocabulary);
     token.objective = (1.0f - s.label_smoothing) * token.nll + s.label_smoothing * mean;
   }
-  if (s.z_loss > 0.0f) token.objective += s.z_loss * token.lse * token.lse;
+  if (s.z_loss > 0.0f) token.objective += s.z_loss * lse * lse;
   return token;
 }
 
@@ -101,22 +111,23 @@ VERSATUNE_HD float weighted_loss(const int64_t* bins, const float* loss_weights,
   return static_cast<float>(loss);
 }
 
-// grad_v = slope(x_v) * (p_scale * exp(x_v - lse) + uniform + [v is label] * label_term), with the row's weight inside.
+// grad_v = slope(x_v) * (e_scale * exp(x_v - max) + uniform + [v is label] * label_term): the row's weight and 1 / sum
+// are inside the factors.
 // Everything stays in float32 until the store: in bfloat16 p = 0.9999 rounds to 1 and the label's gradient vanishes.
 struct RowGradient {
-  float lse;
-  float p_scale;
+  float max;
+  float e_scale;
   float uniform;
   float label_term;
 
-  VERSATUNE_HD float at(float p, float slope, bool is_label) const {
-    return slope * (p * p_scale + uniform + (is_label ? label_term : 0.0f));
+  VERSATUNE_HD float at(float e, float slope, bool is_label) const {
+    return slope * (e * e_scale + uniform + (is_label ? label_term : 0.0f));
   }
 };
 
-VERSATUNE_HD RowGradient row_gradient(float lse, float scale, int64_t vocabulary, const LossSettings& s) {
-  return {lse, scale * (1.0f + 2.0f * s.z_loss * lse), -scale * s.label_smoothing / static_cast<float>(vocabulary),
-          -scale * (1.0f - s.label_smoothing)};
+VERSATUNE_HD RowGradient row_gradient(Normalizer n, float scale, int64_t vocabulary, const LossSettings& s) {
+  return {n.max, scale * (1.0f + 2.0f * s.z_loss * n.lse()) * expf(-n.log_sum),
+          -scale * s.label_smoothing / static_cast<float>(vocabulary), -scale * (1.0f - s.label_smoothing)};
 }
 
 // Derivative of softcap * tanh(logit / softcap), from its value x.
