@@ -72,9 +72,10 @@ def still_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> l
 def exhaustion_warnings(epochs: np.ndarray, *, supply: Supply, domain_set: DomainSet) -> list[str]:
     """Say which domains run out of data, and when; `epochs` has shape [steps, K]."""
     limit = 1.0 if supply.max_epochs is None else supply.max_epochs
+    beyond = limit * (1.0 + 1e-9)  # a domain that ends exactly at its last row is not out of data
     what = "repeats its data" if supply.max_epochs is None else f"exhausts its {limit:g} epochs"
     warnings = []
     for name, passes in zip(domain_set, epochs.T, strict=True):
-        if passes[-1] > limit:
-            warnings.append(f"{name} {what} from step {int(np.argmax(passes > limit)) + 1} ({passes[-1]:.2f} epochs)")
+        if passes[-1] > beyond:
+            warnings.append(f"{name} {what} from step {int(np.argmax(passes > beyond)) + 1} ({passes[-1]:.2f} epochs)")
     return warnings

@@ -1,0 +1,111 @@
+"""The mixture section: what it accepts, and one line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from versatune_ds.config.load import parse_config
+from versatune_ds.config.mixture import MixtureConfig, StartFraction
+
+RECIPE = {
+    "run": {"name": "x"},
+    "model": {"from_config": {"model_type": "llama"}},
+    "data": {"folder": "d"},
+    "train": {"steps": 10},
+}
+
+
+def mixture(**section):
+    return parse_config(RECIPE | {"mixture": section}).mixture
+
+
+def test_an_empty_section_is_the_papers_rule_with_safeguards():
+    section = mixture()
+    assert (section.policy, section.prior, section.reference, section.paper) == (
+        "versatune",
+        "proportional",
+        None,
+        False,
+    )
+    assert section.sigma == 0.5
+    assert section.update_every == section.sigma_interval_steps == 50
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("reference.json", Path("reference.json")),
+        ({"law": 1, "code": 2.5}, {"law": 1.0, "code": 2.5}),
+        ({"start_fraction": 0.85}, StartFraction(start_fraction=0.85)),
+    ],
+)
+def test_a_reference_is_a_file_a_mapping_a_fraction_or_nothing(value, expected):
+    assert mixture(reference=value).reference == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("uniform", "uniform"), ("prior.json", Path("prior.json")), ({"law": 1}, {"law": 1.0})]
+)
+def test_a_prior_is_a_rule_a_file_or_a_mapping(value, expected):
+    assert mixture(prior=value).prior == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"reference": {"start_fraction": 2}},
+            "mixture.reference.start_fraction: expected a number between 0 and 1, got 2",
+        ),
+        (
+            {"reference": {"start_fraction": "half"}},
+            "mixture.reference.start_fraction: expected a number between 0 and 1, got 'half'",
+        ),
+        (
+            {"reference": {"start_fraction": 0.5, "law": 1}},
+            "mixture.reference: start_fraction stands alone, found also law",
+        ),
+        ({"reference": {"law": "x"}}, "mixture.reference.law: expected a number, got 'x'"),
+        ({"reference": 5}, "mixture.reference: expected a file, a mapping or start_fraction, got 5"),
+        ({"prior": {"law": None}}, "mixture.prior.law: expected a number, got None"),
+        ({"prior": 3}, "mixture.prior: expected uniform, proportional, a mapping or a file, got 3"),
+        ({"policy": "versatun"}, "mixture.policy: unknown policy 'versatun'; did you mean 'versatune'?"),
+        (
+            {"policy": "expansion"},
+            "mixture.target: policy 'expansion' needs it; name the domain to strengthen",
+        ),
+        (
+            {"policy": "schedule"},
+            "mixture.schedule: policy 'schedule' needs stages, the first with step: 0",
+        ),
+        (
+            {"policy": "schedule", "schedule": [[0, {"a": 1}], [0, {"a": 1}]]},
+            "mixture.schedule: the steps of stages must rise, got [0, 0]",
+        ),
+        ({"sigmaa": 1}, "mixture.sigmaa: unknown key; did you mean 'sigma'?"),
+        ({"safeguards": {"flor": 0.1}}, "mixture.safeguards.flor: unknown key; did you mean 'floor'?"),
+        (
+            {"safeguards": {"floor": -1}},
+            "mixture.safeguards.floor: input should be greater than or equal to 0 (got -1)",
+        ),
+        ({"update_every": 0}, "mixture.update_every: input should be greater than or equal to 1 (got 0)"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_its_key(section, message):
+    with pytest.raises(ValueError, match=r"^mixture\.") as caught:
+        mixture(**section)
+    assert str(caught.value) == message
+
+
+def test_the_resolved_section_reads_back_as_itself():
+    section = mixture(
+        policy="schedule",
+        schedule=[[0, {"law": 0.4, "code": 0.6}], {"step": 9, "weights": {"law": 1, "code": 0}}],
+        reference={"start_fraction": 0.5},
+        prior="prior.json",
+        safeguards={"max_kl": None},
+    )
+    assert MixtureConfig.model_validate(section.model_dump(mode="json")) == section

@@ -1,0 +1,59 @@
+"""Live control: read strictly, recorded exactly."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.inputs import Inputs, read_control
+
+DOMAINS = DomainSet(("law", "code"))
+
+
+def control(tmp_path, values):
+    path = tmp_path / "control.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return read_control(path, domain_set=DOMAINS)
+
+
+def test_no_file_and_an_empty_file_say_nothing(tmp_path):
+    assert read_control(tmp_path / "control.json", domain_set=DOMAINS) == Inputs()
+    assert control(tmp_path, "") == Inputs()
+    assert Inputs().to_dict() == {}
+
+
+def test_everything_a_file_may_say_survives_the_record(tmp_path):
+    values = {"pins": {"law": 0.2}, "caps": {"code": 0.5}, "freeze": ["code"], "delta": 0.1, "epsilon": 0.2, "sigma": 1}
+    inputs = control(tmp_path, values)
+    assert inputs == Inputs(pins={"law": 0.2}, caps={"code": 0.5}, freeze=("code",), delta=0.1, epsilon=0.2, sigma=1.0)
+    assert Inputs.from_dict(json.loads(json.dumps(inputs.to_dict()))) == inputs
+    assert inputs.rates() == {"sigma": 1.0, "delta": 0.1, "epsilon": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("{", "not valid JSON"),
+        ([1], "expected a mapping"),
+        ({"pin": {}}, "unknown key 'pin'; did you mean 'pins'"),
+        ({"pins": {"laws": 0.1}}, "pins: unknown domain 'laws'; did you mean 'law'"),
+        ({"pins": {"law": 1.5}}, "pins: law: expected a weight between 0 and 1, got 1.5"),
+        ({"pins": {"law": 0.7, "code": 0.7}}, "pins sum to 1.4"),
+        ({"freeze": "law"}, "freeze: expected a list of domains, got 'law'"),
+        ({"delta": -1}, "delta: expected a number of at least 0, got -1"),
+        ({"epsilon": True}, "epsilon: expected a number of at least 0, got True"),
+    ],
+)
+def test_a_wrong_control_file_is_one_line_with_file_and_key(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")) as caught:
+        control(tmp_path, values)
+    assert str(caught.value).startswith(str(tmp_path / "control.json"))
+
+
+def test_only_caps_that_bind_are_recorded():
+    inputs = Inputs(delta=0.1).with_supply_caps(np.array([0.2, 1.0]), domain_set=DOMAINS)
+    assert inputs.to_dict() == {"supply_caps": {"law": 0.2}, "delta": 0.1}
+    assert Inputs().with_supply_caps(None, domain_set=DOMAINS) == Inputs()

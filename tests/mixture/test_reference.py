@@ -1,0 +1,126 @@
+"""References: where they come from, and which are refused or warned of."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from versatune_ds.config import MixtureConfig
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.reference import References, load_references
+from versatune_ds.mixture.reference_checks import check_against_start, check_provenance
+
+DOMAINS = DomainSet(("law", "code"))
+
+
+def references(law, code, **provenance):
+    return References(losses_K=np.array([law, code]), origin="reference.json", provenance=provenance)
+
+
+def load(**settings):
+    return load_references(MixtureConfig(**settings), domain_set=DOMAINS)
+
+
+@pytest.mark.parametrize("policy", ["versatune", "steer", "doremi", "sheared"])
+def test_no_reference_is_an_error_that_says_what_to_do(policy):
+    with pytest.raises(ValueError, match=r"^mixture\.reference: .*none are given; run `versatune reference") as caught:
+        load(policy=policy)
+    assert "start_fraction" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", ["uniform", "constant", "inverse", "proportional", "authors_code", "odm"])
+def test_policies_without_references_need_none(policy):
+    assert np.isnan(load(policy=policy).at_start(np.array([2.0, 3.0]))).all()
+
+
+def test_a_fraction_of_the_start_must_be_asked_for_and_follows_the_first_losses():
+    loaded = load(reference={"start_fraction": 0.85})
+    assert loaded.at_start(np.array([2.0, 4.0])) == pytest.approx([1.7, 3.4])
+
+
+def test_a_mapping_gives_the_losses_in_the_order_of_the_domains():
+    assert load(reference={"code": 2.0, "law": 1.0}).at_start(np.array([9.0, 9.0])).tolist() == [1.0, 2.0]
+
+
+def test_a_hand_written_file_is_accepted_and_its_missing_provenance_said(tmp_path, caplog):
+    path = tmp_path / "reference.json"
+    path.write_text(json.dumps({"losses": {"law": 1.0, "code": 2.0}}))
+    with caplog.at_level(logging.INFO, logger="versatune_ds"):
+        assert load(reference=path).losses_K.tolist() == [1.0, 2.0]
+    assert "taken as written by hand" in caplog.text
+
+
+def test_a_file_keeps_its_provenance(tmp_path):
+    path = tmp_path / "reference.json"
+    path.write_text(json.dumps({"losses": {"law": 1.0, "code": 2.0}, "digests": {"tokenizer": "ab"}}))
+    assert load(reference=path).provenance == {"digests": {"tokenizer": "ab"}}
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({"law": 1.0}, r"^mixture\.reference: no value for code"),
+        ({"law": 1.0, "code": -1.0}, r"^mixture\.reference: code: expected a positive loss"),
+        ({"law": 1.0, "code": float("nan")}, r"^mixture\.reference: code: expected a positive loss"),
+        ("nowhere.json", r"^mixture\.reference: nowhere\.json: no such file"),
+    ],
+)
+def test_wrong_references_are_one_line_that_names_the_key(reference, message):
+    with pytest.raises(ValueError, match=message):
+        load(reference=reference)
+
+
+START_K = np.array([2.0, 4.0])
+
+
+def check(refs, **keys):
+    return check_against_start(refs, start_K=START_K, domain_set=DOMAINS, **keys)
+
+
+def test_honest_references_pass_in_silence():
+    assert check(references(1.5, 3.0)) == []
+    assert check(References(start_fraction=0.01)) == []
+
+
+def test_memorised_references_are_refused_in_words_that_say_what_to_do():
+    with pytest.raises(ValueError, match=r"exceeds 0\.95 in all domains.*memorised.*versatune reference RECIPE"):
+        check(references(0.0001, 0.001))
+
+
+def test_references_above_every_loss_are_refused():
+    with pytest.raises(ValueError, match="at or above the model's own first loss"):
+        check(references(2.0, 5.0))
+
+
+def test_a_refusal_can_be_turned_into_a_warning():
+    assert len(check(references(0.0001, 0.001), is_refused=False)) == 1
+
+
+def test_a_single_bad_reference_is_a_warning_that_names_its_domain():
+    assert [w.split(": ")[1] for w in check(references(2.5, 3.0))] == ["law"]
+    assert [w.split(": ")[1] for w in check(references(1.5, 0.01))] == ["code"]
+
+
+def test_domains_not_yet_measured_are_left_out_of_the_check():
+    assert check_against_start(references(0.0001, 3.0), start_K=np.array([np.nan, 4.0]), domain_set=DOMAINS) == []
+
+
+def test_another_tokenizer_is_refused_and_unknown_digests_are_not_compared():
+    refs = references(1.0, 2.0, digests={"tokenizer": "aaa", "mask": "m"})
+    same = {"tokenizer": "aaa", "template": "t", "mask": "m"}
+    assert check_provenance(refs, domain_set=DOMAINS, run_digests=same) == []
+    with pytest.raises(ValueError, match=r"reference\.json: measured with another tokenizer \(digest aaa, this run b"):
+        check_provenance(refs, domain_set=DOMAINS, run_digests=same | {"tokenizer": "bbb"})
+
+
+def test_training_losses_are_refused_and_memorisation_is_warned_of():
+    with pytest.raises(ValueError, match="measured on 'train' rows; references must be held-out"):
+        check_provenance(references(1.0, 2.0, measured_on="train"), domain_set=DOMAINS, run_digests={})
+    memorised = references(1.0, 2.0, train_losses={"law": 0.1, "code": 1.9}, measured_on="held-out")
+    warnings = check_provenance(memorised, domain_set=DOMAINS, run_digests={})
+    assert len(warnings) == 1
+    assert "law: the reference model's training loss 0.1000 is far below" in warnings[0]
