@@ -1,7 +1,7 @@
 """Make the built-in corpus: six domains of question/answer rows, by rules, from a seed.
 
-It lets a mixture be tried without data or a network: small models learn it in minutes, the domains differ in difficulty,
-and they help and hurt one another. Finance, science and code share percentages and products, medicine and general share
+It lets a mixture be tried without data or a network. Small models learn it in minutes; its domains differ in difficulty
+and help and hurt one another. Finance, science and code share percentages and products, medicine and general share
 illnesses, law and general share lookups; general contradicts law and finance on what 16 words mean (`meaning.py`).
 
 Not covered: held-out questions are new, the facts and sums behind them are mostly seen in training; the language is
