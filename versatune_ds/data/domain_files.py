@@ -89,9 +89,8 @@ def _paths_by_domain(folder: Path) -> dict[str, Path]:
             continue
         name = path.name[: path.name.lower().rindex(format_of(path))] if path.is_file() else path.name
         if name in paths:
-            raise ValueError(
-                f"data.folder: both {paths[name]} and {path} are domain {name!r}; put them in {folder}/{name}/"
-            )
+            both = f"{paths[name].name} and {path.name} in {folder}"
+            raise ValueError(f"data.folder: {both} are both domain {name!r}; put them into one folder {name}/")
         paths[name] = path
     return dict(sorted(paths.items()))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from versatune_ds.data.records import Record, json_text, open_text, read_lines
 
@@ -25,7 +25,7 @@ def read_json_lines(path: Path) -> Iterator[Record]:
 def read_json(path: Path) -> Iterator[Record]:
     """Yield the elements of a JSON array, the lines of JSON Lines under another name, or the entries of an object."""
     with open_text(path) as stream:
-        start = stream.read(_CHARACTERS_PER_READ).lstrip()
+        start = _read_first_block(stream).lstrip()
     if start.startswith("["):
         yield from _read_json_array(path)
     elif _is_json_object(start.partition("\n")[0]) and start.partition("\n")[2].strip():
@@ -43,7 +43,7 @@ def _read_json_array(path: Path) -> Iterator[Record]:
     """
     decoder, line = json.JSONDecoder(), 1
     with open_text(path) as stream:
-        buffer = stream.read(_CHARACTERS_PER_READ)
+        buffer = _read_first_block(stream)
         place = buffer.index("[") + 1
         line += buffer.count("\n", 0, place)
         while True:
@@ -64,6 +64,15 @@ def _read_json_array(path: Path) -> Iterator[Record]:
             yield Record(line=line, json_text=buffer[start:end])
             line += buffer.count("\n", start, end)
             place = end
+
+
+def _read_first_block(stream: TextIO) -> str:
+    """Return what a file begins with, up to a block that holds more than white space."""
+    text = block = stream.read(_CHARACTERS_PER_READ)
+    while block and not text.strip():
+        block = stream.read(_CHARACTERS_PER_READ)
+        text += block
+    return text
 
 
 def _after_separators(text: str, place: int) -> int:

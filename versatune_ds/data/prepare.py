@@ -19,7 +19,7 @@ from typing import Any
 from versatune_ds.config.sections import DataConfig, DomainFiles
 from versatune_ds.data.abilities import probe_template
 from versatune_ds.data.cache import building, locked
-from versatune_ds.data.domain_files import domain_files, key_of
+from versatune_ds.data.domain_files import domain_files, iter_texts, key_of
 from versatune_ds.data.encode_rows import EncodeSettings, RowEncoder
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.prepare_domain import (
@@ -38,6 +38,8 @@ from versatune_ds.data.templates import choose_template, template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.domains import DomainSet
 
+__all__ = ["PreparedData", "iter_texts", "prepare_domains"]
+
 _logger = logging.getLogger(__name__)
 
 _PREPARE_VERSION = 1  # raise it whenever the same input would give other tokens: older shards are then built anew
@@ -50,8 +52,13 @@ class PreparedData:
     domain_set: DomainSet
     train: tuple[DomainShards, ...]
     valid: tuple[DomainShards, ...]
-    table: tuple[PrepareRow, ...]
-    """Counts of every domain's train and valid split, for `format_table`."""
+    counts: tuple[PrepareRow, ...]
+    """What became of the rows of every domain's train and valid split."""
+
+    @property
+    def table(self) -> str:
+        """Return the counts as a text table, one line a split."""
+        return format_table(self.counts)
 
     @property
     def digest(self) -> str:
@@ -79,7 +86,7 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
     abilities = probe_template(template, tokenizer=tokenizer)
     identity = {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(template)}
     digests = SourceDigests(cache_dir)
-    folders, table = [], []
+    folders, counts = [], []
     for name, files in files_of_domain.items():
         encoder = RowEncoder(
             tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
@@ -87,13 +94,12 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
         task = _task(data, name=name, files=files)
         folder = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
         folders.append(folder)
-        table += read_summary(folder).rows
-    _logger.info("Prepared data:\n%s", format_table(table))
+        counts += read_summary(folder).rows
     return PreparedData(
         domain_set=domain_set,
         train=tuple(DomainShards(folder / "train") for folder in folders),
         valid=tuple(DomainShards(folder / "valid") for folder in folders),
-        table=tuple(table),
+        counts=tuple(counts),
     )
 
 
@@ -106,13 +112,12 @@ def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
 
 def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
     """Return what a domain is made of, with its sources resolved to files."""
+    key, valid_key = (key_of(data, domain=name, split=split) for split in ("train", "valid"))
     return DomainTask(
         name=name,
-        key=key_of(data, domain=name),
-        train=find_files(files.train, key=key_of(data, domain=name)),
-        valid=find_files(files.valid, key=key_of(data, domain=name, split="valid"))
-        if files.valid is not None
-        else None,
+        key=key,
+        train=find_files(files.train, key=key),
+        valid=None if files.valid is None else find_files(files.valid, key=valid_key),
         valid_fraction=data.valid_fraction,
     )
 
@@ -134,9 +139,8 @@ def _prepare_domain(
                     place, task=task, encoder=encoder, num_processes=data.num_processes, settings=settings
                 )
                 check_summary(summary, task=task, max_bad_rows=data.max_bad_rows)
-    summary = read_summary(folder)
-    check_summary(summary, task=task, max_bad_rows=data.max_bad_rows)
-    _warn(summary, bad_rows=folder / BAD_ROWS_NAME)
+            _warn(summary, bad_rows=folder / BAD_ROWS_NAME)
+    check_summary(read_summary(folder), task=task, max_bad_rows=data.max_bad_rows)
     return folder
 
 
@@ -153,11 +157,21 @@ def _file_name(domain: str) -> str:
 
 
 def _warn(summary: DomainSummary, *, bad_rows: Path) -> None:
-    """Log what a user should look at: bad rows, and held-out rows that are trained on."""
+    """Log what a user should look at: rows left out, and held-out rows that are trained on."""
     train, valid = summary.rows
+    for row in summary.rows:
+        if row.num_without_loss:
+            _logger.warning(
+                "%s: %d of %d %s rows left out: within data.row_tokens nothing of them bears loss; raise it, or set "
+                "data.long_examples: split",
+                row.domain,
+                row.num_without_loss,
+                row.num_rows,
+                row.split,
+            )
     num_bad = train.num_bad_rows + valid.num_bad_rows
     if num_bad:
-        first = "; ".join(problem.encode("unicode_escape").decode("ascii") for problem in summary.problems)
+        first = "; ".join(summary.problems)
         _logger.warning("%s: %d bad rows left out (%s); all in %s", train.domain, num_bad, first, bad_rows)
     if valid.num_in_train:
         _logger.warning(

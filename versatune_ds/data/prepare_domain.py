@@ -26,6 +26,7 @@ from versatune_ds.data.split_builder import Lines, SplitBuilder
 SUMMARY_NAME = "summary.json"
 BAD_ROWS_NAME = "bad_rows.jsonl"
 _NUM_PROBLEMS_SHOWN = 3
+_MAX_PROBLEM_CHARACTERS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,4 +151,10 @@ def _first_problems(path: Path) -> tuple[str, ...]:
     """Return the first bad rows as file:line: reason."""
     with path.open(encoding="utf-8") as stream:
         first = [json.loads(line) for line, _ in zip(stream, range(_NUM_PROBLEMS_SHOWN), strict=False)]
-    return tuple(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in first)
+    return tuple(_printable(f"{entry['file']}:{entry['line']}: {entry['reason']}") for entry in first)
+
+
+def _printable(text: str) -> str:
+    """Return a text that is safe on a terminal, whatever a data file put into it, and not too long."""
+    shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= _MAX_PROBLEM_CHARACTERS else shown[:_MAX_PROBLEM_CHARACTERS] + "..."

@@ -69,8 +69,6 @@ def _cell(value: str | int) -> str:
 
 def _aligned(line: list[str], *, widths: list[int]) -> str:
     """Return a line with names to the left and numbers to the right."""
-    cells = [
-        text.ljust(width) if i < 2 else text.rjust(width)
-        for i, (text, width) in enumerate(zip(line, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
+    names = [text.ljust(width) for text, width in zip(line[:2], widths, strict=False)]
+    numbers = [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)]
+    return "  ".join(names + numbers)

@@ -46,8 +46,8 @@ def parse_row(record_json: str, *, columns: Mapping[str, str] | None = None) -> 
     """
     try:
         record = json.loads(record_json)
-    except ValueError as error:
-        raise BadRowError(f"not valid JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        raise BadRowError(f"not valid JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(record, dict):
         raise BadRowError(f"expected an object with named columns, found {type(record).__name__}")
     return _mapped(record, columns=columns) if columns else _recognised(record)

@@ -1,0 +1,78 @@
+"""A trained tokenizer loads through transformers, and its digest changes exactly when token ids could."""
+
+from __future__ import annotations
+
+import pytest
+from chat_data import CHATML, tiny_tokenizer
+from transformers import AutoTokenizer
+
+from versatune_ds.data.templates import BUILT_IN_TEMPLATE, choose_template, template_digest
+from versatune_ds.data.tokenize import load_tokenizer, tokenizer_digest, train_tokenizer
+
+TEXTS = ["the court held that the clause is void", "what is the answer", "def add(a, b): return a + b"] * 5
+
+
+def test_a_trained_tokenizer_loads_as_any_other(tmp_path):
+    train_tokenizer(TEXTS, vocab_size=300, folder=tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == 300
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|begin|>", "<|end|>", "<|pad|>")
+    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
+    assert tokenizer.chat_template == BUILT_IN_TEMPLATE
+
+
+@pytest.mark.parametrize("text", ["plain", " two  spaces ", "Größe 漢字 😀\r\n\ttab", "\x00\x7f"])
+def test_any_text_comes_back_from_its_tokens(text):
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_role_markers_are_single_tokens():
+    tokenizer = tiny_tokenizer()
+    for marker in ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"):
+        assert len(tokenizer(marker)["input_ids"]) == 1
+
+
+def test_the_same_texts_give_the_same_tokenizer(tmp_path):
+    digests = {tokenizer_digest(train_tokenizer(TEXTS, vocab_size=300, folder=tmp_path / str(i))) for i in range(2)}
+    assert len(digests) == 1
+
+
+def test_the_digest_changes_with_the_vocabulary_and_not_with_padding_or_template(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300, folder=tmp_path / "a")
+    before = tokenizer_digest(tokenizer)
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    tokenizer.chat_template = CHATML
+    assert tokenizer_digest(tokenizer) == before
+    assert tokenizer_digest(load_tokenizer(tmp_path / "a")) == before
+    assert tokenizer_digest(train_tokenizer(TEXTS, vocab_size=299, folder=tmp_path / "b")) != before
+    tokenizer.add_tokens(["<|extra|>"])
+    assert tokenizer_digest(tokenizer) != before
+
+
+def test_a_name_that_loads_nothing_is_said_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^model.tokenizer: cannot load '.*nothing_here': ") as caught:
+        load_tokenizer(tmp_path / "nothing_here")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_given_template_comes_before_the_tokenizers_own_and_the_built_in_one(tmp_path):
+    tokenizer = load_tokenizer(train_tokenizer(TEXTS, vocab_size=300, folder=tmp_path).name_or_path)
+    (tmp_path / "given.jinja").write_text("given")
+    tokenizer.chat_template = CHATML
+    assert choose_template(tokenizer, path=tmp_path / "given.jinja") == "given"
+    assert choose_template(tokenizer) == CHATML
+    tokenizer.chat_template = {"default": "one of several", "tool_use": "another"}
+    assert choose_template(tokenizer) == "one of several"
+    tokenizer.chat_template = None
+    assert choose_template(tokenizer) == BUILT_IN_TEMPLATE
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="neither a chat template nor an end-of-text token"):
+        choose_template(tokenizer)
+    with pytest.raises(ValueError, match=r"data.chat_template: no such file .*absent.jinja"):
+        choose_template(tokenizer, path=tmp_path / "absent.jinja")
+
+
+def test_template_digests_tell_templates_apart():
+    assert template_digest(CHATML) == template_digest(str(CHATML))
+    assert template_digest(CHATML) != template_digest(CHATML + " ")

@@ -1,0 +1,67 @@
+"""Make tokenizers, templates and small data files of chat rows for the tests of the data plane."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.data.tokenize import train_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+COUNTING = (
+    "{{ messages | length }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@functools.cache
+def tiny_tokenizer() -> Any:
+    """Return a byte-level BPE tokenizer with the built-in template, trained on a few words."""
+    folder = Path(tempfile.mkdtemp()) / "tokenizer"
+    words = ["the answer is seven", "what is the colour of the sky", "a short reply", "contract clause court"]
+    return train_tokenizer(words * 20, vocab_size=400, folder=folder)
+
+
+def chat_row(question: str, answer: str) -> dict[str, Any]:
+    """Return one row of chat messages."""
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def chat_rows(num_rows: int, *, topic: str = "sum") -> list[dict[str, Any]]:
+    """Return different rows about a topic."""
+    return [chat_row(f"{topic}: what is {i} plus {i}?", f"It is {2 * i}.") for i in range(num_rows)]
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    """Write rows as JSON Lines, texts as they are, and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def write_domains(folder: Path, *, num_rows: int = 60, domains: Iterable[str] = ("law", "code")) -> Path:
+    """Write train/ and valid/ files of some domains and return the folder."""
+    for name in domains:
+        write_jsonl(folder / "train" / f"{name}.jsonl", chat_rows(num_rows, topic=name))
+        write_jsonl(folder / "valid" / f"{name}.jsonl", chat_rows(5, topic=f"held-out {name}"))
+    return folder
