@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -150,9 +151,7 @@ def test_rows_with_gaps_and_columns_first_are_read_correctly() -> None:
         )
         exact, exact_grad_NV = exact_gradient(other)
         leaf = logits_NV.detach().requires_grad_()
-        result = domain_cross_entropy(
-            leaf, other.labels_N, other.domain_ids_N, 4, loss_weights_K=other.loss_weights_K
-        )
+        result = domain_cross_entropy(leaf, other.labels_N, other.domain_ids_N, 4, loss_weights_K=other.loss_weights_K)
         result.loss.backward()
         torch.testing.assert_close(result.loss_sum_K, exact.loss_sum_K, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(leaf.grad.double(), exact_grad_NV, rtol=1e-5, atol=1e-6)
@@ -183,7 +182,7 @@ def test_sums_are_equal_bit_for_bit_for_any_cut_into_chunks(cuts: list[int], see
     whole, _ = run(case)
     edges = [0, *sorted(cuts), 200]
     total_K = torch.zeros(4, dtype=torch.float64)
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         rows = slice(start, stop)
         part = domain_cross_entropy(case.logits_NV[rows], case.labels_N[rows], case.domain_ids_N[rows], 4)
         # float64 adds multiples of 2^-24 below 2^29 without rounding

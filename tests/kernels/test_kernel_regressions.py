@@ -82,7 +82,7 @@ class _WidestFloat(TorchDispatchMode):
         self.product_dtypes: set[torch.dtype] = set()
         self.largest_float32 = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
             self.product_dtypes |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
         output = function(*args, **(kwargs or {}))

@@ -238,7 +238,7 @@ def test_wrong_arguments_are_named() -> None:
         head(torch.zeros(4, 5), ids_N)
     with pytest.raises(ValueError, match=r"labels: expected int64 of shape \[4\], got torch.int64 \[3\]"):
         head(make_hidden(4), ids_N[:3])
-    with pytest.raises(ValueError, match="num_valid: expected 0..4, the length of valid_index, got 5"):
+    with pytest.raises(ValueError, match=r"num_valid: expected 0\.\.4, the length of valid_index, got 5"):
         head(make_hidden(4), ids_N, valid_index=ids_N, num_valid=5)
     with pytest.raises(ValueError, match="num_valid: 3 was given without valid_index"):
         head(make_hidden(4), ids_N, num_valid=3)

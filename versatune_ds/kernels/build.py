@@ -128,7 +128,7 @@ def compile_command(device_type: str) -> list[str]:
     shared = ["-std=c++20", "-O3", "-shared", *includes, *sources, *libraries, "-ltorch_cpu", "-lc10"]
     if device_type == "cpu":
         return [_compiler(), "-fPIC", "-fopenmp", "-march=native", "-Wall", "-Wno-psabi", *shared]
-    flags = ["-Xcompiler=-fPIC", "-cudart=static", f"-DTORCH_TARGET_VERSION={stable_abi_version()}"]
+    flags = ["-Xcompiler=-fPIC", "-Xptxas=-v", "-cudart=static", f"-DTORCH_TARGET_VERSION={stable_abi_version()}"]
     return [_cuda_compiler(), *flags, *gencode_flags(cuda_architectures()), *shared]
 
 
@@ -205,7 +205,8 @@ def _compile(command: Sequence[str], library: Path) -> None:
     """
     logger.info("building %s (about 15 s, once) ...", library)
     started = time.monotonic()
-    unfinished = library.with_suffix(".unfinished")
+    # A killed build's compiler may still be writing: each build has a name of its own.
+    unfinished = library.with_name(f"unfinished_{os.getpid()}.so")
     done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
     (library.parent / "build.log").write_text(" ".join(command) + "\n" + done.stdout + done.stderr, encoding="utf-8")
     if done.returncode != 0:

@@ -175,9 +175,9 @@ __device__ __forceinline__ void write_vector(T* grad, int i, const Vector<T>& lo
 #pragma unroll
   for (int e = 0; e < Vector<T>::kSize; ++e) {
     const float x = x_of<kPlain>(to_float(logits.element[e]), rows.settings, first + e < rows.vocabulary);
-    const float e = exp2f((x - gradient.max) * kLog2E);
+    const float power = exp2f((x - gradient.max) * kLog2E);
     const float slope = kPlain || rows.settings.softcap <= 0.0f ? 1.0f : softcap_slope(x, rows.settings.softcap);
-    const float value = gradient.at(e, slope, first + e == label);
+    const float value = gradient.at(power, slope, first + e == label);
     from_float(scale == 0.0f ? 0.0f : value, &result.element[e]);
   }
   store_vector(grad, i, rows.vocabulary, result);

@@ -1,0 +1,49 @@
+"""The CUDA sources without a GPU: they compile for sm_80 and sm_90, spill nothing, and load beside any PyTorch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from versatune_ds.kernels import build, ops
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine"),
+]
+assert ops  # registers the schemas that the library implements
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+        return build.build_library("cuda")
+
+
+def test_no_kernel_spills_registers_on_either_architecture(library: Path) -> None:
+    report = (library.parent / "build.log").read_text(encoding="utf-8")
+    kernels = re.findall(r"Compiling entry function '\w*?(\w+)' for 'sm_(\d+)'", report)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    architectures = {architecture for _, architecture in kernels}
+    assert architectures == {"80", "90"}
+    assert len(spills) >= len(kernels) > 40
+    assert {int(count) for pair in spills for count in pair} == {0}
+
+
+def test_the_cluster_kernel_keeps_two_blocks_per_multiprocessor(library: Path) -> None:
+    report = (library.parent / "build.log").read_text(encoding="utf-8")
+    pattern = r"'\w*one_read_kernel\w*Li4E\w*' for 'sm_90'.*?Used (\d+) registers"
+    registers = [int(count) for count in re.findall(pattern, report, flags=re.DOTALL)]
+    assert len(registers) == 6  # three dtypes, plain and not
+    assert max(registers) <= 65536 // (2 * 512)
+
+
+def test_the_library_registers_its_operators_without_a_gpu(library: Path) -> None:
+    torch.ops.load_library(str(library))
+    for name in ("domain_ce", "domain_ce_backward", "domain_ce_gradient_", "scale_"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"versatune::{name}", "CUDA")
