@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -45,16 +46,27 @@ def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(timeout)
+    _wait(processes, folder=folder, timeout=timeout)
     late = [rank for rank, process in enumerate(processes) if process.is_alive()]
     for process in processes:
         process.kill()
     results = [_read(folder / f"rank_{rank}.pickle") for rank in range(world_size)]
+    named = [result for result in results if isinstance(result, _Failure) and "Traceback" in result.text]
+    assert not named, named[0].text
     errors = [result for result in results if isinstance(result, _Failure)]
     assert not errors, errors[0].text
     assert not late, f"ranks {late} did not end within {timeout} s"
     return results
+
+
+def _wait(processes: list[Any], *, folder: Path, timeout: float) -> None:
+    """Wait for all ranks; when one has failed, the others get a few seconds to fail too."""
+    end = time.monotonic() + timeout
+    while any(process.is_alive() for process in processes) and time.monotonic() < end:
+        gone = [rank for rank, process in enumerate(processes) if not process.is_alive()]
+        if any(isinstance(_read(folder / f"rank_{rank}.pickle"), _Failure) for rank in gone):
+            end = min(end, time.monotonic() + 3.0)
+        time.sleep(0.02)
 
 
 class _Failure:

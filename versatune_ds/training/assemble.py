@@ -47,9 +47,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
     run_on_rank_zero(lambda: open_run_folder(config, is_fresh=is_fresh, world=world), world)
     tokenizer, data = prepare_on_rank_zero(config, world)
     weights_K, controller = _mixture(config, data)
-    engine = _engine(
-        config, tokenizer, num_domains=len(data.domain_set), ds_config=ds_config, world=world, device=device
-    )
+    engine = _engine(config, tokenizer, data, ds_config=ds_config, world=world, device=device)
     run = Run(
         config=config,
         world=world,

@@ -9,7 +9,6 @@ Shape legend: **E** validation examples, **N** positions of a micro-batch.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from versatune_ds.data.validation_rows import ValidationLoader
@@ -18,7 +17,7 @@ from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.engine import Engine
 
 
-def measure_validation(engine: Engine, loader: ValidationLoader) -> ExampleLosses:
+def measure_validation(engine: Engine, loader: ValidationLoader, *, num_domains: int) -> ExampleLosses:
     """Return the summed loss of every validation example, the same on all ranks.
 
     Communication: the forward passes' own (ZeRO-3 gathers weights), then one all-reduce of E float64 numbers.
@@ -31,7 +30,7 @@ def measure_validation(engine: Engine, loader: ValidationLoader) -> ExampleLosse
         loss_sum_E.index_add_(0, example_ids_N[is_example_N], token_losses_N[is_example_N])
     return ExampleLosses(
         loss_sum_E=sum_over_ranks(loss_sum_E.cpu().numpy()),
-        num_loss_tokens_E=np.asarray(loader.example_num_loss_tokens),
-        domain_ids_E=np.asarray(loader.example_domain_ids),
-        num_domains=loader.num_domains,
+        num_loss_tokens_E=loader.example_num_loss_tokens,
+        domain_ids_E=loader.example_domain_ids,
+        num_domains=num_domains,
     )

@@ -10,23 +10,25 @@ import logging
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from versatune_ds.training.checkpoint import read_weights, whole_checkpoints
 from versatune_ds.training.model import DTYPES
+from versatune_ds.training.run_folder import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
 _WRAPPER_PREFIX = "causal_lm."
 
 
-def export_run(run_dir: Path, *, output: Path, precision: str) -> Path:
+def export_run(run_dir: Path, *, output: Path, precision: str | None = None) -> Path:
     """Write the newest checkpoint's model, config and tokenizer in Hugging Face form.
 
     Args:
         run_dir: The run's folder.
         output: Folder to write; may exist, files of the same names are replaced.
-        precision: fp32, bf16 or fp16: the number format of the written weights.
+        precision: fp32, bf16 or fp16: the number format of the written weights; the run's own by default.
 
     Raises:
         ValueError: If the folder is no run or has no whole checkpoint.
@@ -34,11 +36,12 @@ def export_run(run_dir: Path, *, output: Path, precision: str) -> Path:
     checkpoints = whole_checkpoints(run_dir)
     if not checkpoints:
         raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
+    dtype = DTYPES[precision or _precision_of(run_dir)]
     config = AutoConfig.from_pretrained(run_dir / "model")
     with torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+        causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
     weights = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in read_weights(checkpoints[0]).items()}
-    weights = {name: tensor.to(DTYPES[precision]) for name, tensor in weights.items()}
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     missing, unexpected = causal_lm.load_state_dict(weights, strict=False, assign=True)
     tied = set(getattr(causal_lm, "all_tied_weights_keys", None) or ())
     if unexpected or set(missing) - tied:
@@ -48,3 +51,8 @@ def export_run(run_dir: Path, *, output: Path, precision: str) -> Path:
     AutoTokenizer.from_pretrained(run_dir / "tokenizer").save_pretrained(output)
     logger.info("exported %s to %s", checkpoints[0].name, output)
     return output
+
+
+def _precision_of(run_dir: Path) -> str:
+    """Return the precision a run was trained in."""
+    return yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["train"]["precision"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from versatune_ds.distributed import check_same_on_all_ranks
+from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.evaluate import measure_validation
 from versatune_ds.training.progress import log_decision, log_step
 from versatune_ds.training.run import Run, validation_metrics
@@ -41,8 +42,7 @@ def train(run: Run) -> bool:
         if step % settings.mixture.update_every == 0:
             measure_and_decide(run)
         elif is_last:
-            losses = measure_validation(run.engine, run.validation)
-            run.monitor.metrics(step, validation_metrics(losses, run.domain_set))
+            run.monitor.metrics(step, validation_metrics(measure_losses(run), run.domain_set))
         is_stopped = run.signals.agreed()
         if is_stopped or is_last or step % (settings.checkpoint.every or last_step) == 0:
             run.save()
@@ -60,13 +60,18 @@ def plan_data(run: Run, *, step: int) -> None:
         run.loader.plan(step, run.schedule.weights_at(step))
 
 
+def measure_losses(run: Run) -> ExampleLosses:
+    """Return the losses of the fixed validation examples under the current weights, the same on every rank."""
+    return measure_validation(run.engine, run.validation, num_domains=len(run.domain_set))
+
+
 def measure_and_decide(run: Run) -> None:
     """Measure the losses by domain, let rank 0 decide, and apply the decision on every rank.
 
     Communication, in this order on every rank: the validation's own, the decision's broadcast, one check that all
     ranks hold the same decisions.
     """
-    losses = measure_validation(run.engine, run.validation)
+    losses = measure_losses(run)
     decision = run.decide(losses, effective_step=run.step + run.loader.prefetch + 1)
     run.schedule.append(decision.effective_step, decision.weights_K(run.domain_set))
     check_same_on_all_ranks(decision.digest, run.world, what=f"decision after step {run.step}")

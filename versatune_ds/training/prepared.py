@@ -1,19 +1,25 @@
 """Get a recipe's tokenizer and its tokenised data, once for all processes.
 
-The one idea: rank 0 does the work and leaves it on disk; the others open what lies there.
+The one idea: rank 0 does the work and leaves it on disk; the others are told the folders and open what lies there.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.prepare import PreparedData, iter_texts, prepare_domains
+from versatune_ds.data.domain_files import domain_files, iter_texts, key_of
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.prepare import PreparedData, prepare_domains
+from versatune_ds.data.shards import DomainShards
+from versatune_ds.data.source_digests import SourceDigests
+from versatune_ds.data.sources import find_files
 from versatune_ds.data.tokenize import load_tokenizer, train_tokenizer
-from versatune_ds.distributed import World, run_on_rank_zero
+from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
+from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)
 
@@ -21,33 +27,47 @@ logger = logging.getLogger(__name__)
 def prepare_on_rank_zero(config: RunConfig, world: World) -> tuple[Any, PreparedData]:
     """Return tokenizer and data on every rank; the work is done by rank 0 while the others wait.
 
-    Communication: one broadcast when rank 0 is done.
+    Communication: two broadcasts when rank 0 is done: whether all went well, and the folders of the shards.
     """
-    run_on_rank_zero(lambda: _prepare_into_run(config), world)
+    prepared: list[PreparedData] = []
+    run_on_rank_zero(lambda: prepared.append(_prepare_into_run(config)), world)
+    folders = broadcast_text(_folders_as_text(prepared[0]) if prepared else None, world)
+    data = prepared[0] if prepared else _open_folders(folders)
     tokenizer = load_tokenizer(config.run_dir / "tokenizer", trust_remote_code=config.model.trust_remote_code)
-    return tokenizer, _prepare(config, tokenizer)
+    return tokenizer, data
 
 
-def _prepare_into_run(config: RunConfig) -> None:
+def _prepare_into_run(config: RunConfig) -> PreparedData:
     """Prepare everything and keep the tokenizer in the run's folder."""
     tokenizer = load_or_train_tokenizer(config)
     tokenizer.save_pretrained(config.run_dir / "tokenizer")
-    logger.info("data:\n%s", _prepare(config, tokenizer).table)
+    return prepare_domains(config.data, tokenizer=tokenizer, cache_dir=cache_folder(config))
+
+
+def _folders_as_text(data: PreparedData) -> str:
+    """Return where the shards lie, as JSON."""
+    splits = {split: [str(shards.folder) for shards in getattr(data, split)] for split in ("train", "valid")}
+    return json.dumps({"domains": list(data.domain_set), **splits})
+
+
+def _open_folders(text: str) -> PreparedData:
+    """Open the shards that rank 0 names; its counts stay with rank 0."""
+    folders = json.loads(text)
+    return PreparedData(
+        domain_set=DomainSet(tuple(folders["domains"])),
+        train=tuple(DomainShards(folder) for folder in folders["train"]),
+        valid=tuple(DomainShards(folder) for folder in folders["valid"]),
+        counts=(),
+    )
 
 
 def prepare_recipe(config: RunConfig) -> PreparedData:
-    """Tokenise a recipe's data outside a run; logs what is in them.
+    """Tokenise a recipe's data outside a run; the log shows what is in them.
 
     Raises:
         ValueError: If a file, a row or the tokenizer is not as expected.
     """
-    data = _prepare(config, load_or_train_tokenizer(config))
-    logger.info("data:\n%s", data.table)
-    return data
-
-
-def _prepare(config: RunConfig, tokenizer: Any) -> PreparedData:
-    return prepare_domains(config.data, tokenizer=tokenizer, cache_dir=cache_folder(config), seed=config.run.seed)
+    return prepare_domains(config.data, tokenizer=load_or_train_tokenizer(config), cache_dir=cache_folder(config))
 
 
 def cache_folder(config: RunConfig) -> Path:
@@ -60,11 +80,19 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
     name = config.model.tokenizer or config.model.name_or_path
     if name is not None:
         return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code)
-    vocab_size = config.model.tokenizer_vocab_size
-    key = f"{config.data.model_dump_json(include={'folder', 'domains', 'synthetic'})} {vocab_size}"
-    folder = cache_folder(config) / f"tokenizer-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
-    if (folder / "tokenizer.json").is_file():
+    folder = _trained_tokenizer_folder(config)
+    if (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(folder)
-    logger.info("training a tokenizer of %d tokens on the training data", vocab_size)
+    logger.info("training a tokenizer of %d tokens on the training data", config.model.tokenizer_vocab_size)
     texts = iter_texts(config.data, cache_dir=cache_folder(config))
-    return train_tokenizer(texts, vocab_size=vocab_size, folder=folder)
+    return train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=folder)
+
+
+def _trained_tokenizer_folder(config: RunConfig) -> Path:
+    """Return the folder of a tokenizer trained on this data: it is named by the files' content and the size."""
+    cache_dir = cache_folder(config)
+    digests = SourceDigests(cache_dir)
+    parts = [str(config.model.tokenizer_vocab_size)]
+    for name, files in domain_files(config.data, cache_dir=cache_dir).items():
+        parts += digests.of(find_files(files.train, key=key_of(config.data, domain=name)))
+    return cache_dir / f"tokenizer-{digest_of_texts(parts)[:16]}"

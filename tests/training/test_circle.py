@@ -1,0 +1,186 @@
+"""The whole circle with real DeepSpeed on forked ranks: losses, decisions, shares, resume and export."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
+
+from versatune_ds.training.checkpoint import whole_checkpoints
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def train_ranks(config, *, world_size, stop_after=None, is_fresh=False, then=lambda run: None):
+    """Train on forked ranks; return what `then(run)` gives on each."""
+    results = config.run.output_dir / f"results_{config.run.name}_{world_size}_{stop_after}"
+    results.mkdir(parents=True)
+
+    def work(world):
+        return then(be_trained(config, world, stop_after=stop_after, is_fresh=is_fresh))
+
+    return run_ranks(work, world_size=world_size, folder=results)
+
+
+def weights_of(run):
+    return {
+        name: value.double().sum().item() for name, value in run.engine.deepspeed_engine.module.state_dict().items()
+    }
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_the_same_schedule_and_write_one_history(tmp_path, cache_dir):
+    config = tiny_config(tmp_path, cache_dir=cache_dir)
+    first, second = train_ranks(config, world_size=2, then=lambda run: run.schedule.state_dict())
+    assert first == second
+    decisions = read_lines(config.run_dir / "decisions.jsonl")
+    assert [(d["update"], d["decided_at_step"], d["effective_step"]) for d in decisions] == [
+        (0, 0, 3), (1, 4, 7), (2, 8, 11), (3, 12, 15)
+    ]  # fmt: skip
+    for decision in decisions:
+        weights = list(decision["weights_after"].values())
+        assert min(weights) > 0
+        assert sum(weights) == pytest.approx(1, abs=1e-12)
+        assert set(decision["losses"]["law"]) == {"mean", "stderr", "num_loss_tokens"}
+    assert decisions[1]["weights_after"] != decisions[1]["weights_before"]
+
+
+@pytest.mark.slow
+def test_the_weights_used_at_a_step_are_those_of_the_decision_in_effect(tmp_path, cache_dir):
+    config = tiny_config(tmp_path, cache_dir=cache_dir)
+    train_ranks(config, world_size=1)
+    decisions = read_lines(config.run_dir / "decisions.jsonl")
+    for line in read_lines(config.run_dir / "metrics.jsonl"):
+        if "domain/law/weight" not in line:
+            continue
+        in_effect = [d for d in decisions if d["effective_step"] <= line["step"] or d["update"] == 0][-1]
+        assert line["domain/law/weight"] == in_effect["weights_after"]["law"]
+
+
+@pytest.mark.slow
+def test_losses_and_shares_do_not_depend_on_processes_or_accumulation(tmp_path, cache_dir):
+    def losses(name, world_size, *overrides):
+        config = tiny_config(tmp_path, f"run.name={name}", "model.from_config.attention_dropout=0.0", *overrides,
+                             cache_dir=cache_dir)  # fmt: skip
+        served = train_ranks(config, world_size=world_size, then=lambda run: run.served.state_dict())
+        return losses_by_step(config.run_dir), served[0]
+
+    expected, expected_served = losses("one", 1)
+    assert len(expected) == 12
+    for name, world_size, overrides in (
+        ("two", 2, ()),
+        ("four", 4, ()),
+        ("whole", 1, ("train.rows_per_micro_batch=8",)),
+        ("single", 2, ("train.rows_per_micro_batch=1",)),
+    ):
+        found, served = losses(name, world_size, *overrides)
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert served["num_tokens_K"] == expected_served["num_tokens_K"]
+        assert served["requested_units_K"] == pytest.approx(expected_served["requested_units_K"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_what_was_served_is_within_one_example_of_what_was_requested(tmp_path, cache_dir):
+    config = tiny_config(tmp_path, "mixture.policy=constant", cache_dir=cache_dir)
+    (run,) = train_ranks(config, world_size=1, then=lambda run: run.served.state_dict())
+    missing = np.abs(np.array(run["requested_units_K"]) - np.array(run["realised_units_K"]))
+    assert missing.max() <= 128
+    assert sum(run["realised_units_K"]) > 12 * 8 * 128 * 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_trains_to_the_same_losses(tmp_path, cache_dir, stage):
+    zero = {"zero_optimization": {"stage": stage}}
+    config = tiny_config(tmp_path, f"train.deepspeed={zero}", f"run.name=stage{stage}", cache_dir=cache_dir)
+    train_ranks(config, world_size=2)
+    losses = losses_by_step(config.run_dir)
+    reference = tiny_config(tmp_path, "run.name=reference", cache_dir=cache_dir)
+    train_ranks(reference, world_size=2)
+    assert losses == pytest.approx(losses_by_step(reference.run_dir), abs=2e-4)
+    assert losses[12] < losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stop_after", [1, 5, 7])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, cache_dir, stage, stop_after):
+    def config(name):
+        zero = {"zero_optimization": {"stage": stage}}
+        return tiny_config(tmp_path, f"run.name={name}", f"train.deepspeed={zero}", cache_dir=cache_dir)
+
+    whole = train_ranks(config("whole"), world_size=2, then=weights_of)
+    train_ranks(config("parts"), world_size=2, stop_after=stop_after)
+    parts = train_ranks(config("parts"), world_size=2, then=weights_of)
+    assert parts == whole
+    assert losses_by_step(config("parts").run_dir) == losses_by_step(config("whole").run_dir)
+    assert read_lines(config("parts").run_dir / "decisions.jsonl") == read_lines(
+        config("whole").run_dir / "decisions.jsonl"
+    )
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last_whole_one(tmp_path, cache_dir):
+    import os
+
+    whole = tiny_config(tmp_path, "run.name=whole", cache_dir=cache_dir)
+    train_ranks(whole, world_size=2)
+    killed = tiny_config(tmp_path, "run.name=killed", cache_dir=cache_dir)
+
+    def die_in_step_eight(world):
+        from versatune_ds.training import loop
+
+        plan_data = loop.plan_data
+        loop.plan_data = lambda run, *, step: os._exit(9) if step == 10 else plan_data(run, step=step)
+        be_trained(killed, world)
+
+    with pytest.raises(AssertionError, match="left without a word"):
+        run_ranks(die_in_step_eight, world_size=2, folder=tmp_path)
+    assert [path.name for path in whole_checkpoints(killed.run_dir)] == ["step_00000005"]
+    train_ranks(killed, world_size=2)
+    assert losses_by_step(killed.run_dir) == losses_by_step(whole.run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_exported_folder_loads_and_gives_the_runs_validation_losses(tmp_path, cache_dir, stage):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from versatune_ds.data.prepare import prepare_domains
+    from versatune_ds.training.export import export_run
+
+    zero = {"zero_optimization": {"stage": stage}}
+    config = tiny_config(tmp_path, f"train.deepspeed={zero}", "mixture.update_every=12", cache_dir=cache_dir)
+    train_ranks(config, world_size=2)
+    folder = export_run(config.run_dir, output=tmp_path / "exported")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    last = read_lines(config.run_dir / "decisions.jsonl")[-1]
+    data = prepare_domains(config.data, tokenizer=tokenizer, cache_dir=cache_dir)
+    for name, shards in zip(data.domain_set, data.valid, strict=True):
+        total, count = 0.0, 0
+        for index in range(shards.num_examples):
+            input_ids, is_loss = shards.read(index)
+            ids = torch.tensor(np.array(input_ids, dtype=np.int64))[None]
+            with torch.no_grad():
+                losses = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+            bears_loss = torch.tensor(np.array(is_loss))[1:]
+            total += losses[bears_loss].double().sum().item()
+            count += int(bears_loss.sum())
+        assert count == last["losses"][name]["num_loss_tokens"]
+        assert math.isclose(total / count, last["losses"][name]["mean"], abs_tol=2e-5)
+
+
+def test_a_checkpoint_of_other_data_is_refused_with_one_line_each():
+    from pathlib import Path
+
+    from versatune_ds.training.run import check_identity
+
+    saved = {"data": "abc", "world_size": 2, "domains": ["law"]}
+    with pytest.raises(ValueError, match=r"(?s)^x: saved with data 'abc', now 'abd'.*\nx: saved with world_size 2"):
+        check_identity(saved, {"data": "abd", "world_size": 4, "domains": ["law"]}, folder=Path("x"))
