@@ -111,17 +111,13 @@ class Decision:
         return domain_set.from_dict(self.weights_after, what=f"decision of update {self.update}")
 
 
-def number_or_null(value: float) -> float | None:
-    """Return a plain float, None for NaN and infinity."""
-    return float(value) if math.isfinite(value) else None
-
-
 def by_domain(columns: Mapping[str, np.ndarray], *, domain_set: DomainSet) -> dict[str, dict[str, Number]]:
-    """Return columns [K] as {domain: {column: number}}; integers stay integers, NaN becomes null."""
-    return {
-        name: {
-            key: int(column[domain_id]) if column.dtype.kind == "i" else number_or_null(column[domain_id])
-            for key, column in columns.items()
-        }
-        for domain_id, name in enumerate(domain_set)
-    }
+    """Return columns [K] as {domain: {column: number}}; integers stay integers, NaN and infinity become null."""
+    rows = zip(*(_plain_numbers(column_K) for column_K in columns.values()), strict=True)
+    return {name: dict(zip(columns, row, strict=True)) for name, row in zip(domain_set, rows, strict=True)}
+
+
+def _plain_numbers(values_K: np.ndarray) -> list[Number]:
+    """Return Python numbers, None where a value is not finite."""
+    numbers = values_K.tolist()
+    return numbers if np.all(np.isfinite(values_K)) else [n if math.isfinite(n) else None for n in numbers]

@@ -27,6 +27,9 @@ _MAX_BUDGET_FACTOR = 2.0
 _BISECTIONS = 40
 """Halvings of the step in the KL limit: precise to 1e-12 of the step."""
 
+_MAX_NAMES = 12
+"""Domains named for one bound that acted."""
+
 _SMALLEST_BASE_WEIGHT = 1e-12
 
 Guarded = tuple[np.ndarray, str | None]
@@ -90,24 +93,22 @@ def prior_pull(weights_K: np.ndarray, *, start_weights_K: np.ndarray, pull: floa
 
 def bounds_from(settings: SafeguardSettings, *, inputs: Inputs, before_K: np.ndarray, domain_set: DomainSet) -> Bounds:
     """Return the bounds of all domains; pins come before freezing, both before caps, caps before the floor."""
-    lower, upper = [], []
-    for name, before in zip(domain_set, before_K, strict=True):
-        if name in inputs.pins or name in inputs.freeze:
-            fixed = (inputs.pins[name], "pin") if name in inputs.pins else (float(before), "freeze")
-            lower.append(fixed)
-            upper.append(fixed)
-            continue
-        caps = [(settings.cap, "cap")]
-        caps += [(inputs.caps[name], "control cap")] if name in inputs.caps else []
-        caps += [(inputs.supply_caps[name], "supply cap")] if name in inputs.supply_caps else []
-        upper.append(min(caps))
-        lower.append((min(settings.floor, upper[-1][0]), "floor"))
-    return Bounds(
-        lower_K=np.array([value for value, _ in lower]),
-        upper_K=np.array([value for value, _ in upper]),
-        lower_by=tuple(by for _, by in lower),
-        upper_by=tuple(by for _, by in upper),
-    )
+    num_domains = len(domain_set)
+    lower_K, upper_K = np.full(num_domains, settings.floor), np.full(num_domains, settings.cap)
+    lower_by, upper_by = ["floor"] * num_domains, ["cap"] * num_domains
+    for what, caps in (("control cap", inputs.caps), ("supply cap", inputs.supply_caps)):
+        for name, cap in caps.items():
+            domain_id = domain_set.id_of(name)
+            if cap < upper_K[domain_id]:
+                upper_K[domain_id], upper_by[domain_id] = cap, what
+    lower_K = np.minimum(lower_K, upper_K)
+    frozen = {name: float(before_K[domain_set.id_of(name)]) for name in inputs.freeze}
+    for what, fixed in (("freeze", frozen), ("pin", inputs.pins)):
+        for name, weight in fixed.items():
+            domain_id = domain_set.id_of(name)
+            lower_K[domain_id] = upper_K[domain_id] = weight
+            lower_by[domain_id] = upper_by[domain_id] = what
+    return Bounds(lower_K=lower_K, upper_K=upper_K, lower_by=tuple(lower_by), upper_by=tuple(upper_by))
 
 
 def feasible_bounds(
@@ -133,12 +134,19 @@ def within_bounds(weights_K: np.ndarray, *, bounds: Bounds, domain_set: DomainSe
     """Project onto the bounds, naming each bound that changed a weight and its domains."""
     projected_K = project_to_bounds(weights_K, lower_K=bounds.lower_K, upper_K=bounds.upper_K)
     acted: dict[str, list[str]] = {}
-    for domain_id, name in enumerate(domain_set):
-        if weights_K[domain_id] < bounds.lower_K[domain_id]:
-            acted.setdefault(bounds.lower_by[domain_id], []).append(name)
-        elif weights_K[domain_id] > bounds.upper_K[domain_id]:
-            acted.setdefault(bounds.upper_by[domain_id], []).append(name)
-    return projected_K, "; ".join(f"{by}: {', '.join(names)}" for by, names in acted.items()) or None
+    for is_beyond_K, by in (
+        (weights_K < bounds.lower_K, bounds.lower_by),
+        (weights_K > bounds.upper_K, bounds.upper_by),
+    ):
+        for domain_id in np.flatnonzero(is_beyond_K):
+            acted.setdefault(by[domain_id], []).append(domain_set.names[domain_id])
+    return projected_K, "; ".join(f"{by}: {_listed(names)}" for by, names in acted.items()) or None
+
+
+def _listed(names: list[str]) -> str:
+    """Return names in one text, the first few of many."""
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MAX_NAMES])} and {more} more"
 
 
 def kl_limit(weights_K: np.ndarray, *, base_K: np.ndarray, max_kl: float | None) -> Guarded:
