@@ -7,7 +7,8 @@ from chat_data import CHATML, COUNTING, INST, THINKING, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.data.encode import TemplateMismatchError, encode_messages, encode_text
+from versatune_ds.data.encode import encode_messages, encode_text
+from versatune_ds.data.loss_spans import TemplateMismatchError
 from versatune_ds.data.templates import BUILT_IN_TEMPLATE
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -101,11 +102,10 @@ def test_a_conversation_the_template_refuses_says_why():
 
 
 def test_marks_that_miss_a_turn_are_refused():
-    one_mark = (
-        "{% for message in messages %}{% if loop.first %}{% generation %}{{ message['content'] }}{% endgeneration %}"
-    )
-    with pytest.raises(TemplateMismatchError, match="marks 1 generated parts for 2 assistant turns"):
-        loss_texts(TWO_TURNS, one_mark + "{% endif %}{% endfor %}")
+    one_mark = "{% generation %}{{ message['content'] }}{% endgeneration %}"
+    template = "{% for message in messages %}{% if loop.last %}" + one_mark + "{% else %}{{ message['content'] }}"
+    with pytest.raises(TemplateMismatchError, match=r"turn 2 \(assistant\): the chat template leaves its text out"):
+        loss_texts(TWO_TURNS, template + "{% endif %}{% endfor %}")
 
 
 def test_plain_text_bears_loss_everywhere_and_ends_with_the_end_token():

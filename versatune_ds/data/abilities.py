@@ -29,17 +29,21 @@ class TemplateAbilities:
     has_tool_calls: bool
     has_tool_turns: bool
     has_reasoning: bool
+    closes_turns: bool
+    """Something follows an assistant's text, so that a model can learn to stop."""
 
 
 def probe_template(template: str, *, tokenizer: Any) -> TemplateAbilities:
     """Return what a template prints, found by rendering markers."""
 
-    def prints(*messages: dict[str, Any], tools: list[dict[str, Any]] | None = None) -> bool:
+    def rendered(*messages: dict[str, Any], tools: list[dict[str, Any]] | None = None) -> str:
         try:
-            text, _ = render_conversation(list(messages), tokenizer=tokenizer, template=template, tools=tools)
+            return render_conversation(list(messages), tokenizer=tokenizer, template=template, tools=tools)[0]
         except Exception:  # whatever a template raises at a shape it does not know, it cannot print that shape
-            return False
-        return _MARKER in text
+            return ""
+
+    def prints(*messages: dict[str, Any], tools: list[dict[str, Any]] | None = None) -> bool:
+        return _MARKER in rendered(*messages, tools=tools)
 
     tool = {"type": "function", "function": {"name": _MARKER, "description": "", "parameters": {"type": "object"}}}
     return TemplateAbilities(
@@ -48,6 +52,7 @@ def probe_template(template: str, *, tokenizer: Any) -> TemplateAbilities:
         has_tool_calls=prints(_USER, _CALL_TURN),
         has_tool_turns=prints(_USER, _CALL_TURN, {"role": "tool", "content": _MARKER, "name": "a"}),
         has_reasoning=prints(_USER, {"role": "assistant", "content": "a", "reasoning_content": _MARKER}),
+        closes_turns=bool(rendered(_USER, {"role": "assistant", "content": _MARKER}).rpartition(_MARKER)[2].strip()),
     )
 
 

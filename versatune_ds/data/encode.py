@@ -3,15 +3,6 @@
 The one idea: loss is decided in characters, on the one text that is tokenised, and carried over to tokens by the
 tokenizer's own offsets. So a turn's tokens are those of the whole conversation in its context, however many turns
 there are, and tokenising pieces apart can never disagree with it.
-
-Where a template marks generated text, its marks are the spans. Elsewhere a turn's span is what rendering the
-conversation up to and including the turn adds to rendering it up to the turn's header:
-
-    up to the header   <user>Hi</s><assistant>             19 + ... characters: start
-    with the turn      <user>Hi</s><assistant>Hello</s>    end, after the end-of-turn token
-    whole              <user>Hi</s><assistant>Hello</s><user>...
-
-Both must be prefixes of the whole; a template for which they are not is refused, never guessed at.
 """
 
 from __future__ import annotations
@@ -21,11 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
-from versatune_ds.data.tokenize import has_generation_marks, render_conversation
-
-Spans = list[tuple[int, int]]
+from versatune_ds.data.loss_spans import Rendered, render_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,48 +37,6 @@ class Encoded:
         for start, end in self.loss_spans.reshape(-1, 2):
             mask[start:end] = True
         return mask
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """Hold a row as text, with the character spans that bear loss; None means all of it."""
-
-    text: str
-    loss_spans: Spans | None
-    is_plain: bool = False
-    """Plain text, which the tokenizer's own start token and the end-of-text token frame."""
-
-
-class TemplateMismatchError(ValueError):
-    """Say that a template cannot render a conversation, or not so that loss can be placed exactly."""
-
-
-def render_row(
-    messages: list[dict[str, Any]],
-    *,
-    tokenizer: Any,
-    template: str,
-    loss_on: str = "assistant",
-    tools: list[dict[str, Any]] | None = None,
-) -> Rendered:
-    """Return a conversation's text and the character spans that bear loss.
-
-    A turn with `loss: False` bears none.
-
-    Raises:
-        TemplateMismatchError: If the template refuses the conversation, or its prefixes do not nest.
-    """
-    try:
-        text, marks = render_conversation(messages, tokenizer=tokenizer, template=template, tools=tools)
-        if loss_on == "all":
-            return Rendered(text=text, loss_spans=None)
-        if has_generation_marks(template):
-            spans = _marked_spans(marks, messages=messages, text=text, end_of_turn=tokenizer.eos_token)
-        else:
-            spans = _nested_spans(messages, text=text, tokenizer=tokenizer, template=template, tools=tools)
-    except TemplateError as error:
-        raise TemplateMismatchError(f"the chat template refuses the conversation: {error}") from None
-    return Rendered(text=text, loss_spans=spans)
 
 
 def encode_rendered(rows: Sequence[Rendered], *, tokenizer: Any) -> list[Encoded]:
@@ -130,62 +76,6 @@ def encode_text(text: str, *, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of a plain text, int32 [length], ended by the end-of-text token, and its loss mask: all."""
     (encoded,) = encode_rendered([Rendered(text=text, loss_spans=None, is_plain=True)], tokenizer=tokenizer)
     return encoded.input_ids, encoded.is_loss
-
-
-def _marked_spans(marks: Spans, *, messages: list[dict[str, Any]], text: str, end_of_turn: str | None) -> Spans:
-    """Return the template's marks, each stretched over an end-of-turn token that it stops short of."""
-    assistant_turns = [message for message in messages if message["role"] == "assistant"]
-    if len(marks) != len(assistant_turns):
-        raise TemplateMismatchError(
-            f"the chat template marks {len(marks)} generated parts for {len(assistant_turns)} assistant turns"
-        )
-    spans = []
-    for (start, end), message in zip(marks, assistant_turns, strict=True):
-        if end_of_turn and text.startswith(end_of_turn, end):
-            end += len(end_of_turn)
-        if message.get("loss", True):
-            spans.append((start, end))
-    return spans
-
-
-def _nested_spans(messages: list[dict[str, Any]], *, text: str, **context: Any) -> Spans:
-    """Return the span of every assistant turn by rendering the conversation up to it and with it."""
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant" or not message.get("loss", True):
-            continue
-        header, _ = render_conversation(messages[:i], add_generation_prompt=True, **context)
-        if not text.startswith(header):  # some templates' prompts say more than the turn they announce
-            raise TemplateMismatchError(_mismatch(i, what="the conversation up to its header"))
-        is_last = i == len(messages) - 1
-        with_turn = text if is_last else render_conversation(messages[: i + 1], **context)[0]
-        spans.append((len(header), _end_of_turn(message, i, text=text, start=len(header), with_turn=with_turn)))
-    return spans
-
-
-def _end_of_turn(message: dict[str, Any], i: int, *, text: str, start: int, with_turn: str) -> int:
-    """Return where a turn ends in the whole text: after its end-of-turn token, before the white space that follows.
-
-    Templates may print a turn otherwise once another follows (Qwen3 drops the empty thinking block). Then the turn's
-    content and what closed it must stand right after its header in the whole text.
-    """
-    if text.startswith(with_turn):
-        return max(start, len(with_turn.rstrip()))
-    content = message["content"].strip()
-    if content and not message.get("tool_calls"):
-        closing = with_turn.rpartition(content)[2].rstrip()
-        place = text.find(content + closing, start)
-        if place >= 0 and not text[start:place].strip():
-            return place + len(content) + len(closing)
-    raise TemplateMismatchError(_mismatch(i, what="the conversation up to its end"))
-
-
-def _mismatch(turn: int, *, what: str) -> str:
-    """Say that the loss of a turn cannot be placed, and what to do."""
-    return (
-        f"turn {turn + 1}: the chat template renders {what} otherwise than the whole conversation, so its loss cannot "
-        "be placed; give data.chat_template with {% generation %} marks, or data.loss_on: all"
-    )
 
 
 def _encode_one(row: Rendered, *, encoding: Any, eos_token_id: int | None) -> Encoded:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from versatune_ds.data.abilities import TemplateAbilities, fit_to_template
-from versatune_ds.data.encode import Encoded, Rendered, TemplateMismatchError, encode_rendered, render_row
+from versatune_ds.data.encode import Encoded, encode_rendered
+from versatune_ds.data.loss_spans import Rendered, TemplateMismatchError, render_row
 from versatune_ds.data.rows import Row, parse_row
 from versatune_ds.data.turns import BadRowError
 

@@ -139,7 +139,7 @@ def _prepare_domain(
                     place, task=task, encoder=encoder, num_processes=data.num_processes, settings=settings
                 )
                 check_summary(summary, task=task, max_bad_rows=data.max_bad_rows)
-            _warn(summary, bad_rows=folder / BAD_ROWS_NAME)
+            _warn(summary, bad_rows=folder / BAD_ROWS_NAME, closes_turns=encoder.abilities.closes_turns)
     check_summary(read_summary(folder), task=task, max_bad_rows=data.max_bad_rows)
     return folder
 
@@ -156,9 +156,11 @@ def _file_name(domain: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", domain)[:64].lstrip(".") or "domain"
 
 
-def _warn(summary: DomainSummary, *, bad_rows: Path) -> None:
-    """Log what a user should look at: rows left out, and held-out rows that are trained on."""
+def _warn(summary: DomainSummary, *, bad_rows: Path, closes_turns: bool) -> None:
+    """Log what a user should look at: rows left out, held-out rows that are trained on, turns without an end."""
     train, valid = summary.rows
+    if not closes_turns:
+        _logger.warning("%s: the chat template ends no turn, so a model does not learn to stop", train.domain)
     for row in summary.rows:
         if row.num_without_loss:
             _logger.warning(

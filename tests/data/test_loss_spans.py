@@ -1,0 +1,87 @@
+"""The habits of real chat templates are understood or refused, never guessed at."""
+
+from __future__ import annotations
+
+import pytest
+from chat_data import CHATML, tiny_tokenizer
+
+from versatune_ds.data.abilities import probe_template
+from versatune_ds.data.loss_spans import TemplateMismatchError, render_row
+
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "tort"}}}
+TWO_TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "More?"},
+    {"role": "assistant", "content": "Fine."},
+]
+TURN = "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+END = "{{ '<|im_end|>\\n' }}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+
+
+def learned(messages, template, **options):
+    """Return the text of every span that bears loss."""
+    row = render_row(messages, tokenizer=tiny_tokenizer(), template=template, **options)
+    return [row.text[start:end] for start, end in row.loss_spans]
+
+
+def loop(body):
+    """Return a template that prints every message with a body."""
+    return "{% for message in messages %}" + body + "{% endfor %}"
+
+
+def test_a_prompt_that_opens_thinking_is_not_part_of_the_header():
+    template = loop(TURN + "{{ message['content'] }}" + END) + PROMPT.replace("assistant\\n", "assistant\\n<think>\\n")
+    assert learned(TWO_TURNS, template) == ["Hello.<|im_end|>", "Fine.<|im_end|>"]
+
+
+def test_an_end_of_text_token_after_the_last_turn_only_does_not_hide_the_others():
+    template = loop(TURN + "{{ message['content'] }}" + END) + (
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    assert learned(TWO_TURNS, template) == ["Hello.<|im_end|>", "Fine.<|im_end|>\n<|end|>"]
+
+
+def test_a_thinking_block_before_the_last_call_only_does_not_hide_earlier_calls():
+    thinking = "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    calls = "{% for call in message['tool_calls'] %}{{ call['function'] | tojson }}{% endfor %}"
+    template = loop(TURN + thinking + "{{ message['content'] }}" + calls + END) + PROMPT
+    messages = [TWO_TURNS[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}, *TWO_TURNS[2:]]
+    first, last = learned(messages, template)
+    assert first == '{"name": "look_up", "arguments": {"word": "tort"}}<|im_end|>'
+    assert last == "<think>\n\n</think>\n\nFine.<|im_end|>"
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_a_template_that_leaves_a_turn_out_is_refused(loss_on):
+    users_only = loop("{% if message['role'] == 'user' %}" + TURN + "{{ message['content'] }}" + END + "{% endif %}")
+    with pytest.raises(TemplateMismatchError, match=r"turn 2.*(leaves its text out|its loss cannot be placed)"):
+        learned(TWO_TURNS, users_only + PROMPT, loss_on=loss_on)
+
+
+def test_a_template_that_rewrites_an_earlier_turn_is_refused():
+    shouting = loop(TURN + "{{ message['content'] if loop.last else message['content'] | upper }}" + END) + PROMPT
+    with pytest.raises(TemplateMismatchError, match=r"turn 2: .* its loss cannot be placed; give data.chat_template"):
+        learned(TWO_TURNS, shouting)
+
+
+def test_further_marks_are_welcome_until_a_turn_opts_out():
+    marked = loop(
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{% endgeneration %}"
+        "{% generation %}{{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
+    )
+    assert "".join(learned(TWO_TURNS, marked)) == "Hello.<|im_end|>Fine.<|im_end|>"
+    with pytest.raises(TemplateMismatchError, match="marks 4 generated parts for 2 assistant turns"):
+        learned([TWO_TURNS[0], {**TWO_TURNS[1], "loss": False}, *TWO_TURNS[2:]], marked)
+
+
+def test_a_template_that_ends_no_turn_is_known():
+    assert probe_template(CHATML, tokenizer=tiny_tokenizer()).closes_turns
+    assert not probe_template(loop("{{ message['content'] }}"), tokenizer=tiny_tokenizer()).closes_turns
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox():
+    escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(TemplateMismatchError, match="refuses the conversation"):
+        learned(TWO_TURNS, escape)
