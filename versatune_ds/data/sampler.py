@@ -99,13 +99,14 @@ def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"weights: expected non-negative numbers that sum to 1, got {weights_K.tolist()} (sum {total})"
         )
-    is_drawn_K = weights_K > 0
     parts = [int(weight * 2.0**60) for weight in weights_K.tolist()]
-    to_share = WEIGHT_SCALE - int(is_drawn_K.sum())
-    quotients, remainders = zip(*(divmod(to_share * part, sum(parts)) for part in parts), strict=True)
+    quotients, remainders = zip(*(divmod(WEIGHT_SCALE * part, sum(parts)) for part in parts), strict=True)
+    weight_K = np.maximum(np.array(quotients, dtype=np.int64), weights_K > 0)
+    left = WEIGHT_SCALE - int(weight_K.sum())
+    if left < 0:  # tiny weights were lifted to the smallest positive one; the largest pays for it
+        weight_K[np.argmax(weight_K)] += left
     by_remainder = sorted(range(len(parts)), key=lambda k: -remainders[k])
-    weight_K = np.array(quotients, dtype=np.int64) + is_drawn_K
-    weight_K[by_remainder[: to_share - sum(quotients)]] += 1
+    weight_K[by_remainder[: max(left, 0)]] += 1
     return weight_K
 
 

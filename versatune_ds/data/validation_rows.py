@@ -31,7 +31,6 @@ class ValidationLoader:
         rank: This process.
         world_size: Number of processes.
         pad_token_id: Token of the padding.
-        max_examples_per_domain: Take only the first examples of each domain; always the same ones. None takes all.
 
     Attributes:
         num_examples: Examples over all domains and ranks, E. They are numbered domain by domain.
@@ -53,7 +52,6 @@ class ValidationLoader:
         rank: int,
         world_size: int,
         pad_token_id: int = 0,
-        max_examples_per_domain: int | None = None,
     ) -> None:
         if tuple(shard.name for shard in shards) != domain_set.names:
             raise ValueError(f"validation shards do not match the domains {', '.join(domain_set.names)}, in this order")
@@ -61,9 +59,7 @@ class ValidationLoader:
         self._pad_token_id = pad_token_id
         self._row_tokens = row_tokens
         self._rows_per_micro_batch = rows_per_micro_batch
-        self._placement, self._example_id_E, num_rows = _place_examples(
-            shards, row_tokens=row_tokens, limit=max_examples_per_domain
-        )
+        self._placement, self._example_id_E, num_rows = _place_examples(shards, row_tokens=row_tokens)
         rows_per_micro_step = rows_per_micro_batch * world_size
         self.num_micro_batches = -(-num_rows // rows_per_micro_step)
         self._first_rows = tuple(
@@ -104,17 +100,15 @@ class ValidationLoader:
         return torch.from_numpy(ids_BT)
 
 
-def _place_examples(
-    shards: Sequence[Shards], *, row_tokens: int, limit: int | None
-) -> tuple[Placement, np.ndarray, int]:
+def _place_examples(shards: Sequence[Shards], *, row_tokens: int) -> tuple[Placement, np.ndarray, int]:
     """Pack the examples of all domains; return their placement, their numbers in row order, and the rows.
 
     Raises:
         ValueError: If an example is empty or longer than a row.
     """
-    counts = [shard.num_examples if limit is None else min(shard.num_examples, limit) for shard in shards]
-    lengths = np.concatenate([np.asarray(shard.lengths[:n]) for shard, n in zip(shards, counts, strict=True)])
-    loss_lengths = np.concatenate([np.asarray(shard.loss_lengths[:n]) for shard, n in zip(shards, counts, strict=True)])
+    counts = [shard.num_examples for shard in shards]
+    lengths = np.concatenate([np.asarray(shard.lengths) for shard in shards])
+    loss_lengths = np.concatenate([np.asarray(shard.loss_lengths) for shard in shards])
     domain_ids = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
     indices = np.concatenate([np.arange(n, dtype=np.int64) for n in counts])
     for e in np.flatnonzero((lengths < 1) | (lengths > row_tokens))[:1]:
