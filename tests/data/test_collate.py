@@ -49,6 +49,19 @@ def test_two_examples_in_a_row_and_one_in_the_next(placement: Placement, shards:
     assert {column.dtype for column in (batch.input_ids, batch.labels, batch.valid_index)} == {torch.int64}
 
 
+def test_the_first_token_of_an_example_is_nobodys_target():
+    class AllLoss(FakeShards):
+        def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            input_ids, is_loss = super().read(index)
+            return input_ids, np.ones_like(is_loss)
+
+    lengths = np.array([3, 2], dtype=np.int32)
+    batch = collate(
+        placement_of((0, 0, 3, 2, 0, 0), (0, 1, 2, 1, 0, 3)), [AllLoss("law", 0, lengths, lengths - 1)], num_rows=1
+    )
+    assert batch.labels.tolist() == [[1, 2, IGNORE_INDEX, 1001, IGNORE_INDEX, IGNORE_INDEX]]
+
+
 def test_rows_beyond_the_last_are_padding(placement: Placement, shards: list[FakeShards]):
     batch = collate(placement, shards, first_row=1)
     assert batch.input_ids[1].tolist() == [9] * 6
