@@ -127,7 +127,7 @@ def compile_command(device_type: str) -> list[str]:
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     shared = ["-std=c++20", "-O3", "-shared", *includes, *sources, *libraries, "-ltorch_cpu", "-lc10"]
     if device_type == "cpu":
-        return [_compiler(), "-fPIC", "-fopenmp", "-march=native", "-Wall", "-Wno-psabi", *shared]
+        return [_compiler(), "-fPIC", "-fopenmp", "-march=native", "-Wno-psabi", *shared]
     flags = ["-Xcompiler=-fPIC", "-Xptxas=-v", "-cudart=static", f"-DTORCH_TARGET_VERSION={stable_abi_version()}"]
     return [_cuda_compiler(), *flags, *gencode_flags(cuda_architectures()), *shared]
 
