@@ -104,7 +104,7 @@ def project_to_bounds(weights_K: np.ndarray, *, lower_K: np.ndarray, upper_K: np
     relative_K = np.maximum(weights_K, _SMALLEST_FREE_WEIGHT)
     fixed_K = np.zeros_like(relative_K)
     is_free_K = np.ones(relative_K.shape, dtype=bool)
-    while np.any(is_free_K):
+    for _ in range(len(relative_K)):  # every round but the last fixes at least one domain
         scaled_K = relative_K * ((1.0 - fixed_K.sum()) / relative_K[is_free_K].sum())
         is_low_K, is_high_K = is_free_K & (scaled_K < lower_K), is_free_K & (scaled_K > upper_K)
         if not np.any(is_low_K | is_high_K):
@@ -113,6 +113,8 @@ def project_to_bounds(weights_K: np.ndarray, *, lower_K: np.ndarray, upper_K: np
         is_fixed_K, bound_K = (is_low_K, lower_K) if is_sum_above else (is_high_K, upper_K)
         fixed_K = np.where(is_fixed_K, bound_K, fixed_K)
         is_free_K &= ~is_fixed_K
+        if not np.any(is_free_K):
+            break
     return normalise(fixed_K)
 
 
