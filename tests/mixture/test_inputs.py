@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.inputs import Inputs, read_control
+from versatune_ds.mixture.inputs import Inputs, read_control, read_control_or_keep
 
 DOMAINS = DomainSet(("law", "code"))
 
@@ -51,6 +51,17 @@ def test_a_wrong_control_file_is_one_line_with_file_and_key(tmp_path, values, me
     with pytest.raises(ValueError, match=message.replace("[", r"\[")) as caught:
         control(tmp_path, values)
     assert str(caught.value).startswith(str(tmp_path / "control.json"))
+
+
+def test_a_file_broken_while_the_run_goes_on_leaves_the_last_control_in_force(tmp_path, caplog):
+    path = tmp_path / "control.json"
+    kept = Inputs(pins={"law": 0.2}, supply_caps={"code": 0.1})
+    path.write_text("{")
+    with caplog.at_level("WARNING", logger="versatune_ds"):
+        assert read_control_or_keep(path, kept=kept, domain_set=DOMAINS) == Inputs(pins={"law": 0.2})
+    assert "not valid JSON" in caplog.text
+    path.unlink()
+    assert read_control_or_keep(path, kept=kept, domain_set=DOMAINS) == Inputs()
 
 
 def test_only_caps_that_bind_are_recorded():

@@ -135,6 +135,8 @@ def test_epochs_and_exhaustion_follow_the_weights():
     simulation = run(policy="constant", supply=supply)
     assert simulation.epochs_K == pytest.approx([0.8, 0.12, 0.5])
     assert simulation.warnings == ()
+    between_updates = run(num_steps=380, policy="constant", supply=supply)
+    assert between_updates.epochs_K == pytest.approx([0.76, 0.114, 0.475])
     capped = run(policy="constant", supply=replace(supply, max_epochs=0.4))
     assert capped.warnings == (
         "law exhausts its 0.4 epochs from step 201 (0.80 epochs)",

@@ -110,6 +110,12 @@ def test_the_prior_may_be_uniform_proportional_or_a_mapping():
     assert start(prior={"code": 0.5, "law": 0.2, "medicine": 0.3}) == [0.2, 0.3, 0.5]
 
 
+def test_the_prior_may_be_blended_with_uniform():
+    prior = {"law": 0.2, "medicine": 0.3, "code": 0.5}
+    assert start(prior=prior, prior_uniform_share=0.3) == pytest.approx([0.24, 0.31, 0.45])
+    assert start(prior=prior, prior_uniform_share=0.3, policy="inverse") == pytest.approx([0.4, 0.35, 0.25])
+
+
 def test_baselines_start_from_their_own_mixture_whatever_the_prior():
     prior = {"law": 0.2, "medicine": 0.3, "code": 0.5}
     assert start(policy="uniform", prior=prior) == pytest.approx([1 / 3] * 3)

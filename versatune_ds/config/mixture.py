@@ -101,6 +101,8 @@ class MixtureConfig(Section):
     """Update rule of the weights."""
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
     """Weights at step 0: a prior.json, a mapping, uniform, or proportional to the data."""
+    prior_uniform_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the uniform mixture blended into the prior at step 0: 0 protects what the base model knows most of."""
     reference: StartFraction | dict[str, float] | Path | None = None
     """Reference losses: a reference.json, a mapping (nats per loss token), or {start_fraction: 0.85}."""
     reference_check: Literal["refuse", "warn"] = "refuse"

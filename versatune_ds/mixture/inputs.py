@@ -8,6 +8,7 @@ Shape legend: **K** domains.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.domains import DomainSet, nearest_name
+
+logger = logging.getLogger(__name__)
 
 _BY_DOMAIN = ("pins", "caps", "supply_caps")
 _NUMBERS = ("sigma", "delta", "epsilon")
@@ -94,6 +97,15 @@ def read_control(path: Path, *, domain_set: DomainSet) -> Inputs:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     return parse_control(values, what=str(path), domain_set=domain_set)
+
+
+def read_control_or_keep(path: Path, *, kept: Inputs, domain_set: DomainSet) -> Inputs:
+    """Return the live control of a run, or what was in force where the file is wrong; a warning says so."""
+    try:
+        return read_control(path, domain_set=domain_set)
+    except ValueError as error:
+        logger.warning("%s; the last control stays in force until the file is mended or removed", error)
+        return replace(kept, supply_caps={})
 
 
 def parse_control(values: Any, *, what: str, domain_set: DomainSet) -> Inputs:

@@ -96,7 +96,15 @@ def simulate(
         prefetch=prefetch,
     )
     said = ("mixture.reference is not given: the synthetic learner's own references were taken",) if is_stand_in else ()
-    return _simulation(decisions, schedule, settings=settings, domain_set=domain_set, supply=supply, said=said)
+    return _simulation(
+        decisions,
+        schedule,
+        num_steps=num_steps,
+        settings=settings,
+        domain_set=domain_set,
+        supply=supply,
+        said=said,
+    )
 
 
 def simulate_losses(
@@ -128,7 +136,15 @@ def simulate_losses(
         schedule.append(decision.effective_step, controller.weights_K)
         decisions.append(decision)
     said = ("the losses are recorded: under other weights they would have been others",)
-    return _simulation(decisions, schedule, settings=settings, domain_set=domain_set, supply=supply, said=said)
+    return _simulation(
+        decisions,
+        schedule,
+        num_steps=records[-1].step,
+        settings=settings,
+        domain_set=domain_set,
+        supply=supply,
+        said=said,
+    )
 
 
 def simulate_curves(
@@ -190,13 +206,13 @@ def _simulation(
     decisions: Sequence[Decision],
     schedule: Schedule,
     *,
+    num_steps: int,
     settings: MixtureConfig,
     domain_set: DomainSet,
     supply: Supply | None,
     said: tuple[str, ...],
 ) -> Simulation:
-    """Return the simulation with its epochs and warnings."""
-    num_steps = decisions[-1].decided_at_step
+    """Return the simulation with its epochs after `num_steps` steps and its warnings."""
     epochs = None if supply is None or num_steps < 1 else epochs_by_domain(schedule, supply=supply, num_steps=num_steps)
     warnings = [*said, *collapse_warnings(decisions, domain_set=domain_set)]
     if settings.policy not in FIXED_POLICIES:

@@ -154,7 +154,8 @@ def starting_weights(
     if settings.policy == "schedule":
         stage_K = domain_set.from_dict(settings.schedule[0].weights, what="mixture.schedule.0.weights")
         return as_weights(stage_K, "mixture.schedule.0.weights")
-    return prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+    prior_K, share = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K), settings.prior_uniform_share
+    return prior_K if share == 0.0 else (1.0 - share) * prior_K + share / num_domains
 
 
 def prior_weights(
