@@ -1,43 +1,18 @@
-"""Preparing data accounts for every row, happens once, and survives kills, twins and bad files."""
+"""Preparing data accounts for every row and happens once."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 
 import numpy as np
 import pytest
 from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_jsonl
-from hypothesis import given
-from hypothesis import strategies as st
+from prepare_data import prepare_folder, prepare_rows, texts_of
 
 from versatune_ds.config.sections import DataConfig
-from versatune_ds.data import cache, encode_files, prepare, prepare_domain, shard_writer
-from versatune_ds.data.domain_files import domain_files, iter_texts
+from versatune_ds.data import encode_files, prepare
+from versatune_ds.data.domain_files import iter_texts
 from versatune_ds.data.prepare import prepare_domains
-from versatune_ds.data.prepare_domain import is_held_out_by_hash
-from versatune_ds.data.shards import DomainShards
-
-
-def prepare_folder(folder, **settings):
-    """Prepare a folder of domains with its cache beside it."""
-    data = DataConfig(folder=folder, **settings)
-    return prepare_domains(data, tokenizer=tiny_tokenizer(), cache_dir=folder.parent / "cache")
-
-
-def prepare_rows(tmp_path, rows, **settings):
-    """Prepare one domain `law` of given training rows and one held-out row; return its counts and its shards."""
-    write_jsonl(tmp_path / "data" / "train" / "law.jsonl", rows)
-    write_jsonl(tmp_path / "data" / "valid" / "law.jsonl", chat_rows(1, topic="held out"))
-    prepared = prepare_folder(tmp_path / "data", **settings)
-    return prepared.counts[0], prepared.train[0]
-
-
-def texts_of(shards):
-    """Return the questions and answers of a split as texts."""
-    return [tiny_tokenizer().decode(shards.read(i)[0]) for i in range(len(shards))]
 
 
 def test_two_domains_become_shards_in_sorted_order(tmp_path):
@@ -161,166 +136,3 @@ def test_the_built_in_corpus_is_written_and_prepared(tmp_path):
 def test_texts_for_a_tokenizer_are_those_of_the_good_training_rows(tmp_path):
     write_jsonl(tmp_path / "train" / "law.jsonl", [chat_row("a", "b"), "{broken", {"text": "c"}])
     assert list(iter_texts(DataConfig(folder=tmp_path), cache_dir=tmp_path / "cache")) == ["a", "b", "c"]
-
-
-# --- what is held out ---
-
-
-def test_held_out_rows_do_not_change_with_order_or_with_more_rows(tmp_path):
-    rows = chat_rows(300)
-    few = prepare_without_valid(tmp_path / "few", rows[:150])
-    many = prepare_without_valid(tmp_path / "many", rows[::-1])
-    assert set(texts_of(few.valid[0])) <= set(texts_of(many.valid[0]))
-    assert not set(texts_of(many.valid[0])) & set(texts_of(many.train[0]))
-    assert 300 * 0.1 < len(many.valid[0]) < 300 * 0.3
-
-
-def test_rows_that_differ_in_spaces_and_case_never_straddle(tmp_path):
-    rows = chat_rows(100) + [chat_row(f" SUM: what is  {i} plus {i}?", f"it IS {2 * i}. ") for i in range(100)]
-    prepared = prepare_without_valid(tmp_path, rows)
-    hashes = [set(shards.content_hashes.tolist()) for shards in (prepared.train[0], prepared.valid[0])]
-    assert not hashes[0] & hashes[1]
-    assert [counts.num_duplicates * 2 for counts in prepared.counts] == [counts.num_rows for counts in prepared.counts]
-
-
-def prepare_without_valid(tmp_path, rows):
-    write_jsonl(tmp_path / "data" / "train" / "law.jsonl", rows)
-    return prepare_folder(tmp_path / "data", valid_fraction=0.2)
-
-
-@given(st.integers(0, 2**64 - 1), st.floats(0.001, 0.499), st.floats(0.001, 0.499))
-def test_a_larger_fraction_holds_out_the_same_rows_and_more(content_hash, one, other):
-    hashes = np.array([content_hash], dtype=np.uint64)
-    small, large = (is_held_out_by_hash(hashes, fraction=fraction)[0] for fraction in sorted((one, other)))
-    assert large or not small
-
-
-def test_held_out_rows_that_are_trained_on_are_counted_and_said(tmp_path, caplog):
-    folder = write_domains(tmp_path / "data", num_rows=5, domains=["law"])
-    write_jsonl(folder / "valid" / "law.jsonl", chat_rows(8, topic="LAW"))
-    assert prepare_folder(folder).counts[1].num_in_train == 5
-    assert "law: 5 of 8 held-out rows are also trained on" in caplog.text
-
-
-# --- what is refused ---
-
-
-def test_too_many_bad_rows_name_domain_count_places_and_reasons(tmp_path):
-    with pytest.raises(ValueError, match="bad rows") as caught:
-        prepare_rows(tmp_path, [*chat_rows(3), "{broken", {"chosen": "a", "rejected": "b"}], max_bad_rows=1)
-    path = tmp_path / "data" / "train" / "law.jsonl"
-    message = str(caught.value)
-    assert message.startswith(
-        f"data.folder: domain 'law' has 2 bad rows of 6, and data.max_bad_rows allows 1: {path}:4: not valid JSON: "
-    )
-    assert f"{path}:5: preference pair" in message
-    assert not list((tmp_path / "cache").glob("law-*"))
-
-
-def test_a_lower_limit_refuses_what_was_prepared_under_a_higher_one(tmp_path):
-    prepare_rows(tmp_path, [*chat_rows(3), "{broken"], max_bad_rows=1)
-    with pytest.raises(ValueError, match=r"has 1 bad rows of 5, and data.max_bad_rows allows 0"):
-        prepare_folder(tmp_path / "data", max_bad_rows=0)
-
-
-def test_control_characters_of_a_data_file_do_not_reach_the_message(tmp_path):
-    with pytest.raises(ValueError, match=r"\\x1b\[31m") as caught:
-        prepare_rows(tmp_path, [{"\x1b[31mred": 1}], max_bad_rows=0)
-    assert "\x1b" not in str(caught.value)
-
-
-def test_a_domain_without_rows_names_its_file(tmp_path):
-    with pytest.raises(ValueError, match=r"data.folder: domain 'law' has no rows: .*law.jsonl holds none"):
-        prepare_without_valid(tmp_path, [])
-
-
-def test_a_fraction_that_holds_out_nothing_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"data.valid_fraction=0.2 holds out no row of domain 'law'; give it files"):
-        prepare_without_valid(tmp_path, chat_rows(1))
-
-
-def test_answers_beyond_the_row_are_named_when_nothing_is_left(tmp_path):
-    with pytest.raises(ValueError, match=r"of 1 rows in .* 0 are bad and 1 have no token that bears loss"):
-        prepare_rows(tmp_path, [chat_row("why " * 100, "because")], row_tokens=32)
-
-
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        ([], "train is no folder; expected .*train/DOMAIN.jsonl"),
-        (["train/README.md"], "train holds no data file"),
-        (["train/law.jsonl", "train/law.csv"], "law.csv and law.jsonl in .* are both domain 'law'"),
-        (["train/law.jsonl", "valid/tax.jsonl"], r"tax.jsonl belongs to no domain of .*train \(law\)"),
-    ],
-)
-def test_a_folder_that_is_no_set_of_domains_is_refused(tmp_path, files, reason):
-    for name in files:
-        write_jsonl(tmp_path / name, [])
-    with pytest.raises(ValueError, match=reason):
-        domain_files(DataConfig(folder=tmp_path), cache_dir=tmp_path / "cache")
-
-
-# --- kills, twins, damage ---
-
-_STAGES = {
-    "while reading": (encode_files, "_rows"),
-    "while writing shards": (shard_writer.ShardWriter, "close"),
-    "before the summary": (prepare_domain, "_first_problems"),
-    "before the rename": (cache, "_force_to_disk"),
-}
-
-
-@pytest.mark.parametrize("stage", _STAGES)
-def test_a_killed_preparation_leaves_nothing_half_valid(tmp_path, monkeypatch, stage):
-    folder = write_domains(tmp_path / "data", num_rows=30, domains=["law"])
-    expected = prepare_folder(write_domains(tmp_path / "undisturbed" / "data", num_rows=30, domains=["law"])).digest
-    with monkeypatch.context() as patch:
-        patch.setattr(*_STAGES[stage], lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
-        assert exit_codes_of(prepare_folder, folder) == [-signal.SIGKILL]
-    assert not list((tmp_path / "cache").glob("law-*"))
-    assert list((tmp_path / "cache").glob(".building-law-*"))
-
-    assert prepare_folder(folder).digest == expected
-    assert not list((tmp_path / "cache").glob(".building-*"))
-
-
-def test_two_preparations_at_once_build_every_domain_once(tmp_path, monkeypatch):
-    folder = write_domains(tmp_path / "data", num_rows=400)
-    log = tmp_path / "builds"
-    build_domain = prepare.build_domain
-
-    def logged_build(place, **options):
-        with log.open("a") as stream:
-            stream.write(options["task"].name + "\n")
-        return build_domain(place, **options)
-
-    monkeypatch.setattr(prepare, "build_domain", logged_build)
-    assert exit_codes_of(prepare_folder, folder, num_processes=4) == [0] * 4
-    assert sorted(log.read_text().split()) == ["code", "law"]
-    for shards in prepare_folder(folder).train:
-        DomainShards(shards.folder, verify=True)
-
-
-def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
-    with pytest.raises(ValueError, match="bad rows"):
-        prepare_rows(tmp_path, ["{broken"])
-    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["locks"]
-
-
-def test_a_damaged_shard_is_named_with_the_way_out(tmp_path):
-    folder = write_domains(tmp_path / "data", num_rows=5)
-    path = prepare_folder(folder).train[1].folder / "tokens-00000.arrow"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(RuntimeError, match=r"tokens-00000.arrow: corrupt shard: .* delete .* and prepare again"):
-        prepare_folder(folder)
-
-
-def exit_codes_of(function, *args, num_processes=1):
-    """Run a function in forked processes at once and return their exit codes."""
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=function, args=args) for _ in range(num_processes)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    return [process.exitcode for process in processes]

@@ -20,14 +20,17 @@ _logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; it ends with the process, however the process ends."""
+    """Hold an exclusive lock on a file; it ends with the process, however the process ends.
+
+    A record lock: the other kind (flock) passes to forked workers and is held until the last of them is gone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of the two is up to the system
             _logger.info("Another process prepares the same data; waiting for it (%s).", path)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            fcntl.lockf(stream, fcntl.LOCK_EX)
         yield
 
 

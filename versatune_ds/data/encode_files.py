@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from versatune_ds.data.child_processes import ending_with_parent
 from versatune_ds.data.encode_rows import OUTPUT_SCHEMA, RowEncoder
 from versatune_ds.data.readers import read_records
 
@@ -46,7 +47,7 @@ def encode_files(
         return
     records = datasets.Dataset.from_file(str(work / "records.arrow")).with_format("arrow")
     num_processes = min(num_processes, max(1, num_records // _MIN_RECORDS_PER_PROCESS))
-    with _quiet_progress(), _one_thread_each(num_processes):
+    with _quiet_progress(), _one_thread_each(num_processes), ending_with_parent():
         encoded = records.map(
             encoder,
             batched=True,
@@ -60,7 +61,8 @@ def encode_files(
             new_fingerprint="encoded",  # nothing is looked up by it; hashing the tokenizer would take seconds
             desc="tokenising",
         )
-    yield from encoded.data.to_batches(max_chunksize=_RECORDS_PER_BATCH)
+    for start in range(0, len(encoded), _RECORDS_PER_BATCH):
+        yield from encoded.data.fast_slice(start, _RECORDS_PER_BATCH).to_batches()
 
 
 def _write_records(files: Sequence[Path], *, path: Path) -> int:

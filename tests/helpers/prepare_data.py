@@ -1,0 +1,32 @@
+"""Prepare small data for the tests of preparation, with the cache beside it."""
+
+from __future__ import annotations
+
+from chat_data import chat_rows, tiny_tokenizer, write_jsonl
+
+from versatune_ds.config.sections import DataConfig
+from versatune_ds.data.prepare import prepare_domains
+
+
+def prepare_folder(folder, **settings):
+    """Prepare a folder of domains with its cache beside it."""
+    data = DataConfig(folder=folder, **settings)
+    return prepare_domains(data, tokenizer=tiny_tokenizer(), cache_dir=folder.parent / "cache")
+
+
+def prepare_rows(tmp_path, rows, **settings):
+    """Prepare one domain `law` of given training rows and one held-out row; return its counts and its shards."""
+    write_jsonl(tmp_path / "data" / "train" / "law.jsonl", rows)
+    write_jsonl(tmp_path / "data" / "valid" / "law.jsonl", chat_rows(1, topic="held out"))
+    prepared = prepare_folder(tmp_path / "data", **settings)
+    return prepared.counts[0], prepared.train[0]
+
+
+def texts_of(shards):
+    """Return the questions and answers of a split as texts."""
+    return [tiny_tokenizer().decode(shards.read(i)[0]) for i in range(len(shards))]
+
+
+def prepare_without_valid(tmp_path, rows):
+    write_jsonl(tmp_path / "data" / "train" / "law.jsonl", rows)
+    return prepare_folder(tmp_path / "data", valid_fraction=0.2)
