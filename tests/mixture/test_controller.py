@@ -163,6 +163,13 @@ def test_a_policy_without_its_references_cannot_be_built():
         Controller(domain_set=DOMAINS, settings=MixtureConfig(), weights_K=np.array([0.5, 0.5]))
 
 
+def test_a_stage_of_a_schedule_begins_by_the_step_its_weights_take_effect():
+    stages = [[0, {"law": 0.5, "code": 0.5}], [53, {"law": 0.9, "code": 0.1}]]
+    _, decision = decide_means(controller_of(policy="schedule", schedule=stages), [2.0, 2.0], [2.0, 2.0])
+    assert (decision.decided_at_step, decision.effective_step) == (50, 53)
+    assert decision.weights_after == {"law": 0.9, "code": 0.1}
+
+
 def test_live_control_is_obeyed_recorded_and_forgotten_when_withdrawn():
     controller = controller_of(policy="constant", prior={"law": 0.3, "code": 0.7})
     inputs = Inputs(pins={"law": 0.6})
