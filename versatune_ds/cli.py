@@ -19,7 +19,7 @@ USER_ERROR_EXIT_CODE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse(arguments)
     configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
     try:
         return parsed.run(parsed)
@@ -31,6 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `key=value` may stand before and behind options, which argparse alone refuses."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
 
 
 def build_parser() -> argparse.ArgumentParser:

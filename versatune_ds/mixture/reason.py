@@ -52,6 +52,8 @@ def _potential_reason(signals: Signals, *, settings: PolicySettings, domain_set:
     potential_K = signals.learnable_potential_K
     if np.all(np.isnan(potential_K)):
         return f"Policy {settings.policy}: no potential is known"
+    if np.nanmax(potential_K) <= 0:
+        return f"Policy {settings.policy}: every domain is at or below its reference loss"
     most, least = int(np.nanargmax(potential_K)), int(np.nanargmin(potential_K))
     return (
         f"Policy {settings.policy}: {domain_set.names[most]} has most left to learn "

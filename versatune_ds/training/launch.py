@@ -50,6 +50,7 @@ def launch_command(recipe: Path, arguments: Sequence[str], *, num_processes: int
     return [
         str(launcher) if launcher.is_file() else "deepspeed",
         f"--num_gpus={num_processes}",
+        "--log_level=error",
         str(worker_script()),
         str(recipe),
         *arguments,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def run_worker(
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
+    # deepspeed 0.19.8 calls names that torch 2.13 has renamed: one warning a rank and name, nothing a user can do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     try:
         config = load_config(recipe, overrides)
         set_threads()

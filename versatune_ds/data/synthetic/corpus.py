@@ -51,7 +51,7 @@ def write_corpus(
     settings = _settings(num_rows, num_valid_rows=num_valid_rows, num_test_rows=num_test_rows, seed=seed)
     rows_of_file = _rows_of_file(settings)
     if _is_complete(folder, settings=settings, file_names=rows_of_file.keys()):
-        _LOGGER.info("built-in corpus in %s is up to date", folder)
+        _LOGGER.debug("built-in corpus in %s is up to date", folder)
         return
     _check_is_free(folder, file_names=rows_of_file.keys())
     _write_description(folder, settings=settings, sha256_of_file={})
