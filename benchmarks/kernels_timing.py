@@ -1,0 +1,75 @@
+"""Time contestants side by side and print the result as Markdown: shared by the kernel benchmarks.
+
+The one idea: contestants take turns within each repetition, so that a machine that slows down slows all of them, and a
+contestant's number is the median of its turns.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """One way to do the work; `prepare` runs before every turn and is not timed."""
+
+    name: str
+    run: Callable[[], object]
+    prepare: Callable[[], None] = lambda: None
+
+
+def interleaved_medians(
+    contestants: Sequence[Contestant], *, repetitions: int, synchronize: Callable[[], None]
+) -> dict[str, float]:
+    """Return each contestant's median time in milliseconds, after two turns of warming up."""
+    times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    for repetition in range(repetitions + 2):
+        for contestant in contestants:
+            contestant.prepare()
+            synchronize()
+            started = time.perf_counter()
+            contestant.run()
+            synchronize()
+            if repetition >= 2:
+                times[contestant.name].append((time.perf_counter() - started) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def table(title: str, medians: dict[str, float], *, rival: str) -> list[str]:
+    """Return Markdown lines: each contestant's time, and how many times faster than the rival it is."""
+    lines = [f"### {title}", "", "| contestant | ms | times the rival's speed |", "|---|---:|---:|"]
+    lines += [f"| {name} | {value:.2f} | {medians[rival] / value:.2f} |" for name, value in medians.items()]
+    return [*lines, ""]
+
+
+def processor_name() -> str:
+    """Return the processor's name and its widest vector instructions."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "?")
+    widest = next((flag for flag in ("avx512_bf16", "avx512f", "avx2", "asimd") if flag in text), "baseline")
+    return f"{name} ({platform.machine()}, {widest})"
+
+
+def heading(what: str, device: str, command: str) -> list[str]:
+    """Return Markdown lines saying what was measured, where, with what, when and how to repeat it."""
+    return [
+        f"# {what}",
+        "",
+        (
+            f"Device: {device}. torch {torch.__version__}, Python {platform.python_version()}. "
+            f"Date: {datetime.datetime.now(tz=datetime.timezone.utc).date()}. Command: `{command}`."
+        ),
+        "Contestants take turns; numbers are medians.",
+        "",
+    ]
