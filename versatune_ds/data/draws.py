@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from versatune_ds.data.counting_sort import stable_order
 from versatune_ds.data.order import DomainOrder
 from versatune_ds.data.sampler import (
     FINISHED,
@@ -174,7 +175,7 @@ def _draw_segment(
 def _collect(domain_n: np.ndarray, windows: Windows, *, segment: Segment) -> Draws:
     """Return the draws a sequence of domains stands for: the j-th of domain k is the j-th of its window."""
     starts_K = windows.candidates.start_K
-    order = np.argsort(domain_n, kind="stable")
+    order = stable_order(domain_n, len(starts_K) - 1)
     count_K = np.bincount(domain_n, minlength=len(starts_K) - 1)
     first_K = np.cumsum(count_K) - count_K
     drawn = domain_n[order]

@@ -132,6 +132,12 @@ def example_index(key: int, *, epoch: int, position: int, size: int) -> int:
     return int(indices[0])
 
 
+def probe_of(lengths: np.ndarray) -> np.ndarray:
+    """Return at most 1024 lengths from the middle: neighbours, since every place read in a map costs 64 KiB of it."""
+    first = max(len(lengths) - NUM_PROBES, 0) // 2
+    return np.asarray(lengths[first : first + NUM_PROBES])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainOrder:
     """Hold what a plan needs to know of one domain: its lengths, and the key of its order.
@@ -155,14 +161,14 @@ class DomainOrder:
     @staticmethod
     def of(name: str, *, seed: int, lengths: np.ndarray, loss_lengths: np.ndarray) -> DomainOrder:
         """Return the order of a domain; reads at most 1024 lengths, however many there are."""
-        probes = np.linspace(0, len(lengths) - 1, num=min(len(lengths), NUM_PROBES)).astype(np.int64)
+        probe, loss_probe = probe_of(lengths), probe_of(loss_lengths)
         return DomainOrder(
             name=name,
             key=domain_key(seed, name),
             lengths=lengths,
             loss_lengths=loss_lengths,
-            mean_tokens=float(lengths[probes].mean()) if len(probes) else 0.0,
-            mean_loss_tokens=float(loss_lengths[probes].mean()) if len(probes) else 0.0,
+            mean_tokens=float(probe.mean()) if len(probe) else 0.0,
+            mean_loss_tokens=float(loss_probe.mean()) if len(loss_probe) else 0.0,
         )
 
     @property

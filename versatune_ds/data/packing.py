@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from versatune_ds.data.counting_sort import stable_order
+
 CLOSE_ENOUGH = 1000
 """The search for the longest prefix stops when prefixes differ by less than 1/1000 of the batch."""
 
@@ -96,22 +98,6 @@ def _least_room(rooms: _Rooms, length: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _from_long_to_short(length_n: np.ndarray, row_tokens: int) -> np.ndarray:
-    """Return the positions of examples by falling length, equal ones in drawing order (a counting sort)."""
-    start = np.zeros(row_tokens + 2, np.int64)
-    for length in length_n:
-        start[row_tokens - length + 1] += 1
-    for room in range(row_tokens + 1):
-        start[room + 1] += start[room]
-    order_n = np.empty(len(length_n), np.int64)
-    for i in range(len(length_n)):
-        rank = row_tokens - length_n[i]
-        order_n[start[rank]] = i
-        start[rank] += 1
-    return order_n
-
-
-@njit(cache=True, nogil=True)
 def _best_fit(length_n: np.ndarray, num_rows: int, row_tokens: int, row_n: np.ndarray, offset_n: np.ndarray) -> int:
     """Pack examples into a fixed number of rows; return the tokens that found no room."""
     num_words = (row_tokens >> 6) + 1
@@ -124,7 +110,7 @@ def _best_fit(length_n: np.ndarray, num_rows: int, row_tokens: int, row_n: np.nd
     for row in range(num_rows - 1, -1, -1):
         _push(rooms, row, row_tokens)
     unplaced = 0
-    for i in _from_long_to_short(length_n, row_tokens):
+    for i in stable_order(row_tokens - length_n, row_tokens):  # from long to short
         length = length_n[i]
         room = _least_room(rooms, length)
         if room < 0:
@@ -151,16 +137,21 @@ def _shorten(length_n: np.ndarray, count: int, num_tokens: int) -> int:
 def _pack_prefix(length_n: np.ndarray, num_rows: int, row_tokens: int, row_n: np.ndarray, offset_n: np.ndarray) -> int:
     """Find and pack a prefix; return its number of examples.
 
-    First shorten by what found no room until all do, then halve the gap to the shortest prefix that failed.
+    Begin just short of full, where a large batch packs at once; shorten by what found no room until all do; then halve
+    the gap to the shortest prefix that failed, if it matters.
     """
+    num_tokens = num_rows * row_tokens
+    room = num_tokens - length_n.sum()
     fits, fails = len(length_n), len(length_n) + 1
+    if room * 2 * CLOSE_ENOUGH < num_tokens and num_tokens > 2 * CLOSE_ENOUGH * row_tokens:
+        fits = _shorten(length_n, fits, num_tokens // (2 * CLOSE_ENOUGH) - room)
     unplaced = _best_fit(length_n[:fits], num_rows, row_tokens, row_n, offset_n)
     while unplaced > 0:
         fails = fits
         fits = _shorten(length_n, fits, unplaced)
         unplaced = _best_fit(length_n[:fits], num_rows, row_tokens, row_n, offset_n)
     packed = fits
-    while fails - fits > 1 and length_n[fits : fails - 1].sum() * CLOSE_ENOUGH > num_rows * row_tokens:
+    while fails - fits > 1 and length_n[fits : fails - 1].sum() * CLOSE_ENOUGH > num_tokens:
         middle = (fits + fails) // 2
         packed = middle
         if _best_fit(length_n[:middle], num_rows, row_tokens, row_n, offset_n) > 0:
@@ -215,3 +206,9 @@ def order_rows_by_cost(row_n: np.ndarray, length_n: np.ndarray, *, num_rows: int
     place_R = np.empty(num_rows, dtype=np.int64)
     place_R[np.argsort(-cost_R, kind="stable")] = np.arange(num_rows)
     return place_R
+
+
+def order_by_place(row_n: np.ndarray, offset_n: np.ndarray, *, num_rows: int, row_tokens: int) -> np.ndarray:
+    """Return the positions of examples sorted by row, then by offset, int64 [n]."""
+    by_offset = stable_order(offset_n, row_tokens)
+    return by_offset[stable_order(row_n[by_offset], num_rows)]

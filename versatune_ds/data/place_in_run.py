@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ds.data.order import NUM_PROBES, DomainOrder
+from versatune_ds.data.order import DomainOrder, probe_of
 from versatune_ds.data.sampler import SamplerState
 
 STATE_VERSION = 1
@@ -42,8 +42,7 @@ def identity_of(orders: Sequence[DomainOrder], *, seed: int, weight_unit: str) -
     """Return what a run's counters count."""
     hasher = hashlib.blake2b(digest_size=16)
     for order in orders:
-        probes = np.linspace(0, order.size - 1, num=min(order.size, NUM_PROBES)).astype(np.int64)
-        hasher.update(np.ascontiguousarray(order.lengths[probes], dtype="<i4").tobytes())
+        hasher.update(np.ascontiguousarray(probe_of(order.lengths), dtype="<i4").tobytes())
     return DataIdentity(
         seed=seed,
         weight_unit=weight_unit,

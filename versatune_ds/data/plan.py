@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from versatune_ds.data.counting_sort import stable_order
 from versatune_ds.data.draws import Draws, draw_batch, sum_by_domain
 from versatune_ds.data.order import DomainOrder
-from versatune_ds.data.packing import order_rows_by_cost, pack_prefix
+from versatune_ds.data.packing import order_by_place, order_rows_by_cost, pack_prefix
 from versatune_ds.data.sampler import MAX_UNITS, WEIGHT_UNITS, SamplerState, WeightUnit
 
 
@@ -167,7 +168,7 @@ def plan_step(
     )
     row_n, offset_n = pack_prefix(draws.length_n, num_rows=settings.rows_per_batch, row_tokens=settings.row_tokens)
     draws = draws.prefix(len(row_n))
-    placement, epoch_E = place(draws, row_n, offset_n, orders=orders, num_rows=settings.rows_per_batch)
+    placement, epoch_E = place(draws, row_n, offset_n, orders=orders, settings=settings)
     num_domains = len(orders)
     return StepPlan(
         step=step,
@@ -187,11 +188,11 @@ def plan_step(
 
 
 def place(
-    draws: Draws, row_n: np.ndarray, offset_n: np.ndarray, *, orders: Sequence[DomainOrder], num_rows: int
+    draws: Draws, row_n: np.ndarray, offset_n: np.ndarray, *, orders: Sequence[DomainOrder], settings: PlanSettings
 ) -> tuple[Placement, np.ndarray]:
     """Return draws in row order, rows ordered by cost, and the epochs in the same order."""
-    row_n = order_rows_by_cost(row_n, draws.length_n, num_rows=num_rows)[row_n]
-    by_row = np.lexsort((offset_n, row_n))
+    row_n = order_rows_by_cost(row_n, draws.length_n, num_rows=settings.rows_per_batch)[row_n]
+    by_row = order_by_place(row_n, offset_n, num_rows=settings.rows_per_batch, row_tokens=settings.row_tokens)
     domain_id_E, index_E = draws.domain_n[by_row], draws.index_n[by_row]
     placement = Placement(
         domain_id_E=domain_id_E,
@@ -207,9 +208,8 @@ def place(
 def gather_loss_lengths(domain_id_E: np.ndarray, index_E: np.ndarray, *, orders: Sequence[DomainOrder]) -> np.ndarray:
     """Return the loss tokens of examples of any domains, int32 [E]."""
     loss_length_E = np.empty(len(index_E), dtype=np.int32)
-    by_domain = np.argsort(domain_id_E, kind="stable")
-    borders = np.searchsorted(domain_id_E[by_domain], np.arange(len(orders) + 1))
-    for k, order in enumerate(orders):
-        examples = by_domain[borders[k] : borders[k + 1]]
-        loss_length_E[examples] = np.take(order.loss_lengths, index_E[examples]) if len(examples) else 0
+    borders = np.cumsum(np.bincount(domain_id_E, minlength=len(orders)))[:-1]
+    for order, examples in zip(orders, np.split(stable_order(domain_id_E, len(orders)), borders), strict=True):
+        if len(examples):
+            loss_length_E[examples] = np.take(order.loss_lengths, index_E[examples])
     return loss_length_E

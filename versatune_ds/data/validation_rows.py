@@ -15,7 +15,7 @@ import torch
 
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
-from versatune_ds.data.packing import order_rows_by_cost, pack_all
+from versatune_ds.data.packing import order_by_place, order_rows_by_cost, pack_all
 from versatune_ds.data.plan import Placement
 from versatune_ds.domains import DomainSet
 
@@ -118,7 +118,7 @@ def _place_examples(shards: Sequence[Shards], *, row_tokens: int) -> tuple[Place
         )
     rows, offsets, num_rows = pack_all(lengths, row_tokens=row_tokens)
     rows = order_rows_by_cost(rows, lengths, num_rows=num_rows)[rows]
-    by_row = np.lexsort((offsets, rows))
+    by_row = order_by_place(rows, offsets, num_rows=num_rows, row_tokens=row_tokens)
     placement = Placement(
         domain_id_E=domain_ids[by_row],
         index_E=indices[by_row],

@@ -1,0 +1,286 @@
+"""Give the mixtures of other loaders the same packing and the same tensors as ours, so that only they differ.
+
+A contender is an object with `start()`, `next_batch()`, `resume()` (make it anew where it stands and give the next
+batch) and `change_weights()` (the same with other weights). What a rival cannot do is said in its docstring.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from data_corpus import DOMAINS, WEIGHTS
+
+from versatune_ds.data.batch import Batch
+from versatune_ds.data.collate import collate_rows
+from versatune_ds.data.loader import MixtureLoader
+from versatune_ds.data.packing import pack_prefix
+from versatune_ds.data.plan import Placement
+from versatune_ds.data.shards import DomainShards
+from versatune_ds.domains import DomainSet
+
+OTHER_WEIGHTS = tuple(reversed(WEIGHTS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShape:
+    """Rows of a batch and tokens of a row."""
+
+    rows: int
+    row_tokens: int
+
+
+def import_streaming() -> Any:
+    """Return mosaicml-streaming, or None if it is not installed.
+
+    It imports torchvision for its image data sets; where that is absent an empty stand-in is enough for text.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        import transformers.feature_extraction_utils  # noqa: F401 - looks for torchvision itself; before the stand-in
+
+        for name in (
+            "torchvision",
+            "torchvision.datasets",
+            "torchvision.transforms",
+            "torchvision.transforms.functional",
+        ):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["torchvision.datasets"].VisionDataset = object
+        sys.modules["torchvision.transforms.functional"].to_tensor = None
+    try:
+        import streaming
+    except ImportError:
+        return None
+    return streaming
+
+
+class _Buffered:
+    """Examples in memory, read as from shards."""
+
+    name = "buffer"
+
+    def __init__(self, examples: Sequence[dict[str, Any]]) -> None:
+        self._examples = examples
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and loss marks of an example."""
+        example = self._examples[index]
+        input_ids = np.asarray(example["input_ids"])
+        return input_ids, np.arange(len(input_ids)) >= example["prompt_tokens"]
+
+
+class Packer:
+    """Pack a stream of examples with our best fit and our collation; what does not fit waits for the next batch."""
+
+    def __init__(self, examples: Iterator[dict[str, Any]], shape: BatchShape) -> None:
+        self._examples, self._shape = examples, shape
+        self._waiting: list[dict[str, Any]] = []
+
+    def next_batch(self) -> Batch:
+        """Return the next packed batch."""
+        budget = self._shape.rows * self._shape.row_tokens
+        num_tokens = sum(len(example["input_ids"]) for example in self._waiting)
+        while num_tokens <= budget:
+            self._waiting.append(next(self._examples))
+            num_tokens += len(self._waiting[-1]["input_ids"])
+        lengths = np.array([len(example["input_ids"]) for example in self._waiting], dtype=np.int32)
+        rows, offsets = pack_prefix(lengths[:-1], num_rows=self._shape.rows, row_tokens=self._shape.row_tokens)
+        batch = self._collate(lengths[: len(rows)], rows, offsets)
+        self._waiting = self._waiting[len(rows) :]
+        return batch
+
+    def _collate(self, lengths: np.ndarray, rows: np.ndarray, offsets: np.ndarray) -> Batch:
+        """Lay examples out as our loader does."""
+        by_row = np.lexsort((offsets, rows))
+        prompts = np.array([self._waiting[i]["prompt_tokens"] for i in by_row])
+        placement = Placement(
+            domain_id_E=np.zeros(len(rows), dtype=np.int64),
+            index_E=by_row,
+            length_E=lengths[by_row],
+            loss_length_E=lengths[by_row] - prompts,
+            row_E=rows[by_row],
+            offset_E=offsets[by_row],
+        )
+        return collate_rows(
+            placement,
+            first_row=0,
+            num_rows=self._shape.rows,
+            row_tokens=self._shape.row_tokens,
+            shards=[_Buffered(self._waiting)],
+            pad_token_id=0,
+            num_loss_tokens_global=1,
+        )
+
+
+class Ours:
+    """versatune_ds, through its loader and background thread."""
+
+    name = "versatune_ds"
+
+    def __init__(self, folder: Path, shape: BatchShape) -> None:
+        self._folder, self._shape, self._step = folder, shape, 0
+        self._weights_K = np.array(WEIGHTS)
+
+    def start(self) -> None:
+        """Open shards and loader."""
+        self._loader = MixtureLoader(
+            [DomainShards(self._folder / "shards" / name) for name in DOMAINS],
+            domain_set=DomainSet(DOMAINS),
+            seed=0,
+            rows_per_batch=self._shape.rows,
+            row_tokens=self._shape.row_tokens,
+            rows_per_micro_batch=self._shape.rows,
+            rank=0,
+            world_size=1,
+        )
+
+    def next_batch(self) -> Batch:
+        """Plan one step and take it; nothing is prefetched, so that all of its time counts."""
+        self._step += 1
+        self._loader.plan(self._step, self._weights_K)
+        return self._loader.take(self._step).micro_batches[0]
+
+    def resume(self) -> Batch:
+        """Continue from saved counters in a new loader."""
+        state = self._loader.state_dict(self._step)
+        self._loader.close()
+        self.start()
+        self._loader.load_state_dict(state)
+        return self.next_batch()
+
+    def change_weights(self) -> Batch:
+        """Pass other weights to the next plan."""
+        self._weights_K = np.array(OTHER_WEIGHTS)
+        return self.next_batch()
+
+
+class HfMap:
+    """datasets.interleave_datasets of map-style datasets. It keeps no place: a resume selects what is left."""
+
+    name = "HF interleave, map"
+
+    def __init__(self, folder: Path, shape: BatchShape) -> None:
+        self._folder, self._shape = folder, shape
+        self._num_read = 0
+
+    def start(self, weights: Sequence[float] = WEIGHTS) -> None:
+        """Shuffle every domain and interleave."""
+        parts = [datasets.load_from_disk(self._folder / "hf" / name).shuffle(seed=0) for name in DOMAINS]
+        self._mixed = datasets.interleave_datasets(
+            parts, probabilities=list(weights), seed=0, stopping_strategy="all_exhausted"
+        ).with_format("numpy")
+        self._packer = Packer(
+            self._count(iter(self._mixed.select(range(self._num_read, len(self._mixed))))), self._shape
+        )
+
+    def _count(self, examples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Count what is read."""
+        for example in examples:
+            self._num_read += 1
+            yield example
+
+    def next_batch(self) -> Batch:
+        """Return the next packed batch."""
+        return self._packer.next_batch()
+
+    def resume(self) -> Batch:
+        """Make the mixture anew and skip by index."""
+        self.start()
+        return self.next_batch()
+
+    def change_weights(self) -> Batch:
+        """Make a mixture with other weights from the beginning; the place in each domain is lost."""
+        self._num_read = 0
+        self.start(OTHER_WEIGHTS)
+        return self.next_batch()
+
+
+class HfIterable:
+    """datasets.interleave_datasets of iterable datasets, shuffle buffer of 1000. Its resume loses the buffer."""
+
+    name = "HF interleave, iterable"
+
+    def __init__(self, folder: Path, shape: BatchShape) -> None:
+        self._folder, self._shape = folder, shape
+
+    def start(self, weights: Sequence[float] = WEIGHTS, state: dict[str, Any] | None = None) -> None:
+        """Shuffle every domain through a buffer and interleave."""
+        parts = [
+            datasets.load_from_disk(self._folder / "hf" / name).to_iterable_dataset(num_shards=4)
+            .shuffle(seed=0, buffer_size=1000)
+            for name in DOMAINS
+        ]  # fmt: skip
+        self._mixed = datasets.interleave_datasets(
+            parts, probabilities=list(weights), seed=0, stopping_strategy="all_exhausted"
+        ).with_format("numpy")
+        if state is not None:
+            self._mixed.load_state_dict(state)
+        self._packer = Packer(iter(self._mixed), self._shape)
+
+    def next_batch(self) -> Batch:
+        """Return the next packed batch."""
+        return self._packer.next_batch()
+
+    def resume(self) -> Batch:
+        """Load the state into a new mixture."""
+        self.start(state=self._mixed.state_dict())
+        return self.next_batch()
+
+    def change_weights(self) -> Batch:
+        """Make a mixture with other weights; the place in each domain is lost."""
+        self.start(OTHER_WEIGHTS)
+        return self.next_batch()
+
+
+class Mosaic:
+    """streaming.StreamingDataset with one Stream per domain, local shards, read in this process."""
+
+    name = "mosaicml StreamingDataset"
+
+    def __init__(self, folder: Path, shape: BatchShape) -> None:
+        self._folder, self._shape = folder, shape
+        self._num_read = 0
+
+    def start(self, weights: Sequence[float] = WEIGHTS, state: dict[str, Any] | None = None) -> None:
+        """Open the streams with the weights as proportions."""
+        streaming = import_streaming()
+        streaming.base.util.clean_stale_shared_memory()
+        streams = [
+            streaming.Stream(local=str(self._folder / "mds" / name), proportion=weight)
+            for name, weight in zip(DOMAINS, weights, strict=True)
+        ]
+        self._dataset = streaming.StreamingDataset(streams=streams, shuffle=True, shuffle_seed=0, batch_size=1)
+        if state is not None:
+            self._dataset.load_state_dict(state)
+        self._packer = Packer(self._count(iter(self._dataset)), self._shape)
+
+    def _count(self, examples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Count what is read."""
+        for example in examples:
+            self._num_read += 1
+            yield example
+
+    def next_batch(self) -> Batch:
+        """Return the next packed batch."""
+        return self._packer.next_batch()
+
+    def resume(self) -> Batch:
+        """Load the state into a new dataset."""
+        state = self._dataset.state_dict(self._num_read, True)
+        del self._dataset, self._packer
+        self.start(state=state)
+        return self.next_batch()
+
+    def change_weights(self) -> Batch:
+        """Make a dataset with other proportions; the place in each domain is lost."""
+        del self._dataset, self._packer
+        self.start(OTHER_WEIGHTS)
+        return self.next_batch()
