@@ -97,7 +97,7 @@ def _provide_rendezvous(world: World) -> None:
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return
     if world.world_size == 1:
-        address, port = "127.0.0.1", str(_free_port())
+        address, port = "127.0.0.1", str(free_port())
     elif world.launcher in ("Open MPI", "MPICH"):
         address, port = _agree_through_mpi()
     else:
@@ -108,7 +108,7 @@ def _provide_rendezvous(world: World) -> None:
     os.environ.setdefault("MASTER_PORT", port)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a TCP port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -120,7 +120,7 @@ def _agree_through_mpi() -> tuple[str, str]:
     from mpi4py import MPI  # initialises MPI: only where mpirun started us
 
     comm = MPI.COMM_WORLD
-    place = (socket.gethostname(), str(_free_port())) if comm.rank == 0 else None
+    place = (socket.gethostname(), str(free_port())) if comm.rank == 0 else None
     address, port = comm.bcast(place, root=0)
     return (_local_or(address, comm.size), port)
 

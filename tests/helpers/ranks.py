@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -17,14 +16,7 @@ from typing import Any
 
 import torch
 
-from versatune_ds.distributed import World, join_world, leave_world
-
-
-def free_port() -> int:
-    """Return a TCP port nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from versatune_ds.distributed import World, free_port, join_world, leave_world
 
 
 def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path, timeout: float = 240.0) -> list[Any]:

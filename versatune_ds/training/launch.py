@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from versatune_ds.config import load_config
+from versatune_ds.distributed import free_port
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def launch_command(recipe: Path, arguments: Sequence[str], *, num_processes: int
     return [
         str(launcher) if launcher.is_file() else "deepspeed",
         f"--num_gpus={num_processes}",
+        # deepspeed's own default, 29500, is the same for every run: a second one on this machine would not start.
+        f"--master_port={free_port()}",
         "--log_level=error",
         str(worker_script()),
         str(recipe),

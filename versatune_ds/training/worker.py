@@ -45,7 +45,8 @@ def run_worker(
         when_complete: Called on rank 0 with the run's folder after the last step.
 
     Returns:
-        0 when complete, 2 for a user's mistake, 75 when a signal stopped the run and it should be requeued.
+        0 when complete, 2 for a user's mistake, 75 when a signal stopped the run and it should be requeued; whatever
+        else fails ends the process with 1.
     """
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
@@ -63,6 +64,12 @@ def run_worker(
             for line in str(error).splitlines():
                 sys.stderr.write(f"versatune: {line}\n")
         return USER_ERROR_EXIT_CODE
+    except Exception:
+        logger.exception("rank %d failed; the last whole checkpoint stands", world.rank)
+        logging.shutdown()
+        # The others wait in a collective that this rank will never join. Leaving without the goodbyes of the process
+        # group, which may wait for them too, lets the launcher end them now and not at a timeout.
+        os._exit(1)
     finally:
         leave_world()
 
