@@ -84,6 +84,14 @@ def head_contestants(dtype: torch.dtype, *, masked: float) -> list[Contestant]:
     def fused() -> torch.Tensor:
         return head(hidden_ND, labels_N, domain_ids_N, num_domains=K, valid_index=valid_index).loss
 
+    logits_MV = torch.randn(len(valid_index), vocabulary).to(dtype)
+    hidden_MD = hidden_ND.detach()[valid_index]
+
+    def products() -> None:
+        torch.mm(hidden_MD, linear.weight.detach().t(), out=logits_MV)
+        torch.mm(logits_MV, linear.weight.detach())
+        torch.mm(logits_MV.t(), hidden_MD)
+
     ways = {f"linear + {RIVAL}": plain, "the same, torch.compile": torch.compile(plain), "DomainLossHead": fused}
     if importlib.util.find_spec("cut_cross_entropy"):
         from cut_cross_entropy import linear_cross_entropy
@@ -91,7 +99,9 @@ def head_contestants(dtype: torch.dtype, *, masked: float) -> list[Contestant]:
         ways["cut_cross_entropy, impl=torch_compile (no sums by domain)"] = lambda: linear_cross_entropy(
             hidden_ND, linear.weight, labels_N, impl="torch_compile", reduction="sum"
         )
-    return [Contestant(name=name, run=lambda way=way: torch.autograd.grad(way(), inputs)) for name, way in ways.items()]
+    floor = Contestant(name="the three products alone, kept rows only (floor)", run=products)
+    rest = [Contestant(name=name, run=lambda way=way: torch.autograd.grad(way(), inputs)) for name, way in ways.items()]
+    return [floor, *rest]
 
 
 def measure(repetitions: int) -> Iterator[list[str]]:

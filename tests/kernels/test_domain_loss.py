@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -279,3 +280,26 @@ def test_a_second_backward_through_overwritten_logits_is_refused_instead_of_scal
     (result.loss * 2).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (result.loss * 2).backward()
+
+
+def allocated_bytes(function: Callable[[], object]) -> int:
+    """Return the largest net allocation of any one operation inside a call, PyTorch's and ours."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    return max((event.self_cpu_memory_usage for event in profile.key_averages()), default=0)
+
+
+def test_overwriting_allocates_nothing_of_the_size_of_the_logits() -> None:
+    case = make_case(256, 1024, masked=0.0)
+    logits_NV = case.logits_NV.requires_grad_()
+    arguments = (logits_NV, case.labels_N, case.domain_ids_N, 4)
+    logits_bytes = logits_NV.numel() * 4
+
+    def step(overwrite: bool) -> None:
+        torch.autograd.grad(domain_cross_entropy(*arguments, overwrite_logits=overwrite).loss, logits_NV)
+
+    step(True)
+    assert allocated_bytes(lambda: step(True)) < logits_bytes / 50
+    assert allocated_bytes(lambda: step(False)) >= logits_bytes  # the gradient itself: the probe sees it
+    with torch.no_grad():
+        assert allocated_bytes(lambda: domain_cross_entropy(*arguments)) < logits_bytes / 50

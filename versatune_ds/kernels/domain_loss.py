@@ -62,7 +62,7 @@ def loss_weights_or_ones(
 
 
 def _check_shapes(logits_NV: torch.Tensor, labels_N: torch.Tensor, domain_ids_N: torch.Tensor) -> None:
-    if logits_NV.dim() != 2 or logits_NV.dtype not in _LOGIT_DTYPES:
+    if logits_NV.dim() != 2 or logits_NV.shape[1] < 1 or logits_NV.dtype not in _LOGIT_DTYPES:
         raise ValueError(
             "logits_NV: expected float32, bfloat16 or float16 of shape [N, V] with V >= 1, "
             f"got {logits_NV.dtype} {list(logits_NV.shape)}"

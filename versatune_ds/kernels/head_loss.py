@@ -18,6 +18,10 @@ import torch
 
 from versatune_ds.kernels import fixed_point, ops
 
+_ADDS_INTO_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
+"""Whether CUDA's addmm adds half-precision products to a float32 sum: refused by PyTorch 2.8, in use from 2.11 on.
+torch.compile does not know it (pytorch/pytorch#163880). Without it each chunk costs another float32 [V, D]."""
+
 
 def chunk_rows(num_rows: int, *, vocabulary: int, element_bytes: int, chunk_mib: float) -> list[slice]:
     """Split rows into the fewest chunks of equal size (the last may be shorter) whose logits fit a budget.
@@ -207,6 +211,8 @@ def add_weight_gradient(
     if is_only_chunk:
         return torch.mm(grad_nV.t(), hidden_nD)
     if hidden_nD.is_cuda and hidden_nD.dtype != torch.float32:
+        if total_VD is not None and _ADDS_INTO_FLOAT32 and not torch.compiler.is_compiling():
+            return torch.addmm(total_VD, grad_nV.t(), hidden_nD, out_dtype=torch.float32, out=total_VD)
         part_VD = torch.mm(grad_nV.t(), hidden_nD, out_dtype=torch.float32)
     elif total_VD is not None and hidden_nD.dtype == torch.float32:
         return total_VD.addmm_(grad_nV.t(), hidden_nD)
