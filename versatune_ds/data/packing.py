@@ -97,20 +97,30 @@ def _least_room(rooms: _Rooms, length: int) -> int:
     return (word << 6) + _lowest_bit(rooms.words[word])
 
 
-@njit(cache=True, nogil=True)
-def _best_fit(length_n: np.ndarray, num_rows: int, row_tokens: int, row_n: np.ndarray, offset_n: np.ndarray) -> int:
-    """Pack examples into a fixed number of rows; return the tokens that found no room."""
+def _empty_rows(num_rows: int, row_tokens: int) -> _Rooms:
+    """Return empty rows: all on the stack of full room, row 0 on top."""
     num_words = (row_tokens >> 6) + 1
     rooms = _Rooms(
-        np.full(row_tokens + 1, -1, np.int64),
-        np.full(num_rows, -1, np.int64),
-        np.zeros(num_words, np.uint64),
-        np.zeros((num_words >> 6) + 1, np.uint64),
+        top_C=np.full(row_tokens + 1, -1, dtype=np.int64),
+        below_R=np.arange(1, num_rows + 1),
+        words=np.zeros(num_words, dtype=np.uint64),
+        words_of_words=np.zeros((num_words >> 6) + 1, dtype=np.uint64),
     )
-    for row in range(num_rows - 1, -1, -1):
-        _push(rooms, row, row_tokens)
+    rooms.below_R[-1] = -1
+    rooms.top_C[row_tokens] = 0
+    rooms.words[row_tokens >> 6] = 1 << (row_tokens & 63)
+    rooms.words_of_words[row_tokens >> 12] = 1 << (row_tokens >> 6 & 63)
+    return rooms
+
+
+@njit(cache=True, nogil=True)
+def _fill_rows(
+    rooms: _Rooms, order_n: np.ndarray, length_n: np.ndarray, row_n: np.ndarray, offset_n: np.ndarray
+) -> int:
+    """Put examples, in the order given, into the fullest row that holds them; return the tokens that found no room."""
+    row_tokens = len(rooms.top_C) - 1
     unplaced = 0
-    for i in stable_order(row_tokens - length_n, row_tokens):  # from long to short
+    for i in order_n:
         length = length_n[i]
         room = _least_room(rooms, length)
         if room < 0:
@@ -123,48 +133,27 @@ def _best_fit(length_n: np.ndarray, num_rows: int, row_tokens: int, row_n: np.nd
     return unplaced
 
 
-@njit(cache=True, nogil=True)
-def _shorten(length_n: np.ndarray, count: int, num_tokens: int) -> int:
-    """Return the longest prefix shorter than `count` that leaves out at least `num_tokens`."""
-    left_out = 0
-    while count > 0 and left_out < max(num_tokens, 1):
-        count -= 1
-        left_out += length_n[count]
-    return count
+class _BestFit:
+    """Pack prefixes of one sequence, each from the beginning; `row_n` and `offset_n` hold the last one's places."""
 
+    def __init__(self, length_n: np.ndarray, row_tokens: int) -> None:
+        self.row_n = np.zeros(len(length_n), dtype=np.int64)
+        self.offset_n = np.zeros(len(length_n), dtype=np.int64)
+        self._length_n, self._row_tokens = length_n, row_tokens
 
-@njit(cache=True, nogil=True)
-def _pack_prefix(length_n: np.ndarray, num_rows: int, row_tokens: int, row_n: np.ndarray, offset_n: np.ndarray) -> int:
-    """Find and pack a prefix; return its number of examples.
-
-    Begin just short of full, where a large batch packs at once; shorten by what found no room until all do; then halve
-    the gap to the shortest prefix that failed, if it matters.
-    """
-    num_tokens = num_rows * row_tokens
-    room = num_tokens - length_n.sum()
-    fits, fails = len(length_n), len(length_n) + 1
-    if room * 2 * CLOSE_ENOUGH < num_tokens and num_tokens > 2 * CLOSE_ENOUGH * row_tokens:
-        fits = _shorten(length_n, fits, num_tokens // (2 * CLOSE_ENOUGH) - room)
-    unplaced = _best_fit(length_n[:fits], num_rows, row_tokens, row_n, offset_n)
-    while unplaced > 0:
-        fails = fits
-        fits = _shorten(length_n, fits, unplaced)
-        unplaced = _best_fit(length_n[:fits], num_rows, row_tokens, row_n, offset_n)
-    packed = fits
-    while fails - fits > 1 and length_n[fits : fails - 1].sum() * CLOSE_ENOUGH > num_tokens:
-        middle = (fits + fails) // 2
-        packed = middle
-        if _best_fit(length_n[:middle], num_rows, row_tokens, row_n, offset_n) > 0:
-            fails = middle
-        else:
-            fits = middle
-    if packed != fits:
-        _best_fit(length_n[:fits], num_rows, row_tokens, row_n, offset_n)
-    return fits
+    def pack(self, count: int, num_rows: int) -> int:
+        """Pack the first `count` examples into a number of rows; return the tokens that found no room."""
+        length_n = self._length_n[:count]
+        from_long_to_short = stable_order(self._row_tokens - length_n, self._row_tokens)
+        rooms = _empty_rows(num_rows, self._row_tokens)
+        return int(_fill_rows(rooms, from_long_to_short, length_n, self.row_n, self.offset_n))
 
 
 def pack_prefix(length_n: np.ndarray, *, num_rows: int, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Pack a long prefix of a sequence of examples into rows.
+
+    Begin with what the rows could hold, in a large batch a little less, which packs at once; shorten by what found no
+    room until all do; then halve the gap to the shortest prefix that failed, as long as it matters.
 
     Args:
         length_n: int32 [n], tokens of each example in drawing order, each in 1..row_tokens.
@@ -175,9 +164,23 @@ def pack_prefix(length_n: np.ndarray, *, num_rows: int, row_tokens: int) -> tupl
         row and offset (token at which the example begins) of the examples of the prefix, int64; their length tells
         how many examples the prefix has. It is the longest that packs, up to 1/1000 of the batch and to best fit.
     """
-    row_n, offset_n = np.zeros(len(length_n), dtype=np.int64), np.zeros(len(length_n), dtype=np.int64)
-    count = _pack_prefix(length_n, num_rows, row_tokens, row_n, offset_n)
-    return row_n[:count], offset_n[:count]
+    num_tokens = num_rows * row_tokens
+    tokens_n = np.cumsum(length_n, dtype=np.int64)
+    slack = num_tokens // (2 * CLOSE_ENOUGH) if num_rows > 2 * CLOSE_ENOUGH else 0
+    fits, fails = int(np.searchsorted(tokens_n, num_tokens - slack, side="right")), len(length_n) + 1
+    best_fit = _BestFit(length_n, row_tokens)
+    while unplaced := best_fit.pack(fits, num_rows):
+        fails, fits = fits, int(np.searchsorted(tokens_n, tokens_n[fits - 1] - unplaced, side="right"))
+    packed = fits
+    while fails - fits > 1 and (tokens_n[fails - 2] - tokens_n[fits - 1]) * CLOSE_ENOUGH > num_tokens:
+        packed = (fits + fails) // 2
+        if best_fit.pack(packed, num_rows):
+            fails = packed
+        else:
+            fits = packed
+    if packed != fits:
+        best_fit.pack(fits, num_rows)
+    return best_fit.row_n[:fits], best_fit.offset_n[:fits]
 
 
 def pack_all(length_n: np.ndarray, *, row_tokens: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -186,11 +189,11 @@ def pack_all(length_n: np.ndarray, *, row_tokens: int) -> tuple[np.ndarray, np.n
     Returns:
         row and offset of each example, int64 [n], and the number of rows.
     """
-    row_n, offset_n = np.zeros(len(length_n), dtype=np.int64), np.zeros(len(length_n), dtype=np.int64)
-    num_rows = -(-int(length_n.sum(dtype=np.int64)) // row_tokens)
-    while unplaced := _best_fit(length_n, num_rows, row_tokens, row_n, offset_n):
-        num_rows += -(-int(unplaced) // row_tokens)
-    return row_n, offset_n, num_rows
+    num_rows = max(-(-int(length_n.sum(dtype=np.int64)) // row_tokens), 1)
+    best_fit = _BestFit(length_n, row_tokens)
+    while unplaced := best_fit.pack(len(length_n), num_rows):
+        num_rows += -(-unplaced // row_tokens)
+    return best_fit.row_n, best_fit.offset_n, num_rows if len(length_n) else 0
 
 
 def order_rows_by_cost(row_n: np.ndarray, length_n: np.ndarray, *, num_rows: int) -> np.ndarray:

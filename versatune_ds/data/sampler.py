@@ -151,7 +151,10 @@ def draw(
         The domain of each draw in order, int32 [n]; why drawing stopped; the domain whose window ended, -1 if none.
     """
     domain_n = np.empty(len(candidates.length_F), dtype=np.int32)
-    num_draws, reason, domain_id = _draw(candidates, weight_K, deficit_K, max_tokens, domain_n)
+    K = len(weight_K)
+    due = _Due(np.zeros(K, np.int64), np.zeros(K, np.int64), np.zeros(K, np.int64))
+    taken = (candidates.start_K[:-1].copy(), np.zeros(K, np.int64))
+    num_draws, reason, domain_id = _draw(candidates, due, weight_K, deficit_K, max_tokens, *taken, domain_n)
     return domain_n[:num_draws], reason, domain_id
 
 
@@ -194,15 +197,21 @@ def _first_due(due: _Due, weight_K: np.ndarray, time: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _draw(
-    candidates: Candidates, weight_K: np.ndarray, deficit_K: np.ndarray, max_tokens: int, domain_n: np.ndarray
+    candidates: Candidates,
+    due: _Due,
+    weight_K: np.ndarray,
+    deficit_K: np.ndarray,
+    max_tokens: int,
+    next_K: np.ndarray,
+    served_K: np.ndarray,
+    domain_n: np.ndarray,
 ) -> tuple[int, int, int]:
-    """Write the domains of draws; return their number, why they stopped and whose window ended; see `draw`."""
-    K = len(weight_K)
-    due = _Due(np.zeros(K, np.int64), np.zeros(K, np.int64), np.zeros(K, np.int64))
-    next_K = candidates.start_K[:-1].copy()
-    served_K = np.zeros(K, np.int64)
+    """Write the domains of draws; return their number, why they stopped and whose window ended; see `draw`.
+
+    `next_K` is the next candidate of each domain, `served_K` the units it got since drawing began.
+    """
     num_draws, num_tokens, num_units = 0, 0, 0
-    first, last = 0, K  # the domains whose next example has changed: all at first, then the one just drawn
+    first, last = 0, len(weight_K)  # the domains whose next example has changed: all at first, then the one just drawn
     while True:
         for k in range(first, last):
             if weight_K[k] == 0:
