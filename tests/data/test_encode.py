@@ -108,6 +108,13 @@ def test_marks_that_miss_a_turn_are_refused():
         loss_texts(TWO_TURNS, template + "{% endif %}{% endfor %}")
 
 
+def test_the_first_token_bears_no_loss_even_where_the_assistant_says_it():
+    marked = "{% for message in messages %}{% generation %}{{ message['content'] }}{% endgeneration %}{% endfor %}"
+    messages = [{"role": "assistant", "content": "the answer is seven"}]
+    input_ids, is_loss = encode_messages(messages, tokenizer=tiny_tokenizer(), template=marked)
+    assert is_loss.tolist() == [False] + [True] * (len(input_ids) - 1)
+
+
 def test_plain_text_bears_loss_everywhere_and_ends_with_the_end_token():
     tokenizer = tiny_tokenizer()
     input_ids, is_loss = encode_text("the sky", tokenizer=tokenizer)

@@ -57,6 +57,7 @@ def test_truncated_and_split_examples_differ_in_what_they_keep(tmp_path):
     )
     assert (split_counts.num_rows, split_counts.num_long_rows, split_counts.num_cut_tokens) == (1, 1, 0)
     assert split_counts.num_loss_tokens == full.num_loss_tokens
+    assert split_counts.num_duplicates == 0
     rejoined = [pieces.read(0)[0], *(pieces.read(i)[0][1:] for i in range(1, len(pieces)))]
     assert tiny_tokenizer().decode(np.concatenate(rejoined)).endswith(f"{answer}<|end|>\n")
 

@@ -95,7 +95,11 @@ def test_workers_end_with_a_killed_preparation_and_free_its_lock(tmp_path, monke
         process.kill()
         process.join()
     workers = [int(path.name.partition("-")[2]) for path in tmp_path.glob("worker-*")]
-    wait_until(lambda: not any(is_running(pid) for pid in workers))
+    try:
+        wait_until(lambda: not any(is_running(pid) for pid in workers))
+    finally:
+        for pid in filter(is_running, workers):
+            os.kill(pid, signal.SIGKILL)
     assert prepare_folder(folder, num_processes=2).counts[0].num_rows == 40
 
 

@@ -59,6 +59,11 @@ def test_an_array_is_read_in_blocks_of_any_size(tmp_path, monkeypatch, num_chara
     assert [line for line, _ in records_of(path)] == ([2, 2, 2] if indent is None else [3, 7, 11])
 
 
+def test_an_element_that_a_block_cuts_is_still_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_files, "_CHARACTERS_PER_READ", 1)
+    assert [row for _, row in records_of(write(tmp_path / "a.json", "[1234, 5678]"))] == [1234, 5678]
+
+
 @pytest.mark.parametrize(
     "value",
     [{str(i): row for i, row in enumerate(ROWS)}, {"version": 1, "data": ROWS}],

@@ -1,0 +1,51 @@
+"""Digests of files are remembered as long as nothing can have changed, and no longer."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from versatune_ds.data import source_digests
+from versatune_ds.data.source_digests import SourceDigests
+
+
+def written(path, text, *, age_seconds):
+    """Write a file that was last changed some time ago."""
+    path.write_text(text)
+    changed = path.stat().st_mtime - age_seconds
+    os.utime(path, (changed, changed))
+    return path
+
+
+def test_a_settled_file_is_read_once(tmp_path, monkeypatch):
+    path = written(tmp_path / "law.jsonl", "a", age_seconds=60)
+    first = SourceDigests(tmp_path / "cache").of([path])
+    monkeypatch.setattr(source_digests, "digest_of_file", lambda path: pytest.fail("read again"))
+    assert SourceDigests(tmp_path / "cache").of([path]) == first
+
+
+def test_a_file_changed_just_now_is_not_remembered(tmp_path):
+    path = written(tmp_path / "law.jsonl", "a", age_seconds=0)
+    SourceDigests(tmp_path / "cache").of([path])
+    assert not (tmp_path / "cache" / "source_digests.json").exists()
+
+
+def test_a_digest_is_of_name_and_content_not_of_place_or_age(tmp_path):
+    (tmp_path / "b").mkdir()
+    paths = [
+        written(tmp_path / "law.jsonl", "a", age_seconds=60),
+        written(tmp_path / "b" / "law.jsonl", "a", age_seconds=90),
+        written(tmp_path / "tax.jsonl", "a", age_seconds=60),
+        written(tmp_path / "b" / "tax.jsonl", "b", age_seconds=60),
+    ]
+    law, same, other_name, other_content = SourceDigests(tmp_path / "cache").of(paths)
+    assert law == same
+    assert len({law, other_name, other_content}) == 3
+
+
+def test_a_damaged_memory_is_an_empty_one(tmp_path):
+    path = written(tmp_path / "law.jsonl", "a", age_seconds=60)
+    expected = SourceDigests(tmp_path / "cache").of([path])
+    (tmp_path / "cache" / "source_digests.json").write_text("{broken")
+    assert SourceDigests(tmp_path / "cache").of([path]) == expected
