@@ -165,6 +165,21 @@ def test_the_exported_folder_loads_and_gives_the_runs_validation_losses(tmp_path
         assert math.isclose(loss_sum / num_loss_tokens, last["losses"][name]["mean"], abs_tol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_from_a_saved_folder_starts_with_that_folders_losses(tmp_path, cache_dir, whole_runs, stage):
+    folder = export_run(whole_runs(2)[0].run_dir, output=tmp_path / "exported")
+    config = tiny_config(
+        tmp_path, zero(stage), "model.from_config=null", f"model.name_or_path={folder}", "train.steps=2",
+        cache_dir=cache_dir,
+    )  # fmt: skip
+    train_ranks(config, world_size=2)
+    start = read_lines(config.run_dir / "decisions.jsonl")[0]["losses"]
+    end = read_lines(whole_runs(2)[0].run_dir / "decisions.jsonl")[-1]["losses"]
+    for name in start:
+        assert start[name]["mean"] == pytest.approx(end[name]["mean"], abs=2e-5)
+
+
 def sum_losses(model, shards):
     """Return (loss sum, loss tokens) of a domain by transformers alone, one unpacked example at a time."""
     loss_sum, num_loss_tokens = 0.0, 0
