@@ -88,7 +88,6 @@ def test_served_units_stay_within_one_example_of_the_request_at_every_draw(num_d
 
 
 def test_one_heavy_domain_does_not_make_255_light_ones_wait():
-    # Largest deficit first fails here: its worst lag is 2.2 examples.
     weights = np.array([0.5] + [0.5 / 255] * 255)
     weight_K, no_debt_K = quantise_weights(weights), np.zeros(256, dtype=np.int64)
     costs = [np.ones(3000, dtype=np.int64)] * 256

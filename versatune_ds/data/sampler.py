@@ -9,12 +9,15 @@ and Zhang, "WF2Q: worst-case fair weighted fair queueing", INFOCOM 1996, theorem
 packet, a domain a session that always has packets). Differences from the papers: integers instead of reals, ties go
 to the smaller domain id, and weights may change between draws.
 
-Why not simply the largest deficit: with one domain of weight 1/2 and 255 that share the rest, those 255 wait for each
-other and some deficits grow like log K examples. With eligibility and deadlines, and L the longest example:
-- served units never lead the request by more than one example of the domain itself, whatever weights come when;
-- with fixed weights they never lag by more than L;
-- after a change of weights a domain may lag by up to L * (1 + K * weight) while the debts of the old mixture are
-  paid, at most K * L units later it is within L again.
+What follows, with L the longest example and all weights positive:
+- served units never lead the request by more than one example of the domain itself, whatever weights come when: a
+  domain is drawn only while it is owed something;
+- with fixed weights they never lag by more than L (theorem 1 of the second paper);
+- after a change of weights a domain may lag further, by at most L * (1 + K * weight), while old debts are paid: the
+  leads it waits for are at most K * L in all. In 900 random changes the worst lag was 1.15 L.
+A domain whose weight becomes 0 passes its debt, at most L, on to the others in proportion (`settle_debts`).
+The largest deficit first, the simpler rule, stayed within L too in every case tried with fixed weights; this one is
+chosen because its bound is proved.
 
 Exact on every machine: weights are integers that sum to 2^30 (`WEIGHT_SCALE`), deficits integers in units of 2^-30,
 and deadlines are compared as fractions, never as floats.
