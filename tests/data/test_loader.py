@@ -104,6 +104,15 @@ def test_an_error_in_the_background_is_raised_by_take_and_by_all_that_follow():
     loader.close()
 
 
+def test_a_domain_that_reaches_its_cap_is_named_once(caplog: pytest.LogCaptureFixture):
+    shards = [fake_domain(0, [16] * 4), fake_domain(1, [16] * 400)]
+    loader = make_loader(shards, max_epochs_per_domain=1)
+    run_steps(loader, first=1, last=3, weights_at=lambda step: np.array([0.5, 0.5]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 1: domain 'domain0' reached max_epochs_per_domain; its share goes to the others"
+    ]
+
+
 def test_steps_are_planned_in_order_and_not_too_far_ahead():
     loader = make_loader()
     with pytest.raises(RuntimeError, match="step 1 taken but not planned"):

@@ -127,6 +127,7 @@ class MixtureLoader:
         self._thread = BackgroundThread(name="versatune-data")
         self._planned: dict[int, Future[tuple[StepPlan, tuple[Batch, ...]]]] = {}
         self._last_planned: int | None = None
+        self._exhausted: set[int] = set()
         self._taken_step = -1
         self._taken_state = self._planning_state = SamplerState.start(len(domain_set))
 
@@ -164,7 +165,17 @@ class MixtureLoader:
         plan, micro_batches = self._planned.pop(step).result()
         waited = time.perf_counter() - started
         self._taken_step, self._taken_state = step, plan.state_after
+        self._report_exhausted(plan)
         return StepBatch(plan=plan, micro_batches=micro_batches, wait_seconds=waited)
+
+    def _report_exhausted(self, plan: StepPlan) -> None:
+        """Log, once for each domain, that its cap is reached."""
+        for domain_id in sorted(set(plan.exhausted) - self._exhausted):
+            self._exhausted.add(domain_id)
+            name = self.orders[domain_id].name
+            logger.warning(
+                "step %d: domain %r reached max_epochs_per_domain; its share goes to the others", plan.step, name
+            )
 
     def _make(self, step: int, weights_K: np.ndarray) -> tuple[StepPlan, tuple[Batch, ...]]:
         """Plan a step and collate this rank's rows; runs in the background thread, in step order."""
