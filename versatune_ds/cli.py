@@ -54,6 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_worker(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
+    _add_simulate(commands)
+    _add_replay(commands)
+    _add_explain(commands)
     _add_report(commands)
     _add_export(commands)
     return parser
@@ -113,10 +117,124 @@ def _prepare(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    help_text = "Show the packed rows that training reads, as JSON lines or as text."
+    command = _add_recipe_command(commands, "inspect", help_text)
+    command.add_argument(
+        "--steps", required=True, metavar="AFTER:LAST", help="steps after AFTER up to LAST, e.g. 0:20 for the first 20"
+    )
+    command.add_argument(
+        "--world-size", type=int, metavar="N", help="add the rank that reads a row when N processes train"
+    )
+    command.add_argument(
+        "--resume-at", type=int, metavar="S", help="save and restore the place in the data after step S; rows stay"
+    )
+    command.add_argument(
+        "--run", type=Path, dest="run_dir", metavar="RUN",
+        help="take the weights that this run decided; without it those of step 0 hold throughout",
+    )  # fmt: skip
+    command.add_argument(
+        "--text", action="store_true", help="show rows as the model reads them, parts without loss in brackets"
+    )
+    command.set_defaults(run=_inspect)
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from versatune_ds.config import load_config
+    from versatune_ds.training.inspect_recipe import Inspection, StepRange, inspect_as_json, inspect_as_text
+
+    inspection = Inspection(
+        steps=StepRange.parse(parsed.steps),
+        world_size=parsed.world_size,
+        resume_at=parsed.resume_at,
+        run_dir=parsed.run_dir,
+    )
+    show = inspect_as_text if parsed.text else inspect_as_json
+    for line in show(load_config(parsed.recipe, parsed.overrides), inspection):
+        _write(line)
+    return 0
+
+
+def _add_simulate(commands: argparse._SubParsersAction) -> None:
+    help_text = "Let the controller decide without training, on a synthetic learner or on recorded losses."
+    command = _add_recipe_command(commands, "simulate", help_text)
+    command.add_argument(
+        "--losses", type=Path, metavar="FILE",
+        help='JSON lines {"update", "step", "losses": {domain: nats}}, or a decisions.jsonl; default: synthetic',
+    )  # fmt: skip
+    command.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=A,B,...",
+        help="compare values of a key, e.g. mixture.sigma=0.1,0.3,1; may be given several times",
+    )  # fmt: skip
+    command.add_argument("--steps", type=int, metavar="N", help="steps of the synthetic run (default: train.steps)")
+    command.add_argument("--noise", type=float, default=0.0, help="relative error of a measured change, e.g. 0.004")
+    command.add_argument("--seed", type=int, default=0, help="which synthetic learner (default: 0)")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
+    command.set_defaults(run=_simulate)
+
+
+def _simulate(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.simulate_recipe import Learner, simulate_recipe
+
+    learner = Learner(losses_file=parsed.losses, num_steps=parsed.steps, seed=parsed.seed, noise=parsed.noise)
+    if parsed.output and parsed.sweep:
+        raise ValueError("--output takes the decisions of one setting; give --sweep or --output")
+    trial = simulate_recipe(parsed.recipe, parsed.overrides, learner=learner, sweeps=parsed.sweep)
+    _write(trial.text)
+    if parsed.output:
+        parsed.output.write_text(trial.to_jsonl(), encoding="utf-8")
+    return 0
+
+
+def _add_run_command(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
+    """Add a subcommand that takes the folder of a run."""
+    command = commands.add_parser(name, help=help_text, description=help_text)
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+    return command
+
+
+def _add_replay(commands: argparse._SubParsersAction) -> None:
+    help_text = "Decide a run's recorded losses again, with its own settings or with others."
+    command = _add_run_command(commands, "replay", help_text)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of mixture, e.g. mixture.sigma=0.1")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
+    command.set_defaults(run=_replay)
+
+
+def _replay(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.recorded import replay_run
+
+    replay = replay_run(parsed.run_dir, parsed.overrides)
+    _write(replay.text)
+    if parsed.output:
+        parsed.output.write_text(replay.to_jsonl(), encoding="utf-8")
+    return 0
+
+
+def _add_explain(commands: argparse._SubParsersAction) -> None:
+    command = _add_run_command(commands, "explain", "Say one decision of a run in words and numbers.")
+    command.add_argument(
+        "--step", type=int, metavar="N", help="the last decision made at or before step N (default: the newest)"
+    )
+    command.set_defaults(run=_explain)
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.recorded import explain_run
+
+    _write(explain_run(parsed.run_dir, step=parsed.step))
+    return 0
+
+
+def _write(text: str) -> None:
+    """Write text and a line end to stdout; what its encoding lacks is written as an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
 def _add_report(commands: argparse._SubParsersAction) -> None:
     help_text = "Show a run's table and draw its weights; works while the run is going on."
-    command = commands.add_parser("report", help=help_text, description=help_text)
-    command.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+    command = _add_run_command(commands, "report", help_text)
     command.set_defaults(run=_report)
 
 
@@ -129,9 +247,8 @@ def _report(parsed: argparse.Namespace) -> int:
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
     help_text = "Write a run's model as a folder that transformers loads."
-    command = commands.add_parser("export", help=help_text, description=help_text)
-    command.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
-    command.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
+    command = _add_run_command(commands, "export", help_text)
+    command.add_argument("--output", type=Path, metavar="FOLDER", help="folder to write (default: RUN/export)")
     command.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="number format of the weights (default: the run's)"
     )
@@ -142,7 +259,7 @@ def _export(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.export import export_run
 
     output = parsed.output or parsed.run_dir / "export"
-    sys.stdout.write(f"{export_run(parsed.run_dir, output=output, precision=parsed.precision)}\n")
+    _write(str(export_run(parsed.run_dir, output=output, precision=parsed.precision)))
     return 0
 
 

@@ -1,0 +1,124 @@
+"""Read what a run recorded about its mixture: config and decisions, and decide them again.
+
+The one idea: a run's folder is enough. With its own settings a run must give its own decisions, digest for digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from versatune_ds.config import MixtureConfig, RunConfig, load_config
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.explain import decision_at, explain, replay_text
+from versatune_ds.mixture.records import read_decisions
+from versatune_ds.mixture.reference import load_references
+from versatune_ds.mixture.replay import replay
+from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.training.mixture_start import domain_sizes
+from versatune_ds.training.prepared import prepare_recipe
+from versatune_ds.training.run_folder import CONFIG_FILE
+
+_START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit")
+"""Keys of the mixture section on which the weights of step 0 depend."""
+
+_MEASURED_KEYS = ("mixture.update_every", "mixture.signal")
+"""Keys that say when and on what losses are measured: a record cannot answer for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Hold a replay: the run's decisions beside those of the settings asked for."""
+
+    domain_set: DomainSet
+    recorded: tuple[Decision, ...]
+    replayed: tuple[Decision, ...]
+
+    @property
+    def text(self) -> str:
+        """Return how the two compare."""
+        return replay_text(self.recorded, self.replayed, domain_set=self.domain_set)
+
+    def to_jsonl(self) -> str:
+        """Return the replayed decisions as the text of a decisions.jsonl."""
+        return "".join(decision.to_json() + "\n" for decision in self.replayed)
+
+
+def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return a run's resolved config with overrides; raise ValueError if the folder is no run's."""
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise ValueError(f"{run_dir}: no {CONFIG_FILE}; expected the folder of a run (runs/NAME)")
+    return load_config(run_dir / CONFIG_FILE, overrides)
+
+
+def recorded_decisions(run_dir: Path) -> list[Decision]:
+    """Return a run's decisions, their digests verified.
+
+    Raises:
+        ValueError: If there is none yet, or a line was changed; the message has file and line.
+    """
+    try:
+        return read_decisions(run_dir / "decisions.jsonl")
+    except RuntimeError as error:  # the record of a run is a file in the user's hands
+        raise ValueError(str(error)) from None
+
+
+def explain_run(run_dir: Path, *, step: int | None = None) -> str:
+    """Return in words and numbers the last decision a run made at or before a step; its newest one by default.
+
+    Raises:
+        ValueError: If the folder is no run's, or the step lies before the first decision or beyond the run.
+    """
+    num_steps = recorded_config(run_dir).train.steps
+    decisions = recorded_decisions(run_dir)
+    if step is not None and step > num_steps:
+        raise ValueError(f"--step {step}: the run in {run_dir} has {num_steps} steps")
+    return explain(decisions[-1] if step is None else decision_at(decisions, step))
+
+
+def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
+    """Decide a run's recorded measurements again, with the inputs it recorded.
+
+    Args:
+        run_dir: Folder of the run.
+        overrides: `mixture.` keys to decide with instead of the run's own.
+
+    Raises:
+        ValueError: If the folder is no run's, or a key cannot be answered from a record.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith("mixture.") or key in _MEASURED_KEYS:
+            raise ValueError(
+                f"{key}: a replay decides anew on the losses that the run measured; it takes keys of mixture, but "
+                f"not {' or '.join(_MEASURED_KEYS)}"
+            )
+    own, config = recorded_config(run_dir), recorded_config(run_dir, overrides)
+    recorded = recorded_decisions(run_dir)
+    domain_set = DomainSet(tuple(recorded[0].weights_before))
+    is_start_kept = all(getattr(own.mixture, key) == getattr(config.mixture, key) for key in _START_KEYS)
+    replayed = replay(
+        recorded,
+        settings=config.mixture,
+        domain_set=domain_set,
+        references=load_references(config.mixture, domain_set=domain_set),
+        start_weights_K=None if is_start_kept else _start_weights(config, domain_set=domain_set),
+    )
+    return Replay(domain_set=domain_set, recorded=tuple(recorded), replayed=tuple(replayed))
+
+
+def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:
+    """Return the weights [K] at step 0 under other settings; the data is opened only where their sizes matter."""
+    sizes_K = None
+    if _asks_for_sizes(config.mixture):
+        sizes_K = domain_sizes(prepare_recipe(config), unit=config.mixture.weight_unit)
+    return starting_weights(config.mixture, domain_set=domain_set, sizes_K=sizes_K)
+
+
+def _asks_for_sizes(settings: MixtureConfig) -> bool:
+    """Return whether the weights of step 0 may depend on the sizes of the data."""
+    return "proportional" in (settings.policy, settings.prior)
