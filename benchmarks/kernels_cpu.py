@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,6 +142,7 @@ def main() -> None:
     for section in measure(arguments.repetitions):
         print("\n".join(section), flush=True)
         lines += section
+    lines.append("Load average (1, 5, 15 minutes) at the end: {:.1f}, {:.1f}, {:.1f}.\n".format(*os.getloadavg()))
     RESULT.write_text("\n".join(lines), encoding="utf-8")
 
 
