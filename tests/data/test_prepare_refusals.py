@@ -34,6 +34,12 @@ def test_control_characters_of_a_data_file_do_not_reach_the_message(tmp_path):
     assert "\x1b" not in str(caught.value)
 
 
+def test_half_a_character_makes_one_bad_row_and_no_crash(tmp_path):
+    half = '{"question": "\\ud83d", "answer": "a"}'
+    with pytest.raises(ValueError, match=r"law.jsonl:2: holds half of a surrogate pair, which is no text"):
+        prepare_rows(tmp_path, [*chat_rows(1), half, '{"\\ud83d": 1}'], max_bad_rows=0)
+
+
 def test_a_domain_without_rows_names_its_file(tmp_path):
     with pytest.raises(ValueError, match=r"data.folder: domain 'law' has no rows: .*law.jsonl holds none"):
         prepare_without_valid(tmp_path, [])

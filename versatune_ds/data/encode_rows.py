@@ -60,7 +60,7 @@ class RowEncoder:
         """Return the output lines of a batch of records with columns file, line, json_text, problem."""
         records = batch.to_pylist()
         rows = [self._row(record["json_text"], problem=record["problem"]) for record in records]
-        rendered = [row if isinstance(row, str) else self._rendered(row) for row in rows]
+        rendered = [_encodable(row if isinstance(row, str) else self._rendered(row)) for row in rows]
         good = [item for item in rendered if isinstance(item, Rendered)]
         encoded = iter(encode_rendered(good, tokenizer=self.tokenizer))
         lines: list[dict[str, Any]] = []
@@ -113,6 +113,15 @@ class RowEncoder:
         lines = [_line(place, example=piece, piece=number) for number, piece in enumerate(kept)]
         lines[0].update(counts)
         return lines
+
+
+def _encodable(rendered: Rendered | str) -> Rendered | str:
+    """Return a rendered row, or what is wrong with it: JSON can spell half a character, which is no text."""
+    try:
+        (rendered if isinstance(rendered, str) else rendered.text).encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no text"
+    return rendered
 
 
 def cut_example(example: Encoded, *, start: int, end: int) -> Encoded:

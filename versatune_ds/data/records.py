@@ -33,8 +33,8 @@ class Record:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as JSON text; what JSON has no word for (dates) is written as its text."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """Return a value as ASCII JSON text; what JSON has no word for (dates) is written as its text."""
+    return json.dumps(value, default=str)
 
 
 def open_bytes(path: Path) -> BinaryIO:
