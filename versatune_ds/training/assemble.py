@@ -21,11 +21,13 @@ from versatune_ds.distributed import World, run_on_rank_zero
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.training.checkpoint import newest_sound_checkpoint
+from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.engine import Engine
 from versatune_ds.training.meter import Meter
+from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
 from versatune_ds.training.model import DomainModel, build_causal_lm
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_on_rank_zero
@@ -57,6 +59,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
         validation=_validation_loader(config, data, tokenizer, world=world),
         schedule=Schedule(weights_K),
         controller=controller if world.is_rank_zero else None,
+        inputs=_decision_inputs(config, data) if world.is_rank_zero else None,
         monitor=Monitor([]),
         signals=signals,
         meter=Meter(data.domain_set),
@@ -73,25 +76,34 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
     checkpoint = newest_sound_checkpoint(config.run_dir, world)
     if checkpoint is not None:
         run.restore(checkpoint)
+    if run.inputs is not None:
+        run.inputs.go_on_after(run.step)
     run.monitor = _monitor(config, world=world, resumed_step=run.step)
     return run
 
 
 def _mixture(config: RunConfig, data: PreparedData) -> tuple[np.ndarray, Controller]:
     """Return the weights of step 0 and the controller; only rank 0 will ask it."""
-    sizes_by_unit = {
-        "tokens": [int(shards.lengths.sum(dtype=np.int64)) for shards in data.train],
-        "loss_tokens": [int(shards.loss_lengths.sum(dtype=np.int64)) for shards in data.train],
-        "examples": [shards.num_examples for shards in data.train],
-    }
     references = load_references(config.mixture, domain_set=data.domain_set)
-    weights_K = starting_weights(
-        config.mixture, domain_set=data.domain_set, sizes_K=sizes_by_unit[config.mixture.weight_unit]
-    )
+    weights_K = recipe_weights(config, data)
     controller = Controller(
         domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
     )
     return weights_K, controller
+
+
+def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
+    """Return what decisions take in besides losses; supply bounds a policy that moves, never a mixture as given."""
+    limits, max_epochs = None, config.data.max_epochs_per_domain
+    is_as_given = config.mixture.paper or config.mixture.policy in {*FIXED_POLICIES, "schedule"}
+    if max_epochs is not None and not is_as_given:
+        limits = SupplyLimits(
+            num_examples_K=domain_sizes(data, unit="examples"),
+            units_per_pass_K=domain_sizes(data, unit=config.mixture.weight_unit),
+            max_epochs=max_epochs,
+            num_steps=config.train.steps,
+        )
+    return DecisionInputs(config.run_dir, domain_set=data.domain_set, limits=limits)
 
 
 def _engine(

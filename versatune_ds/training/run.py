@@ -23,6 +23,7 @@ from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.engine import Engine
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.monitor import Monitor
@@ -47,6 +48,8 @@ class Run:
     schedule: Schedule
     controller: Controller | None
     """On rank 0 only."""
+    inputs: DecisionInputs | None
+    """On rank 0 only: live control and supply."""
     monitor: Monitor
     signals: StopSignals
     meter: Meter
@@ -65,17 +68,21 @@ class Run:
             ValueError: On every rank, if the references cannot steer.
         """
         made: list[str] = []
-        if self.controller is None:
-            run_on_rank_zero(lambda: None, self.world)
-        else:
-            controller = self.controller
-            run_on_rank_zero(
-                lambda: made.append(controller.decide(losses, step=self.step, effective_step=effective_step).to_json()),
-                self.world,
-            )
+        run_on_rank_zero(lambda: made.append(self._decide(losses, effective_step=effective_step).to_json()), self.world)
         decision = Decision.from_json(broadcast_text(made[0] if made else None, self.world))
         decision.verify()
         return decision
+
+    def _decide(self, losses: ExampleLosses, *, effective_step: int) -> Decision:
+        """Return rank 0's decision on losses, live control and what is left of the data."""
+        assert self.controller is not None, "rank 0 decides"
+        assert self.inputs is not None, "rank 0 has them"
+        inputs = self.inputs.at(
+            self.step,
+            draws_K=np.array(self.loader.state_dict(self.step)["draws"]),
+            units_drawn=float(self.served.realised_units_K.sum()),
+        )
+        return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
 
     def save(self) -> Path:
         """Save everything as the checkpoint of the current step; drop the oldest. Communication: see checkpoint.py."""

@@ -1,0 +1,112 @@
+"""Live control and supply enter decisions through the record, so that resume stays exact."""
+
+import json
+
+import numpy as np
+import pytest
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
+
+DOMAINS = DomainSet(("law", "code"))
+NOTHING = {"draws_K": np.zeros(2, dtype=np.int64), "units_drawn": 0.0}
+
+
+def limits(**values):
+    return SupplyLimits(
+        **{
+            "num_examples_K": np.array([100, 100]),
+            "units_per_pass_K": np.array([1000.0, 1000.0]),
+            "max_epochs": 2.0,
+            "num_steps": 20,
+            **values,
+        }
+    )
+
+
+def inputs_of(tmp_path, supply=None):
+    return DecisionInputs(tmp_path, domain_set=DOMAINS, limits=supply)
+
+
+def write_control(tmp_path, **values):
+    (tmp_path / "control.json").write_text(json.dumps(values))
+
+
+def write_decisions(tmp_path, decisions):
+    lines = [json.dumps({"decided_at_step": step, "inputs": inputs}) + "\n" for step, inputs in decisions.items()]
+    (tmp_path / "decisions.jsonl").write_text("".join(lines))
+
+
+def test_caps_are_the_share_of_the_rest_that_the_data_left_can_serve():
+    caps_K = limits().caps(step=10, draws_K=np.array([150, 0]), units_drawn=4000.0)
+    assert caps_K.tolist() == [500 / 4000, 2000 / 4000]
+
+
+def test_an_exhausted_domain_has_cap_zero_and_plenty_of_data_caps_nothing():
+    caps_K = limits(max_epochs=9.0).caps(step=10, draws_K=np.array([900, 0]), units_drawn=4000.0)
+    assert caps_K.tolist() == [0.0, 1.0]
+
+
+def test_there_are_no_caps_before_the_first_step_and_none_that_bind_after_the_last():
+    assert limits().caps(step=0, draws_K=np.array([0, 0]), units_drawn=0.0) is None
+    assert limits().caps(step=20, draws_K=np.array([150, 0]), units_drawn=8000.0).tolist() == [1.0, 1.0]
+
+
+def test_a_domain_without_examples_has_cap_zero():
+    empty = limits(num_examples_K=np.array([0, 100]), units_per_pass_K=np.array([0.0, 1000.0]))
+    assert empty.caps(step=1, draws_K=np.array([0, 10]), units_drawn=100.0)[0] == 0.0
+
+
+def test_the_control_file_is_read_at_every_decision_and_its_changes_are_said(tmp_path, caplog):
+    caplog.set_level("INFO", logger="versatune_ds")
+    inputs = inputs_of(tmp_path)
+    assert inputs.at(0, **NOTHING).to_dict() == {}
+    write_control(tmp_path, pins={"law": 0.5})
+    assert inputs.at(4, **NOTHING).to_dict() == inputs.at(8, **NOTHING).to_dict() == {"pins": {"law": 0.5}}
+    (tmp_path / "control.json").unlink()
+    assert inputs.at(12, **NOTHING).to_dict() == {}
+    said = [record.message for record in caplog.records]
+    assert said == ['live control: {"pins": {"law": 0.5}}', "live control: none any more"]
+
+
+def test_a_mistake_in_the_control_file_leaves_the_last_control_in_force(tmp_path, caplog):
+    inputs = inputs_of(tmp_path)
+    write_control(tmp_path, pins={"law": 0.5})
+    inputs.at(4, **NOTHING)
+    write_control(tmp_path, pins={"lwa": 0.7})
+    assert inputs.at(8, **NOTHING).to_dict() == {"pins": {"law": 0.5}}
+    assert "unknown domain 'lwa'; did you mean 'law'?" in caplog.text
+
+
+def test_control_and_supply_stand_side_by_side(tmp_path):
+    write_control(tmp_path, caps={"code": 0.9})
+    found = inputs_of(tmp_path, limits()).at(10, draws_K=np.array([150, 0]), units_drawn=4000.0)
+    assert found.to_dict() == {"caps": {"code": 0.9}, "supply_caps": {"law": 0.125, "code": 0.5}}
+
+
+def test_a_resumed_run_repeats_recorded_inputs_and_then_reads_the_file(tmp_path):
+    write_decisions(tmp_path, {0: {}, 4: {"delta": 0.1}, 8: {"pins": {"law": 0.25}, "supply_caps": {"code": 0.5}}})
+    write_control(tmp_path, freeze=["code"])
+    inputs = inputs_of(tmp_path)
+    inputs.go_on_after(5)
+    assert inputs.at(8, **NOTHING).to_dict() == {"pins": {"law": 0.25}, "supply_caps": {"code": 0.5}}
+    assert inputs.at(12, **NOTHING).to_dict() == {"freeze": ["code"]}
+
+
+def test_the_control_in_force_survives_a_resume_while_the_file_is_broken(tmp_path):
+    write_decisions(tmp_path, {0: {}, 4: {"pins": {"law": 0.25}, "supply_caps": {"code": 0.5}}})
+    (tmp_path / "control.json").write_text("{")
+    inputs = inputs_of(tmp_path)
+    inputs.go_on_after(5)
+    assert inputs.at(8, **NOTHING).to_dict() == {"pins": {"law": 0.25}}
+
+
+@pytest.mark.parametrize("end", ['{"decided_at_', '{"decided_at_step": 8}', "[]"])
+def test_a_record_whose_end_is_broken_is_read_up_to_there(tmp_path, end):
+    write_decisions(tmp_path, {0: {}, 4: {"delta": 0.1}})
+    with (tmp_path / "decisions.jsonl").open("a") as file:
+        file.write(end)
+    inputs = inputs_of(tmp_path)
+    inputs.go_on_after(0)
+    assert inputs.at(4, **NOTHING).to_dict() == {"delta": 0.1}
+    assert inputs.at(8, **NOTHING).to_dict() == {}

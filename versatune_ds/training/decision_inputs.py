@@ -1,0 +1,127 @@
+"""Gather what enters a decision besides losses: a person's live control, and what is left of the data.
+
+The one idea: whatever enters is written into the decision. So a run that was killed and goes on takes the inputs of
+the steps it repeats from its own record, and the control file from there on: it decides as it did before.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.inputs import Inputs, read_control_or_keep, supply_caps
+
+logger = logging.getLogger(__name__)
+
+CONTROL_FILE = "control.json"
+"""Name of the watched file in a run's folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SupplyLimits:
+    """Say how much every domain may serve in the whole run.
+
+    Attributes:
+        num_examples_K: int64, examples of each domain.
+        units_per_pass_K: float64, units (of `mixture.weight_unit`) of one pass over each domain.
+        max_epochs: Passes a domain may make.
+        num_steps: Optimizer steps of the run.
+    """
+
+    num_examples_K: np.ndarray
+    units_per_pass_K: np.ndarray
+    max_epochs: float
+    num_steps: int
+
+    def caps(self, *, step: int, draws_K: np.ndarray, units_drawn: float) -> np.ndarray | None:
+        """Return the largest weight [K] each domain can hold to the end of the run, None before the first step.
+
+        Approximate: every example counts as an average one of its domain, every step draws as much as those before,
+        and steps already planned count as still to come.
+
+        Example: 100 examples of 10 tokens, 2 epochs, 150 drawn: 500 tokens are left. Steps 1 to 10 of 20 drew 4000,
+        so 4000 more will be drawn: the domain can serve 500 / 4000 = 0.125 of them.
+
+        Args:
+            step: Optimizer steps done.
+            draws_K: int64, examples of each domain drawn in them.
+            units_drawn: Units of all domains drawn in them.
+        """
+        if step == 0:
+            return None
+        passes_left_K = self.max_epochs - draws_K / np.maximum(self.num_examples_K, 1)
+        units_left = units_drawn / step * (self.num_steps - step)
+        return supply_caps(passes_left_K * self.units_per_pass_K, units_left=units_left)
+
+
+class DecisionInputs:
+    """Read the control file and count the data at each decision; rank 0 only.
+
+    Args:
+        run_dir: Folder of the run.
+        domain_set: Domains of the run.
+        limits: How much data the run may take; None where it may repeat it freely or no weight ever moves.
+    """
+
+    def __init__(self, run_dir: Path, *, domain_set: DomainSet, limits: SupplyLimits | None) -> None:
+        self._run_dir = run_dir
+        self._domain_set = domain_set
+        self._limits = limits
+        self._in_force = Inputs()
+        self._recorded: dict[int, Inputs] = {}
+
+    def at(self, step: int, *, draws_K: np.ndarray, units_drawn: float) -> Inputs:
+        """Return the inputs of the decision after a step; a control file with mistakes leaves the last one in force.
+
+        Args:
+            step: Optimizer steps done.
+            draws_K: int64, examples of each domain drawn in them.
+            units_drawn: Units of all domains drawn in them.
+        """
+        recorded = self._recorded.get(step)
+        if recorded is not None:
+            logger.info("after step %d: inputs as decided before the run was interrupted", step)
+            return self._taken(recorded)
+        control_file = self._run_dir / CONTROL_FILE
+        control = self._taken(read_control_or_keep(control_file, kept=self._in_force, domain_set=self._domain_set))
+        if self._limits is None:
+            return control
+        caps_K = self._limits.caps(step=step, draws_K=draws_K, units_drawn=units_drawn)
+        return control.with_supply_caps(caps_K, domain_set=self._domain_set)
+
+    def _taken(self, inputs: Inputs) -> Inputs:
+        """Return inputs and remember their control; a change of it is said."""
+        control = replace(inputs, supply_caps={})
+        if control != self._in_force:
+            logger.info("live control: %s", json.dumps(control.to_dict()) if control.to_dict() else "none any more")
+        self._in_force = control
+        return inputs
+
+    def go_on_after(self, step: int) -> None:
+        """Take over what the run's record says: the control in force at a step, and the inputs of later decisions.
+
+        It must be called before the record is cut back to that step. A record that is missing or broken says nothing.
+        """
+        decided = read_recorded_inputs(self._run_dir / "decisions.jsonl")
+        before = [inputs for decided_at_step, inputs in decided.items() if decided_at_step <= step]
+        self._in_force = replace(before[-1], supply_caps={}) if before else Inputs()
+        self._recorded = {at_step: inputs for at_step, inputs in decided.items() if at_step > step}
+
+
+def read_recorded_inputs(path: Path) -> dict[int, Inputs]:
+    """Return {step: inputs} of the decisions in a file, up to a line that a kill left unfinished."""
+    decided: dict[int, Inputs] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            decision = json.loads(line)
+            decided[decision["decided_at_step"]] = Inputs.from_dict(decision["inputs"])
+        except (ValueError, KeyError, TypeError):
+            break
+    return decided
