@@ -48,7 +48,8 @@ def test_the_pytorch_implementation_gives_the_same_numbers(dtype: torch.dtype, s
     torch.testing.assert_close(compiled[3], plain[3], rtol=1e-6, atol=2e-6)
     backward = (*arguments[:4], plain[2], torch.tensor(0.5), *arguments[4:])
     one = torch.ops.versatune.domain_ce_backward(*backward)
-    tolerance = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+    # The last bit of a half-precision number may differ: 2^-7 and 2^-10.
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     torch.testing.assert_close(one, torch_reference.domain_ce_backward(*backward), rtol=tolerance, atol=1e-7)
 
 

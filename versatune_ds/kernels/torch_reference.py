@@ -57,12 +57,15 @@ def _block_losses(
     one float32 would lose the digits that probabilities need.
     """
     x_nV = _softcapped(logits_nV, softcap)
-    log_p_nV = torch.log_softmax(x_nV, dim=-1)
+    max_n1 = x_nV.amax(dim=-1, keepdim=True)
+    log_p_nV = x_nV - max_n1
+    # Not torch.log_softmax, which on CPU rounds max + log_sum: 1 % of the label's gradient at p = 0.9999.
+    log_sum_n1 = log_p_nV.exp().sum(dim=-1, keepdim=True).log()
+    log_p_nV -= log_sum_n1
     is_label_n = (labels_n >= 0) & (labels_n < x_nV.shape[1])
     nll_n = -log_p_nV.gather(1, labels_n.where(is_label_n, 0)[:, None])[:, 0]
     nll_n = nll_n.masked_fill(~is_label_n, float("nan"))
-    # At the maximum log p is -log_sum.
-    normalizers_n2 = torch.stack((x_nV.amax(dim=-1), -log_p_nV.amax(dim=-1)), dim=1)
+    normalizers_n2 = torch.cat((max_n1, log_sum_n1), dim=1)
     objective_n = nll_n
     if label_smoothing > 0.0:
         objective_n = (1.0 - label_smoothing) * nll_n - label_smoothing * log_p_nV.mean(dim=-1)
