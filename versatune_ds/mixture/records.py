@@ -117,10 +117,19 @@ def _record(line: str, *, what: str, domain_set: DomainSet) -> LossRecord:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{what}: {key}: expected a whole number of at least 0, got {value!r}")
     if "decided_at_step" in values and "signals" in values:
-        decision = Decision.from_dict(values)
-        return LossRecord(update=update, step=step, measurement=measurement_of(decision, domain_set=domain_set))
+        decided = _decided_measurement(values, what=what, domain_set=domain_set)
+        return LossRecord(update=update, step=step, measurement=decided)
     loss_K = _losses(values["losses"], what=what, domain_set=domain_set)
     return LossRecord(update=update, step=step, measurement=Measurement.of_means(loss_K))
+
+
+def _decided_measurement(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> Measurement:
+    """Return the measurement of a line of decisions.jsonl; raise ValueError where it is of other domains or broken."""
+    domain_set.from_dict(dict.fromkeys(values["losses"], 0.0), what=f"{what}: losses")
+    try:
+        return measurement_of(Decision.from_dict(values), domain_set=domain_set)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{what}: no whole decision ({error})") from None
 
 
 def _losses(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> np.ndarray:

@@ -116,7 +116,8 @@ def escape_control_characters(text: str) -> str:
 
 def _check(config: RunConfig, inspection: Inspection) -> None:
     """Raise ValueError if the rows do not divide among the processes, or the resume point is not within the steps."""
-    rows_per_micro_step = (inspection.world_size or 1) * config.train.rows_per_micro_batch
+    world_size = 1 if inspection.world_size is None else inspection.world_size
+    rows_per_micro_step = world_size * config.train.rows_per_micro_batch
     if rows_per_micro_step < 1 or config.train.rows_per_batch % rows_per_micro_step:
         raise ValueError(
             f"--world-size {inspection.world_size}: train.rows_per_batch {config.train.rows_per_batch} is no multiple "

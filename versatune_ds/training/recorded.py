@@ -26,8 +26,8 @@ from versatune_ds.training.run_folder import CONFIG_FILE
 _START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit")
 """Keys of the mixture section on which the weights of step 0 depend."""
 
-_MEASURED_KEYS = ("mixture.update_every", "mixture.signal")
-"""Keys that say when and on what losses are measured: a record cannot answer for others."""
+_MEASURED_KEY = "mixture.update_every"
+"""Key that says when losses are measured: a record cannot answer for other times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +92,10 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
     """
     for override in overrides:
         key = override.partition("=")[0]
-        if not key.startswith("mixture.") or key in _MEASURED_KEYS:
+        if not key.startswith("mixture.") or key == _MEASURED_KEY:
             raise ValueError(
-                f"{key}: a replay decides anew on the losses that the run measured; it takes keys of mixture, but "
-                f"not {' or '.join(_MEASURED_KEYS)}"
+                f"{key}: a replay decides anew on the losses that the run measured, when it measured them; expected "
+                f"a key of mixture other than {_MEASURED_KEY}"
             )
     own, config = recorded_config(run_dir), recorded_config(run_dir, overrides)
     recorded = recorded_decisions(run_dir)

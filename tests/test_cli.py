@@ -1,0 +1,148 @@
+"""The command line: every subcommand explains itself, and a mistake is one line and code 2."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from command_line import command_of
+
+from versatune_ds.cli import parse
+
+COMMANDS = {
+    "train": ["recipe", "key=value", "--fresh", "--processes", "--quiet"],
+    "worker": ["recipe", "key=value", "--fresh", "--quiet"],
+    "prepare": ["recipe", "key=value", "--quiet"],
+    "inspect": ["recipe", "key=value", "--steps", "--world-size", "--resume-at", "--run", "--text"],
+    "simulate": ["recipe", "key=value", "--losses", "--sweep", "--steps", "--noise", "--seed", "--output"],
+    "replay": ["RUN", "key=value", "--output"],
+    "explain": ["RUN", "--step"],
+    "report": ["RUN"],
+    "export": ["RUN", "--output", "--precision"],
+}
+
+RECIPE = {
+    "run": {"name": "mine"},
+    "model": {"from_config": {"model_type": "llama"}, "tokenizer_vocab_size": 512},
+    "data": {"synthetic": {}},
+    "train": {"steps": 10},
+    "mixture": {"policy": "uniform"},
+}
+
+
+@pytest.fixture
+def versatune(capsys):
+    return command_of(capsys)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    values = {**RECIPE, "run": {"name": "mine", "output_dir": str(tmp_path / "runs")}}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_subcommand_names_its_arguments(versatune, command):
+    called = versatune(command, "--help")
+    assert (called.code, called.err) == (0, "")
+    assert called.out.startswith(f"usage: versatune {command}")
+    for argument in COMMANDS[command]:
+        assert argument in called.out
+
+
+def test_help_lists_every_subcommand_with_a_sentence(versatune):
+    called = versatune("--help")
+    lines = {line.split()[0]: line for line in called.out.splitlines() if line.startswith("    ")}
+    for command in COMMANDS:
+        assert len(lines[command].split()) > 3
+
+
+def test_no_command_at_all_is_a_usage_error(versatune):
+    assert versatune().code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a=1", "--steps", "0:2", "b.c=2"],
+        ["--steps", "0:2", "a=1", "b.c=2"],
+        ["a=1", "b.c=2", "--steps", "0:2"],
+        ["--quiet", "a=1", "--text", "b.c=2", "--steps=0:2"],
+    ],
+)
+def test_overrides_stand_before_and_behind_options(arguments):
+    parsed = parse(["inspect", "r.yaml", *arguments])
+    assert (parsed.overrides, parsed.steps) == (["a=1", "b.c=2"], "0:2")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["prepare", "r.yaml", "--nonsense"], ["report", "runs/x", "a=1"], ["prepare", "r.yaml", "a=1", "b"]]
+)
+def test_what_is_neither_an_option_nor_an_override_is_refused(versatune, arguments):
+    called = versatune(*arguments)
+    assert called.code == 2
+    assert "unrecognized arguments" in called.err or "expected key=value" in called.err or "no such" in called.err
+
+
+@pytest.mark.parametrize("command", [["train"], ["prepare"], ["inspect", "--steps", "0:1"], ["simulate"]])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mixture.sigme=0.3", "mixture.sigme: unknown key; did you mean 'sigma'?"),
+        ("train.steps=0", "train.steps: input should be greater than or equal to 1 (got 0)"),
+        ("data.folder=/nowhere", "give exactly one of data.folder, data.domains and data.synthetic"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line_and_code_two(versatune, recipe, command, override, message):
+    called = versatune(command[0], recipe, *command[1:], override)
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith("versatune: ")
+    assert message in called.err
+    assert len(called.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["train"], ["prepare"], ["inspect", "--steps", "0:1"], ["simulate"]])
+def test_an_unknown_recipe_is_one_line_and_code_two(versatune, command):
+    called = versatune(command[0], "nowhere.yaml", *command[1:])
+    assert (called.code, called.out) == (2, "")
+    assert called.err == "versatune: nowhere.yaml: no such recipe; give the path of a YAML file (see recipes/)\n"
+
+
+@pytest.mark.parametrize("command", ["replay", "explain", "report", "export"])
+def test_a_missing_run_is_one_line_and_code_two(versatune, tmp_path, command):
+    called = versatune(command, tmp_path / "nowhere")
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith(f"versatune: {tmp_path}/nowhere: no ")
+    assert len(called.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "\n\n"])
+def test_a_data_folder_without_rows_is_one_line_and_code_two(versatune, recipe, tmp_path, content):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    if content is not None:
+        (tmp_path / "data" / "train" / "law.jsonl").write_text(content)
+    called = versatune("prepare", recipe, "data.synthetic=null", f"data.folder={tmp_path / 'data'}", "--quiet")
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith("versatune: ")
+    assert str(tmp_path / "data") in called.err
+    assert len(called.err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_installed_command_writes_data_to_stdout_and_everything_else_to_stderr(recipe):
+    command = [sys.executable, "-m", "versatune_ds.cli", "inspect", str(recipe), "--steps", "0:1", "run.seed=3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith('{"step": 1, "row": ') for line in done.stdout.splitlines())
+    assert "domain" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_reader_that_stops_reading_is_no_error(recipe):
+    command = (
+        f"{sys.executable} -m versatune_ds.cli inspect {recipe} --steps 0:10 --quiet | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
