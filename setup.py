@@ -33,7 +33,6 @@ setup(
         "pydantic>=2.10,<3",
         "pyyaml>=6",
         "matplotlib>=3.8",
-        "rich>=13",
         "wandb>=0.19",
         "ninja>=1.11",
         "zstandard>=0.22",

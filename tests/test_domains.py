@@ -17,7 +17,7 @@ def test_a_mapping_is_read_by_name_and_not_by_its_own_order():
     assert domains.from_dict({"code": 2, "law": 1}, what="x").tolist() == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("names", [(), ("law", "law"), ("law", "")])
+@pytest.mark.parametrize("names", [(), ("law", "law"), ("law", ""), ("a\x1b[31m",)])
 def test_names_that_cannot_serve_as_ids_are_refused(names):
     with pytest.raises(ValueError, match=r"^data\.domains: "):
         DomainSet(names)

@@ -40,8 +40,8 @@ class DomainSet:
         if not self.names:
             raise ValueError("data.domains: no domain given; expected at least one")
         for name in self.names:
-            if not name or self.names.count(name) > 1:
-                raise ValueError(f"data.domains: {name!r} is empty or given twice; domain names must be unique")
+            if not name or not name.isprintable() or self.names.count(name) > 1:
+                raise ValueError(f"data.domains: {name!r}: expected a printable name, given once")
 
     def __len__(self) -> int:
         """Return the number of domains, K."""

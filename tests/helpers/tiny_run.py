@@ -11,9 +11,8 @@ import torch
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import parse_config, set_by_dotted_key
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.loop import train
+from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
-from versatune_ds.training.signals import StopSignals
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,10 +58,10 @@ def tiny_config(output_dir: Path, *overrides: str, cache_dir: Path | None = None
 
 def be_trained(config: RunConfig, world: Any, *, stop_after: int | None = None, is_fresh: bool = False) -> Run:
     """Train on this rank to the end, or until a signal after step `stop_after` of the run; return the run."""
-    signals = StopSignals()
-    run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=is_fresh, signals=signals)
+    run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=is_fresh)
     if stop_after is not None:
-        signals.agreed = lambda: run.step >= stop_after
+        run.stop_signals.agreed = lambda: run.step >= stop_after
+    begin(run)
     train(run)
     run.loader.close()
     run.monitor.finish(exit_code=0)

@@ -70,3 +70,19 @@ def test_a_broken_or_missing_file_is_named_with_its_line(tmp_path):
     (tmp_path / "a.json").write_text('{"zero_optimization":\n  stage}')
     with pytest.raises(ValueError, match=r"a\.json:2: not valid JSON"):
         deepspeed_config(settings(deepspeed=tmp_path / "a.json"), world_size=2)
+
+
+def test_what_the_user_sets_beside_a_derived_key_is_kept():
+    given = {
+        "zero_optimization": {"stage": 1},
+        "fp16": {"enabled": "auto", "initial_scale_power": 8},
+        "steps_per_print": 5,
+    }
+    config = deepspeed_config(settings(deepspeed=given, precision="fp16"), world_size=2)
+    assert config["fp16"] == {"enabled": True, "initial_scale_power": 8}
+    assert config["steps_per_print"] == 5
+
+
+def test_a_stage_that_is_none_is_named():
+    with pytest.raises(ValueError, match=r"^train\.deepspeed: zero_optimization\.stage='auto': expected 0, 1, 2 or 3$"):
+        deepspeed_config(settings(deepspeed={"zero_optimization": {"stage": "auto"}}), world_size=2)

@@ -5,6 +5,7 @@ import torch
 
 from versatune_ds.config import ModelConfig
 from versatune_ds.training.model import DomainModel, build_causal_lm
+from versatune_ds.training.model_check import check_losses_are_the_models
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -14,11 +15,15 @@ SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 VOCAB = 61
 
 
-def make_model(model_type, *, attention="sdpa", **keys):
+def build_arguments(model_type, *, attention="sdpa", **keys):
     torch.manual_seed(0)
-    config = ModelConfig(from_config={"model_type": model_type, **SMALL, **keys}, attention=attention)
-    causal_lm = build_causal_lm(config, precision="fp32", vocab_size=VOCAB, special_ids=SPECIAL_IDS)
-    return DomainModel(causal_lm, num_domains=2)
+    sizes = {key: value for key, value in {**SMALL, **keys}.items() if value is not None}
+    config = ModelConfig(from_config={"model_type": model_type, **sizes}, attention=attention)
+    return {"model": config, "precision": "fp32", "vocab_size": VOCAB, "special_ids": SPECIAL_IDS}
+
+
+def make_model(model_type, **arguments):
+    return DomainModel(build_causal_lm(**build_arguments(model_type, **arguments)), num_domains=2)
 
 
 def pack(examples, *, row_tokens=24):
@@ -93,3 +98,19 @@ def test_a_tokenizer_larger_than_the_models_embeddings_is_refused():
 def test_an_attention_the_model_cannot_do_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"^model\.attention: sdpa is not supported here; use eager"):
         make_model("gemma2")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "mistral", "gemma"])
+def test_models_whose_losses_we_compute_rightly_pass_the_check(model_type):
+    check_losses_are_the_models(build_causal_lm(**build_arguments(model_type)))
+
+
+def test_a_model_that_scales_its_logits_outside_its_head_is_refused():
+    with pytest.raises(ValueError, match="scales its logits outside its head"):
+        check_losses_are_the_models(build_causal_lm(**build_arguments("cohere", logit_scale=0.0625)))
+
+
+def test_a_model_that_ignores_positions_is_refused():
+    arguments = build_arguments("mamba", attention="eager", num_attention_heads=None, num_key_value_heads=None)
+    with pytest.raises(ValueError, match="lets the examples of a packed row see each other"):
+        check_losses_are_the_models(build_causal_lm(**arguments))

@@ -6,7 +6,7 @@ import pytest
 from command_line import command_of, write_recipe
 from tiny_run import tiny_config
 
-from versatune_ds.training.recorded import replay_run
+from versatune_ds.training.recorded import recorded_config, replay_run
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,19 @@ def test_a_replay_with_another_sigma_says_where_it_differs_and_that_losses_are_a
 def test_a_replay_starts_from_a_prior_that_is_given(run_dir):
     prior = "mixture.prior={code: 0.5, finance: 0.1, general: 0.1, law: 0.1, medicine: 0.1, science: 0.1}"
     assert replay_run(run_dir, [prior]).replayed[0].weights_before["code"] == 0.5
+
+
+def test_a_reference_file_that_is_gone_is_read_from_the_runs_folder(run_dir, versatune, tmp_path):
+    losses = {name: 1.1 for name in ("code", "finance", "general", "law", "medicine", "science")}
+    (tmp_path / "elsewhere.json").write_text(json.dumps({"losses": losses}))
+    override = f"mixture.reference={tmp_path / 'elsewhere.json'}"
+    again = versatune("simulate", run_dir / "config.yaml", "--quiet", override, "--output", run_dir / "decisions.jsonl")
+    assert again.code == 0, again.err
+    write_recipe(recorded_config(run_dir, [override]), run_dir / "config.yaml")
+    (tmp_path / "elsewhere.json").rename(run_dir / "reference.json")
+    assert "All 6 decisions are the recorded ones" in replay_run(run_dir).text
+    with pytest.raises(ValueError, match="nowhere.json: no such file"):
+        replay_run(run_dir, ["mixture.reference=nowhere.json"])
 
 
 def test_a_decision_is_said_in_words_and_numbers(versatune, run_dir):

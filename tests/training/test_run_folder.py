@@ -2,12 +2,22 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World
-from versatune_ds.training.run_folder import flatten, open_run_folder
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.reference import References
+from versatune_ds.training.run_folder import (
+    RunStart,
+    check_named_files,
+    check_run_folder,
+    flatten,
+    open_run_folder,
+    write_record,
+)
 
 
 def config(tmp_path, **train):
@@ -22,8 +32,27 @@ def config(tmp_path, **train):
     )
 
 
+class Saved:
+    """Stand in for a tokenizer, a model and its config."""
+
+    generation_config = None
+
+    def __init__(self):
+        self.config = self
+
+    def save_pretrained(self, folder):
+        folder.mkdir(exist_ok=True)
+
+
 def open_folder(settings, *, is_fresh=False):
-    open_run_folder(settings, is_fresh=is_fresh, world=World())
+    domain_set = DomainSet(("law", "code"))
+    start = RunStart(
+        tokenizer=Saved(), causal_lm=Saved(), weights_K=np.array([0.25, 0.75]), domain_set=domain_set,
+        references=References(losses_K=np.array([1.5, 2.0])),
+    )  # fmt: skip
+    check_run_folder(settings, is_fresh=is_fresh)
+    open_run_folder(settings, start=start, is_fresh=is_fresh)
+    write_record(settings, World())
     return settings.run_dir
 
 
@@ -33,6 +62,8 @@ def test_the_resolved_config_and_the_environment_lie_in_the_folder(tmp_path):
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["world_size"] == 1
     assert environment["versions"]["torch"]
+    assert json.loads((folder / "prior.json").read_text())["weights"] == {"law": 0.25, "code": 0.75}
+    assert json.loads((folder / "reference.json").read_text())["losses"] == {"law": 1.5, "code": 2.0}
 
 
 def test_a_key_that_may_change_is_said(tmp_path, caplog):
@@ -55,6 +86,7 @@ def test_a_key_that_makes_the_run_is_refused_and_fresh_starts_over(tmp_path):
 def test_a_folder_that_is_no_runs_is_never_touched(tmp_path, is_fresh):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").write_text("years of work")
+    (tmp_path / "r" / "config.yaml").write_text("title: thesis")
     with pytest.raises(ValueError, match="is no run's folder"):
         open_folder(config(tmp_path), is_fresh=is_fresh)
     assert (tmp_path / "r" / "thesis.tex").read_text() == "years of work"
@@ -62,3 +94,12 @@ def test_a_folder_that_is_no_runs_is_never_touched(tmp_path, is_fresh):
 
 def test_nested_keys_are_compared_by_their_dotted_names():
     assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
+
+
+def test_a_reference_file_that_is_missing_is_named_before_anything_is_done(tmp_path):
+    settings = config(tmp_path)
+    settings = settings.model_copy(
+        update={"mixture": settings.mixture.model_copy(update={"reference": tmp_path / "r.json"})}
+    )
+    with pytest.raises(ValueError, match=r"^mixture\.reference: no such file .*r\.json$"):
+        check_named_files(settings)

@@ -1,4 +1,4 @@
-"""A signal sets a flag that all ranks agree on; a second one leaves at once."""
+"""A signal sets a flag that all ranks agree on; the same one again leaves at once."""
 
 import os
 import signal
@@ -22,12 +22,13 @@ def test_a_signal_on_one_rank_is_seen_by_all(tmp_path):
     assert run_ranks(work, world_size=2, folder=tmp_path) == [(False, True)] * 2
 
 
-def test_a_second_signal_leaves_at_once():
+def test_the_same_signal_again_leaves_at_once_and_another_one_does_not():
     code = (
         "import os, signal\nfrom versatune_ds.training.signals import StopSignals\n"
         "s = StopSignals(); s.install()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\nprint(s.received.name, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\nprint('still here')\n"
+        "os.kill(os.getpid(), signal.SIGINT)\nprint('still here', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\nprint('and here')\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.stdout, result.returncode) == ("SIGTERM\n", 128 + signal.SIGTERM)
+    assert (result.stdout, result.returncode) == ("SIGTERM\nstill here\n", 128 + signal.SIGTERM)

@@ -64,6 +64,12 @@ def test_a_synthetic_run_shows_weights_epochs_and_what_to_look_at(simulate, tmp_
         Decision.from_json(line).verify()
 
 
+def test_the_picture_has_every_domain(simulate, tmp_path):
+    assert f"plot  {tmp_path}/plots/weights.svg" in simulate("--plot", tmp_path / "plots" / "weights.svg")
+    picture = (tmp_path / "plots" / "weights.svg").read_text()
+    assert all(f"<!-- {name} -->" in picture for name in (*DOMAINS, "Learnable potential"))
+
+
 def test_the_same_seed_gives_the_same_text_and_another_seed_another_learner(simulate):
     first = simulate("--noise", "0.01", "--seed", "1")
     assert simulate("--noise", "0.01", "--seed", "1") == first
@@ -112,7 +118,7 @@ def test_a_bad_line_of_losses_is_named_with_file_and_line(versatune, recipe, tmp
         (["--sweep", "mixture.sigma"], "--sweep 'mixture.sigma': expected key=value,value"),
         (["--sweep", "train.steps=1,2"], "--sweep train.steps=1,2: expected a key of mixture"),
         (["--sweep", "mixture.sigme=1,2"], "mixture.sigme: unknown key; did you mean 'sigma'?"),
-        (["--sweep", "mixture.sigma=1,2", "--output", "x"], "--output takes the decisions of one setting"),
+        (["--sweep", "mixture.sigma=1,2", "--output", "x"], "--output and --plot take the decisions of one setting"),
         (["--steps", "0"], "--steps 0: expected 1 or more"),
         (["--noise", "-1"], "--seed 0, --noise -1.0: expected neither below 0"),
     ],

@@ -123,8 +123,6 @@ class MixtureConfig(Section):
     """`expansion` grows its target while the others' mean forgetting stays below epsilon * the target's potential."""
     weight_unit: Literal["tokens", "loss_tokens", "examples"] = "tokens"
     """What a weight is a share of."""
-    signal: Literal["validation", "train"] = "validation"
-    """Losses that steer: held-out rows, or the training batches themselves (free, but biased by what was drawn)."""
     paper: bool = False
     """Run the rule as the paper states it: one factor an update whatever its length, every safeguard off."""
     safeguards: SafeguardConfig = SafeguardConfig()

@@ -184,14 +184,14 @@ class TrainConfig(Section):
     """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations; the optimizer keeps fp32."""
-    deepspeed: Path | dict[str, Any] = Path("ds_configs/zero2.json")
+    deepspeed: Path | dict[str, Any] = Field(default={"zero_optimization": {"stage": 2}})
     """DeepSpeed settings: a JSON file or a mapping. Batch, precision and optimizer come from this section."""
 
 
 class ValidationConfig(Section):
     """Set how the losses that steer are measured."""
 
-    max_rows_per_domain: int | None = Field(default=200, ge=2)
+    max_examples_per_domain: int | None = Field(default=200, ge=2)
     """Held-out examples a domain used while training; always the same ones. None uses all."""
     rows_per_micro_batch: int | None = Field(default=None, ge=1)
     """Packed rows one process evaluates at a time; as in training by default."""
@@ -235,6 +235,18 @@ class RunConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+
+    @model_validator(mode="after")
+    def _can_pack_with_its_attention(self) -> RunConfig:
+        """Check that attention stays within examples."""
+        sizes = {self.train.rows_per_micro_batch, self.validation.rows_per_micro_batch or 1}
+        if self.model.attention == "flash_attention_2" and sizes != {1}:
+            # transformers 5 tells packed examples apart only in batches of one row; with more, attention would cross.
+            raise ValueError(
+                "model.attention: flash_attention_2 needs train.rows_per_micro_batch and "
+                "validation.rows_per_micro_batch of 1 (make rows longer instead), or use sdpa"
+            )
+        return self
 
     @property
     def run_dir(self) -> Path:

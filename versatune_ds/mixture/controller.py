@@ -112,7 +112,7 @@ class Controller:
     def decide_from_statistics(
         self, statistics: DomainStatistics, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS
     ) -> Decision:
-        """Return the decision on training losses by domain (`mixture.signal: train`), and remember it."""
+        """Return the decision on training losses by domain (free, but biased by what was drawn), and remember it."""
         is_first = self._history.signals.update < 0
         previous_stderr_K = None if is_first else self._history.signals.loss_stderr_K
         measurement = measurement_of_statistics(statistics, previous_stderr_K=previous_stderr_K)

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from versatune_ds.report.series import RunSeries
 
@@ -22,13 +19,13 @@ _STYLES = ("-", "--", "-.", ":")
 def plot_weights(series: RunSeries, path: Path) -> Path:
     """Write one picture with the weights over the steps above the validation losses; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure, (weights_axes, loss_axes) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    weights_axes, loss_axes = figure.subplots(2, 1, sharex=True)
     _draw(weights_axes, weight_steps(series), title="Mixture weights", is_step=True)
     losses = {name: series.of(f"domain/{name}/loss") for name in series.domain_names}
     _draw(loss_axes, losses, title="Validation loss (nats per token)", is_step=False)
     loss_axes.set_xlabel("optimizer step")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 
 from versatune_ds.config import RunConfig
@@ -25,31 +24,48 @@ from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.training.checkpoint import newest_sound_checkpoint
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
-from versatune_ds.training.engine import Engine
+from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
 from versatune_ds.training.model import DomainModel, build_causal_lm
+from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_on_rank_zero
 from versatune_ds.training.run import Run
-from versatune_ds.training.run_folder import open_run_folder
+from versatune_ds.training.run_folder import (
+    RunStart,
+    check_named_files,
+    check_run_folder,
+    open_run_folder,
+    write_record,
+)
 from versatune_ds.training.served import ServedTokens
 from versatune_ds.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
 
-def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fresh: bool, signals: StopSignals) -> Run:
+def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fresh: bool) -> Run:
     """Return the run, ready for the loop, at the step of its newest sound checkpoint.
 
     Raises:
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
     """
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
-    run_on_rank_zero(lambda: open_run_folder(config, is_fresh=is_fresh, world=world), world)
+    check_named_files(config)
+    run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepare_on_rank_zero(config, world)
-    weights_K, controller = _mixture(config, data)
-    engine = _engine(config, tokenizer, data, ds_config=ds_config, world=world, device=device)
+    references = load_references(config.mixture, domain_set=data.domain_set)
+    weights_K = recipe_weights(config, data)
+    controller = Controller(
+        domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
+    )
+    causal_lm = _causal_lm(config, tokenizer, ds_config=ds_config)
+    start = RunStart(
+        tokenizer=tokenizer, causal_lm=causal_lm, weights_K=weights_K, references=references, domain_set=data.domain_set
+    )
+    run_on_rank_zero(lambda: open_run_folder(config, start=start, is_fresh=is_fresh), world)
+    engine = _engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)
     run = Run(
         config=config,
         world=world,
@@ -61,7 +77,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
         controller=controller if world.is_rank_zero else None,
         inputs=_decision_inputs(config, data) if world.is_rank_zero else None,
         monitor=Monitor([]),
-        signals=signals,
+        stop_signals=StopSignals(),
         meter=Meter(data.domain_set),
         served=ServedTokens(len(data.domain_set)),
         identity={
@@ -78,18 +94,9 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
         run.restore(checkpoint)
     if run.inputs is not None:
         run.inputs.go_on_after(run.step)
-    run.monitor = _monitor(config, world=world, resumed_step=run.step)
+    run_on_rank_zero(lambda: write_record(config, world), world)
+    run.monitor = _monitor(config, world=world, resumed_step=-1 if checkpoint is None else run.step)
     return run
-
-
-def _mixture(config: RunConfig, data: PreparedData) -> tuple[np.ndarray, Controller]:
-    """Return the weights of step 0 and the controller; only rank 0 will ask it."""
-    references = load_references(config.mixture, domain_set=data.domain_set)
-    weights_K = recipe_weights(config, data)
-    controller = Controller(
-        domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
-    )
-    return weights_K, controller
 
 
 def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
@@ -106,30 +113,39 @@ def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
     return DecisionInputs(config.run_dir, domain_set=data.domain_set, limits=limits)
 
 
-def _engine(
-    config: RunConfig,
-    tokenizer: Any,
-    data: PreparedData,
-    *,
-    ds_config: dict[str, Any],
-    world: World,
-    device: torch.device,
-) -> Engine:
-    """Build the model on every rank from the same seed and hand it to DeepSpeed; rank 0 keeps its config on disk."""
+def _causal_lm(config: RunConfig, tokenizer: Any, *, ds_config: dict[str, Any]) -> Any:
+    """Build or load the model on every rank from the same seed, in parts only where ZeRO-3 loads a saved one."""
+    share_process_group()
     torch.manual_seed(config.run.seed)
     special_ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
         for name in ("bos", "eos", "pad")
         if getattr(tokenizer, f"{name}_token_id") is not None
     }
-    causal_lm = build_causal_lm(
-        config.model, precision=config.train.precision, vocab_size=len(tokenizer), special_ids=special_ids
+    return build_causal_lm(
+        config.model,
+        precision=config.train.precision,
+        vocab_size=len(tokenizer),
+        special_ids=special_ids,
+        zero3_config=ds_config if zero_stage(ds_config) == 3 else None,
     )
-    if world.is_rank_zero:
-        causal_lm.config.save_pretrained(config.run_dir / "model")
-    num_parameters = sum(parameter.numel() for parameter in causal_lm.parameters())
+
+
+def _engine(
+    config: RunConfig,
+    causal_lm: Any,
+    data: PreparedData,
+    *,
+    ds_config: dict[str, Any],
+    world: World,
+    device: torch.device,
+) -> Engine:
+    """Give the model its loss head, check it, and hand it to DeepSpeed."""
+    num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
-    model = DomainModel(causal_lm, num_domains=len(data.domain_set)).to(device)
+    if zero_stage(ds_config) < 3:
+        check_losses_are_the_models(causal_lm.to(device))
+    model = DomainModel(causal_lm, num_domains=len(data.domain_set))
     return Engine(model, train=config.train, ds_config=ds_config, world=world, device=device, seed=config.run.seed)
 
 
@@ -154,9 +170,9 @@ def _validation_loader(config: RunConfig, data: PreparedData, tokenizer: Any, *,
     """Return the loader of the fixed held-out examples."""
     settings = config.validation
     shards = data.valid
-    if settings.max_rows_per_domain is not None:
+    if settings.max_examples_per_domain is not None:
         shards = [
-            ExampleSubset(part, max_examples=settings.max_rows_per_domain, seed=config.run.seed) for part in shards
+            ExampleSubset(part, max_examples=settings.max_examples_per_domain, seed=config.run.seed) for part in shards
         ]
     return ValidationLoader(
         shards,

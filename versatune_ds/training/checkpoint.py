@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from versatune_ds.distributed import World, barrier, run_on_rank_zero, sum_over_ranks
+from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -69,16 +69,22 @@ def _make_empty(folder: Path) -> None:
 
 
 def _measure_files(folder: Path, world: World) -> dict[str, list[int]]:
-    """Return {relative path: [bytes, crc32]} of a folder; every rank reads each world_size-th file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-    measured = np.zeros((len(files), 2))
-    for i in range(world.rank, len(files), world.world_size):
-        measured[i] = files[i].stat().st_size, _crc32(files[i])
+    """Return {relative path: [bytes, crc32]} of a folder; every rank reads each world_size-th file.
+
+    Rank 0 alone lists the folder: on a network file system the others may not see every name yet.
+    """
+    names = json.loads(broadcast_text(json.dumps(_file_names(folder)) if world.is_rank_zero else None, world))
+    measured = np.zeros((len(names), 2))
+    for i in range(world.rank, len(names), world.world_size):
+        measured[i] = (folder / names[i]).stat().st_size, _crc32(folder / names[i])
     totals = sum_over_ranks(measured)  # below 2^53, so exact in float64
-    return {
-        path.relative_to(folder).as_posix(): [int(size), int(checksum)]
-        for path, (size, checksum) in zip(files, totals, strict=True)
-    }
+    return {name: [int(size), int(crc)] for name, (size, crc) in zip(names, totals, strict=True)}
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Return the relative paths of a folder's files, sorted, without the manifest."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _crc32(path: Path) -> int:
@@ -116,27 +122,46 @@ def whole_checkpoints(run_dir: Path) -> list[Path]:
 def newest_sound_checkpoint(run_dir: Path, world: World) -> Path | None:
     """Return the newest checkpoint whose files are as its MANIFEST says, naming each that is not.
 
-    Communication: one all-reduce per checkpoint looked at; every rank reads its share of the files.
+    Communication: a broadcast of what rank 0 finds, then one all-reduce per checkpoint looked at.
     """
-    barrier()
-    for folder in whole_checkpoints(run_dir):
-        broken = _broken_files(folder, world)
+    found = [folder.name for folder in whole_checkpoints(run_dir)] if world.is_rank_zero else []
+    for name in json.loads(broadcast_text(json.dumps(found), world)):
+        folder = run_dir / "checkpoints" / name
+        expected = json.loads(broadcast_text(_manifest_text(folder) if world.is_rank_zero else None, world))
+        is_broken = _is_broken(folder, expected, first=world.rank, stride=world.world_size)
+        broken = [sorted(expected)[i] for i in np.flatnonzero(sum_over_ranks(is_broken))]
         if not broken:
             return folder
         logger.warning("%s is broken (%s); trying the one before", folder, ", ".join(broken))
     return None
 
 
-def _broken_files(folder: Path, world: World) -> list[str]:
-    """Return the files of a checkpoint that are missing or differ from the manifest."""
-    expected = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+def check_sound(folder: Path) -> None:
+    """Compare all files of a checkpoint with its MANIFEST, in this process alone.
+
+    Raises:
+        RuntimeError: Naming the files that are missing or differ.
+    """
+    expected = json.loads(_manifest_text(folder))
+    broken = [sorted(expected)[i] for i in np.flatnonzero(_is_broken(folder, expected, first=0, stride=1))]
+    if broken:
+        raise RuntimeError(f"{folder} is broken ({', '.join(broken)}); remove it to fall back on the one before")
+
+
+def _manifest_text(folder: Path) -> str:
+    """Return the files a checkpoint's manifest lists, as JSON."""
+    return json.dumps(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"])
+
+
+def _is_broken(folder: Path, expected: dict[str, list[int]], *, first: int, stride: int) -> np.ndarray:
+    """Return 1 for each file, in the order of names, that is missing or differs; each stride-th one is looked at."""
     names = sorted(expected)
     is_broken = np.zeros(len(names))
-    for i in range(world.rank, len(names), world.world_size):
+    for i in range(first, len(names), stride):
         path = folder / names[i]
         size, checksum = expected[names[i]]
         is_broken[i] = not (path.is_file() and path.stat().st_size == size and _crc32(path) == checksum)
-    return [names[i] for i in np.flatnonzero(sum_over_ranks(is_broken))]
+    return is_broken
 
 
 def load_checkpoint(deepspeed_engine: Any, folder: Path) -> None:

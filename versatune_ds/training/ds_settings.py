@@ -52,8 +52,15 @@ def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def zero_stage(settings: Mapping[str, Any]) -> int:
-    """Return the ZeRO stage of DeepSpeed settings; 0 where none is named."""
-    return int(settings.get("zero_optimization", {}).get("stage", 0))
+    """Return the ZeRO stage of DeepSpeed settings; 0 where none is named.
+
+    Raises:
+        ValueError: If it is none of 0 to 3.
+    """
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"train.deepspeed: zero_optimization.stage={stage!r}: expected 0, 1, 2 or 3")
+    return int(stage)
 
 
 def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
@@ -75,14 +82,15 @@ def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
         "fp16": {"enabled": train.precision == "fp16"},
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**31,
+        "steps_per_print": settings.get("steps_per_print", 2**31),
     }
     for key, value in derived.items():
         _check_agreement(settings, key=key, value=value)
     if train.precision == "bf16" and zero_stage(settings) == 0:
         # deepspeed 0.19.8: with stage 0 the bf16 wrapper takes a spurious first step (Adam's counter starts at 1).
         raise ValueError("train.precision=bf16 needs ZeRO stage 1 or higher; train.deepspeed asks for stage 0")
-    return {**settings, **derived}
+    kept = {key: {**settings[key], **derived[key]} for key in ("bf16", "fp16") if isinstance(settings.get(key), dict)}
+    return {**settings, **derived, **kept}
 
 
 _RECIPE_KEYS = {

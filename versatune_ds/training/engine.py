@@ -37,6 +37,11 @@ class StepResult:
     num_loss_tokens_global: int
 
 
+def share_process_group() -> None:
+    """Let DeepSpeed use the process group that is there; loading a model in parts (zero.Init) asks it for its size."""
+    deepspeed.init_distributed()
+
+
 def learning_rate_at(step: int, train: TrainConfig) -> float:
     """Return the learning rate of optimizer step `step`, counted from 1.
 
@@ -150,7 +155,7 @@ class Engine:
 
     def _seed_dropout(self, step: int) -> None:
         """Set the generators from (seed, step, rank)."""
-        torch.manual_seed((self.seed * 1_000_003 + step) * 65_537 + self.world.rank)
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 65_537 + self.world.rank) % 2**63)
 
     def _set_learning_rate(self, step: int) -> None:
         """Set the learning rate of a step on every parameter group."""

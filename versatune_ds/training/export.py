@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from versatune_ds.training.checkpoint import read_weights, whole_checkpoints
+from versatune_ds.training.checkpoint import check_sound, read_weights, whole_checkpoints
 from versatune_ds.training.model import DTYPES
 from versatune_ds.training.run_folder import CONFIG_FILE
 
@@ -36,6 +36,7 @@ def export_run(run_dir: Path, *, output: Path, precision: str | None = None) -> 
     checkpoints = whole_checkpoints(run_dir)
     if not checkpoints:
         raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
+    check_sound(checkpoints[0])
     dtype = DTYPES[precision or _precision_of(run_dir)]
     config = AutoConfig.from_pretrained(run_dir / "model")
     with torch.device("meta"):
@@ -47,6 +48,8 @@ def export_run(run_dir: Path, *, output: Path, precision: str | None = None) -> 
     if unexpected or set(missing) - tied:
         raise RuntimeError(f"{checkpoints[0]}: weights do not fit the model: missing {missing}, unknown {unexpected}")
     causal_lm.tie_weights()
+    if (run_dir / "model" / "generation_config.json").is_file():
+        causal_lm.generation_config = GenerationConfig.from_pretrained(run_dir / "model")
     causal_lm.save_pretrained(output)
     AutoTokenizer.from_pretrained(run_dir / "tokenizer").save_pretrained(output)
     logger.info("exported %s to %s", checkpoints[0].name, output)

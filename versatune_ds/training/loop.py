@@ -18,37 +18,43 @@ from versatune_ds.training.run import Run, validation_metrics
 logger = logging.getLogger(__name__)
 
 
+def begin(run: Run) -> None:
+    """Measure the losses before training, unless the run goes on from a checkpoint.
+
+    Raises:
+        ValueError: On every rank, if the references cannot steer from these losses.
+    """
+    if run.step == 0:
+        measure_and_decide(run)
+
+
 def train(run: Run) -> bool:
-    """Train from the run's step to its last one, or to a signal.
+    """Train from the run's step to its last one, to the end of the data, or to a signal.
 
     Returns:
         Whether the run is complete; False if a signal stopped it, its state saved.
     """
     settings, last_step = run.config, run.config.train.steps
-    if run.step == 0:
-        measure_and_decide(run)
     for step in range(run.step + 1, run.step + 1 + run.loader.prefetch):
         plan_data(run, step=step)
-    for step in range(run.step + 1, last_step + 1):
+    while not run.is_complete:
+        step = run.step + 1
         plan_data(run, step=step + run.loader.prefetch)
         data = run.loader.take(step)
         result = run.engine.train_step(data.micro_batches, step=step)
-        run.step = step
+        run.step, run.is_complete = step, step == last_step or data.plan.is_last
         run.served.add(data.plan)
         run.meter.add(result, data)
-        is_last = step == last_step or data.plan.is_last
-        if is_last or step % settings.monitor.log_every == 0:
+        if run.is_complete or step % settings.monitor.log_every == 0:
             log_step(run, data.plan)
         if step % settings.mixture.update_every == 0:
             measure_and_decide(run)
-        elif is_last:
+        elif run.is_complete:
             run.monitor.metrics(step, validation_metrics(measure_losses(run), run.domain_set))
-        is_stopped = run.signals.agreed()
-        if is_stopped or is_last or step % (settings.checkpoint.every or last_step) == 0:
+        is_stopped = run.stop_signals.agreed()
+        if is_stopped or run.is_complete or step % (settings.checkpoint.every or last_step) == 0:
             run.save()
-        if is_last:
-            break
-        if is_stopped:
+        if is_stopped and not run.is_complete:
             logger.warning("stopped by a signal after step %d, all saved; start it again to go on", step)
             return False
     return True
@@ -62,19 +68,20 @@ def plan_data(run: Run, *, step: int) -> None:
 
 def measure_losses(run: Run) -> ExampleLosses:
     """Return the losses of the fixed validation examples under the current weights, the same on every rank."""
-    return measure_validation(run.engine, run.validation, num_domains=len(run.domain_set))
+    with run.meter.paused():
+        return measure_validation(run.engine, run.validation, num_domains=len(run.domain_set))
 
 
 def measure_and_decide(run: Run) -> None:
     """Measure the losses by domain, let rank 0 decide, and apply the decision on every rank.
 
     Communication, in this order on every rank: the validation's own, the decision's broadcast, one check that all
-    ranks hold the same decisions.
+    ranks hold the same schedule and stand at the same draw.
     """
     losses = measure_losses(run)
     decision = run.decide(losses, effective_step=run.step + run.loader.prefetch + 1)
     run.schedule.append(decision.effective_step, decision.weights_K(run.domain_set))
-    check_same_on_all_ranks(decision.digest, run.world, what=f"decision after step {run.step}")
+    check_same_on_all_ranks(run.place_as_text(), run.world, what=f"schedule and data after step {run.step}")
     run.monitor.metrics(run.step, validation_metrics(losses, run.domain_set))
     run.monitor.decision(decision.to_dict())
     log_decision(run, decision)

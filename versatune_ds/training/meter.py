@@ -9,6 +9,8 @@ Shape legend: **K** domains.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +40,13 @@ class Meter:
         self._num_tokens = 0
         self._wait_seconds = 0.0
         self._started = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of what is not training: validation, saving."""
+        stopped = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - stopped
 
     def add(self, result: StepResult, data: StepBatch) -> None:
         """Take in one optimizer step; nothing is read from the device."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import HfDeepSpeedConfig
 
 from versatune_ds.config import ModelConfig
 from versatune_ds.domains import nearest_name
@@ -52,8 +53,7 @@ class DomainModel(nn.Module):
         linear = causal_lm.get_output_embeddings()
         head_name = next(name for name, module in causal_lm.named_modules() if module is linear)
         parent, _, attribute = head_name.rpartition(".")
-        softcap = getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None) or 0.0
-        settings = LossSettings(softcap=softcap)
+        settings = LossSettings(softcap=softcap_of(causal_lm))
         setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, settings=settings))
 
     def forward(
@@ -87,8 +87,18 @@ class DomainModel(nn.Module):
         return DomainLosses(result.loss, result.loss_sum_K, result.num_loss_tokens_K, token_losses)
 
 
+def softcap_of(causal_lm: PreTrainedModel) -> float:
+    """Return the bound a model puts on its logits by softcap * tanh(logits / softcap); 0 for none."""
+    return float(getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None) or 0.0)
+
+
 def build_causal_lm(
-    model: ModelConfig, *, precision: str, vocab_size: int, special_ids: dict[str, int]
+    model: ModelConfig,
+    *,
+    precision: str,
+    vocab_size: int,
+    special_ids: dict[str, int],
+    zero3_config: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Load or make the transformers model.
 
@@ -97,16 +107,25 @@ def build_causal_lm(
         precision: fp32, bf16 or fp16.
         vocab_size: Length of the tokenizer; embeddings must have at least as many rows.
         special_ids: bos, eos and pad ids for a model made from config.
+        zero3_config: DeepSpeed's config under ZeRO-3: a saved model is then loaded in parts, so that no process ever
+            holds all of it. A model made from config is built whole, so that its weights do not depend on the stage.
 
     Raises:
         ValueError: If a config key is unknown to the model type, or the model cannot hold the tokenizer's ids.
     """
+    is_loaded_in_parts = zero3_config is not None and model.from_config is None
+    # transformers looks for this object while it loads; it acts as long as it lives.
+    keeper = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
     try:
         causal_lm = _make_or_load(model, dtype=DTYPES[precision], vocab_size=vocab_size, special_ids=special_ids)
     except (ValueError, ImportError) as error:
         if "attention implementation" not in str(error) and "flash" not in str(error).lower():
             raise
         raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
+    del keeper
     num_embeddings = causal_lm.config.get_text_config().vocab_size
     if num_embeddings < vocab_size:
         raise ValueError(

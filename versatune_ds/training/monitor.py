@@ -91,9 +91,8 @@ class Wandb:
 
         settings = config.monitor.wandb
         id_file = config.run_dir / "wandb_id"
-        if not id_file.is_file() or resumed_step == 0:
+        if not id_file.is_file() or resumed_step < 0:
             id_file.write_text(secrets.token_hex(4), encoding="utf-8")
-        self._last_step = resumed_step
         self._run = wandb.init(
             id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow" if settings.mode == "online" else None,

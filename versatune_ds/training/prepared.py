@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
+from versatune_ds.data.cache import building, locked
 from versatune_ds.data.domain_files import domain_files, iter_texts, key_of
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.prepare import PreparedData, prepare_domains
@@ -30,18 +31,10 @@ def prepare_on_rank_zero(config: RunConfig, world: World) -> tuple[Any, Prepared
     Communication: two broadcasts when rank 0 is done: whether all went well, and the folders of the shards.
     """
     prepared: list[PreparedData] = []
-    run_on_rank_zero(lambda: prepared.append(_prepare_into_run(config)), world)
+    run_on_rank_zero(lambda: prepared.append(prepare_recipe(config)), world)
     folders = broadcast_text(_folders_as_text(prepared[0]) if prepared else None, world)
     data = prepared[0] if prepared else _open_folders(folders)
-    tokenizer = load_tokenizer(config.run_dir / "tokenizer", trust_remote_code=config.model.trust_remote_code)
-    return tokenizer, data
-
-
-def _prepare_into_run(config: RunConfig) -> PreparedData:
-    """Prepare everything and keep the tokenizer in the run's folder."""
-    tokenizer = load_or_train_tokenizer(config)
-    tokenizer.save_pretrained(config.run_dir / "tokenizer")
-    return prepare_domains(config.data, tokenizer=tokenizer, cache_dir=cache_folder(config))
+    return load_or_train_tokenizer(config), data
 
 
 def _folders_as_text(data: PreparedData) -> str:
@@ -62,12 +55,14 @@ def _open_folders(text: str) -> PreparedData:
 
 
 def prepare_recipe(config: RunConfig) -> PreparedData:
-    """Tokenise a recipe's data outside a run; the log shows what is in them.
+    """Get the tokenizer and tokenise a recipe's data; the log shows what is in them.
 
     Raises:
         ValueError: If a file, a row or the tokenizer is not as expected.
     """
-    return prepare_domains(config.data, tokenizer=load_or_train_tokenizer(config), cache_dir=cache_folder(config))
+    data = prepare_domains(config.data, tokenizer=load_or_train_tokenizer(config), cache_dir=cache_folder(config))
+    logger.info("data\n%s", data.table)
+    return data
 
 
 def cache_folder(config: RunConfig) -> Path:
@@ -79,13 +74,27 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
     """Return the recipe's tokenizer, the model's, or one trained on the training data and kept in the cache."""
     name = config.model.tokenizer or config.model.name_or_path
     if name is not None:
-        return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code)
+        return _load_named(name, config)
     folder = _trained_tokenizer_folder(config)
-    if (folder / "tokenizer_config.json").is_file():
+    if folder.is_dir():
         return load_tokenizer(folder)
     logger.info("training a tokenizer of %d tokens on the training data", config.model.tokenizer_vocab_size)
     texts = iter_texts(config.data, cache_dir=cache_folder(config))
-    return train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=folder)
+    with locked(cache_folder(config) / "locks" / folder.name):
+        if not folder.is_dir():
+            with building(folder) as place:
+                train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=place)
+    return load_tokenizer(folder)
+
+
+def _load_named(name: str, config: RunConfig) -> Any:
+    """Return the tokenizer of a folder or Hub name; a mistake is said under the key the user wrote."""
+    try:
+        return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code)
+    except ValueError as error:
+        if config.model.tokenizer is not None:
+            raise
+        raise ValueError(str(error).replace("model.tokenizer:", "model.name_or_path:", 1)) from None
 
 
 def _trained_tokenizer_folder(config: RunConfig) -> Path:

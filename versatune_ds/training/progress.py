@@ -6,6 +6,7 @@ The one idea: what is shown is what is recorded; both come from the same mapping
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from versatune_ds.data.plan import StepPlan
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 def log_step(run: Run, plan: StepPlan) -> None:
     """Read the meter, record the metrics and show one line. Every rank must call it: the meter communicates."""
     metrics = run.meter.read()
+    if not math.isfinite(metrics["train/loss"]):
+        raise RuntimeError(
+            f"train/loss is {metrics['train/loss']} at step {run.step}: training cannot go on from here. Lower "
+            "train.learning_rate or train.max_grad_norm and start again: the last whole checkpoint stands"
+        )
     metrics["train/grad_norm"] = run.engine.grad_norm()
     metrics["train/learning_rate"] = learning_rate_at(run.step, run.config.train)
     metrics |= {f"domain/{name}/weight": float(plan.weights_K[i]) for i, name in enumerate(run.domain_set)}

@@ -16,7 +16,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.explain import decision_at, explain, replay_text
 from versatune_ds.mixture.records import read_decisions
-from versatune_ds.mixture.reference import load_references
+from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.replay import replay
 from versatune_ds.mixture.weights import starting_weights
 from versatune_ds.training.mixture_start import domain_sizes
@@ -105,10 +105,18 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
         recorded,
         settings=config.mixture,
         domain_set=domain_set,
-        references=load_references(config.mixture, domain_set=domain_set),
+        references=_references(run_dir, own=own.mixture, settings=config.mixture, domain_set=domain_set),
         start_weights_K=None if is_start_kept else _start_weights(config, domain_set=domain_set),
     )
     return Replay(domain_set=domain_set, recorded=tuple(recorded), replayed=tuple(replayed))
+
+
+def _references(run_dir: Path, *, own: MixtureConfig, settings: MixtureConfig, domain_set: DomainSet) -> References:
+    """Return the references to decide with; a run's own file is read from its folder, where a copy lies."""
+    kept = run_dir / "reference.json"
+    if isinstance(settings.reference, Path) and settings.reference == own.reference and kept.is_file():
+        settings = settings.model_copy(update={"reference": kept})
+    return load_references(settings, domain_set=domain_set)
 
 
 def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:

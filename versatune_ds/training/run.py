@@ -6,6 +6,7 @@ same on every rank, whatever their number.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,15 @@ class Run:
     inputs: DecisionInputs | None
     """On rank 0 only: live control and supply."""
     monitor: Monitor
-    signals: StopSignals
+    stop_signals: StopSignals
     meter: Meter
     served: ServedTokens
     identity: dict[str, Any]
     """What a checkpoint must share with the run that resumes it: digests of data and tokenizer, world, ZeRO stage."""
     step: int = 0
     """Optimizer steps done."""
+    is_complete: bool = False
+    """Whether the last step is done, or the data has ended."""
 
     def decide(self, losses: ExampleLosses, *, effective_step: int) -> Decision:
         """Let rank 0 decide, and return the decision on every rank, its digest checked.
@@ -84,25 +87,31 @@ class Run:
         )
         return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
 
+    def place_as_text(self) -> str:
+        """Return what the order of the data depends on; the same on every rank, or they have diverged."""
+        return json.dumps([self.schedule.state_dict(), self.loader.state_dict(self.step)])
+
     def save(self) -> Path:
         """Save everything as the checkpoint of the current step; drop the oldest. Communication: see checkpoint.py."""
         state = {
             "version": STATE_VERSION,
             "step": self.step,
+            "is_complete": self.is_complete,
             "identity": self.identity,
             "loader": self.loader.state_dict(self.step),
             "schedule": self.schedule.state_dict(),
             "served": self.served.state_dict(),
             "controller": self.controller.state_dict() if self.controller else None,
         }
-        folder = save_checkpoint(
-            self.engine.deepspeed_engine,
-            run_dir=self.config.run_dir,
-            step=self.step,
-            state=state,
-            keep=self.config.checkpoint.keep,
-            world=self.world,
-        )
+        with self.meter.paused():
+            folder = save_checkpoint(
+                self.engine.deepspeed_engine,
+                run_dir=self.config.run_dir,
+                step=self.step,
+                state=state,
+                keep=self.config.checkpoint.keep,
+                world=self.world,
+            )
         logger.info("saved %s", folder)
         return folder
 
@@ -122,7 +131,7 @@ class Run:
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         load_checkpoint(self.engine.deepspeed_engine, folder)
-        self.step = state["step"]
+        self.step, self.is_complete = state["step"], state["is_complete"]
         logger.info("resuming after step %d from %s", self.step, folder)
 
 

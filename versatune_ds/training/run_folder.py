@@ -11,22 +11,29 @@ import logging
 import platform
 import shutil
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.reference import References
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
-_FIXED_SECTIONS = ("model", "data")
+ENVIRONMENT_FILE = "environment.json"
 _FIXED_KEYS = (
     "run.seed",
+    "model.name_or_path",
+    "model.from_config",
+    "data.row_tokens",
     "train.steps",
     "train.rows_per_batch",
     "train.precision",
@@ -34,31 +41,79 @@ _FIXED_KEYS = (
     "mixture.prior",
     "mixture.weight_unit",
 )
-"""Keys that make a run what it is; everything else may change between its parts, and is said."""
+"""Keys, or sections, that make a run what it is; everything else may change between its parts, and is said. Data and
+tokenizer are compared by content, when a checkpoint is loaded."""
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "versatune_ds")
 
 
-def open_run_folder(config: RunConfig, *, is_fresh: bool, world: World) -> None:
-    """Make the run's folder, or check that the recipe fits the one that is there. Called on rank 0 only.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStart:
+    """Hold what a run starts from, as it is kept in the run's folder."""
+
+    tokenizer: Any
+    causal_lm: Any
+    weights_K: np.ndarray
+    references: References
+    domain_set: DomainSet
+
+
+def check_named_files(config: RunConfig) -> None:
+    """Check that the files a recipe names are there, before anything that costs time.
+
+    Raises:
+        ValueError: Naming the first key whose file is missing.
+    """
+    for key, value in (("mixture.prior", config.mixture.prior), ("mixture.reference", config.mixture.reference)):
+        if isinstance(value, Path) and not value.is_file():
+            raise ValueError(f"{key}: no such file {value}")
+
+
+def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
+    """Check that the folder is free, or a run's that this recipe may go on with. Changes nothing.
 
     Raises:
         ValueError: If the folder is there but is no run's, or a key that a run may not change has changed.
     """
     folder = config.run_dir
-    if folder.exists() and not (folder / CONFIG_FILE).is_file() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: exists and is no run's folder (no {CONFIG_FILE}); choose another run.name")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
+        raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
+    if not is_fresh:
+        saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        check_changes(saved, config.model_dump(mode="json"), folder=folder)
+
+
+def open_run_folder(config: RunConfig, *, start: RunStart, is_fresh: bool) -> None:
+    """Make the run's folder, dropping a former run only now that everything else is sound; on rank 0 only."""
+    folder = config.run_dir
+    check_run_folder(config, is_fresh=is_fresh)
     if is_fresh and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    current = config.model_dump(mode="json")
-    if (folder / CONFIG_FILE).is_file():
-        saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        check_changes(saved, current, folder=folder)
-    text = yaml.safe_dump(current, sort_keys=False, allow_unicode=True)
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    environment = json.dumps(describe_environment(world), indent=1)
-    (folder / "environment.json").write_text(environment, encoding="utf-8")
+    start.tokenizer.save_pretrained(folder / "tokenizer")
+    start.causal_lm.config.save_pretrained(folder / "model")
+    if start.causal_lm.generation_config is not None:
+        start.causal_lm.generation_config.save_pretrained(folder / "model")
+    if not (folder / "prior.json").is_file():
+        weights = start.domain_set.to_dict(start.weights_K)
+        _write_json(folder / "prior.json", {"weights": weights, "origin": str(config.mixture.prior)})
+    if start.references.losses_K is not None:
+        losses = start.domain_set.to_dict(start.references.losses_K)
+        _write_json(folder / "reference.json", {**start.references.provenance, "losses": losses})
+
+
+def write_record(config: RunConfig, world: World) -> None:
+    """Write the resolved config and the environment into the run's folder; on rank 0 only, once the run may go on."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (config.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+    _write_json(config.run_dir / ENVIRONMENT_FILE, describe_environment(world))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a mapping as readable JSON."""
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path) -> None:
@@ -69,7 +124,7 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
     """
     before, now = flatten(saved), flatten(current)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    fixed = [key for key in changed if key.split(".")[0] in _FIXED_SECTIONS or key in _FIXED_KEYS]
+    fixed = [key for key in changed if f"{key}.".startswith(tuple(f"{fixed}." for fixed in _FIXED_KEYS))]
     if fixed:
         raise ValueError(
             "\n".join(

@@ -57,12 +57,13 @@ class Trial:
         """Return one simulation in full, or several as one line each."""
         if len(self.simulations) > 1:
             return sweep_text(self.simulations, domain_set=self.domain_set)
-        (simulation,) = self.simulations.values()
-        return simulation_text(simulation, domain_set=self.domain_set)
+        return simulation_text(self.only, domain_set=self.domain_set)
 
-    def to_jsonl(self) -> str:
-        """Return the decisions of all simulations as the text of a decisions.jsonl."""
-        return "".join(simulation.to_jsonl() for simulation in self.simulations.values())
+    @property
+    def only(self) -> Simulation:
+        """Return the simulation of a trial of one setting."""
+        (simulation,) = self.simulations.values()
+        return simulation
 
 
 def simulate_recipe(

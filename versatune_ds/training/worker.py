@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.config import RunConfig, load_config
-from versatune_ds.distributed import World, discover_world, join_world, leave_world
+from versatune_ds.config import load_config
+from versatune_ds.distributed import World, barrier, discover_world, join_world, leave_world
 from versatune_ds.log import configure_logging
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.loop import train
-from versatune_ds.training.signals import REQUEUE_EXIT_CODE, StopSignals
+from versatune_ds.training.loop import begin, train
+from versatune_ds.training.run import Run
+from versatune_ds.training.signals import REQUEUE_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +55,10 @@ def run_worker(
     # deepspeed 0.19.8 calls names that torch 2.13 has renamed: one warning a rank and name, nothing a user can do.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     try:
-        config = load_config(recipe, overrides)
-        set_threads()
-        device = choose_device(world)
-        join_world(world, device=device)
-        return _train_to_the_end(config, world=world, device=device, is_fresh=is_fresh, when_complete=when_complete)
-    except ValueError as error:
-        if world.is_rank_zero:
-            for line in str(error).splitlines():
-                sys.stderr.write(f"versatune: {line}\n")
-        return USER_ERROR_EXIT_CODE
+        run = _start(recipe, overrides, world=world, is_fresh=is_fresh)
+        if run is None:
+            return USER_ERROR_EXIT_CODE
+        return _train_to_the_end(run, when_complete=when_complete)
     except Exception:
         logger.exception("rank %d failed; the last whole checkpoint stands", world.rank)
         logging.shutdown()
@@ -74,26 +69,38 @@ def run_worker(
         leave_world()
 
 
-def _train_to_the_end(
-    config: RunConfig,
-    *,
-    world: World,
-    device: torch.device,
-    is_fresh: bool,
-    when_complete: Callable[[Path], None],
-) -> int:
-    """Assemble the run and train it; close the monitor with the code that is returned."""
-    signals = StopSignals()
-    signals.install()
-    run = assemble_run(config, world=world, device=device, is_fresh=is_fresh, signals=signals)
+def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bool) -> Run | None:
+    """Join the world, assemble the run and take its first measurement; None where the user made a mistake.
+
+    Up to here a ValueError is about what the user wrote, found by every rank or told by rank 0; rank 0 says it.
+    """
+    try:
+        config = load_config(recipe, overrides)
+        set_threads()
+        device = choose_device(world)
+        join_world(world, device=device)
+        run = assemble_run(config, world=world, device=device, is_fresh=is_fresh)
+        begin(run)
+    except ValueError as error:
+        for line in str(error).splitlines() if world.is_rank_zero else ():
+            sys.stderr.write(f"versatune: {line}\n")
+        return None
+    return run
+
+
+def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int:
+    """Train, close the monitor with the code that is returned, and show the result."""
+    run.stop_signals.install()
     exit_code = 1
     try:
         exit_code = 0 if train(run) else REQUEUE_EXIT_CODE
+        run.stop_signals.ignore()
     finally:
         run.loader.close()
         run.monitor.finish(exit_code=exit_code)
-    if exit_code == 0 and world.is_rank_zero:
-        when_complete(config.run_dir)
+    if exit_code == 0 and run.world.is_rank_zero:
+        when_complete(run.config.run_dir)
+    barrier()  # ranks leave together: the launcher ends those that are left when the first one goes with 75
     return exit_code
 
 

@@ -1,0 +1,56 @@
+"""Draw decisions alone: what a simulation came to, or a replay.
+
+The one idea: four small panels over the same steps, one line a domain; colour and line style together tell domains
+apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from versatune_ds.mixture.decision import Decision
+
+_STYLES = ("-", "--", "-.", ":")
+
+Value = Callable[[Decision, str], float | None]
+
+_PANELS: dict[str, Value] = {
+    "Weight decided": lambda decision, name: decision.weights_after[name],
+    "Loss (nats per token)": lambda decision, name: decision.losses[name]["mean"],
+    "Learnable potential": lambda decision, name: decision.signals[name]["learnable_potential"],
+    "Forgetting from the start": lambda decision, name: decision.signals[name]["forgetting_from_start"],
+}
+
+
+def plot_decisions(decisions: Sequence[Decision], path: Path) -> Path:
+    """Write one picture with weights, losses, potential and forgetting at every decision; return its path.
+
+    Args:
+        decisions: At least one, in the order they were made.
+        path: Picture to write; its ending chooses the format, PNG without one.
+    """
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    for axes, (title, value) in zip(panels.flat, _PANELS.items(), strict=True):
+        _draw(axes, decisions, value)
+        axes.set_title(title, loc="left", fontsize=11)
+    for axes in panels[1]:
+        axes.set_xlabel("optimizer step")
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, format=path.suffix.lstrip(".") or "png")
+    return path
+
+
+def _draw(axes: Axes, decisions: Sequence[Decision], value: Value) -> None:
+    """Draw one line a domain; what is unknown at a step leaves a gap."""
+    steps = [decision.decided_at_step for decision in decisions]
+    for i, name in enumerate(decisions[0].weights_after):
+        known = [float("nan") if (number := value(decision, name)) is None else number for decision in decisions]
+        axes.plot(steps, known, marker=".", color=f"C{i % 10}", linestyle=_STYLES[i % len(_STYLES)], label=name)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,57 @@
+"""Check, before training, that a model's losses can be computed the way we compute them.
+
+The one idea: two tiny forward passes show what reading a model's code would have to find out: whether its logits are
+its head applied to its decoder's output (some models scale them in between), and whether an example's output depends
+on its neighbours in a packed row (some models ignore the positions that tell examples apart).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from versatune_ds.training.model import softcap_of
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference of two logits, relative to the largest logit."""
+
+
+@torch.no_grad()
+def check_losses_are_the_models(causal_lm: Any) -> None:
+    """Compare our way through the model with its own, on eight tokens.
+
+    Raises:
+        ValueError: If the logits differ, or packed examples see each other.
+    """
+    if causal_lm.config._attn_implementation.startswith("flash") and causal_lm.device.type == "cpu":
+        return  # cannot run here; the real device will
+    was_training = causal_lm.training
+    causal_lm.eval()
+    ids = torch.arange(8, device=causal_lm.device)[None] % causal_lm.config.get_text_config().vocab_size
+    alone, half = torch.arange(8, device=ids.device)[None], torch.arange(4, device=ids.device)
+    own = causal_lm(input_ids=ids, position_ids=alone, use_cache=False).logits
+    _check_equal(own, _our_logits(causal_lm, ids, alone), problem="scales its logits outside its head")
+    packed = _our_logits(causal_lm, ids, torch.cat([half, half])[None])[:, 4:]
+    apart = _our_logits(causal_lm, ids[:, 4:], half[None])
+    _check_equal(apart, packed, problem="lets the examples of a packed row see each other")
+    causal_lm.train(was_training)
+
+
+def _our_logits(causal_lm: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the logits as training computes them: the decoder's output through the head, soft-capped."""
+    decoder = causal_lm.get_decoder()
+    hidden = decoder(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False)[0]
+    logits = causal_lm.get_output_embeddings()(hidden)
+    softcap = softcap_of(causal_lm)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def _check_equal(expected: torch.Tensor, found: torch.Tensor, *, problem: str) -> None:
+    """Raise when logits differ by more than their number format explains."""
+    difference = (expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
+    if not difference <= _TOLERANCE.get(expected.dtype, 0.1):
+        raise ValueError(
+            f"model: this model {problem} (logits differ by {float(difference):.1%}), which is not supported; "
+            "its losses would be wrong"
+        )
