@@ -1,0 +1,32 @@
+"""Know which process this is, and make the few collective calls the framework needs, on one process as on many.
+
+The one idea: the world is a value (`World`) found once from the environment and handed on. Control traffic (decisions,
+flags, sums of a few numbers) goes through gloo on the CPU, so that it never waits for a device.
+"""
+
+from versatune_ds.distributed.collectives import (
+    any_rank,
+    barrier,
+    broadcast_text,
+    check_same_on_all_ranks,
+    run_on_rank_zero,
+    sum_over_ranks,
+)
+from versatune_ds.distributed.rendezvous import free_port, join_world, leave_world
+from versatune_ds.distributed.slurm import num_tasks_on_this_node
+from versatune_ds.distributed.world import World, discover_world
+
+__all__ = [
+    "World",
+    "any_rank",
+    "barrier",
+    "broadcast_text",
+    "check_same_on_all_ranks",
+    "discover_world",
+    "free_port",
+    "join_world",
+    "leave_world",
+    "num_tasks_on_this_node",
+    "run_on_rank_zero",
+    "sum_over_ranks",
+]

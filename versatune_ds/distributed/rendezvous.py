@@ -1,0 +1,111 @@
+"""Meet the other processes: agree on an address and a port, make the process group, leave it.
+
+The one idea: every rank comes to the same address by itself or hears it from rank 0; no rank decides for others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from versatune_ds.distributed.slurm import slurm_rendezvous
+from versatune_ds.distributed.world import World
+
+_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def join_world(world: World, *, device: torch.device) -> None:
+    """Make the process group: nccl for the device's tensors if it is a GPU, gloo for the CPU's in any case.
+
+    Raises:
+        ValueError: If nobody says where rank 0 is, or MPI sees another world than its launcher announced.
+    """
+    _provide_rendezvous(world)
+    export_place(world, device=device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=_TIMEOUT)
+
+
+def export_place(world: World, *, device: torch.device) -> None:
+    """Tell DeepSpeed, through the environment, this process's rank and the device chosen for it.
+
+    deepspeed 0.19.8 takes LOCAL_RANK for the index of the GPU. It differs from the local rank where each process sees
+    one GPU only (srun --gpus-per-task=1), and DeepSpeed would then ask for a GPU that is not there. It also asserts
+    that Open MPI's variable says the same.
+    """
+    local_rank = str(world.local_rank if device.index is None else device.index)
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.world_size), LOCAL_RANK=local_rank)
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = local_rank
+
+
+def _provide_rendezvous(world: World) -> None:
+    """Set MASTER_ADDR and MASTER_PORT where the launcher has not; every rank must come to the same values."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return
+    if world.world_size == 1:
+        address, port = "127.0.0.1", str(free_port())
+    elif world.launcher in ("Open MPI", "MPICH"):
+        address, port = _agree_through_mpi(world)
+    elif world.launcher == "Slurm":
+        address, port = slurm_rendezvous(os.environ)
+    else:
+        raise ValueError(
+            f"MASTER_ADDR and MASTER_PORT are not set; {world.launcher} needs both for {world.world_size} ranks"
+        )
+    os.environ.setdefault("MASTER_ADDR", address)
+    os.environ.setdefault("MASTER_PORT", port)
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _agree_through_mpi(world: World) -> tuple[str, str]:
+    """Let MPI's rank 0 choose host and port and tell the others. Needs the extra `mpi`.
+
+    Communication: a split of MPI's world by shared memory, then one broadcast.
+
+    Raises:
+        ValueError: If mpi4py cannot be loaded, or belongs to another MPI than the mpirun that started this process.
+    """
+    mpi = _load_mpi()
+    comm = mpi.COMM_WORLD
+    if (comm.rank, comm.size) != (world.rank, world.world_size):
+        raise ValueError(
+            f"mpirun ({world.launcher}) started rank {world.rank} of {world.world_size}, but mpi4py sees rank "
+            f"{comm.rank} of {comm.size}: they belong to different MPIs; use the mpirun that mpi4py was built for, or "
+            "export MASTER_ADDR and MASTER_PORT, and mpi4py is not asked"
+        )
+    is_one_machine = comm.Split_type(mpi.COMM_TYPE_SHARED).size == comm.size
+    place = None
+    if comm.rank == 0:
+        # A host's own name need not resolve, as in bare containers: it is asked for only where others must find it.
+        place = ("127.0.0.1" if is_one_machine else socket.gethostname(), str(free_port()))
+    return comm.bcast(place, root=0)
+
+
+def _load_mpi() -> Any:
+    """Return mpi4py's MPI, which initialises MPI when loaded: only where mpirun started us."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, an MPI library is not
+        raise ValueError(
+            f"mpirun started this process, but mpi4py cannot be loaded ({error}); "
+            "pip install -e '.[mpi]', or export MASTER_ADDR and MASTER_PORT"
+        ) from error
+    return MPI
+
+
+def leave_world() -> None:
+    """Destroy the process group; a gloo process that exits without this aborts."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

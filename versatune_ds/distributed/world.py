@@ -1,0 +1,143 @@
+"""Find this process's place in the world from what its launcher left in the environment.
+
+The one idea: launchers nest (torchrun under srun, mpirun in a batch job), so several may have left a place. The
+innermost is believed, and one that contradicts those around it is an error: a wrong place is two runs in one folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from versatune_ds.distributed.slurm import is_slurm_task
+
+_LAUNCHERS: dict[str, tuple[str, str, str]] = {
+    "deepspeed/torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+"""Launcher -> names of the variables for (rank, world size, local rank), the innermost first."""
+
+_NUM_LAUNCHERS = ("GROUP_WORLD_SIZE", "CROSS_SIZE")
+"""How many of them form one world: torchrun's variable, the deepspeed launcher's."""
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Say which process this is and how the others are found."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    launcher: str = "one process"
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Return whether this process decides, logs and writes."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Hold what one launcher says; the local rank is None where it does not say."""
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int | None
+
+    def __str__(self) -> str:
+        rank, world_size, _ = _LAUNCHERS[self.launcher]
+        return f"{rank}={self.rank} {world_size}={self.world_size}"
+
+    def is_same_as(self, other: _Place) -> bool:
+        return (self.rank, self.world_size) == (other.rank, other.world_size)
+
+
+def discover_world(environ: Mapping[str, str]) -> World:
+    """Find this process's place from what its launchers left in the environment.
+
+    A batch script under Slurm runs outside any step and sees SLURM_NTASKS without being a task: Slurm's variables
+    count only inside a step of tasks.
+
+    Args:
+        environ: The environment's variables, usually `os.environ`.
+
+    Raises:
+        ValueError: If a launcher's variables are incomplete, no place in a world, or contradict another launcher's.
+    """
+    places = [
+        _read_place(environ, launcher=launcher)
+        for launcher, names in _LAUNCHERS.items()
+        if names[0] in environ and (launcher != "Slurm" or is_slurm_task(environ))
+    ]
+    if not places:
+        return World()
+    place = places[0]
+    for outer in places[1:]:
+        _check_nesting(place, outer, environ)
+    same = [other for other in places if other.is_same_as(place)]
+    if place.launcher == "MPICH" and same[-1].launcher == "Slurm":
+        place, same = same[-1], same[::-1]  # srun --mpi=pmi2 sets PMI_RANK, but not MPICH's local rank
+    local_ranks = [other.local_rank for other in same if other.local_rank is not None]
+    local_rank = local_ranks[0] if local_ranks else _local_rank_unsaid(place, environ)
+    return World(rank=place.rank, world_size=place.world_size, local_rank=local_rank, launcher=place.launcher)
+
+
+def _read_place(environ: Mapping[str, str], *, launcher: str) -> _Place:
+    """Return one launcher's variables, checked."""
+    rank_name, size_name, local_name = _LAUNCHERS[launcher]
+    rank, world_size = (_read_number(environ, name, launcher=launcher) for name in (rank_name, size_name))
+    local_rank = _read_number(environ, local_name, launcher=launcher) if local_name in environ else None
+    if rank >= world_size:
+        raise ValueError(f"{rank_name}={rank} but {size_name}={world_size}: a rank lies below the world's size")
+    return _Place(launcher=launcher, rank=rank, world_size=world_size, local_rank=local_rank)
+
+
+def _read_number(environ: Mapping[str, str], name: str, *, launcher: str) -> int:
+    """Return a variable's number."""
+    text = environ.get(name)
+    if text is None or not text.isdigit():
+        raise ValueError(f"{name}={text!r}: expected a number, as {launcher} sets it; is the launcher's setup whole?")
+    return int(text)
+
+
+def _check_nesting(inner: _Place, outer: _Place, environ: Mapping[str, str]) -> None:
+    """Check that a place fits into that of the launcher around it.
+
+    Either both say the same, or each process of the outer launcher is a launcher of its own: `srun torchrun`, one
+    torchrun a node, or mpirun, which starts a daemon on each node through srun. Then there are at least as many inner
+    launchers as outer processes. Fewer means that each of those believes itself a world of its own.
+
+    Raises:
+        ValueError: Naming both launchers' variables.
+    """
+    if inner.is_same_as(outer):
+        return
+    num_launchers = next((int(environ[name]) for name in _NUM_LAUNCHERS if environ.get(name, "").isdigit()), None)
+    if inner.launcher == "deepspeed/torchrun":
+        fits = num_launchers is not None and num_launchers >= outer.world_size
+    else:
+        fits = inner.world_size > outer.world_size
+    if not fits:
+        raise ValueError(
+            f"{inner} ({inner.launcher}), but {outer} ({outer.launcher}): these contradict each other; "
+            "start the processes with one of the two launchers, and unset the other's variables"
+        )
+
+
+def _local_rank_unsaid(place: _Place, environ: Mapping[str, str]) -> int:
+    """Return the local rank where no launcher says it, which is sure on one machine only.
+
+    Raises:
+        ValueError: If the world may span machines.
+    """
+    if place.world_size == 1 or environ.get("MASTER_ADDR") in _LOOPBACK:
+        return place.rank
+    raise ValueError(
+        f"{_LAUNCHERS[place.launcher][2]} is not set, and the {place.world_size} processes may be on several machines; "
+        "set it to this process's number on its machine, from 0"
+    )
