@@ -14,7 +14,7 @@ COMMANDS = {
     "worker": ["recipe", "key=value", "--fresh", "--quiet"],
     "prepare": ["recipe", "key=value", "--quiet"],
     "inspect": ["recipe", "key=value", "--steps", "--world-size", "--resume-at", "--run", "--text"],
-    "simulate": ["recipe", "key=value", "--losses", "--sweep", "--steps", "--noise", "--seed", "--output"],
+    "simulate": ["recipe", "key=value", "--losses", "--sweep", "--steps", "--noise", "--seed", "--output", "--plot"],
     "replay": ["RUN", "key=value", "--output"],
     "explain": ["RUN", "--step"],
     "report": ["RUN"],

@@ -170,19 +170,23 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--noise", type=float, default=0.0, help="relative error of a measured change, e.g. 0.004")
     command.add_argument("--seed", type=int, default=0, help="which synthetic learner (default: 0)")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw weights, losses, potential and forgetting")
     command.set_defaults(run=_simulate)
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
+    from versatune_ds.report.decision_plot import plot_decisions
     from versatune_ds.training.simulate_recipe import Learner, simulate_recipe
 
     learner = Learner(losses_file=parsed.losses, num_steps=parsed.steps, seed=parsed.seed, noise=parsed.noise)
-    if parsed.output and parsed.sweep:
-        raise ValueError("--output takes the decisions of one setting; give --sweep or --output")
+    if parsed.sweep and (parsed.output or parsed.plot):
+        raise ValueError("--output and --plot take the decisions of one setting; leave --sweep out")
     trial = simulate_recipe(parsed.recipe, parsed.overrides, learner=learner, sweeps=parsed.sweep)
     _write(trial.text)
     if parsed.output:
-        parsed.output.write_text(trial.to_jsonl(), encoding="utf-8")
+        parsed.output.write_text(trial.only.to_jsonl(), encoding="utf-8")
+    if parsed.plot:
+        _write(f"plot  {plot_decisions(trial.only.decisions, parsed.plot)}")
     return 0
 
 

@@ -51,7 +51,7 @@ def test_a_replay_starts_from_a_prior_that_is_given(run_dir):
 
 
 def test_a_reference_file_that_is_gone_is_read_from_the_runs_folder(run_dir, versatune, tmp_path):
-    losses = {name: 1.1 for name in ("code", "finance", "general", "law", "medicine", "science")}
+    losses = dict.fromkeys(("code", "finance", "general", "law", "medicine", "science"), 1.1)
     (tmp_path / "elsewhere.json").write_text(json.dumps({"losses": losses}))
     override = f"mixture.reference={tmp_path / 'elsewhere.json'}"
     again = versatune("simulate", run_dir / "config.yaml", "--quiet", override, "--output", run_dir / "decisions.jsonl")
@@ -59,7 +59,7 @@ def test_a_reference_file_that_is_gone_is_read_from_the_runs_folder(run_dir, ver
     write_recipe(recorded_config(run_dir, [override]), run_dir / "config.yaml")
     (tmp_path / "elsewhere.json").rename(run_dir / "reference.json")
     assert "All 6 decisions are the recorded ones" in replay_run(run_dir).text
-    with pytest.raises(ValueError, match="nowhere.json: no such file"):
+    with pytest.raises(ValueError, match=r"nowhere\.json: no such file"):
         replay_run(run_dir, ["mixture.reference=nowhere.json"])
 
 

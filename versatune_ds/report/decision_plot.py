@@ -49,8 +49,8 @@ def plot_decisions(decisions: Sequence[Decision], path: Path) -> Path:
 
 def _draw(axes: Axes, decisions: Sequence[Decision], value: Value) -> None:
     """Draw one line a domain; what is unknown at a step leaves a gap."""
-    steps = [decision.decided_at_step for decision in decisions]
+    steps, marker = [decision.decided_at_step for decision in decisions], "." if len(decisions) <= 30 else ""
     for i, name in enumerate(decisions[0].weights_after):
         known = [float("nan") if (number := value(decision, name)) is None else number for decision in decisions]
-        axes.plot(steps, known, marker=".", color=f"C{i % 10}", linestyle=_STYLES[i % len(_STYLES)], label=name)
+        axes.plot(steps, known, marker=marker, color=f"C{i % 10}", linestyle=_STYLES[i % len(_STYLES)], label=name)
     axes.spines[["top", "right"]].set_visible(False)
