@@ -1,12 +1,20 @@
-"""The real launcher starts real processes: train, resume, refuse."""
+"""The real launchers start real processes: train, resume, refuse; each process gets its device and its threads."""
 
+import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from tiny_run import ROOT, read_lines, tiny_config
+from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
+
+from versatune_ds.distributed import World
+from versatune_ds.training.launch import check_processes, device_flag, launch, launch_command
+from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads
 
 VERSATUNE = [sys.executable, "-m", "versatune_ds.cli"]
 
@@ -24,10 +32,17 @@ def versatune(*arguments):
     return subprocess.run([*VERSATUNE, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture(scope="module")
+def launched(recipe):
+    """Train `launched` for 6 steps on 2 processes and return what the command said."""
+    result = versatune("train", recipe, "--processes", 2, "run.name=launched", "train.steps=6")
+    assert result.returncode == 0, result.stderr
+    return result
+
+
 @pytest.mark.slow
-def test_train_starts_two_processes_ends_with_the_table_and_a_second_call_only_shows_it(recipe):
-    first = versatune("train", recipe, "--processes", 2, "run.name=launched", "train.steps=6")
-    assert first.returncode == 0, first.stderr
+def test_train_starts_two_processes_ends_with_the_table_and_a_second_call_only_shows_it(recipe, launched):
+    first = launched
     run_dir = recipe.parent / "launched"
     assert f"run directory  {run_dir}" in first.stdout
     assert (run_dir / "report" / "weights.png").is_file()
@@ -57,3 +72,152 @@ def test_a_mistake_in_the_recipe_is_said_before_any_process_is_started(recipe):
     assert result.returncode == 2
     assert result.stderr == "versatune: mixture.sigme: unknown key; did you mean 'sigma'?\n"
     assert not list(Path(recipe.parent).glob("tiny/*"))
+
+
+@pytest.mark.slow
+def test_a_real_mpirun_makes_one_world_with_the_losses_of_the_deepspeed_launcher(recipe, launched):
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not mpirun.is_file() or importlib.util.find_spec("mpi4py") is None:
+        pytest.skip(f"needs mpi4py and {mpirun}: pip install -e '.[mpi]'")
+    command = [mpirun, "-n", "2", sys.executable, ROOT / "launcher" / "train.py", recipe, "run.name=by_mpi"]
+    result = subprocess.run(
+        [*command, "train.steps=6"], cwd=ROOT, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
+    assert result.returncode == 0, result.stderr
+    run_dir = recipe.parent / "by_mpi"
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert (environment["world_size"], environment["launcher"]) == (2, "MPICH")
+    losses = losses_by_step(run_dir)
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    assert losses == losses_by_step(recipe.parent / "launched")
+
+
+def test_a_list_of_visible_gpus_is_handed_on_as_the_first_of_them_in_order():
+    assert device_flag(2, cuda_visible_devices="") == "--num_gpus=2"
+    assert device_flag(2, cuda_visible_devices="2,3") == "--include=localhost:2,3"
+    assert device_flag(1, cuda_visible_devices="5, 1") == "--include=localhost:5"
+    with pytest.raises(ValueError, match=r"^CUDA_VISIBLE_DEVICES=GPU-8e5a: expected numbers such as 0,1"):
+        device_flag(1, cuda_visible_devices="GPU-8e5a")
+    command = launch_command(Path("r.yaml"), ["run.seed=1"], devices="--include=localhost:2")
+    assert "--include=localhost:2" in command
+    assert not any("--num_gpus" in argument for argument in command)
+
+
+def test_the_deepspeed_launcher_reads_that_flag_as_those_gpus():
+    from deepspeed.launcher.runner import parse_args, parse_inclusion_exclusion
+
+    include = parse_args([device_flag(2, cuda_visible_devices="3,1,0"), "train.py"]).include
+    assert dict(parse_inclusion_exclusion({"localhost": 4}, include, "")) == {"localhost": [1, 3]}
+
+
+def test_the_number_of_processes_is_one_per_gpu_or_as_asked():
+    assert [check_processes(None, num_gpus=n) for n in (0, 1, 8)] == [1, 1, 8]
+    assert [check_processes(3, num_gpus=n) for n in (0, 3, 8)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("processes", "num_gpus", "message"),
+    [
+        (-1, 0, r"^--processes=-1: expected 1 or more$"),
+        (0, 0, r"^--processes=0: expected 1 or more$"),
+        (0, 4, r"^--processes=0: expected 1 to 4, the GPUs seen on this machine"),
+        (5, 4, r"^--processes=5: expected 1 to 4, the GPUs seen on this machine; DS_ACCELERATOR=cpu trains without"),
+    ],
+)
+def test_an_impossible_number_of_processes_is_named(processes, num_gpus, message):
+    with pytest.raises(ValueError, match=message):
+        check_processes(processes, num_gpus=num_gpus)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """Pretend that torch sees four GPUs; return the device that was set."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MPI_LOCALNRANKS"):
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "visible", "processes", "expected"),
+    [
+        (None, None, None, ["--num_gpus=4"]),
+        (None, "4,5,6,7", 2, ["--include=localhost:4,5"]),
+        ("cpu", "4,5,6,7", 6, ["--num_gpus=6"]),
+        ("cpu", None, None, ["--num_gpus=1"]),
+    ],
+)
+def test_launch_takes_the_visible_gpus_unless_the_cpu_is_asked_for(
+    monkeypatch, four_gpus, recipe, accelerator, visible, processes, expected
+):
+    for name, value in (("DS_ACCELERATOR", accelerator), ("CUDA_VISIBLE_DEVICES", visible)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    commands = []
+    monkeypatch.setattr(os, "execvp", lambda file, command: commands.append(command))
+    launch(recipe, [], processes=processes, is_fresh=False, is_quiet=True)
+    flags = [argument for argument in commands[0] if argument.startswith(("--num_gpus", "--include"))]
+    assert flags == expected
+    assert os.environ["DS_ACCELERATOR"] == (accelerator or "cuda")
+
+
+def test_a_process_takes_the_gpu_of_its_local_rank_or_the_cpu_when_asked(monkeypatch, four_gpus):
+    assert choose_device(World(rank=7, world_size=8, local_rank=3)) == torch.device("cuda", 3)
+    assert four_gpus == [torch.device("cuda", 3)]
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert choose_device(World(rank=7, world_size=8, local_rank=3)) == torch.device("cpu")
+
+
+def test_every_process_is_told_when_they_outnumber_the_gpus(monkeypatch, four_gpus):
+    monkeypatch.setenv("MPI_LOCALNRANKS", "5")
+    for local_rank in (0, 4):
+        with pytest.raises(ValueError, match=r"^5 processes on this machine see 4 GPUs: expected a GPU for each"):
+            choose_device(World(rank=local_rank, world_size=5, local_rank=local_rank))
+
+
+def test_a_process_that_was_given_one_gpu_takes_number_zero(monkeypatch, four_gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    world = World(rank=3, world_size=4, local_rank=3)
+    with pytest.raises(ValueError, match=r"^4 processes on this machine see 1 GPUs"):
+        choose_device(world)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert choose_device(world) == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match=r"^4 processes on this machine see 2 GPUs"):
+        device_index(1, num_gpus=2, num_local=4, is_one_gpu_given=False)
+
+
+@pytest.mark.parametrize(
+    ("environ", "num_cores", "expected"),
+    [
+        ({}, 8, 8),
+        ({"MPI_LOCALNRANKS": "4"}, 8, 2),
+        ({"MPI_LOCALNRANKS": "4"}, 2, 2),  # bound by mpirun: these two cores are its own
+        ({"SLURM_STEP_ID": "0", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "1,2"}, 8, 4),
+        ({"SLURM_STEP_ID": "0", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "1,2"}, 3, 3),
+        ({"LOCAL_SIZE": "2"}, 4, 2),  # the deepspeed launcher binds nothing: both share four cores
+        ({"MPI_LOCALNRANKS": "16"}, 8, 1),
+    ],
+)
+def test_threads_share_the_machine_but_not_what_a_process_was_bound_to(monkeypatch, environ, num_cores, expected):
+    names = ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(num_cores)), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    set_threads()
+    assert chosen == [expected]
+
+
+def test_a_batch_jobs_tasks_per_node_say_nothing_of_a_lone_process(monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    assert num_local_processes() == 1

@@ -26,31 +26,74 @@ def launch(recipe: Path, overrides: Sequence[str], *, processes: int | None, is_
     Args:
         recipe: YAML file.
         overrides: `key=value` texts.
-        processes: Number of processes; None means one per GPU, or 1 without a GPU.
+        processes: Number of processes; None means one per GPU, or 1 without a GPU. DS_ACCELERATOR=cpu in the
+            environment means no GPU.
         is_fresh: Whether the run starts over.
         is_quiet: Whether only warnings are shown.
 
     Raises:
-        ValueError: If the recipe is wrong, before any process is started.
+        ValueError: If the recipe or the number of processes is wrong, before any process is started.
     """
     load_config(recipe, overrides)
-    num_gpus = torch.cuda.device_count()
-    num_processes = processes or max(num_gpus, 1)
-    if num_processes < 1 or (num_gpus and num_processes > num_gpus):
-        raise ValueError(f"--processes={num_processes}: expected 1 to {num_gpus} on this machine")
+    num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    num_processes = check_processes(processes, num_gpus=num_gpus)
     flags = ["--fresh"] * is_fresh + ["--quiet"] * is_quiet
-    command = launch_command(recipe, [*overrides, *flags], num_processes=num_processes)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_gpus else ""
+    devices = device_flag(num_processes, cuda_visible_devices=visible)
+    command = launch_command(recipe, [*overrides, *flags], devices=devices)
     logger.info("starting: %s", shlex.join(command))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if num_gpus else "cpu")
     os.execvp(command[0], command)
 
 
-def launch_command(recipe: Path, arguments: Sequence[str], *, num_processes: int) -> list[str]:
-    """Return the deepspeed launcher's command for one node."""
+def check_processes(processes: int | None, *, num_gpus: int) -> int:
+    """Return the number of processes to start: as asked, else one per GPU, else 1.
+
+    Raises:
+        ValueError: If fewer than one is asked for, or more than there are GPUs where there are any.
+    """
+    if processes is None:
+        return max(num_gpus, 1)
+    if processes < 1 and not num_gpus:
+        raise ValueError(f"--processes={processes}: expected 1 or more")
+    if processes < 1 or processes > num_gpus > 0:
+        raise ValueError(
+            f"--processes={processes}: expected 1 to {num_gpus}, the GPUs seen on this machine; "
+            "DS_ACCELERATOR=cpu trains without them"
+        )
+    return processes
+
+
+def device_flag(num_processes: int, *, cuda_visible_devices: str) -> str:
+    """Return the flag that gives the deepspeed launcher its devices.
+
+    deepspeed 0.19.8 ignores CUDA_VISIBLE_DEVICES and deletes it when --num_gpus is given: the run would take the first
+    GPUs of the machine, which may be somebody else's. --include names them; the launcher sorts them by number.
+
+    Args:
+        num_processes: Number of processes, at most the number of GPUs named.
+        cuda_visible_devices: The variable's value; empty where it is not set or no GPU is used.
+
+    Raises:
+        ValueError: If GPUs are named by UUID, which the launcher cannot take.
+    """
+    names = [name.strip() for name in cuda_visible_devices.split(",") if name.strip()][:num_processes]
+    if not names:
+        return f"--num_gpus={num_processes}"
+    if not all(name.isdigit() for name in names):
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={cuda_visible_devices}: expected numbers such as 0,1, which the deepspeed launcher "
+            "takes; name the GPUs by number, or start launcher/train.py with torchrun"
+        )
+    return f"--include=localhost:{','.join(names)}"
+
+
+def launch_command(recipe: Path, arguments: Sequence[str], *, devices: str) -> list[str]:
+    """Return the deepspeed launcher's command for one node; `devices` is what `device_flag` returned."""
     launcher = Path(sys.executable).with_name("deepspeed")
     return [
         str(launcher) if launcher.is_file() else "deepspeed",
-        f"--num_gpus={num_processes}",
+        devices,
         # deepspeed's own default, 29500, is the same for every run: a second one on this machine would not start.
         f"--master_port={free_port()}",
         "--log_level=error",

@@ -16,7 +16,14 @@ from pathlib import Path
 import torch
 
 from versatune_ds.config import load_config
-from versatune_ds.distributed import World, barrier, discover_world, join_world, leave_world
+from versatune_ds.distributed import (
+    World,
+    barrier,
+    discover_world,
+    join_world,
+    leave_world,
+    num_tasks_on_this_node,
+)
 from versatune_ds.log import configure_logging
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
@@ -109,26 +116,65 @@ def set_threads() -> None:
 
     The deepspeed launcher, mpirun and srun leave OMP_NUM_THREADS unset, and every process then takes every core: two
     processes with two threads on two cores were 7 times slower than with one (torch 2.13, gloo).
+
+    Fewer cores than the machine has are this process's own where srun or mpirun bound it (srun --cpus-per-task), and
+    are not divided; torchrun and the deepspeed launcher bind nothing, so their processes share what they inherit.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, num_cores // num_local_processes()))
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    num_machine_cores = os.cpu_count() or 1
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_machine_cores
+    is_shared = num_cores >= num_machine_cores or any(name in os.environ for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+    torch.set_num_threads(max(1, num_cores // num_local_processes() if is_shared else num_cores))
 
 
 def num_local_processes() -> int:
     """Return how many processes of the run share this machine, as the launcher says; 1 where it does not."""
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
-    for name in names:
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
         if os.environ.get(name, "").isdigit():
             return max(1, int(os.environ[name]))
-    return 1
+    return num_tasks_on_this_node(os.environ) or 1
 
 
 def choose_device(world: World) -> torch.device:
-    """Return this process's GPU, or the CPU where there is none."""
-    if not torch.cuda.is_available():
+    """Return this process's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu asks for it.
+
+    Raises:
+        ValueError: If the processes of this machine outnumber its GPUs.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return torch.device("cpu")
-    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    num_visible = len([name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])
+    index = device_index(
+        world.local_rank,
+        num_gpus=torch.cuda.device_count(),
+        num_local=max(num_local_processes(), world.local_rank + 1),
+        is_one_gpu_given=num_visible == 1,
+    )
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def device_index(local_rank: int, *, num_gpus: int, num_local: int, is_one_gpu_given: bool) -> int:
+    """Return the index of a process's GPU among those it sees: its local rank, or 0 where it sees its own GPU only.
+
+    Args:
+        local_rank: The process's number on its machine.
+        num_gpus: GPUs that it sees.
+        num_local: Processes on its machine.
+        is_one_gpu_given: Whether CUDA_VISIBLE_DEVICES names one GPU, as under srun --gpus-per-task=1. That each process
+            was given another one is not checked here; NCCL refuses two ranks on one GPU.
+
+    Raises:
+        ValueError: If processes would have to share a GPU.
+    """
+    if num_local <= num_gpus:
+        return local_rank
+    if num_gpus == 1 and is_one_gpu_given:
+        return 0
+    raise ValueError(
+        f"{num_local} processes on this machine see {num_gpus} GPUs: expected a GPU for each process; start fewer, "
+        "give each its own (srun --gpus-per-task=1), or set DS_ACCELERATOR=cpu"
+    )
