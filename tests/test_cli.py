@@ -1,13 +1,16 @@
 """The command line: every subcommand explains itself, and a mistake is one line and code 2."""
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from command_line import command_of
 
 from versatune_ds.cli import parse
+from versatune_ds.config import load_config
 
 COMMANDS = {
     "train": ["recipe", "key=value", "--fresh", "--processes", "--quiet"],
@@ -50,6 +53,18 @@ def test_help_of_every_subcommand_names_its_arguments(versatune, command):
     assert called.out.startswith(f"usage: versatune {command}")
     for argument in COMMANDS[command]:
         assert argument in called.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_in_every_help_parses(versatune, command):
+    example = shlex.split(versatune(command, "--help").out.split("example:\n")[1])
+    if command == "worker":
+        assert example[:4] == ["deepspeed", "--num_gpus", "8", "launcher/train.py"]
+        return
+    parsed = parse(example[1:])
+    assert example[:2] == ["versatune", command]
+    if hasattr(parsed, "recipe"):
+        assert load_config(Path(__file__).parents[1] / parsed.recipe, parsed.overrides)
 
 
 def test_help_lists_every_subcommand_with_a_sentence(versatune):

@@ -63,9 +63,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+EXAMPLES = {
+    "train": "versatune train recipes/quickstart.yaml --processes 2 mixture.sigma=0.3 run.name=slow",
+    "worker": "deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml",
+    "prepare": "versatune prepare recipes/six_domains.yaml data.folder=my_data",
+    "inspect": "versatune inspect recipes/quickstart.yaml --steps 0:20 --world-size 4",
+    "simulate": "versatune simulate recipes/quickstart.yaml --sweep mixture.sigma=0.1,0.3,1",
+    "replay": "versatune replay runs/quickstart mixture.sigma=0.1",
+    "explain": "versatune explain runs/quickstart --step 100",
+    "report": "versatune report runs/quickstart",
+    "export": "versatune export runs/quickstart --output my_model",
+}
+"""Shown at the end of each subcommand's help."""
+
+
+def _add_command(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
+    """Add a subcommand with its example."""
+    return commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text,
+        epilog=f"example:\n  {EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def _add_recipe_command(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
     """Add a subcommand that takes a recipe and overrides."""
-    command = commands.add_parser(name, help=help_text, description=help_text)
+    command = _add_command(commands, name, help_text)
     command.add_argument("recipe", type=Path, help="YAML file; see recipes/")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. mixture.sigma=0.3")
     command.add_argument("--quiet", action="store_true", help="show warnings and errors only")
@@ -127,7 +152,10 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
         "--world-size", type=int, metavar="N", help="add the rank that reads a row when N processes train"
     )
     command.add_argument(
-        "--resume-at", type=int, metavar="S", help="save and restore the place in the data after step S; rows stay"
+        "--resume-at",
+        type=int,
+        metavar="S",
+        help="save and restore the place in the data after step S, which must change no row",
     )
     command.add_argument(
         "--run", type=Path, dest="run_dir", metavar="RUN",
@@ -192,7 +220,7 @@ def _simulate(parsed: argparse.Namespace) -> int:
 
 def _add_run_command(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
     """Add a subcommand that takes the folder of a run."""
-    command = commands.add_parser(name, help=help_text, description=help_text)
+    command = _add_command(commands, name, help_text)
     command.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
     return command
 
