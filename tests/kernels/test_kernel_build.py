@@ -1,36 +1,50 @@
-"""Building: once among many processes, again after a kill, and a loud word when there is no compiler."""
+"""Building: once among many processes, again after a kill, and a loud word when there is no compiler or no ninja."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from versatune_ds.kernels import build
+from versatune_ds.kernels import build, recipe
 
 FORK = multiprocessing.get_context("fork")
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+
+# Notes each compilation in a file and takes 0.3 s (or as told) for it; links an empty library.
+FAKE_COMPILER = """#!/bin/sh
+case "$*" in -dump*) echo 12.2.0; exit;; esac
+for out; do :; done
+case "$*" in
+  *" -c "*) echo call >> {calls}; sleep ${{FAKE_SECONDS:-0.3}}; : > "$out";;
+  *) exec c++ -shared -x c++ /dev/null -o "$out";;
+esac
+"""
+
+
+def install_compiler(directory: Path, monkeypatch: pytest.MonkeyPatch, *, script: str) -> None:
+    compiler = directory / "g++"
+    compiler.write_text(script)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(directory / "cache"))
 
 
 @pytest.fixture
 def fake_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install a compiler that notes each call in a file, takes 0.3 s (or as told) and writes an empty library."""
     calls = tmp_path / "calls"
     calls.touch()
-    compiler = tmp_path / "compiler"
-    compiler.write_text(
-        f'#!/bin/sh\necho call >> {calls}\nsleep ${{FAKE_SECONDS:-0.3}}\nfor out; do :; done\n: > "$out"\n'
-    )
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    install_compiler(tmp_path, monkeypatch, script=FAKE_COMPILER.format(calls=calls))
     return calls
 
 
@@ -38,18 +52,32 @@ def num_calls(calls: Path) -> int:
     return len(calls.read_text().splitlines())
 
 
+@needs_compiler
 def test_four_processes_at_once_compile_once_and_all_find_the_library(fake_compiler: Path) -> None:
-    processes = [FORK.Process(target=build.build_library, args=("cpu",)) for _ in range(4)]
+    processes = [FORK.Process(target=build.load_library, args=("cpu",)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(30)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
     assert num_calls(fake_compiler) == 1
-    assert build.build_library("cpu").is_file()
+    assert build.load_library("cpu").is_file()
     assert num_calls(fake_compiler) == 1
 
 
+@needs_compiler
+def test_a_finished_library_needs_neither_compiler_nor_ninja(
+    fake_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = build.load_library("cpu")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "g++").unlink()
+    assert build.load_library("cpu") == library
+    assert num_calls(fake_compiler) == 1
+    assert {path.name for path in library.parent.iterdir()} == {"building", "versatune_cpu.so"}
+
+
+@needs_compiler
 def test_a_killed_build_leaves_nothing_that_others_wait_for(
     fake_compiler: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,34 +89,40 @@ def test_a_killed_build_leaves_nothing_that_others_wait_for(
     victim.kill()  # its compiler lives on, as an orphan
     victim.join()
     monkeypatch.setenv("FAKE_SECONDS", "0")
+    assert len(list((fake_compiler.parent / "cache").glob("*/workspace_*/lock"))) == 1  # cpp_extension would wait
     started = time.monotonic()
-    library = build.build_library("cpu")
+    library = build.load_library("cpu")
     os.killpg(victim.pid, signal.SIGKILL)
     assert library.is_file()
     assert time.monotonic() - started < 20
     assert num_calls(fake_compiler) == 2
+    assert not list(library.parent.glob("workspace_*"))
 
 
 def _build_in_own_group() -> None:
     os.setpgid(0, 0)
-    build.build_library("cpu")
+    build.load_library("cpu")
 
 
-def test_another_source_flag_or_version_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "CSRC", tmp_path)
+def test_another_source_flag_or_compiler_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "CSRC", tmp_path)
     source = tmp_path / "kernel.cpp"
     source.write_text("one")
-    command = ["c++", str(source)]
-    first = build.digest(command)
-    assert build.digest(command) == first
-    assert build.digest([*command, "-O0"]) != first
+    plain = recipe.Recipe(device_type="cpu", sources=(source,), cxx_flags=("-O3",))
+    first = recipe.digest(plain)
+    assert recipe.digest(plain) == first
+    assert recipe.digest(replace(plain, cxx_flags=("-O0",))) != first
+    assert recipe.digest(replace(plain, link_flags=("-fopenmp",))) != first
     source.write_text("two")
-    assert build.digest(command) != first
+    assert recipe.digest(plain) != first
     source.write_text("one")
-    (tmp_path / "other.cu").write_text("does not concern this command")
-    assert build.digest(command) == first
+    (tmp_path / "other.cu").write_text("does not concern this library")
+    assert recipe.digest(plain) == first
     (tmp_path / "shared.h").write_text("does")
-    assert build.digest(command) != first
+    second = recipe.digest(plain)
+    assert second != first
+    monkeypatch.setenv("CXX", "another")
+    assert recipe.digest(plain) != second
 
 
 def load(device_type: str = "cpu") -> build.Implementation:
@@ -115,6 +149,30 @@ def test_without_a_compiler_one_warning_line_says_that_the_slow_implementation_r
     assert "PyTorch implementation (SLOW, same numbers: no C++ compiler" in record.getMessage()
 
 
+@pytest.mark.usefixtures("fake_compiler", "no_ninja")
+def test_without_ninja_one_warning_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert not load().is_compiled
+    (record,) = caplog.records
+    assert "PyTorch implementation (SLOW, same numbers: Ninja is required" in record.getMessage()
+
+
+@pytest.fixture
+def no_ninja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ninja", None)
+
+
+def test_the_ninja_of_this_interpreter_is_found_though_path_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ninja = pytest.importorskip("ninja")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with build._ninja_on_path():
+        assert shutil.which("ninja") == str(Path(ninja.BIN_DIR) / "ninja")
+    assert os.environ["PATH"] == str(tmp_path)
+
+
 @pytest.mark.usefixtures("no_compiler")
 def test_the_switch_forbids_forces_and_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERSATUNE_KERNELS", "cpp")
@@ -134,13 +192,39 @@ def test_a_device_without_kernels_falls_back(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "compiler"
-    compiler.write_text("#!/bin/sh\necho 'kernel.cpp:3: error: no such thing' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    complaint = "kernel.cpp:3: error: no such thing"
+    install_compiler(tmp_path, monkeypatch, script=f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
+    with pytest.raises(RuntimeError, match=rf"compiling failed: {complaint} \(see .*build\.log\)"):
+        build.load_library("cpu")
+    (log,) = tmp_path.glob("cache/*/build.log")
+    assert complaint in log.read_text()
+
+
+def test_processes_that_waited_for_a_build_that_failed_do_not_repeat_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f'#!/bin/sh\ncase "$*" in *" -c "*) echo call >> {tmp_path}/calls; sleep 2;; esac\nexit 1\n'
+    install_compiler(tmp_path, monkeypatch, script=script)
+    processes = [FORK.Process(target=_expect_failure) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert num_calls(tmp_path / "calls") == 1
+
+
+def _expect_failure() -> None:
+    with pytest.raises(RuntimeError, match="compiling failed"):
+        build.load_library("cpu")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch is built for CUDA")
+def test_a_cpu_build_of_pytorch_refuses_to_build_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"compiling failed: kernel\.cpp:3: error: no such thing"):
-        build.build_library("cpu")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    with pytest.raises(RuntimeError, match="this PyTorch is not built for CUDA"):
+        build.load_library("cuda")
 
 
 @pytest.mark.parametrize(
@@ -150,15 +234,36 @@ def test_architectures_come_from_the_environment(
     listed: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    assert build.cuda_architectures() == expected
+    assert recipe.cuda_architectures() == expected
+
+
+def test_an_architecture_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 Hopper")
+    with pytest.raises(RuntimeError, match=r"expected numbers such as .*, got 'Hopper'"):
+        recipe.cuda_architectures()
 
 
 def test_the_newest_architecture_also_gets_ptx_for_later_devices() -> None:
-    assert build.gencode_flags(("80", "100", "90"))[-1] == "-gencode=arch=compute_100,code=compute_100"
-    assert len(build.gencode_flags(("80", "90"))) == 3
+    assert recipe.gencode_flags(("80", "100", "90"))[-1] == "-gencode=arch=compute_100,code=compute_100"
+    assert len(recipe.gencode_flags(("80", "90"))) == 3
 
 
-def test_importing_the_package_builds_nothing(tmp_path: Path) -> None:
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
-    subprocess.run([sys.executable, "-c", "import versatune_ds.kernels"], env=environment, check=True)
-    assert not (tmp_path / "cache").exists()
+PROGRAM = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from versatune_ds.kernels import build, ops
+import sys
+first = "torch.utils.cpp_extension" in sys.modules
+build.load_kernels("cpu")
+print(first, "torch.utils.cpp_extension" in sys.modules)
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_importing_builds_nothing_and_a_second_process_does_not_even_import_the_builder(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "VERSATUNE_KERNELS": "cpp"}
+    command = [sys.executable, "-c", PROGRAM]
+    runs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert [run.stdout for run in runs] == ["False True\n", "False False\n"]
+    assert ["built versatune_cpu.so" in run.stderr for run in runs] == [True, False]
