@@ -22,9 +22,12 @@ def plot_weights(series: RunSeries, path: Path) -> Path:
     figure = Figure(figsize=(8, 7), layout="constrained")
     weights_axes, loss_axes = figure.subplots(2, 1, sharex=True)
     _draw(weights_axes, weight_steps(series), title="Mixture weights", is_step=True)
+    weights_axes.set_ylim(bottom=0)
     losses = {name: series.of(f"domain/{name}/loss") for name in series.domain_names}
-    _draw(loss_axes, losses, title="Validation loss (nats per token)", is_step=False)
+    _draw(loss_axes, losses, title="Validation loss (nats per token, logarithmic)", is_step=False)
+    loss_axes.set_yscale("log")
     loss_axes.set_xlabel("optimizer step")
+    figure.legend(*weights_axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=120)
     return path
 
@@ -45,14 +48,17 @@ def weight_steps(series: RunSeries) -> dict[str, list[tuple[int, float]]]:
 
 def _draw(axes: Axes, points_by_domain: dict[str, list[tuple[int, float]]], *, title: str, is_step: bool) -> None:
     """Draw one line per domain, labelled at its end."""
+    ends: list[tuple[float, float, str]] = []
     for i, (name, points) in enumerate(points_by_domain.items()):
         if not points:
             continue
         steps, values = zip(*points, strict=True)
         style = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)]}
         axes.plot(steps, values, drawstyle="steps-post" if is_step else "default", label=name, **style)
-        axes.annotate(name, (steps[-1], values[-1]), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+        ends.append((values[-1], steps[-1], name))
+    for rank, (value, step, name) in enumerate(sorted(ends)):
+        # Labels alternate between two columns: neighbours often end at nearly the same height.
+        offset = (4 + 52 * (rank % 2), 0)
+        axes.annotate(name, (step, value), xytext=offset, textcoords="offset points", fontsize=8, va="center")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", ncols=min(len(points_by_domain), 6), fontsize=8, frameon=False)

@@ -14,11 +14,13 @@ from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.data.subset import ExampleSubset
+from versatune_ds.data.templates import choose_template, template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.data.validation_rows import ValidationLoader
 from versatune_ds.distributed import World, run_on_rank_zero
 from versatune_ds.mixture.controller import Controller
-from versatune_ds.mixture.reference import load_references
+from versatune_ds.mixture.reference import References, load_references
+from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.training.checkpoint import newest_sound_checkpoint
@@ -55,7 +57,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
     check_named_files(config)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepare_on_rank_zero(config, world)
-    references = load_references(config.mixture, domain_set=data.domain_set)
+    references = _references(config, tokenizer, data)
     weights_K = recipe_weights(config, data)
     controller = Controller(
         domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
@@ -97,6 +99,24 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
     run_on_rank_zero(lambda: write_record(config, world), world)
     run.monitor = _monitor(config, world=world, resumed_step=-1 if checkpoint is None else run.step)
     return run
+
+
+def _references(config: RunConfig, tokenizer: Any, data: PreparedData) -> References:
+    """Return the reference losses, checked to be of the same tokens and the same loss mask as the run's.
+
+    Raises:
+        ValueError: If they are missing, or cannot steer this run and `mixture.reference_check` is refuse.
+    """
+    references = load_references(config.mixture, domain_set=data.domain_set)
+    digests = {
+        "tokenizer": tokenizer_digest(tokenizer),
+        "template": template_digest(choose_template(tokenizer, path=config.data.chat_template)),
+        "mask": config.data.loss_on,
+    }
+    is_refused = config.mixture.reference_check == "refuse"
+    for warning in check_provenance(references, domain_set=data.domain_set, run_digests=digests, is_refused=is_refused):
+        logger.warning("%s", warning)
+    return references
 
 
 def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
