@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from versatune_ds.report.series import RunSeries
 
@@ -26,6 +27,8 @@ def plot_weights(series: RunSeries, path: Path) -> Path:
     losses = {name: series.of(f"domain/{name}/loss") for name in series.domain_names}
     _draw(loss_axes, losses, title="Validation loss (nats per token, logarithmic)", is_step=False)
     loss_axes.set_yscale("log")
+    for set_formatter in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     loss_axes.set_xlabel("optimizer step")
     figure.legend(*weights_axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=120)
