@@ -5,6 +5,7 @@ The one idea: everything a user can get wrong is found here, before the first st
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -17,7 +18,7 @@ from versatune_ds.data.subset import ExampleSubset
 from versatune_ds.data.templates import choose_template, template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.data.validation_rows import ValidationLoader
-from versatune_ds.distributed import World, run_on_rank_zero
+from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import check_provenance
@@ -29,10 +30,11 @@ from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
+from versatune_ds.training.mixture_table import mixture_table
 from versatune_ds.training.model import DomainModel, build_causal_lm
 from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.monitor import Monitor, open_monitor
-from versatune_ds.training.prepared import prepare_on_rank_zero
+from versatune_ds.training.prepared import prepare_once_per_node
 from versatune_ds.training.run import Run
 from versatune_ds.training.run_folder import (
     RunStart,
@@ -56,12 +58,13 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
     check_named_files(config)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
-    tokenizer, data = prepare_on_rank_zero(config, world)
+    tokenizer, data = prepare_once_per_node(config, world)
     references = _references(config, tokenizer, data)
     weights_K = recipe_weights(config, data)
     controller = Controller(
         domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
     )
+    logger.info("mixture\n%s", mixture_table(config, data, weights_K))
     causal_lm = _causal_lm(config, tokenizer, ds_config=ds_config)
     start = RunStart(
         tokenizer=tokenizer, causal_lm=causal_lm, weights_K=weights_K, references=references, domain_set=data.domain_set
@@ -91,6 +94,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
             "zero_stage": zero_stage(ds_config),
         },
     )
+    check_same_on_all_ranks(json.dumps(run.identity), world, what="data, tokenizer and settings")
     checkpoint = newest_sound_checkpoint(config.run_dir, world)
     if checkpoint is not None:
         run.restore(checkpoint)

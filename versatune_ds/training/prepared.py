@@ -1,12 +1,15 @@
 """Get a recipe's tokenizer and its tokenised data, once for all processes.
 
-The one idea: rank 0 does the work and leaves it on disk; the others are told the folders and open what lies there.
+The one idea: rank 0 does the work and leaves it on disk; the others are told the folders and open what lies there. On
+a node that does not see rank 0's disk, that node's first process does the same work again; the digests in the folders'
+names, and the run's identity compared over all ranks, make sure that it is the same.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +28,50 @@ from versatune_ds.domains import DomainSet
 logger = logging.getLogger(__name__)
 
 
-def prepare_on_rank_zero(config: RunConfig, world: World) -> tuple[Any, PreparedData]:
-    """Return tokenizer and data on every rank; the work is done by rank 0 while the others wait.
+_POLL_SECONDS = 0.5
+
+
+def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, PreparedData]:
+    """Return tokenizer and data on every rank; the work is done by one process of a node while the others wait.
 
     Communication: two broadcasts when rank 0 is done: whether all went well, and the folders of the shards.
     """
     prepared: list[PreparedData] = []
     run_on_rank_zero(lambda: prepared.append(prepare_recipe(config)), world)
-    folders = broadcast_text(_folders_as_text(prepared[0]) if prepared else None, world)
-    data = prepared[0] if prepared else _open_folders(folders)
+    text = _folders_as_text(prepared[0], cache_dir=cache_folder(config)) if prepared else None
+    folders = broadcast_text(text, world)
+    data = prepared[0] if prepared else _open_or_prepare(folders, config, world)
     return load_or_train_tokenizer(config), data
 
 
-def _folders_as_text(data: PreparedData) -> str:
-    """Return where the shards lie, as JSON."""
-    splits = {split: [str(shards.folder) for shards in getattr(data, split)] for split in ("train", "valid")}
+def _folders_as_text(data: PreparedData, *, cache_dir: Path) -> str:
+    """Return where the shards lie within the cache, as JSON."""
+    splits = {
+        split: [shards.folder.relative_to(cache_dir).as_posix() for shards in getattr(data, split)]
+        for split in ("train", "valid")
+    }
     return json.dumps({"domains": list(data.domain_set), **splits})
 
 
-def _open_folders(text: str) -> PreparedData:
-    """Open the shards that rank 0 names; its counts stay with rank 0."""
+def _open_or_prepare(text: str, config: RunConfig, world: World) -> PreparedData:
+    """Open the shards that rank 0 names; where this node does not have them, its first process prepares them."""
     folders = json.loads(text)
+    paths = {split: [cache_folder(config) / name for name in folders[split]] for split in ("train", "valid")}
+    if world.local_rank == 0 and not _are_there(paths):
+        return prepare_recipe(config)
+    while not _are_there(paths):
+        time.sleep(_POLL_SECONDS)  # should the first process fail, the launcher ends this one too
     return PreparedData(
         domain_set=DomainSet(tuple(folders["domains"])),
-        train=tuple(DomainShards(folder) for folder in folders["train"]),
-        valid=tuple(DomainShards(folder) for folder in folders["valid"]),
+        train=tuple(DomainShards(folder) for folder in paths["train"]),
+        valid=tuple(DomainShards(folder) for folder in paths["valid"]),
         counts=(),
     )
+
+
+def _are_there(paths: dict[str, list[Path]]) -> bool:
+    """Return whether all folders exist; a prepared folder appears whole, by a rename."""
+    return all(path.is_dir() for folders in paths.values() for path in folders)
 
 
 def prepare_recipe(config: RunConfig) -> PreparedData:
