@@ -170,3 +170,57 @@ def test_a_compressed_file_cut_short_is_named(tmp_path, name):
 )
 def test_the_format_is_the_suffix_under_the_compression(name, suffix):
     assert format_of(Path(name)) == suffix
+
+
+@pytest.mark.parametrize("num_characters", [1, 16, 1 << 16])
+def test_what_follows_an_array_is_refused_not_lost(tmp_path, monkeypatch, num_characters):
+    monkeypatch.setattr(json_files, "_CHARACTERS_PER_READ", num_characters)
+    path = write(tmp_path / "a.json", '[{"text": "a"}]\n[{"text": "b"}]')
+    with pytest.raises(ValueError, match=r"a.json:1: the array ends here, but '\[.* follows"):
+        list(read_records(path))
+    assert records_of(write(tmp_path / "b.json", '[{"text": "a"}]\n \n')) == [(1, {"text": "a"})]
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_of_a_table(tmp_path):
+    path = write(tmp_path / "a.csv", 'question,answer\na,b\nc,"d\ne,f\ng,h\n')
+    with pytest.raises(ValueError, match=r"a.csv:3: a quote in this row is never closed"):
+        list(read_records(path))
+
+
+def test_a_quote_closed_within_a_cell_is_a_problem_of_its_line(tmp_path):
+    path = write(tmp_path / "a.csv", 'question,answer\na,b\n"c"d,e\nf,g\nh\n')
+    found = [(record.line, bool(record.problem)) for record in read_records(path)]
+    assert found == [(2, False), (3, True), (4, False), (5, False)]
+    assert records_of(path)[-1] == (5, {"question": "h", "answer": None})
+
+
+def test_text_files_keep_their_indentation(tmp_path):
+    path = write(tmp_path / "a.txt", "def f():\n    return 1 \r\n\t\n")
+    assert records_of(path) == [(1, {"text": "def f():"}), (2, {"text": "    return 1 "})]
+
+
+def test_a_damaged_compressed_file_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", LINES * 50)
+    content = bytearray(path.read_bytes())
+    content[10] = 0x07  # a block type that deflate does not have
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.jsonl.gz: cannot be read: .*invalid block type"):
+        list(read_records(path))
+
+
+def test_binary_columns_are_text_and_nan_is_nothing(tmp_path):
+    rows = [{"text": b"hello", "note": float("nan"), "turns": [b"hi"]}, {"text": b"\xff", "note": 1.0, "turns": []}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert records_of(tmp_path / "a.parquet") == [(1, {"text": "hello", "note": None, "turns": ["hi"]})]
+    problems = [record.problem for record in read_records(tmp_path / "a.parquet")]
+    assert problems[1] == "not UTF-8 text (invalid start byte at byte 1)"
+
+
+def test_json_lines_named_json_may_begin_with_a_long_line(tmp_path):
+    rows = [{"text": "x" * 100_000}, {"text": "b"}]
+    path = write(tmp_path / "a.json", "\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    assert records_of(path) == [(2, rows[0]), (3, rows[1])]
+
+
+def test_the_column_without_a_name_that_pandas_writes_is_left_out(tmp_path):
+    assert records_of(write(tmp_path / "a.csv", ",text\n0,a\n1,b\n")) == [(2, {"text": "a"}), (3, {"text": "b"})]

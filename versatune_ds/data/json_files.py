@@ -14,12 +14,13 @@ from typing import Any, TextIO
 from versatune_ds.data.records import Record, json_text, open_text, read_lines
 
 _CHARACTERS_PER_READ = 1 << 16
+_MAX_FIRST_LINE_CHARACTERS = 1 << 26  # a longer first line is taken for part of one object
 
 
 def read_json_lines(path: Path) -> Iterator[Record]:
     """Yield one record a line; the JSON itself is parsed later, in parallel."""
     for number, text, problem in read_lines(path):
-        yield Record(line=number, json_text=text, problem=problem)
+        yield Record(line=number, json_text=text.strip(), problem=problem)
 
 
 def read_json(path: Path) -> Iterator[Record]:
@@ -28,7 +29,7 @@ def read_json(path: Path) -> Iterator[Record]:
         start = _read_first_block(stream).lstrip()
     if start.startswith("["):
         yield from _read_json_array(path)
-    elif _is_json_object(start.partition("\n")[0]) and start.partition("\n")[2].strip():
+    elif _is_json_lines(path):
         yield from read_json_lines(path)
     else:
         with open_text(path) as stream:
@@ -39,7 +40,8 @@ def _read_json_array(path: Path) -> Iterator[Record]:
     """Yield the elements of an array while reading it: what is held is one element and one block.
 
     Raises:
-        ValueError: If the file ends within an element, or an element is no JSON, with file and line.
+        ValueError: If the file ends within an element, an element is no JSON, or something follows the array, with
+            file and line.
     """
     decoder, line = json.JSONDecoder(), 1
     with open_text(path) as stream:
@@ -54,6 +56,7 @@ def _read_json_array(path: Path) -> Iterator[Record]:
             except ValueError:
                 end = -1
             if buffer.startswith("]", start):
+                _check_nothing_follows(buffer[start + 1 :], stream, place=f"{path}:{line}")
                 return
             if end < 0 or end == len(buffer):  # cut off by the block's end, perhaps: a number could go on
                 more = stream.read(max(_CHARACTERS_PER_READ, len(buffer) - start))
@@ -64,6 +67,15 @@ def _read_json_array(path: Path) -> Iterator[Record]:
             yield Record(line=line, json_text=buffer[start:end])
             line += buffer.count("\n", start, end)
             place = end
+
+
+def _check_nothing_follows(text: str, stream: TextIO, *, place: str) -> None:
+    """Raise ValueError, naming the place, when an array is followed by more than white space."""
+    found = text.strip() or _read_first_block(stream).strip()
+    if found:
+        raise ValueError(
+            f"{place}: the array ends here, but {found[:20]!r} follows; expected one array, or JSON Lines of objects"
+        )
 
 
 def _read_first_block(stream: TextIO) -> str:
@@ -80,6 +92,15 @@ def _after_separators(text: str, place: int) -> int:
     while place < len(text) and text[place] in " \t\r\n,":
         place += 1
     return place
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Return whether the first line that is not blank is a whole object, and more follows it."""
+    with open_text(path) as stream:
+        line = stream.readline(_MAX_FIRST_LINE_CHARACTERS)
+        while line and not line.strip():
+            line = stream.readline(_MAX_FIRST_LINE_CHARACTERS)
+        return _is_json_object(line) and bool(_read_first_block(stream).strip())
 
 
 def _is_json_object(text: str) -> bool:

@@ -10,14 +10,16 @@ Lines count from 1; for Parquet and Arrow they are row numbers, for a `.json` ob
 from __future__ import annotations
 
 import csv
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from versatune_ds.data.json_files import read_json, read_json_lines
-from versatune_ds.data.records import COMPRESSIONS, Record, json_text, open_text, read_lines
+from versatune_ds.data.records import COMPRESSIONS, Record, json_text, open_text, plain_value, read_lines
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _ROWS_PER_READ = 1000
@@ -51,7 +53,7 @@ def read_records(path: Path) -> Iterator[Record]:
     reader = readers.get(format_of(path) or "", read_json_lines)
     try:
         yield from reader(path)
-    except (OSError, EOFError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
@@ -62,16 +64,38 @@ def _read_text_lines(path: Path) -> Iterator[Record]:
 
 
 def _read_csv(path: Path) -> Iterator[Record]:
-    """Yield the rows of a table with a header line; quoted cells may hold line ends."""
+    """Yield the rows of a table with a header line; quoted cells may hold line ends.
+
+    Raises:
+        ValueError: If a quote is never closed: it would make one row of all that follows.
+    """
     delimiter = "\t" if format_of(path) == ".tsv" else ","
     with open_text(path) as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, restkey="")
+        cells = csv.reader(stream, delimiter=delimiter, strict=True)
+        header = next(cells, [])
         line = 1  # the header's, when no cell of it holds a line end
-        for row in reader:
-            surplus = row.pop("", None)
-            problem = f"{len(surplus)} cells more than the header has" if isinstance(surplus, list) else ""
-            yield Record(line=line + 1, json_text=json_text(row), problem=problem)
-            line = reader.line_num
+        while True:
+            try:
+                row = next(cells)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise ValueError(f"{path}:{line + 1}: a quote in this row is never closed; close it") from None
+                yield Record(line=line + 1, json_text="{}", problem=f"not valid CSV: {error}")
+            else:
+                if row:
+                    yield _row_of_table(row, header=header, line=line + 1)
+            line = cells.line_num
+
+
+def _row_of_table(cells: list[str], *, header: list[str], line: int) -> Record:
+    """Return a row of a table as a record; cells missing at its end are null, a column without a name is left out."""
+    num_surplus = max(len(cells) - len(header), 0)
+    problem = f"{num_surplus} cells more than the header has" if num_surplus else ""
+    padded = [*cells, *[None] * (len(header) - len(cells))]
+    row = {name: cell for name, cell in zip(header, padded, strict=False) if name}
+    return Record(line=line, json_text=json_text(row), problem=problem)
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
@@ -99,4 +123,12 @@ def _read_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
         for start in range(0, batch.num_rows, _ROWS_PER_READ):
             for row in batch.slice(start, _ROWS_PER_READ).to_pylist():
                 number += 1
-                yield Record(line=number, json_text=json_text(row))
+                yield _row_of_batch(row, line=number)
+
+
+def _row_of_batch(row: dict[str, Any], *, line: int) -> Record:
+    """Return a row of a record batch as a record; binary that is no text is a problem of its row."""
+    try:
+        return Record(line=line, json_text=json_text(plain_value(row)))
+    except UnicodeDecodeError as error:
+        return Record(line=line, json_text="{}", problem=f"not UTF-8 text ({error.reason} at byte {error.start + 1})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,21 @@ class Record:
 def json_text(value: Any) -> str:
     """Return a value as ASCII JSON text; what JSON has no word for (dates) is written as its text."""
     return json.dumps(value, default=str)
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value of a table with binary decoded as UTF-8 text and NaN, which pandas writes for nothing, as None.
+
+    Raises:
+        UnicodeDecodeError: If binary is not UTF-8.
+    """
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {key: plain_value(entry) for key, entry in value.items()}
+    return [plain_value(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -64,13 +80,12 @@ def open_text(path: Path) -> io.TextIOWrapper:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, text, problem) of every line that is not blank, without its line end."""
+    """Yield (line, text, problem) of every line that is not blank, without its line end but with its indentation."""
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, start=1):
-            stripped = line.strip()
-            if not stripped:
+            if not line.strip():
                 continue
             try:
-                yield number, stripped.decode("utf-8"), ""
+                yield number, line.rstrip(b"\r\n").decode("utf-8"), ""
             except UnicodeDecodeError as error:
                 yield number, "", f"not UTF-8 text ({error.reason} at byte {error.start + 1})"
