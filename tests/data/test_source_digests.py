@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 from versatune_ds.data import source_digests
 from versatune_ds.data.source_digests import SourceDigests
+
+
+@pytest.fixture(autouse=True)
+def later(monkeypatch):
+    """Look at the files half a minute later: nobody can set the time of a file's last change of state (ctime)."""
+    monkeypatch.setattr(source_digests.time, "time", lambda now=time.time: now() + 30)
 
 
 def written(path, text, *, age_seconds):
@@ -26,7 +33,7 @@ def test_a_settled_file_is_read_once(tmp_path, monkeypatch):
 
 
 def test_a_file_changed_just_now_is_not_remembered(tmp_path):
-    path = written(tmp_path / "law.jsonl", "a", age_seconds=0)
+    path = written(tmp_path / "law.jsonl", "a", age_seconds=-30)
     SourceDigests(tmp_path / "cache").of([path])
     assert not (tmp_path / "cache" / "source_digests.json").exists()
 
@@ -49,3 +56,13 @@ def test_a_damaged_memory_is_an_empty_one(tmp_path):
     expected = SourceDigests(tmp_path / "cache").of([path])
     (tmp_path / "cache" / "source_digests.json").write_text("{broken")
     assert SourceDigests(tmp_path / "cache").of([path]) == expected
+
+
+def test_a_rewrite_that_sets_the_time_of_change_back_is_noticed(tmp_path):
+    path = written(tmp_path / "law.jsonl", "a", age_seconds=60)
+    before, stat = SourceDigests(tmp_path / "cache").of([path]), path.stat()
+    with path.open("r+") as stream:
+        stream.write("b")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (stat.st_mtime_ns, stat.st_ino)
+    assert SourceDigests(tmp_path / "cache").of([path]) != before

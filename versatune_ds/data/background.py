@@ -6,11 +6,14 @@ failing run from exiting.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
+
+_logger = logging.getLogger(__name__)
 
 
 class BackgroundThread:
@@ -24,9 +27,16 @@ class BackgroundThread:
         self._name = name
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_closed = False
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Queue a call and return the future of its result. The thread starts with the first call."""
+        """Queue a call and return the future of its result. The thread starts with the first call.
+
+        Raises:
+            RuntimeError: If the thread was closed.
+        """
+        if self._is_closed:
+            raise RuntimeError(f"thread {self._name}: a call queued after close")
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
@@ -34,18 +44,28 @@ class BackgroundThread:
         self._calls.put((call, future))
         return future
 
-    def close(self) -> None:
-        """Let the calls already queued finish, and end the thread."""
-        if self._thread is not None:
-            self._calls.put(None)
-            self._thread.join()
-            self._thread = None
+    def close(self, *, timeout_seconds: float = 10.0) -> None:
+        """Cancel the calls still queued and end the thread, waiting at most so long for the call that runs.
+
+        A call that hangs is left behind with a warning; it ends with the process.
+        """
+        self._is_closed = True
+        if self._thread is None:
+            return
+        self._calls.put(None)
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            _logger.warning("thread %s: a call still runs after %g s; left behind", self._name, timeout_seconds)
+        self._thread = None
 
     def _run(self) -> None:
         """Serve calls until told to end."""
         error: BaseException | None = None
         while (work := self._calls.get()) is not None:
             call, future = work
+            if self._is_closed:
+                future.cancel()
+                continue
             if error is None:
                 try:
                     future.set_result(call())

@@ -1,7 +1,8 @@
 """Build a folder so that it is whole or absent, also when the process is killed or two build it at once.
 
-The one idea: everything is written into a folder beside, forced to disk and renamed. A rename either happened or not;
-a lock file only spares the second job the work.
+The one idea: everything is written into a folder beside, forced to disk and renamed. A rename either happened or not.
+The lock is required, and not only to spare the second job the work: a build first removes what earlier builds of this
+machine left behind, which without the lock would be the folder another process is just writing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def locked(path: Path) -> Iterator[None]:
 def building(folder: Path) -> Iterator[Path]:
     """Yield a folder to build in that becomes `folder` when the block ends, and vanishes when it raises.
 
-    The caller holds the lock of `folder`, so what an earlier process of this machine left behind is removed first.
+    The caller must hold the lock of `folder`: what an earlier process of this machine left behind is removed first.
     """
     prefix = f".building-{folder.name}-{socket.gethostname()}-"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -127,6 +127,7 @@ class MixtureLoader:
         self._thread = BackgroundThread(name="versatune-data")
         self._planned: dict[int, Future[tuple[StepPlan, tuple[Batch, ...]]]] = {}
         self._last_planned: int | None = None
+        self._has_begun = False
         self._exhausted: set[int] = set()
         self._taken_step = -1
         self._taken_state = self._planning_state = SamplerState.start(len(domain_set))
@@ -147,7 +148,7 @@ class MixtureLoader:
             )
         if len(self._planned) > self.prefetch:
             raise RuntimeError(f"step {step}: {len(self._planned)} planned steps wait; take one first")
-        self._last_planned = step
+        self._last_planned, self._has_begun = step, True
         weights_K = np.array(weights_K, dtype=np.float64)
         self._planned[step] = self._thread.submit(lambda: self._make(step, weights_K))
 
@@ -214,8 +215,8 @@ class MixtureLoader:
         Raises:
             RuntimeError: If the place belongs to other data, one line for each difference, or planning has begun.
         """
-        if self._planned:
-            raise RuntimeError(f"data state loaded after steps {sorted(self._planned)} were planned; load it first")
+        if self._has_begun:
+            raise RuntimeError(f"data state loaded after step {self._last_planned} was planned; load it first")
         state, step = state_from_json(values, identity=self._identity)
         self._taken_state = self._planning_state = state
         self._taken_step = self._last_planned = step

@@ -1,7 +1,8 @@
 """Know the content digests of source files without reading gigabytes at every start.
 
-The one idea: a digest is remembered with the file's size, inode and time of change in nanoseconds. A file changed
-within the last seconds is not remembered, because a clock may be too coarse to tell the next change apart.
+The one idea: a digest is remembered with the file's size, inode and both times of change in nanoseconds; the second
+(ctime) moves even when a program sets the first one back. A file changed within the last seconds is not remembered,
+because a clock may be too coarse to tell the next change apart.
 """
 
 from __future__ import annotations
@@ -60,9 +61,10 @@ class SourceDigests:
 def _key(path: Path) -> str:
     """Return what identifies a file's content without reading it."""
     stat = path.stat()
-    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
 
 
 def _is_settled(path: Path) -> bool:
     """Return whether a file's last change is old enough to be told from the next one."""
-    return time.time() - path.stat().st_mtime > _SETTLED_SECONDS
+    stat = path.stat()
+    return time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_SECONDS
