@@ -137,3 +137,10 @@ def test_the_built_in_corpus_is_written_and_prepared(tmp_path):
 def test_texts_for_a_tokenizer_are_those_of_the_good_training_rows(tmp_path):
     write_jsonl(tmp_path / "train" / "law.jsonl", [chat_row("a", "b"), "{broken", {"text": "c"}])
     assert list(iter_texts(DataConfig(folder=tmp_path), cache_dir=tmp_path / "cache")) == ["a", "b", "c"]
+
+
+def test_bad_rows_are_warned_of_at_every_start(tmp_path, caplog):
+    prepare_rows(tmp_path, [*chat_rows(3), "{broken"], max_bad_rows=1)
+    caplog.clear()
+    prepare_folder(tmp_path / "data", max_bad_rows=1)
+    assert "law: 1 bad rows left out" in caplog.text

@@ -13,7 +13,7 @@ import pytest
 from chat_data import write_domains
 from prepare_data import prepare_folder, prepare_rows
 
-from versatune_ds.data import cache, encode_files, prepare, prepare_domain, shard_writer
+from versatune_ds.data import cache, encode_files, prepare, prepare_domain, shard_writer, shards
 from versatune_ds.data.encode_rows import RowEncoder
 from versatune_ds.data.shards import DomainShards
 
@@ -52,14 +52,14 @@ def test_two_preparations_at_once_build_every_domain_once(tmp_path, monkeypatch)
     monkeypatch.setattr(prepare, "build_domain", logged_build)
     assert exit_codes_of(prepare_folder, folder, num_processes=4) == [0] * 4
     assert sorted(log.read_text().split()) == ["code", "law"]
-    for shards in prepare_folder(folder).train:
-        DomainShards(shards.folder, verify=True)
+    for built in prepare_folder(folder).train:
+        DomainShards(built.folder, verify=True)
 
 
 def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
     with pytest.raises(ValueError, match="bad rows"):
         prepare_rows(tmp_path, ["{broken"])
-    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["locks"]
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir() and "law" in path.name] == []
 
 
 def test_a_damaged_shard_is_named_with_the_way_out(tmp_path):
@@ -68,6 +68,23 @@ def test_a_damaged_shard_is_named_with_the_way_out(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RuntimeError, match=r"tokens-00000.arrow: corrupt shard: .* delete .* and prepare again"):
         prepare_folder(folder)
+
+
+def test_a_changed_byte_of_a_shard_found_prepared_is_named_with_the_way_out(tmp_path, monkeypatch):
+    folder = write_domains(tmp_path / "data", num_rows=5)
+    path = prepare_folder(folder).valid[1].folder / "tokens-00000.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match=r"tokens-00000.arrow: corrupt shard: digest .* delete .* and prepare again"):
+        prepare_folder(folder)
+    monkeypatch.setattr(prepare, "_MAX_VERIFIED_BYTES", 1)
+    assert len(prepare_folder(folder).domain_set) == 2, "large shards are not read whole at every start"
+
+
+def test_shards_just_built_are_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "digest_of_file", lambda path: pytest.fail("read again"))
+    prepare_folder(write_domains(tmp_path / "data", num_rows=5))
 
 
 def exit_codes_of(function, *args, num_processes=1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from chat_data import chat_row, chat_rows, write_jsonl
 from prepare_data import prepare_folder, prepare_rows, prepare_without_valid
@@ -20,6 +22,13 @@ def test_too_many_bad_rows_name_domain_count_places_and_reasons(tmp_path):
     )
     assert f"{path}:5: preference pair" in message
     assert not list((tmp_path / "cache").glob("law-*"))
+
+
+def test_the_bad_rows_of_a_refused_domain_are_kept_and_named(tmp_path):
+    kept = tmp_path / "cache" / "refused" / "law-bad_rows.jsonl"
+    with pytest.raises(ValueError, match=f"; all in {kept}$"):
+        prepare_rows(tmp_path, [*chat_rows(3), *["{broken"] * 5], max_bad_rows=1)
+    assert [json.loads(line)["line"] for line in kept.read_text().splitlines()] == [4, 5, 6, 7, 8]
 
 
 def test_a_lower_limit_refuses_what_was_prepared_under_a_higher_one(tmp_path):
@@ -61,7 +70,10 @@ def test_answers_beyond_the_row_are_named_when_nothing_is_left(tmp_path):
         ([], "train is no folder; expected .*train/DOMAIN.jsonl"),
         (["train/README.md"], "train holds no data file"),
         (["train/law.jsonl", "train/law.csv"], "law.csv and law.jsonl in .* are both domain 'law'"),
-        (["train/law.jsonl", "valid/tax.jsonl"], r"tax.jsonl belongs to no domain of .*train \(law\)"),
+        (
+            ["train/law.jsonl", "valid/law.jsonl", "valid/tax.jsonl"],
+            r"tax.jsonl belongs to no domain of .*train \(law\)",
+        ),
     ],
 )
 def test_a_folder_that_is_no_set_of_domains_is_refused(tmp_path, files, reason):

@@ -12,6 +12,8 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,9 @@ __all__ = ["PreparedData", "iter_texts", "prepare_domains"]
 
 _logger = logging.getLogger(__name__)
 
-_PREPARE_VERSION = 1  # raise it whenever the same input would give other tokens: older shards are then built anew
+_PREPARE_VERSION = 2  # raise it whenever the same input would give other tokens: older shards are then built anew
+
+_MAX_VERIFIED_BYTES = 2 << 30  # about 3 s of reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,9 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
 
     What is held out depends on the rows alone, not on a seed, so that runs compare whatever their seeds.
 
+    Shards found prepared are compared with their digests when they are below 2 GiB together; of more, which would cost
+    1.5 s a GB at every start, only sizes, headers and footers are checked. Shards built in this call are not read back.
+
     Args:
         data: The recipe's data section.
         tokenizer: A transformers tokenizer.
@@ -86,21 +93,29 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
     abilities = probe_template(template, tokenizer=tokenizer)
     identity = {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(template)}
     digests = SourceDigests(cache_dir)
-    folders, counts = [], []
+    folders, found, counts = [], [], []
     for name, files in files_of_domain.items():
         encoder = RowEncoder(
             tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
         )
         task = _task(data, name=name, files=files)
-        folder = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
+        folder, is_found = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
         folders.append(folder)
+        found += [folder] * is_found
         counts += read_summary(folder).rows
+    verified = _to_verify(found)
     return PreparedData(
         domain_set=domain_set,
-        train=tuple(DomainShards(folder / "train") for folder in folders),
-        valid=tuple(DomainShards(folder / "valid") for folder in folders),
+        train=tuple(DomainShards(folder / "train", verify=folder in verified) for folder in folders),
+        valid=tuple(DomainShards(folder / "valid", verify=folder in verified) for folder in folders),
         counts=tuple(counts),
     )
+
+
+def _to_verify(found: Sequence[Path]) -> set[Path]:
+    """Return the folders found prepared whose every byte is worth reading: all of them, or none when they are large."""
+    num_bytes = sum(path.stat().st_size for folder in found for path in folder.glob("*/*.arrow"))
+    return set(found) if num_bytes < _MAX_VERIFIED_BYTES else set()
 
 
 def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
@@ -124,8 +139,8 @@ def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
 
 def _prepare_domain(
     task: DomainTask, *, encoder: RowEncoder, identity: dict[str, str], data: DataConfig, digests: SourceDigests
-) -> Path:
-    """Return a domain's folder of shards, building it when it is not there.
+) -> tuple[Path, bool]:
+    """Return a domain's folder of shards, built when it is not there, and whether it was.
 
     Raises:
         ValueError: If the domain cannot be prepared, or was, with more bad rows than are allowed now.
@@ -133,15 +148,34 @@ def _prepare_domain(
     settings = {**identity, **dataclasses.asdict(encoder.settings)}
     folder = digests.cache_dir / f"{_file_name(task.name)}-{_fingerprint(task, settings=settings, digests=digests)}"
     with locked(digests.cache_dir / "locks" / folder.name):
-        if not folder.is_dir():
+        is_found = folder.is_dir()
+        if not is_found:
             with building(folder) as place:
                 summary = build_domain(
                     place, task=task, encoder=encoder, num_processes=data.num_processes, settings=settings
                 )
-                check_summary(summary, task=task, max_bad_rows=data.max_bad_rows)
-            _warn(summary, bad_rows=folder / BAD_ROWS_NAME, closes_turns=encoder.abilities.closes_turns)
-    check_summary(read_summary(folder), task=task, max_bad_rows=data.max_bad_rows)
-    return folder
+                bad_rows = digests.cache_dir / "refused" / f"{_file_name(task.name)}-{BAD_ROWS_NAME}"
+                _check_built(place, summary=summary, task=task, max_bad_rows=data.max_bad_rows, kept_bad_rows=bad_rows)
+    summary, bad_rows = read_summary(folder), folder / BAD_ROWS_NAME
+    check_summary(summary, task=task, max_bad_rows=data.max_bad_rows, bad_rows=bad_rows)
+    _warn(summary, bad_rows=bad_rows, closes_turns=encoder.abilities.closes_turns)
+    return folder, is_found
+
+
+def _check_built(
+    place: Path, *, summary: DomainSummary, task: DomainTask, max_bad_rows: float, kept_bad_rows: Path
+) -> None:
+    """Check a domain just built; when it is refused, its list of bad rows is kept, unlike the rest.
+
+    Raises:
+        ValueError: If the domain is refused.
+    """
+    try:
+        check_summary(summary, task=task, max_bad_rows=max_bad_rows, bad_rows=kept_bad_rows)
+    except ValueError:
+        kept_bad_rows.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / BAD_ROWS_NAME, kept_bad_rows)
+        raise
 
 
 def _fingerprint(task: DomainTask, *, settings: dict[str, Any], digests: SourceDigests) -> str:

@@ -108,8 +108,8 @@ def is_held_out_by_hash(content_hash_L: np.ndarray, *, fraction: float) -> np.nd
     return content_hash_L < np.uint64(int(fraction * 2**64))
 
 
-def check_summary(summary: DomainSummary, *, task: DomainTask, max_bad_rows: float) -> None:
-    """Raise ValueError when a domain has too many bad rows, or a split without an example."""
+def check_summary(summary: DomainSummary, *, task: DomainTask, max_bad_rows: float, bad_rows: Path) -> None:
+    """Raise ValueError when a domain has too many bad rows, all listed in a file, or a split without an example."""
     num_rows = sum(row.num_rows for row in summary.rows)
     num_bad = sum(row.num_bad_rows for row in summary.rows)
     files = ", ".join(map(str, task.train[:3]))
@@ -119,7 +119,7 @@ def check_summary(summary: DomainSummary, *, task: DomainTask, max_bad_rows: flo
     if num_bad > allowed:
         raise ValueError(
             f"{task.key}: domain {task.name!r} has {num_bad} bad rows of {num_rows}, and data.max_bad_rows allows "
-            f"{allowed}: {'; '.join(summary.problems)}"
+            f"{allowed}: {'; '.join(summary.problems)}; all in {bad_rows}"
         )
     for row in summary.rows:
         if row.num_examples == 0:
