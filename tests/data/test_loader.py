@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from fake_shards import FakeShards, fake_domain, fake_domains, source_of
 from resume import run_steps, same_batches
 
 from versatune_ds.data.batch import IGNORE_INDEX, Batch
-from versatune_ds.data.loader import MixtureLoader
+from versatune_ds.data.collate import collate_rows
+from versatune_ds.data.inspect import describe_rows, iterate_plans
+from versatune_ds.data.loader import MixtureLoader, StepBatch
+from versatune_ds.data.plan import plan_step
+from versatune_ds.data.sampler import SamplerState
 from versatune_ds.data.supply import DataEndsError
 from versatune_ds.domains import DomainSet
 
+DOMAINS = DomainSet(("domain0", "domain1", "domain2"))
 WEIGHTS_K = np.array([0.2, 0.5, 0.3])
 
 
@@ -35,6 +42,88 @@ def examples_of(batch: Batch) -> list[tuple[int, int]]:
     """Return (domain, example) of every example, from the tokens themselves."""
     starts = (batch.positions == 0) & (batch.input_ids != 0)
     return [source_of(token)[:2] for token in batch.input_ids[starts].tolist()]
+
+
+def rows_of(step: StepBatch) -> list[list[list]]:
+    """Return [domain, example, tokens] of every example of every row of a rank, from the tokens themselves."""
+    return [
+        _examples_of_row(input_ids, positions)
+        for batch in step.micro_batches
+        for input_ids, positions in zip(batch.input_ids.numpy(), batch.positions.numpy(), strict=True)
+    ]
+
+
+def _examples_of_row(input_ids_T: np.ndarray, positions_T: np.ndarray) -> list[list]:
+    """Return [domain, example, tokens] of every example of a row; a padding of zeros at its end is none."""
+    starts = [*np.flatnonzero(positions_T == 0).tolist(), len(input_ids_T)]
+    spans = [span for span in itertools.pairwise(starts) if input_ids_T[slice(*span)].any()]
+    sources = [source_of(int(input_ids_T[begin])) for begin, _ in spans]
+    return [[f"domain{k}", i, end - begin] for (k, i, _), (begin, end) in zip(sources, spans, strict=True)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_every_rank_gets_the_rows_that_inspect_describes_for_it(world_size: int, rows: int):
+    shards = [fake_domain(k, range(2, 30 + 20 * k)) for k in range(3)]
+    settings = {"world_size": world_size, "rows_per_micro_batch": rows, "row_tokens": 80}
+    loaders = [make_loader(shards, rank=rank, **settings) for rank in range(world_size)]
+    plans = iterate_plans(
+        SamplerState.start(3),
+        orders=loaders[0].orders,
+        settings=loaders[0].settings,
+        first_step=1,
+        last_step=3,
+        weights_at=lambda step: WEIGHTS_K,
+    )
+    described = list(
+        describe_rows(plans, domain_set=DOMAINS, world_size=world_size, rows_per_micro_batch=rows),
+    )
+    for rank, loader in enumerate(loaders):
+        found = [row for step in take_all(loader) for row in rows_of(step)]
+        shown = [row["examples"] for row in described if row["rank"] == rank]
+        assert found == [[[name, index, tokens] for name, _, index, tokens in row] for row in shown]
+        assert len(found) == 3 * 24 // world_size
+
+
+@pytest.mark.parametrize("prefetch", [0, 2, 4])
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_new_weights_act_on_no_planned_step_however_many_wait(prefetch: int, taken: int):
+    after_K = np.array([0.7, 0.1, 0.2])
+    for num_waiting in range(prefetch + 1):
+        loader = make_loader(prefetch=prefetch, rows_per_micro_batch=24)
+        first_changed, last = taken + num_waiting + 1, taken + num_waiting + 4
+        found = []
+        for step in range(1, last + 1):
+            while step - 1 - len(found) > prefetch or (step == first_changed and len(found) < taken):
+                found.append(loader.take(len(found) + 1))
+            if step == first_changed:
+                assert step - 1 - len(found) == num_waiting
+            loader.plan(step, WEIGHTS_K if step < first_changed else after_K)
+        found += [loader.take(step) for step in range(len(found) + 1, last + 1)]
+        loader.close()
+        assert_planned_like(loader, found, first_changed=first_changed, after_K=after_K)
+
+
+def assert_planned_like(loader: MixtureLoader, found: list[StepBatch], *, first_changed: int, after_K: np.ndarray):
+    """Compare what a loader gave with what plan_step gives, one step after another, and its collated rows."""
+    shards, state = fake_domains([9, 40, 3], longest=30), SamplerState.start(3)
+    for step, batch in enumerate(found, start=1):
+        weights_K = WEIGHTS_K if step < first_changed else after_K
+        plan = plan_step(state, weights_K, step=step, orders=loader.orders, settings=loader.settings)
+        state = plan.state_after
+        rows = collate_rows(
+            plan.placement,
+            first_row=0,
+            num_rows=24,
+            row_tokens=32,
+            shards=shards,
+            pad_token_id=0,
+            num_loss_tokens_global=plan.num_loss_tokens_global,
+        )
+        assert same_batches(batch, StepBatch(plan=plan, micro_batches=(rows,), wait_seconds=0.0))
+        assert batch.plan.num_loss_tokens_global == plan.num_loss_tokens_global
+        for name in ("draws_K", "deficit_K"):
+            assert getattr(batch.plan.state_after, name).tolist() == getattr(state, name).tolist()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
