@@ -104,7 +104,7 @@ def test_a_conversation_the_template_refuses_says_why():
 def test_marks_that_miss_a_turn_are_refused():
     one_mark = "{% generation %}{{ message['content'] }}{% endgeneration %}"
     template = "{% for message in messages %}{% if loop.last %}" + one_mark + "{% else %}{{ message['content'] }}"
-    with pytest.raises(TemplateMismatchError, match=r"turn 2 \(assistant\): the chat template leaves its text out"):
+    with pytest.raises(TemplateMismatchError, match="marks 1 generated parts for 2 assistant turns, so some of them"):
         loss_texts(TWO_TURNS, template + "{% endif %}{% endfor %}")
 
 
@@ -113,6 +113,14 @@ def test_the_first_token_bears_no_loss_even_where_the_assistant_says_it():
     messages = [{"role": "assistant", "content": "the answer is seven"}]
     input_ids, is_loss = encode_messages(messages, tokenizer=tiny_tokenizer(), template=marked)
     assert is_loss.tolist() == [False] + [True] * (len(input_ids) - 1)
+
+
+@pytest.mark.parametrize("answer", ["ok 😀", "漢字", "ok 😀 "])
+def test_every_byte_of_a_last_character_bears_loss(answer):
+    unclosed = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
+    unclosed += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    messages = [{"role": "user", "content": "Why? "}, {"role": "assistant", "content": answer}]
+    assert "".join(loss_texts(messages, unclosed)).strip() == answer.strip()
 
 
 def test_plain_text_bears_loss_everywhere_and_ends_with_the_end_token():

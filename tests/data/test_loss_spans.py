@@ -85,3 +85,83 @@ def test_a_template_cannot_reach_out_of_its_sandbox():
     escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(TemplateMismatchError, match="refuses the conversation"):
         learned(TWO_TURNS, escape)
+
+
+MARKED = (
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+)
+
+
+def chatml_tokenizer():
+    """Return a tokenizer whose end-of-turn token is special and is not its end-of-text token."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+def learned_by_chatml(messages, template):
+    row = render_row(messages, tokenizer=chatml_tokenizer(), template=template)
+    return [row.text[start:end] for start, end in row.loss_spans]
+
+
+def test_a_mark_is_stretched_over_an_end_of_turn_token_that_is_not_the_end_of_text():
+    template = loop("{{ '<|im_start|>' }}" + MARKED + "{{ '<|im_end|>' }}")
+    assert learned_by_chatml(TWO_TURNS, template) == ["Hello.<|im_end|>", "Fine.<|im_end|>"]
+    assert learned_by_chatml([*TWO_TURNS, TWO_TURNS[0]], template) == ["Hello.<|im_end|>", "Fine.<|im_end|>"]
+
+
+def test_a_mark_is_not_stretched_over_the_header_of_the_next_turn():
+    closed = MARKED.replace("{% endgeneration", "{{ '<|im_end|>' }}{% endgeneration")
+    closing_user = [*TWO_TURNS, TWO_TURNS[0]]
+    assert learned_by_chatml(closing_user, loop("{{ '<|im_start|>' }}" + closed)) == [
+        "Hello.<|im_end|>",
+        "Fine.<|im_end|>",
+    ]
+    assert learned_by_chatml(TWO_TURNS, loop("{{ '<|im_start|>' }}" + MARKED)) == ["Hello.", "Fine."]
+
+
+@pytest.mark.parametrize("end", ["<|end|>", "<|im_end|>"])
+def test_a_mark_is_not_stretched_into_the_next_mark(end):
+    marked_end = "{% generation %}{{ '" + end + "' }}{% endgeneration %}"
+    template = loop(MARKED.replace("{% else %}", marked_end + "{% else %}"))
+    assert learned_by_chatml(TWO_TURNS, template) == ["Hello.", end, "Fine.", end]
+
+
+@pytest.mark.parametrize("role", ["system", "tool"])
+def test_a_system_or_tool_turn_that_is_not_printed_is_refused(role):
+    drops = "{% if message['role'] in ('user', 'assistant') or loop.first %}"
+    template = loop(drops + TURN + "{{ message['content'] }}" + END + "{% endif %}") + PROMPT
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        TWO_TURNS[0],
+        {"role": role, "content": "Never lie."},
+        TWO_TURNS[1],
+    ]
+    with pytest.raises(TemplateMismatchError, match=rf"turn 3 \({role}\): the chat template leaves its text out"):
+        learned(messages, template)
+    assert learned([*messages[:2], messages[3]], template) == ["Hello.<|im_end|>"]
+
+
+def test_a_tool_result_may_be_printed_as_json():
+    as_json = "{{ message['content'] | tojson if message['role'] == 'tool' else message['content'] }}"
+    messages = [TWO_TURNS[0], {"role": "tool", "content": 'A "wrong",\nGröße.'}, TWO_TURNS[1]]
+    assert learned(messages, loop(TURN + as_json + END) + PROMPT) == ["Hello.<|im_end|>"]
+
+
+def test_assistant_turns_that_say_the_same_are_counted():
+    marks = "{% generation %}{{ message['content'] if loop.last else '' }}{% endgeneration %}"
+    template = loop("{% if message['role'] == 'user' %}{{ message['content'] }}{% else %}" + marks + "{% endif %}")
+    messages = [TWO_TURNS[0], TWO_TURNS[1], TWO_TURNS[2], TWO_TURNS[1]]
+    with pytest.raises(TemplateMismatchError, match=r"turn 4 \(assistant\): the chat template leaves its text out"):
+        learned(messages, template)
+
+
+@pytest.mark.parametrize("arguments", [5, None, ["tort"]])
+def test_arguments_the_template_cannot_iterate_are_refused_in_one_line(arguments):
+    pairs = "{% for key, value in call['function']['arguments'] | items %}{{ key }}{% endfor %}"
+    calls = "{% for call in message['tool_calls'] %}{{ call['function']['name'] }}" + pairs + "{% endfor %}"
+    call = {"type": "function", "function": {"name": "look_up", "arguments": arguments}}
+    messages = [TWO_TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(TemplateMismatchError, match=r"^the chat template refuses the conversation: [^\n]+$"):
+        learned(messages, loop(TURN + "{{ message['content'] }}" + calls + END) + PROMPT)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from versatune_ds.data.rows import parse_row
+from versatune_ds.data.rows import Row, parse_row
 from versatune_ds.data.turns import BadRowError
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -120,6 +123,9 @@ def test_columns_say_which_is_which():
         ({"instruction": " ", "output": "a"}, "the prompt is empty"),
         ({"question": "a", "answer": {"b": 1}}, "answer: expected text, found dict"),
         ({"text": " \n"}, "text is empty"),
+        ({"instruction": "a", "output": "b", "history": 5}, r"history: expected a list of \[question, answer\] pairs"),
+        ({"instruction": "a", "output": "b", "history": {"a": "b"}}, "history: expected a list of"),
+        ({"messages": "[" * 200_000}, "messages: expected JSON"),
     ],
 )
 def test_a_row_that_cannot_be_trained_on_says_why(record, reason):
@@ -132,3 +138,35 @@ def test_broken_json_and_a_missing_column_say_so():
         parse_row('{"messages": [')
     with pytest.raises(BadRowError, match="no column 'Antwort'; columns: Frage"):
         parse({"Frage": "Why?"}, columns={"prompt": "Frage", "answer": "Antwort"})
+
+
+@pytest.mark.parametrize(
+    ("record_json", "reason"),
+    [
+        ('{"text": ' + "7" * 5000 + "}", "^holds a number with too many digits; write it as text$"),
+        ("[" * 200_000, "^nested too deep to be read$"),
+        ('{"text": ' * 200_000, "^nested too deep to be read$"),
+    ],
+    ids=["digits", "lists", "objects"],
+)
+def test_json_that_python_cannot_hold_is_a_bad_row(record_json, reason):
+    with pytest.raises(BadRowError, match=reason):
+        parse_row(record_json)
+
+
+_WORDS = st.sampled_from(["", "user", "assistant", "tool_call", "Why?", "{", "[]", '{"name": "f"}'])
+_TURN_KEYS = ["role", "from", "content", "value", "text", "weight", "tool_calls", "function_call", "reasoning_content"]
+_CALL_KEYS = ["type", "function", "name", "arguments"]
+_ROW_KEYS = ["messages", "conversations", "instruction", "input", "output", "prompt", "completion"]
+_KEYS = st.sampled_from([*_TURN_KEYS, *_CALL_KEYS, *_ROW_KEYS, "history", "system", "tools"])
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(_KEYS, _VALUES, max_size=5))
+def test_any_record_becomes_a_row_or_a_bad_row(record):
+    with contextlib.suppress(BadRowError):
+        assert isinstance(parse(record), Row)

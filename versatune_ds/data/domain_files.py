@@ -7,17 +7,18 @@ follows knows no other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from versatune_ds.config.sections import DataConfig, DomainFiles, SyntheticCorpus
 from versatune_ds.data.cache import locked
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.readers import format_of, read_records
+from versatune_ds.data.records import Record
 from versatune_ds.data.rows import parse_row
 from versatune_ds.data.sources import find_files
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
-from versatune_ds.data.turns import BadRowError
+from versatune_ds.data.turns import BadRowError, is_unicode
 
 _logger = logging.getLogger(__name__)
 
@@ -49,10 +50,16 @@ def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for path in find_files(files.train, key=key_of(data, domain=name)):
             for record in read_records(path):
-                try:
-                    yield from parse_row(record.json_text, columns=files.columns).texts() if not record.problem else ()
-                except BadRowError:
-                    continue
+                yield from _texts(record, columns=files.columns)
+
+
+def _texts(record: Record, *, columns: Mapping[str, str] | None) -> list[str]:
+    """Return the texts of a record, none if it is bad, without those that hold half of a surrogate pair."""
+    try:
+        texts = [] if record.problem else parse_row(record.json_text, columns=columns).texts()
+    except BadRowError:
+        return []
+    return [text for text in texts if is_unicode(text)]
 
 
 def key_of(data: DataConfig, *, domain: str, split: str = "train") -> str:
@@ -69,6 +76,12 @@ def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
         raise ValueError(f"data.folder: {folder}/train holds no data file; expected {folder}/train/DOMAIN.jsonl")
     if (folder / "valid").is_dir():
         valid = _paths_by_domain(folder / "valid")
+    missing = [name for name in train if valid and name not in valid]
+    if missing:
+        raise ValueError(
+            f"data.folder: {folder}/valid has no file for domain {missing[0]!r}; add {missing[0]}.jsonl, or remove "
+            "valid/ to hold out data.valid_fraction of every domain"
+        )
     unknown = [str(valid[name]) for name in valid if name not in train]
     if unknown:
         raise ValueError(f"data.folder: {unknown[0]} belongs to no domain of {folder}/train ({', '.join(train)})")

@@ -99,5 +99,16 @@ def _token_span(encoding: Any, *, start: int, end: int) -> tuple[int, int]:
     first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
     if first is None:
         return 0, 0
-    last = next(t for c in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(c)) is not None)
-    return first, last + 1
+    place = next(c for c in range(end - 1, start - 1, -1) if encoding.char_to_token(c) is not None)
+    return first, _last_token(encoding, place=place) + 1
+
+
+def _last_token(encoding: Any, *, place: int) -> int:
+    """Return the last token of a character, of which `char_to_token` names the first.
+
+    Byte-level tokens of one character all have its offsets: an emoji at 3 may be tokens 2, 3, 4 with (3, 4) each.
+    """
+    last = encoding.char_to_token(place)
+    while last + 1 < len(encoding) and (chars := encoding.token_to_chars(last + 1)) and chars[0] <= place < chars[1]:
+        last += 1
+    return last

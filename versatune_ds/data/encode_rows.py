@@ -18,7 +18,9 @@ from versatune_ds.data.abilities import TemplateAbilities, fit_to_template
 from versatune_ds.data.encode import Encoded, encode_rendered
 from versatune_ds.data.loss_spans import Rendered, TemplateMismatchError, render_row
 from versatune_ds.data.rows import Row, parse_row
-from versatune_ds.data.turns import BadRowError
+from versatune_ds.data.turns import BadRowError, is_unicode
+
+_HALF_A_CHARACTER = "holds half of a surrogate pair, which is no text"
 
 # One line an example. A row's first line (piece 0) holds the counts of the row. A line without tokens stands for a row
 # that yields no example: a bad one when `problem` says so, otherwise one without a token that bears loss.
@@ -59,43 +61,43 @@ class RowEncoder:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the output lines of a batch of records with columns file, line, json_text, problem."""
         records = batch.to_pylist()
-        rows = [self._row(record["json_text"], problem=record["problem"]) for record in records]
-        rendered = [_encodable(row if isinstance(row, str) else self._rendered(row)) for row in rows]
-        good = [item for item in rendered if isinstance(item, Rendered)]
+        items = [self._item(record["json_text"], problem=record["problem"]) for record in records]
+        good = [item[0] for item in items if not isinstance(item, str)]
         encoded = iter(encode_rendered(good, tokenizer=self.tokenizer))
         lines: list[dict[str, Any]] = []
-        for record, row, item in zip(records, rows, rendered, strict=True):
+        for record, item in zip(records, items, strict=True):
             place = {"file": record["file"], "line": record["line"]}
             if isinstance(item, str):
                 lines.append(_line(place, problem=item))
             else:
-                lines += self._example_lines(next(encoded), place={**place, "content_hash": content_hash(row)})
+                lines += self._example_lines(next(encoded), place={**place, "content_hash": item[1]})
         return pa.Table.from_pylist(lines, schema=OUTPUT_SCHEMA)
 
-    def _row(self, json_text: str, *, problem: str) -> Row | str:
-        """Return the row of a record, or what is wrong with it."""
+    def _item(self, json_text: str, *, problem: str) -> tuple[Rendered, int] | str:
+        """Return a record as text with its loss spans, and its content hash; or what is wrong with it."""
         if problem:
             return problem
         try:
-            return parse_row(json_text, columns=self.settings.columns)
-        except BadRowError as error:
-            return str(error)
+            row = parse_row(json_text, columns=self.settings.columns)
+            rendered, row_hash = self._rendered(row), content_hash(row)
+        except (BadRowError, TemplateMismatchError) as error:
+            return str(error) if is_unicode(str(error)) else _HALF_A_CHARACTER
+        except RecursionError:
+            return "nested too deep to be written as text"
+        return (rendered, row_hash) if is_unicode(rendered.text) else _HALF_A_CHARACTER
 
-    def _rendered(self, row: Row) -> Rendered | str:
-        """Return a row as text with its loss spans, or why the template cannot print it."""
+    def _rendered(self, row: Row) -> Rendered:
+        """Return a row as text with its loss spans."""
         if row.text is not None:
             return Rendered(text=row.text, loss_spans=None, is_plain=True)
         fitted = fit_to_template(row, abilities=self.abilities)
-        try:
-            return render_row(
-                list(fitted.turns),
-                tokenizer=self.tokenizer,
-                template=self.template,
-                loss_on=self.settings.loss_on,
-                tools=list(fitted.tools) or None,
-            )
-        except TemplateMismatchError as error:
-            return str(error)
+        return render_row(
+            list(fitted.turns),
+            tokenizer=self.tokenizer,
+            template=self.template,
+            loss_on=self.settings.loss_on,
+            tools=list(fitted.tools) or None,
+        )
 
     def _example_lines(self, example: Encoded, *, place: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the lines of one row: an example each, or one line without tokens when nothing bears loss."""
@@ -113,15 +115,6 @@ class RowEncoder:
         lines = [_line(place, example=piece, piece=number) for number, piece in enumerate(kept)]
         lines[0].update(counts)
         return lines
-
-
-def _encodable(rendered: Rendered | str) -> Rendered | str:
-    """Return a rendered row, or what is wrong with it: JSON can spell half a character, which is no text."""
-    try:
-        (rendered if isinstance(rendered, str) else rendered.text).encode()
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no text"
-    return rendered
 
 
 def cut_example(example: Encoded, *, start: int, end: int) -> Encoded:
@@ -150,6 +143,10 @@ def content_hash(row: Row) -> int:
     parts: list[Any] = [_normalised(row.text)] if row.text is not None else []
     for turn in row.turns:
         parts += [turn["role"], _normalised(turn["content"]), turn.get("tool_calls")]
+        if "reasoning_content" in turn:
+            parts.append({"reasoning_content": _normalised(turn["reasoning_content"])})
+    if row.tools:
+        parts.append({"tools": row.tools})
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 

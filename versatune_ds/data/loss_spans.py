@@ -14,6 +14,7 @@ refused, never guessed at; and every span must hold its turn's text.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -70,29 +71,74 @@ def render_row(
         if loss_on == "all":
             spans, checked = [(0, len(text))], None
         elif has_generation_marks(template):
-            spans = checked = _marked_spans(marks, messages=messages, text=text, end_of_turn=tokenizer.eos_token)
+            spans = checked = _marked_spans(marks, messages=messages, text=text, tokenizer=tokenizer)
         else:
             spans = checked = _nested_spans(messages, text=text, tokenizer=tokenizer, template=template, tools=tools)
-    except TemplateError as error:
-        raise TemplateMismatchError(f"the chat template refuses the conversation: {error}") from None
+    except TemplateMismatchError:
+        raise
+    except Exception as error:  # a template is code: a row of a shape it does not know can raise anything in it
+        raise TemplateMismatchError(f"the chat template refuses the conversation: {_reason(error)}") from None
     learned = "".join(text[start:end] for start, end in spans)
     _check_nothing_left_out(messages, text=text, learned=learned)
     return Rendered(text=text, loss_spans=checked)
 
 
-def _marked_spans(marks: Spans, *, messages: list[dict[str, Any]], text: str, end_of_turn: str | None) -> Spans:
+def _reason(error: Exception) -> str:
+    """Return an error's message in one line, with its type unless the template itself spoke."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, TemplateError) else f"{type(error).__name__}: {message}"
+
+
+def _marked_spans(marks: Spans, *, messages: list[dict[str, Any]], text: str, tokenizer: Any) -> Spans:
     """Return the template's marks, each stretched over an end-of-turn token that it stops short of."""
     bears_loss = [turn.get("loss", True) for turn in messages if turn["role"] == "assistant"]
+    if len(marks) < len(bears_loss):
+        raise TemplateMismatchError(
+            f"the chat template marks {len(marks)} generated parts for {len(bears_loss)} assistant turns, so some of "
+            "them would bear no loss"
+        )
     if not all(bears_loss) and len(marks) != len(bears_loss):
         raise TemplateMismatchError(
             f"the chat template marks {len(marks)} generated parts for {len(bears_loss)} assistant turns, so those "
             "without loss cannot be told"
         )
-    stretched = []
-    for start, end in marks:
-        is_cut = bool(end_of_turn) and text.startswith(end_of_turn, end)
-        stretched.append((start, end + len(end_of_turn) if is_cut else end))
+    stretched = _stretched(marks, text=text, tokenizer=tokenizer)
     return stretched if all(bears_loss) else [span for span, bears in zip(stretched, bears_loss, strict=True) if bears]
+
+
+def _stretched(marks: Spans, *, text: str, tokenizer: Any) -> Spans:
+    """Return marks stretched over the end-of-turn token that directly follows them, never into the next mark.
+
+    The end-of-text token is one wherever it follows; another special token only if one follows every mark: what some
+    marks lack is no end of a turn but the header of the next.
+    """
+    if not any(text[end : end + 1].strip() for _, end in marks):
+        return marks
+    special_tokens, end_of_text = _special_tokens(tokenizer), tokenizer.eos_token
+    limits = [*(start for start, _ in marks[1:]), len(text)]
+    tokens = [
+        _token_after(mark, text=text, limit=limit, special_tokens=special_tokens, end_of_text=end_of_text)
+        for mark, limit in zip(marks, limits, strict=True)
+    ]
+    if not all(tokens):
+        tokens = [token if token == end_of_text else "" for token in tokens]
+    return [(start, end + len(token)) for (start, end), token in zip(marks, tokens, strict=True)]
+
+
+def _token_after(
+    mark: tuple[int, int], *, text: str, limit: int, special_tokens: tuple[str, ...], end_of_text: str | None
+) -> str:
+    """Return the special token between a mark and a limit, or '' if none stands there or the mark ends with its own."""
+    start, end = mark
+    token = next((token for token in special_tokens if text.startswith(token, end, limit)), "")
+    is_closed = token != end_of_text and text[start:end].rstrip().endswith(special_tokens)
+    return "" if is_closed else token
+
+
+def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Return the texts of a tokenizer's special tokens, longer ones first."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=lambda token: (-len(token), token)))
 
 
 def _nested_spans(messages: list[dict[str, Any]], *, text: str, **context: Any) -> Spans:
@@ -141,18 +187,36 @@ def _mismatch(turn: int, *, what: str) -> str:
 
 
 def _check_nothing_left_out(messages: list[dict[str, Any]], *, text: str, learned: str) -> None:
-    """Raise TemplateMismatchError unless user and assistant turns stand in the text, the latter where loss falls.
+    """Raise TemplateMismatchError unless every turn stands in the text, the assistant's in order where loss falls.
 
-    White space is ignored, and so is thinking, which templates drop from earlier turns by design.
+    White space is ignored, and so is thinking, which templates drop from earlier turns by design. Only the
+    assistant's turns have an order: templates move system turns.
     """
     squeezed_text, squeezed_learned = _squeezed(text), _squeezed(learned)
+    cursor = 0  # in what is learned, behind the assistant's turn before
     for number, turn in enumerate(messages, start=1):
         is_learned = turn["role"] == "assistant" and turn.get("loss", True)
-        said = _squeezed(turn["content"].rpartition("</think>")[2]) if turn["role"] in ("user", "assistant") else ""
-        calls = [call["function"]["name"] for call in turn.get("tool_calls", ())]
-        place = squeezed_learned if is_learned else squeezed_text
-        if not all(part in place for part in (said, *calls)):
+        place, start = (squeezed_learned, cursor) if is_learned else (squeezed_text, 0)
+        ends = [_end_of_part(spellings, place=place, start=start) for spellings in _parts(turn)]
+        if None in ends:
             raise TemplateMismatchError(f"turn {number} ({turn['role']}): the chat template leaves its text out")
+        cursor = max(ends) if is_learned else cursor
+
+
+def _parts(turn: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return what a template must print of a turn, each in the spellings it may have: as it is or as JSON text."""
+    content = turn["content"].rpartition("</think>")[2] if turn["role"] in ("user", "assistant") else turn["content"]
+    spellings = [content]
+    if turn["role"] == "tool":  # Llama 3.1 and gpt-oss print tool results through `tojson`
+        spellings += [json.dumps(content, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)]
+    names = [(call["function"]["name"],) for call in turn.get("tool_calls", ())]
+    return [tuple(_squeezed(spelling) for spelling in spellings), *names]
+
+
+def _end_of_part(spellings: tuple[str, ...], *, place: str, start: int) -> int | None:
+    """Return where the first spelling found from `start` on ends; None when none is found."""
+    found = ((place.find(spelling, start), spelling) for spelling in spellings)
+    return next((at + len(spelling) for at, spelling in found if at >= 0), None)
 
 
 def _squeezed(text: str) -> str:

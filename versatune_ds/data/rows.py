@@ -44,13 +44,22 @@ def parse_row(record_json: str, *, columns: Mapping[str, str] | None = None) -> 
     Raises:
         BadRowError: If it is no JSON object, no known form, or a form that cannot be trained on; the message says why.
     """
-    try:
-        record = json.loads(record_json)
-    except json.JSONDecodeError as error:
-        raise BadRowError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    record = _loaded(record_json)
     if not isinstance(record, dict):
         raise BadRowError(f"expected an object with named columns, found {type(record).__name__}")
     return _mapped(record, columns=columns) if columns else _recognised(record)
+
+
+def _loaded(record_json: str) -> Any:
+    """Return the value of a record's JSON text; raise BadRowError if Python cannot hold it."""
+    try:
+        return json.loads(record_json)
+    except json.JSONDecodeError as error:
+        raise BadRowError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except ValueError:  # Python refuses to convert integers of more than 4300 digits
+        raise BadRowError("holds a number with too many digits; write it as text") from None
+    except RecursionError:
+        raise BadRowError("nested too deep to be read") from None
 
 
 def _recognised(record: Record) -> Row:
@@ -166,7 +175,8 @@ def _question(record: Record, *, prompt: Any, context: Any, answer: Any) -> Row:
 def _history(record: Record) -> Turns:
     """Return the earlier turns of Alpaca's `history`: a list of [question, answer]."""
     turns: list[dict[str, Any]] = []
-    for pair in record.get("history") or ():
+    history = record.get("history") or []
+    for pair in history if isinstance(history, list) else [history]:
         if not (isinstance(pair, list) and len(pair) == 2):
             raise BadRowError("history: expected a list of [question, answer] pairs")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]

@@ -85,8 +85,17 @@ def parsed_json(text: str, *, what: str) -> Any:
     """Return the value of a JSON text; raise BadRowError naming what it was if it is none."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRowError(f"{what}: expected JSON, found {text[:40]!r}") from None
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: JSON can spell half a character, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
