@@ -36,7 +36,7 @@ class DomainShards:
 
         Args:
             folder: Folder with a manifest.
-            verify: Read every byte and compare digests, at about 1 GB/s; otherwise only sizes and footers.
+            verify: Read every byte and compare digests, at 0.7 to 1 GB/s; otherwise only sizes and footers.
 
         Raises:
             RuntimeError: If a file is missing, cut or (with `verify`) altered; the message names the file.
