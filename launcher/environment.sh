@@ -47,7 +47,8 @@ setup_environment() {
     || say "no C++ compiler found; the loss runs in PyTorch instead of our own kernel"
   say "setting up $VENV (once; one to three minutes)"
   [ -x "$PYTHON" ] || "$(find_python)" -m venv "$VENV" || fail "could not make $VENV; on Debian: apt-get install python3-venv"
-  "$PYTHON" -c 'import torch' 2>/dev/null || install_torch
+  "$PYTHON" -c 'import torch' 2>/dev/null || { say "installing torch"; install_torch; }
+  say "installing deepspeed, transformers, datasets and the rest"
   "$PIP" install --quiet setuptools wheel
   "$PIP" install --quiet --editable "$ROOT$extras"
   echo "$wanted" >>"$stamp"

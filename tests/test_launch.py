@@ -158,8 +158,8 @@ def test_launch_takes_the_visible_gpus_unless_the_cpu_is_asked_for(
         if value is not None:
             monkeypatch.setenv(name, value)
     commands = []
-    monkeypatch.setattr(os, "execvp", lambda file, command: commands.append(command))
-    launch(recipe, [], processes=processes, is_fresh=False, is_quiet=True)
+    monkeypatch.setattr("versatune_ds.training.launch.run_and_forward", lambda command: commands.append(command) or 0)
+    launch(recipe, ["train.rows_per_batch=24"], processes=processes, is_fresh=False, is_quiet=True)
     flags = [argument for argument in commands[0] if argument.startswith(("--num_gpus", "--include"))]
     assert flags == expected
     assert os.environ["DS_ACCELERATOR"] == (accelerator or "cuda")

@@ -6,6 +6,7 @@ The one idea: every subcommand returns an exit code; what a user got wrong is on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -291,7 +292,9 @@ def _export(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.export import export_run
 
     output = parsed.output or parsed.run_dir / "export"
-    _write(str(export_run(parsed.run_dir, output=output, precision=parsed.precision)))
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
+        folder = export_run(parsed.run_dir, output=output, precision=parsed.precision)
+    _write(str(folder))
     return 0
 
 

@@ -44,7 +44,7 @@ def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path
         process.kill()
     results = [_read(folder / f"rank_{rank}.pickle") for rank in range(world_size)]
     named = [result for result in results if isinstance(result, _Failure) and "Traceback" in result.text]
-    assert not named, named[0].text
+    assert not named, "\n".join(result.text for result in named)
     errors = [result for result in results if isinstance(result, _Failure)]
     assert not errors, errors[0].text
     assert not late, f"ranks {late} did not end within {timeout} s"

@@ -26,7 +26,7 @@ def load(**settings):
 
 @pytest.mark.parametrize("policy", ["versatune", "steer", "doremi", "sheared"])
 def test_no_reference_is_an_error_that_says_what_to_do(policy):
-    with pytest.raises(ValueError, match=r"^mixture\.reference: .*none are given; run `versatune reference") as caught:
+    with pytest.raises(ValueError, match=r"^mixture\.reference: .*none are given; measure held-out losses") as caught:
         load(policy=policy)
     assert "start_fraction" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_honest_references_pass_in_silence():
 
 
 def test_memorised_references_are_refused_in_words_that_say_what_to_do():
-    with pytest.raises(ValueError, match=r"exceeds 0\.95 in all domains.*memorised.*versatune reference RECIPE"):
+    with pytest.raises(ValueError, match=r"exceeds 0\.95 in all domains.*memorised.*held-out rows"):
         check(references(0.0001, 0.001))
 
 

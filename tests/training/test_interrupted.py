@@ -11,6 +11,7 @@ import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
 from versatune_ds.training.checkpoint import whole_checkpoints
+from versatune_ds.training.signals import REQUEUE_EXIT_CODE
 
 NUM_STEPS = 150
 
@@ -47,8 +48,11 @@ def finish(recipe, name):
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_next_start_goes_on_without_a_gap(recipe):
     process = start(recipe, "stopped")
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: launcher and ranks at once
-    process.wait(timeout=60)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does to a command and its group
+    assert process.wait(timeout=60) == REQUEUE_EXIT_CODE
+    log = (recipe.parent / "stopped.log").read_text()
+    assert "Traceback" not in log
+    assert "all saved; start it again to go on" in log
     (newest, *_) = whole_checkpoints(recipe.parent / "stopped")
     step = int(newest.name.removeprefix("step_"))
     assert 0 < step < NUM_STEPS
@@ -60,7 +64,7 @@ def test_ctrl_c_saves_and_the_next_start_goes_on_without_a_gap(recipe):
 @pytest.mark.slow
 def test_a_killed_rank_takes_the_job_down_in_seconds_and_nothing_is_lost(recipe):
     process = start(recipe, "killed")
-    listed = subprocess.run(["pgrep", "-g", str(process.pid), "-f", "local_rank=1"], capture_output=True, text=True)
+    listed = subprocess.run(["pgrep", "-f", "local_rank=1 .*run.name=killed"], capture_output=True, text=True)
     os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
     started = time.monotonic()
     assert process.wait(timeout=60) != 0

@@ -31,6 +31,17 @@ def test_every_rank_gets_the_same_data_and_tokenizer(tmp_path, is_shared):
     assert folders[2:] == (["cache_of_node_0"] if is_shared else ["cache_of_node_1"]) * 2
 
 
+@pytest.mark.slow
+def test_a_node_whose_files_hold_other_data_stops_with_the_reason(tmp_path):
+    def work(world):
+        config = tiny_config(tmp_path, f"data.synthetic.seed={world.rank}", cache_dir=tmp_path / f"node_{world.rank}")
+        on_node = World(rank=world.rank, world_size=2, local_rank=0, launcher="test")
+        prepare_once_per_node(config, on_node)
+
+    with pytest.raises(AssertionError, match="RuntimeError: data: the files on this node hold other data"):
+        run_ranks(work, world_size=2, folder=tmp_path)
+
+
 def test_the_table_forecasts_passes_and_marks_a_domain_that_will_end(tmp_path):
     config = tiny_config(tmp_path, "data.max_epochs_per_domain=0.5", "train.steps=10", cache_dir=Path(tmp_path) / "c")
     data = prepare_recipe(config)

@@ -15,12 +15,19 @@ import torch.distributed as dist
 
 from versatune_ds.distributed.world import World
 
-_RANK_ZERO_TIMEOUT = datetime.timedelta(days=7)
+_PATIENT_TIMEOUT = datetime.timedelta(days=7)
 
 
 def barrier() -> None:
     """Wait for all ranks. Communication: one all-reduce of one number on the CPU."""
     sum_over_ranks(np.zeros(1))
+
+
+def barrier_for_days() -> None:
+    """Wait for all ranks where one may be busy for hours. Communication: one all-reduce of one number on the CPU."""
+    options = dist.AllreduceOptions()
+    options.timeout = _PATIENT_TIMEOUT
+    dist.group.WORLD.allreduce([torch.zeros(1)], options).wait()
 
 
 def sum_over_ranks(values: np.ndarray) -> np.ndarray:
@@ -58,7 +65,7 @@ def broadcast_text(text: str | None, world: World) -> str:
 def _broadcast_patiently(tensor: torch.Tensor) -> None:
     """Fill a CPU tensor with rank 0's, waiting for days where the group's own timeout is half an hour."""
     options = dist.BroadcastOptions()
-    options.rootRank, options.rootTensor, options.timeout = 0, 0, _RANK_ZERO_TIMEOUT
+    options.rootRank, options.rootTensor, options.timeout = 0, 0, _PATIENT_TIMEOUT
     dist.group.WORLD.broadcast([tensor], options).wait()
 
 

@@ -50,7 +50,7 @@ class LearningCurves:
         return faded_K + share_of_run * practice_K
 
     def reference_losses(self, *, share_of_run: float) -> np.ndarray:
-        """Return the losses [K] that training on each domain alone reaches, as `versatune reference` measures them."""
+        """Return the losses [K] that training on each domain alone reaches."""
         num_domains = len(self.start_K)
         alone_K = np.empty(num_domains)
         for domain_id in range(num_domains):

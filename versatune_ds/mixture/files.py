@@ -1,7 +1,7 @@
 """Read the small JSON files that hold one number a domain: prior.json and reference.json.
 
-The one idea: a file written by hand with the required key alone is as good as one written by `versatune detect` or
-`versatune reference`; that nothing is known about its origin is said once.
+The one idea: a file written by hand with the required key alone is as good as one with its
+origin; that nothing is known about its origin is said once.
 """
 
 from __future__ import annotations

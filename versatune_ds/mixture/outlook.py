@@ -64,7 +64,7 @@ def still_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> l
         return []
     warning = (
         f"no weight moved by more than {STILL_WEIGHTS}: the potentials are nearly equal or sigma is small; "
-        "honest references are what moves weights (`versatune reference RECIPE`)"
+        "honest references are what moves weights (held-out losses of models fine-tuned on one domain each)"
     )
     return [warning]
 

@@ -44,7 +44,7 @@ def fatal_against_start(references: References, *, start_K: np.ndarray, domain_s
     if references.losses_K is None or np.all(np.isnan(start_K)):
         return None
     potential_K = (1.0 - references.losses_K / start_K)[~np.isnan(start_K)]
-    way_out = "measure them with `versatune reference RECIPE` on held-out rows"
+    way_out = "measure them on held-out rows"
     if len(domain_set) > 1 and np.all(potential_K > SATURATED_POTENTIAL):
         return (
             f"{references.origin}: the learnable potential exceeds {SATURATED_POTENTIAL} in all domains (least "
@@ -88,7 +88,7 @@ def digest_mismatches(references: References, *, run_digests: Mapping[str, str])
     stated = references.provenance.get("digests", {})
     return [
         f"{references.origin}: measured with another {name} (digest {stated[name]}, this run {digest}): losses are not "
-        "comparable; measure the references again with `versatune reference RECIPE`"
+        "comparable; measure the references again"
         for name, digest in run_digests.items()
         if name in stated and stated[name] != digest
     ]
@@ -114,7 +114,7 @@ def not_held_out(references: References) -> list[str]:
         return []
     refusal = (
         f"{references.origin}: the losses were measured on {measured_on!r} rows; references must be held-out losses; "
-        "measure them with `versatune reference RECIPE`"
+        "measure them on held-out rows"
     )
     return [refusal]
 

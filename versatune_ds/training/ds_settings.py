@@ -13,6 +13,8 @@ from typing import Any
 
 from versatune_ds.config import TrainConfig
 
+_PROJECT = Path(__file__).resolve().parents[2]
+
 
 def num_micro_steps(train: TrainConfig, *, world_size: int) -> int:
     """Return the micro-steps (gradient accumulation) of one optimizer step.
@@ -40,8 +42,9 @@ def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(source, Path):
         return dict(source)
+    source = source if source.is_file() else _PROJECT / source  # recipes name ds_configs/ of the project
     if not source.is_file():
-        raise ValueError(f"train.deepspeed: no such file {source}; ds_configs/ holds zero0.json to zero3.json")
+        raise ValueError(f"train.deepspeed: no such file {source}; {_PROJECT / 'ds_configs'} holds zero0 to zero3.json")
     try:
         values = json.loads(source.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

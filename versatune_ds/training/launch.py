@@ -1,4 +1,4 @@
-"""Start a run's processes on this machine: choose the launcher, show its command, become it.
+"""Start a run's processes on this machine: check what can be checked, show the launcher's command, run it.
 
 The one idea: `versatune train` hides nothing; it prints the command it runs, which a user may run, or change, alone.
 """
@@ -14,8 +14,13 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.config import load_config
+from versatune_ds.config import RunConfig, load_config
 from versatune_ds.distributed import free_port
+from versatune_ds.mixture.weights import as_weights
+from versatune_ds.training.ds_settings import deepspeed_config
+from versatune_ds.training.forward_signals import run_and_forward
+from versatune_ds.training.model import config_from_mapping
+from versatune_ds.training.run_folder import check_named_files, check_run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +39,32 @@ def launch(recipe: Path, overrides: Sequence[str], *, processes: int | None, is_
     Raises:
         ValueError: If the recipe or the number of processes is wrong, before any process is started.
     """
-    load_config(recipe, overrides)
+    config = load_config(recipe, overrides)
     num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
     num_processes = check_processes(processes, num_gpus=num_gpus)
+    check_before_start(config, num_processes=num_processes, is_fresh=is_fresh)
     flags = ["--fresh"] * is_fresh + ["--quiet"] * is_quiet
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_gpus else ""
     devices = device_flag(num_processes, cuda_visible_devices=visible)
     command = launch_command(recipe, [*overrides, *flags], devices=devices)
     logger.info("starting: %s", shlex.join(command))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if num_gpus else "cpu")
-    os.execvp(command[0], command)
+    return run_and_forward(command)
+
+
+def check_before_start(config: RunConfig, *, num_processes: int, is_fresh: bool) -> None:
+    """Find here, in seconds, what every process would find after a minute.
+
+    Raises:
+        ValueError: If batch sizes, DeepSpeed settings, named files, the run's folder or the model's keys are wrong.
+    """
+    deepspeed_config(config.train, world_size=num_processes)
+    check_named_files(config)
+    check_run_folder(config, is_fresh=is_fresh)
+    if isinstance(config.mixture.prior, dict):
+        as_weights(list(config.mixture.prior.values()), "mixture.prior")
+    if config.model.from_config is not None:
+        config_from_mapping(config.model.from_config, vocab_size=config.model.tokenizer_vocab_size, special_ids={})
 
 
 def check_processes(processes: int | None, *, num_gpus: int) -> int:
@@ -96,7 +117,7 @@ def launch_command(recipe: Path, arguments: Sequence[str], *, devices: str) -> l
         devices,
         # deepspeed's own default, 29500, is the same for every run: a second one on this machine would not start.
         f"--master_port={free_port()}",
-        "--log_level=error",
+        "--log_level=critical",
         str(worker_script()),
         str(recipe),
         *arguments,

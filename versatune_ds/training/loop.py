@@ -55,7 +55,7 @@ def train(run: Run) -> bool:
         if is_stopped or run.is_complete or step % (settings.checkpoint.every or last_step) == 0:
             run.save()
         if is_stopped and not run.is_complete:
-            logger.warning("stopped by a signal after step %d, all saved; start it again to go on", step)
+            logger.info("stopped by a signal after step %d, all saved; start it again to go on", step)
             return False
     return True
 

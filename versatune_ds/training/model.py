@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from versatune_ds.config import ModelConfig
@@ -163,7 +163,9 @@ def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids
     try:
         known = AutoConfig.for_model(model_type)
     except ValueError:
-        raise ValueError(f"model.from_config.model_type: {model_type!r} is not known to transformers") from None
+        hint = nearest_name(model_type, list(CONFIG_MAPPING)) if isinstance(model_type, str) else ""
+        hint = hint if hint.startswith("did you mean") else "expected llama, qwen3, mistral, ..."
+        raise ValueError(f"model.from_config.model_type: {model_type!r} is not known to transformers; {hint}") from None
     known_keys: Sequence[str] = sorted({*known.to_dict(), "rope_theta"})
     for key in mapping:
         if key != "model_type" and key not in known_keys:

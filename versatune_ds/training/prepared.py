@@ -22,25 +22,32 @@ from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.source_digests import SourceDigests
 from versatune_ds.data.sources import find_files
 from versatune_ds.data.tokenize import load_tokenizer, train_tokenizer
-from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
+from versatune_ds.distributed import World, barrier_for_days, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)
 
 
 _POLL_SECONDS = 0.5
+_TRAINED_TOKENIZER_VERSION = "1"  # raise it when the same texts would give another tokenizer
 
 
 def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, PreparedData]:
     """Return tokenizer and data on every rank; the work is done by one process of a node while the others wait.
 
-    Communication: two broadcasts when rank 0 is done: whether all went well, and the folders of the shards.
+    Communication: two broadcasts when rank 0 is done: whether all went well, and the folders of the shards; then one
+    barrier, which waits for the slowest node.
+
+    Raises:
+        ValueError: On every rank, if the recipe's data are not as expected.
+        RuntimeError: If this node's files hold other data than rank 0's.
     """
     prepared: list[PreparedData] = []
     run_on_rank_zero(lambda: prepared.append(prepare_recipe(config)), world)
     text = _folders_as_text(prepared[0], cache_dir=cache_folder(config)) if prepared else None
     folders = broadcast_text(text, world)
     data = prepared[0] if prepared else _open_or_prepare(folders, config, world)
+    barrier_for_days()
     return load_or_train_tokenizer(config), data
 
 
@@ -58,7 +65,12 @@ def _open_or_prepare(text: str, config: RunConfig, world: World) -> PreparedData
     folders = json.loads(text)
     paths = {split: [cache_folder(config) / name for name in folders[split]] for split in ("train", "valid")}
     if world.local_rank == 0 and not _are_there(paths):
-        return prepare_recipe(config)
+        data = prepare_recipe(config)
+        if _folders_as_text(data, cache_dir=cache_folder(config)) != text:
+            raise RuntimeError(
+                "data: the files on this node hold other data than those on rank 0's; make them the same"
+            )
+        return data
     while not _are_there(paths):
         time.sleep(_POLL_SECONDS)  # should the first process fail, the launcher ends this one too
     return PreparedData(
@@ -121,7 +133,8 @@ def _trained_tokenizer_folder(config: RunConfig) -> Path:
     """Return the folder of a tokenizer trained on this data: it is named by the files' content and the size."""
     cache_dir = cache_folder(config)
     digests = SourceDigests(cache_dir)
-    parts = [str(config.model.tokenizer_vocab_size)]
+    parts = [_TRAINED_TOKENIZER_VERSION, str(config.model.tokenizer_vocab_size)]
     for name, files in domain_files(config.data, cache_dir=cache_dir).items():
+        parts.append(json.dumps(files.columns, sort_keys=True))
         parts += digests.of(find_files(files.train, key=key_of(config.data, domain=name)))
     return cache_dir / f"tokenizer-{digest_of_texts(parts)[:16]}"

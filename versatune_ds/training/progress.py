@@ -56,10 +56,10 @@ def log_decision(run: Run, decision: Decision) -> None:
     logger.info("update %d after step %d: %s", decision.update, decision.decided_at_step, decision.reason)
     for name in run.domain_set:
         before, after = decision.weights_before[name], decision.weights_after[name]
-        arrow = "=" if abs(after - before) < 5e-4 else "up" if after > before else "down"
+        arrow = "=" if abs(after - before) < 5e-5 else "up" if after > before else "down"
         loss = decision.losses[name]["mean"]
         logger.info(
-            "  %-12s loss %-7s weight %.3f -> %.3f  %s",
+            "  %-12s loss %-7s weight %.4f -> %.4f  %s",
             name,
             "-" if loss is None else f"{loss:.3f}",
             before,

@@ -133,6 +133,8 @@ class Run:
         load_checkpoint(self.engine.deepspeed_engine, folder)
         self.step, self.is_complete = state["step"], state["is_complete"]
         logger.info("resuming after step %d from %s", self.step, folder)
+        if self.is_complete:
+            logger.info("%s is complete; --fresh starts over", self.config.run_dir)
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], *, folder: Path) -> None:
@@ -142,12 +144,18 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], *, folder: Pa
         ValueError: One line for each difference.
     """
     lines = [
-        f"{folder}: saved with {key} {saved.get(key)!r}, now {value!r}; give it back, or start over with --fresh"
+        f"{folder}: saved with {key} {saved.get(key)!r}, now {value!r}; {_way_back(key, saved.get(key))}, or start "
+        "over with --fresh"
         for key, value in current.items()
         if saved.get(key) != value
     ]
     if lines:
         raise ValueError("\n".join(lines))
+
+
+def _way_back(key: str, saved: Any) -> str:
+    """Say how to give a run back what its checkpoint was saved with."""
+    return f"use --processes {saved}" if key == "world_size" else "give it back"
 
 
 def validation_metrics(losses: ExampleLosses, domain_set: DomainSet) -> dict[str, float]:
