@@ -7,7 +7,6 @@ flags, sums of a few numbers) goes through gloo on the CPU, so that it never wai
 from versatune_ds.distributed.collectives import (
     any_rank,
     barrier,
-    barrier_for_days,
     broadcast_text,
     check_same_on_all_ranks,
     run_on_rank_zero,
@@ -21,7 +20,6 @@ __all__ = [
     "World",
     "any_rank",
     "barrier",
-    "barrier_for_days",
     "broadcast_text",
     "check_same_on_all_ranks",
     "discover_world",

@@ -19,12 +19,7 @@ _PATIENT_TIMEOUT = datetime.timedelta(days=7)
 
 
 def barrier() -> None:
-    """Wait for all ranks. Communication: one all-reduce of one number on the CPU."""
-    sum_over_ranks(np.zeros(1))
-
-
-def barrier_for_days() -> None:
-    """Wait for all ranks where one may be busy for hours. Communication: one all-reduce of one number on the CPU."""
+    """Wait for all ranks, for days if one is busy that long. Communication: one all-reduce of one number on the CPU."""
     options = dist.AllreduceOptions()
     options.timeout = _PATIENT_TIMEOUT
     dist.group.WORLD.allreduce([torch.zeros(1)], options).wait()

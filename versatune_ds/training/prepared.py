@@ -22,7 +22,7 @@ from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.source_digests import SourceDigests
 from versatune_ds.data.sources import find_files
 from versatune_ds.data.tokenize import load_tokenizer, train_tokenizer
-from versatune_ds.distributed import World, barrier_for_days, broadcast_text, run_on_rank_zero
+from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, Prepare
     text = _folders_as_text(prepared[0], cache_dir=cache_folder(config)) if prepared else None
     folders = broadcast_text(text, world)
     data = prepared[0] if prepared else _open_or_prepare(folders, config, world)
-    barrier_for_days()
+    barrier()
     return load_or_train_tokenizer(config), data
 
 
