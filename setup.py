@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "versatune_ds/__init__.py"
 
 MPI = ["mpi4py>=4.0", "mpich>=4.1; sys_platform == 'linux'"]
 LORA = ["peft>=0.17"]
+TENSORBOARD = ["tensorboard>=2.17"]
 
 setup(
     name="versatune_ds",
@@ -20,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["versatune_ds", "versatune_ds.*"]),
-    package_data={"versatune_ds": ["py.typed", "kernels/csrc/*", "report/*.css", "report/*.js"]},
+    package_data={"versatune_ds": ["py.typed", "kernels/csrc/*", "report/*.css", "report/*.js", "report/*.html"]},
     install_requires=[
         "torch>=2.8,<3",
         "deepspeed>=0.18,<0.20",
@@ -33,6 +34,7 @@ setup(
         "pydantic>=2.10,<3",
         "pyyaml>=6",
         "matplotlib>=3.8",
+        "rich>=13",
         "wandb>=0.19",
         "ninja>=1.11",
         "zstandard>=0.22",
@@ -40,7 +42,11 @@ setup(
     extras_require={
         "mpi": MPI,
         "lora": LORA,
-        "dev": [*MPI, *LORA, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"],
+        "tensorboard": TENSORBOARD,
+        "8bit": ["bitsandbytes>=0.45"],
+        "harness": ["lm-eval[hf]>=0.4.9"],
+        "bench": ["trl>=0.24", "liger-kernel>=0.6"],
+        "dev": [*MPI, *LORA, *TENSORBOARD, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["versatune = versatune_ds.cli:main"]},
 )

@@ -8,7 +8,7 @@ import pytest
 from chat_data import CHATML, chat_row, chat_rows, write_jsonl
 from prepare_data import prepare_rows
 
-from versatune_ds.config.sections import DataConfig
+from versatune_ds.config import DataConfig
 from versatune_ds.data.domain_files import iter_texts
 from versatune_ds.data.encode_rows import content_hash
 from versatune_ds.data.rows import Row

@@ -9,7 +9,7 @@ import pytest
 from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_jsonl
 from prepare_data import prepare_folder, prepare_rows, texts_of
 
-from versatune_ds.config.sections import DataConfig
+from versatune_ds.config import DataConfig
 from versatune_ds.data import encode_files, prepare
 from versatune_ds.data.domain_files import iter_texts
 from versatune_ds.data.prepare import prepare_domains

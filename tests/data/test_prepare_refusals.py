@@ -8,7 +8,7 @@ import pytest
 from chat_data import chat_row, chat_rows, write_jsonl
 from prepare_data import prepare_folder, prepare_rows, prepare_without_valid
 
-from versatune_ds.config.sections import DataConfig
+from versatune_ds.config import DataConfig
 from versatune_ds.data.domain_files import domain_files
 
 

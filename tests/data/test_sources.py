@@ -6,7 +6,7 @@ import datasets
 import pytest
 from chat_data import chat_rows, write_jsonl
 
-from versatune_ds.config.sections import HubDataset
+from versatune_ds.config import HubDataset
 from versatune_ds.data.readers import read_records
 from versatune_ds.data.rows import parse_row
 from versatune_ds.data.sources import find_files

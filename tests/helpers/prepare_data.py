@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chat_data import chat_rows, tiny_tokenizer, write_jsonl
 
-from versatune_ds.config.sections import DataConfig
+from versatune_ds.config import DataConfig
 from versatune_ds.data.prepare import prepare_domains
 
 

@@ -4,25 +4,28 @@ The one idea: what a user can set is exactly what the models in this package nam
 contradiction is one line on the terminal, before any GPU is taken.
 """
 
+from versatune_ds.config.checkpoint import CheckpointConfig
+from versatune_ds.config.data import ROW_PARTS, DataConfig, DataSource, DomainFiles, HubDataset, SyntheticCorpus
 from versatune_ds.config.load import load_config
 from versatune_ds.config.mixture import MixtureConfig
-from versatune_ds.config.sections import (
-    CheckpointConfig,
-    DataConfig,
-    ModelConfig,
-    MonitorConfig,
-    RunConfig,
-    TrainConfig,
-    ValidationConfig,
-)
+from versatune_ds.config.model import ModelConfig
+from versatune_ds.config.monitor import MonitorConfig
+from versatune_ds.config.recipe import RunConfig
+from versatune_ds.config.train import TrainConfig
+from versatune_ds.config.validation import ValidationConfig
 
 __all__ = [
+    "ROW_PARTS",
     "CheckpointConfig",
     "DataConfig",
+    "DataSource",
+    "DomainFiles",
+    "HubDataset",
     "MixtureConfig",
     "ModelConfig",
     "MonitorConfig",
     "RunConfig",
+    "SyntheticCorpus",
     "TrainConfig",
     "ValidationConfig",
     "load_config",

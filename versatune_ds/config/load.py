@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from versatune_ds.config.sections import RunConfig
+from versatune_ds.config.recipe import RunConfig
 from versatune_ds.domains import nearest_name
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from versatune_ds.config.sections import DataConfig, DomainFiles, SyntheticCorpus
+from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
 from versatune_ds.data.cache import locked
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.readers import format_of, read_records

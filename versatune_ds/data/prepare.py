@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.config.sections import DataConfig, DomainFiles
+from versatune_ds.config import DataConfig, DomainFiles
 from versatune_ds.data.abilities import probe_template
 from versatune_ds.data.cache import building, locked
 from versatune_ds.data.domain_files import domain_files, iter_texts, key_of

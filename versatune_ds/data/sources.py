@@ -14,7 +14,7 @@ from pathlib import Path
 
 import datasets
 
-from versatune_ds.config.sections import HubDataset
+from versatune_ds.config import HubDataset
 from versatune_ds.data.readers import SUFFIXES, format_of
 from versatune_ds.data.records import COMPRESSIONS
 

@@ -1,0 +1,72 @@
+"""Define the `versatune` command: parse, wire, exit. No logic lives here.
+
+The one idea: every subcommand returns an exit code; what a user got wrong is one line on stderr and code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from versatune_ds import __version__
+from versatune_ds.cli.data import add_inspect, add_prepare
+from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
+from versatune_ds.cli.run import add_export, add_report
+from versatune_ds.cli.train import add_train, add_worker
+from versatune_ds.log import configure_logging
+
+USER_ERROR_EXIT_CODE = 2
+
+ADD_COMMANDS = (
+    add_train,
+    add_worker,
+    add_prepare,
+    add_inspect,
+    add_simulate,
+    add_replay,
+    add_explain,
+    add_report,
+    add_export,
+)
+"""One function a subcommand, in the order of the help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    parsed = parse(arguments)
+    configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
+    try:
+        return parsed.run(parsed)
+    except ValueError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"versatune: {line}\n")
+        return USER_ERROR_EXIT_CODE
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `key=value` may stand before and behind options, which argparse alone refuses."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="versatune", description="Fine-tune a language model on several domains with a mixture that moves."
+    )
+    parser.add_argument("--version", action="version", version=f"versatune_ds {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in ADD_COMMANDS:
+        add(commands)
+    return parser

@@ -1,0 +1,94 @@
+"""Wire the subcommands that question the controller: simulate, replay and explain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from versatune_ds.cli.arguments import Commands, add_recipe_command, add_run_command, write
+
+
+def add_simulate(commands: Commands) -> None:
+    """Add `versatune simulate`."""
+    help_text = "Let the controller decide without training, on a synthetic learner or on recorded losses."
+    command = add_recipe_command(
+        commands,
+        "simulate",
+        help_text,
+        example="versatune simulate recipes/quickstart.yaml --sweep mixture.sigma=0.1,0.3,1",
+    )
+    command.add_argument(
+        "--losses", type=Path, metavar="FILE",
+        help='JSON lines {"update", "step", "losses": {domain: nats}}, or a decisions.jsonl; default: synthetic',
+    )  # fmt: skip
+    command.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=A,B,...",
+        help="compare values of a key, e.g. mixture.sigma=0.1,0.3,1; may be given several times",
+    )  # fmt: skip
+    command.add_argument("--steps", type=int, metavar="N", help="steps of the synthetic run (default: train.steps)")
+    command.add_argument("--noise", type=float, default=0.0, help="relative error of a measured change, e.g. 0.004")
+    command.add_argument("--seed", type=int, default=0, help="which synthetic learner (default: 0)")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw weights, losses, potential and forgetting")
+    command.set_defaults(run=_simulate)
+
+
+def _simulate(parsed: argparse.Namespace) -> int:
+    from versatune_ds.report.decision_plot import plot_decisions
+    from versatune_ds.training.simulate_recipe import Learner, simulate_recipe
+
+    learner = Learner(losses_file=parsed.losses, num_steps=parsed.steps, seed=parsed.seed, noise=parsed.noise)
+    if parsed.sweep and (parsed.output or parsed.plot):
+        raise ValueError("--output and --plot take the decisions of one setting; leave --sweep out")
+    trial = simulate_recipe(parsed.recipe, parsed.overrides, learner=learner, sweeps=parsed.sweep)
+    write(trial.text)
+    if parsed.output:
+        parsed.output.write_text(trial.only.to_jsonl(), encoding="utf-8")
+    if parsed.plot:
+        write(f"plot  {plot_decisions(trial.only.decisions, parsed.plot)}")
+    return 0
+
+
+def add_replay(commands: Commands) -> None:
+    """Add `versatune replay`."""
+    help_text = "Decide a run's recorded losses again, with its own settings or with others."
+    command = add_run_command(
+        commands,
+        "replay",
+        help_text,
+        example="versatune replay runs/quickstart mixture.sigma=0.1",
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of mixture, e.g. mixture.sigma=0.1")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
+    command.set_defaults(run=_replay)
+
+
+def _replay(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.recorded import replay_run
+
+    replay = replay_run(parsed.run_dir, parsed.overrides)
+    write(replay.text)
+    if parsed.output:
+        parsed.output.write_text(replay.to_jsonl(), encoding="utf-8")
+    return 0
+
+
+def add_explain(commands: Commands) -> None:
+    """Add `versatune explain`."""
+    command = add_run_command(
+        commands,
+        "explain",
+        "Say one decision of a run in words and numbers.",
+        example="versatune explain runs/quickstart --step 100",
+    )
+    command.add_argument(
+        "--step", type=int, metavar="N", help="the last decision made at or before step N (default: the newest)"
+    )
+    command.set_defaults(run=_explain)
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.recorded import explain_run
+
+    write(explain_run(parsed.run_dir, step=parsed.step))
+    return 0

@@ -1,0 +1,51 @@
+"""Wire the subcommands that start a run: train, and worker, which launchers start."""
+
+from __future__ import annotations
+
+import argparse
+
+from versatune_ds.cli.arguments import Commands, add_recipe_command
+
+
+def add_train(commands: Commands) -> None:
+    """Add `versatune train`."""
+    command = add_recipe_command(
+        commands,
+        "train",
+        "Start a run on this machine, or resume it if its folder exists.",
+        example="versatune train recipes/quickstart.yaml --processes 2 mixture.sigma=0.3 run.name=slow",
+    )
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
+    command.add_argument("--processes", type=int, help="processes to start; default: one per GPU, or 1 without a GPU")
+    command.set_defaults(run=_train)
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.launch import launch
+
+    return launch(
+        parsed.recipe, parsed.overrides, processes=parsed.processes, is_fresh=parsed.fresh, is_quiet=parsed.quiet
+    )
+
+
+def add_worker(commands: Commands) -> None:
+    """Add `versatune worker`."""
+    help_text = "Be one process of a run; deepspeed, torchrun, srun and mpirun start it through launcher/train.py."
+    command = add_recipe_command(
+        commands,
+        "worker",
+        help_text,
+        example="deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml",
+    )
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
+    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    command.set_defaults(run=_worker)
+
+
+def _worker(parsed: argparse.Namespace) -> int:
+    from versatune_ds.report.finish import show_summary
+    from versatune_ds.training.worker import run_worker
+
+    return run_worker(
+        parsed.recipe, parsed.overrides, is_fresh=parsed.fresh, is_quiet=parsed.quiet, when_complete=show_summary
+    )

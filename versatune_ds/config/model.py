@@ -1,0 +1,40 @@
+"""Define the model section of a recipe.
+
+The one idea: the weights have exactly one origin, a saved model or a config.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from versatune_ds.config.section import Section
+
+
+class ModelConfig(Section):
+    """Say which model is fine-tuned and which tokenizer reads the text."""
+
+    name_or_path: str | None = None
+    """Folder saved by transformers, or a Hub name."""
+    from_config: dict[str, Any] | None = None
+    """A transformers config as a mapping with `model_type`; the model starts from random weights."""
+    tokenizer: str | None = None
+    """Folder or Hub name of the tokenizer; without it the model's own, and without that one trained on the data."""
+    tokenizer_vocab_size: int = Field(default=4096, ge=300)
+    """Vocabulary size of a tokenizer trained on the data."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> ModelConfig:
+        """Check that exactly one origin of the weights is given."""
+        if (self.name_or_path is None) == (self.from_config is None):
+            raise ValueError("give exactly one of model.name_or_path and model.from_config")
+        if self.from_config is not None and "model_type" not in self.from_config:
+            raise ValueError("model.from_config: key 'model_type' is missing (for example: model_type: llama)")
+        return self

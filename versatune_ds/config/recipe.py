@@ -1,0 +1,61 @@
+"""Define the whole recipe: the run's name and place, and every section.
+
+The one idea: every size carries its unit in its name (`_tokens`, `_steps`, `rows_per_x`), so that no number has to be
+explained twice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from versatune_ds.config.checkpoint import CheckpointConfig
+from versatune_ds.config.data import DataConfig
+from versatune_ds.config.mixture import MixtureConfig
+from versatune_ds.config.model import ModelConfig
+from versatune_ds.config.monitor import MonitorConfig
+from versatune_ds.config.section import Section
+from versatune_ds.config.train import TrainConfig
+from versatune_ds.config.validation import ValidationConfig
+
+
+class RunSection(Section):
+    """Name the run and where it lives."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder name of the run under `output_dir`; a run whose folder exists is resumed."""
+    output_dir: Path = Path("runs")
+    """Folder that holds the runs; relative to the working folder."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of everything random: initial weights, data order, dropout."""
+
+
+class RunConfig(Section):
+    """The whole recipe."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    mixture: MixtureConfig
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+
+    @model_validator(mode="after")
+    def _can_pack_with_its_attention(self) -> RunConfig:
+        """Check that attention stays within examples."""
+        sizes = {self.train.rows_per_micro_batch, self.validation.rows_per_micro_batch or 1}
+        if self.model.attention == "flash_attention_2" and sizes != {1}:
+            # transformers 5 tells packed examples apart only in batches of one row; with more, attention would cross.
+            raise ValueError(
+                "model.attention: flash_attention_2 needs train.rows_per_micro_batch and "
+                "validation.rows_per_micro_batch of 1 (make rows longer instead), or use sdpa"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Return the folder of the run."""
+        return self.run.output_dir / self.run.name
