@@ -21,7 +21,22 @@ COMMANDS = {
     "replay": ["RUN", "key=value", "--output"],
     "explain": ["RUN", "--step"],
     "report": ["RUN"],
-    "export": ["RUN", "--output", "--precision"],
+    "export": ["RUN", "--output", "--step", "--precision"],
+    "evaluate": [
+        "RUN|FOLDER",
+        "key=value",
+        "--recipe",
+        "--split",
+        "--choices",
+        "--exact",
+        "--against",
+        "--no-base",
+        "--step",
+        "--processes",
+        "--output",
+        "--json",
+        "--quiet",
+    ],
 }
 
 RECIPE = {
@@ -125,7 +140,7 @@ def test_an_unknown_recipe_is_one_line_and_code_two(versatune, command):
     assert called.err == "versatune: nowhere.yaml: no such recipe; give the path of a YAML file (see recipes/)\n"
 
 
-@pytest.mark.parametrize("command", ["replay", "explain", "report", "export"])
+@pytest.mark.parametrize("command", ["replay", "explain", "report", "export", "evaluate"])
 def test_a_missing_run_is_one_line_and_code_two(versatune, tmp_path, command):
     called = versatune(command, tmp_path / "nowhere")
     assert (called.code, called.out) == (2, "")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from versatune_ds import __version__
 from versatune_ds.cli.data import add_inspect, add_prepare
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
-from versatune_ds.cli.run import add_export, add_report
+from versatune_ds.cli.run import add_evaluate, add_export, add_report
 from versatune_ds.cli.train import add_train, add_worker
 from versatune_ds.log import configure_logging
 
@@ -29,6 +29,7 @@ ADD_COMMANDS = (
     add_explain,
     add_report,
     add_export,
+    add_evaluate,
 )
 """One function a subcommand, in the order of the help."""
 

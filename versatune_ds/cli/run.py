@@ -1,4 +1,4 @@
-"""Wire the subcommands about a run that is there: report and export."""
+"""Wire the subcommands about a run that is there: report, export and evaluate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_run_command, write
+from versatune_ds.cli.arguments import Commands, add_command, add_run_command, write
 
 
 def add_report(commands: Commands) -> None:
@@ -40,6 +40,9 @@ def add_export(commands: Commands) -> None:
     )
     command.add_argument("--output", type=Path, metavar="FOLDER", help="folder to write (default: RUN/export)")
     command.add_argument(
+        "--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest sound one)"
+    )
+    command.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="number format of the weights (default: the run's)"
     )
     command.set_defaults(run=_export)
@@ -50,6 +53,67 @@ def _export(parsed: argparse.Namespace) -> int:
 
     output = parsed.output or parsed.run_dir / "export"
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
-        folder = export_run(parsed.run_dir, output=output, precision=parsed.precision)
+        folder = export_run(parsed.run_dir, output=output, precision=parsed.precision, step=parsed.step)
     write(str(folder))
+    return 0
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add `versatune evaluate`."""
+    help_text = "Measure a model by domain: held-out loss, written answers, multiple choice, and what it forgot."
+    command = add_command(
+        commands, "evaluate", help_text, example="versatune evaluate runs/quickstart --choices choices/ --split test"
+    )
+    command.add_argument(
+        "model", type=Path, metavar="RUN|FOLDER", help="a run's folder, or one that transformers loads"
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. data.folder=my_data")
+    command.add_argument(
+        "--recipe",
+        type=Path,
+        dest="data_recipe",
+        metavar="FILE",
+        help="recipe that names the data (default: the run's)",
+    )
+    command.add_argument(
+        "--split", choices=("valid", "test"), help="rows to use (default: test of the built-in corpus, else valid)"
+    )
+    command.add_argument(
+        "--choices", type=Path, nargs="+", default=[], metavar="PATH",
+        help='multiple choice, DOMAIN.jsonl or folders of them: {"question", "choices", "answer": from 0}',
+    )  # fmt: skip
+    command.add_argument(
+        "--exact", type=int, metavar="N",
+        help="answers a domain written out and compared with the rows' own (default: 100 on the built-in corpus)",
+    )  # fmt: skip
+    command.add_argument(
+        "--against", type=Path, metavar="BASE", help="run or folder to compare with (default: what the run began from)"
+    )
+    command.add_argument("--no-base", action="store_true", help="compare with nothing")
+    command.add_argument("--step", type=int, metavar="N", help="the run's checkpoint of this step")
+    command.add_argument("--processes", type=int, default=1, metavar="N", help="processes that share the work")
+    command.add_argument("--output", type=Path, metavar="FILE", help="where the JSON goes (default: into the run)")
+    command.add_argument("--json", action="store_true", help="write JSON to stdout, not a table")
+    command.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from versatune_ds.training.evaluation.command import EvaluateOptions, evaluate, shown
+
+    options = EvaluateOptions(
+        recipe=parsed.data_recipe,
+        overrides=parsed.overrides,
+        split=parsed.split,
+        choice_paths=parsed.choices,
+        num_exact=parsed.exact,
+        against=parsed.against,
+        has_base=not parsed.no_base,
+        step=parsed.step,
+        processes=parsed.processes,
+        output=parsed.output,
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the result
+        result = evaluate(parsed.model, options)
+    write(shown(result, as_json=parsed.json))
     return 0

@@ -44,7 +44,8 @@ class DomainFiles(Section):
     train: tuple[DataSource, ...]
     """File, glob, folder (also one saved by `save_to_disk`) or `{hub: owner/name}` of training rows, or a list."""
     valid: tuple[DataSource, ...] | None = None
-    """The same for held-out rows; without it `data.valid_fraction` of the training rows is held out."""
+    """The same for held-out rows; without it `data.valid_fraction` of the training rows is held out. An empty list
+    holds out nothing: the domain is trained on and not measured, so no signal of its own moves its weight."""
     columns: dict[str, str] | None = None
     """Part to column name, where the form of the rows is not recognised: prompt and answer, messages, or text."""
 

@@ -76,19 +76,37 @@ def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
         raise ValueError(f"data.folder: {folder}/train holds no data file; expected {folder}/train/DOMAIN.jsonl")
     if (folder / "valid").is_dir():
         valid = _paths_by_domain(folder / "valid")
-    missing = [name for name in train if valid and name not in valid]
-    if missing:
-        raise ValueError(
-            f"data.folder: {folder}/valid has no file for domain {missing[0]!r}; add {missing[0]}.jsonl, or remove "
-            "valid/ to hold out data.valid_fraction of every domain"
-        )
     unknown = [str(valid[name]) for name in valid if name not in train]
     if unknown:
         raise ValueError(f"data.folder: {unknown[0]} belongs to no domain of {folder}/train ({', '.join(train)})")
-    return {
-        name: DomainFiles(train=(str(path),), valid=(str(valid[name]),) if name in valid else None)
-        for name, path in train.items()
-    }
+    missing = [name for name in train if valid and name not in valid]
+    if missing:
+        _logger.warning(
+            "data.folder: %s/valid has no file for %s: the loss there is not measured, and does not move the mixture",
+            folder,
+            ", ".join(missing),
+        )
+    held_out = {name: (str(valid[name]),) if name in valid else () for name in train} if valid else {}
+    return {name: DomainFiles(train=(str(path),), valid=held_out.get(name)) for name, path in train.items()}
+
+
+def test_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
+    """Return every domain's test rows as if they were its training rows, held-out rows none.
+
+    The built-in corpus has test rows; a folder has them in `test/`, for some of its domains at least.
+
+    Raises:
+        ValueError: If the recipe's data have no test rows.
+    """
+    if data.domains is not None:
+        raise ValueError("--split test: data.domains names no test rows; use data.folder with test/, or --split valid")
+    folder = data.folder if data.synthetic is None else _write_synthetic(data.synthetic, cache_dir=cache_dir)
+    if not (folder / "test").is_dir():
+        raise ValueError(f"--split test: {folder}/test is no folder; expected {folder}/test/DOMAIN.jsonl")
+    paths = _paths_by_domain(folder / "test")
+    if not paths:
+        raise ValueError(f"--split test: {folder}/test holds no data file; expected {folder}/test/DOMAIN.jsonl")
+    return {name: DomainFiles(train=(str(path),), valid=()) for name, path in paths.items()}
 
 
 def _paths_by_domain(folder: Path) -> dict[str, Path]:

@@ -31,7 +31,7 @@ from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
 from versatune_ds.training.mixture_table import mixture_table
-from versatune_ds.training.model import DomainModel, build_causal_lm
+from versatune_ds.training.model import DomainModel, build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_once_per_node
@@ -141,16 +141,11 @@ def _causal_lm(config: RunConfig, tokenizer: Any, *, ds_config: dict[str, Any]) 
     """Build or load the model on every rank from the same seed, in parts only where ZeRO-3 loads a saved one."""
     share_process_group()
     torch.manual_seed(config.run.seed)
-    special_ids = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
-        for name in ("bos", "eos", "pad")
-        if getattr(tokenizer, f"{name}_token_id") is not None
-    }
     return build_causal_lm(
         config.model,
         precision=config.train.precision,
         vocab_size=len(tokenizer),
-        special_ids=special_ids,
+        special_ids=special_ids_of_tokenizer(tokenizer),
         zero3_config=ds_config if zero_stage(ds_config) == 3 else None,
     )
 

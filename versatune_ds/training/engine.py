@@ -20,7 +20,7 @@ import torch
 from versatune_ds.config import TrainConfig
 from versatune_ds.data.batch import Batch
 from versatune_ds.distributed import World
-from versatune_ds.training.model import DomainModel
+from versatune_ds.training.model import DomainModel, model_inputs
 
 # deepspeed 0.19.8 builds a shared-memory op at the first CPU collective (30 s, needs ninja); gloo serves as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -118,7 +118,7 @@ class Engine:
         scale = len(micro_batches) * self.world.world_size / max(num_loss_tokens_global, 1)
         sums = []
         for batch in micro_batches:
-            losses = self.deepspeed_engine(**self._model_inputs(batch))
+            losses = self.deepspeed_engine(**model_inputs(batch, device=self.device))
             self.deepspeed_engine.backward(losses.loss_sum * scale)
             self.deepspeed_engine.step()
             sums.append((losses.loss_sum.detach().double(), losses.loss_sum_K, losses.num_loss_tokens_K))
@@ -134,24 +134,12 @@ class Engine:
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """Return the loss of every position of a micro-batch, [B*T] fp32, zero where none is asked for."""
         self.deepspeed_engine.eval()
-        return self.deepspeed_engine(**self._model_inputs(batch), per_token=True).token_losses_N
+        return self.deepspeed_engine(**model_inputs(batch, device=self.device), per_token=True).token_losses_N
 
     def grad_norm(self) -> float:
         """Return the gradient norm before clipping of the last optimizer step. Waits for the device."""
         norm = self.deepspeed_engine.get_global_grad_norm()
         return float(norm) if norm is not None else math.nan
-
-    def _model_inputs(self, batch: Batch) -> dict[str, Any]:
-        """Return the forward pass's arguments on the device."""
-        tensors = {
-            "input_ids": batch.input_ids,
-            "labels": batch.labels,
-            "positions": batch.positions,
-            "domain_ids": batch.domain_ids,
-            "valid_index": batch.valid_index,
-        }
-        on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
-        return {**on_device, "num_valid": batch.num_valid}
 
     def _seed_dropout(self, step: int) -> None:
         """Set the generators from (seed, step, rank)."""

@@ -9,8 +9,12 @@ Shape legend: **E** validation examples, **N** positions of a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 
+from versatune_ds.data.batch import Batch
 from versatune_ds.data.validation_rows import ValidationLoader
 from versatune_ds.distributed import sum_over_ranks
 from versatune_ds.mixture.statistics import ExampleLosses
@@ -22,15 +26,27 @@ def measure_validation(engine: Engine, loader: ValidationLoader, *, num_domains:
 
     Communication: the forward passes' own (ZeRO-3 gathers weights), then one all-reduce of E float64 numbers.
     """
-    loss_sum_E = torch.zeros(loader.num_examples, dtype=torch.float64, device=engine.device)
-    for batch, example_ids in loader:
-        token_losses_N = engine.token_losses(batch).double()
-        example_ids_N = example_ids.reshape(-1).to(engine.device)
-        is_example_N = example_ids_N >= 0
-        loss_sum_E.index_add_(0, example_ids_N[is_example_N], token_losses_N[is_example_N])
     return ExampleLosses(
-        loss_sum_E=sum_over_ranks(loss_sum_E.cpu().numpy()),
+        loss_sum_E=sum_over_ranks(sum_by_example(engine.token_losses, loader)),
         num_loss_tokens_E=loader.example_num_loss_tokens,
         domain_ids_E=loader.example_domain_ids,
         num_domains=num_domains,
     )
+
+
+def sum_by_example(token_losses: Callable[[Batch], torch.Tensor], loader: ValidationLoader) -> np.ndarray:
+    """Return the summed loss of every example this rank evaluates, 0 for those of the others: float64 [E].
+
+    Args:
+        token_losses: Returns the loss of every position of a micro-batch, [N], zero where none is asked for.
+        loader: This rank's micro-batches.
+    """
+    loss_sum_E: torch.Tensor | None = None
+    for batch, example_ids in loader:
+        token_losses_N = token_losses(batch).double()
+        if loss_sum_E is None:
+            loss_sum_E = torch.zeros(loader.num_examples, dtype=torch.float64, device=token_losses_N.device)
+        example_ids_N = example_ids.reshape(-1).to(token_losses_N.device)
+        is_example_N = example_ids_N >= 0
+        loss_sum_E.index_add_(0, example_ids_N[is_example_N], token_losses_N[is_example_N])
+    return np.zeros(loader.num_examples) if loss_sum_E is None else loss_sum_E.cpu().numpy()

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from versatune_ds.training.checkpoint import check_sound, read_weights, whole_checkpoints
+from versatune_ds.training.checkpoint import check_sound, checkpoint_folder, read_weights, whole_checkpoints
 from versatune_ds.training.model import DTYPES
 from versatune_ds.training.run_folder import CONFIG_FILE
 
@@ -22,38 +22,64 @@ logger = logging.getLogger(__name__)
 _WRAPPER_PREFIX = "causal_lm."
 
 
-def export_run(run_dir: Path, *, output: Path, precision: str | None = None) -> Path:
-    """Write the newest checkpoint's model, config and tokenizer in Hugging Face form.
+def export_run(run_dir: Path, *, output: Path, precision: str | None = None, step: int | None = None) -> Path:
+    """Write a checkpoint's model, config and tokenizer in Hugging Face form.
 
     Args:
         run_dir: The run's folder.
         output: Folder to write; may exist, files of the same names are replaced.
+        step: The checkpoint's step; the newest sound one by default.
         precision: fp32, bf16 or fp16: the number format of the written weights; the run's own by default.
 
     Raises:
-        ValueError: If the folder is no run or has no whole checkpoint.
+        ValueError: If the folder is no run or has no such checkpoint.
+        RuntimeError: If no checkpoint that may be taken is sound.
     """
-    checkpoints = whole_checkpoints(run_dir)
-    if not checkpoints:
-        raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
-    check_sound(checkpoints[0])
+    checkpoint = choose_checkpoint(run_dir, step=step)
     dtype = DTYPES[precision or _precision_of(run_dir)]
     config = AutoConfig.from_pretrained(run_dir / "model")
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    weights = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in read_weights(checkpoints[0]).items()}
+    weights = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in read_weights(checkpoint).items()}
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     missing, unexpected = causal_lm.load_state_dict(weights, strict=False, assign=True)
     tied = set(getattr(causal_lm, "all_tied_weights_keys", None) or ())
     if unexpected or set(missing) - tied:
-        raise RuntimeError(f"{checkpoints[0]}: weights do not fit the model: missing {missing}, unknown {unexpected}")
+        raise RuntimeError(f"{checkpoint}: weights do not fit the model: missing {missing}, unknown {unexpected}")
     causal_lm.tie_weights()
     if (run_dir / "model" / "generation_config.json").is_file():
         causal_lm.generation_config = GenerationConfig.from_pretrained(run_dir / "model")
     causal_lm.save_pretrained(output)
     AutoTokenizer.from_pretrained(run_dir / "tokenizer").save_pretrained(output)
-    logger.info("exported %s to %s", checkpoints[0].name, output)
+    logger.info("exported %s to %s", checkpoint.name, output)
     return output
+
+
+def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
+    """Return the checkpoint of a step, or the newest one that is sound, naming each that is not.
+
+    Raises:
+        ValueError: If there is none, or none of that step.
+        RuntimeError: If the one asked for is broken, or all are.
+    """
+    checkpoints = whole_checkpoints(run_dir)
+    if not checkpoints:
+        raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
+    if step is not None:
+        folder = checkpoint_folder(run_dir, step=step)
+        if folder not in checkpoints:
+            saved = ", ".join(str(int(path.name.removeprefix("step_"))) for path in reversed(checkpoints))
+            raise ValueError(f"--step {step}: {run_dir} has no checkpoint of that step; there are those of {saved}")
+        check_sound(folder)
+        return folder
+    for folder in checkpoints:
+        try:
+            check_sound(folder)
+        except RuntimeError as error:
+            logger.warning("%s", error)
+        else:
+            return folder
+    raise RuntimeError(f"{run_dir}: every checkpoint is broken")
 
 
 def _precision_of(run_dir: Path) -> str:

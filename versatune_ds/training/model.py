@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.integrations import HfDeepSpeedConfig
 
 from versatune_ds.config import ModelConfig
+from versatune_ds.data.batch import Batch
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
@@ -87,9 +88,28 @@ class DomainModel(nn.Module):
         return DomainLosses(result.loss, result.loss_sum_K, result.num_loss_tokens_K, token_losses)
 
 
+def model_inputs(batch: Batch, *, device: torch.device) -> dict[str, Any]:
+    """Return a micro-batch as the arguments of `DomainModel.forward`, on a device."""
+    tensors = {
+        "input_ids": batch.input_ids,
+        "labels": batch.labels,
+        "positions": batch.positions,
+        "domain_ids": batch.domain_ids,
+        "valid_index": batch.valid_index,
+    }
+    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    return {**on_device, "num_valid": batch.num_valid}
+
+
 def softcap_of(causal_lm: PreTrainedModel) -> float:
     """Return the bound a model puts on its logits by softcap * tanh(logits / softcap); 0 for none."""
     return float(getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None) or 0.0)
+
+
+def special_ids_of_tokenizer(tokenizer: Any) -> dict[str, int]:
+    """Return the ids that a model made from config takes over from its tokenizer."""
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
 def build_causal_lm(

@@ -1,0 +1,173 @@
+"""Read multiple-choice questions and score their options by likelihood.
+
+The one idea: the model is never asked for a letter. Every option is put as the assistant's whole answer, and the one
+with the highest log-likelihood a byte wins. A byte, because a token is worth another amount in every tokenizer, and a
+long option must not lose for being long.
+
+Shape legend: **C** options of all questions, **Q** questions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.data.encode import encode_rendered
+from versatune_ds.data.loss_spans import render_row
+from versatune_ds.data.readers import format_of, read_records
+from versatune_ds.domains import DomainSet
+from versatune_ds.training.evaluation.examples import ExamplesInMemory, special_ids_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceQuestion:
+    """Hold a question, its options and the number of the right one, from 0."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChoiceSet:
+    """Hold the options of all questions as examples, numbered question by question, domain by domain.
+
+    Attributes:
+        domain_set: Names of the files the questions come from.
+        shards: The options of each domain as examples with loss on the option's text.
+        question_C: int64, the question each option belongs to.
+        num_bytes_C: int64, UTF-8 bytes of each option.
+        answer_Q: int64, the right option of each question, as a number among all options.
+        domain_id_Q: int64.
+    """
+
+    domain_set: DomainSet
+    shards: tuple[ExamplesInMemory, ...]
+    question_C: np.ndarray
+    num_bytes_C: np.ndarray
+    answer_Q: np.ndarray
+    domain_id_Q: np.ndarray
+
+    def is_right(self, loss_sum_C: np.ndarray) -> np.ndarray:
+        """Return whether the likeliest option a byte is the right one, bool [Q]; a tie goes to the first option."""
+        loss_per_byte_C = loss_sum_C / self.num_bytes_C
+        by_question = np.lexsort((loss_per_byte_C, self.question_C))
+        _, first = np.unique(self.question_C[by_question], return_index=True)
+        return by_question[first] == self.answer_Q
+
+
+def read_choices(paths: Sequence[Path]) -> dict[str, list[ChoiceQuestion]]:
+    """Return the questions of files, or of all files in folders, by the file's name without its suffixes.
+
+    Raises:
+        ValueError: If there is no file, two have one name, or a row is no question; file and line are named.
+    """
+    questions: dict[str, list[ChoiceQuestion]] = {}
+    for path in (file for place in paths for file in _files_of(place)):
+        name = path.name.split(".")[0]
+        if name in questions:
+            raise ValueError(f"--choices: {path}: a second file named {name!r}; names are domains, give each once")
+        questions[name] = [
+            _parse(record.json_text, problem=record.problem, where=f"{path}:{record.line}")
+            for record in read_records(path)
+        ]
+        if not questions[name]:
+            raise ValueError(f"--choices: {path} holds no question")
+    return questions
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return a file, or the data files of a folder, sorted by name."""
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.glob("*") if file.is_file() and format_of(file))
+    if not files:
+        raise ValueError(
+            f"--choices: {path}: no such file, or a folder without data files; expected DOMAIN.jsonl with rows "
+            '{"question", "choices", "answer"}'
+        )
+    return files
+
+
+def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
+    """Return the question of a row."""
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        row, problem = {}, problem or f"not valid JSON: {error}"
+    row = row if isinstance(row, dict) else {}
+    question, choices, answer = (row.get(key) for key in ("question", "choices", "answer"))
+    is_good = (
+        isinstance(question, str)
+        and isinstance(choices, list)
+        and len(choices) > 1
+        and all(isinstance(choice, str) and choice.strip() for choice in choices)
+        and isinstance(answer, int)
+        and not isinstance(answer, bool)
+        and 0 <= answer < len(choices)
+    )
+    if not is_good:
+        raise ValueError(
+            f'--choices: {where}: {problem or "no multiple-choice question"}; expected {{"question": text, "choices": '
+            '[two texts or more], "answer": number of the right one, from 0}}'
+        )
+    return ChoiceQuestion(question=question, choices=tuple(choices), answer=answer)
+
+
+def encode_choices(
+    questions: Mapping[str, Sequence[ChoiceQuestion]], *, tokenizer: Any, template: str, row_tokens: int
+) -> ChoiceSet:
+    """Return the options as examples; a question too long for a row loses its beginning.
+
+    Args:
+        questions: By domain.
+        tokenizer: The model's.
+        template: Chat template; the question is the user's turn, an option the assistant's.
+        row_tokens: Longest example.
+    """
+    shards, counts, num_bytes, answers, domain_ids = [], [], [], [], []
+    for domain_id, (name, asked) in enumerate(questions.items()):
+        pairs = [(question.question, choice) for question in asked for choice in question.choices]
+        shards.append(
+            ExamplesInMemory(name, _encode(pairs, tokenizer=tokenizer, template=template, row_tokens=row_tokens))
+        )
+        for question in asked:
+            answers.append(sum(counts) + question.answer)
+            counts.append(len(question.choices))
+            num_bytes += [len(choice.encode()) for choice in question.choices]
+            domain_ids.append(domain_id)
+    return ChoiceSet(
+        domain_set=DomainSet(tuple(questions)),
+        shards=tuple(shards),
+        question_C=np.repeat(np.arange(len(counts)), counts),
+        num_bytes_C=np.array(num_bytes, dtype=np.int64),
+        answer_Q=np.array(answers, dtype=np.int64),
+        domain_id_Q=np.array(domain_ids, dtype=np.int64),
+    )
+
+
+def _encode(
+    pairs: Sequence[tuple[str, str]], *, tokenizer: Any, template: str, row_tokens: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (input_ids, is_loss) of each question with an option; the end of the turn bears no loss."""
+    rendered = [
+        render_row(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": choice}],
+            tokenizer=tokenizer,
+            template=template,
+        )
+        for question, choice in pairs
+    ]
+    special_ids = special_ids_of(tokenizer)
+    examples = []
+    for encoded in encode_rendered(rendered, tokenizer=tokenizer):
+        ids = encoded.input_ids[-row_tokens:]
+        is_loss = (encoded.is_loss & ~np.isin(encoded.input_ids, special_ids))[-row_tokens:]
+        is_loss[0] = False
+        examples.append((ids, is_loss))
+    return examples

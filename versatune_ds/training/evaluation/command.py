@@ -1,0 +1,99 @@
+"""Evaluate a run or a model's folder, compare it with what it began from, and write `evaluation.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.training.evaluation.choices import read_choices
+from versatune_ds.training.evaluation.processes import Request, evaluate_subject
+from versatune_ds.training.evaluation.result import retention
+from versatune_ds.training.evaluation.subject import base_subject, config_of, is_run, trained_subject
+from versatune_ds.training.evaluation.table import evaluation_table
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "evaluation.json"
+_NUM_EXACT_SYNTHETIC = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """Hold what `versatune evaluate` was asked for besides the model; None leaves a choice to the data."""
+
+    recipe: Path | None = None
+    overrides: Sequence[str] = ()
+    split: str | None = None
+    """`test` where the recipe uses the built-in corpus, else `valid`."""
+    choice_paths: Sequence[Path] = ()
+    num_exact: int | None = None
+    """Answers written in each domain: 100 on the built-in corpus, else none."""
+    against: Path | None = None
+    has_base: bool = True
+    step: int | None = None
+    processes: int = 1
+    output: Path | None = None
+
+
+def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluate a model, write the result as JSON, and return it.
+
+    Args:
+        model: A run's folder, or one that transformers loads.
+        options: Data, questions, base model, output.
+
+    Raises:
+        ValueError: If anything that was named is not there or not as expected, before a model is loaded.
+    """
+    if options.processes < 1:
+        raise ValueError(f"--processes={options.processes}: expected 1 or more")
+    if options.against is not None and not options.against.is_dir():
+        raise ValueError(f"--against: {options.against}: no such folder; give a run's, or one that transformers loads")
+    config = config_of(model, recipe=options.recipe, overrides=options.overrides)
+    is_synthetic = config.data.synthetic is not None
+    request = Request(
+        config=config,
+        split=options.split or ("test" if is_synthetic else "valid"),
+        choices=read_choices(options.choice_paths),
+        num_exact=_NUM_EXACT_SYNTHETIC * is_synthetic if options.num_exact is None else options.num_exact,
+        num_processes=options.processes,
+    )
+    with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
+        result = _compare(model, request, options=options, workspace=Path(name))
+    path = options.output or (model / RESULT_FILE if is_run(model) else None)
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        logger.info("wrote %s", path)
+    return result
+
+
+def _compare(model: Path, request: Request, *, options: EvaluateOptions, workspace: Path) -> dict[str, Any]:
+    """Return the evaluation of the model and, where there is a base, of that and of what changed."""
+    subject = trained_subject(model, workspace=workspace, step=options.step)
+    after = evaluate_subject(subject, request)
+    result: dict[str, Any] = {
+        "model": subject.name,
+        "split": request.split,
+        "precision": request.config.train.precision,
+        "domains": after.to_dict(),
+    }
+    base = None
+    if options.has_base:
+        base = base_subject(model, request.config, against=options.against, workspace=workspace)
+    if base is not None:
+        logger.info("evaluating %s", base.name)
+        before = evaluate_subject(base, request)
+        result["base"] = {"model": base.name, "domains": before.to_dict()}
+        result["retention"] = retention(after, before)
+    logger.info("evaluated %s", subject.name)
+    return result
+
+
+def shown(result: dict[str, Any], *, as_json: bool) -> str:
+    """Return a result as a table, or as JSON."""
+    return json.dumps(result, indent=1) if as_json else evaluation_table(result)

@@ -1,0 +1,79 @@
+"""Evaluate one model with one process or several on this machine, each with its own GPU where there are any.
+
+The one idea: processes share nothing but the request; each opens the prepared data itself, measures its share, and the
+sums are added. A process that fails fails the call.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from versatune_ds.config import RunConfig
+from versatune_ds.data.tokenize import load_tokenizer
+from versatune_ds.training.evaluation.choices import ChoiceQuestion
+from versatune_ds.training.evaluation.data import EvaluationData, evaluation_data
+from versatune_ds.training.evaluation.measure import as_evaluation, measure
+from versatune_ds.training.evaluation.result import Evaluation
+from versatune_ds.training.evaluation.subject import Subject, load_subject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Say what a model is evaluated on."""
+
+    config: RunConfig
+    split: str
+    choices: dict[str, list[ChoiceQuestion]]
+    num_exact: int
+    num_processes: int = 1
+
+
+def evaluate_subject(subject: Subject, request: Request) -> Evaluation:
+    """Return the evaluation of a model; the data are prepared here, once, and found prepared by the processes."""
+    data = _data(subject, request)
+    if request.num_processes == 1:
+        return as_evaluation(_share(subject, request, rank=0, data=data), data)
+    context = multiprocessing.get_context("spawn")  # a forked child cannot use CUDA, nor torch's threads
+    with ProcessPoolExecutor(request.num_processes, mp_context=context) as pool:
+        shares = [pool.submit(_share, subject, request, rank=rank) for rank in range(request.num_processes)]
+        return as_evaluation(np.sum([share.result() for share in shares], axis=0), data)
+
+
+def _data(subject: Subject, request: Request) -> EvaluationData:
+    """Return a subject's evaluation data."""
+    tokenizer = load_tokenizer(subject.tokenizer, trust_remote_code=request.config.model.trust_remote_code)
+    return evaluation_data(
+        request.config,
+        tokenizer=tokenizer,
+        split=request.split,
+        choices=request.choices,
+        num_exact=request.num_exact,
+    )
+
+
+def _share(subject: Subject, request: Request, *, rank: int, data: EvaluationData | None = None) -> np.ndarray:
+    """Measure one process's share of the sums."""
+    causal_lm, tokenizer = load_subject(subject, request.config)
+    validation, train = request.config.validation, request.config.train
+    return measure(
+        causal_lm.to(_device(rank, num_processes=request.num_processes)),
+        tokenizer,
+        data or _data(subject, request),
+        rows_per_micro_batch=validation.rows_per_micro_batch or train.rows_per_micro_batch,
+        rank=rank,
+        world_size=request.num_processes,
+    )
+
+
+def _device(rank: int, *, num_processes: int) -> torch.device:
+    """Return a process's GPU, or the CPU, whose threads the processes share."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    if num_processes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
+    return torch.device("cpu")
