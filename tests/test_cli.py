@@ -20,7 +20,7 @@ COMMANDS = {
     "simulate": ["recipe", "key=value", "--losses", "--sweep", "--steps", "--noise", "--seed", "--output", "--plot"],
     "replay": ["RUN", "key=value", "--output"],
     "explain": ["RUN", "--step"],
-    "report": ["RUN"],
+    "report": ["RUN", "--output", "--png", "--svg", "--open"],
     "export": ["RUN", "--output", "--step", "--precision"],
     "evaluate": [
         "RUN|FOLDER",
@@ -108,7 +108,7 @@ def test_overrides_stand_before_and_behind_options(arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["prepare", "r.yaml", "--nonsense"], ["report", "runs/x", "a=1"], ["prepare", "r.yaml", "a=1", "b"]]
+    "arguments", [["prepare", "r.yaml", "--nonsense"], ["export", "runs/x", "a=1"], ["prepare", "r.yaml", "a=1", "b"]]
 )
 def test_what_is_neither_an_option_nor_an_override_is_refused(versatune, arguments):
     called = versatune(*arguments)

@@ -45,7 +45,8 @@ def test_train_starts_two_processes_ends_with_the_table_and_a_second_call_only_s
     first = launched
     run_dir = recipe.parent / "launched"
     assert f"run directory  {run_dir}" in first.stdout
-    assert (run_dir / "report" / "weights.png").is_file()
+    assert f"report         {run_dir / 'report' / 'index.html'}" in first.stdout
+    assert (run_dir / "report" / "index.html").is_file()
     metrics = (run_dir / "metrics.jsonl").read_text()
     assert read_lines(run_dir / "metrics.jsonl")[-1]["step"] == 6
     again = versatune("train", recipe, "--processes", 2, "run.name=launched", "train.steps=6")

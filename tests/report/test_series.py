@@ -4,19 +4,19 @@ import json
 
 import pytest
 
-from versatune_ds.report.plots import plot_weights, weight_steps
-from versatune_ds.report.series import read_series
+from versatune_ds.report.plots import plot_weights
+from versatune_ds.report.series import read_series, requested_weights
 from versatune_ds.report.table import summary_table
 
 
 @pytest.fixture
 def run_dir(tmp_path):
     decisions = [
-        {"update": 0, "effective_step": 3, "weights_before": {"law": 0.4, "code": 0.6},
+        {"update": 0, "decided_at_step": 0, "effective_step": 3, "weights_before": {"law": 0.4, "code": 0.6},
          "weights_after": {"law": 0.4, "code": 0.6}},
-        {"update": 1, "effective_step": 13, "weights_before": {"law": 0.4, "code": 0.6},
+        {"update": 1, "decided_at_step": 10, "effective_step": 13, "weights_before": {"law": 0.4, "code": 0.6},
          "weights_after": {"law": 0.5, "code": 0.5}},
-        {"update": 2, "effective_step": 23, "weights_before": {"law": 0.5, "code": 0.5},
+        {"update": 2, "decided_at_step": 20, "effective_step": 23, "weights_before": {"law": 0.5, "code": 0.5},
          "weights_after": {"law": 0.7, "code": 0.3}},
     ]  # fmt: skip
     metrics = [
@@ -38,13 +38,36 @@ def test_the_table_shows_first_and_last_values_of_every_domain(run_dir):
 
 
 def test_weights_step_where_they_take_effect_and_hold_to_the_last_step_seen(run_dir):
-    assert weight_steps(read_series(run_dir))["law"] == [(0, 0.4), (13, 0.5), (20, 0.5)]
+    steps, weights = requested_weights(read_series(run_dir))
+    assert (steps, weights["law"]) == ([0, 13, 20], [0.4, 0.5, 0.5])
 
 
-def test_the_plot_is_a_picture(run_dir):
-    assert plot_weights(read_series(run_dir), run_dir / "report" / "w.png").read_bytes()[:4] == b"\x89PNG"
+def test_the_plot_is_a_picture_in_the_format_of_its_name(run_dir):
+    series = read_series(run_dir)
+    assert plot_weights(series, run_dir / "report" / "w.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in plot_weights(series, run_dir / "report" / "w.svg").read_text()[:1000]
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out_and_the_lines_behind_it_are_read(run_dir):
+    with (run_dir / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xe2\x80\n[1]\n7\n{"no": "step"}\n{"step": 40, "domain/law/loss": 1.5}\n')
+    assert read_series(run_dir).of("domain/law/loss") == [(0, 4.0), (20, 2.125), (40, 1.5)]
+
+
+def test_a_run_without_decisions_has_its_domains_from_metrics_or_prior(run_dir):
+    (run_dir / "decisions.jsonl").write_text('{"update": 0, "weights_bef')
+    series = read_series(run_dir)
+    assert (series.domain_names, requested_weights(series)[1]["law"]) == (("law", "code"), [None, None])
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "environment.json").write_text("{}")
+    (run_dir / "prior.json").write_text('{"weights": {"a/b": 0.25, "c": 0.75}}')
+    series = read_series(run_dir)
+    assert (series.domain_names, series.last_step) == (("a/b", "c"), 0)
+    assert requested_weights(series) == ([0, 1], {"a/b": [0.25, 0.25], "c": [0.75, 0.75]})
+    assert plot_weights(series, run_dir / "w.png").is_file()
+    assert summary_table(series).splitlines()[3].split() == ["a/b", "-", "-", "0.250", "-", "-", "-", "-"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no decisions\.jsonl with a decision; expected the folder of a run"):
+    with pytest.raises(ValueError, match=r"no config\.yaml, .* or decisions\.jsonl; expected the folder of a run"):
         read_series(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import webbrowser
 from pathlib import Path
 
 from versatune_ds.cli.arguments import Commands, add_command, add_run_command, write
@@ -12,20 +13,29 @@ from versatune_ds.cli.arguments import Commands, add_command, add_run_command, w
 
 def add_report(commands: Commands) -> None:
     """Add `versatune report`."""
-    help_text = "Show a run's table and draw its weights; works while the run is going on."
-    command = add_run_command(
-        commands,
-        "report",
-        help_text,
-        example="versatune report runs/quickstart",
-    )
+    help_text = "Write one HTML page about a run, or several side by side; works while a run is going on."
+    command = add_command(commands, "report", help_text, example="versatune report runs/quickstart")
+    command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart")
+    command.add_argument("--output", type=Path, metavar="FILE", help="page to write (default: RUN/report/index.html)")
+    for ending in ("png", "svg"):
+        command.add_argument(
+            f"--{ending}",
+            dest="pictures",
+            action="append_const",
+            const=ending,
+            default=[],
+            help=f"also draw the weights and losses as RUN/report/weights.{ending}",
+        )
+    command.add_argument("--open", action="store_true", help="open the page in a browser")
     command.set_defaults(run=_report)
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from versatune_ds.report.finish import show_summary
+    from versatune_ds.report.finish import write_report
 
-    show_summary(parsed.run_dir)
+    page = write_report(parsed.run_dirs, output=parsed.output, pictures=parsed.pictures)
+    if parsed.open:
+        webbrowser.open(page.resolve().as_uri())
     return 0
 
 

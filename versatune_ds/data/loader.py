@@ -209,6 +209,11 @@ class MixtureLoader:
             raise RuntimeError(f"data state of step {step} asked for after step {self._taken_step} was taken")
         return state_to_json(self._taken_state, step=step, identity=self._identity)
 
+    def epochs_K(self) -> np.ndarray:
+        """Return how many passes over each domain the batches taken so far have drawn, float64 [K]."""
+        sizes_K = np.array([order.size for order in self.orders], dtype=np.float64)
+        return np.asarray(self._taken_state.draws_K) / np.maximum(sizes_K, 1)
+
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Go on after the step of a saved place; before the first call of `plan`.
 

@@ -1,18 +1,46 @@
-"""Show at the end of a run what came out of it."""
+"""Show at the end of a run, or when asked, what came out of it: a table, and the path of the page."""
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from versatune_ds.report.page import write_page
 from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import read_series
 from versatune_ds.report.table import summary_table
 
+logger = logging.getLogger(__name__)
+
 
 def show_summary(run_dir: Path) -> None:
-    """Write the table, the run directory and the path of the weights' plot to stdout."""
-    series = read_series(run_dir)
-    plot = plot_weights(series, run_dir / "report" / "weights.png")
-    sys.stdout.write(f"\n{summary_table(series)}\n\nrun directory  {run_dir}\nweights' plot  {plot}\n")
+    """Write a run's page, then its table and the page's path to stdout; what goes wrong here never fails the run."""
+    try:
+        write_report([run_dir])
+    except Exception as error:  # the run is trained and saved: a full disk or an odd file must not end it with 1
+        logger.warning("no report of %s: %s: %s; versatune report %s", run_dir, type(error).__name__, error, run_dir)
+
+
+def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictures: Sequence[str] = ()) -> Path:
+    """Write the page of one or several runs, show their tables and all paths on stdout; return the page's path.
+
+    Args:
+        run_dirs: Folders of runs.
+        output: The page to write; default: report/index.html in the run's folder, report/compare.html in the first's.
+        pictures: "png", "svg": also draw each run's weights and losses as weights.png or weights.svg in its report/.
+
+    Raises:
+        ValueError: If a folder is no run's.
+    """
+    runs = [read_series(run_dir) for run_dir in run_dirs]
+    page = output or run_dirs[0] / "report" / ("index.html" if len(runs) == 1 else "compare.html")
+    write_page(runs, page)
+    for run in runs:
+        plots = [plot_weights(run, run.run_dir / "report" / f"weights.{ending}") for ending in pictures]
+        lines = [summary_table(run), "", f"run directory  {run.run_dir}", *(f"weights' plot  {plot}" for plot in plots)]
+        sys.stdout.write("\n{}\n".format("\n".join(lines)))
+    sys.stdout.write(f"report         {page}\n")
     sys.stdout.flush()
+    return page

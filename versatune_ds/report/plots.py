@@ -11,18 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from versatune_ds.report.series import RunSeries
+from versatune_ds.report.series import RunSeries, requested_weights
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 _STYLES = ("-", "--", "-.", ":")
 
 
 def plot_weights(series: RunSeries, path: Path) -> Path:
-    """Write one picture with the weights over the steps above the validation losses; return its path."""
+    """Write one picture with the weights over the steps above the validation losses; return its path.
+
+    Args:
+        series: The run; what it has not recorded yet is left empty.
+        path: Picture to write; its ending (png, svg, pdf) chooses the format.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(8, 7), layout="constrained")
     weights_axes, loss_axes = figure.subplots(2, 1, sharex=True)
-    _draw(weights_axes, weight_steps(series), title="Mixture weights", is_step=True)
+    _draw(weights_axes, _weight_points(series), title="Mixture weights", is_step=True)
     weights_axes.set_ylim(bottom=0)
     losses = {name: series.of(f"domain/{name}/loss") for name in series.domain_names}
     _draw(loss_axes, losses, title="Validation loss (nats per token, logarithmic)", is_step=False)
@@ -35,17 +40,12 @@ def plot_weights(series: RunSeries, path: Path) -> Path:
     return path
 
 
-def weight_steps(series: RunSeries) -> dict[str, list[tuple[int, float]]]:
-    """Return {domain: [(effective step, weight)]}: the prior, then every decision, held up to the last step seen."""
-    points: dict[str, list[tuple[int, float]]] = {name: [] for name in series.domain_names}
-    for decision in series.decisions:
-        for name, weight in decision["weights_after"].items():
-            points[name].append((decision["effective_step"] if decision["update"] else 0, weight))
-    last_step = series.metrics[-1]["step"] if series.metrics else 0
+def _weight_points(series: RunSeries) -> dict[str, list[tuple[int, float]]]:
+    """Return {domain: [(step, weight)]} of the requested mixture."""
+    steps, weights_by_name = requested_weights(series)
     return {
-        name: [point for point in values if point[0] <= last_step]
-        + [(last_step, [w for step, w in values if step <= last_step][-1])]
-        for name, values in points.items()
+        name: [(step, weight) for step, weight in zip(steps, weights, strict=True) if weight is not None]
+        for name, weights in weights_by_name.items()
     }
 
 

@@ -1,60 +1,179 @@
 """Read a run directory into series of numbers.
 
 The one idea: every table, plot and page is made from the files of the run directory alone, so it works on a run that
-is finished, running or killed.
+is finished, running or killed: a file that is not there yet is empty, a line that is not whole is left out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "decisions.jsonl")
+"""Files by which a folder is known as a run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSeries:
-    """Hold what a run recorded, in the order of its steps."""
+    """Hold what a run recorded, in the order of its steps; what it did not record is empty."""
 
     run_dir: Path
     domain_names: tuple[str, ...]
     metrics: tuple[dict[str, Any], ...]
     decisions: tuple[dict[str, Any], ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    prior: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, name: str) -> list[tuple[int, float]]:
-        """Return the (step, value) pairs of one metric; a missing or null value is left out."""
-        return [(line["step"], line[name]) for line in self.metrics if line.get(name) is not None]
+        """Return the (step, value) pairs of one metric; what is missing or no finite number is left out."""
+        return [(line["step"], line[name]) for line in self.metrics if is_number(line.get(name))]
 
     def last(self, name: str) -> float | None:
         """Return a metric's last value, None where it was never recorded."""
         values = self.of(name)
         return values[-1][1] if values else None
 
+    def setting(self, dotted_key: str) -> Any:
+        """Return a key of the resolved config, None where it is not on record."""
+        value: Any = self.config
+        for key in dotted_key.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.setting("run.name") or self.run_dir.resolve().name)
+
+    @property
+    def last_step(self) -> int:
+        """The last step on record, 0 before the first."""
+        decided = self.decisions[-1]["decided_at_step"] if self.decisions else 0
+        return max([decided, *(line["step"] for line in self.metrics[-1:])])
+
+    @property
+    def num_steps(self) -> int | None:
+        """The steps the recipe asks for, None where the config is not on record."""
+        steps = self.setting("train.steps")
+        return steps if isinstance(steps, int) else None
+
 
 def read_series(run_dir: Path) -> RunSeries:
     """Return the series of a run directory.
 
     Raises:
-        ValueError: If the folder is no run's, or the run has not decided anything yet.
+        ValueError: If the folder is no run's.
     """
-    decisions = tuple(read_json_lines(run_dir / "decisions.jsonl"))
-    if not decisions:
-        raise ValueError(f"{run_dir}: no decisions.jsonl with a decision; expected the folder of a run (runs/NAME)")
+    if not any((run_dir / name).is_file() for name in _FILES):
+        raise ValueError(
+            f"{run_dir}: no {', '.join(_FILES[:-1])} or {_FILES[-1]}; expected the folder of a run (runs/NAME)"
+        )
+    decisions = tuple(line for line in read_json_lines(run_dir / "decisions.jsonl") if _is_decision(line))
+    metrics = tuple(line for line in read_json_lines(run_dir / "metrics.jsonl") if is_number(line.get("step")))
+    prior = _read_mapping(run_dir / "prior.json")
     return RunSeries(
         run_dir=run_dir,
-        domain_names=tuple(decisions[0]["weights_after"]),
-        metrics=tuple(read_json_lines(run_dir / "metrics.jsonl")),
+        domain_names=_domain_names(decisions, metrics, prior),
+        metrics=metrics,
         decisions=decisions,
+        config=_read_mapping(run_dir / "config.yaml"),
+        environment=_read_mapping(run_dir / "environment.json"),
+        prior=prior,
+        reference=_read_mapping(run_dir / "reference.json"),
+        evaluation=_read_mapping(run_dir / "evaluation.json"),
     )
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; a last line still being written is left out, a missing file is empty."""
+    """Yield the objects of a JSON-lines file; a line cut off by a kill is left out, a missing file is empty."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_decision(line: Mapping[str, Any]) -> bool:
+    """Return whether a line holds what every decision has."""
+    weights = (line.get("weights_before"), line.get("weights_after"))
+    return all(isinstance(w, Mapping) and w for w in weights) and is_number(line.get("decided_at_step"))
+
+
+def _domain_names(
+    decisions: tuple[dict[str, Any], ...], metrics: tuple[dict[str, Any], ...], prior: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the domains in their order: from the decisions, or before the first one from metrics or the prior."""
+    if decisions:
+        return tuple(decisions[0]["weights_after"])
+    keys = [key for line in metrics for key in line if key.startswith("domain/") and key.count("/") >= 2]
+    names = dict.fromkeys(key.removeprefix("domain/").rpartition("/")[0] for key in keys)
+    weights = prior.get("weights")
+    return tuple(names) or tuple(weights if isinstance(weights, Mapping) else ())
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Return a JSON or YAML file's mapping; empty where the file is missing, broken, or holds something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def requested_weights(series: RunSeries) -> tuple[list[int], dict[str, list[float | None]]]:
+    """Return the steps at which the requested mixture changed, and the weights of each domain from there on.
+
+    The start comes first (or the prior, before the first decision), then every decision in effect by the last step on
+    record; the last weights are held to that step, and to step 1 of a run that has not made one.
+    """
+    start, last_step = _weights_at_start(series), series.last_step
+    points = [(0, start)] + [
+        (decision.get("effective_step", decision["decided_at_step"]), decision["weights_after"])
+        for decision in series.decisions
+        if decision.get("update")
+    ]
+    shown = [(step, weights) for step, weights in points if step <= last_step]
+    shown.append((max(last_step, 1), shown[-1][1]))
+    weights_by_name = {
+        name: [number_or_none(weights.get(name)) for _, weights in shown] for name in series.domain_names
+    }
+    return [step for step, _ in shown], weights_by_name
+
+
+def of_domain(decision: Mapping[str, Any], part: str, name: str) -> Mapping[str, Any]:
+    """Return a domain's entry in the losses or signals of a decision, empty where it has none."""
+    by_name = decision.get(part)
+    entry = by_name.get(name) if isinstance(by_name, Mapping) else None
+    return entry if isinstance(entry, Mapping) else {}
+
+
+def number_or_none(value: Any) -> float | None:
+    """Return a value from a file if it is a finite number, None otherwise."""
+    return value if is_number(value) else None
+
+
+def _weights_at_start(series: RunSeries) -> Mapping[str, Any]:
+    """Return the weights of step 0, or an empty mapping."""
+    if series.decisions:
+        return series.decisions[0]["weights_before"]
+    weights = series.prior.get("weights")
+    return weights if isinstance(weights, Mapping) else {}

@@ -5,7 +5,7 @@ The one idea: "before" is the measurement at step 0, "after" the last one on rec
 
 from __future__ import annotations
 
-from versatune_ds.report.series import RunSeries
+from versatune_ds.report.series import RunSeries, requested_weights
 
 _HEADER = ("domain", "before", "after", "before", "after", "requested", "realised", "tokens")
 _GROUPS = ((1, "loss"), (3, "weight"), (5, "share"))
@@ -39,7 +39,8 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 def _domain_row(series: RunSeries, name: str) -> tuple[str, ...]:
     """Return a domain's cells."""
     losses = series.of(f"domain/{name}/loss")
-    weight_before = series.decisions[0]["weights_before"][name]
+    _, requested = requested_weights(series)
+    weight_before = requested[name][0]
     weight_after = series.last(f"domain/{name}/weight")
     num_tokens = series.last(f"domain/{name}/num_tokens")
     return (

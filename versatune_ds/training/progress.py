@@ -31,6 +31,8 @@ def log_step(run: Run, plan: StepPlan) -> None:
     metrics["train/learning_rate"] = learning_rate_at(run.step, run.config.train)
     metrics |= {f"domain/{name}/weight": float(plan.weights_K[i]) for i, name in enumerate(run.domain_set)}
     metrics |= run.served.metrics(run.domain_set.names)
+    epochs_K = run.loader.epochs_K()
+    metrics |= {f"domain/{name}/epochs": float(epochs_K[i]) for i, name in enumerate(run.domain_set)}
     run.monitor.metrics(run.step, metrics)
     remaining = (run.config.train.steps - run.step) * metrics["perf/step_seconds"]
     logger.info(

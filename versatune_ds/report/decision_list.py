@@ -1,0 +1,110 @@
+"""Prepare decisions for the page: what each one saw, did and why, and by what it can be found.
+
+The one idea: the numbers are those of decisions.jsonl, rounded and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from versatune_ds.report.scales import evenly, format_value
+from versatune_ds.report.series import RunSeries, number_or_none, of_domain
+from versatune_ds.report.story import changes_of_weights, safeguard_kinds
+
+COLUMNS = (
+    "domain", "loss", "± error", "reference", "potential", "forgot: previous", "best", "start", "weight before",
+    "after", "change",
+)  # fmt: skip
+_MAX_ROWS = 6000
+"""Rows of all decisions' tables together."""
+_MAX_DECISIONS = 400
+_VISIBLE_MOVE = 5e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRow:
+    """Hold one decision as text.
+
+    Attributes:
+        update: Its number.
+        step: Optimizer step after which it was made.
+        effective_step: Step from which it holds.
+        reason: One sentence.
+        acted: Each safeguard's text.
+        kinds: The safeguards' names.
+        moved: Numbers of the domains whose weight moved visibly.
+        inputs: Inputs besides losses, as text.
+        digest: Of the decision.
+        rows: One row a domain, in the order of COLUMNS.
+    """
+
+    update: int
+    step: int
+    effective_step: int
+    reason: str
+    acted: list[str]
+    kinds: list[str]
+    moved: list[int]
+    inputs: list[str]
+    digest: str
+    rows: list[list[str]]
+
+
+def decision_rows(series: RunSeries, *, slots: Mapping[str, int]) -> list[DecisionRow]:
+    """Return the decisions to list: all of them, or where that is too much those with safeguards, and evenly."""
+    limit = min(max(_MAX_ROWS // max(len(series.domain_names), 1), 20), _MAX_DECISIONS)
+    decisions = series.decisions
+    kept = set(range(len(decisions)))
+    if len(decisions) > limit:
+        with_safeguards = [i for i, decision in enumerate(decisions) if decision.get("acted")]
+        kept = {with_safeguards[i] for i in evenly(len(with_safeguards), limit // 2)} if with_safeguards else set()
+        kept |= set(evenly(len(decisions), limit - len(kept)))
+    return [_row(decisions[index], series.domain_names, slots) for index in sorted(kept)]
+
+
+def _row(decision: Mapping[str, Any], names: tuple[str, ...], slots: Mapping[str, int]) -> DecisionRow:
+    """Return one decision as text."""
+    changes = changes_of_weights(decision["weights_before"], decision["weights_after"])
+    inputs = decision.get("inputs")
+    acted = decision.get("acted")
+    return DecisionRow(
+        update=decision.get("update", 0),
+        step=decision["decided_at_step"],
+        effective_step=decision.get("effective_step", decision["decided_at_step"]),
+        reason=str(decision.get("reason", "")),
+        acted=[str(text) for text in acted] if isinstance(acted, list) else [],
+        kinds=safeguard_kinds(acted),
+        moved=[slots[name] for name, change in changes.items() if name in slots and abs(change) >= _VISIBLE_MOVE],
+        inputs=[f"{key}: {value}" for key, value in inputs.items()] if isinstance(inputs, Mapping) else [],
+        digest=str(decision.get("digest", "")),
+        rows=[_domain_cells(decision, name, changes.get(name)) for name in names],
+    )
+
+
+def _domain_cells(decision: Mapping[str, Any], name: str, change: float | None) -> list[str]:
+    """Return a domain's numbers in a decision."""
+    losses, signals = (of_domain(decision, part, name) for part in ("losses", "signals"))
+    forgetting = ("forgetting_degree", "forgetting_from_best", "forgetting_from_start")
+    return [
+        name,
+        *(format_value(number_or_none(losses.get(key)), "loss") for key in ("mean", "stderr")),
+        format_value(number_or_none(signals.get("reference_loss")), "loss"),
+        format_value(number_or_none(signals.get("learnable_potential")), "weight"),
+        *(format_value(number_or_none(signals.get(key)), "share") for key in forgetting),
+        *(
+            format_value(number_or_none(decision[key].get(name)), "weight")
+            for key in ("weights_before", "weights_after")
+        ),
+        change_text(change),
+    ]
+
+
+def change_text(change: float | None) -> str:
+    """Return a weight's change with a word for its direction, so that a sign or a colour is not all there is."""
+    if change is None:
+        return "unknown"
+    if abs(change) < _VISIBLE_MOVE:
+        return "held"
+    return f"{'▲ up' if change > 0 else '▼ down'} {abs(change):.4f}"

@@ -1,0 +1,81 @@
+"""Show a file that holds numbers by domain, such as prior.json, as a table and its other entries as a list.
+
+The one idea: any entry that is keyed by domains becomes a column, whatever it is called; so a file that says more than
+we know of today is still shown whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from versatune_ds.report.scales import UNKNOWN
+from versatune_ds.report.series import is_number
+from versatune_ds.report.summary import flat_items, flat_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainFile:
+    """Hold a file's view.
+
+    Attributes:
+        columns: Titles; the first is "domain".
+        rows: One row of texts a domain.
+        items: Everything else, as (dotted key, text).
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    items: list[tuple[str, str]]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not self.rows and not self.items
+
+
+def domain_file(values: Mapping[str, Any], names: Sequence[str]) -> DomainFile:
+    """Return the view of a file's mapping.
+
+    Args:
+        values: What the file holds; empty for a missing file.
+        names: The run's domains, the rows of the table.
+    """
+    columns: dict[str, Mapping[str, Any]] = {}
+    rest: dict[str, Any] = {}
+    for key, value in _entries(values):
+        if isinstance(value, Mapping) and set(value) & set(names):
+            columns |= _columns(key, value)
+        else:
+            rest[key] = value
+    known = dict.fromkeys([*names, *(name for column in columns.values() for name in column)])
+    rows = [[name, *(_text(column.get(name)) for column in columns.values())] for name in known] if columns else []
+    return DomainFile(columns=["domain", *columns], rows=rows, items=flat_items(rest))
+
+
+def _entries(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield a file's entries, and those of a base model beside it as `base.domains`."""
+    for key, value in values.items():
+        if key != "domains" and isinstance(value, Mapping) and isinstance(value.get("domains"), Mapping):
+            yield from ((f"{key}.{inner}", entry) for inner, entry in value.items())
+        else:
+            yield key, value
+
+
+def _columns(key: str, by_domain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return an entry's columns: one, or one for each name where a domain has several values."""
+    entries = {name: dict(flat_values(entry)) for name, entry in by_domain.items() if isinstance(entry, Mapping)}
+    if len(entries) < len(by_domain):
+        return {key: by_domain}
+    inner = dict.fromkeys(name for entry in entries.values() for name in entry)
+    return {f"{key}: {name}": {domain: entry.get(name) for domain, entry in entries.items()} for name in inner}
+
+
+def _text(value: Any) -> str:
+    """Return a value as a cell."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, list):
+        return " to ".join(_text(item) for item in value)
+    return f"{value:,.4f}" if is_number(value) and isinstance(value, float) else str(value)

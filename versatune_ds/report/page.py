@@ -1,0 +1,132 @@
+"""Write one HTML file that shows a run, or several side by side, and needs nothing else.
+
+The one idea: everything is text in one file, escaped by the template, and a policy in its head lets the browser load
+nothing and run no script but the page's own, whatever a domain's name or a reason may hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from versatune_ds import __version__
+from versatune_ds.report.charts import Line
+from versatune_ds.report.decision_list import COLUMNS, decision_rows
+from versatune_ds.report.domain_file import domain_file
+from versatune_ds.report.run_charts import RunCharts, charts_of
+from versatune_ds.report.series import RunSeries
+from versatune_ds.report.shapes import draw, sample
+from versatune_ds.report.story import headline
+from versatune_ds.report.summary import (
+    DOMAIN_COLUMNS,
+    comparison,
+    domain_table,
+    facts,
+    flat_items,
+    state_of,
+    time_text,
+)
+
+_FOLDER = Path(__file__).parent
+
+
+def write_page(runs: Sequence[RunSeries], path: Path) -> Path:
+    """Write the page of the runs, at least one, to a file; return its path."""
+    text = render_page(runs, now=time.time())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")  # a browser that reloads sees the old page or the new one
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
+    """Return the page's HTML.
+
+    Args:
+        runs: At least one.
+        now: Seconds since the epoch; the page says when it was made.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.domain_names))
+    slots = {name: number for number, name in enumerate(names)}
+    charts = [charts_of(run, prefix=f"run{number}", slots=slots) for number, run in enumerate(runs, start=1)]
+    script = (_FOLDER / "script.js").read_text(encoding="utf-8")
+    return _template().render(
+        title=" · ".join(run.name for run in runs),
+        runs=[_run_view(run, c, slots=slots, now=now) for run, c in zip(runs, charts, strict=True)],
+        comparison=comparison(runs, names) if len(runs) > 1 else [],
+        domain_keys=[Line(name=name, values=(), slot=slot) for name, slot in slots.items()],
+        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=Markup(_json_in_html(_page_data(runs, charts))),
+        made=time_text(now),
+        version=__version__,
+    )
+
+
+def _template() -> jinja2.Template:
+    """Return the page's template; whatever it shows is escaped, whatever it lacks is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"draw": draw, "sample": sample}
+    return environment.get_template("page.html")
+
+
+def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], now: float) -> dict[str, Any]:
+    """Return what the template shows of one run."""
+    decisions = decision_rows(run, slots=slots)
+    return {
+        "name": run.name,
+        "folder": str(run.run_dir),
+        "headline": headline(run),
+        "state": state_of(run, now=now),
+        "facts": facts(run),
+        "domain_columns": DOMAIN_COLUMNS,
+        "domain_rows": domain_table(run),
+        "charts": charts,
+        "domains": [Line(name=name, values=(), slot=slots[name]) for name in run.domain_names],
+        "has_forgetting": any(value for chart in charts.forgetting for line in chart.lines for value in line.known),
+        "decision_columns": COLUMNS,
+        "decisions": decisions,
+        "num_decisions": len(run.decisions),
+        "kinds": sorted({kind for decision in decisions for kind in decision.kinds}),
+        "files": [
+            (title, name, domain_file(values, run.domain_names))
+            for title, name, values in (
+                ("Detection: the prior mixture", "prior.json", run.prior),
+                ("References", "reference.json", run.reference),
+                ("Evaluation", "evaluation.json", run.evaluation),
+            )
+        ],
+        "environment": flat_items(run.environment),
+        "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
+    }
+
+
+def _page_data(runs: Sequence[RunSeries], charts: Sequence[RunCharts]) -> dict[str, Any]:
+    """Return the numbers that the page's script reads out."""
+    return {
+        "last_step": max(run.last_step for run in runs),
+        "charts": {chart.key: chart.data() for of_run in charts for chart in of_run},
+    }
+
+
+def _json_in_html(values: Mapping[str, Any]) -> str:
+    """Return JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

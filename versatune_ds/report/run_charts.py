@@ -1,0 +1,214 @@
+"""Choose what is drawn of a run: mixture, losses, signals, data, speed.
+
+The one idea: a chart is made only of what the run recorded; what is not there is left out and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from versatune_ds.report.charts import Chart, Line
+from versatune_ds.report.scales import Values, axis_for
+from versatune_ds.report.series import RunSeries, number_or_none, of_domain, requested_weights
+
+_FORGETTING = (
+    ("forgetting_degree", "against the measurement before"),
+    ("forgetting_from_best", "against the domain's best loss"),
+    ("forgetting_from_start", "against the loss before training"),
+)
+_POTENTIAL_NOTE = "What its reference says can still go of a domain's loss: (loss - reference) / loss, at least 0."
+_TRAINING = (
+    ("train/loss", "Training loss", "loss", "nats per loss token, mean of the steps since the last point"),
+    ("perf/tokens_per_second", "Throughput", "count", "tokens per second, all processes"),
+    ("perf/step_seconds", "Step time", "seconds", "seconds per optimizer step"),
+    ("perf/data_seconds", "Waiting for data", "seconds", "seconds per optimizer step"),
+    ("train/grad_norm", "Gradient norm", "loss", "before clipping"),
+    ("train/learning_rate", "Learning rate", "rate", ""),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCharts:
+    """Hold the charts of one run; a list is empty, or a chart None, where there is nothing to draw."""
+
+    weights: Chart | None
+    moves: Chart | None
+    served: Chart | None
+    losses: list[Chart]
+    potential: Chart | None
+    forgetting: list[Chart]
+    epochs: Chart | None
+    training: list[Chart]
+
+    def __iter__(self) -> Iterator[Chart]:
+        """Go over all charts."""
+        single = (self.weights, self.moves, self.served, self.potential, self.epochs)
+        yield from (chart for chart in single if chart is not None)
+        yield from (*self.losses, *self.forgetting, *self.training)
+
+
+def charts_of(series: RunSeries, *, prefix: str, slots: Mapping[str, int]) -> RunCharts:
+    """Return a run's charts.
+
+    Args:
+        series: The run.
+        prefix: Begins every chart's key, so that several runs share a page.
+        slots: Number of each domain, the same for all runs of the page.
+    """
+    made = _Maker(series=series, prefix=prefix, slots=slots)
+    return RunCharts(
+        weights=made.weights(),
+        moves=made.moves(),
+        served=made.served(),
+        losses=made.losses(),
+        potential=made.signal("learnable_potential", title="Learnable potential", note=_POTENTIAL_NOTE),
+        forgetting=[c for key, words in _FORGETTING if (c := made.signal(key, title=f"Forgetting {words}", note=""))],
+        epochs=made.epochs(),
+        training=made.training(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Maker:
+    """Make the charts of one run."""
+
+    series: RunSeries
+    prefix: str
+    slots: Mapping[str, int]
+
+    def weights(self) -> Chart | None:
+        """Return the requested mixture."""
+        steps, weights_by_name = requested_weights(self.series)
+        note = "What the controller asked for, from the step at which each decision took effect."
+        return self._chart("weights", "Requested mixture", "weight", steps, weights_by_name, note=note, is_stacked=True)
+
+    def moves(self) -> Chart | None:
+        """Return how far each weight has moved from its start."""
+        steps, weights_by_name = requested_weights(self.series)
+        moved = {
+            name: [None if weight is None or weights[0] is None else weight - weights[0] for weight in weights]
+            for name, weights in weights_by_name.items()
+        }
+        note = "Each domain's weight less its weight at the start: above 0 it gained."
+        return self._chart("moves", "Weights against their start", "change", steps, moved, note=note, is_step=True)
+
+    def served(self) -> Chart | None:
+        """Return the shares of tokens served between log lines."""
+        counts = {name: dict(self.series.of(f"domain/{name}/num_tokens")) for name in self.series.domain_names}
+        steps = sorted({step for by_step in counts.values() for step in by_step})
+        shares = served_shares(counts, steps)
+        note = "What training got: each domain's share of the tokens between two log lines."
+        unit = self.series.setting("mixture.weight_unit")
+        if unit not in (None, "tokens"):
+            note += f" The weights above are shares of {unit}, so the two may differ."
+        return self._chart("served", "Served mixture", "weight", [0, *steps], shares, note=note, is_stacked=True)
+
+    def losses(self) -> list[Chart]:
+        """Return one panel a domain, all on the same axis: loss with standard errors, and the reference."""
+        panels = {name: self._loss_lines(name) for name in self.series.domain_names}
+        values = [value for _, lines in panels.values() for line in lines for value in line.known]
+        axis = axis_for(values, is_log=bool(values) and max(values) > 3 * min(values))
+        return [
+            Chart(
+                key=f"{self.prefix}-loss-{self.slots[name]}",
+                title=name,
+                kind="loss",
+                steps=steps,
+                lines=lines,
+                last_step=self.series.last_step,
+                height=120,
+                y_axis=axis,
+            ).thinned()
+            for name, (steps, lines) in panels.items()
+            if steps
+        ]
+
+    def _loss_lines(self, name: str) -> tuple[list[int], list[Line]]:
+        """Return a domain's steps, loss and reference; errors where a decision holds them."""
+        losses, slot = dict(self.series.of(f"domain/{name}/loss")), self.slots[name]
+        measured = {d["decided_at_step"]: of_domain(d, "losses", name) for d in self.series.decisions}
+        losses |= {step: m["mean"] for step, m in measured.items() if number_or_none(m.get("mean")) is not None}
+        steps = sorted(losses)
+        errors = [number_or_none(measured.get(step, {}).get("stderr")) for step in steps]
+        lines = [Line(name="loss", values=[losses[step] for step in steps], errors=errors, slot=slot)]
+        reference = reference_loss(self.series, name)
+        if reference is not None and steps:
+            lines.append(Line(name="reference", values=[reference] * len(steps), slot=slot, is_reference=True))
+        return steps, lines
+
+    def signal(self, key: str, *, title: str, note: str) -> Chart | None:
+        """Return one signal of the decisions."""
+        steps = [decision["decided_at_step"] for decision in self.series.decisions]
+        values = {
+            name: [number_or_none(of_domain(d, "signals", name).get(key)) for d in self.series.decisions]
+            for name in self.series.domain_names
+        }
+        kind = "weight" if key == "learnable_potential" else "share"
+        return self._chart(key, title, kind, steps, values, note=note, height=200)
+
+    def epochs(self) -> Chart | None:
+        """Return passes over the data."""
+        counts = {name: dict(self.series.of(f"domain/{name}/epochs")) for name in self.series.domain_names}
+        steps = sorted({step for by_step in counts.values() for step in by_step})
+        if not steps:
+            return None
+        values = {name: [0.0, *(by_step.get(step) for step in steps)] for name, by_step in counts.items()}
+        note = "How often each domain's examples have been seen."
+        return self._chart("epochs", "Epochs consumed", "epochs", [0, *steps], values, note=note)
+
+    def training(self) -> list[Chart]:
+        """Return small charts of single numbers."""
+        made = []
+        for metric, title, kind, note in _TRAINING:
+            points = self.series.of(metric)
+            if points:
+                steps, values = zip(*points, strict=True)
+                key = metric.replace("/", "-")
+                chart = self._chart(key, title, kind, steps, {title: values}, note=note, height=110)
+                made += [chart] if chart else []
+        return made
+
+    def _chart(
+        self, key: str, title: str, kind: str, steps: Sequence[int], values: Mapping[str, Values], **options: Any
+    ) -> Chart | None:
+        """Return a chart with one line a name, None where no value is known."""
+        lines = [Line(name=name, values=list(v), slot=self.slots.get(name, 0)) for name, v in values.items()]
+        if len(steps) == 0 or not any(line.known for line in lines):
+            return None
+        key = f"{self.prefix}-{key}"
+        last_step = self.series.last_step
+        return Chart(
+            key=key, title=title, kind=kind, steps=steps, lines=lines, last_step=last_step, **options
+        ).thinned()
+
+
+def served_shares(counts: Mapping[str, Mapping[int, float]], steps: Sequence[int]) -> dict[str, list[float | None]]:
+    """Return each domain's share of the tokens served since the log line before; one more value than steps.
+
+    The value at position i holds from step i to step i + 1 of [0, *steps]; the last is repeated to end the area.
+
+    Args:
+        counts: Domain to {step: tokens served since the run began}.
+        steps: Ascending.
+    """
+    before = dict.fromkeys(counts, 0.0)
+    rows: list[dict[str, float]] = []
+    for step in steps:
+        now = {name: by_step.get(step, before[name]) for name, by_step in counts.items()}
+        gained = {name: max(now[name] - before[name], 0.0) for name in counts}
+        total = sum(gained.values())
+        rows.append({name: value / total for name, value in gained.items()} if total else {})
+        before = now
+    return {name: [row.get(name) for row in [*rows, *rows[-1:]]] for name in counts}
+
+
+def reference_loss(series: RunSeries, name: str) -> float | None:
+    """Return a domain's reference loss: of the last decision, or of reference.json."""
+    if series.decisions:
+        value = number_or_none(of_domain(series.decisions[-1], "signals", name).get("reference_loss"))
+        if value is not None:
+            return value
+    losses = series.reference.get("losses")
+    return number_or_none(losses.get(name)) if isinstance(losses, Mapping) else None

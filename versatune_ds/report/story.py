@@ -1,0 +1,116 @@
+"""Say in plain sentences what the mixture did, why, and what it came to.
+
+The one idea: every sentence is computed from the decisions and losses on record, so it cannot flatter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from versatune_ds.mixture.settings import FIXED_POLICIES
+from versatune_ds.report.series import RunSeries, number_or_none
+
+_SMALLEST_MOVE = 5e-5
+_POTENTIAL_POLICIES = ("versatune", "steer", "expansion")
+
+
+def headline(series: RunSeries) -> list[str]:
+    """Return what the mixture did and why, what became of the losses, and which safeguards acted."""
+    if not series.decisions:
+        return ["No decision is on record yet: the losses before training have not been measured."]
+    updates = [decision for decision in series.decisions if decision.get("update")]
+    if not updates:
+        return ["The losses before training are measured; the mixture has not been updated yet."]
+    return [text for text in (_moved(series, updates), _losses(series), _safeguards(updates)) if text]
+
+
+def safeguard_kinds(acted: Any) -> list[str]:
+    """Return which safeguards a decision's texts name: `floor: law; cap: code` is floor and cap."""
+    texts = [part for text in (acted if isinstance(acted, list) else []) for part in str(text).split("; ")]
+    return list(dict.fromkeys(re.sub(r"\s+[\d.]+%?$", "", text.split(":")[0]).strip() for text in texts))
+
+
+def changes_of_weights(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, float]:
+    """Return how far each domain's weight moved from one mixture to another."""
+    known = {name: (number_or_none(first.get(name)), number_or_none(last.get(name))) for name in first}
+    return {name: after - before for name, (before, after) in known.items() if before is not None and after is not None}
+
+
+def mean_of_losses(series: RunSeries) -> tuple[float, float] | None:
+    """Return the mean over domains of the first and of the last validation losses, None before the first."""
+    pairs = [losses for name in series.domain_names if (losses := series.of(f"domain/{name}/loss"))]
+    if not pairs:
+        return None
+    return sum(losses[0][1] for losses in pairs) / len(pairs), sum(losses[-1][1] for losses in pairs) / len(pairs)
+
+
+def _moved(series: RunSeries, updates: list[dict[str, Any]]) -> str:
+    """Say where weight went and why."""
+    policy, count = series.setting("mixture.policy") or "of this run", times(len(updates), "update")
+    first, last = updates[0]["weights_before"], updates[-1]["weights_after"]
+    changes = changes_of_weights(first, last)
+    if not changes or max(map(abs, changes.values())) < _SMALLEST_MOVE:
+        because = ": it is a fixed mixture" if policy in FIXED_POLICIES else ""
+        return f"Policy {policy} left the mixture as it was over {count}{because}."
+    up, down = max(changes, key=lambda name: changes[name]), min(changes, key=lambda name: changes[name])
+    moved = (
+        f"Over {count}, policy {policy} gave most weight to {up} ({first[up]:.3f} to {last[up]:.3f}) "
+        f"and took most from {down} ({first[down]:.3f} to {last[down]:.3f})"
+    )
+    return f"{moved}{_why(policy, updates)}."
+
+
+def _why(policy: str, updates: list[dict[str, Any]]) -> str:
+    """Say who had most and least left to learn, where the policy acts on that."""
+    sums: dict[str, list[float]] = {}
+    for update in updates:
+        signals = update.get("signals")
+        for name, values in (signals if isinstance(signals, Mapping) else {}).items():
+            potential = number_or_none(values.get("learnable_potential")) if isinstance(values, Mapping) else None
+            if potential is not None:
+                sums.setdefault(name, []).append(potential)
+    if policy not in _POTENTIAL_POLICIES or not sums:
+        return ""
+    means = {name: sum(values) / len(values) for name, values in sums.items()}
+    most, least = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
+    return (
+        f": on average over the updates {most} had most left to learn "
+        f"(potential {means[most]:.3f}) and {least} least ({means[least]:.3f})"
+    )
+
+
+def _losses(series: RunSeries) -> str:
+    """Say how far the mean loss went, and who ended above its first loss."""
+    means = mean_of_losses(series)
+    if means is None:
+        return ""
+    before, after = means
+    moved = "fell" if after < before else "rose" if after > before else "stayed"
+    risen = {name: rise for name in series.domain_names if (rise := rise_from_start(series, name)) > 0}
+    named = ", ".join(f"{name} by {rise:.1%}" for name, rise in sorted(risen.items(), key=lambda item: -item[1])[:6])
+    end = f"above its first loss ended: {named}" if risen else "no domain ended above its first loss"
+    return f"The mean validation loss {moved} from {before:.3f} to {after:.3f} nats per token; {end}."
+
+
+def rise_from_start(series: RunSeries, name: str) -> float:
+    """Return by what share of its first loss a domain's last one lies above it; 0 where it does not."""
+    losses = series.of(f"domain/{name}/loss")
+    return max(losses[-1][1] / losses[0][1] - 1, 0.0) if losses and losses[0][1] > 0 else 0.0
+
+
+def _safeguards(updates: list[dict[str, Any]]) -> str:
+    """Say which safeguards acted, and how often."""
+    kinds = [safeguard_kinds(update.get("acted")) for update in updates]
+    counts = Counter(kind for of_update in kinds for kind in of_update)
+    if not counts:
+        return "No safeguard had to act."
+    named = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common())
+    return f"Safeguards acted in {sum(map(bool, kinds))} of {times(len(updates), 'update')}: {named}."
+
+
+def times(count: int, what: str) -> str:
+    """Return a count with its noun."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

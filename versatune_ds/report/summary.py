@@ -1,0 +1,176 @@
+"""Sum a run up for the top of the page, and several runs for their comparison.
+
+The one idea: the last validation loss on record is a run's result; the first run is what others are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from versatune_ds.report.decision_list import change_text
+from versatune_ds.report.run_charts import reference_loss
+from versatune_ds.report.scales import format_value
+from versatune_ds.report.series import RunSeries, number_or_none, of_domain, requested_weights
+from versatune_ds.report.story import mean_of_losses, rise_from_start, times
+
+DOMAIN_COLUMNS = (
+    "domain", "loss before", "loss after", "reference", "against its start", "weight before", "after", "change",
+    "requested share", "realised share", "tokens", "epochs",
+)  # fmt: skip
+
+
+def domain_table(series: RunSeries) -> list[list[str]]:
+    """Return one row of texts a domain, in the order of DOMAIN_COLUMNS."""
+    _, weights = requested_weights(series)
+    return [_domain_row(series, name, weights[name]) for name in series.domain_names]
+
+
+def _domain_row(series: RunSeries, name: str, weights: Sequence[float | None]) -> list[str]:
+    """Return a domain's texts."""
+    losses = series.of(f"domain/{name}/loss")
+    before, after = (losses[0][1], losses[-1][1]) if losses else (None, None)
+    change = None if weights[0] is None or weights[-1] is None else weights[-1] - weights[0]
+    shares = (series.last(f"domain/{name}/{key}") for key in ("requested_share", "realised_share"))
+    return [
+        name,
+        format_value(before, "loss"),
+        format_value(after, "loss"),
+        format_value(reference_loss(series, name), "loss"),
+        _against_start(series, name, has_losses=len(losses) > 1),
+        format_value(weights[0], "weight"),
+        format_value(weights[-1], "weight"),
+        change_text(change),
+        *(format_value(share, "weight") for share in shares),
+        format_value(series.last(f"domain/{name}/num_tokens"), "count"),
+        format_value(series.last(f"domain/{name}/epochs"), "epochs"),
+    ]
+
+
+def _against_start(series: RunSeries, name: str, *, has_losses: bool) -> str:
+    """Say in words whether a domain ended below or above its first loss."""
+    if not has_losses:
+        return format_value(None, "loss")
+    rise = rise_from_start(series, name)
+    if rise > 0:
+        return f"forgot {rise:.1%}"
+    losses = series.of(f"domain/{name}/loss")
+    return f"learned {1 - losses[-1][1] / losses[0][1]:.1%}" if losses[0][1] > 0 else "held"
+
+
+def facts(series: RunSeries) -> list[tuple[str, str]]:
+    """Return the few numbers of a run that a reader asks for first."""
+    means = mean_of_losses(series)
+    num_tokens = [series.last(f"domain/{name}/num_tokens") for name in series.domain_names]
+    known_tokens = [value for value in num_tokens if value is not None]
+    seconds = [value for _, value in series.of("perf/step_seconds")]
+    waits = [value for _, value in series.of("perf/data_seconds")]
+    speeds = sorted(value for _, value in series.of("perf/tokens_per_second"))
+    found = [
+        ("steps", f"{series.last_step:,} of {series.num_steps:,}" if series.num_steps else f"{series.last_step:,}"),
+        ("updates", f"{sum(1 for decision in series.decisions if decision.get('update')):,}"),
+        ("mean validation loss", f"{means[0]:.3f} → {means[1]:.3f}" if means else None),
+        ("tokens", f"{sum(known_tokens):,.0f}" if known_tokens else None),
+        ("tokens per second, median", f"{speeds[len(speeds) // 2]:,.0f}" if speeds else None),
+        ("waiting for data", f"{sum(waits) / sum(seconds):.2%} of the step" if seconds and sum(seconds) else None),
+    ]
+    return [(what, text) for what, text in found if text is not None]
+
+
+def state_of(series: RunSeries, *, now: float) -> str:
+    """Say how far the run is, and when it last wrote; whether it still runs cannot be told from its files."""
+    if series.num_steps is not None and series.last_step >= series.num_steps:
+        return f"Complete: {series.num_steps:,} steps."
+    of_all = f" of {series.num_steps:,}" if series.num_steps else ""
+    files = [series.run_dir / name for name in ("metrics.jsonl", "decisions.jsonl")]
+    written = [path.stat().st_mtime for path in files if path.is_file()]
+    if not written:
+        return "Nothing has been measured yet."
+    minutes = int(max(now - max(written), 0) // 60)
+    age = times(minutes, "minute") if minutes < 120 else times(minutes // 60, "hour")
+    return f"Not complete: step {series.last_step:,}{of_all}; it last wrote {age} before this page was made."
+
+
+def time_text(now: float) -> str:
+    """Return a time as the page shows it."""
+    return datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Hold one run's last loss of a domain.
+
+    Attributes:
+        text: The loss.
+        error: Its standard error as text, empty where unknown.
+        against_first: Difference to the first run in words, empty for the first.
+        is_best: Whether no other run's is lower.
+    """
+
+    text: str
+    error: str
+    against_first: str
+    is_best: bool
+
+
+def comparison(runs: Sequence[RunSeries], names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
+    """Return (domain, one cell a run) for each domain, then for the mean over the domains that all runs have."""
+    rows = [(name, [_last_loss(run, name) for run in runs]) for name in names]
+    shared = [losses for _, losses in rows if all(loss is not None for loss in losses)]
+    means = [sum(column) / len(shared) for column in zip(*shared, strict=True)] if shared else []
+    table = [(name, _cells(losses, [last_stderr(run, name) for run in runs])) for name, losses in rows]
+    return [*table, (f"mean of {len(shared)} domains", _cells(means, [None] * len(means)))] if means else table
+
+
+def _last_loss(run: RunSeries, name: str) -> float | None:
+    """Return a domain's last validation loss."""
+    return run.last(f"domain/{name}/loss")
+
+
+def last_stderr(run: RunSeries, name: str) -> float | None:
+    """Return the standard error of the last decision's loss, where that is the last loss on record."""
+    entry = of_domain(run.decisions[-1], "losses", name) if run.decisions else {}
+    is_last = entry.get("mean") == _last_loss(run, name)
+    return number_or_none(entry.get("stderr")) if is_last else None
+
+
+def _cells(losses: Sequence[float | None], errors: Sequence[float | None]) -> list[Cell]:
+    """Return a row's cells."""
+    known = [loss for loss in losses if loss is not None]
+    best = min(known) if len(known) > 1 and min(known) < max(known) else None
+    return [
+        Cell(
+            text=format_value(loss, "loss"),
+            error="" if error is None else f"± {error:.4f}",
+            against_first="" if index == 0 else _difference(losses[0], loss),
+            is_best=best is not None and loss == best,
+        )
+        for index, (loss, error) in enumerate(zip(losses, errors, strict=True))
+    ]
+
+
+def _difference(first: float | None, loss: float | None) -> str:
+    """Return a loss's difference to the first run's, with a word."""
+    if first is None or loss is None or first == loss:
+        return "" if first is None or loss is None else "the same"
+    return f"{abs(loss - first):.4f} {'lower' if loss < first else 'higher'}"
+
+
+def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a nested mapping's values with their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flat_items(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a file's entries as (dotted key, text), for what has no better view."""
+    return [
+        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for key, value in flat_values(values)
+    ]
