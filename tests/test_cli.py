@@ -15,6 +15,7 @@ from versatune_ds.config import load_config
 COMMANDS = {
     "train": ["recipe", "key=value", "--fresh", "--processes", "--quiet"],
     "worker": ["recipe", "key=value", "--fresh", "--quiet"],
+    "check": ["recipe", "key=value", "--nodes", "--gpus-per-node", "--gpu-memory", "--json", "--quiet"],
     "prepare": ["recipe", "key=value", "--quiet"],
     "inspect": ["recipe", "key=value", "--steps", "--world-size", "--resume-at", "--run", "--text"],
     "simulate": ["recipe", "key=value", "--losses", "--sweep", "--steps", "--noise", "--seed", "--output", "--plot"],

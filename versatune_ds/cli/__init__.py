@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from versatune_ds import __version__
+from versatune_ds.cli.check import add_check
 from versatune_ds.cli.data import add_inspect, add_prepare
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
 from versatune_ds.cli.run import add_evaluate, add_export, add_report
@@ -22,6 +23,7 @@ USER_ERROR_EXIT_CODE = 2
 ADD_COMMANDS = (
     add_train,
     add_worker,
+    add_check,
     add_prepare,
     add_inspect,
     add_simulate,

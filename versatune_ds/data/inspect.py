@@ -125,10 +125,10 @@ def _render_example(
     # labels[t] is the target of position t, so token t bears loss if labels[t - 1] is not ignored.
     is_loss = [False, *(batch.labels[0, begin : begin + length - 1] != IGNORE_INDEX).tolist()]
     heading = f"--- {domain_set.names[place.domain_id_E[e]]} epoch {plan.epoch_E[e]} example {place.index_E[e]}"
-    return f"{heading}: {length} tokens\n{_mark_masked(input_ids, is_loss, decode)}"
+    return f"{heading}: {length} tokens\n{mark_masked(input_ids, is_loss, decode)}"
 
 
-def _mark_masked(input_ids: Sequence[int], is_loss: Sequence[bool], decode: Callable[[list[int]], str]) -> str:
+def mark_masked(input_ids: Sequence[int], is_loss: Sequence[bool], decode: Callable[[list[int]], str]) -> str:
     """Return text with each run of tokens that bear no loss in brackets; runs are decoded whole."""
     borders = [t for t in range(len(input_ids)) if t == 0 or is_loss[t] != is_loss[t - 1]]
     parts = []

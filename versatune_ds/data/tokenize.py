@@ -35,7 +35,9 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.tokenizer: cannot load {str(name_or_path)!r}: {reason}") from error
+        raise ValueError(
+            f"model.tokenizer: cannot load {str(name_or_path)!r}: {reason}; give a folder or a Hub name"
+        ) from error
     if not tokenizer.is_fast:
         raise ValueError(
             f"model.tokenizer: {str(name_or_path)!r} is not a fast tokenizer; convert it with transformers"

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.kernels.recipe import Recipe, cxx_compiler, digest, recipe_for
+from versatune_ds.kernels.recipe import Recipe, cuda_architectures, cxx_compiler, digest, recipe_for
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,38 @@ def _log(device_type: str, *, is_compiled: bool, reason: str) -> Implementation:
     return implementation
 
 
+def foresee_kernels(device_type: str) -> Implementation:
+    """Say which implementation `load_kernels` would choose on this machine, without building or loading any."""
+    if os.environ.get(ENVIRONMENT_SWITCH) == "torch":
+        return Implementation(device_type=device_type, is_compiled=False, reason=f"{ENVIRONMENT_SWITCH}=torch")
+    try:
+        recipe = recipe_for(device_type)
+        library = library_path(recipe)
+        if library.exists():
+            reason = f"built before: {library.parent.name}"
+        else:
+            with _ninja_on_path():
+                _check_tools(recipe)
+            reason = f"built at the first start, in 10 to 60 s, by {_tools(recipe)}"
+    except (ImportError, OSError, RuntimeError) as error:
+        return Implementation(device_type=device_type, is_compiled=False, reason=f"SLOW, same numbers: {error}")
+    return Implementation(device_type=device_type, is_compiled=True, reason=reason)
+
+
+def _tools(recipe: Recipe) -> str:
+    """Return the compilers of a recipe, and the GPUs it compiles for."""
+    compiler = shutil.which(cxx_compiler())
+    if recipe.device_type != "cuda":
+        return str(compiler)
+    return f"{compiler} and nvcc for {', '.join(f'sm_{name}' for name in cuda_architectures())}"
+
+
+def library_path(recipe: Recipe) -> Path:
+    """Return where the library of a recipe lies once it is built."""
+    name = f"versatune_{recipe.device_type}"
+    return cache_root() / f"{name}_{digest(recipe)}" / f"{name}.so"
+
+
 def load_library(device_type: str) -> Path:
     """Load the library of a device type, built if its sources, flags, PyTorch or processor are new here.
 
@@ -90,7 +122,7 @@ def load_library(device_type: str) -> Path:
         RuntimeError: If there are no sources for the device type, no compiler, no ninja, or compilation fails.
     """
     recipe = recipe_for(device_type)
-    library = cache_root() / f"versatune_{device_type}_{digest(recipe)}" / f"versatune_{device_type}.so"
+    library = library_path(recipe)
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         asked_at = time.time()

@@ -49,7 +49,7 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
 def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
     """Return a JSON file's mapping, raising ValueError with key, file and line where it is none."""
     if not path.is_file():
-        raise ValueError(f"{what}: {path}: no such file")
+        raise ValueError(f"{what}: {path}: no such file; give the path of a JSON file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:

@@ -91,7 +91,10 @@ def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
         _check_agreement(settings, key=key, value=value)
     if train.precision == "bf16" and zero_stage(settings) == 0:
         # deepspeed 0.19.8: with stage 0 the bf16 wrapper takes a spurious first step (Adam's counter starts at 1).
-        raise ValueError("train.precision=bf16 needs ZeRO stage 1 or higher; train.deepspeed asks for stage 0")
+        raise ValueError(
+            "train.precision: bf16 needs ZeRO stage 1 or higher, but train.deepspeed asks for stage 0; use "
+            "ds_configs/zero1.json, or fp32"
+        )
     kept = {key: {**settings[key], **derived[key]} for key in ("bf16", "fp16") if isinstance(settings.get(key), dict)}
     return {**settings, **derived, **kept}
 
@@ -112,4 +115,6 @@ def _check_agreement(settings: Mapping[str, Any], *, key: str, value: Any) -> No
     if isinstance(value, dict) and isinstance(given, dict):
         given, value = given.get("enabled", "auto"), value["enabled"]
     if key in _RECIPE_KEYS and given != "auto" and given != value:
-        raise ValueError(f"train.deepspeed: {key}={given!r} contradicts {_RECIPE_KEYS[key]}, which gives {value!r}")
+        raise ValueError(
+            f"train.deepspeed: {key}={given!r} contradicts {_RECIPE_KEYS[key]}, which gives {value!r}; drop it there"
+        )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from versatune_ds.config import ModelConfig
@@ -119,6 +119,7 @@ def build_causal_lm(
     vocab_size: int,
     special_ids: dict[str, int],
     zero3_config: dict[str, Any] | None = None,
+    reads_weights: bool = True,
 ) -> PreTrainedModel:
     """Load or make the transformers model.
 
@@ -129,6 +130,7 @@ def build_causal_lm(
         special_ids: bos, eos and pad ids for a model made from config.
         zero3_config: DeepSpeed's config under ZeRO-3: a saved model is then loaded in parts, so that no process ever
             holds all of it. A model made from config is built whole, so that its weights do not depend on the stage.
+        reads_weights: False makes a saved model from its config alone, for counting; nothing large is read.
 
     Raises:
         ValueError: If a config key is unknown to the model type, or the model cannot hold the tokenizer's ids.
@@ -137,7 +139,11 @@ def build_causal_lm(
     # transformers looks for this object while it loads; it acts as long as it lives.
     keeper = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
     try:
-        causal_lm = _make_or_load(model, dtype=DTYPES[precision], vocab_size=vocab_size, special_ids=special_ids)
+        if model.from_config is not None or not reads_weights:
+            config = _config_of(model, vocab_size=vocab_size, special_ids=special_ids)
+            causal_lm = _make(model, config, dtype=DTYPES[precision])
+        else:
+            causal_lm = _load(model, dtype=DTYPES[precision])
     except (ValueError, ImportError) as error:
         if "attention implementation" not in str(error) and "flash" not in str(error).lower():
             raise
@@ -157,13 +163,22 @@ def build_causal_lm(
     return causal_lm
 
 
-def _make_or_load(
-    model: ModelConfig, *, dtype: torch.dtype, vocab_size: int, special_ids: dict[str, int]
-) -> PreTrainedModel:
-    """Return the model with random weights from config, or with the weights of a folder or Hub name."""
+def _config_of(model: ModelConfig, *, vocab_size: int, special_ids: dict[str, int]) -> PretrainedConfig:
+    """Return the transformers config of the recipe's mapping, or of a folder or Hub name."""
     if model.from_config is not None:
-        config = config_from_mapping(model.from_config, vocab_size=vocab_size, special_ids=special_ids)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=model.attention)
+        return config_from_mapping(model.from_config, vocab_size=vocab_size, special_ids=special_ids)
+    return AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=model.trust_remote_code)
+
+
+def _make(model: ModelConfig, config: PretrainedConfig, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model of a config with random weights."""
+    return AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
+    )
+
+
+def _load(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model with the weights of a folder or Hub name."""
     return AutoModelForCausalLM.from_pretrained(
         model.name_or_path,
         dtype=dtype,

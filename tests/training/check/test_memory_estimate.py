@@ -1,0 +1,93 @@
+"""The estimate of a GPU's memory: exact where it counts, near what two ranks really allocate."""
+
+import functools
+import itertools
+
+import pytest
+from ranks import run_ranks
+from tiny_run import be_trained, tiny_config
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+
+from versatune_ds.training.check.activations import decoder_pass_bytes
+from versatune_ds.training.check.memory import estimates_of
+from versatune_ds.training.check.memory_estimate import estimate_memory, measure_model
+from versatune_ds.training.check.subject import CheckRequest, Subject
+from versatune_ds.training.ds_settings import deepspeed_config
+from versatune_ds.training.model import build_causal_lm
+
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+class Decoder(nn.Module):
+    """Square an embedding: what is saved can be said by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+
+    def get_decoder(self):
+        return self
+
+    def forward(self, *, input_ids, **_):
+        return (self.embed(input_ids) ** 2,)
+
+
+def test_what_is_saved_is_counted_to_the_byte():
+    with FakeTensorMode():
+        found = decoder_pass_bytes(Decoder(), num_rows=2, row_tokens=16)
+    states = 2 * 16 * 8 * 4
+    # alive behind the forward pass: the embedded tokens, which the square saved, and its result
+    assert found.saved == 2 * states
+    assert found.peak > found.saved
+
+
+def test_parameters_are_those_of_the_real_model_and_checkpointing_saves_less(tmp_path):
+    config = tiny_config(tmp_path)
+    arguments = {"vocab_size": 512, "special_ids": SPECIAL}
+    size, whole = measure_model(config, is_checkpointed=False, **arguments)
+    _, checkpointed = measure_model(config, is_checkpointed=True, **arguments)
+    real = build_causal_lm(config.model, precision="fp32", **arguments)
+    assert size.num_parameters == size.num_trained == sum(parameter.numel() for parameter in real.parameters())
+    assert (size.vocabulary, size.hidden) == (512, 32)
+    assert checkpointed.saved < whole.saved / 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_states_shrink_with_stage_and_ranks_as_zero_says(tmp_path, precision):
+    config = tiny_config(tmp_path, f"train.precision={precision}")
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    found = {}
+    for stage, world_size in itertools.product((1, 2, 3), (1, 4)):
+        train = config.train.model_copy(update={"deepspeed": {"zero_optimization": {"stage": stage}}})
+        found[stage, world_size] = estimate_memory(
+            config, size=size, passes=passes, ds_config=deepspeed_config(train, world_size=world_size),
+            world_size=world_size,
+        )  # fmt: skip
+    num_bytes, count = (4 if precision == "fp32" else 2), size.num_parameters
+    assert found[2, 1].parameters == found[2, 4].parameters == count * num_bytes
+    assert found[3, 4].parameters == count * num_bytes // 4
+    assert (found[1, 1].optimizer, found[1, 4].optimizer) == (12 * count, 3 * count)
+    assert found[2, 4].gradients < found[1, 4].gradients
+    assert found[2, 4].buffers == 500_000_000 * num_bytes
+
+
+def trained_bytes(config, world):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        be_trained(config, world)
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(num_bytes for _, num_bytes in changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_estimate_is_near_what_two_ranks_allocate(tmp_path, monkeypatch, stage):
+    monkeypatch.setenv("VERSATUNE_KERNELS", "torch")
+    zero = f"{{stage: {stage}, reduce_bucket_size: 100000, overlap_comm: false}}"
+    overrides = ["train.steps=2", "data.row_tokens=512", "model.from_config.hidden_size=64"]
+    config = tiny_config(tmp_path, *overrides, f"train.deepspeed={{zero_optimization: {zero}}}")
+    allocated = max(run_ranks(functools.partial(trained_bytes, config), world_size=2, folder=tmp_path))
+    estimate = estimates_of(Subject(config, CheckRequest(gpus_per_node=2), num_gpus_here=0)).chosen
+    assert estimate.peak == pytest.approx(allocated, rel=0.2)

@@ -1,0 +1,91 @@
+"""Count the bytes a forward and backward pass through the decoder keeps alive, without running either.
+
+The one idea: under PyTorch's fake tensors every operation runs but nothing is computed or allocated, so the model's
+own code, with its attention and its gradient checkpointing, says what it saves; a dispatch mode adds up the storages
+that are alive. No formula for a kind of model stands here.
+
+Not covered: what a GPU's kernels need beside their inputs and outputs. Packing masks are counted: rows are packed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassBytes:
+    """Hold what one micro-batch keeps alive besides weights, gradients and the head, in bytes."""
+
+    saved: int
+    """Alive when the forward pass has ended: what the backward pass needs."""
+    peak: int
+    """The most alive at any time, in the forward or the backward pass."""
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Add up the storages made while active and not freed yet, leaving out those given."""
+
+    def __init__(self, left_out: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._seen = {tensor.untyped_storage()._cdata for tensor in left_out}
+        self.now, self.peak = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count the storages it made."""
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self._count(value.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed."""
+        address, num_bytes = storage._cdata, storage.nbytes()
+        if address in self._seen:
+            return
+        self._seen.add(address)
+        self.now += num_bytes
+        weakref.finalize(storage, self._free, address, num_bytes)
+
+    def _free(self, address: int, num_bytes: int) -> None:
+        """Take a freed storage off; its address may come again."""
+        self._seen.discard(address)
+        self.now -= num_bytes
+
+
+def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int) -> PassBytes:
+    """Return what a micro-batch of packed rows keeps alive in the decoder of a model of fake tensors.
+
+    Gradients of weights are freed as they come: they are counted apart. The caller has fake tensors switched on.
+
+    Args:
+        causal_lm: A transformers model, made under the caller's FakeTensorMode.
+        num_rows: Rows of the micro-batch.
+        row_tokens: Tokens of a row.
+    """
+    causal_lm.train()
+    for parameter in causal_lm.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    ids = torch.zeros(num_rows, row_tokens, dtype=torch.int64)
+    with _LiveBytes([*causal_lm.parameters(), *causal_lm.buffers()]) as live:
+        hidden = causal_lm.get_decoder()(
+            input_ids=ids, position_ids=torch.zeros_like(ids), attention_mask=None, use_cache=False
+        )[0]
+        saved = live.now
+        if hidden.requires_grad:
+            hidden.backward(torch.empty_like(hidden))
+    return PassBytes(saved=saved, peak=live.peak)
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    """Let go of a gradient that has just been added."""
+    parameter.grad = None

@@ -1,0 +1,37 @@
+"""Check the files of every domain and the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from versatune_ds.training.check.finding import Finding, fail, failures_of, ok
+from versatune_ds.training.check.subject import DomainSample, Subject
+from versatune_ds.training.run_folder import check_run_folder
+
+
+def check_files(subject: Subject) -> Iterator[Finding]:
+    """Find every domain's files, say their sizes and rows, and look at the run's folder."""
+    for name in subject.files_of_domain:
+        for split in ("train", "valid"):
+            try:
+                sample = subject.sample(name, split)
+            except ValueError as error:
+                yield from failures_of(error, check="files")
+                continue
+            if sample.files:
+                yield _describe(sample)
+    try:
+        check_run_folder(subject.config, is_fresh=False)
+    except ValueError as error:
+        yield from failures_of(error, check="files")
+
+
+def _describe(sample: DomainSample) -> Finding:
+    """Say how many files, bytes and rows a split has."""
+    num_bytes = sum(file.path.stat().st_size for file in sample.files)
+    about = "" if all(file.is_counted for file in sample.files) else "about "
+    found = f"{len(sample.files)} file{'s' * (len(sample.files) > 1)}, {num_bytes / 2**20:,.1f} MiB, {about}"
+    found += f"{sample.num_rows:,.0f} rows"
+    if sample.num_rows == 0:
+        return fail("files", sample.key, f"{sample.files[0].path} holds no row", "give it rows or leave the domain out")
+    return ok("files", f"{sample.domain} {sample.split}", found)

@@ -1,0 +1,68 @@
+"""Check what starts the processes: the deepspeed launcher, the GPUs seen, Slurm and its partitions."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from versatune_ds.domains import nearest_name
+from versatune_ds.training.check.finding import Finding, fail, ok, warn
+from versatune_ds.training.check.subject import Subject
+
+_SECONDS = 10.0
+
+
+def check_launcher(subject: Subject) -> Iterator[Finding]:
+    """Look for the launcher, and compare the GPUs of this machine with those asked for."""
+    beside = Path(sys.executable).with_name("deepspeed")
+    launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
+    if launcher is None:
+        yield fail("launcher", "deepspeed", "not found beside python nor on PATH", "pip install deepspeed")
+    else:
+        yield ok("launcher", "deepspeed", launcher)
+    asked = subject.request.gpus_per_node
+    if asked and subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
+        found = f"{asked} processes a node, but this machine has {subject.num_gpus_here} GPUs"
+        yield warn("launcher", "--gpus-per-node", found, "fine if the run's node has more")
+    else:
+        yield ok("launcher", "GPUs here", str(subject.num_gpus_here or "none; the CPU is used"))
+
+
+def check_slurm(subject: Subject) -> Iterator[Finding]:
+    """Look for sbatch where Slurm is asked for, and for the partition among those the cluster knows."""
+    key, partition = "SBATCH_PARTITION", subject.request.environ.get("SBATCH_PARTITION")
+    has_sbatch = shutil.which("sbatch", path=subject.request.environ.get("PATH")) is not None
+    is_asked_for = partition is not None or subject.num_nodes > 1
+    if not is_asked_for:
+        yield ok("slurm", "sbatch", "there, but not asked for" if has_sbatch else "not asked for")
+        return
+    known = _partitions(subject) if has_sbatch else None
+    if not has_sbatch:
+        found = "sbatch is not on PATH, so nothing of Slurm was checked"
+        yield warn("slurm", "sbatch", found, "run this check on the cluster's login node")
+    elif known is None:
+        yield warn("slurm", "sinfo", "Slurm's controller does not answer", "is slurmctld running?")
+    elif partition is None:
+        yield ok("slurm", "partitions", ", ".join(known))
+    elif partition not in known:
+        yield fail("slurm", key, f"no partition {partition!r}", nearest_name(partition, known))
+    else:
+        yield ok("slurm", key, f"partition {partition} is known")
+
+
+def _partitions(subject: Subject) -> list[str] | None:
+    """Return the names of the cluster's partitions, None where Slurm does not answer."""
+    try:
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--format=%R"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env=dict(subject.request.environ),
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return sorted(set(done.stdout.split())) if done.returncode == 0 else None
