@@ -13,6 +13,7 @@ LAYERS = {
 }  # fmt: skip
 HOMES = {
     "deepspeed": {"training/engine.py", "training/checkpoint.py"},
+    "peft": {"training/trained.py"},
     "wandb": {"training/monitor.py"},
     "transformers": {"training/model.py", "data/tokenize.py", "training/export.py"},
 }

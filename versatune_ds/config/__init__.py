@@ -7,6 +7,7 @@ contradiction is one line on the terminal, before any GPU is taken.
 from versatune_ds.config.checkpoint import CheckpointConfig
 from versatune_ds.config.data import ROW_PARTS, DataConfig, DataSource, DomainFiles, HubDataset, SyntheticCorpus
 from versatune_ds.config.load import load_config
+from versatune_ds.config.lora import LoraConfig
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
@@ -21,6 +22,7 @@ __all__ = [
     "DataSource",
     "DomainFiles",
     "HubDataset",
+    "LoraConfig",
     "MixtureConfig",
     "ModelConfig",
     "MonitorConfig",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from versatune_ds.config.lora import LoraConfig
 from versatune_ds.config.section import Section
 
 
@@ -29,6 +30,11 @@ class ModelConfig(Section):
     """Attention implementation of transformers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the weights; `model.lora={}` takes the defaults."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
+    tied weight is one parameter under two names: freezing either freezes it."""
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> ModelConfig:
@@ -37,4 +43,11 @@ class ModelConfig(Section):
             raise ValueError("give exactly one of model.name_or_path and model.from_config")
         if self.from_config is not None and "model_type" not in self.from_config:
             raise ValueError("model.from_config: key 'model_type' is missing (for example: model_type: llama)")
+        return self
+
+    @model_validator(mode="after")
+    def _freezes_once(self) -> ModelConfig:
+        """Check that freezing is asked for in one way."""
+        if self.lora is not None and self.freeze:
+            raise ValueError("model.freeze: model.lora freezes everything but the adapters; leave one of the two out")
         return self

@@ -13,9 +13,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from versatune_ds.config import LoraConfig
 from versatune_ds.training.checkpoint import check_sound, checkpoint_folder, read_weights, whole_checkpoints
 from versatune_ds.training.model import DTYPES
 from versatune_ds.training.run_folder import CONFIG_FILE
+from versatune_ds.training.trained import add_adapters, merge_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +38,26 @@ def export_run(run_dir: Path, *, output: Path, precision: str | None = None, ste
         RuntimeError: If no checkpoint that may be taken is sound.
     """
     checkpoint = choose_checkpoint(run_dir, step=step)
-    dtype = DTYPES[precision or _precision_of(run_dir)]
+    recipe = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    dtype = DTYPES[precision or recipe["train"]["precision"]]
+    lora = LoraConfig(**recipe["model"]["lora"]) if recipe["model"].get("lora") else None
     config = AutoConfig.from_pretrained(run_dir / "model")
+    # Adapters are merged in fp32, and the sum is rounded once.
+    read_dtype = torch.float32 if lora else dtype
     with torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        causal_lm = AutoModelForCausalLM.from_config(config, dtype=read_dtype)
+        if lora is not None:
+            add_adapters(causal_lm, lora)
     weights = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in read_weights(checkpoint).items()}
-    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    weights = {name: tensor.to(read_dtype) for name, tensor in weights.items()}
     missing, unexpected = causal_lm.load_state_dict(weights, strict=False, assign=True)
     tied = set(getattr(causal_lm, "all_tied_weights_keys", None) or ())
     if unexpected or set(missing) - tied:
         raise RuntimeError(f"{checkpoint}: weights do not fit the model: missing {missing}, unknown {unexpected}")
     causal_lm.tie_weights()
+    if lora is not None:
+        merge_adapters(causal_lm)
+        causal_lm.to(dtype)
     if (run_dir / "model" / "generation_config.json").is_file():
         causal_lm.generation_config = GenerationConfig.from_pretrained(run_dir / "model")
     causal_lm.save_pretrained(output)
@@ -80,8 +91,3 @@ def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
         else:
             return folder
     raise RuntimeError(f"{run_dir}: every checkpoint is broken")
-
-
-def _precision_of(run_dir: Path) -> str:
-    """Return the precision a run was trained in."""
-    return yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["train"]["precision"]

@@ -19,6 +19,7 @@ from versatune_ds.data.batch import Batch
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
+from versatune_ds.training.trained import choose_what_is_trained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -151,13 +152,14 @@ def build_causal_lm(
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
-    del keeper
     num_embeddings = causal_lm.config.get_text_config().vocab_size
     if num_embeddings < vocab_size:
         raise ValueError(
             f"model.tokenizer: {vocab_size} token ids, but the model has {num_embeddings} embeddings; "
             "use the model's own tokenizer"
         )
+    choose_what_is_trained(causal_lm, model)
+    del keeper
     if model.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return causal_lm

@@ -33,6 +33,8 @@ _FIXED_KEYS = (
     "run.seed",
     "model.name_or_path",
     "model.from_config",
+    "model.lora",
+    "model.freeze",
     "data.row_tokens",
     "train.steps",
     "train.rows_per_batch",

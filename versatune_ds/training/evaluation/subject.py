@@ -71,7 +71,7 @@ def base_subject(model: Path, config: RunConfig, *, against: Path | None, worksp
     loaded = load_tokenizer(tokenizer)
     torch.manual_seed(config.run.seed)
     causal_lm = build_causal_lm(
-        config.model,
+        config.model.model_copy(update={"lora": None, "freeze": ()}),
         precision=config.train.precision,
         vocab_size=len(loaded),
         special_ids=special_ids_of_tokenizer(loaded),
