@@ -16,6 +16,8 @@ COMMANDS = {
     "train": ["recipe", "key=value", "--fresh", "--processes", "--quiet"],
     "worker": ["recipe", "key=value", "--fresh", "--quiet"],
     "check": ["recipe", "key=value", "--nodes", "--gpus-per-node", "--gpu-memory", "--json", "--quiet"],
+    "submit": ["recipe", "key=value", "--nodes", "--array", "--after", "--fresh", "--dry-run", "--quiet"],
+    "job": ["recipe", "key=value", "--fresh", "--quiet"],
     "prepare": ["recipe", "key=value", "--quiet"],
     "inspect": ["recipe", "key=value", "--steps", "--world-size", "--resume-at", "--run", "--text"],
     "simulate": ["recipe", "key=value", "--losses", "--sweep", "--steps", "--noise", "--seed", "--output", "--plot"],
@@ -74,8 +76,9 @@ def test_help_of_every_subcommand_names_its_arguments(versatune, command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_example_in_every_help_parses(versatune, command):
     example = shlex.split(versatune(command, "--help").out.split("example:\n")[1])
-    if command == "worker":
-        assert example[:4] == ["deepspeed", "--num_gpus", "8", "launcher/train.py"]
+    if command in {"worker", "job"}:  # started by others
+        starts = {"worker": ["deepspeed", "--num_gpus", "8", "launcher/train.py"], "job": ["sbatch"]}
+        assert example[: len(starts[command])] == starts[command]
         return
     parsed = parse(example[1:])
     assert example[:2] == ["versatune", command]

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
 LAYERS = {
-    "domains": 0, "log": 0, "config": 1, "distributed": 2, "data": 3, "mixture": 3, "kernels": 3,
-    "training": 4, "knowledge": 4, "report": 4, "cli": 5,
+    "domains": 0, "log": 0, "exit_codes": 0, "config": 1, "slurm": 2, "distributed": 2,
+    "data": 3, "mixture": 3, "kernels": 3, "training": 4, "knowledge": 4, "report": 4, "cli": 5,
 }  # fmt: skip
 HOMES = {
     "deepspeed": {"training/engine.py", "training/checkpoint.py"},

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
+from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.training.checkpoint import whole_checkpoints
-from versatune_ds.training.signals import REQUEUE_EXIT_CODE
 
 NUM_STEPS = 150
 

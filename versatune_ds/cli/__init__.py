@@ -15,15 +15,17 @@ from versatune_ds.cli.check import add_check
 from versatune_ds.cli.data import add_inspect, add_prepare
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
 from versatune_ds.cli.run import add_evaluate, add_export, add_report
+from versatune_ds.cli.slurm import add_job, add_submit
 from versatune_ds.cli.train import add_train, add_worker
+from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
-
-USER_ERROR_EXIT_CODE = 2
 
 ADD_COMMANDS = (
     add_train,
     add_worker,
     add_check,
+    add_submit,
+    add_job,
     add_prepare,
     add_inspect,
     add_simulate,

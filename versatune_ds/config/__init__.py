@@ -12,12 +12,14 @@ from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
 from versatune_ds.config.recipe import RunConfig
+from versatune_ds.config.slurm import ContainerConfig, SlurmConfig
 from versatune_ds.config.train import TrainConfig
 from versatune_ds.config.validation import ValidationConfig
 
 __all__ = [
     "ROW_PARTS",
     "CheckpointConfig",
+    "ContainerConfig",
     "DataConfig",
     "DataSource",
     "DomainFiles",
@@ -27,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "MonitorConfig",
     "RunConfig",
+    "SlurmConfig",
     "SyntheticCorpus",
     "TrainConfig",
     "ValidationConfig",

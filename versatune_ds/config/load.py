@@ -6,6 +6,7 @@ was expected, the nearest valid name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from versatune_ds.domains import nearest_name
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuse a key given twice, which YAML would resolve silently to the last one, and read 2e-5 as a number."""
+    """Read YAML strictly: refuse a key given twice, which would silently hold the last value; keep 24:00:00 a text."""
 
 
 def _mapping_with_unique_keys(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -34,6 +35,12 @@ def _mapping_with_unique_keys(loader: _UniqueKeyLoader, node: yaml.MappingNode) 
     return dict(loader.construct_pairs(node, deep=True))
 
 
+# YAML 1.1 takes 24:00:00 for 86400, a number in base 60: as `slurm.time` that would be minutes, two months of them.
+_TIME_AS_TEXT = ("tag:yaml.org,2002:str", re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?$"))
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [_TIME_AS_TEXT, *resolvers] if first.isdigit() or first in "+-" else resolvers
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_with_unique_keys)
 
 

@@ -16,6 +16,7 @@ from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
 from versatune_ds.config.section import Section
+from versatune_ds.config.slurm import SlurmConfig
 from versatune_ds.config.train import TrainConfig
 from versatune_ds.config.validation import ValidationConfig
 
@@ -42,6 +43,7 @@ class RunConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @model_validator(mode="after")
     def _can_pack_with_its_attention(self) -> RunConfig:

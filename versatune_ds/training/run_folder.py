@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -159,6 +160,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "commit": _commit(),
         "world_size": world.world_size,
         "launcher": world.launcher,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
     }
 

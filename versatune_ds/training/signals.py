@@ -13,9 +13,6 @@ from types import FrameType
 
 from versatune_ds.distributed import any_rank
 
-REQUEUE_EXIT_CODE = 75
-"""Exit code of a run that saved and wants to go on later (EX_TEMPFAIL)."""
-
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 

@@ -24,15 +24,13 @@ from versatune_ds.distributed import (
     leave_world,
     num_tasks_on_this_node,
 )
+from versatune_ds.exit_codes import REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
-from versatune_ds.training.signals import REQUEUE_EXIT_CODE
 
 logger = logging.getLogger(__name__)
-
-USER_ERROR_EXIT_CODE = 2
 
 
 def run_worker(

@@ -1,0 +1,48 @@
+"""The slurm section: what sbatch would refuse, or misunderstand, after a night in the queue is said at once."""
+
+import pytest
+from tiny_run import tiny_config
+
+from versatune_ds.config.load import set_by_dotted_key
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("24:00:00", "24:00:00"), ("1:30", "1:30"), ("02:00:00", "02:00:00"), ("90", "90"), ("1-12", "1-12")],
+)
+def test_a_time_limit_stays_what_the_user_wrote(tmp_path, text, expected):
+    assert tiny_config(tmp_path, f"slurm.time={text}").slurm.time == expected
+
+
+def test_numbers_beside_the_time_stay_numbers():
+    values = {}
+    for override in ("a=12", "b=-1.5", "c=0x10", "d=1_000", "e=[1, 2]"):
+        set_by_dotted_key(values, override)
+    assert values == {"a": 12, "b": -1.5, "c": 16, "d": 1000, "e": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("slurm.time=two hours", r"^slurm.time: string should match pattern .* \(got 'two hours'\)$"),
+        ("slurm.nodes=0", r"^slurm.nodes: input should be greater than or equal to 1"),
+        ("slurm.memory=200GB", r"^slurm.memory: string should match pattern"),
+        ("slurm.array=0..3", r"^slurm.array: string should match pattern"),
+        ("slurm.sbatch_options=exclusive", r"^slurm.sbatch_options: 'exclusive': expected --option or --option=value"),
+        ("slurm.container={image: a.sif, mounts: [/data]}", r"mounts: '/data': expected OUTSIDE:INSIDE"),
+        ("slurm.gpu_per_node=8", r"^slurm.gpu_per_node: unknown key; did you mean 'gpus_per_node'\?"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message) as error:
+        tiny_config(tmp_path, override)
+    assert "\n" not in str(error.value)
+
+
+def test_a_node_runs_one_process_for_each_gpu_unless_told_otherwise(tmp_path):
+    def processes(*overrides):
+        return tiny_config(tmp_path, *overrides).slurm.num_processes_per_node
+
+    assert processes() == 1
+    assert processes("slurm.gpus_per_node=8") == 8
+    assert processes("slurm.gpus_per_node=8", "slurm.processes_per_node=4") == 4

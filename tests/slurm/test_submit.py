@@ -1,0 +1,144 @@
+"""A recipe becomes one sbatch command, and its steps become srun commands; nothing secret stands on any of them."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from command_line import command_of, write_recipe
+from tiny_run import ROOT, tiny_config
+
+from versatune_ds.slurm.places import log_pattern, newest_step
+from versatune_ds.slurm.steps import prepare_step, train_step
+from versatune_ds.slurm.submit import sbatch_options
+
+WORKER = str(ROOT / "launcher" / "train.py")
+
+
+@pytest.fixture
+def versatune(capsys):
+    return command_of(capsys)
+
+
+def test_every_key_of_the_section_becomes_an_option_of_sbatch(tmp_path):
+    config = tiny_config(
+        tmp_path, "slurm.partition=gpu", "slurm.account=lab", "slurm.qos=long", "slurm.constraint=h100",
+        "slurm.nodes=4", "slurm.gpus_per_node=8", "slurm.cpus_per_task=12", "slurm.memory=0", "slurm.time=1-12:00:00",
+        "slurm.seconds_to_save=600", "slurm.array=0-3%2", "slurm.dependency=afterok:7",
+        "slurm.sbatch_options=--exclusive",
+    )  # fmt: skip
+    assert sbatch_options(config) == [
+        "--job-name=tiny", f"--output={tmp_path}/_slurm/tiny-%A_%a.log", "--partition=gpu", "--account=lab",
+        "--qos=long", "--constraint=h100", "--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8",
+        "--cpus-per-task=12", "--mem=0",
+        "--time=1-12:00:00", "--signal=B:USR1@600", "--array=0-3%2", "--dependency=afterok:7",
+        "--kill-on-invalid-dep=yes", "--exclusive",
+    ]  # fmt: skip
+
+
+def test_what_is_not_asked_for_is_left_to_the_cluster(tmp_path):
+    config = tiny_config(tmp_path)
+    assert sbatch_options(config) == [
+        "--job-name=tiny", f"--output={tmp_path}/_slurm/tiny-%j.log", "--nodes=1", "--ntasks-per-node=1",
+        "--signal=B:USR1@300",
+    ]  # fmt: skip
+    assert log_pattern(tiny_config(Path("a%b"))) == "a%%b/_slurm/tiny-%j.log"
+
+
+def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "sesame")
+    monkeypatch.setenv("HF_TOKEN", "sesame")
+    recipe = write_recipe(tiny_config(tmp_path, "slurm.setup=module load 'a b'"), tmp_path / "tiny.yaml")
+    called = versatune("submit", recipe, "--dry-run", "--nodes", "2", "--after", "7", "--fresh", "run.name=mine")
+    assert called.code == 0, called.err
+    assert "sesame" not in called.out + called.err
+    words = shlex.split(called.out)
+    assert words[0] == "env"
+    assert "VERSATUNE_SETUP=module load 'a b'" in words
+    start = words.index(str(ROOT / "slurm" / "train.sbatch"))
+    assert "sbatch" in words[:start]
+    assert "--nodes=2" in words[:start]
+    assert words[start + 1 :] == [
+        str(recipe), "run.name=mine", "slurm.nodes=2", "slurm.dependency=afterok:7", "--fresh"
+    ]  # fmt: skip
+    assert not (tmp_path / "_slurm").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "3"], "train.rows_per_batch: 8 rows do not divide"),
+        (["--nodes", "0"], "slurm.nodes: input should be greater than or equal to 1"),
+        (["mixture.prior=/nowhere.json"], "mixture.prior: no such file /nowhere.json"),
+    ],
+)
+def test_what_would_end_the_job_in_its_first_minute_is_said_before_it_is_submitted(
+    versatune, tmp_path, arguments, message
+):
+    recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
+    called = versatune("submit", recipe, *arguments)
+    assert (called.code, called.out) == (2, "")
+    assert message in called.err
+
+
+def test_without_sbatch_or_with_a_refusal_the_user_reads_one_line(versatune, tmp_path, monkeypatch):
+    recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    called = versatune("submit", recipe)
+    assert (called.code, called.err.count("\n")) == (2, 1)
+    assert "sbatch: not found" in called.err
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'error: invalid partition' >&2\necho 'no job' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    called = versatune("submit", recipe)
+    assert (called.code, called.out) == (2, "")
+    assert called.err == "versatune: sbatch refused the job: error: invalid partition no job\n"
+
+
+def test_srun_starts_the_ranks_that_the_job_was_asked_for(tmp_path):
+    config = tiny_config(tmp_path)
+    patience = ["srun", "--kill-on-bad-exit=0", "--wait=60"]
+    assert train_step(config, {"SLURM_NTASKS": "4"}, python="py") == [*patience, "py", WORKER]
+    assert train_step(config, {"SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "6"}, python="py") == [
+        *patience, "--cpus-per-task=6", "py", WORKER
+    ]  # fmt: skip
+    gpus = {"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NUM_NODES": "2"}
+    assert train_step(config, gpus, python="py")[3:5] == ["--ntasks=16", "--ntasks-per-node=8"]
+    assert train_step(config, {**gpus, "SLURM_NTASKS": "16"}, python="py") == [*patience, "py", WORKER]
+    assert prepare_step(config, {"SLURM_CPUS_ON_NODE": "64"}, python="py") == [
+        "srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--cpus-per-task=64", "py", "-m", "versatune_ds.cli",
+        "prepare",
+    ]  # fmt: skip
+
+
+def test_idle_gpus_are_refused_unless_the_run_uses_none(tmp_path):
+    environ = {"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
+    with pytest.raises(ValueError, match=r"^SLURM_NTASKS=2: 2 nodes with 8 GPUs each .* --ntasks-per-node=8, or use"):
+        train_step(tiny_config(tmp_path), environ, python="py")
+    assert train_step(tiny_config(tmp_path), {**environ, "DS_ACCELERATOR": "cpu"}, python="py")
+
+
+def test_a_container_stands_between_srun_and_python_and_sees_the_project_and_the_runs(tmp_path):
+    own = [f"{place}:{place}" for place in dict.fromkeys((ROOT, Path.cwd(), tmp_path))]
+    pyxis = tiny_config(tmp_path, "slurm.container={image: nvcr.io/x, mounts: ['/data:/data:ro']}")
+    assert train_step(pyxis, {}, python="py")[3:] == [
+        "--container-image=nvcr.io/x", f"--container-mounts={','.join([*own, '/data:/data:ro'])}",
+        f"--container-workdir={Path.cwd()}", "python3", WORKER,
+    ]  # fmt: skip
+    apptainer = tiny_config(tmp_path, "slurm.container={image: v.sif, kind: apptainer, python: /opt/py}")
+    assert train_step(apptainer, {}, python="py")[3:] == [
+        "apptainer", "exec", "--nv", f"--pwd={Path.cwd()}", *[f"--bind={mount}" for mount in own], "v.sif", "/opt/py",
+        WORKER,
+    ]  # fmt: skip
+
+
+def test_the_newest_step_is_that_of_the_newest_whole_checkpoint(tmp_path):
+    assert newest_step(tmp_path) == 0
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step_00000040\n")
+    assert newest_step(tmp_path) == 40
+
+
+def test_the_template_is_bash_and_asks_for_what_a_requeue_needs():
+    template = ROOT / "slurm" / "train.sbatch"
+    assert subprocess.run(["bash", "-n", template], capture_output=True).returncode == 0
+    assert {"#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(template.read_text().splitlines())

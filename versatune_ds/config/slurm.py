@@ -1,0 +1,96 @@
+"""Define the slurm section of a recipe: what a batch job asks for, and how it goes on when it is stopped.
+
+The one idea: every key becomes one option of sbatch, or is read by the job itself; what sbatch is given on its own
+command line wins over its header, and what is not named here is the cluster's default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from versatune_ds.config.section import Section
+
+
+class ContainerConfig(Section):
+    """Name the container in which the processes run; the job's own script stays outside."""
+
+    image: str = Field(min_length=1)
+    """File or registry address, as the container system takes it."""
+    kind: Literal["pyxis", "apptainer"] = "pyxis"
+    """Pyxis (options of srun) or Apptainer (a command before Python)."""
+    mounts: tuple[str, ...] = ()
+    """`OUTSIDE:INSIDE` pairs; the working folder, this project and `run.output_dir` are always mounted."""
+    python: str = "python3"
+    """Python inside the image, with the project's dependencies installed."""
+
+    @field_validator("mounts")
+    @classmethod
+    def _are_pairs(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
+        """Check that each mount names two places."""
+        for mount in mounts:
+            if mount.count(":") not in (1, 2) or not all(mount.split(":")):
+                raise ValueError(f"{mount!r}: expected OUTSIDE:INSIDE, for example /data:/data")
+        return mounts
+
+
+class SlurmConfig(Section):
+    """Ask Slurm for nodes, and say how often the job may go on by itself."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = Field(default=1, ge=1)
+    gpus_per_node: int | None = Field(default=None, ge=1)
+    processes_per_node: int | None = Field(default=None, ge=1)
+    """Processes on each node; by default one per GPU, or 1 where no GPU is asked for."""
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    """Cores of each process, its threads included."""
+    memory: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
+    """Memory of each node, as `--mem` takes it, for example 200G; 0 is all of it."""
+    time: str | None = Field(default=None, pattern=r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED)$")
+    """Time limit: minutes, H:M:S, or D-H:M:S."""
+    seconds_to_save: int = Field(default=300, ge=1, le=65535)
+    """How long before the time limit the processes are told to save and leave."""
+    array: str | None = Field(default=None, pattern=r"^\d+([-,:]\d+)*(%\d+)?$")
+    """Task ids such as 0-3; task i is a run of its own, named NAME-i, with seed `run.seed` + i."""
+    dependency: str | None = None
+    """What must happen first, for example afterok:1234."""
+    max_requeues: int = Field(default=100, ge=0)
+    """Times the job may put itself back into the queue."""
+    setup: tuple[str, ...] = ()
+    """Shell lines run on the first node before anything else, for example `module load cuda/12.8`."""
+    local_dir: Path | None = None
+    """Folder on each node's own disk for compiled kernels; by default $SLURM_TMPDIR, $TMPDIR or /tmp."""
+    container: ContainerConfig | None = None
+    sbatch_options: tuple[str, ...] = ()
+    """Further options of sbatch, for example `--exclusive`."""
+
+    @field_validator("memory", "time", "array", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        """Take a plain number, such as 90 minutes, for its text."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("setup", "sbatch_options", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """Let one line stand without a list around it."""
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("sbatch_options")
+    @classmethod
+    def _are_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        """Check that each is one option, so that none is taken for the script."""
+        for option in options:
+            if not option.startswith("--"):
+                raise ValueError(f"{option!r}: expected --option or --option=value")
+        return options
+
+    @property
+    def num_processes_per_node(self) -> int:
+        """Return the processes on each node."""
+        return self.processes_per_node or self.gpus_per_node or 1

@@ -1,0 +1,199 @@
+"""Be the batch job: prepare, let srun start the ranks, pass signals on, and put the job back into the queue.
+
+The one idea: the ranks save and leave with code 75 whenever they are told to stop; this process, which outlives them,
+decides whether that means "again". It never starts a job anew that failed, was cancelled, or no longer moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from versatune_ds.config import RunConfig, load_config
+from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
+from versatune_ds.slurm.places import job_folder, job_that_opened, newest_step
+from versatune_ds.slurm.starts import Starts
+from versatune_ds.slurm.steps import prepare_step, train_step
+
+logger = logging.getLogger(__name__)
+
+GIVEN_UP_EXIT_CODE = 1
+"""Exit code of a job that saved but does not go on: not 75, which a cluster may be set up to requeue by itself."""
+
+_STOPPED_BY_SIGNAL = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+"""srun's exit codes when a rank was told to stop before it could listen."""
+
+
+def run_job(recipe: Path, overrides: Sequence[str], *, is_fresh: bool, is_quiet: bool) -> int:
+    """Run one start of a batch job and return its exit code.
+
+    Args:
+        recipe: YAML file.
+        overrides: `key=value` texts.
+        is_fresh: Whether an existing run is deleted first; not one that this job itself began before a requeue.
+        is_quiet: Whether the ranks show only warnings.
+
+    Returns:
+        0 when the run is complete; 75 when the job goes on later; 1 when it does not, though it could; else what the
+        ranks left with: 2 for a user's mistake, 1 for a failure.
+
+    Raises:
+        ValueError: If the recipe is wrong, or tasks and GPUs do not go together.
+    """
+    job = _Job(recipe, overrides, is_fresh=is_fresh, environ=os.environ)
+    if job.starts.are_stuck_at(job.newest_step):
+        logger.error(job.stuck_line())
+        return GIVEN_UP_EXIT_CODE
+    return job.start(flags=["--quiet"] * is_quiet)
+
+
+def array_overrides(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
+    """Return what makes an array's task a run of its own: a name and a seed; nothing outside an array."""
+    task = environ.get("SLURM_ARRAY_TASK_ID", "")
+    if not task.isdigit():
+        return []
+    return [f"run.name={config.run.name}-{task}", f"run.seed={config.run.seed + int(task)}"]
+
+
+class _Job:
+    """Hold one start of a job: its recipe, its record, and the step of srun that is running."""
+
+    def __init__(self, recipe: Path, overrides: Sequence[str], *, is_fresh: bool, environ: Mapping[str, str]) -> None:
+        self._is_fresh = is_fresh
+        extra = array_overrides(load_config(recipe, overrides), environ)
+        self.arguments = [str(recipe), *overrides, *extra]
+        self.config = load_config(recipe, [*overrides, *extra])
+        self.environ = step_environment(environ, config=self.config)
+        self.id = environ.get("SLURM_JOB_ID", "")
+        if not self.id:
+            raise ValueError("SLURM_JOB_ID is not set: versatune job is what slurm/train.sbatch runs; see submit")
+        self.num_requeues = int(environ.get("SLURM_RESTART_COUNT", "0"))
+        self.starts = Starts(job_folder(self.config) / f"{self.config.run.name}-{self.id}.starts")
+        self.python = environ.get("VERSATUNE_PYTHON") or sys.executable
+        self.step: subprocess.Popen[bytes] | None = None
+        self.is_told_to_stop = False
+
+    @property
+    def is_to_be_fresh(self) -> bool:
+        """Return whether the run's folder is still to be deleted: not once a start of this job has begun the run."""
+        return self._is_fresh and job_that_opened(self.config.run_dir) != self.id
+
+    @property
+    def newest_step(self) -> int:
+        """Return the step from which the run goes on now."""
+        return 0 if self.is_to_be_fresh else newest_step(self.config.run_dir)
+
+    def start(self, *, flags: list[str]) -> int:
+        """Prepare where no checkpoint is, train, and decide what the exit code means."""
+        train = train_step(self.config, self.environ, python=self.python)
+        step = self.newest_step
+        self.starts.add(step)
+        logger.info(
+            "job %s, start %d, on %s: run %s goes on after step %d",
+            self.id, self.num_requeues + 1, self.environ.get("SLURM_JOB_NODELIST"), self.config.run_dir, step,
+        )  # fmt: skip
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self._pass_on)
+        code = 0
+        if step == 0:
+            code = self._run([*prepare_step(self.config, self.environ, python=self.python), *self.arguments])
+        if code == 0:
+            command = [*train, *self.arguments, *flags, *["--fresh"] * self.is_to_be_fresh]
+            code = REQUEUE_EXIT_CODE if self.is_told_to_stop else self._run(command)
+        return self._end(code)
+
+    def _run(self, command: list[str]) -> int:
+        """Run one step of srun to its end and return its exit code, as a shell would."""
+        logger.info("starting: %s", shlex.join(command))
+        self.step = subprocess.Popen(command, env=dict(self.environ))
+        code = self.step.wait()
+        self.step = None
+        return code if code >= 0 else 128 - code
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Tell the ranks to save and leave, through srun, which passes SIGUSR1 on (SIGTERM would end it)."""
+        logger.warning("%s: the ranks are told to save and leave", signal.Signals(number).name)
+        self.is_told_to_stop = True
+        if self.step is not None:
+            self.step.send_signal(signal.SIGUSR1)
+
+    def _end(self, code: int) -> int:
+        """Return the job's exit code, after it is back in the queue if it is to go on."""
+        if code == 0:
+            logger.info("run %s is complete", self.config.run_dir)
+        elif may_go_on(code, is_told_to_stop=self.is_told_to_stop):
+            return self._requeue()
+        else:
+            logger.error(
+                "the run failed with exit code %d, at or after step %d, and is not requeued: read the lines above; "
+                "submitted again, it goes on from its newest checkpoint", code, self.newest_step,
+            )  # fmt: skip
+        return code
+
+    def _requeue(self) -> int:
+        """Put the job back into the queue, unless Slurm ends it itself, or it has no more starts, or does not move."""
+        if self.starts.are_stuck_at(self.newest_step):
+            logger.error(self.stuck_line())
+            return GIVEN_UP_EXIT_CODE
+        if self.num_requeues >= self.config.slurm.max_requeues:
+            logger.error(
+                "saved after step %d, but not requeued: slurm.max_requeues=%d is reached; submit again to go on",
+                self.newest_step, self.config.slurm.max_requeues,
+            )  # fmt: skip
+            return GIVEN_UP_EXIT_CODE
+        state = _output_of("squeue", "--noheader", f"--jobs={self.id}", "--format=%T")
+        if state != "RUNNING":  # requeued from outside, or cancelled: a requeue would bring a cancelled job back
+            logger.info("saved after step %d; Slurm itself ends this start (%s)", self.newest_step, state or "unknown")
+            return REQUEUE_EXIT_CODE
+        logger.info("saved after step %d; back into the queue", self.newest_step)
+        refusal = _output_of("scontrol", "requeue", self.id)
+        if refusal:
+            logger.error("scontrol requeue %s: %s; submit again to go on", self.id, refusal)
+            return GIVEN_UP_EXIT_CODE
+        return REQUEUE_EXIT_CODE
+
+    def stuck_line(self) -> str:
+        """Say why the job does not go on."""
+        return (
+            f"job {self.id} made no progress in two starts (both began after step {self.newest_step}) and is not "
+            "requeued; give it more time (slurm.time) or save more often (checkpoint.every), then submit again"
+        )
+
+
+def may_go_on(code: int, *, is_told_to_stop: bool) -> bool:
+    """Return whether an exit code means a run that was stopped, rather than one that failed.
+
+    Ranks that are told before they listen, or that Slurm kills because they did not leave in time, die of a signal.
+    """
+    return code in (REQUEUE_EXIT_CODE, *_STOPPED_BY_SIGNAL) or (is_told_to_stop and code > 128)
+
+
+def step_environment(environ: Mapping[str, str], *, config: RunConfig) -> dict[str, str]:
+    """Return the environment of the job's steps: what the user set stands, the rest suits a cluster.
+
+    Compiled kernels lie on the node's own disk: a lock file left on a shared one by a killed job would make every
+    later build wait for it. The cores of a task bound its threads also where Slurm does not bind it to them.
+    """
+    local = config.slurm.local_dir or environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    folder = Path(local) / f"versatune-{os.getuid()}"
+    ours = {
+        "TORCH_EXTENSIONS_DIR": str(folder / "torch_extensions"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if "SLURM_CPUS_PER_TASK" in environ:
+        ours["OMP_NUM_THREADS"] = environ["SLURM_CPUS_PER_TASK"]
+    return {**ours, **environ}
+
+
+def _output_of(*command: str) -> str:
+    """Return what a command says in one line, stderr included; empty if it succeeds in silence."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return " ".join((done.stdout + done.stderr).split())

@@ -1,0 +1,74 @@
+"""Write the srun commands of a job: how many tasks, how many cores each, and the container around them.
+
+The one idea: srun starts the ranks itself. torchrun and the deepspeed launcher die of the signals that Slurm sends
+and leave their ranks behind; srun hands signals on and returns the ranks' exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from versatune_ds.config import RunConfig
+
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+
+_SECONDS_FOR_THE_OTHERS = 60
+"""How long ranks may go on after the first one left: time to leave in good order, and the end of a hang."""
+
+
+def train_step(config: RunConfig, environ: Mapping[str, str], *, python: str) -> list[str]:
+    """Return the command that starts every rank, up to the arguments of `launcher/train.py`.
+
+    Raises:
+        ValueError: If the job's tasks and GPUs do not go together.
+    """
+    command = ["srun", "--kill-on-bad-exit=0", f"--wait={_SECONDS_FOR_THE_OTHERS}", *_tasks(environ)]
+    if "SLURM_CPUS_PER_TASK" in environ:  # since Slurm 22.05 srun does not take it over from sbatch
+        command.append(f"--cpus-per-task={environ['SLURM_CPUS_PER_TASK']}")
+    return [*command, *_in_container(config, python=python), str(PROJECT_DIR / "launcher" / "train.py")]
+
+
+def prepare_step(config: RunConfig, environ: Mapping[str, str], *, python: str) -> list[str]:
+    """Return the command that prepares the data, once, in one process with all cores that the job has on its node."""
+    command = ["srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    if environ.get("SLURM_CPUS_ON_NODE", "").isdigit():
+        command.append(f"--cpus-per-task={environ['SLURM_CPUS_ON_NODE']}")
+    return [*command, *_in_container(config, python=python), "-m", "versatune_ds.cli", "prepare"]
+
+
+def _tasks(environ: Mapping[str, str]) -> list[str]:
+    """Return srun's options for the number of tasks: as the job was asked for, else one task for each GPU.
+
+    A number of tasks that sbatch was given is in the environment, where srun finds it.
+
+    Raises:
+        ValueError: If there are fewer or more tasks than GPUs, unless DS_ACCELERATOR=cpu says that none is used.
+    """
+    num_gpus, num_tasks = environ.get("SLURM_GPUS_ON_NODE", ""), environ.get("SLURM_NTASKS", "")
+    if not num_gpus.isdigit() or environ.get("DS_ACCELERATOR") == "cpu":
+        return []
+    num_nodes = int(environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if not num_tasks.isdigit():
+        return [f"--ntasks={num_nodes * int(num_gpus)}", f"--ntasks-per-node={num_gpus}"]
+    if int(num_tasks) != num_nodes * int(num_gpus):
+        raise ValueError(
+            f"SLURM_NTASKS={num_tasks}: {num_nodes} nodes with {num_gpus} GPUs each need one task a GPU; give sbatch "
+            f"--ntasks-per-node={num_gpus}, or use versatune submit"
+        )
+    return []
+
+
+def _in_container(config: RunConfig, *, python: str) -> list[str]:
+    """Return what stands between srun's options and Python's arguments: Python, in its container if there is one."""
+    container = config.slurm.container
+    if container is None:
+        return [python]
+    here, output_dir = Path.cwd(), config.run.output_dir.resolve()
+    own = [f"{place}:{place}" for place in dict.fromkeys((PROJECT_DIR, here, output_dir))]
+    mounts = [*own, *container.mounts]
+    if container.kind == "pyxis":
+        options = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+        return [*options, f"--container-workdir={here}", container.python]
+    binds = [f"--bind={mount}" for mount in mounts]
+    return ["apptainer", "exec", "--nv", f"--pwd={here}", *binds, container.image, container.python]

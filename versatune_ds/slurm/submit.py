@@ -1,0 +1,93 @@
+"""Submit a recipe to Slurm: its `slurm` section as options of sbatch, with the template of this project.
+
+The one idea: what is submitted is one command that a user may read, copy and change; `--dry-run` shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from versatune_ds.config import RunConfig
+from versatune_ds.slurm.places import job_folder, log_pattern
+from versatune_ds.slurm.steps import PROJECT_DIR
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = PROJECT_DIR / "slurm" / "train.sbatch"
+
+
+def submission_overrides(*, nodes: int | None, array: str | None, after: str | None) -> list[str]:
+    """Return the options of `versatune submit` as overrides, so that the run's config records them."""
+    given = {"nodes": nodes, "array": array, "dependency": f"afterok:{after}" if after else None}
+    return [f"slurm.{key}={value}" for key, value in given.items() if value is not None]
+
+
+def sbatch_options(config: RunConfig) -> list[str]:
+    """Return the options of sbatch that a recipe asks for."""
+    slurm = config.slurm
+    values = {
+        "job-name": config.run.name,
+        "output": log_pattern(config),
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "nodes": slurm.nodes,
+        "ntasks-per-node": slurm.num_processes_per_node,
+        "gpus-per-node": slurm.gpus_per_node,
+        "cpus-per-task": slurm.cpus_per_task,
+        "mem": slurm.memory,
+        "time": slurm.time,
+        "signal": f"B:USR1@{slurm.seconds_to_save}",
+        "array": slurm.array,
+        "dependency": slurm.dependency,
+        "kill-on-invalid-dep": "yes" if slurm.dependency else None,
+    }
+    return [*(f"--{key}={value}" for key, value in values.items() if value is not None), *slurm.sbatch_options]
+
+
+def job_environment(config: RunConfig) -> dict[str, str]:
+    """Return the variables that the job's script reads: which Python, and what to run before it."""
+    variables = {"VERSATUNE_PYTHON": sys.executable, "VERSATUNE_ROOT": str(PROJECT_DIR)}
+    return {**variables, "VERSATUNE_SETUP": "\n".join(config.slurm.setup)} if config.slurm.setup else variables
+
+
+def submit(
+    recipe: Path, overrides: Sequence[str], *, config: RunConfig, is_fresh: bool, is_dry_run: bool, is_quiet: bool
+) -> str:
+    """Submit a job and return its id, or only return the command.
+
+    Args:
+        recipe: YAML file.
+        overrides: `key=value` texts, those of the options included.
+        config: What the two say.
+        is_fresh: Whether the run's folder is deleted at the job's first start.
+        is_dry_run: Whether nothing is submitted.
+        is_quiet: Whether the run shows only warnings.
+
+    Raises:
+        ValueError: If sbatch is not there or refuses the job, with its own words.
+    """
+    flags = ["--fresh"] * is_fresh + ["--quiet"] * is_quiet
+    options = ["--parsable", *sbatch_options(config)]
+    command = ["sbatch", *options, str(TEMPLATE), str(recipe), *overrides, *flags]
+    environment = job_environment(config)
+    if is_dry_run:
+        return shlex.join([*(["env", *(f"{key}={value}" for key, value in environment.items())]), *command])
+    job_folder(config).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and the job would leave no log
+    try:
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ValueError("sbatch: not found; submit on a machine of the cluster, or see --dry-run") from None
+    if done.returncode:
+        raise ValueError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
+    job_id = done.stdout.strip().split(";")[0]  # a cluster's name may follow
+    log = log_pattern(config).replace("%j", job_id).replace("%A", job_id).replace("%a", "TASK").replace("%%", "%")
+    logger.info("submitted job %s; to watch it: tail -F %s", job_id, log)
+    return job_id
