@@ -14,7 +14,8 @@ LAYERS = {
 HOMES = {
     "deepspeed": {"training/engine.py", "training/checkpoint.py"},
     "peft": {"training/trained.py"},
-    "wandb": {"training/monitor.py"},
+    "wandb": {"training/monitor/wandb_sink.py"},
+    "rich": {"training/monitor/live.py", "training/monitor/live_frame.py"},
     "transformers": {"training/model.py", "data/tokenize.py", "training/export.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -45,6 +45,7 @@ from versatune_ds.training.run_folder import (
 )
 from versatune_ds.training.served import ServedTokens
 from versatune_ds.training.signals import StopSignals
+from versatune_ds.training.throughput import throughput_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
         stop_signals=StopSignals(),
         meter=Meter(data.domain_set),
         served=ServedTokens(len(data.domain_set)),
+        throughput=throughput_of(causal_lm, precision=config.train.precision, num_processes=world.world_size),
         identity={
             "data": data.digest,
             "tokenizer": tokenizer_digest(tokenizer),

@@ -12,7 +12,7 @@ import logging
 from versatune_ds.distributed import check_same_on_all_ranks
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.evaluate import measure_validation
-from versatune_ds.training.progress import log_decision, log_step
+from versatune_ds.training.progress import log_step
 from versatune_ds.training.run import Run, validation_metrics
 
 logger = logging.getLogger(__name__)
@@ -84,4 +84,3 @@ def measure_and_decide(run: Run) -> None:
     check_same_on_all_ranks(run.place_as_text(), run.world, what=f"schedule and data after step {run.step}")
     run.monitor.metrics(run.step, validation_metrics(losses, run.domain_set))
     run.monitor.decision(decision.to_dict())
-    log_decision(run, decision)

@@ -30,6 +30,7 @@ from versatune_ds.training.meter import Meter
 from versatune_ds.training.monitor import Monitor
 from versatune_ds.training.served import ServedTokens
 from versatune_ds.training.signals import StopSignals
+from versatune_ds.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Run:
     stop_signals: StopSignals
     meter: Meter
     served: ServedTokens
+    throughput: Throughput
     identity: dict[str, Any]
     """What a checkpoint must share with the run that resumes it: digests of data and tokenizer, world, ZeRO stage."""
     step: int = 0

@@ -1,0 +1,41 @@
+"""What a token costs, counted by hand on small models."""
+
+import pytest
+from torch import nn
+
+from versatune_ds.training.throughput import Throughput, flops_per_token, peak_memory_gib
+
+
+class Tied(nn.Module):
+    """Look up 10 x 4, multiply by 4 x 3 and, in the head, by the lookup's own weight."""
+
+    def __init__(self, *, is_tied):
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(10, 4), nn.Linear(4, 3), nn.Linear(4, 10, bias=False)
+        if is_tied:
+            self.head.weight = self.embedding.weight
+
+
+def test_a_lookup_costs_nothing_unless_it_is_the_head_too():
+    assert flops_per_token(Tied(is_tied=False)) == 6 * (4 * 3 + 4 * 10)
+    assert flops_per_token(Tied(is_tied=True)) == 6 * (4 * 3 + 4 * 10)
+
+
+def test_a_frozen_matrix_costs_no_weight_gradient():
+    model = Tied(is_tied=False)
+    model.head.weight.requires_grad_(False)
+    assert flops_per_token(model) == 6 * 4 * 3 + 4 * 4 * 10
+
+
+def test_mfu_is_shared_over_processes_and_left_out_where_the_peak_is_unknown():
+    known = Throughput(flops_per_token=48e9, peak_tflops=989.0, num_processes=2)
+    assert known.metrics(20_000) == pytest.approx({"perf/tflops_per_process": 480.0, "perf/mfu": 480 / 989})
+    unknown = Throughput(flops_per_token=48e9, peak_tflops=None, num_processes=1)
+    assert set(unknown.metrics(1.0)) == {"perf/tflops_per_process"}
+
+
+def test_memory_grows_with_what_is_held():
+    before = peak_memory_gib()
+    held = bytearray(200 << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+    assert peak_memory_gib() - before > 0.05

@@ -1,0 +1,52 @@
+"""Draw the two pictures a user looks at first, from decisions alone: stacked weights, losses with their references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_HATCHES = ("", "//", "..", "\\\\", "xx", "--")
+_STYLES = ("-", "--", "-.", ":")
+
+
+def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the weights over the steps from which they hold, as stacked areas told apart by colour and hatching."""
+    figure, axes = _axes("weight")
+    steps = [decision["effective_step"] if decision["update"] else 0 for decision in decisions]
+    names = list(decisions[0]["weights_after"])
+    layers = [[decision["weights_after"][name] for decision in decisions] for name in names]
+    areas = axes.stackplot(steps, layers, labels=names, step="post")
+    for i, area in enumerate(areas):
+        area.set_hatch(_HATCHES[i // 10 % len(_HATCHES)])
+    axes.set_ylim(0, 1)
+    axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
+    figure.legend(loc="outside lower center", ncols=min(len(names), 6), fontsize=8, frameon=False)
+    return figure
+
+
+def draw_losses(decisions: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the validation losses as lines, and each domain's reference as a thin level line of its colour."""
+    figure, axes = _axes("validation loss (nats per token)")
+    steps = [decision["decided_at_step"] for decision in decisions]
+    names = list(decisions[0]["weights_after"])
+    for i, name in enumerate(names):
+        means = [decision["losses"][name]["mean"] for decision in decisions]
+        known = [float("nan") if mean is None else mean for mean in means]
+        axes.plot(steps, known, color=f"C{i % 10}", linestyle=_STYLES[i // 10 % len(_STYLES)], marker=".", label=name)
+        reference = decisions[-1]["signals"][name]["reference_loss"]
+        if reference is not None:
+            axes.axhline(reference, color=f"C{i % 10}", linewidth=0.7, linestyle=":")
+    figure.legend(loc="outside lower center", ncols=min(len(names), 6), fontsize=8, frameon=False)
+    return figure
+
+
+def _axes(label: str) -> tuple[Figure, Any]:
+    """Return a figure with one plain pair of axes."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

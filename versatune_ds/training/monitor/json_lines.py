@@ -1,0 +1,67 @@
+"""Keep the run's record: metrics and decisions as JSON lines in the run directory.
+
+The one idea: files are cut back to the resumed step, so a run that was killed and resumed reads as one history.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+DECISIONS_FILE = "decisions.jsonl"
+
+
+def cut_json_lines(path: Path, *, key: str, last_step: int) -> None:
+    """Drop the lines of steps beyond `last_step`, and a last line that a kill left unfinished.
+
+    Args:
+        path: A JSON-lines file; a missing one is left missing.
+        key: Key that holds the step.
+        last_step: Steps up to this one stay.
+    """
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line, key=key) <= last_step]
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _step_of(line: str, *, key: str) -> float:
+    """Return the step of a JSON line, infinity where the line is broken."""
+    try:
+        return int(json.loads(line)[key])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class JsonLines:
+    """Append metrics and decisions to the run directory's files, one object a line, flushed at once."""
+
+    def __init__(self, run_dir: Path, *, resumed_step: int) -> None:
+        metrics_path, decisions_path = run_dir / METRICS_FILE, run_dir / DECISIONS_FILE
+        cut_json_lines(metrics_path, key="step", last_step=resumed_step)
+        cut_json_lines(decisions_path, key="decided_at_step", last_step=resumed_step)
+        self._metrics = metrics_path.open("a", encoding="utf-8", buffering=1)
+        self._decisions = decisions_path.open("a", encoding="utf-8", buffering=1)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line; a value that is no number becomes null, since JSON has no NaN."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._decisions.write(json.dumps(decision, allow_nan=False) + "\n")
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Keep no alert: what it says is in the metrics or the decision it came from."""
+
+    def finish(self, *, exit_code: int) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._decisions.close()

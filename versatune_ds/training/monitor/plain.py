@@ -1,0 +1,66 @@
+"""Show a run as log lines: one an interval, one a domain at every decision; no control codes, so that tail reads it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class PlainTerminal:
+    """Log what a person wants to follow.
+
+    Args:
+        num_steps: Optimizer steps of the run.
+    """
+
+    def __init__(self, *, num_steps: int) -> None:
+        self._num_steps = num_steps
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Show one line for a step's training metrics; the validation's are shown with the decision."""
+        if "train/loss" not in values:
+            return
+        logger.info(
+            "step %d/%d  loss %.3f  grad %.2f  %s tokens/s  %s left",
+            step,
+            self._num_steps,
+            values["train/loss"],
+            values["train/grad_norm"],
+            f"{values['perf/tokens_per_second']:,.0f}",
+            duration((self._num_steps - step) * values["perf/step_seconds"]),
+        )
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Show the reason, then one line per domain: validation loss, weight before and after."""
+        logger.info("update %d after step %d: %s", decision["update"], decision["decided_at_step"], decision["reason"])
+        for name, after in decision["weights_after"].items():
+            before, loss = decision["weights_before"][name], decision["losses"][name]["mean"]
+            logger.info(
+                "  %-12s loss %-7s weight %.4f -> %.4f  %s",
+                name,
+                "-" if loss is None else f"{loss:.3f}",
+                before,
+                after,
+                direction(before, after),
+            )
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Show nothing: whoever found the cause has logged a warning."""
+
+    def finish(self, *, exit_code: int) -> None:
+        """Leave the terminal as it is."""
+
+
+def direction(before: float, after: float) -> str:
+    """Return up, down or = for a weight's move; less than half of the last digit shown is no move."""
+    return "=" if abs(after - before) < 5e-5 else "up" if after > before else "down"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

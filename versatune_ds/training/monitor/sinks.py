@@ -1,0 +1,131 @@
+"""Define what a sink is, hand values to several, and keep a slow or broken one away from training.
+
+The one idea: rank 0 calls `Monitor`; the files and the terminal answer at once, everything that talks to a service
+runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Take metrics, decisions and alerts of a run."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the metrics of a step."""
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Take a decision of the controller, as `Decision.to_dict` returns it."""
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Take something a person should look at."""
+
+    def finish(self, *, exit_code: int) -> None:
+        """Close; no call follows."""
+
+
+class Monitor:
+    """Hand values to all sinks; on ranks other than 0 there are none.
+
+    Args:
+        sinks: Where values go, in order.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+        self._titles: set[str] = set()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record a step's metrics."""
+        for sink in self._sinks:
+            sink.metrics(step, values)
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Record a decision; an alarm among what acted is an alert too."""
+        for sink in self._sinks:
+            sink.decision(decision)
+        for text in decision["acted"]:
+            if text.startswith("alarm"):
+                self.alert(decision["decided_at_step"], title="the mixture collapses", text=text)
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Tell what a person should look at; a title that was told is not told again."""
+        if title in self._titles:
+            return
+        self._titles.add(title)
+        for sink in self._sinks:
+            sink.alert(step, title=title, text=text)
+
+    def finish(self, *, exit_code: int) -> None:
+        """Close all sinks."""
+        for sink in self._sinks:
+            sink.finish(exit_code=exit_code)
+
+
+class Background:
+    """Call a sink from a thread of its own: one that is slow, unreachable or broken never holds up training.
+
+    What it has not taken yet waits in memory, without bound: metrics are small. A failure is said once; from then on
+    the sink is left alone, for the files have everything.
+
+    Args:
+        sink: Any sink.
+        name: How a message names it.
+        patience_seconds: How long `finish` waits for what is still to be taken; None waits to the end.
+        way_out: What the user can do when the sink lost something.
+    """
+
+    def __init__(self, sink: Sink, *, name: str, patience_seconds: float | None, way_out: str) -> None:
+        self._sink = sink
+        self._name = name
+        self._patience_seconds = patience_seconds
+        self._way_out = way_out
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"versatune-{name}", daemon=True)
+        self._thread.start()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Queue the metrics of a step."""
+        self._calls.put(lambda: self._sink.metrics(step, values))
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Queue a decision."""
+        self._calls.put(lambda: self._sink.decision(decision))
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Queue an alert."""
+        self._calls.put(lambda: self._sink.alert(step, title=title, text=text))
+
+    def finish(self, *, exit_code: int) -> None:
+        """Let the sink take what is queued and close; give up after the patience is spent, and say so."""
+        self._calls.put(lambda: self._sink.finish(exit_code=exit_code))
+        self._calls.put(None)
+        self._thread.join(self._patience_seconds)
+        if self._thread.is_alive():
+            logger.warning(
+                "%s did not take everything within %g s; metrics.jsonl has it all; %s",
+                self._name,
+                self._patience_seconds,
+                self._way_out,
+            )
+
+    def _work(self) -> None:
+        """Make the queued calls in order, until the end or the first failure."""
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+            except Exception as error:  # whatever a service's client raises must not stop training
+                logger.warning(
+                    "%s takes no more data (%s); training goes on, metrics.jsonl has everything; %s",
+                    self._name,
+                    error or type(error).__name__,
+                    self._way_out,
+                )
+                return
