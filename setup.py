@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "versatune_ds/__init__.py"
 MPI = ["mpi4py>=4.0", "mpich>=4.1; sys_platform == 'linux'"]
 LORA = ["peft>=0.17"]
 TENSORBOARD = ["tensorboard>=2.17"]
+OPENAI = ["openai>=1.60"]
 
 setup(
     name="versatune_ds",
@@ -35,6 +36,7 @@ setup(
         "pyyaml>=6",
         "matplotlib>=3.8",
         "jinja2>=3.1",
+        "scikit-learn>=1.5",
         "rich>=13",
         "wandb>=0.19",
         "ninja>=1.11",
@@ -44,6 +46,7 @@ setup(
         "mpi": MPI,
         "lora": LORA,
         "tensorboard": TENSORBOARD,
+        "openai": OPENAI,
         "8bit": ["bitsandbytes>=0.45"],
         "harness": ["lm-eval[hf]>=0.4.9"],
         "bench": ["trl>=0.24", "liger-kernel>=0.6"],
@@ -51,6 +54,7 @@ setup(
             *MPI,
             *LORA,
             *TENSORBOARD,
+            *OPENAI,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

@@ -20,6 +20,7 @@ COMMANDS = {
     "job": ["recipe", "key=value", "--fresh", "--quiet"],
     "prepare": ["recipe", "key=value", "--quiet"],
     "inspect": ["recipe", "key=value", "--steps", "--world-size", "--resume-at", "--run", "--text"],
+    "detect": ["recipe", "key=value", "--processes", "--output", "--quiet"],
     "simulate": ["recipe", "key=value", "--losses", "--sweep", "--steps", "--noise", "--seed", "--output", "--plot"],
     "replay": ["RUN", "key=value", "--output"],
     "explain": ["RUN", "--step"],

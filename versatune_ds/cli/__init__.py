@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from versatune_ds import __version__
 from versatune_ds.cli.check import add_check
 from versatune_ds.cli.data import add_inspect, add_prepare
+from versatune_ds.cli.knowledge import add_detect
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
 from versatune_ds.cli.run import add_evaluate, add_export, add_report
 from versatune_ds.cli.slurm import add_job, add_submit
@@ -28,6 +29,7 @@ ADD_COMMANDS = (
     add_job,
     add_prepare,
     add_inspect,
+    add_detect,
     add_simulate,
     add_replay,
     add_explain,

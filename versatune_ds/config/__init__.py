@@ -6,6 +6,7 @@ contradiction is one line on the terminal, before any GPU is taken.
 
 from versatune_ds.config.checkpoint import CheckpointConfig
 from versatune_ds.config.data import ROW_PARTS, DataConfig, DataSource, DomainFiles, HubDataset, SyntheticCorpus
+from versatune_ds.config.detect import DetectConfig, EndpointConfig, LocalLabellerConfig, SamplingConfig
 from versatune_ds.config.load import load_config
 from versatune_ds.config.lora import LoraConfig
 from versatune_ds.config.mixture import MixtureConfig
@@ -22,13 +23,17 @@ __all__ = [
     "ContainerConfig",
     "DataConfig",
     "DataSource",
+    "DetectConfig",
     "DomainFiles",
+    "EndpointConfig",
     "HubDataset",
+    "LocalLabellerConfig",
     "LoraConfig",
     "MixtureConfig",
     "ModelConfig",
     "MonitorConfig",
     "RunConfig",
+    "SamplingConfig",
     "SlurmConfig",
     "SyntheticCorpus",
     "TrainConfig",

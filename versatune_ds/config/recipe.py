@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from versatune_ds.config.checkpoint import CheckpointConfig
 from versatune_ds.config.data import DataConfig
+from versatune_ds.config.detect import DetectConfig
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
@@ -43,6 +44,7 @@ class RunConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+    detect: DetectConfig = DetectConfig()
     slurm: SlurmConfig = SlurmConfig()
 
     @model_validator(mode="after")

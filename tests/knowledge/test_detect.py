@@ -1,0 +1,220 @@
+"""Detection from recipe to prior.json: rounds, going on, processes, and a file that training reads."""
+
+import json
+
+import numpy as np
+import pytest
+from base_model import detect_config, save_base_model
+from command_line import command_of, write_recipe
+
+from versatune_ds.config import load_config
+from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge import detect as detect_module
+from versatune_ds.knowledge.detect import detect
+from versatune_ds.knowledge.pool import GeneratorPool
+from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
+from versatune_ds.knowledge.sequences import DrawnSequence
+from versatune_ds.mixture.weights import prior_weights
+
+DOMAINS = ("law", "code")
+TEXTS = {"law": "the tenant shall pay", "code": "print(x)"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base_model(tmp_path_factory.mktemp("base"))
+
+
+class FakeLabeller:
+    """Know law from code by a word; anything else is unparsed."""
+
+    def label(self, texts):
+        return np.array([[float("tenant" in text), float("print" in text)] for text in texts])
+
+    def describe(self):
+        return {"name": "fake"}
+
+
+class FakePool:
+    """Draw batches of four texts, law three times as often as code; remember which batches were asked for."""
+
+    def __init__(self, texts=(*[TEXTS["law"]] * 3, TEXTS["code"])):
+        self.texts, self.asked = texts, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def draw(self, batches):
+        for batch in reversed(batches):
+            self.asked.append(batch)
+            yield batch, [drawn(text, batch=batch, place=i) for i, text in enumerate(self.texts)]
+
+
+def drawn(text, *, batch, place):
+    is_code = text == TEXTS["code"]
+    text = text and f"{text} {batch}/{place}"
+    return DrawnSequence(text=text, num_tokens=30 if is_code else 10, is_cut=is_code, repeated_share=0.0)
+
+
+@pytest.fixture
+def faked(monkeypatch, base, tmp_path):
+    """Detect with the fakes; returns a function from overrides and pool to the detection."""
+
+    def run(pool, *overrides):
+        monkeypatch.setattr(detect_module, "make_labeller", lambda config, **_: FakeLabeller())
+        monkeypatch.setattr(detect_module, "domain_set_of", lambda data, **_: DomainSet(DOMAINS))
+        monkeypatch.setattr(detect_module, "GeneratorPool", lambda config, **_: pool)
+        config = detect_config(tmp_path, base, *overrides)
+        return detect(config, num_processes=1), config
+
+    return run
+
+
+def test_weights_are_shares_of_tokens_and_both_shares_are_written(faked, tmp_path):
+    found, config = faked(FakePool())
+    values = prior_values(found, config.detect)
+    assert values["weights"] == pytest.approx({"law": 0.5, "code": 0.5})  # 9 x 10 and 3 x 30 tokens
+    assert values["weight_unit"] == "tokens"
+    assert values["shares"]["sequences"]["shares"] == pytest.approx({"law": 0.75, "code": 0.25})
+    assert values["rates"] == {"unparsed": 0.0, "empty": 0.0, "repetitive": 0.0, "duplicate": 0.0, "cut": 0.25}
+    low, high = values["intervals"]["law"]
+    assert low < 0.5 < high
+
+
+def test_weights_are_shares_of_sequences_where_the_recipe_counts_examples(faked):
+    found, config = faked(FakePool(), "mixture.weight_unit=examples")
+    assert prior_values(found, config.detect)["weights"] == pytest.approx({"law": 0.75, "code": 0.25})
+
+
+def test_nothing_is_dropped_silently(faked):
+    found, config = faked(FakePool(texts=(TEXTS["law"], TEXTS["code"], "gibberish", "")))
+    values = prior_values(found, config.detect)
+    assert values["rates"]["unparsed"] == pytest.approx(0.5)
+    assert values["rates"]["empty"] == pytest.approx(0.25)
+    assert values["shares"]["sequences"]["shares"] == pytest.approx({"law": 0.5, "code": 0.5})
+    low, high = values["shares"]["sequences"]["intervals"]["law"]
+    assert low <= 0.25
+    assert high >= 0.75
+    assert "unparsed 50.0%, empty 25.0%" in prior_table(values)
+
+
+def test_detection_ends_early_when_a_round_changes_nothing_and_says_when_none_did(faked, caplog):
+    found, _ = faked(FakePool(), "detect.tol=0.01")
+    assert (found.is_converged, len(found.rounds), len(found.sequences)) == (True, 2, 8)
+    assert "used up" not in caplog.text
+    found, _ = faked(FakePool())
+    assert (found.is_converged, len(found.rounds), len(found.sequences)) == (False, 3, 12)
+    assert "detect.num_sequences: used up" in caplog.text
+
+
+def test_a_killed_detection_draws_what_is_missing_and_more_sequences_begin_with_those_there(faked):
+    class Killed(FakePool):
+        def draw(self, batches):
+            for drawn_batch in super().draw(batches):
+                if len(self.asked) == 3:
+                    raise KeyboardInterrupt
+                yield drawn_batch
+
+    with pytest.raises(KeyboardInterrupt):
+        faked(Killed())
+    pool = FakePool()
+    found, _ = faked(pool)
+    assert pool.asked == [2]
+    assert [sequence.text.split()[-1] for sequence in found.sequences][:5] == ["0/0", "0/1", "0/2", "0/3", "1/0"]
+    pool = FakePool()
+    faked(pool, "detect.num_sequences=20", "detect.rounds=1")
+    assert sorted(pool.asked) == [3, 4]
+
+
+@pytest.mark.parametrize("override", ["detect.sampling.seed=1", "detect.sampling.top_p=0.9", "train.precision=bf16"])
+def test_sequences_drawn_with_other_settings_are_never_taken_for_these(faked, override):
+    first, _ = faked(FakePool())
+    pool = FakePool()
+    second, _ = faked(pool, override)
+    assert first.folder != second.folder
+    assert sorted(pool.asked) == [0, 1, 2]
+
+
+def test_another_labeller_or_tolerance_reads_the_same_sequences(faked):
+    first, _ = faked(FakePool())
+    pool = FakePool()
+    second, _ = faked(pool, "detect.prior_shift=false", "detect.num_sequences=8", "mixture.sigma=1")
+    assert (first.folder, pool.asked) == (second.folder, [])
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    return write_recipe(detect_config(tmp_path / "runs", base), tmp_path / "recipe.yaml")
+
+
+def test_the_command_writes_a_prior_that_training_reads_and_a_chart(recipe, tmp_path, capsys):
+    called = command_of(capsys)("detect", recipe)
+    assert called.code == 0, called.err
+    path = tmp_path / "runs" / "tiny-prior.json"
+    values = json.loads(path.read_text())
+    assert values["num_sequences"] == 12
+    assert (tmp_path / "runs" / "tiny-prior.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"prior  {path}" in called.out
+    assert "accuracy" in called.err
+    config = load_config(recipe, [f"mixture.prior={path}"])
+    domain_set = DomainSet(tuple(values["weights"]))
+    weights = prior_weights(config.mixture, domain_set=domain_set, sizes_K=None)
+    assert domain_set.to_dict(weights) == pytest.approx(values["weights"])
+    assert len(values["model"]["digest"]) == len(values["tokenizer"]["digest"]) == 32
+
+
+def test_without_output_the_prior_goes_where_the_recipe_will_look_for_it(recipe, tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    assert command_of(capsys)("detect", recipe, f"mixture.prior={path}", "detect.num_sequences=3").code == 0
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.name_or_path=null", "model.from_config={model_type: llama}"],
+            "model.name_or_path: missing; detect asks",
+        ),
+        (
+            ["model.name_or_path=no/such-model", "model.tokenizer=null"],
+            "model.name_or_path: 'no/such-model' is no folder",
+        ),
+        (["--processes", "0"], "--processes=0: expected 1 or more"),
+        (["--output", "prior.txt"], "--output: prior.txt: expected a file that ends in .json"),
+        (["detect.descriptions={lew: x}"], "detect.descriptions: unknown domain 'lew'; did you mean 'law'?"),
+        (["detect.labeller=hf"], "detect.hf: labeller 'hf' needs it; give detect.hf.name_or_path"),
+        (["detect.rounds=13"], "detect.rounds: 13 rounds of 12 sequences; give fewer rounds"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_two_before_anything_is_drawn(recipe, tmp_path, capsys, overrides, message):
+    called = command_of(capsys)("detect", recipe, *overrides)
+    assert (called.code, called.out) == (2, "")
+    assert called.err.splitlines()[-1].startswith(f"versatune: {message}")
+    assert not list(tmp_path.rglob("sequences.jsonl"))
+
+
+def test_a_folder_without_weights_points_to_export(recipe, tmp_path, capsys):
+    called = command_of(capsys)("detect", recipe, f"model.name_or_path={tmp_path}")
+    assert called.code == 2
+    assert "holds no weights (*.safetensors); for a run's folder write `versatune export" in called.err
+
+
+def test_the_prior_appears_whole_or_not_at_all(faked, tmp_path):
+    found, config = faked(FakePool())
+    path = tmp_path / "new" / "prior.json"
+    write_prior(path, prior_values(found, config.detect))
+    assert sorted(file.name for file in path.parent.iterdir()) == ["prior.json", "prior.png"]
+
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_does(base, tmp_path):
+    config = detect_config(tmp_path, base)
+    drawn_by = []
+    for num_processes in (1, 2):
+        with GeneratorPool(config, num_processes=num_processes) as pool:
+            drawn_by.append(dict(pool.draw([0, 1, 2])))
+    assert drawn_by[0] == drawn_by[1]

@@ -1,0 +1,101 @@
+"""The embedded classifier: fitted on the recipe's rows, calibrated, its error measured on rows it never saw."""
+
+import random
+
+import numpy as np
+import pytest
+from chat_data import chat_rows, tiny_tokenizer, write_domains, write_jsonl
+
+from versatune_ds.config import DataConfig
+from versatune_ds.knowledge.label_classifier import (
+    Calibration,
+    ClassifierLabeller,
+    balanced_weights,
+    expected_calibration_error,
+    fit_calibration,
+)
+from versatune_ds.knowledge.label_texts import LabelledTexts, cut_texts, domain_set_of, read_divided_texts
+
+
+def divided(folder, **changes):
+    settings = {"tokenizer": tiny_tokenizer(), "max_tokens": 64, "rows_per_domain": 500, "cache_dir": folder / "cache"}
+    return read_divided_texts(DataConfig(folder=folder), **{**settings, **changes})
+
+
+def test_rows_are_divided_in_every_domain_and_none_stands_on_two_sides(tmp_path):
+    texts = divided(write_domains(tmp_path, num_rows=100))
+    assert [len(part) for part in (texts.fit, texts.calibrate, texts.test)] == [140, 30, 30]
+    assert texts.test.domain_ids == [0] * 15 + [1] * 15  # code, law
+    parts = [set(part.texts) for part in (texts.fit, texts.calibrate, texts.test)]
+    assert len(set.union(*parts)) == 200
+
+
+def test_rows_that_say_the_same_count_once_and_bad_ones_not_at_all(tmp_path):
+    folder = write_domains(tmp_path, num_rows=40, domains=("law", "code"))
+    write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(40, topic="law")] * 3 + ["no json", {"messages": []}])
+    assert len(divided(folder).fit) == 2 * 28
+
+
+def test_texts_are_cut_where_a_sequence_would_be():
+    [cut, whole] = cut_texts(["the answer is seven " * 9, "a"], tokenizer=tiny_tokenizer(), max_tokens=4)
+    assert len(tiny_tokenizer().encode(cut, add_special_tokens=False)) == 4
+    assert whole == "a"
+
+
+def test_a_domain_with_too_few_rows_is_named(tmp_path):
+    folder = write_domains(tmp_path, num_rows=40)
+    write_jsonl(folder / "train" / "law.jsonl", chat_rows(19))
+    with pytest.raises(ValueError, match=r"data.folder: domain 'law' has 19 different rows, the classifier needs 20"):
+        divided(folder)
+
+
+def test_one_domain_has_no_mixture(tmp_path):
+    folder = write_domains(tmp_path, domains=("law",))
+    with pytest.raises(ValueError, match=r"data: one domain alone \(law\)"):
+        domain_set_of(DataConfig(folder=folder), cache_dir=tmp_path)
+
+
+def test_the_classifier_tells_domains_apart_and_says_how_well(tmp_path):
+    labeller = ClassifierLabeller(divided(write_domains(tmp_path, num_rows=200)), num_domains=2)
+    labels = labeller.label(["law: what is 900 plus 900?\nIt is 1800.", "code: what is 950 plus 950?"])
+    assert labels.sum(axis=1) == pytest.approx(1.0)
+    assert labels.argmax(axis=1).tolist() == [1, 0]
+    said = labeller.describe()
+    assert said["accuracy"] == 1.0
+    assert said["calibration_error"] < 0.1
+    assert said["num_rows"] == {"fit": 280, "calibrate": 60, "test": 60}
+
+
+def test_rows_nobody_can_tell_apart_get_even_labels_and_the_accuracy_says_so(tmp_path):
+    rows = chat_rows(400)
+    random.Random(0).shuffle(rows)
+    write_jsonl(tmp_path / "train" / "law.jsonl", rows[:200])
+    write_jsonl(tmp_path / "train" / "code.jsonl", rows[200:])
+    labeller = ClassifierLabeller(divided(tmp_path), num_domains=2)
+    assert labeller.confidence < 0.75
+    assert 0.2 < labeller.accuracy < 0.8
+
+
+def test_calibration_undoes_an_overconfident_score_and_a_bias():
+    rng = np.random.default_rng(0)
+    log_odds = rng.normal(scale=1.5, size=6000)
+    is_second = (rng.random(6000) < 1 / (1 + np.exp(-log_odds))).astype(int)
+    scores = np.stack([np.zeros(6000), 4 * log_odds + 2], axis=1)
+    found = fit_calibration(scores, is_second.tolist(), num_domains=2)
+    assert found.temperature == pytest.approx(4, rel=0.15)
+    assert found.probabilities(np.array([[0.0, 2.0]]))[0, 1] == pytest.approx(0.5, abs=0.04)
+
+
+def test_probabilities_are_a_softmax_of_scaled_scores_and_biases():
+    calibration = Calibration(temperature=2.0, bias_K=np.array([0.0, np.log(3)]))
+    assert calibration.probabilities(np.array([[0.0, 0.0], [2.0, 0.0]])) == pytest.approx(
+        np.array([[1 / 4, 3 / 4], [np.e / (np.e + 3), 3 / (np.e + 3)]])
+    )
+
+
+def test_calibration_error_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.35, 0.65]])
+    texts = LabelledTexts(texts=[""] * 4, domain_ids=[0, 0, 1, 0])
+    # weights 1/6 1/6 1/2 1/6: |1/6*(.9-1)*2| + |1/2*(.65-1) + 1/6*.65| = .0333 + .0667
+    assert balanced_weights(texts.domain_ids, num_domains=2) == pytest.approx([1 / 6, 1 / 6, 1 / 2, 1 / 6])
+    assert expected_calibration_error(probabilities, texts, num_domains=2) == pytest.approx(0.1)

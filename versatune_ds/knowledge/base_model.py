@@ -1,0 +1,67 @@
+"""Find the files of the model a recipe starts from, and say which model it is.
+
+The one idea: a model is its files' content. What was drawn from one model is never taken for another's, and prior.json
+says by a digest what it belongs to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from versatune_ds.config import ModelConfig
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.source_digests import SourceDigests
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_SETTINGS = ("config.json", "generation_config.json")
+_OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.pth", "original/*"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """Say where a saved model lies and which one it is."""
+
+    name: str
+    """What the recipe calls it."""
+    folder: Path
+    digest: str
+    """32 hexadecimal digits of its weights and settings."""
+
+
+def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
+    """Return the saved model of a recipe; one on the Hub is fetched first, once for all processes.
+
+    Args:
+        model: The recipe's model section.
+        cache_dir: Where the digests of large files are remembered.
+
+    Raises:
+        ValueError: If the recipe has no saved model, or nothing is found under its name.
+    """
+    if model.name_or_path is None:
+        raise ValueError(
+            "model.name_or_path: missing; detect asks what a trained model knows, and model.from_config starts from "
+            "random weights (give model.name_or_path=FOLDER model.from_config=null)"
+        )
+    folder = Path(model.name_or_path)
+    if not folder.is_dir():
+        folder = _fetched(model.name_or_path)
+    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES or path.name in _SETTINGS)
+    if not any(path.suffix in _WEIGHT_SUFFIXES for path in files):
+        raise ValueError(
+            f"model.name_or_path: {folder} holds no weights (*.safetensors); for a run's folder write "
+            f"`versatune export {folder}` and name its output"
+        )
+    return BaseModel(name=model.name_or_path, folder=folder, digest=digest_of_texts(SourceDigests(cache_dir).of(files)))
+
+
+def _fetched(name: str) -> Path:
+    """Return the local folder of a model of the Hub."""
+    try:
+        return Path(snapshot_download(name, ignore_patterns=_OTHER_FORMATS))
+    except Exception as error:  # huggingface_hub and the network each have their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model.name_or_path: {name!r} is no folder, nor found on the Hub: {reason}") from None

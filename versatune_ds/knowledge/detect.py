@@ -1,0 +1,215 @@
+"""Detect what a base model knows: draw, label, take the mean, until another round changes nothing.
+
+The one idea: everything slow is kept on disk under a digest of what it depends on (model, tokenizer, sampling), so a
+detection that was killed goes on, one with more sequences begins with those it has, and another labeller reads the
+same sequences again.
+
+Source: VersaTune (arXiv 2411.11266), knowledge detection; METHOD.md section 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.config import DetectConfig, RunConfig
+from versatune_ds.data.cache import locked
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.tokenize import tokenizer_digest
+from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.base_model import BaseModel, find_base_model
+from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of
+from versatune_ds.knowledge.label_texts import domain_set_of
+from versatune_ds.knowledge.labeller import Labeller, make_labeller
+from versatune_ds.knowledge.pool import GeneratorPool
+from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
+from versatune_ds.training.prepared import cache_folder, load_or_train_tokenizer
+from versatune_ds.training.progress import duration
+
+logger = logging.getLogger(__name__)
+
+_SEQUENCES_VERSION = "1"  # raise it when the same settings would give other sequences
+_LOG_SECONDS = 5.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Detection:
+    """Hold what was found, and all that prior.json says about how."""
+
+    domain_set: DomainSet
+    base_model: BaseModel
+    tokenizer_digest: str
+    weight_unit: str
+    """`tokens` or `examples`: what the weights are shares of."""
+    labeller: dict[str, Any]
+    folder: Path
+    """Where the sequences are kept."""
+    sequences: list[DrawnSequence] = field(default_factory=list)
+    rounds: list[np.ndarray] = field(default_factory=list)
+    """The weights [K] after every round."""
+    is_converged: bool = False
+    estimate: Estimate | None = None
+
+    @property
+    def shares(self) -> Shares:
+        """Return the shares in the unit of the weights."""
+        assert self.estimate is not None, "the last round made it"
+        return self.estimate.tokens if self.weight_unit == "tokens" else self.estimate.sequences
+
+    def rates(self) -> dict[str, float]:
+        """Return which shares of the sequences are unparsed, empty, repetitive, duplicates, cut off."""
+        assert self.estimate is not None, "the last round made it"
+        texts = [sequence.text for sequence in self.sequences if not sequence.is_empty]
+        counts = {
+            "empty": sum(sequence.is_empty for sequence in self.sequences),
+            "repetitive": sum(sequence.is_repetitive for sequence in self.sequences),
+            "duplicate": len(texts) - len(set(texts)),
+            "cut": sum(sequence.is_cut for sequence in self.sequences),
+        }
+        return {
+            "unparsed": self.estimate.unparsed_rate,
+            **{name: count / len(self.sequences) for name, count in counts.items()},
+        }
+
+
+def detect(config: RunConfig, *, num_processes: int) -> Detection:
+    """Detect the shares of a recipe's domains in what its base model writes.
+
+    Args:
+        config: The recipe; its model must be a saved one.
+        num_processes: Processes that draw, each with its own copy of the model.
+
+    Raises:
+        ValueError: If the model, the data or the labeller is not as expected; before anything is drawn.
+        RuntimeError: If no sequence could be labelled, or an endpoint fails for good.
+    """
+    cache_dir = cache_folder(config)
+    base_model = find_base_model(config.model, cache_dir=cache_dir)
+    domain_set = domain_set_of(config.data, cache_dir=cache_dir)
+    tokenizer = load_or_train_tokenizer(config)
+    folder = cache_dir / f"detect-{_sequences_digest(config, base_model, tokenizer)[:16]}"
+    with locked(cache_dir / "locks" / folder.name):
+        labeller = make_labeller(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder)
+        _log_labeller(labeller.describe())
+        found = Detection(
+            domain_set=domain_set,
+            base_model=base_model,
+            tokenizer_digest=tokenizer_digest(tokenizer),
+            weight_unit=_weight_unit(config),
+            labeller=labeller.describe(),
+            folder=folder,
+        )
+        with GeneratorPool(config, num_processes=num_processes) as pool:
+            _rounds(found, config.detect, labeller=labeller, pool=pool)
+    found.labeller = labeller.describe()
+    _warn_if_unlike_the_rows(found)
+    return found
+
+
+def _rounds(found: Detection, settings: DetectConfig, *, labeller: Labeller, pool: GeneratorPool) -> None:
+    """Draw and label round after round, until one changes nothing or the last is done."""
+    store = SequenceStore(found.folder / "sequences.jsonl")
+    labels_NK = np.zeros((0, len(found.domain_set)))
+    is_shifted = settings.prior_shift and settings.labeller == "classifier"
+    for number in range(1, settings.rounds + 1):
+        end = -(-settings.num_sequences * number // settings.rounds)
+        _draw_up_to(end, store=store, settings=settings, pool=pool)
+        found.sequences = store.first(end)
+        labels_NK = np.concatenate([labels_NK, _labels(found.sequences[len(labels_NK) :], labeller, found.domain_set)])
+        num_tokens_N = np.array([sequence.num_tokens for sequence in found.sequences], dtype=np.float64)
+        by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=is_shifted)
+        found.rounds.append(by_token_K if found.weight_unit == "tokens" else by_sequence_K)
+        change = np.max(np.abs(np.diff(found.rounds[-2:], axis=0))) if number > 1 else np.inf
+        found.is_converged = bool(change < settings.tol)
+        _log_round(found, number=number, change=float(change))
+        if found.is_converged:
+            break
+    if not found.is_converged:
+        logger.warning("detect.num_sequences: used up, the last round changed a share by %.4f", change)
+    found.estimate = estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed)
+
+
+def _draw_up_to(end: int, *, store: SequenceStore, settings: DetectConfig, pool: GeneratorPool) -> None:
+    """Draw the batches that hold the first `end` sequences and are not there yet; show how far it is."""
+    per_batch = settings.sampling.sequences_per_batch
+    missing = [batch for batch in range(-(-end // per_batch)) if batch not in store]
+    started = logged = time.monotonic()
+    for num_done, (batch, sequences) in enumerate(pool.draw(missing), start=1):
+        store.add(batch, sequences)
+        now = time.monotonic()
+        if now - logged > _LOG_SECONDS or num_done == len(missing):
+            logged = now
+            left = (now - started) / num_done * (len(missing) - num_done)
+            logger.info(
+                "drew %s of %s sequences  %.1f a second  %s left",
+                f"{end - (len(missing) - num_done) * per_batch:,}",
+                f"{end:,}",
+                num_done * per_batch / max(now - started, 1e-9),
+                duration(left),
+            )
+
+
+def _labels(sequences: Sequence[DrawnSequence], labeller: Labeller, domain_set: DomainSet) -> np.ndarray:
+    """Return the labels [N, K] of sequences; an empty one has none."""
+    labels_NK = np.zeros((len(sequences), len(domain_set)))
+    told = [i for i, sequence in enumerate(sequences) if not sequence.is_empty]
+    if told:
+        labels_NK[told] = labeller.label([sequences[i].text for i in told])
+    return labels_NK
+
+
+def _sequences_digest(config: RunConfig, base_model: BaseModel, tokenizer: Any) -> str:
+    """Return a digest of all that decides which sequences are drawn."""
+    sampling = json.dumps(config.detect.sampling.model_dump(mode="json"), sort_keys=True)
+    return digest_of_texts(
+        [_SEQUENCES_VERSION, base_model.digest, tokenizer_digest(tokenizer), config.train.precision, sampling]
+    )
+
+
+def _weight_unit(config: RunConfig) -> str:
+    """Return the unit of the weights that can be detected: sequences have tokens, but no part that bears loss."""
+    if config.mixture.weight_unit == "loss_tokens":
+        logger.warning("mixture.weight_unit: loss_tokens cannot be seen in what a model writes; tokens are used")
+        return "tokens"
+    return config.mixture.weight_unit
+
+
+def _log_labeller(description: dict[str, Any]) -> None:
+    """Show what labels, and how good it is where that is known."""
+    if "accuracy" not in description:
+        logger.info("labeller %s", json.dumps(description))
+        return
+    logger.info(
+        "labeller classifier: fitted on %s rows; on %s others accuracy %.3f, calibration error %.3f",
+        f"{description['num_rows']['fit']:,}",
+        f"{description['num_rows']['test']:,}",
+        description["accuracy"],
+        description["calibration_error"],
+    )
+
+
+def _log_round(found: Detection, *, number: int, change: float) -> None:
+    """Show the weights after a round."""
+    shares = "  ".join(f"{name} {share:.3f}" for name, share in found.domain_set.to_dict(found.rounds[-1]).items())
+    said = f", largest change {change:.4f}" if number > 1 else ""
+    logger.info("round %d: %s sequences%s\n  %s", number, f"{len(found.sequences):,}", said, shares)
+
+
+def _warn_if_unlike_the_rows(found: Detection) -> None:
+    """Say so when the classifier is much less sure about the sequences than about the recipe's rows."""
+    assert found.estimate is not None, "the last round made it"
+    expected = found.labeller.get("confidence")
+    if expected is not None and found.estimate.confidence < expected - 0.1:
+        logger.warning(
+            "the classifier's likeliest domain has probability %.2f on average, on the recipe's own rows %.2f: the "
+            "model writes much that is unlike these domains, and the shares say only what it resembles most",
+            found.estimate.confidence,
+            expected,
+        )

@@ -1,0 +1,47 @@
+"""Run `versatune detect`: check the recipe, detect, write prior.json, say what was found.
+
+The one idea: prior.json goes where the recipe's `mixture.prior` will look for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from versatune_ds.config import RunConfig, load_config
+from versatune_ds.knowledge.detect import detect
+from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
+from versatune_ds.training.launch import check_processes
+
+
+def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | None, output: Path | None) -> str:
+    """Detect what a recipe's base model knows and return what to show.
+
+    Args:
+        recipe: YAML file.
+        overrides: `key=value` texts.
+        processes: Processes that draw; None means one per GPU, or 1 without a GPU.
+        output: Where prior.json goes; None means where `default_output` says.
+
+    Raises:
+        ValueError: If the recipe, its model, data or labeller is not as expected.
+    """
+    config = load_config(recipe, overrides)
+    num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    num_processes = check_processes(processes, num_gpus=num_gpus)
+    path = output or default_output(config)
+    if path.suffix != ".json":
+        raise ValueError(f"--output: {path}: expected a file that ends in .json")
+    values = prior_values(detect(config, num_processes=num_processes), config.detect)
+    chart = write_prior(path, values)
+    return f"{prior_table(values)}\n\nprior  {path}\nchart  {chart}"
+
+
+def default_output(config: RunConfig) -> Path:
+    """Return the file that `mixture.prior` names, else NAME-prior.json in the folder of the runs."""
+    if isinstance(config.mixture.prior, Path):
+        return config.mixture.prior
+    return config.run.output_dir / f"{config.run.name}-prior.json"

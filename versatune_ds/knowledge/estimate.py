@@ -1,0 +1,149 @@
+"""Turn labels into shares: how much of what the model writes belongs to each domain, and how sure that is.
+
+The one idea: nothing is dropped. A label is a probability for every domain, and what they lack to 1 (an answer that
+could not be read, an empty sequence, "none of these") is mass that could belong to any domain: it widens every
+interval by as much.
+
+Prior shift. A classifier fitted with equal shares says p(j|x) for equal shares; where domains overlap, the mean of such
+labels leans towards equal. The shares under which labels and mean agree are found by EM: label each sequence with the
+shares so far, p_ij proportional to pi_j p(j|x_i), take the mean as the next shares. At its end P_j = mean_i p_ij as
+METHOD.md section 1 has it, with labels that are calibrated for the shares themselves.
+
+Source: VersaTune (arXiv 2411.11266), knowledge detection; METHOD.md section 1. EM: Saerens, Latinne, Decaestecker
+2002, equations 2.11-2.12. Differences from the paper: soft labels are moved to the detected shares, which
+`detect.prior_shift` switches off; unread answers stay in; intervals; shares of tokens beside those of sequences.
+
+Not covered by the intervals: that the labeller itself may be wrong. They say how the shares would scatter if as many
+sequences were drawn again.
+
+Shape legend: **K** domains, **N** sequences, **R** bootstrap draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_EM_STEPS = 200
+_EM_TOLERANCE = 1e-7
+_DRAWS_AT_A_TIME = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Hold the domains' shares with 95 % intervals, all float64 [K]."""
+
+    shares_K: np.ndarray
+    lower_K: np.ndarray
+    upper_K: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Hold what the labels say, by sequences and by tokens."""
+
+    sequences: Shares
+    tokens: Shares
+    unparsed_rate: float
+    """Share of the sequences that no domain was given to."""
+    confidence: float
+    """Mean probability of the likeliest domain, over what was labelled."""
+
+
+def shares_of(labels_NK: np.ndarray, size_N: np.ndarray, *, prior_shift: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the domains' shares of the sequences and of their sizes.
+
+    Args:
+        labels_NK: Probabilities [N, K]; a row sums to 1, or to less by what is unparsed.
+        size_N: Tokens of every sequence.
+        prior_shift: Whether the labels hold for equal shares and are moved to those found.
+
+    Returns:
+        Two float64 arrays [K], each summing to 1.
+
+    Raises:
+        RuntimeError: If no sequence has a label.
+    """
+    counts = np.ones((1, len(labels_NK)))
+    by_sequence_RK, by_size_RK = _shares_of_draws(labels_NK, size_N, counts, prior_shift=prior_shift)
+    return by_sequence_RK[0], by_size_RK[0]
+
+
+def estimate(
+    labels_NK: np.ndarray, num_tokens_N: np.ndarray, *, prior_shift: bool, seed: int, num_draws: int = 1000
+) -> Estimate:
+    """Return the shares with their intervals.
+
+    Args:
+        labels_NK: See `shares_of`.
+        num_tokens_N: Tokens of every sequence.
+        prior_shift: See `shares_of`.
+        seed: Of the bootstrap.
+        num_draws: Bootstrap draws.
+    """
+    by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=prior_shift)
+    rng = np.random.default_rng(seed)
+    draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    num_sequences = len(labels_NK)
+    for start in range(0, num_draws, _DRAWS_AT_A_TIME):
+        num = min(_DRAWS_AT_A_TIME, num_draws - start)
+        counts_RN = rng.multinomial(num_sequences, np.full(num_sequences, 1 / num_sequences), size=num)
+        found = _shares_of_draws(
+            labels_NK, num_tokens_N, counts_RN.astype(np.float64), prior_shift=prior_shift, start_K=by_sequence_K
+        )
+        for kept, shares_RK in zip(draws, found, strict=True):
+            kept.append(shares_RK)
+    mass_N = labels_NK.sum(axis=1)
+    return Estimate(
+        sequences=_with_bounds(by_sequence_K, np.concatenate(draws[0]), 1.0 - float(mass_N.mean())),
+        tokens=_with_bounds(
+            by_token_K, np.concatenate(draws[1]), 1.0 - float(mass_N @ num_tokens_N / num_tokens_N.sum())
+        ),
+        unparsed_rate=1.0 - float(mass_N.mean()),
+        confidence=float(labels_NK.max(axis=1).sum() / mass_N.sum()),
+    )
+
+
+def _with_bounds(shares_K: np.ndarray, draws_RK: np.ndarray, unparsed: float) -> Shares:
+    """Return shares with the middle 95 % of the draws, widened by all that the unparsed mass could be."""
+    lower_K, upper_K = np.quantile(draws_RK, (0.025, 0.975), axis=0)
+    return Shares(
+        shares_K=shares_K,
+        lower_K=np.minimum(lower_K, shares_K) * (1.0 - unparsed),
+        upper_K=np.minimum(np.maximum(upper_K, shares_K) * (1.0 - unparsed) + unparsed, 1.0),
+    )
+
+
+def _shares_of_draws(
+    labels_NK: np.ndarray,
+    size_N: np.ndarray,
+    counts_RN: np.ndarray,
+    *,
+    prior_shift: bool,
+    start_K: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return shares by sequence and by size, [R, K] each, of draws that hold sequence n `counts_RN[r, n]` times."""
+    mass_N = labels_NK.sum(axis=1)
+    if not np.all(counts_RN @ mass_N > 0):
+        raise RuntimeError("no sequence has a label: every one is empty or its answer could not be read")
+    if not prior_shift:
+        return _normalised(counts_RN @ labels_NK), _normalised((counts_RN * size_N) @ labels_NK)
+    num_domains = labels_NK.shape[1]
+    first_K = np.full(num_domains, 1 / num_domains) if start_K is None else start_K
+    shares_RK = np.tile(first_K, (len(counts_RN), 1))
+    for _ in range(_EM_STEPS):
+        # p_rnk = shares_rk labels_nk / sum_k, so the sum over n of counts times p is shares times one matrix product.
+        scale_RN = mass_N / np.maximum(shares_RK @ labels_NK.T, np.finfo(np.float64).tiny)
+        updated_RK = _normalised(shares_RK * ((counts_RN * scale_RN) @ labels_NK))
+        is_done = np.max(np.abs(updated_RK - shares_RK)) < _EM_TOLERANCE
+        shares_RK = updated_RK
+        if is_done:
+            break
+    scale_RN = mass_N / np.maximum(shares_RK @ labels_NK.T, np.finfo(np.float64).tiny)
+    return shares_RK, _normalised(shares_RK * ((counts_RN * size_N * scale_RN) @ labels_NK))
+
+
+def _normalised(values_RK: np.ndarray) -> np.ndarray:
+    """Return rows divided by their sums."""
+    return values_RK / values_RK.sum(axis=1, keepdims=True)

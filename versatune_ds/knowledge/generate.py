@@ -1,0 +1,118 @@
+"""Draw sequences from a base model: what it writes when nothing is asked of it.
+
+The one idea: batch b is a function of (model, settings, b) alone. Its random numbers come from a seed made of the
+sampling seed and b, so it does not matter which process draws it, or after how many restarts.
+
+A sequence starts with the tokenizer's beginning token (its end token where it has none), as documents did when the
+model was trained, and ends with the first end token. A model that was never trained on what stands at the start, such
+as one fine-tuned on answers alone, has no distribution there worth asking for: that is not checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from versatune_ds.config import SamplingConfig
+from versatune_ds.knowledge.sequences import DrawnSequence, repeated_share
+
+
+class SequenceGenerator:
+    """Draw batches of sequences from a model.
+
+    Args:
+        causal_lm: A transformers model, on its device.
+        tokenizer: Its tokenizer.
+        sampling: The recipe's detect.sampling section.
+
+    Raises:
+        ValueError: If the tokenizer has no token to start from, or the model no room for the sequences.
+    """
+
+    def __init__(self, causal_lm: Any, *, tokenizer: Any, sampling: SamplingConfig) -> None:
+        self._causal_lm = causal_lm.eval()
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._start_ids = start_ids(tokenizer, prefix=sampling.prefix)
+        self._end_ids = _end_ids(causal_lm, tokenizer)
+        room = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        if room is not None and len(self._start_ids) + sampling.max_new_tokens > room:
+            raise ValueError(
+                f"detect.sampling.max_new_tokens: {sampling.max_new_tokens} after {len(self._start_ids)} to start "
+                f"with, but the model has {room} positions; lower it"
+            )
+        # generate() fills what a call leaves at its default from the model's own file (top_k=20 in many): the
+        # sequences would then come from another distribution, so the model's is replaced and not overridden.
+        causal_lm.generation_config = generation_settings(
+            sampling, end_ids=self._end_ids, pad_id=_pad_id(tokenizer, self._end_ids)
+        )
+
+    @torch.inference_mode()
+    def draw(self, batch: int) -> list[DrawnSequence]:
+        """Return the sequences of one batch."""
+        device = self._causal_lm.device
+        rows = torch.tensor([self._start_ids] * self._sampling.sequences_per_batch, device=device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(batch_seed(self._sampling.seed, batch))
+            drawn = self._causal_lm.generate(rows, attention_mask=torch.ones_like(rows))
+        return [self._sequence(row) for row in drawn[:, rows.shape[1] :].tolist()]
+
+    def _sequence(self, drawn_ids: list[int]) -> DrawnSequence:
+        """Return the drawn tokens up to the first end token as a sequence."""
+        end = next((i for i, token_id in enumerate(drawn_ids) if token_id in self._end_ids), None)
+        kept = drawn_ids if end is None else drawn_ids[: end + 1]
+        written = [*self._start_ids[1:], *kept]
+        return DrawnSequence(
+            text=self._tokenizer.decode(written, skip_special_tokens=True),
+            num_tokens=1 + len(written),
+            is_cut=end is None,
+            repeated_share=repeated_share(kept),
+        )
+
+
+def generation_settings(sampling: SamplingConfig, *, end_ids: list[int], pad_id: int) -> GenerationConfig:
+    """Return transformers' settings for drawing from the model's own distribution, changed by `sampling` alone."""
+    return GenerationConfig(
+        do_sample=True,
+        num_beams=1,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        repetition_penalty=sampling.repetition_penalty,
+        eos_token_id=end_ids or None,
+        pad_token_id=pad_id,
+        use_cache=True,
+    )
+
+
+def start_ids(tokenizer: Any, *, prefix: str) -> list[int]:
+    """Return the tokens every sequence starts with: the beginning token, else the end token, then the prefix.
+
+    Raises:
+        ValueError: If the tokenizer has neither.
+    """
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise ValueError("model.tokenizer: neither a beginning nor an end token, so nothing to start a sequence with")
+    return [first, *tokenizer.encode(prefix, add_special_tokens=False)]
+
+
+def batch_seed(seed: int, batch: int) -> int:
+    """Return the seed of one batch, apart from every other's."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{batch}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _end_ids(causal_lm: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a sequence: the tokenizer's and those that the model's own settings name."""
+    own = getattr(causal_lm.generation_config, "eos_token_id", None)
+    own = own if isinstance(own, list) else [own]
+    return sorted({token_id for token_id in (*own, tokenizer.eos_token_id) if token_id is not None})
+
+
+def _pad_id(tokenizer: Any, end_ids: list[int]) -> int:
+    """Return the token that fills a row after its end; it is cut off again, so any will do."""
+    return next((i for i in (tokenizer.pad_token_id, *end_ids) if i is not None), 0)

@@ -1,0 +1,146 @@
+"""Say the domain of a text by a classifier fitted on the recipe's own rows: no other model, no network.
+
+The one idea: a share is a mean of probabilities, so what matters is that they are calibrated, on rows the classifier
+was not fitted on, and that the reader sees how well: accuracy and calibration error on rows it saw neither for
+fitting nor for calibration.
+
+Words and pieces of words weighted by TF-IDF go into a multinomial logistic regression (scikit-learn). Every domain
+counts the same, whatever its number of rows, so the probabilities hold for equal shares; `estimate.py` moves them to
+the shares that are found.
+
+Shape legend: **K** domains, **N** texts.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+
+from versatune_ds.knowledge.label_texts import DividedTexts, LabelledTexts
+
+logger = logging.getLogger(__name__)
+
+_MAX_FEATURES = 100_000
+_NUM_BINS = 10
+_BIAS_PENALTY = 1e-3
+"""Keeps the calibration's biases from running away where the classes are told apart without an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Turn scores into calibrated probabilities: softmax(scores / temperature + bias_K).
+
+    Source: bias-corrected temperature scaling (Alexandari, Kundaje, Shrikumar 2020, arXiv 1901.06852, section 2.3),
+    which they found the best partner of the EM correction for shares that differ from the fitted ones.
+    """
+
+    temperature: float
+    bias_K: np.ndarray
+
+    def probabilities(self, scores_NK: np.ndarray) -> np.ndarray:
+        """Return float64 [N, K], each row summing to 1."""
+        return softmax(scores_NK / self.temperature + self.bias_K, axis=1)
+
+
+class ClassifierLabeller:
+    """Label texts with a fitted and calibrated classifier.
+
+    Attributes:
+        accuracy: Share of the test rows whose likeliest domain is right, every domain counting the same.
+        calibration_error: See `expected_calibration_error`, on the test rows.
+        confidence: Mean probability of the likeliest domain, on the test rows.
+    """
+
+    def __init__(self, texts: DividedTexts, *, num_domains: int) -> None:
+        """Fit on one part of the texts, calibrate on another, test on the third."""
+        self._pipeline = _pipeline()
+        self._pipeline.fit(texts.fit.texts, texts.fit.domain_ids)
+        self._calibration = fit_calibration(
+            self._scores(texts.calibrate.texts), texts.calibrate.domain_ids, num_domains=num_domains
+        )
+        probabilities_NK = self.label(texts.test.texts)
+        weights_N = balanced_weights(texts.test.domain_ids, num_domains=num_domains)
+        is_right_N = probabilities_NK.argmax(axis=1) == np.array(texts.test.domain_ids)
+        self.accuracy = float(weights_N @ is_right_N)
+        self.calibration_error = expected_calibration_error(probabilities_NK, texts.test, num_domains=num_domains)
+        self.confidence = float(weights_N @ probabilities_NK.max(axis=1))
+        self._num_rows = {"fit": len(texts.fit), "calibrate": len(texts.calibrate), "test": len(texts.test)}
+
+    def label(self, texts: list[str]) -> np.ndarray:
+        """Return the probability of every domain for every text, float64 [N, K]; they hold for equal shares."""
+        return self._calibration.probabilities(self._scores(texts))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what prior.json says about this labeller."""
+        return {
+            "name": "classifier",
+            "num_rows": self._num_rows,
+            "accuracy": round(self.accuracy, 4),
+            "calibration_error": round(self.calibration_error, 4),
+            "confidence": round(self.confidence, 4),
+            "temperature": round(self._calibration.temperature, 4),
+        }
+
+    def _scores(self, texts: list[str]) -> np.ndarray:
+        """Return uncalibrated log probabilities, float64 [N, K]."""
+        return np.asarray(self._pipeline.predict_log_proba(texts), dtype=np.float64)
+
+
+def _pipeline() -> Pipeline:
+    """Return features and classifier, not fitted yet."""
+    words = TfidfVectorizer(
+        token_pattern=r"(?u)\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=_MAX_FEATURES
+    )
+    pieces = TfidfVectorizer(
+        analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, min_df=2, max_features=_MAX_FEATURES
+    )
+    # liblinear and saga shuffle; lbfgs is a function of the data alone, so the same rows give the same labels.
+    classifier = LogisticRegression(C=10.0, class_weight="balanced", solver="lbfgs", max_iter=300)
+    return make_pipeline(FeatureUnion([("words", words), ("pieces", pieces)]), classifier)
+
+
+def fit_calibration(scores_NK: np.ndarray, domain_ids: list[int], *, num_domains: int) -> Calibration:
+    """Return the temperature and biases under which the true domains are likeliest, every domain counting the same.
+
+    Args:
+        scores_NK: Log probabilities of rows the classifier was not fitted on.
+        domain_ids: Their domains.
+        num_domains: K.
+    """
+    weights_N = balanced_weights(domain_ids, num_domains=num_domains)
+    rows = np.arange(len(domain_ids))
+
+    def loss(parameters: np.ndarray) -> float:
+        log_temperature, bias_K = parameters[0], parameters[1:]
+        log_p_NK = log_softmax(scores_NK / np.exp(log_temperature) + bias_K, axis=1)
+        return float(-weights_N @ log_p_NK[rows, domain_ids] + _BIAS_PENALTY * np.sum(parameters**2))
+
+    found = minimize(loss, np.zeros(1 + num_domains), method="L-BFGS-B").x
+    return Calibration(temperature=float(np.exp(found[0])), bias_K=found[1:] - found[1:].mean())
+
+
+def expected_calibration_error(probabilities_NK: np.ndarray, texts: LabelledTexts, *, num_domains: int) -> float:
+    """Return by how much the probability of the likeliest domain is off, on average over ten equal bins of it.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3, with every domain counting the same.
+    """
+    weights_N = balanced_weights(texts.domain_ids, num_domains=num_domains)
+    confidence_N = probabilities_NK.max(axis=1)
+    is_right_N = probabilities_NK.argmax(axis=1) == np.array(texts.domain_ids)
+    bins_N = np.minimum((confidence_N * _NUM_BINS).astype(int), _NUM_BINS - 1)
+    gap_per_bin = np.bincount(bins_N, weights=weights_N * (confidence_N - is_right_N), minlength=_NUM_BINS)
+    return float(np.abs(gap_per_bin).sum())
+
+
+def balanced_weights(domain_ids: list[int], *, num_domains: int) -> np.ndarray:
+    """Return a weight a row, summing to 1, that gives every domain the same total."""
+    ids_N = np.array(domain_ids)
+    return 1.0 / (num_domains * np.bincount(ids_N, minlength=num_domains)[ids_N])

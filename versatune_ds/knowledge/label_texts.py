@@ -1,0 +1,117 @@
+"""Read the rows of a recipe's domains as texts, to know their domains by.
+
+The one idea: a row is cut where a drawn sequence would be, and divided by its content's hash: rows that say the same
+are one row, and never stand on both sides of a division.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config import DataConfig
+from versatune_ds.data.domain_files import domain_files, key_of
+from versatune_ds.data.encode_rows import content_hash
+from versatune_ds.data.readers import read_records
+from versatune_ds.data.rows import Row, parse_row
+from versatune_ds.data.sources import find_files
+from versatune_ds.data.turns import BadRowError, is_unicode
+from versatune_ds.domains import DomainSet
+
+MIN_ROWS = 20
+"""Fewer rows of a domain cannot be divided into rows to fit, to calibrate and to test on."""
+
+_FIT_SHARE, _CALIBRATE_SHARE = 0.7, 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledTexts:
+    """Hold texts and the ids of their domains."""
+
+    texts: list[str]
+    domain_ids: list[int]
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DividedTexts:
+    """Hold the texts to fit a classifier on, to calibrate it on, and to test it on."""
+
+    fit: LabelledTexts
+    calibrate: LabelledTexts
+    test: LabelledTexts
+
+
+def domain_set_of(data: DataConfig, *, cache_dir: Path) -> DomainSet:
+    """Return a recipe's domains without reading their rows.
+
+    Raises:
+        ValueError: If there is only one: then there is no mixture to find.
+    """
+    domain_set = DomainSet(tuple(domain_files(data, cache_dir=cache_dir)))
+    if len(domain_set) < 2:
+        raise ValueError(f"data: one domain alone ({domain_set.names[0]}), so there is no mixture to detect")
+    return domain_set
+
+
+def read_divided_texts(
+    data: DataConfig, *, tokenizer: Any, max_tokens: int, rows_per_domain: int, cache_dir: Path
+) -> DividedTexts:
+    """Return the training rows of every domain as texts: 70 % to fit, 15 % to calibrate, 15 % to test.
+
+    Args:
+        data: The recipe's data section.
+        tokenizer: Of the base model; it says where a text is cut.
+        max_tokens: Tokens a text keeps.
+        rows_per_domain: The rows with the smallest hashes, at most that many.
+        cache_dir: Where the built-in corpus lies.
+
+    Raises:
+        ValueError: If a domain has fewer than 20 different rows that can be read.
+    """
+    parts: tuple[LabelledTexts, ...] = tuple(LabelledTexts(texts=[], domain_ids=[]) for _ in range(3))
+    for domain_id, (name, files) in enumerate(domain_files(data, cache_dir=cache_dir).items()):
+        key = key_of(data, domain=name)
+        by_hash = dict(_hashed_texts(find_files(files.train, key=key), columns=files.columns))
+        if len(by_hash) < MIN_ROWS:
+            raise ValueError(
+                f"{key}: domain {name!r} has {len(by_hash)} different rows, the classifier needs {MIN_ROWS}"
+            )
+        texts = [by_hash[row_hash] for row_hash in sorted(by_hash)[:rows_per_domain]]
+        texts = cut_texts(texts, tokenizer=tokenizer, max_tokens=max_tokens)
+        ends = round(len(texts) * _FIT_SHARE), round(len(texts) * (_FIT_SHARE + _CALIBRATE_SHARE))
+        for part, kept in zip(parts, (texts[: ends[0]], texts[ends[0] : ends[1]], texts[ends[1] :]), strict=True):
+            part.texts.extend(kept)
+            part.domain_ids.extend([domain_id] * len(kept))
+    return DividedTexts(fit=parts[0], calibrate=parts[1], test=parts[2])
+
+
+def cut_texts(texts: list[str], *, tokenizer: Any, max_tokens: int) -> list[str]:
+    """Return texts cut after their first `max_tokens` tokens."""
+    encoded = tokenizer(
+        texts, truncation=True, max_length=max_tokens, add_special_tokens=False, return_offsets_mapping=True
+    )
+    ends = [offsets[-1][1] if offsets else 0 for offsets in encoded["offset_mapping"]]
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
+
+def _hashed_texts(paths: tuple[Path, ...], *, columns: Mapping[str, str] | None) -> Iterator[tuple[int, str]]:
+    """Yield (hash, text) of every row that can be read; preparing the data counts and reports those that cannot."""
+    for path in paths:
+        for record in read_records(path):
+            try:
+                row = None if record.problem else parse_row(record.json_text, columns=columns)
+            except BadRowError:
+                continue
+            if row is not None and is_unicode(text := _text_of(row)):
+                yield content_hash(row), text
+
+
+def _text_of(row: Row) -> str:
+    """Return what a row says, without who says it."""
+    return "\n".join(row.texts())

@@ -1,0 +1,66 @@
+"""Say what a labeller is, and make the one a recipe asks for.
+
+The one idea: a labeller turns texts into probabilities over the domains and describes itself; everything else about
+detection is the same whoever labels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from versatune_ds.config import RunConfig
+from versatune_ds.domains import DomainSet, nearest_name
+
+
+class Labeller(Protocol):
+    """Label texts; [N] texts give float64 [N, K], rows summing to 1 or to less by what is unparsed."""
+
+    def label(self, texts: list[str]) -> np.ndarray:
+        """Return the probability of every domain for every text."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what prior.json says about this labeller."""
+        ...
+
+
+def make_labeller(
+    config: RunConfig, *, tokenizer: Any, domain_set: DomainSet, cache_dir: Path, folder: Path
+) -> Labeller:
+    """Return a recipe's labeller, fitted or loaded.
+
+    Args:
+        config: The recipe.
+        tokenizer: Of the base model.
+        domain_set: Domains of the recipe.
+        cache_dir: Where the built-in corpus lies.
+        folder: Where answers are kept.
+
+    Raises:
+        ValueError: If a domain has too few rows, a model cannot be loaded, or a description is of no domain.
+    """
+    settings = config.detect
+    for name in settings.descriptions:
+        if name not in domain_set.names:
+            raise ValueError(f"detect.descriptions: unknown domain {name!r}; {nearest_name(name, domain_set.names)}")
+    if settings.labeller == "classifier":
+        return _classifier(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir)
+    raise ValueError(f"detect.labeller: {settings.labeller!r} is not known")
+
+
+def _classifier(config: RunConfig, *, tokenizer: Any, domain_set: DomainSet, cache_dir: Path) -> Labeller:
+    """Return a classifier fitted on the recipe's own rows."""
+    from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
+    from versatune_ds.knowledge.label_texts import read_divided_texts
+
+    texts = read_divided_texts(
+        config.data,
+        tokenizer=tokenizer,
+        max_tokens=config.detect.sampling.max_new_tokens,
+        rows_per_domain=config.detect.rows_per_domain,
+        cache_dir=cache_dir,
+    )
+    return ClassifierLabeller(texts, num_domains=len(domain_set))

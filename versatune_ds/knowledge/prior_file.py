@@ -1,0 +1,103 @@
+"""Write what detection found: prior.json, which `mixture.prior` reads, a bar chart beside it, a table for the terminal.
+
+The one idea: `weights` is in the unit that the recipe's weights have; the shares of sequences and of tokens are both
+there, so that nobody has to guess which one was meant.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from versatune_ds.config import DetectConfig
+from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.detect import Detection
+from versatune_ds.knowledge.estimate import Shares
+
+_BAR_CHARACTERS = 30
+_LIBRARIES = ("versatune_ds", "torch", "transformers", "scikit-learn")
+
+
+def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
+    """Return what prior.json holds."""
+    assert found.estimate is not None, "detection ends with it"
+    names = found.domain_set
+    return {
+        "weights": names.to_dict(found.shares.shares_K),
+        "weight_unit": found.weight_unit,
+        "intervals": _intervals(found.shares, names),
+        "shares": {
+            unit: {"shares": names.to_dict(shares.shares_K), "intervals": _intervals(shares, names)}
+            for unit, shares in (("sequences", found.estimate.sequences), ("tokens", found.estimate.tokens))
+        },
+        "num_sequences": len(found.sequences),
+        "rates": {name: round(rate, 6) for name, rate in found.rates().items()},
+        "rounds": [names.to_dict(weights_K) for weights_K in found.rounds],
+        "is_converged": found.is_converged,
+        "tol": settings.tol,
+        "sampling": settings.sampling.model_dump(mode="json"),
+        "prior_shift": settings.prior_shift and settings.labeller == "classifier",
+        "labeller": found.labeller,
+        "label_confidence": round(found.estimate.confidence, 4),
+        "model": {"name": found.base_model.name, "digest": found.base_model.digest},
+        "tokenizer": {"digest": found.tokenizer_digest},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
+    }
+
+
+def write_prior(path: Path, values: dict[str, Any]) -> Path:
+    """Write prior.json, whole or not at all, and its bar chart; return the chart's path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+    return plot_prior(values, path.with_suffix(".png"))
+
+
+def plot_prior(values: dict[str, Any], path: Path) -> Path:
+    """Draw one bar a domain with its interval; return the picture's path."""
+    names = list(values["weights"])
+    weights = list(values["weights"].values())
+    errors = [
+        [weight - values["intervals"][name][0] for name, weight in values["weights"].items()],
+        [values["intervals"][name][1] - weight for name, weight in values["weights"].items()],
+    ]
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(names, weights, xerr=errors, color="#0072B2", error_kw={"capsize": 3, "ecolor": "#444444"})
+    axes.invert_yaxis()
+    axes.set_xlabel(f"share of {values['weight_unit']}, with 95 % interval")
+    axes.set_title(
+        f"What {Path(values['model']['name']).name} writes: {values['num_sequences']:,} sequences", loc="left"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def prior_table(values: dict[str, Any]) -> str:
+    """Return the weights as a table with bars, and below it what was odd about the sequences."""
+    width = max(len("domain"), *(len(name) for name in values["weights"]))
+    largest = max(values["weights"].values())
+    lines = [f"{'domain'.ljust(width)}  weight  95 % interval"]
+    for name, weight in values["weights"].items():
+        low, high = values["intervals"][name]
+        bar = "#" * round(_BAR_CHARACTERS * weight / largest)
+        lines.append(f"{name.ljust(width)}  {weight:6.3f}  {low:.3f} - {high:.3f}  {bar}".rstrip())
+    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in values["rates"].items())
+    return "\n".join(
+        [*lines, "", f"shares of {values['weight_unit']} in {values['num_sequences']:,} sequences; of these: {rates}"]
+    )
+
+
+def _intervals(shares: Shares, names: DomainSet) -> dict[str, list[float]]:
+    """Return {domain: [low, high]}."""
+    pairs = zip(names, shares.lower_K.tolist(), shares.upper_K.tolist(), strict=True)
+    return {name: [low, high] for name, low, high in pairs}
