@@ -13,7 +13,10 @@ LAYERS = {
 }  # fmt: skip
 # knowledge is above training: detection runs the model that training builds, on the devices it chooses.
 HOMES = {
-    "deepspeed": {"training/engine.py", "training/checkpoint.py"},
+    "deepspeed": {
+        "training/engine.py", "training/optimizer.py", "training/ds_checks.py", "training/checkpoint.py",
+    },
+    "bitsandbytes": {"training/optimizer.py"},
     "peft": {"training/trained.py"},
     "wandb": {"training/monitor/wandb_sink.py"},
     "rich": {"training/monitor/live.py", "training/monitor/live_frame.py"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from versatune_ds.config.section import Section
 
@@ -24,12 +24,20 @@ class TrainConfig(Section):
     """Packed rows one process takes through the model at a time."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate."""
-    learning_rate_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after the warm-up."""
+    learning_rate_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the rate falls after the warm-up; `wsd` stays at the peak and falls at the end."""
     min_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
     """Where it ends, as a fraction of the peak."""
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the rate rises linearly from 0."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of steps, instead of the fraction."""
+    decay_fraction: float = Field(default=0.1, gt=0, le=1)
+    """Share of the steps over which `wsd` falls, at the end."""
+    optimizer: Literal["adamw", "deepspeed_adam", "adamw_8bit"] = "adamw"
+    """`adamw` is PyTorch's. `deepspeed_adam` is DeepSpeed's: for the CPU where the optimizer is there (offload, no
+    GPU), fused otherwise; it is compiled at first use. `adamw_8bit` keeps its states in 8 bits: needs the extra `8bit`
+    and a GPU."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay; biases and norms are left out."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -40,3 +48,34 @@ class TrainConfig(Section):
     """Number format of weights and activations; the optimizer keeps fp32."""
     deepspeed: Path | dict[str, Any] = Field(default={"zero_optimization": {"stage": 2}})
     """DeepSpeed settings: a JSON file or a mapping. Batch, precision and optimizer come from this section."""
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Return the steps over which the learning rate rises."""
+        return round(self.warmup_fraction * self.steps) if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def num_decay_steps(self) -> int:
+        """Return the steps over which `wsd` falls."""
+        return max(1, round(self.decay_fraction * self.steps))
+
+    @model_validator(mode="after")
+    def _rises_and_falls_within_its_steps(self) -> TrainConfig:
+        """Check that the warm-up is given once, and that warm-up and decay fit into the run."""
+        default = type(self).model_fields["warmup_fraction"].default
+        if self.warmup_steps is not None and self.warmup_fraction != default:
+            raise ValueError(
+                f"train.warmup_steps: {self.warmup_steps}, and train.warmup_fraction says {self.warmup_fraction}; "
+                "leave one of the two out"
+            )
+        if self.num_warmup_steps >= self.steps > 1:
+            raise ValueError(
+                f"train.warmup_steps: {self.num_warmup_steps}: expected fewer than train.steps={self.steps}"
+            )
+        is_wsd = self.learning_rate_schedule == "wsd"
+        if is_wsd and self.num_warmup_steps + self.num_decay_steps > self.steps:
+            raise ValueError(
+                f"train.decay_fraction: {self.num_decay_steps} steps of decay and {self.num_warmup_steps} of warm-up "
+                f"are more than train.steps={self.steps}"
+            )
+        return self

@@ -26,6 +26,7 @@ from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.training.checkpoint import newest_sound_checkpoint
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
+from versatune_ds.training.ds_checks import check_deepspeed_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.meter import Meter
@@ -57,6 +58,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
     """
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
+    check_deepspeed_settings(config.train, ds_config, device_type=device.type)
     check_named_files(config)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepare_once_per_node(config, world)

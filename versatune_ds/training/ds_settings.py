@@ -44,7 +44,7 @@ def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         return dict(source)
     source = source if source.is_file() else _PROJECT / source  # recipes name ds_configs/ of the project
     if not source.is_file():
-        raise ValueError(f"train.deepspeed: no such file {source}; {_PROJECT / 'ds_configs'} holds zero0 to zero3.json")
+        raise ValueError(f"train.deepspeed: no such file {source}; {_PROJECT / 'ds_configs'} holds some")
     try:
         values = json.loads(source.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -66,6 +66,12 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
     return int(stage)
 
 
+def offload_device(settings: Mapping[str, Any], key: str) -> str | None:
+    """Return where `offload_optimizer` or `offload_param` puts things, cpu or nvme; None where they stay."""
+    device = (settings.get("zero_optimization", {}).get(key) or {}).get("device", "none")
+    return None if device == "none" else str(device)
+
+
 def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
     """Return the whole config that DeepSpeed is given.
 
@@ -73,9 +79,9 @@ def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
         ValueError: If the user's DeepSpeed settings contradict the `train` section, or name what only it may name.
     """
     settings = read_deepspeed_json(train.deepspeed)
-    for key in ("optimizer", "scheduler"):
+    for key, recipe_key in _DECIDED_BY_THE_RECIPE.items():
         if key in settings:
-            raise ValueError(f"train.deepspeed: {key!r} is set there; leave it out, the recipe's train section decides")
+            raise ValueError(f"train.deepspeed: {key!r} is set there; leave it out, {recipe_key} decides")
     derived = {
         "train_batch_size": train.rows_per_batch,
         "train_micro_batch_size_per_gpu": train.rows_per_micro_batch,
@@ -99,6 +105,17 @@ def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
     return {**settings, **derived, **kept}
 
 
+_DECIDED_BY_THE_RECIPE = {
+    "optimizer": "train.optimizer",
+    "scheduler": "train.learning_rate_schedule",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "elasticity": "train.rows_per_batch",
+    "curriculum_learning": "the mixture section",
+    "data_efficiency": "the mixture section",
+}
+"""DeepSpeed's keys for what has one place in a recipe."""
+
 _RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_batch",
     "train_micro_batch_size_per_gpu": "train.rows_per_micro_batch",
@@ -106,6 +123,8 @@ _RECIPE_KEYS = {
     "gradient_clipping": "train.max_grad_norm",
     "bf16": "train.precision",
     "fp16": "train.precision",
+    "zero_force_ds_cpu_optimizer": "train.optimizer",
+    "zero_allow_untested_optimizer": "train.optimizer",
 }
 
 

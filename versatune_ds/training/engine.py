@@ -20,7 +20,9 @@ import torch
 from versatune_ds.config import TrainConfig
 from versatune_ds.data.batch import Batch
 from versatune_ds.distributed import World
+from versatune_ds.training.learning_rate import learning_rate_at
 from versatune_ds.training.model import DomainModel, model_inputs
+from versatune_ds.training.optimizer import build_optimizer
 
 # deepspeed 0.19.8 builds a shared-memory op at the first CPU collective (30 s, needs ninja); gloo serves as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -40,36 +42,6 @@ class StepResult:
 def share_process_group() -> None:
     """Let DeepSpeed use the process group that is there; loading a model in parts (zero.Init) asks it for its size."""
     deepspeed.init_distributed()
-
-
-def learning_rate_at(step: int, train: TrainConfig) -> float:
-    """Return the learning rate of optimizer step `step`, counted from 1.
-
-    Linear from 0 over the warm-up steps, then cosine, linear or constant down to the stated fraction at the last
-    step. A pure function of the step: a resumed run needs no scheduler state.
-    """
-    warmup_steps = round(train.warmup_fraction * train.steps)
-    if step <= warmup_steps:
-        return train.learning_rate * step / warmup_steps
-    progress = (step - warmup_steps) / max(train.steps - warmup_steps, 1)
-    floor = train.min_learning_rate_fraction
-    shape = {
-        "cosine": floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2,
-        "linear": floor + (1 - floor) * (1 - progress),
-        "constant": 1.0,
-    }[train.learning_rate_schedule]
-    return train.learning_rate * shape
-
-
-def parameter_groups(model: torch.nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into those with weight decay (matrices) and those without (biases, norms)."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    # Under ZeRO-3 a parameter's own shape is that of its partition; ds_shape is the whole one's.
-    is_matrix = {name: len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 for name, parameter in named}
-    return [
-        {"params": [p for name, p in named if is_matrix[name]], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if not is_matrix[name]], "weight_decay": 0.0},
-    ]
 
 
 class Engine:
@@ -94,8 +66,7 @@ class Engine:
         device: torch.device,
         seed: int,
     ) -> None:
-        groups = [group for group in parameter_groups(model, weight_decay=train.weight_decay) if group["params"]]
-        optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2), eps=1e-8)
+        optimizer = build_optimizer(model, train=train, ds_config=ds_config, device=device)
         self.deepspeed_engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
         )

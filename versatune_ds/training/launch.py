@@ -17,6 +17,7 @@ import torch
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.distributed import free_port
 from versatune_ds.mixture.weights import as_weights
+from versatune_ds.training.ds_checks import check_deepspeed_settings
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.forward_signals import run_and_forward
 from versatune_ds.training.model import config_from_mapping
@@ -42,23 +43,25 @@ def launch(recipe: Path, overrides: Sequence[str], *, processes: int | None, is_
     config = load_config(recipe, overrides)
     num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
     num_processes = check_processes(processes, num_gpus=num_gpus)
-    check_before_start(config, num_processes=num_processes, is_fresh=is_fresh)
+    device_type = "cuda" if num_gpus else "cpu"
+    check_before_start(config, num_processes=num_processes, device_type=device_type, is_fresh=is_fresh)
     flags = ["--fresh"] * is_fresh + ["--quiet"] * is_quiet
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_gpus else ""
     devices = device_flag(num_processes, cuda_visible_devices=visible)
     command = launch_command(recipe, [*overrides, *flags], devices=devices)
     logger.info("starting: %s", shlex.join(command))
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if num_gpus else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
     return run_and_forward(command)
 
 
-def check_before_start(config: RunConfig, *, num_processes: int, is_fresh: bool) -> None:
+def check_before_start(config: RunConfig, *, num_processes: int, device_type: str, is_fresh: bool) -> None:
     """Find here, in seconds, what every process would find after a minute.
 
     Raises:
         ValueError: If batch sizes, DeepSpeed settings, named files, the run's folder or the model's keys are wrong.
     """
-    deepspeed_config(config.train, world_size=num_processes)
+    ds_config = deepspeed_config(config.train, world_size=num_processes)
+    check_deepspeed_settings(config.train, ds_config, device_type=device_type)
     check_named_files(config)
     check_run_folder(config, is_fresh=is_fresh)
     if isinstance(config.mixture.prior, dict):

@@ -40,6 +40,7 @@ _FIXED_KEYS = (
     "train.steps",
     "train.rows_per_batch",
     "train.precision",
+    "train.optimizer",
     "mixture.policy",
     "mixture.prior",
     "mixture.weight_unit",

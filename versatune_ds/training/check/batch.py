@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from versatune_ds.training.check.finding import Finding, fail, failures_of, ok
 from versatune_ds.training.check.subject import Subject
+from versatune_ds.training.ds_checks import check_keys
 from versatune_ds.training.ds_settings import num_micro_steps, zero_stage
 
 
@@ -29,4 +30,9 @@ def check_deepspeed(subject: Subject) -> Iterator[Finding]:
     train, settings = subject.config.train, subject.ds_config
     if train.precision == "fp16" and not subject.num_gpus_here and subject.request.gpus_per_node is None:
         yield fail("precision", "train.precision", "fp16 needs a GPU, and none is seen here", "use bf16 or fp32")
+    try:
+        check_keys(settings)
+    except ValueError as error:
+        yield from failures_of(error, check="deepspeed")
+        return
     yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {train.precision}")

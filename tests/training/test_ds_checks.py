@@ -1,0 +1,91 @@
+"""What DeepSpeed would ignore, or refuse late, is refused at once with the setting and the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from versatune_ds.config import TrainConfig
+from versatune_ds.training import ds_checks
+from versatune_ds.training.ds_checks import check_deepspeed_settings
+from versatune_ds.training.ds_settings import deepspeed_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def check(deepspeed, *, device_type="cpu", **settings):
+    train = TrainConfig(**{"steps": 10, "precision": "fp32", "deepspeed": deepspeed, **settings})
+    check_deepspeed_settings(train, deepspeed_config(train, world_size=1), device_type=device_type)
+
+
+def offload(stage, key="offload_optimizer", **values):
+    return {"zero_optimization": {"stage": stage, key: values}}
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "message"),
+    [
+        ({"zero_optimisation": {"stage": 2}}, r"unknown key 'zero_optimisation'; did you mean 'zero_optimization'\?$"),
+        ({"wall_clock_brakdown": True}, r"unknown key 'wall_clock_brakdown'; did you mean 'wall_clock_breakdown'\?$"),
+        ({"zero_optimization": {"stage": 2, "overlap_com": True}},
+         r"unknown key 'zero_optimization\.overlap_com'; did you mean 'overlap_comm'\?$"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}},
+         r"zero_optimization\.reduce_bucket_size=-1: input should be greater than 0$"),
+        (offload(0, device="cpu"), r"offload_optimizer to cpu needs ZeRO stage 1 or higher, but .*stage is 0$"),
+        (offload(2, "offload_param", device="cpu"), r"offload_param to cpu needs ZeRO stage 3 or higher, but .*is 2$"),
+        (offload(2, device="nvme", nvme_path="/"), r"offload_optimizer to nvme needs ZeRO stage 3 .*stage is 2$"),
+        (offload(3, device="nvme"), r"offload_optimizer\.nvme_path=None: expected a folder on a local NVMe disk$"),
+    ],
+)  # fmt: skip
+def test_a_deepspeed_setting_that_cannot_work_is_refused_in_one_line(deepspeed, message):
+    with pytest.raises(ValueError, match=rf"^train\.deepspeed: .*{message}") as error:
+        check(deepspeed)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_nvme_offload_without_the_library_for_it_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(ds_checks.AsyncIOBuilder, "is_compatible", lambda self, verbose=True: False)
+    with pytest.raises(
+        ValueError, match=r"offload_optimizer to nvme needs libaio.*; offload to cpu instead$"
+    ):
+        check(offload(3, device="nvme", nvme_path=str(tmp_path)))
+    monkeypatch.setattr(ds_checks.AsyncIOBuilder, "is_compatible", lambda self, verbose=True: True)
+    check(offload(3, device="nvme", nvme_path=str(tmp_path)))
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(ValueError, match=r"^train\.precision: fp16 needs a GPU; use bf16 .* or fp32 on the CPU$"):
+        check({"zero_optimization": {"stage": 2}}, precision="fp16")
+    check({"zero_optimization": {"stage": 2}}, precision="fp16", device_type="cuda")
+
+
+def test_eight_bit_states_need_a_gpu_the_library_and_their_place_on_the_gpu(monkeypatch):
+    found = [None]
+    monkeypatch.setattr(ds_checks, "find_spec", lambda name: found[0])
+    with pytest.raises(ValueError, match=r"^train\.optimizer: adamw_8bit needs a GPU; use adamw or deepspeed_adam"):
+        check({}, optimizer="adamw_8bit")
+    with pytest.raises(ValueError, match=r"bitsandbytes; pip install -e '\.\[8bit\]'$"):
+        check({}, optimizer="adamw_8bit", device_type="cuda")
+    with pytest.raises(ValueError, match=r"on the GPU, but train\.deepspeed offloads the optimizer"):
+        check(offload(2, device="cpu"), optimizer="adamw_8bit", device_type="cuda")
+    found[0] = object()
+    check({}, optimizer="adamw_8bit", device_type="cuda")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
+def test_the_projects_files_pass_except_for_the_disk_they_name(path):
+    if "nvme" in path.stem:
+        with pytest.raises(ValueError, match=r"nvme_path='/local_nvme': expected a folder"):
+            check(path)
+    else:
+        check(path)
+
+
+def test_settings_as_they_are_often_copied_pass():
+    check(
+        {
+            "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"},
+            "train_batch_size": "auto",
+            "wall_clock_breakdown": False,
+            "activation_checkpointing": {"cpu_checkpointing": True},
+        }
+    )
