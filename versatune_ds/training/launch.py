@@ -17,7 +17,7 @@ import torch
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.distributed import free_port
 from versatune_ds.mixture.weights import as_weights
-from versatune_ds.training.ds_checks import check_deepspeed_settings
+from versatune_ds.training.ds_checks import check_deepspeed_settings, check_keys
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.forward_signals import run_and_forward
 from versatune_ds.training.model import config_from_mapping
@@ -54,14 +54,26 @@ def launch(recipe: Path, overrides: Sequence[str], *, processes: int | None, is_
     return run_and_forward(command)
 
 
-def check_before_start(config: RunConfig, *, num_processes: int, device_type: str, is_fresh: bool) -> None:
+def check_before_start(
+    config: RunConfig, *, num_processes: int, device_type: str | None = None, is_fresh: bool
+) -> None:
     """Find here, in seconds, what every process would find after a minute.
+
+    Args:
+        config: The recipe.
+        num_processes: Processes that will train.
+        device_type: cpu or cuda, where they will train on this machine; None where another machine will, and what
+            this one can do says nothing.
+        is_fresh: Whether the run starts over.
 
     Raises:
         ValueError: If batch sizes, DeepSpeed settings, named files, the run's folder or the model's keys are wrong.
     """
     ds_config = deepspeed_config(config.train, world_size=num_processes)
-    check_deepspeed_settings(config.train, ds_config, device_type=device_type)
+    if device_type is None:
+        check_keys(ds_config)
+    else:
+        check_deepspeed_settings(config.train, ds_config, device_type=device_type)
     check_named_files(config)
     check_run_folder(config, is_fresh=is_fresh)
     if isinstance(config.mixture.prior, dict):
