@@ -30,8 +30,8 @@ from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import Labeller, make_labeller
 from versatune_ds.knowledge.pool import GeneratorPool
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
+from versatune_ds.training.monitor.plain import duration
 from versatune_ds.training.prepared import cache_folder, load_or_train_tokenizer
-from versatune_ds.training.progress import duration
 
 logger = logging.getLogger(__name__)
 

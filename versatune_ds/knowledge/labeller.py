@@ -13,6 +13,7 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet, nearest_name
+from versatune_ds.knowledge.questions import Question
 
 
 class Labeller(Protocol):
@@ -48,7 +49,18 @@ def make_labeller(
             raise ValueError(f"detect.descriptions: unknown domain {name!r}; {nearest_name(name, domain_set.names)}")
     if settings.labeller == "classifier":
         return _classifier(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir)
-    raise ValueError(f"detect.labeller: {settings.labeller!r} is not known")
+    question = Question(
+        domain_set=domain_set, descriptions=settings.descriptions, max_characters=settings.label_characters
+    )
+    if settings.labeller == "openai":
+        from versatune_ds.knowledge.label_openai import EndpointLabeller
+
+        assert settings.openai is not None, "the config checks it"
+        return EndpointLabeller(settings.openai, question=question, folder=folder)
+    from versatune_ds.knowledge.label_hf import LocalLabeller
+
+    assert settings.hf is not None, "the config checks it"
+    return LocalLabeller(settings.hf, question=question, folder=folder, cache_dir=cache_dir)
 
 
 def _classifier(config: RunConfig, *, tokenizer: Any, domain_set: DomainSet, cache_dir: Path) -> Labeller:

@@ -1,0 +1,167 @@
+"""Ask an OpenAI-compatible endpoint for the domains of texts: a hosted model, or vLLM, llama.cpp, Ollama on your own.
+
+The one idea: an answer is a probability for every domain, as JSON. What cannot be read is unparsed and counted; what
+did not arrive (after all retries) is an error that ends the detection, never a label. Answers that arrived are kept,
+so starting again asks for the rest.
+
+The key comes from OPENAI_API_KEY, and is written nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.config import EndpointConfig
+from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.questions import LabelStore, Question
+from versatune_ds.training.monitor.plain import duration
+
+logger = logging.getLogger(__name__)
+
+_KEY_VARIABLE = "OPENAI_API_KEY"
+_NO_KEY = "none"
+"""Sent where no key is set and an address is: servers of one's own seldom ask for one."""
+
+_ANSWER = (
+    "Answer with one JSON object and nothing else: every domain's name with the probability that the text belongs to "
+    'it, and "other" with the probability that it belongs to none of them. The probabilities sum to 1.'
+)
+_LOG_SECONDS = 5.0
+
+
+class EndpointLabeller:
+    """Label texts by asking an endpoint.
+
+    Args:
+        endpoint: The recipe's detect.openai section.
+        question: What is asked.
+        folder: Where answers are kept.
+
+    Raises:
+        ValueError: If the openai package is missing, or OpenAI's own endpoint is asked without a key.
+    """
+
+    def __init__(self, endpoint: EndpointConfig, *, question: Question, folder: Path) -> None:
+        self._endpoint = endpoint
+        self._question = question
+        self._client = _client(endpoint)
+        asked = question.about("", answer=_ANSWER)
+        identity = (endpoint.url or "", endpoint.model, asked, str(question.max_characters))
+        self._store = LabelStore(folder / "labels-openai.jsonl", domain_set=question.domain_set, identity=identity)
+
+    def label(self, texts: list[str]) -> np.ndarray:
+        """Return the labels, float64 [N, K]; zeros where an answer could not be read.
+
+        Raises:
+            RuntimeError: If a request fails for good; the answers so far are kept.
+        """
+        missing = list(dict.fromkeys(text for text in texts if self._store.of(text) is None))
+        started = logged = time.monotonic()
+        pool = ThreadPoolExecutor(max_workers=self._endpoint.concurrency)
+        try:
+            asked = {pool.submit(self._ask, text): text for text in missing}
+            for num_done, done in enumerate(as_completed(asked), start=1):
+                answer = done.result()
+                self._store.add(asked[done], read_answer(answer, self._question.domain_set), answer=answer)
+                if (now := time.monotonic()) - logged > _LOG_SECONDS:
+                    logged = now
+                    left = (now - started) / num_done * (len(missing) - num_done)
+                    logger.info("labelled %d of %d sequences  %s left", num_done, len(missing), duration(left))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return np.array([self._store.of(text) for text in texts])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what prior.json says about this labeller; the address without what a user may have hidden in it."""
+        return {"name": "openai", "model": self._endpoint.model, "url": _without_secrets(self._endpoint.url)}
+
+    def _ask(self, text: str) -> str:
+        """Return the answer about one text; the client retries and waits as the server says."""
+        import openai
+
+        content = self._question.about(text, answer=_ANSWER)
+        try:
+            answer = self._client.chat.completions.create(
+                model=self._endpoint.model, messages=[{"role": "user", "content": content}], temperature=0.0
+            )
+        except openai.OpenAIError as error:
+            raise RuntimeError(
+                f"detect.openai: {_without_secrets(self._endpoint.url) or 'the endpoint'} failed "
+                f"{1 + self._endpoint.max_retries} times or for good ({_reason(error)}); the answers so far are kept: "
+                "start again to go on"
+            ) from None
+        return (answer.choices[0].message.content or "") if answer.choices else ""
+
+
+def read_answer(answer: str, domain_set: DomainSet) -> np.ndarray:
+    """Return the probabilities in an answer, float64 [K]; zeros where it cannot be read.
+
+    Names count in any letter case. What is given to other names ("other" among them) belongs to no domain;
+    probabilities that do not sum to 1 are divided by their sum.
+
+    Args:
+        answer: Text with one JSON object in it, perhaps with words or a code fence around it.
+        domain_set: Order of the result.
+    """
+    zeros_K = np.zeros(len(domain_set))
+    start, end = answer.find("{"), answer.rfind("}")
+    try:
+        values = json.loads(answer[start : end + 1]) if start >= 0 else None
+    except (ValueError, RecursionError):
+        return zeros_K
+    if not isinstance(values, dict) or not all(map(_is_probability, values.values())):
+        return zeros_K
+    given: dict[str, float] = {}
+    for name, value in values.items():
+        folded = name.strip().casefold()
+        given[folded] = given.get(folded, 0.0) + value
+    total = sum(given.values())
+    if total <= 0:
+        return zeros_K
+    return np.array([given.get(name.casefold(), 0.0) / total for name in domain_set])
+
+
+def _is_probability(value: Any) -> bool:
+    """Return whether a value is a finite number that is not negative."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _client(endpoint: EndpointConfig) -> Any:
+    """Return the client, with the key from the environment."""
+    try:
+        import openai
+    except ImportError:
+        raise ValueError("detect.labeller: openai needs the openai package; pip install -e '.[openai]'") from None
+    key = os.environ.get(_KEY_VARIABLE)
+    if not key and endpoint.url is None:
+        raise ValueError(f"detect.openai: set {_KEY_VARIABLE}, or detect.openai.url for a server that needs no key")
+    # Without an address the client would take OPENAI_BASE_URL: then prior.json would not say who labelled.
+    return openai.OpenAI(
+        api_key=key or _NO_KEY,
+        base_url=endpoint.url or "https://api.openai.com/v1",
+        max_retries=endpoint.max_retries,
+        timeout=endpoint.timeout_seconds,
+    )
+
+
+def _without_secrets(url: str | None) -> str | None:
+    """Return an address without user, password and query."""
+    if url is None:
+        return None
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.split('?')[0].rpartition('@')[2]}"
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong in few words: a server may echo the key in its own."""
+    status = getattr(error, "status_code", None)
+    return f"{type(error).__name__}, status {status}" if status else type(error).__name__

@@ -1,0 +1,94 @@
+"""Ask a language model for a text's domain, and keep every label on disk.
+
+The one idea: both labellers that are language models see the same words, and no text is asked about twice: a label is
+kept under a digest of the text and of everything else the answer depends on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.domains import DomainSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Hold what every question about a text has in common."""
+
+    domain_set: DomainSet
+    descriptions: Mapping[str, str]
+    """Domain name to what it holds; may lack names."""
+    max_characters: int
+    """Characters of the text that are shown."""
+
+    def domains(self) -> str:
+        """Return the domains as lines, with their descriptions."""
+        lines = (
+            f"- {name}: {self.descriptions[name]}" if name in self.descriptions else f"- {name}"
+            for name in self.domain_set
+        )
+        return "\n".join(lines)
+
+    def about(self, text: str, *, answer: str) -> str:
+        """Return the whole question.
+
+        Args:
+            text: What is to be labelled.
+            answer: A sentence that says what to answer with.
+        """
+        return (
+            "Which domain does the text between the lines belong to? The domains are:\n"
+            f"{self.domains()}\n\n{answer}\n\n-----\n{text[: self.max_characters]}\n-----"
+        )
+
+
+class LabelStore:
+    """Keep labels in a file, one line each.
+
+    Attributes:
+        path: The file; made when the first label comes.
+    """
+
+    def __init__(self, path: Path, *, domain_set: DomainSet, identity: Iterable[str]) -> None:
+        """Read what is there.
+
+        Args:
+            path: The file.
+            domain_set: Order of the probabilities.
+            identity: Everything but the text that a label depends on.
+        """
+        self.path = path
+        self._domain_set = domain_set
+        self._identity = [*identity, *domain_set.names]
+        self._labels: dict[str, list[float]] = {}
+        if not path.is_file():
+            return
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
+        for line in whole.splitlines():
+            values = json.loads(line)
+            self._labels[values["key"]] = values["label"]
+        if torn:  # cut off by a kill; its text is asked about again
+            path.write_bytes(whole + b"\n" if whole else b"")
+
+    def of(self, text: str) -> np.ndarray | None:
+        """Return the kept label of a text, float64 [K], or None."""
+        label = self._labels.get(self._key(text))
+        return None if label is None else np.array(label)
+
+    def add(self, text: str, label_K: np.ndarray, *, answer: str) -> None:
+        """Keep a label and the answer it was read from; both are in the file when this returns."""
+        key = self._key(text)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"key": key, "label": label_K.tolist(), "answer": answer})
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        self._labels[key] = label_K.tolist()
+
+    def _key(self, text: str) -> str:
+        return digest_of_texts([*self._identity, text])
