@@ -25,7 +25,7 @@ COMMANDS = {
     "replay": ["RUN", "key=value", "--output"],
     "explain": ["RUN", "--step"],
     "report": ["RUN", "--output", "--png", "--svg", "--open"],
-    "export": ["RUN", "--output", "--step", "--precision"],
+    "export": ["RUN", "--output", "--step", "--precision", "--lora", "--max-shard-size"],
     "evaluate": [
         "RUN|FOLDER",
         "key=value",

@@ -55,6 +55,13 @@ def add_export(commands: Commands) -> None:
     command.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="number format of the weights (default: the run's)"
     )
+    command.add_argument(
+        "--lora", choices=("merged", "adapter"), default="merged",
+        help="adapters of model.lora: added into the weights (default), or written alone",
+    )  # fmt: skip
+    command.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="largest weights file, e.g. 500MB (default: 5GB)"
+    )
     command.set_defaults(run=_export)
 
 
@@ -63,7 +70,14 @@ def _export(parsed: argparse.Namespace) -> int:
 
     output = parsed.output or parsed.run_dir / "export"
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
-        folder = export_run(parsed.run_dir, output=output, precision=parsed.precision, step=parsed.step)
+        folder = export_run(
+            parsed.run_dir,
+            output=output,
+            precision=parsed.precision,
+            step=parsed.step,
+            lora=parsed.lora,
+            max_shard_size=parsed.max_shard_size,
+        )
     write(str(folder))
     return 0
 

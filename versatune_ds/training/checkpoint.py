@@ -180,10 +180,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the whole model's weights of a checkpoint on the CPU, fp32 masters where the optimizer keeps them."""
+def open_weights(folder: Path) -> dict[str, Any]:
+    """Return the model's weights of a checkpoint by name, fp32 masters where the optimizer keeps them, hardly read.
+
+    Each has `shape` and `dtype`, and `contiguous()` reads it as a tensor. Under ZeRO-3 the files of all ranks are
+    mapped and a weight is put together when it is asked for; below, all of them are in memory from the start.
+    """
     if list(folder.glob("*_optim_states.pt")):
-        return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
+        return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name, lazy_mode=True))
     # Stage 0: DeepSpeed's own file also holds its config objects, so weights_only cannot read it whole.
-    states = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    return dict(states["module"])
+    path = folder / "mp_rank_00_model_states.pt"
+    return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=False)["module"])

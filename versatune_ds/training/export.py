@@ -1,69 +1,112 @@
 """Write a run's model as a folder that transformers loads.
 
-The one idea: parameter names never changed while training, so exporting is reading the checkpoint's weights and
-letting transformers save them with its config and the tokenizer.
+The one idea: parameter names never changed while training, so exporting is copying the checkpoint's weights, one file
+at a time, beside the config, the tokenizer with its chat template, and a card that says what the model is made of.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from versatune_ds.config import LoraConfig
-from versatune_ds.training.checkpoint import check_sound, checkpoint_folder, read_weights, whole_checkpoints
+from versatune_ds.config import RunConfig
+from versatune_ds.training.checkpoint import check_sound, checkpoint_folder, open_weights, read_state, whole_checkpoints
+from versatune_ds.training.export_weights import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
 from versatune_ds.training.model import DTYPES
-from versatune_ds.training.run_folder import CONFIG_FILE
-from versatune_ds.training.trained import add_adapters, merge_adapters
+from versatune_ds.training.model_card import write_model_card
+from versatune_ds.training.recorded import recorded_config
+from versatune_ds.training.trained import add_adapters, merged_weights, save_adapters
 
 logger = logging.getLogger(__name__)
 
 _WRAPPER_PREFIX = "causal_lm."
 
 
-def export_run(run_dir: Path, *, output: Path, precision: str | None = None, step: int | None = None) -> Path:
-    """Write a checkpoint's model, config and tokenizer in Hugging Face form.
+def export_run(
+    run_dir: Path,
+    *,
+    output: Path,
+    precision: str | None = None,
+    step: int | None = None,
+    lora: str = "merged",
+    max_shard_size: str = DEFAULT_MAX_SHARD_SIZE,
+) -> Path:
+    """Write a checkpoint's model, config, tokenizer and model card in Hugging Face form.
+
+    Under ZeRO-3 no more than one file's weights are in memory at a time, adapters merged or not.
 
     Args:
         run_dir: The run's folder.
-        output: Folder to write; may exist, files of the same names are replaced.
-        step: The checkpoint's step; the newest sound one by default.
+        output: Folder to write; may exist, files of the same names and older weights are replaced.
         precision: fp32, bf16 or fp16: the number format of the written weights; the run's own by default.
+        step: The checkpoint's step; the newest sound one by default.
+        lora: `merged` adds a run's adapters into its weights, in fp32; `adapter` writes the adapters alone.
+        max_shard_size: Size of a weights file, such as 500MB.
 
     Raises:
-        ValueError: If the folder is no run or has no such checkpoint.
-        RuntimeError: If no checkpoint that may be taken is sound.
+        ValueError: If the folder is no run, has no such checkpoint, or trained no adapters to write alone.
+        RuntimeError: If no checkpoint that may be taken is sound, or its weights are not those of the model.
     """
     checkpoint = choose_checkpoint(run_dir, step=step)
-    recipe = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-    dtype = DTYPES[precision or recipe["train"]["precision"]]
-    lora = LoraConfig(**recipe["model"]["lora"]) if recipe["model"].get("lora") else None
-    config = AutoConfig.from_pretrained(run_dir / "model")
-    # Adapters are merged in fp32, and the sum is rounded once.
-    read_dtype = torch.float32 if lora else dtype
-    with torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(config, dtype=read_dtype)
-        if lora is not None:
-            add_adapters(causal_lm, lora)
-    weights = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in read_weights(checkpoint).items()}
-    weights = {name: tensor.to(read_dtype) for name, tensor in weights.items()}
-    missing, unexpected = causal_lm.load_state_dict(weights, strict=False, assign=True)
-    tied = set(getattr(causal_lm, "all_tied_weights_keys", None) or ())
-    if unexpected or set(missing) - tied:
-        raise RuntimeError(f"{checkpoint}: weights do not fit the model: missing {missing}, unknown {unexpected}")
-    causal_lm.tie_weights()
-    if lora is not None:
-        merge_adapters(causal_lm)
-        causal_lm.to(dtype)
-    if (run_dir / "model" / "generation_config.json").is_file():
-        causal_lm.generation_config = GenerationConfig.from_pretrained(run_dir / "model")
-    causal_lm.save_pretrained(output)
+    config = recorded_config(run_dir)
+    is_adapter = lora == "adapter"
+    if is_adapter and config.model.lora is None:
+        raise ValueError("--lora adapter: the run trained no adapters (model.lora); leave the option out")
+    dtype = DTYPES[precision or config.train.precision]
+    causal_lm = _model_without_weights(run_dir, config, dtype=dtype)
+    weights = _weights_of(checkpoint, causal_lm)
+    output.mkdir(parents=True, exist_ok=True)
+    if is_adapter:
+        adapters = {name: weight.contiguous().to(dtype) for name, weight in weights.items() if "lora_" in name}
+        causal_lm.load_state_dict(adapters, strict=False, assign=True)
+        save_adapters(causal_lm, output, base_model=config.model.name_or_path)
+    else:
+        weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
+        write_weights(weights, folder=output, dtype=dtype, max_shard_size=max_shard_size)
+        causal_lm.config.save_pretrained(output)
+        if (run_dir / "model" / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(run_dir / "model").save_pretrained(output)
     AutoTokenizer.from_pretrained(run_dir / "tokenizer").save_pretrained(output)
+    write_model_card(run_dir, folder=output, step=read_state(checkpoint)["step"], is_adapter=is_adapter)
     logger.info("exported %s to %s", checkpoint.name, output)
     return output
+
+
+def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dtype) -> Any:
+    """Return a run's model, its adapters too, without memory for its weights; its config says what it will be."""
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run_dir / "model"), dtype=dtype)
+        if config.model.lora is not None:
+            add_adapters(causal_lm, config.model.lora)
+    causal_lm.config.architectures = [type(causal_lm).__name__]
+    causal_lm.config.dtype = dtype
+    return causal_lm
+
+
+def _weights_of(checkpoint: Path, causal_lm: Any) -> dict[str, Weight]:
+    """Return a checkpoint's weights, opened, each under one name: tied ones under that of their source.
+
+    Raises:
+        RuntimeError: If they are not those of the model.
+    """
+    found = {name.removeprefix(_WRAPPER_PREFIX): weight for name, weight in open_weights(checkpoint).items()}
+    expected = {name: weight.shape for name, weight in causal_lm.state_dict().items()}
+    sources: Mapping[str, str] = getattr(causal_lm, "all_tied_weights_keys", None) or {}
+    for target, source in sources.items():
+        expected.pop(target, None)
+        weight = found.pop(target, None)
+        if source not in found and weight is not None:
+            found[source] = weight
+    wrong = {name for name in {*found, *expected} if name not in found or found[name].shape != expected.get(name)}
+    if wrong:
+        named = ", ".join(sorted(wrong)[:5])
+        raise RuntimeError(f"{checkpoint}: its weights are not those of {type(causal_lm).__name__}: {named}")
+    return found
 
 
 def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:

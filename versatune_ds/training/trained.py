@@ -8,15 +8,19 @@ Not covered: an adapter on the head, whose weight goes into the fused loss as it
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from versatune_ds.config import LoraConfig, ModelConfig
 from versatune_ds.domains import nearest_name
+from versatune_ds.training.export_weights import Weight
 
 _ADAPTER = "default"
 
@@ -76,20 +80,39 @@ def add_adapters(causal_lm: Any, lora: LoraConfig) -> None:
     )
 
 
-def merge_adapters(causal_lm: nn.Module) -> None:
-    """Add the adapters into the weights they stand beside, in place; names and classes are those of before.
+def merged_weights(causal_lm: nn.Module, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Return a model's weights with its adapters added, under the names they had before; nothing is read yet.
 
-    Raises:
-        RuntimeError: If the model has no adapters.
+    Args:
+        causal_lm: The model with adapters; it may be without memory (on the device `meta`).
+        weights: Its weights by name, the adapters' among them.
     """
-    layers = _adapter_layers(causal_lm)
-    if not layers:
-        raise RuntimeError("the model has no adapters to merge")
-    for name, layer in layers.items():
+    merged = dict(weights)
+    for name, layer in _adapter_layers(causal_lm).items():
+        of_layer = {part: merged.pop(f"{name}.{part}") for part in layer.state_dict()}
+        for part, weight in of_layer.items():
+            if part.startswith("base_layer."):
+                merged[f"{name}.{part.removeprefix('base_layer.')}"] = weight
+        merged[f"{name}.weight"] = _MergedWeight(layer, of_layer)
+    return merged
+
+
+class _MergedWeight:
+    """Read the weight of one layer with its adapter added, in fp32."""
+
+    dtype = torch.float32
+
+    def __init__(self, layer: nn.Module, weights: Mapping[str, Weight]) -> None:
+        self.shape = weights["base_layer.weight"].shape
+        self._layer = layer
+        self._weights = weights
+
+    def contiguous(self) -> torch.Tensor:
+        """Read and merge; the memory is that of this layer alone."""
+        layer = copy.deepcopy(self._layer)
+        layer.load_state_dict({part: w.contiguous().float() for part, w in self._weights.items()}, assign=True)
         layer.merge()
-        parent, _, attribute = name.rpartition(".")
-        setattr(causal_lm.get_submodule(parent), attribute, layer.get_base_layer())
-    del causal_lm.peft_config
+        return layer.get_base_layer().weight.detach().contiguous()
 
 
 def save_adapters(causal_lm: Any, folder: Path, *, base_model: str | None) -> None:

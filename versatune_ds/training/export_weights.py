@@ -1,0 +1,80 @@
+"""Stream a checkpoint's weights into safetensors files, one file's worth at a time.
+
+The one idea: a weight is opened, not read, until the file it belongs to is written; then it is read from the partitions
+of all ranks, converted, written and forgotten. So the memory needed is that of one file, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors.torch import save_file
+
+WEIGHTS_FILE = "model.safetensors"
+DEFAULT_MAX_SHARD_SIZE = "5GB"
+
+
+class Weight(Protocol):
+    """What is asked of a weight that lies on disk; every tensor is one."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def contiguous(self) -> torch.Tensor:
+        """Read it."""
+
+
+def write_weights(
+    weights: Mapping[str, Weight], *, folder: Path, dtype: torch.dtype, max_shard_size: str = DEFAULT_MAX_SHARD_SIZE
+) -> list[str]:
+    """Write weights as `model.safetensors`, or as several files with an index; weights of before are removed.
+
+    Args:
+        weights: By name, each under one name only.
+        folder: Existing folder.
+        dtype: Number format of floating weights; others keep theirs.
+        max_shard_size: Size of a file, such as 500MB or 5GB; a larger weight gets a file of its own.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ValueError: If the size cannot be read.
+    """
+    try:
+        plan = split_state_dict_into_shards_factory(
+            dict(weights),
+            get_storage_size=lambda weight: weight.shape.numel() * _written_dtype(weight, dtype).itemsize,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except (ValueError, KeyError):
+        raise ValueError(f"--max-shard-size: {max_shard_size!r}: expected a size such as 500MB or 5GB") from None
+    for stale in (*folder.glob("model*.safetensors"), folder / f"{WEIGHTS_FILE}.index.json"):
+        stale.unlink(missing_ok=True)
+    for file_name, names in plan.filename_to_tensors.items():
+        _write_file(folder / file_name, {name: weights[name] for name in names}, dtype=dtype)
+    if plan.is_sharded:
+        index: dict[str, Any] = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+        (folder / f"{WEIGHTS_FILE}.index.json").write_text(text, encoding="utf-8")
+    return list(plan.filename_to_tensors)
+
+
+def _write_file(path: Path, weights: Mapping[str, Weight], *, dtype: torch.dtype) -> None:
+    """Read the weights of one file and write it; when this returns, nothing of them is in memory."""
+    tensors = {}
+    for name, weight in weights.items():
+        tensor = weight.contiguous()
+        tensors[name] = tensor.to(_written_dtype(weight, dtype)).clone(memory_format=torch.contiguous_format)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _written_dtype(weight: Weight, dtype: torch.dtype) -> torch.dtype:
+    """Return the number format a weight is written in."""
+    return dtype if weight.dtype.is_floating_point else weight.dtype

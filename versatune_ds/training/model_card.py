@@ -1,0 +1,173 @@
+"""Write the README.md of an exported model from what its run recorded.
+
+The one idea: a reader who finds the folder alone learns what the model is made of: the model and the domains it began
+from, how the mixture moved, what it won and lost. What only its owner can say, the licence, is left open and marked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from versatune_ds.config import RunConfig
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.training.recorded import recorded_config, recorded_decisions
+
+_NUM_DECISIONS_SHOWN = 8
+
+_CARD = """\
+---
+# license: (yours to state; the licences of the base model and of the data set its limits)
+library_name: transformers
+pipeline_tag: text-generation
+tags: [versatune, multi-domain]{base_line}
+---
+# {name}
+
+{base}, fine-tuned on {num_domains} domains with [VersaTune](https://arxiv.org/abs/2411.11266) (`versatune_ds`), whose
+data mixture moves while the model trains. These are the weights after step {step} of {num_steps}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForCausalLM.from_pretrained("PATH")
+messages = [{{"role": "user", "content": "..."}}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+```
+{adapter_note}
+## Domains and held-out losses
+
+Nats per loss token on held-out rows, by the run's own measurements.
+
+{losses}
+
+## How the mixture moved
+
+Policy `{policy}`; {num_updates} updates{shown}.
+
+{mixture}
+
+## Training
+
+{steps} steps of {rows} rows of {row_tokens} tokens, learning rate {learning_rate} ({schedule}), precision {precision},
+loss on {loss_on} tokens. The run's whole recipe is in its `config.yaml`.
+
+## Licence
+
+Not stated yet. It is yours to choose within what the base model's and the data's licences allow; write it into the
+first lines of this file.
+
+## Citation
+
+The method: VersaTune, arXiv 2411.11266. Please cite it, and the base model and data sets, in what you build on this.
+"""
+
+
+def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool = False) -> None:
+    """Write README.md into an exported model's folder.
+
+    Args:
+        run_dir: The run's folder.
+        folder: The exported model.
+        step: Step of the exported checkpoint; later decisions are left out.
+        is_adapter: Whether the folder holds adapters, which need their base model.
+    """
+    config = recorded_config(run_dir)
+    decisions = [decision for decision in recorded_decisions(run_dir) if decision.decided_at_step <= step]
+    measured = _last_measurement(run_dir / "metrics.jsonl", step=step, domains=tuple(decisions[0].weights_after))
+    text = _text(config, decisions, measured=measured, step=step, is_adapter=is_adapter)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _last_measurement(path: Path, *, step: int, domains: Sequence[str]) -> tuple[int, dict[str, float | None]]:
+    """Return the step and the held-out losses by domain of the last measurement at or before a step."""
+    found: tuple[int, dict[str, float | None]] = (0, {})
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:  # still being written
+            break
+        losses = {name: values.get(f"domain/{name}/loss") for name in domains}
+        if values["step"] <= step and any(loss is not None for loss in losses.values()):
+            found = values["step"], losses
+    return found
+
+
+def _text(
+    config: RunConfig,
+    decisions: Sequence[Decision],
+    *,
+    measured: tuple[int, Mapping[str, float | None]],
+    step: int,
+    is_adapter: bool,
+) -> str:
+    """Return the card."""
+    named = config.model.name_or_path
+    is_hub_name = named is not None and not Path(named).exists()
+    shown = _spread(decisions, count=_NUM_DECISIONS_SHOWN)
+    adapter_note = (
+        "\nThe folder holds adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
+    )
+    return _CARD.format(
+        name=config.run.name,
+        base_line=f"\nbase_model: {named}" if is_hub_name else "",
+        base=_base(config),
+        num_domains=len(decisions[0].weights_after),
+        step=step,
+        num_steps=config.train.steps,
+        adapter_note=adapter_note if is_adapter else "",
+        losses=_losses(decisions[0], measured),
+        policy=config.mixture.policy,
+        num_updates=len(decisions) - 1,
+        shown="" if len(shown) == len(decisions) else f", of which {len(shown)} are shown",
+        mixture=_mixture(shown),
+        steps=step,
+        rows=config.train.rows_per_batch,
+        row_tokens=config.data.row_tokens,
+        learning_rate=f"{config.train.learning_rate:g}",
+        schedule=config.train.learning_rate_schedule,
+        precision=config.train.precision,
+        loss_on=config.data.loss_on,
+    )
+
+
+def _base(config: RunConfig) -> str:
+    """Return what the model was before, without a path of the machine it was trained on."""
+    if config.model.name_or_path is None:
+        return f"A {config.model.from_config['model_type']} model that began from random weights"
+    named = config.model.name_or_path
+    return f"`{Path(named).name if Path(named).exists() else named}`"
+
+
+def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> str:
+    """Return the losses before training and at the last measurement as a table."""
+    step, after = last
+    lines = [f"| domain | step {first.decided_at_step} | step {step} |", "|---|---:|---:|"]
+    for name in first.weights_after:
+        before = first.losses.get(name, {}).get("mean")
+        lines.append(f"| {name} | {_number(before)} | {_number(after.get(name))} |")
+    return "\n".join(lines)
+
+
+def _number(loss: float | None) -> str:
+    """Return a loss, or that there is none."""
+    return "not measured" if loss is None else f"{loss:.3f}"
+
+
+def _mixture(decisions: Sequence[Decision]) -> str:
+    """Return the weights after each of some decisions as a table."""
+    names = list(decisions[0].weights_after)
+    lines = [f"| after step | {' | '.join(names)} |", f"|---:|{'---:|' * len(names)}"]
+    for decision in decisions:
+        weights = " | ".join(f"{decision.weights_after[name]:.3f}" for name in names)
+        lines.append(f"| {decision.decided_at_step} | {weights} |")
+    return "\n".join(lines)
+
+
+def _spread(decisions: Sequence[Decision], *, count: int) -> list[Decision]:
+    """Return at most `count` decisions spread evenly, the first and the last among them."""
+    if len(decisions) <= count:
+        return list(decisions)
+    return [decisions[round(i * (len(decisions) - 1) / (count - 1))] for i in range(count)]
