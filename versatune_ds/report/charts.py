@@ -125,10 +125,10 @@ class Chart:
 
     def y_ticks(self) -> list[tuple[float, str]]:
         """Return (percent from the top, text) of the values' labels."""
-        is_percent = self.kind == "share"
+        is_percent, axis = self.kind == "share", self.axis
         return [
-            (100 - 100 * self.axis.place(value), f"{100 * value:g}%" if is_percent else tick_text(value))
-            for value in self.axis.ticks()
+            (100 - 100 * axis.place(value), f"{100 * value:g}%" if is_percent else tick_text(value))
+            for value in axis.ticks()
         ]
 
     def end_labels(self) -> list[tuple[float, Line]]:
@@ -171,7 +171,8 @@ class Chart:
 def _end_places(chart: Chart) -> list[float | None]:
     """Return where each line ends, a share from the top; the middle of its area where areas are stacked."""
     if not chart.is_stacked:
-        return [1 - chart.axis.place(line.known[-1]) if line.known else None for line in chart.lines]
+        axis = chart.axis
+        return [1 - axis.place(line.known[-1]) if line.known else None for line in chart.lines]
     places: list[float | None] = []
     top = 0.0
     for line in chart.lines:

@@ -126,13 +126,11 @@ class _Maker:
         ]
 
     def _loss_lines(self, name: str) -> tuple[list[int], list[Line]]:
-        """Return a domain's steps, loss and reference; errors where a decision holds them."""
-        losses, slot = dict(self.series.of(f"domain/{name}/loss")), self.slots[name]
-        measured = {d["decided_at_step"]: of_domain(d, "losses", name) for d in self.series.decisions}
-        losses |= {step: m["mean"] for step, m in measured.items() if number_or_none(m.get("mean")) is not None}
+        """Return a domain's steps, and its loss with errors and its reference."""
+        losses, errors, slot = measured_losses(self.series, name), loss_errors(self.series, name), self.slots[name]
         steps = sorted(losses)
-        errors = [number_or_none(measured.get(step, {}).get("stderr")) for step in steps]
-        lines = [Line(name="loss", values=[losses[step] for step in steps], errors=errors, slot=slot)]
+        values = [losses[step] for step in steps]
+        lines = [Line(name="loss", values=values, errors=[errors.get(step) for step in steps], slot=slot)]
         reference = reference_loss(self.series, name)
         if reference is not None and steps:
             lines.append(Line(name="reference", values=[reference] * len(steps), slot=slot, is_reference=True))
@@ -202,6 +200,22 @@ def served_shares(counts: Mapping[str, Mapping[int, float]], steps: Sequence[int
         rows.append({name: value / total for name, value in gained.items()} if total else {})
         before = now
     return {name: [row.get(name) for row in [*rows, *rows[-1:]]] for name in counts}
+
+
+def measured_losses(series: RunSeries, name: str) -> dict[int, float]:
+    """Return {step: validation loss} of a domain, from the metrics or else from the decisions."""
+    return _from_decisions(series, name, "mean") | dict(series.of(f"domain/{name}/loss"))
+
+
+def loss_errors(series: RunSeries, name: str) -> dict[int, float]:
+    """Return {step: standard error of the validation loss} of a domain, where one is on record."""
+    return _from_decisions(series, name, "stderr") | dict(series.of(f"domain/{name}/loss_stderr"))
+
+
+def _from_decisions(series: RunSeries, name: str, key: str) -> dict[int, float]:
+    """Return {step: number} of what decisions say of a domain's loss."""
+    numbers = {d["decided_at_step"]: number_or_none(of_domain(d, "losses", name).get(key)) for d in series.decisions}
+    return {step: number for step, number in numbers.items() if number is not None}
 
 
 def reference_loss(series: RunSeries, name: str) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from versatune_ds.report.charts import Chart, Line
-from versatune_ds.report.scales import Values
+from versatune_ds.report.scales import Axis, Values
 
 _SIZE = 1000
 """Width and height of the SVG's own coordinates."""
@@ -19,8 +19,9 @@ _SIZE = 1000
 
 def draw(chart: Chart) -> Markup:
     """Return a chart's grid and shapes."""
-    shapes = _areas(chart) if chart.is_stacked else [_line_shape(chart, line) for line in chart.lines]
-    grid = "".join(_rule(chart.axis.place(value)) for value in chart.axis.ticks())
+    axis = chart.axis
+    shapes = _areas(chart) if chart.is_stacked else [_line_shape(chart, line, axis) for line in chart.lines]
+    grid = "".join(_rule(axis.place(value)) for value in axis.ticks())
     return Markup(
         f'<svg viewBox="0 0 {_SIZE} {_SIZE}" preserveAspectRatio="none" aria-hidden="true">'
         f"{grid}{''.join(shapes)}</svg>"
@@ -45,25 +46,25 @@ def _y(place: float) -> str:
     return f"{_SIZE * (1 - place):.1f}"
 
 
-def _line_shape(chart: Chart, line: Line) -> str:
+def _line_shape(chart: Chart, line: Line, axis: Axis) -> str:
     """Return a line with its standard errors and its points."""
-    places = [None if value is None else chart.axis.place(value) for value in line.values]
+    places = [None if value is None else axis.place(value) for value in line.values]
     xs = [_SIZE * chart.x_axis.place(step) for step in chart.steps]
     dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
     path = f'<path class="line" d="{_path(xs, places, is_step=chart.is_step)}"{dash}/>'
     has_dots = len(chart.steps) <= 40 and not line.is_reference
     dots = "".join(f"M{x:.1f} {_y(p)}h0" for x, p in zip(xs, places, strict=True) if p is not None) if has_dots else ""
     kind = " reference" if line.is_reference else ""
-    body = f'{_error_shape(chart, line, xs)}{path}<path class="dots" d="{dots}"/>'
+    body = f'{_error_shape(line, xs, axis)}{path}<path class="dots" d="{dots}"/>'
     return f'<g class="series{kind}" data-slot="{line.slot}" style="{line.style}">{body}</g>'
 
 
-def _error_shape(chart: Chart, line: Line, xs: Sequence[float]) -> str:
+def _error_shape(line: Line, xs: Sequence[float], axis: Axis) -> str:
     """Return one upright bar a point, a standard error to either side."""
     if line.errors is None:
         return ""
     bars = [
-        f"M{x:.1f} {_y(chart.axis.place(value - error))}V{_y(chart.axis.place(value + error))}"
+        f"M{x:.1f} {_y(axis.place(value - error))}V{_y(axis.place(value + error))}"
         for x, value, error in zip(xs, line.values, line.errors, strict=True)
         if value is not None and error is not None
     ]

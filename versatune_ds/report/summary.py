@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any
 
 from versatune_ds.report.decision_list import change_text
-from versatune_ds.report.run_charts import reference_loss
+from versatune_ds.report.run_charts import loss_errors, reference_loss
 from versatune_ds.report.scales import format_value
-from versatune_ds.report.series import RunSeries, number_or_none, of_domain, requested_weights
+from versatune_ds.report.series import RunSeries, requested_weights
 from versatune_ds.report.story import mean_of_losses, rise_from_start, times
 
 DOMAIN_COLUMNS = (
@@ -121,7 +121,7 @@ def comparison(runs: Sequence[RunSeries], names: Sequence[str]) -> list[tuple[st
     rows = [(name, [_last_loss(run, name) for run in runs]) for name in names]
     shared = [losses for _, losses in rows if all(loss is not None for loss in losses)]
     means = [sum(column) / len(shared) for column in zip(*shared, strict=True)] if shared else []
-    table = [(name, _cells(losses, [last_stderr(run, name) for run in runs])) for name, losses in rows]
+    table = [(name, _cells(losses, [_last_error(run, name) for run in runs])) for name, losses in rows]
     return [*table, (f"mean of {len(shared)} domains", _cells(means, [None] * len(means)))] if means else table
 
 
@@ -130,11 +130,10 @@ def _last_loss(run: RunSeries, name: str) -> float | None:
     return run.last(f"domain/{name}/loss")
 
 
-def last_stderr(run: RunSeries, name: str) -> float | None:
-    """Return the standard error of the last decision's loss, where that is the last loss on record."""
-    entry = of_domain(run.decisions[-1], "losses", name) if run.decisions else {}
-    is_last = entry.get("mean") == _last_loss(run, name)
-    return number_or_none(entry.get("stderr")) if is_last else None
+def _last_error(run: RunSeries, name: str) -> float | None:
+    """Return the standard error of a domain's last validation loss, where it is on record."""
+    losses = run.of(f"domain/{name}/loss")
+    return loss_errors(run, name).get(losses[-1][0]) if losses else None
 
 
 def _cells(losses: Sequence[float | None], errors: Sequence[float | None]) -> list[Cell]:

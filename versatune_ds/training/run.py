@@ -161,7 +161,8 @@ def _way_back(key: str, saved: Any) -> str:
 
 
 def validation_metrics(losses: ExampleLosses, domain_set: DomainSet) -> dict[str, float]:
-    """Return `domain/NAME/loss` and `validation/loss`, the plain mean over domains that were measured."""
-    means_K = losses.mean()
+    """Return `domain/NAME/{loss, loss_stderr}`, and `validation/loss`, the plain mean over the domains measured."""
+    means_K, errors_K = losses.mean(), losses.standard_error()
     metrics = {f"domain/{name}/loss": float(mean) for name, mean in zip(domain_set, means_K, strict=True)}
+    metrics |= {f"domain/{name}/loss_stderr": float(error) for name, error in zip(domain_set, errors_K, strict=True)}
     return {**metrics, "validation/loss": float(np.nanmean(means_K))}

@@ -1,0 +1,188 @@
+"""The page says what the run's files say, whatever is in them and whatever is missing."""
+
+import html
+import json
+import logging
+import re
+
+import pytest
+from written_run import HOSTILE, write_run
+
+from versatune_ds.report import finish
+from versatune_ds.report.decision_list import decision_rows
+from versatune_ds.report.domain_file import domain_file
+from versatune_ds.report.page import render_page
+from versatune_ds.report.run_charts import charts_of, served_shares
+from versatune_ds.report.series import read_series
+from versatune_ds.report.story import headline, safeguard_kinds
+from versatune_ds.report.summary import comparison, state_of
+
+
+def page_of(*folders):
+    return render_page([read_series(folder) for folder in folders], now=1.8e9)
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def shown(page):
+    """Return the page's text without tags."""
+    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body)))
+
+
+def test_the_charts_hold_the_numbers_of_the_runs_files_exactly(tmp_path):
+    run_dir = write_run(tmp_path / "one")
+    charts = data_of(page_of(run_dir))["charts"]
+    decisions = [json.loads(line) for line in (run_dir / "decisions.jsonl").read_text().splitlines()]
+    assert charts["run1-weights"]["steps"] == [0, 13, 23, 33, 40]
+    wanted = [decisions[0]["weights_before"]["law"], *(d["weights_after"]["law"] for d in decisions[1:4])]
+    assert charts["run1-weights"]["lines"][0] == {"name": "law", "values": [*wanted, wanted[-1]], "errors": None}
+    loss, reference = charts["run1-loss-1"]["lines"]
+    assert (loss["values"], loss["errors"]) == ([d["losses"]["code"]["mean"] for d in decisions], [0.0625] * 5)
+    assert reference["values"] == [1.0] * 5
+    forgotten = charts["run1-forgetting_degree"]["lines"][2]["values"]
+    assert forgotten == [d["signals"]["general"]["forgetting_degree"] for d in decisions]
+
+
+def test_served_shares_are_those_of_the_tokens_between_two_log_lines():
+    counts = {"law": {10: 30, 20: 40, 30: 40}, "code": {10: 10, 20: 40, 30: 40}}
+    assert served_shares(counts, [10, 20, 30]) == {"law": [0.75, 0.25, None, None], "code": [0.25, 0.75, None, None]}
+
+
+def test_the_headline_says_what_moved_why_and_what_came_of_it(tmp_path):
+    first, second, third = headline(read_series(write_run(tmp_path / "one")))
+    assert first == (
+        "Over 4 updates, policy versatune gave most weight to law (0.333 to 0.485) and took most from code (0.333 to "
+        "0.257): on average over the updates general had most left to learn (potential 0.722) and law least (0.620)."
+    )
+    assert second == (
+        "The mean validation loss fell from 4.125 to 2.792 nats per token; no domain ended above its first loss."
+    )
+    assert third == "Safeguards acted in 1 of 4 updates: floor (1)."
+
+
+def test_safeguards_are_known_by_their_names():
+    acted = [
+        "forgetting budget 2.0%: law 3.1%",
+        "prior pull 0.05",
+        "floor: law, code; cap: general",
+        "KL limit: 0.3 nats",
+    ]
+    assert safeguard_kinds(acted) == ["forgetting budget", "prior pull", "floor", "cap", "KL limit"]
+    assert safeguard_kinds(None) == []
+
+
+def test_nothing_from_the_files_becomes_markup(tmp_path):
+    run_dir = write_run(tmp_path / "hostile", names=HOSTILE)
+    (run_dir / "reference.json").write_text(json.dumps({HOSTILE[0]: HOSTILE[1], "losses": {HOSTILE[0]: 1}}))
+    page = page_of(run_dir)
+    assert page.count("<script") == page.count("</script>") == 2
+    assert "<img" not in page
+    assert all(name in shown(page) for name in HOSTILE)
+    assert [line["name"] for line in data_of(page)["charts"]["run1-weights"]["lines"]] == list(HOSTILE)
+
+
+def test_two_runs_are_compared_domain_by_domain_with_the_best_in_words(tmp_path):
+    first, second = (read_series(write_run(tmp_path / name, best=best)) for name, best in (("a", 0), ("b", 1)))
+    rows = comparison([first, second], ("law", "code", "general"))
+    law, mean = dict(rows)["law"], dict(rows)["mean of 3 domains"]
+    assert [(cell.text, cell.error, cell.against_first, cell.is_best) for cell in law] == [
+        ("2.0000", "± 0.0625", "", True),
+        ("3.0000", "± 0.0625", "1.0000 higher", False),
+    ]
+    assert [(cell.text, cell.against_first, cell.is_best) for cell in mean] == [
+        ("2.7917", "", False),
+        ("2.7917", "the same", False),
+    ]
+    assert "1.0000 higher" in shown(page_of(tmp_path / "a", tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    "missing", ["decisions.jsonl", "metrics.jsonl", "config.yaml", "environment.json", "prior.json"]
+)
+def test_a_missing_file_leaves_out_its_part_alone(tmp_path, missing):
+    run_dir = write_run(tmp_path / "one")
+    (run_dir / missing).unlink()
+    assert "law" in shown(page_of(run_dir))
+
+
+def test_a_run_that_was_killed_shows_what_it_wrote(tmp_path):
+    run_dir = write_run(tmp_path / "killed")
+    for name in ("decisions.jsonl", "metrics.jsonl"):
+        text = (run_dir / name).read_text()
+        (run_dir / name).write_text(text[: int(len(text) * 0.55)])
+    series = read_series(run_dir)
+    assert 0 < series.last_step < 40
+    assert state_of(series, now=0).startswith(f"Not complete: step {series.last_step} of 40; it last wrote 0 minutes")
+    assert f"step {series.last_step} of 40" in shown(page_of(run_dir))
+
+
+def test_a_run_that_has_measured_nothing_yet_says_so(tmp_path):
+    run_dir = write_run(tmp_path / "young")
+    for name in ("decisions.jsonl", "metrics.jsonl"):
+        (run_dir / name).write_text("")
+    text = shown(page_of(run_dir))
+    assert "No decision is on record yet" in text
+    assert "No validation loss is on record yet" in text
+    assert data_of(page_of(run_dir))["charts"]["run1-weights"]["lines"][0]["values"] == [1 / 3, 1 / 3]
+
+
+def test_a_long_run_is_drawn_with_fewer_points_but_keeps_its_spikes_and_says_so(tmp_path):
+    run_dir = write_run(tmp_path / "long", num_steps=20000, every=10)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    next(line for line in lines if line["step"] == 11110 and "train/loss" in line)["train/loss"] = 99.5
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    series = read_series(run_dir)
+    charts = charts_of(series, prefix="run1", slots={name: i for i, name in enumerate(series.domain_names)})
+    training = next(chart for chart in charts.training if chart.title == "Training loss")
+    assert len(training.steps) <= 602
+    assert max(training.lines[0].known) == 99.5
+    assert (training.steps[0], training.steps[-1]) == (10, 20000)
+    rows = decision_rows(series, slots={})
+    assert len(rows) <= 400
+    assert 20 in [row.step for row in rows], "the one with a safeguard is listed"
+    text = shown(page_of(run_dir))
+    assert f"{len(training.steps)} of 2000 points are drawn" in text
+    assert f"{len(rows)} of 2001 decisions are listed" in text
+
+
+def test_a_file_with_numbers_by_domain_becomes_a_table_and_the_rest_a_list():
+    values = {
+        "weights": {"law": 0.25, "code": 0.75},
+        "intervals": {"law": [0.2, 0.3]},
+        "domains": {"law": {"loss": 2.0, "choices": {"accuracy": 0.5}}},
+        "base": {"model": "m", "domains": {"law": {"loss": 3.0}}},
+        "labeller": {"kind": "classifier", "seed": 3},
+    }
+    view = domain_file(values, ("law", "code"))
+    assert view.columns == [
+        "domain", "weights", "intervals", "domains: loss", "domains: choices.accuracy", "base.domains: loss",
+    ]  # fmt: skip
+    assert view.rows[0] == ["law", "0.2500", "0.2000 to 0.3000", "2.0000", "0.5000", "3.0000"]
+    assert view.rows[1] == ["code", "0.7500", "–", "–", "–", "–"]  # noqa: RUF001
+    assert view.items == [("base.model", "m"), ("labeller.kind", "classifier"), ("labeller.seed", "3")]
+
+
+def test_a_report_that_fails_at_the_end_of_a_run_is_one_warning(tmp_path, caplog, capsys):
+    run_dir = write_run(tmp_path / "one")
+    (run_dir / "report").write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING):
+        finish.show_summary(run_dir)
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().startswith(f"no report of {run_dir}: ")
+    (run_dir / "report").unlink()
+    finish.show_summary(run_dir)
+    assert capsys.readouterr().out.endswith(f"report         {run_dir / 'report' / 'index.html'}\n")
+
+
+def test_the_command_writes_pages_and_pictures(tmp_path, capsys):
+    from versatune_ds.cli import main
+
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    assert main(["report", str(first), str(second), "--png", "--svg"]) == 0
+    assert f"report         {first / 'report' / 'compare.html'}" in capsys.readouterr().out
+    assert {path.name for path in (second / "report").iterdir()} == {"weights.png", "weights.svg"}
+    assert main(["report", str(first), "--output", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
