@@ -94,6 +94,7 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
         "name": run.name,
         "folder": str(run.run_dir),
         "headline": headline(run),
+        "last_step": run.last_step,
         "state": state_of(run, now=now),
         "facts": facts(run),
         "domain_columns": DOMAIN_COLUMNS,
