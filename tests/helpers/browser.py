@@ -83,9 +83,9 @@ class Browser:
         return self.driver.execute_script(f"return {script}", *arguments)
 
     def texts(self, selector: str) -> list[str]:
-        """Return the text of every element that is shown."""
-        script = "[...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => e.innerText)"
-        return self.ask(script, selector)
+        """Return the text of every element that is shown, also of one that is scrolled out of sight."""
+        script = "[...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => e.textContent)"
+        return [" ".join(text.split()) for text in self.ask(script, selector)]
 
     def press(self, selector: str, keys: Sequence[str]) -> None:
         """Focus an element and press keys."""
