@@ -156,6 +156,7 @@ FAULTS = {
     "a misspelt key of the model": (
         ["model.from_config.hiden_size=32"], "memory", "model.from_config.hiden_size", "did you mean 'hidden_size'?",
     ),
+    "an unknown partition": (["slurm.partition=gpus"], "slurm", "slurm.partition", "did you mean 'gpu'?"),
     "a folder that is no run's": (folder_of_something_else, "files", "runs/mine", "is no run's folder"),
 }  # fmt: skip
 

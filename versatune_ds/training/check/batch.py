@@ -28,8 +28,9 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
 def check_deepspeed(subject: Subject) -> Iterator[Finding]:
     """Derive DeepSpeed's config, which raises ValueError where it contradicts the recipe."""
     train, settings = subject.config.train, subject.ds_config
-    if train.precision == "fp16" and not subject.num_gpus_here and subject.request.gpus_per_node is None:
-        yield fail("precision", "train.precision", "fp16 needs a GPU, and none is seen here", "use bf16 or fp32")
+    if train.precision == "fp16" and not subject.num_gpus_here and subject.request.gpu_memory_gib is None:
+        todo = "use bf16, or say --gpu-memory if the nodes have GPUs"
+        yield fail("precision", "train.precision", "fp16 needs a GPU, and none is seen here", todo)
     try:
         check_keys(settings)
     except ValueError as error:

@@ -23,8 +23,8 @@ def check_launcher(subject: Subject) -> Iterator[Finding]:
         yield fail("launcher", "deepspeed", "not found beside python nor on PATH", "pip install deepspeed")
     else:
         yield ok("launcher", "deepspeed", launcher)
-    asked = subject.request.gpus_per_node
-    if asked and subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
+    asked = subject.gpus_per_node
+    if subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
         found = f"{asked} processes a node, but this machine has {subject.num_gpus_here} GPUs"
         yield warn("launcher", "--gpus-per-node", found, "fine if the run's node has more")
     else:
@@ -33,7 +33,9 @@ def check_launcher(subject: Subject) -> Iterator[Finding]:
 
 def check_slurm(subject: Subject) -> Iterator[Finding]:
     """Look for sbatch where Slurm is asked for, and for the partition among those the cluster knows."""
-    key, partition = "SBATCH_PARTITION", subject.request.environ.get("SBATCH_PARTITION")
+    key, partition = "slurm.partition", subject.config.slurm.partition
+    if partition is None:
+        key, partition = "SBATCH_PARTITION", subject.request.environ.get("SBATCH_PARTITION")
     has_sbatch = shutil.which("sbatch", path=subject.request.environ.get("PATH")) is not None
     is_asked_for = partition is not None or subject.num_nodes > 1
     if not is_asked_for:
@@ -47,8 +49,9 @@ def check_slurm(subject: Subject) -> Iterator[Finding]:
         yield warn("slurm", "sinfo", "Slurm's controller does not answer", "is slurmctld running?")
     elif partition is None:
         yield ok("slurm", "partitions", ", ".join(known))
-    elif partition not in known:
-        yield fail("slurm", key, f"no partition {partition!r}", nearest_name(partition, known))
+    elif not set(partition.split(",")) <= set(known):
+        unknown = sorted(set(partition.split(",")) - set(known))
+        yield fail("slurm", key, f"no partition {unknown[0]!r}", nearest_name(unknown[0], known))
     else:
         yield ok("slurm", key, f"partition {partition} is known")
 

@@ -88,8 +88,12 @@ class Subject:
         self.config = config
         self.request = request
         self.num_gpus_here = num_gpus_here
-        self.num_nodes = request.nodes or 1
-        self.gpus_per_node = request.gpus_per_node or max(num_gpus_here, 1)
+        slurm = config.slurm
+        is_asked_of_slurm = slurm.processes_per_node is not None or slurm.gpus_per_node is not None
+        self.num_nodes = request.nodes or slurm.nodes
+        self.gpus_per_node = request.gpus_per_node or (
+            slurm.num_processes_per_node if is_asked_of_slurm else max(num_gpus_here, 1)
+        )
         self._found: dict[str, Any] = {}
 
     @property
