@@ -54,6 +54,15 @@ def test_parameters_are_those_of_the_real_model_and_checkpointing_saves_less(tmp
     assert checkpointed.saved < whole.saved / 3
 
 
+def test_with_adapters_only_they_are_trained_and_counted(tmp_path):
+    config = tiny_config(tmp_path, "model.lora={rank: 2}")
+    size, _ = measure_model(config, vocab_size=512, is_checkpointed=True, special_ids=SPECIAL)
+    real = build_causal_lm(config.model, precision="fp32", vocab_size=512, special_ids=SPECIAL)
+    trained = sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
+    assert 0 < size.num_trained == trained < size.num_parameters / 2
+    assert not size.is_head_trained
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_states_shrink_with_stage_and_ranks_as_zero_says(tmp_path, precision):
     config = tiny_config(tmp_path, f"train.precision={precision}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -59,6 +60,26 @@ class _LiveBytes(TorchDispatchMode):
         """Take a freed storage off; its address may come again."""
         self._seen.discard(address)
         self.now -= num_bytes
+
+
+def move_to_fake_cpu(model: nn.Module) -> None:
+    """Put fake tensors of the CPU in the place of a model's meta tensors; tied weights stay tied.
+
+    On the meta device attention would take its slow general form, which saves other tensors than any real device does.
+    The caller has fake tensors switched on.
+    """
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = made.setdefault(id(tensor), _on_cpu(tensor))
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Return an empty tensor or parameter on the CPU like one on the meta device."""
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int) -> PassBytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from versatune_ds.training.check.finding import Finding, fail, failures_of, ok
+from versatune_ds.training.check.finding import Finding, failures_of, ok
 from versatune_ds.training.check.subject import Subject
-from versatune_ds.training.ds_checks import check_keys
+from versatune_ds.training.ds_checks import check_deepspeed_settings
 from versatune_ds.training.ds_settings import num_micro_steps, zero_stage
 
 
@@ -26,14 +26,8 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
 
 
 def check_deepspeed(subject: Subject) -> Iterator[Finding]:
-    """Derive DeepSpeed's config, which raises ValueError where it contradicts the recipe."""
+    """Check DeepSpeed's settings; ValueError where they contradict the recipe, or what the devices can do."""
     train, settings = subject.config.train, subject.ds_config
-    if train.precision == "fp16" and not subject.num_gpus_here and subject.request.gpu_memory_gib is None:
-        todo = "use bf16, or say --gpu-memory if the nodes have GPUs"
-        yield fail("precision", "train.precision", "fp16 needs a GPU, and none is seen here", todo)
-    try:
-        check_keys(settings)
-    except ValueError as error:
-        yield from failures_of(error, check="deepspeed")
-        return
+    has_gpu = subject.num_gpus_here or subject.request.gpu_memory_gib or subject.config.slurm.gpus_per_node
+    check_deepspeed_settings(train, settings, device_type="cuda" if has_gpu else "cpu")
     yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {train.precision}")

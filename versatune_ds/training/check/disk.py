@@ -30,7 +30,8 @@ def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[s
     """Return the size of a checkpoint: weights, two moments of Adam, and fp32 copies where the optimizer has any."""
     dtype = DTYPES[config.train.precision]
     copies = 4 if zero_stage(ds_config) > 0 or dtype != torch.float32 else 0
-    return size.num_parameters * dtype.itemsize + size.num_trained * (8 + copies)
+    moments = 2 if config.train.optimizer == "adamw_8bit" else 8
+    return size.num_parameters * dtype.itemsize + size.num_trained * (moments + copies)
 
 
 def check_disk(subject: Subject) -> Iterator[Finding]:

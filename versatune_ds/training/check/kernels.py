@@ -11,14 +11,14 @@ from versatune_ds.training.check.subject import Subject
 
 def check_kernels(subject: Subject) -> Iterator[Finding]:
     """Foresee what the processes will load, without building anything."""
-    for device_type in ("cpu", "cuda"):
-        if device_type == "cuda" and not (subject.num_gpus_here or subject.request.gpu_memory_gib):
-            continue
-        if device_type == "cpu" and subject.num_gpus_here:
-            continue
-        foreseen = foresee_kernels(device_type)
-        text = foreseen.describe().partition(": ")[2]
-        if foreseen.is_compiled or "VERSATUNE_KERNELS" in foreseen.reason:
-            yield ok("kernels", device_type, text)
-        else:
-            yield warn("kernels", device_type, text, "a compiler on the nodes makes training faster")
+    if not subject.num_gpus_here and subject.request.gpu_memory_gib:
+        found = "built at the first start by the nodes' nvcc, for their GPUs; without nvcc, PyTorch's slower code runs"
+        yield ok("kernels", "cuda", found)
+        return
+    device_type = "cuda" if subject.num_gpus_here else "cpu"
+    foreseen = foresee_kernels(device_type)
+    text = foreseen.describe().partition(": ")[2]
+    if foreseen.is_compiled or "VERSATUNE_KERNELS" in foreseen.reason:
+        yield ok("kernels", device_type, text)
+    else:
+        yield warn("kernels", device_type, text, "a compiler on the nodes makes training faster")

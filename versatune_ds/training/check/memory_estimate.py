@@ -24,8 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from versatune_ds.config import RunConfig
 from versatune_ds.kernels.head_loss import chunk_rows
 from versatune_ds.kernels.linear_head import DEFAULT_CHUNK_MIB
-from versatune_ds.training.check.activations import PassBytes, decoder_pass_bytes
-from versatune_ds.training.ds_settings import zero_stage
+from versatune_ds.training.check.activations import PassBytes, decoder_pass_bytes, move_to_fake_cpu
+from versatune_ds.training.ds_settings import offload_device, zero_stage
 from versatune_ds.training.model import DTYPES, build_causal_lm
 
 _FP32_BYTES = 4
@@ -75,7 +75,7 @@ def measure_model(
     """
     attention = "sdpa" if config.model.attention == "flash_attention_2" else config.model.attention
     model = config.model.model_copy(update={"attention": attention, "gradient_checkpointing": is_checkpointed})
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+    with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers 5 renames its switch for gradient checkpointing
         causal_lm = build_causal_lm(
             model,
@@ -84,21 +84,26 @@ def measure_model(
             special_ids=special_ids,
             reads_weights=False,
         )
-        text_config, head = causal_lm.config.get_text_config(), causal_lm.get_output_embeddings()
-        trained = [parameter.numel() for parameter in causal_lm.parameters() if parameter.requires_grad]
-        size = ModelSize(
-            name=type(causal_lm).__name__,
-            num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
-            num_trained=sum(trained),
-            vocabulary=head.weight.shape[0],
-            hidden=head.weight.shape[1],
-            is_head_trained=head.weight.requires_grad,
-            max_positions=text_config.to_dict().get("max_position_embeddings"),
-        )
+    with FakeTensorMode():
+        move_to_fake_cpu(causal_lm)
         passes = decoder_pass_bytes(
             causal_lm, num_rows=config.train.rows_per_micro_batch, row_tokens=config.data.row_tokens
         )
-    return size, passes
+    return _size_of(causal_lm), passes
+
+
+def _size_of(causal_lm: Any) -> ModelSize:
+    """Return a transformers model in numbers."""
+    head, parameters = causal_lm.get_output_embeddings(), list(causal_lm.parameters())
+    return ModelSize(
+        name=type(causal_lm).__name__,
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        num_trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        vocabulary=head.weight.shape[0],
+        hidden=head.weight.shape[1],
+        is_head_trained=head.weight.requires_grad,
+        max_positions=causal_lm.config.get_text_config().to_dict().get("max_position_embeddings"),
+    )
 
 
 def estimate_memory(
@@ -115,15 +120,16 @@ def estimate_memory(
     is_sharded = stage > 0
     share = size.num_trained / world_size if is_sharded else size.num_trained
     copies = _FP32_BYTES * share if is_sharded or dtype != torch.float32 else 0
-    is_offloaded = _is_offloaded(zero, "offload_optimizer")
+    is_offloaded = offload_device(ds_config, "offload_optimizer") is not None
+    moments = 2 if config.train.optimizer == "adamw_8bit" else 2 * _FP32_BYTES
     gathered = min(size.num_parameters, int(zero.get("stage3_max_live_parameters", 1e9)))
     parameters = size.num_parameters * num_bytes
     if stage == 3:
-        parameters = 0 if _is_offloaded(zero, "offload_param") else parameters // world_size
+        parameters = 0 if offload_device(ds_config, "offload_param") else parameters // world_size
     return MemoryEstimate(
         parameters=parameters,
         gradients=int(_gradient_elements(size, stage=stage, share=share) * num_bytes),
-        optimizer=0 if is_offloaded else int(copies + 2 * _FP32_BYTES * share),
+        optimizer=0 if is_offloaded else int(copies + moments * share),
         activations=max(passes.saved + head_now, passes.peak + head_kept) - head_now,
         head=head_now,
         buffers=int(
@@ -131,11 +137,6 @@ def estimate_memory(
         ),
         step=0 if is_offloaded else int(_step_bytes(share, zero=zero, stage=stage)),
     )
-
-
-def _is_offloaded(zero: Mapping[str, Any], key: str) -> bool:
-    """Return whether ZeRO's settings move something off the GPU."""
-    return (zero.get(key) or {}).get("device", "none") not in ("none", None)
 
 
 def _gradient_elements(size: ModelSize, *, stage: int, share: float) -> float:
