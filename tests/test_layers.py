@@ -15,6 +15,7 @@ LAYERS = {
 HOMES = {
     "deepspeed": {
         "training/engine.py", "training/optimizer.py", "training/ds_checks.py", "training/checkpoint.py",
+        "training/universal.py",
     },
     "bitsandbytes": {"training/optimizer.py"},
     "peft": {"training/trained.py"},

@@ -13,6 +13,7 @@ from versatune_ds.config.load import parse_config, set_by_dotted_key
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
+from versatune_ds.training.signals import Agreement
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +61,7 @@ def be_trained(config: RunConfig, world: Any, *, stop_after: int | None = None, 
     """Train on this rank to the end, or until a signal after step `stop_after` of the run; return the run."""
     run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=is_fresh)
     if stop_after is not None:
-        run.stop_signals.agreed = lambda: run.step >= stop_after
+        run.stop_signals.agreed = lambda *, is_save_due: Agreement(is_stopped=run.step >= stop_after, is_save_due=False)
     begin(run)
     train(run)
     run.loader.close()

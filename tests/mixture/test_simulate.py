@@ -17,7 +17,7 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.outlook import Supply
 from versatune_ds.mixture.records import read_decisions, read_losses
 from versatune_ds.mixture.reference import References
-from versatune_ds.mixture.replay import NOT_COUNTERFACTUAL, first_difference, replay
+from versatune_ds.mixture.replay import NOT_COUNTERFACTUAL, Part, first_difference, replay
 from versatune_ds.mixture.simulate import simulate, simulate_losses
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.mixture.sweep import sweep_overrides
@@ -186,7 +186,7 @@ def recorded_run(**settings):
 )
 def test_a_replay_with_the_runs_own_settings_gives_its_own_decisions(settings):
     settings, references, decisions = recorded_run(**settings)
-    replayed = replay(decisions, settings=settings, domain_set=DOMAINS, references=references)
+    replayed = replay(decisions, parts=[Part(settings=settings, references=references)], domain_set=DOMAINS)
     assert [new.to_json() for new in replayed] == [old.to_json() for old in decisions]
     assert first_difference(decisions, replayed) is None
     text = replay_text(decisions, replayed, domain_set=DOMAINS)
@@ -196,14 +196,14 @@ def test_a_replay_with_the_runs_own_settings_gives_its_own_decisions(settings):
 def test_a_replay_from_the_file_gives_its_own_decisions(tmp_path):
     settings, references, decisions = recorded_run()
     path = written(tmp_path, *(decision.to_json() for decision in decisions))
-    replayed = replay(read_decisions(path), settings=settings, domain_set=DOMAINS, references=references)
+    replayed = replay(read_decisions(path), parts=[Part(settings=settings, references=references)], domain_set=DOMAINS)
     assert first_difference(decisions, replayed) is None
 
 
 def test_a_replay_with_other_settings_differs_and_carries_its_label():
     _, references, decisions = recorded_run()
     other = settings_of(reference=dict.fromkeys(DOMAINS, 1.5), sigma=0.1)
-    replayed = replay(decisions, settings=other, domain_set=DOMAINS, references=references)
+    replayed = replay(decisions, parts=[Part(settings=other, references=references)], domain_set=DOMAINS)
     assert first_difference(decisions, replayed) == "update 1 (step 50) differs in weights_after, reason"
     assert NOT_COUNTERFACTUAL in replay_text(decisions, replayed, domain_set=DOMAINS)
 

@@ -1,33 +1,38 @@
 """A checkpoint is whole or does not count; a broken one is named and the one before is used."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
+import torch
 from ranks import run_ranks
 
-from versatune_ds.training.checkpoint import newest_sound_checkpoint, read_state, save_checkpoint, whole_checkpoints
+from versatune_ds.training.checkpoint import SaveError, check_sound, read_state, save_checkpoint, whole_checkpoints
+from versatune_ds.training.checkpoint_files import newest_sound_checkpoint, remove_unfinished
 
 
 class FakeEngine:
-    """Write two files a rank, as DeepSpeed does, without a model."""
+    """Write two files a rank through the checkpoint engine that is set, as DeepSpeed does, without a model."""
 
     def __init__(self, rank, *, dies=False):
         self.rank, self.dies = rank, dies
 
     def save_checkpoint(self, save_dir, *, tag, client_state, save_latest):
-        from pathlib import Path
-
         assert client_state == {}
-        (Path(save_dir) / tag / f"rank_{self.rank}.pt").write_bytes(bytes([self.rank]) * 1000)
+        for name in ("model", "optim"):
+            path = Path(save_dir) / tag / f"{name}_{self.rank}.pt"
+            self.checkpoint_engine.save({"values": torch.full((1000,), float(self.rank))}, str(path))
         if self.dies:
             raise KeyboardInterrupt
 
 
-def save_steps(steps, *, keep=10):
+def save_steps(steps, *, keep=10, engine=FakeEngine):
     def work(world, run_dir):
         for step in steps:
             save_checkpoint(
-                FakeEngine(world.rank), run_dir=run_dir, step=step, state={"step": step}, keep=keep, world=world
+                engine(world.rank), run_dir=run_dir, step=step, state={"step": step}, keep=keep, world=world
             )
 
     return work
@@ -48,8 +53,8 @@ def test_the_manifest_names_every_file_and_the_newest_is_found(tmp_path):
     newest = whole_checkpoints(tmp_path / "run")[0]
     assert newest.name == "step_00000002"
     files = json.loads((newest / "MANIFEST").read_text())["files"]
-    assert sorted(files) == ["rank_0.pt", "rank_1.pt", "versatune.json"]
-    assert files["rank_1.pt"][0] == 1000
+    assert sorted(files) == ["model_0.pt", "model_1.pt", "optim_0.pt", "optim_1.pt", "versatune.json"]
+    assert files["model_1.pt"][0] == (newest / "model_1.pt").stat().st_size > 4000
     assert read_state(newest) == {"step": 2}
     assert (newest.parent / "latest").read_text() == "step_00000002\n"
 
@@ -57,22 +62,56 @@ def test_the_manifest_names_every_file_and_the_newest_is_found(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     run(save_steps([1, 2, 3, 4], keep=2), tmp_path)
     assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["step_00000004", "step_00000003"]
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003", "step_00000004"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_broken_file_is_found_by_the_rank_that_reads_it_and_the_one_before_is_used(tmp_path, damage):
+DAMAGES = {
+    "flip the first byte": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "flip a middle byte": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+    ),
+    "truncate": lambda content: content[:-1],
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("name", ["model_0.pt", "optim_1.pt", "versatune.json", "MANIFEST"])
+def test_any_damage_to_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path, name):
     run(save_steps([1, 2]), tmp_path)
-    path = tmp_path / "run" / "checkpoints" / "step_00000002" / "rank_1.pt"
-    content = bytearray(path.read_bytes())
-    content[500] ^= 1
-    path.write_bytes(content if damage == "flip" else content[:999])
-    if damage == "remove":
-        path.unlink()
-    for found in find(tmp_path, "found"):
-        assert found.name == "step_00000001"
+    path = tmp_path / "run" / "checkpoints" / "step_00000002" / name
+    content = path.read_bytes()
+
+    def look(world, run_dir):
+        found = []
+        for damage in [*DAMAGES, "remove"]:
+            if world.is_rank_zero:
+                path.unlink() if damage == "remove" else path.write_bytes(DAMAGES[damage](content))
+            found.append(newest_sound_checkpoint(run_dir, world).name)
+        return found
+
+    assert run(look, tmp_path, "found") == [["step_00000001"] * 5] * 2
+    if name != "MANIFEST":  # without its MANIFEST a folder is no checkpoint any more
+        path.write_bytes(content[:-1])
+        with pytest.raises(RuntimeError, match=rf"step_00000002 is broken \({name}\); remove it to fall back"):
+            check_sound(path.parent)
+    path.write_bytes(content)
+    check_sound(path.parent)
 
 
-def test_a_save_that_was_killed_does_not_count_and_the_next_one_clears_it(tmp_path):
+def test_every_byte_of_a_manifest_matters(tmp_path):
+    run(save_steps([1]), tmp_path)
+    folder = tmp_path / "run" / "checkpoints" / "step_00000001"
+    text = (folder / "MANIFEST").read_text()
+    for i, letter in enumerate(text):
+        if letter.isspace():
+            continue
+        changed = text[:i] + ("7" if letter != "7" else "8") + text[i + 1 :]
+        (folder / "MANIFEST").write_text(changed)
+        with pytest.raises(RuntimeError, match="is broken"):
+            check_sound(folder)
+
+
+def test_a_save_that_was_killed_does_not_count_and_is_cleared(tmp_path):
     run(save_steps([1]), tmp_path)
 
     def die(world, run_dir):
@@ -84,6 +123,43 @@ def test_a_save_that_was_killed_does_not_count_and_the_next_one_clears_it(tmp_pa
     assert [found.name for found in find(tmp_path, "found")] == ["step_00000001"] * 2
     run(save_steps([2]), tmp_path, "again")
     assert [found.name for found in find(tmp_path, "found_again")] == ["step_00000002"] * 2
+    (tmp_path / "run" / "checkpoints" / "step_00000003.partial").mkdir()
+    remove_unfinished(tmp_path / "run")
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000001", "step_00000002"]
+
+
+@pytest.mark.parametrize("where", ["DeepSpeed's file", "our state", "the manifest"])
+def test_a_disk_that_is_full_on_one_rank_fails_the_save_on_all_and_leaves_no_trace(tmp_path, monkeypatch, where):
+    run(save_steps([1]), tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(world):
+        if where == "DeepSpeed's file":
+            usual = torch.save
+            fails = lambda path: "optim_1" in path  # noqa: E731
+            monkeypatch.setattr(torch, "save", lambda obj, path: _raise(full) if fails(path) else usual(obj, path))
+        elif world.is_rank_zero:
+            target = "write_durably" if where == "our state" else "write_manifest"
+            monkeypatch.setattr(f"versatune_ds.training.checkpoint.{target}", lambda *_: _raise(full))
+
+    def work(world, run_dir):
+        fill(world)
+        with pytest.raises(SaveError) as raised:
+            save_steps([2])(world, run_dir)
+        monkeypatch.undo()
+        save_steps([3])(world, run_dir)
+        return str(raised.value)
+
+    first, second = run(work, tmp_path, "full")
+    failing, other = (second, first) if where == "DeepSpeed's file" else (first, second)
+    assert "No space left on device" in failing
+    assert other == "another rank could not write its files"
+    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["step_00000003", "step_00000001"]
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
+
+
+def _raise(error):
+    raise error
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path):

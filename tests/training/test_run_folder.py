@@ -18,6 +18,7 @@ from versatune_ds.training.run_folder import (
     open_run_folder,
     write_record,
 )
+from versatune_ds.training.run_history import file_at
 
 
 def config(tmp_path, **train):
@@ -44,15 +45,15 @@ class Saved:
         folder.mkdir(exist_ok=True)
 
 
-def open_folder(settings, *, is_fresh=False):
+def open_folder(settings, *, is_fresh=False, step=0, losses=(1.5, 2.0)):
     domain_set = DomainSet(("law", "code"))
     start = RunStart(
         tokenizer=Saved(), causal_lm=Saved(), weights_K=np.array([0.25, 0.75]), domain_set=domain_set,
-        references=References(losses_K=np.array([1.5, 2.0])),
+        references=References(losses_K=np.array(losses)),
     )  # fmt: skip
     check_run_folder(settings, is_fresh=is_fresh)
     open_run_folder(settings, start=start, is_fresh=is_fresh)
-    write_record(settings, World())
+    write_record(settings, World(), start=start, step=step)
     return settings.run_dir
 
 
@@ -90,6 +91,36 @@ def test_a_folder_that_is_no_runs_is_never_touched(tmp_path, is_fresh):
     with pytest.raises(ValueError, match="is no run's folder"):
         open_folder(config(tmp_path), is_fresh=is_fresh)
     assert (tmp_path / "r" / "thesis.tex").read_text() == "years of work"
+
+
+def test_another_policy_needs_to_be_allowed_by_name(tmp_path):
+    def with_policy(policy, **sections):
+        return parse_config({**config(tmp_path).model_dump(mode="json"), "mixture": {"policy": policy}, **sections})
+
+    open_folder(config(tmp_path))
+    with pytest.raises(ValueError, match=r"^mixture\.policy: 'uniform', but the run in .* began with 'versatune'"):
+        open_folder(with_policy("uniform"), step=4)
+    folder = open_folder(with_policy("uniform", resume={"allow": ["mixture"]}), step=4)
+    assert yaml.safe_load((folder / "config_until_step_00000004.yaml").read_text())["mixture"]["policy"] == "versatune"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["mixture"]["policy"] == "uniform"
+
+
+def test_what_was_in_force_before_is_kept_and_forgotten_with_the_steps_it_decided(tmp_path):
+    def rate_at(step):
+        return yaml.safe_load(file_at(tmp_path / "r" / "config.yaml", step=step).read_text())["train"]["learning_rate"]
+
+    open_folder(config(tmp_path, learning_rate=1.0))
+    open_folder(config(tmp_path, learning_rate=1.0), step=3)
+    open_folder(config(tmp_path, learning_rate=2.0), step=5, losses=(1.0, 1.0))
+    open_folder(config(tmp_path, learning_rate=3.0), step=9, losses=(1.0, 1.0))
+    assert [rate_at(step) for step in (0, 5, 6, 9, 10)] == [1.0, 1.0, 2.0, 2.0, 3.0]
+    assert json.loads((tmp_path / "r" / "reference_until_step_00000005.json").read_text())["losses"]["law"] == 1.5
+    open_folder(config(tmp_path, learning_rate=4.0), step=7, losses=(1.0, 1.0))  # steps 8 and 9 were lost
+    assert [rate_at(step) for step in (5, 6, 7, 8, 10)] == [1.0, 2.0, 2.0, 4.0, 4.0]
+    open_folder(config(tmp_path, learning_rate=1.0), step=5)
+    assert [rate_at(step) for step in (5, 6)] == [1.0, 1.0]
+    open_folder(config(tmp_path, learning_rate=5.0))  # no checkpoint: the run begins
+    assert [path.name for path in (tmp_path / "r").glob("*until*")] == []
 
 
 def test_nested_keys_are_compared_by_their_dotted_names():

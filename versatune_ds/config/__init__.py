@@ -4,7 +4,7 @@ The one idea: what a user can set is exactly what the models in this package nam
 contradiction is one line on the terminal, before any GPU is taken.
 """
 
-from versatune_ds.config.checkpoint import CheckpointConfig
+from versatune_ds.config.checkpoint import CheckpointConfig, ResumeConfig
 from versatune_ds.config.data import ROW_PARTS, DataConfig, DataSource, DomainFiles, HubDataset, SyntheticCorpus
 from versatune_ds.config.detect import DetectConfig, EndpointConfig, LocalLabellerConfig, SamplingConfig
 from versatune_ds.config.load import load_config
@@ -32,6 +32,7 @@ __all__ = [
     "MixtureConfig",
     "ModelConfig",
     "MonitorConfig",
+    "ResumeConfig",
     "RunConfig",
     "SamplingConfig",
     "SlurmConfig",

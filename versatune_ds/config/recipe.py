@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from versatune_ds.config.checkpoint import CheckpointConfig
+from versatune_ds.config.checkpoint import CheckpointConfig, ResumeConfig
 from versatune_ds.config.data import DataConfig
 from versatune_ds.config.detect import DetectConfig
 from versatune_ds.config.mixture import MixtureConfig
@@ -43,6 +43,7 @@ class RunConfig(Section):
     mixture: MixtureConfig
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    resume: ResumeConfig = ResumeConfig()
     monitor: MonitorConfig = MonitorConfig()
     detect: DetectConfig = DetectConfig()
     slurm: SlurmConfig = SlurmConfig()

@@ -44,6 +44,12 @@ class TrainConfig(Section):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
+    max_bad_steps: int = Field(default=20, ge=1)
+    """Steps in a row without an update (a gradient that is not finite, a spike) after which the run stops. fp16 skips
+    some at its start, until the loss scale fits."""
+    spike_factor: float | None = Field(default=None, gt=1)
+    """Skip a step whose loss is beyond this many times the usual one. Off by default: a spike is often just a hard
+    batch, and to look costs one wait for the device a step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations; the optimizer keeps fp32."""
     deepspeed: Path | dict[str, Any] = Field(default={"zero_optimization": {"stage": 2}})

@@ -6,7 +6,9 @@ still those of the recorded run, so the result says what would have been decided
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,37 +24,64 @@ NOT_COUNTERFACTUAL = "The losses are those of the recorded run; under other weig
 """Label of every replay with other settings."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Hold what a part of a run decided with."""
+
+    settings: MixtureConfig
+    references: References | None = None
+    until_step: float = math.inf
+    """Last step after which these decided."""
+
+
 def replay(
     recorded: Sequence[Decision],
     *,
-    settings: MixtureConfig,
+    parts: Sequence[Part],
     domain_set: DomainSet,
-    references: References | None = None,
     start_weights_K: np.ndarray | None = None,
 ) -> list[Decision]:
     """Return what the controller decides on a run's recorded measurements and inputs.
 
     Args:
         recorded: Decisions of the run, from the first.
-        settings: Mixture section to decide with.
+        parts: What decided, in order; a run that was never resumed with other settings has one.
         domain_set: Domains of the run, in its order.
-        references: As `load_references` returns them for these settings.
         start_weights_K: Weights at step 0; those of the recorded run by default. Give `starting_weights(settings)`
             where the policy, the prior or the target is another one.
     """
     if start_weights_K is None:
         start_weights_K = domain_set.from_dict(recorded[0].weights_before, what="recorded weights")
-    controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_weights_K, references=references)
-    return [
-        controller.decide_measured(
-            measurement_of(decision, domain_set=domain_set),
-            step=decision.decided_at_step,
-            effective_step=decision.effective_step,
-            inputs=Inputs.from_dict(decision.inputs),
-            is_baseline=decision.update == 0,
+    controller: Controller | None = None
+    replayed: list[Decision] = []
+    for part in parts:
+        former, controller = (
+            controller,
+            Controller(
+                domain_set=domain_set,
+                settings=part.settings,
+                weights_K=start_weights_K,
+                references=part.references,
+            ),
         )
-        for decision in recorded
-    ]
+        if former is not None:
+            controller.load_state_dict(former.state_dict())  # as a run does that goes on with other settings
+        for decision in recorded[len(replayed) :]:
+            if decision.decided_at_step > part.until_step:
+                break
+            replayed.append(_decide_again(controller, decision, domain_set=domain_set))
+    return replayed
+
+
+def _decide_again(controller: Controller, decision: Decision, *, domain_set: DomainSet) -> Decision:
+    """Return what a controller decides on a recorded decision's measurement and inputs."""
+    return controller.decide_measured(
+        measurement_of(decision, domain_set=domain_set),
+        step=decision.decided_at_step,
+        effective_step=decision.effective_step,
+        inputs=Inputs.from_dict(decision.inputs),
+        is_baseline=decision.update == 0,
+    )
 
 
 def first_difference(recorded: Sequence[Decision], replayed: Sequence[Decision]) -> str | None:

@@ -24,7 +24,7 @@ from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import FIXED_POLICIES
-from versatune_ds.training.checkpoint import newest_sound_checkpoint
+from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 from versatune_ds.training.ds_checks import check_deepspeed_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
@@ -36,6 +36,7 @@ from versatune_ds.training.model import DomainModel, build_causal_lm, special_id
 from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_once_per_node
+from versatune_ds.training.resume import find_resume_point, record_resume
 from versatune_ds.training.run import Run
 from versatune_ds.training.run_folder import (
     RunStart,
@@ -45,7 +46,7 @@ from versatune_ds.training.run_folder import (
     write_record,
 )
 from versatune_ds.training.served import ServedTokens
-from versatune_ds.training.signals import StopSignals
+from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.throughput import throughput_of
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,10 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
         domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
     )
     logger.info("mixture\n%s", mixture_table(config, data, weights_K))
+    identity = _identity(config, tokenizer, data, world=world, stage=zero_stage(ds_config))
+    identity |= {"weights": weights_K.tolist(), "references": _as_list(references)}
+    check_same_on_all_ranks(json.dumps(identity), world, what="data, tokenizer and settings")
+    point = None if is_fresh else find_resume_point(config, identity, world=world)
     causal_lm = _causal_lm(config, tokenizer, ds_config=ds_config)
     start = RunStart(
         tokenizer=tokenizer, causal_lm=causal_lm, weights_K=weights_K, references=references, domain_set=data.domain_set
@@ -89,24 +94,36 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
         meter=Meter(data.domain_set),
         served=ServedTokens(len(data.domain_set)),
         throughput=throughput_of(causal_lm, precision=config.train.precision, num_processes=world.world_size),
-        identity={
-            "data": data.digest,
-            "tokenizer": tokenizer_digest(tokenizer),
-            "domains": list(data.domain_set),
-            "rows_per_batch": config.train.rows_per_batch,
-            "world_size": world.world_size,
-            "zero_stage": zero_stage(ds_config),
-        },
+        save_clock=SaveClock(config.checkpoint.every_minutes),
+        bad_steps=BadSteps(config.train, run_dir=config.run_dir),
+        identity=identity,
     )
-    check_same_on_all_ranks(json.dumps(run.identity), world, what="data, tokenizer and settings")
-    checkpoint = newest_sound_checkpoint(config.run_dir, world)
-    if checkpoint is not None:
-        run.restore(checkpoint)
+    if point is not None:
+        run.restore(point)
+        run_on_rank_zero(lambda: record_resume(config.run_dir, point, identity), world)
     if run.inputs is not None:
         run.inputs.go_on_after(run.step)
-    run_on_rank_zero(lambda: write_record(config, world), world)
-    run.monitor = _monitor(config, world=world, resumed_step=-1 if checkpoint is None else run.step)
+    run_on_rank_zero(lambda: write_record(config, world, start=start, step=run.step), world)
+    run.monitor = _monitor(config, world=world, resumed_step=-1 if point is None else run.step)
     return run
+
+
+def _identity(config: RunConfig, tokenizer: Any, data: PreparedData, *, world: World, stage: int) -> dict[str, Any]:
+    """Return what a checkpoint is compared with when a run goes on from it."""
+    return {
+        "data": {shards.name: shards.digest for shards in data.train},
+        "validation": {shards.name: shards.digest for shards in data.valid},
+        "tokenizer": tokenizer_digest(tokenizer),
+        "domains": list(data.domain_set),
+        "rows_per_batch": config.train.rows_per_batch,
+        "world_size": world.world_size,
+        "zero_stage": stage,
+    }
+
+
+def _as_list(references: References) -> list[float] | None:
+    """Return reference losses as JSON holds them."""
+    return None if references.losses_K is None else references.losses_K.tolist()
 
 
 def _references(config: RunConfig, tokenizer: Any, data: PreparedData) -> References:

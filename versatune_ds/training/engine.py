@@ -10,7 +10,7 @@ Shape legend: **K** domains, **B** rows, **T** tokens per row.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ class StepResult:
     loss_sum_K: torch.Tensor
     num_loss_tokens_K: torch.Tensor
     num_loss_tokens_global: int
+    is_applied: bool
+    """Whether the weights were updated; not where the gradient was not finite, the same on every rank."""
 
 
 def share_process_group() -> None:
@@ -75,12 +77,20 @@ class Engine:
         self.device = device
         self.seed = seed
 
-    def train_step(self, micro_batches: Sequence[Batch], *, step: int) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Batch], *, step: int, is_refused: Callable[[float, int], bool] | None = None
+    ) -> StepResult:
         """Take one optimizer step over this rank's micro-batches of a global batch.
 
         The algebra, with W ranks, A micro-steps, L_ra the loss sum of rank r's micro-step a, and M loss tokens in
         the global batch: DeepSpeed divides by A in backward and by W when it averages gradients, so each backward
         gets L_ra * A * W / M and the gradient is that of (sum over r, a of L_ra) / M.
+
+        Args:
+            micro_batches: This rank's.
+            step: Optimizer step, from 1.
+            is_refused: Asked, with this rank's loss sum and the global loss tokens, before the last backward pass; True
+                refuses the update, and must be so on every rank. To ask waits for the device.
         """
         self._seed_dropout(step)
         self._set_learning_rate(step)
@@ -90,16 +100,37 @@ class Engine:
         sums = []
         for batch in micro_batches:
             losses = self.deepspeed_engine(**model_inputs(batch, device=self.device))
-            self.deepspeed_engine.backward(losses.loss_sum * scale)
-            self.deepspeed_engine.step()
             sums.append((losses.loss_sum.detach().double(), losses.loss_sum_K, losses.num_loss_tokens_K))
+            is_last = len(sums) == len(micro_batches)
+            if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
+                scale = math.nan  # DeepSpeed takes no step with a gradient that is no number
+            self.deepspeed_engine.backward(losses.loss_sum * scale)
+            is_sound = not is_last or self._drop_unsound_gradients()
+            self.deepspeed_engine.step()
         loss_sum, loss_sum_K, num_loss_tokens_K = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         return StepResult(
             loss_sum=loss_sum,
             loss_sum_K=loss_sum_K,
             num_loss_tokens_K=num_loss_tokens_K,
             num_loss_tokens_global=num_loss_tokens_global,
+            is_applied=is_sound and self.deepspeed_engine.was_step_applied(),
         )
+
+    def _drop_unsound_gradients(self) -> bool:
+        """Return whether gradients are finite, and drop them otherwise; asked under ZeRO stage 0 in fp32 only.
+
+        There the optimizer is torch's own and takes what it is given; one without gradients does nothing. The gradients
+        are summed over the ranks by now, so all say the same. This waits for the device; in every other case DeepSpeed
+        looks, and waits, by itself.
+        """
+        if hasattr(self.deepspeed_engine.optimizer, "overflow"):
+            return True
+        trained = [part for part in self.deepspeed_engine.module.parameters() if part.grad is not None]
+        if bool(torch.isfinite(torch.nn.utils.get_total_norm([part.grad for part in trained]))):
+            return True
+        for part in trained:
+            part.grad = None
+        return False
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> torch.Tensor:

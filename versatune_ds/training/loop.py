@@ -41,7 +41,8 @@ def train(run: Run) -> bool:
         step = run.step + 1
         plan_data(run, step=step + run.loader.prefetch)
         data = run.loader.take(step)
-        result = run.engine.train_step(data.micro_batches, step=step)
+        result = run.engine.train_step(data.micro_batches, step=step, is_refused=run.bad_steps.refusal)
+        run.bad_steps.take(step=step, is_applied=result.is_applied)
         run.step, run.is_complete = step, step == last_step or data.plan.is_last
         run.served.add(data.plan)
         run.meter.add(result, data)
@@ -51,10 +52,10 @@ def train(run: Run) -> bool:
             measure_and_decide(run)
         elif run.is_complete:
             run.monitor.metrics(step, validation_metrics(measure_losses(run), run.domain_set))
-        is_stopped = run.stop_signals.agreed()
-        if is_stopped or run.is_complete or step % (settings.checkpoint.every or last_step) == 0:
-            run.save()
-        if is_stopped and not run.is_complete:
+        agreed, is_save_step = run.agreed(), step % (settings.checkpoint.every or last_step) == 0
+        if agreed.is_stopped or run.is_complete or agreed.is_save_due or is_save_step:
+            run.save(is_last=agreed.is_stopped or run.is_complete)
+        if agreed.is_stopped and not run.is_complete:
             logger.info("stopped by a signal after step %d, all saved; start it again to go on", step)
             return False
     return True

@@ -8,6 +8,7 @@ Shape legend: **K** domains.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class Meter:
     def _clear(self) -> None:
         """Start a new interval."""
         self._results: list[StepResult] = []
+        self._num_steps = 0
         self._num_tokens = 0
         self._wait_seconds = 0.0
         self._started = time.perf_counter()
@@ -49,29 +51,37 @@ class Meter:
         self._started += time.perf_counter() - stopped
 
     def add(self, result: StepResult, data: StepBatch) -> None:
-        """Take in one optimizer step; nothing is read from the device."""
-        self._results.append(result)
+        """Take in one optimizer step; nothing is read from the device. The losses of a skipped step do not count."""
+        self._results += [result] * result.is_applied
+        self._num_steps += 1
         self._num_tokens += int(data.plan.num_tokens_K.sum())
         self._wait_seconds += data.wait_seconds
+
+    @property
+    def num_updates(self) -> int:
+        """Return how many steps of this interval updated the weights."""
+        return len(self._results)
 
     def read(self) -> dict[str, float]:
         """Return the interval's metrics, the same on every rank, and start the next interval.
 
-        With L_r a rank's loss sum and M the global loss tokens of the interval's steps, train/loss = sum L_r / M.
+        With L_r a rank's loss sum and M the global loss tokens of the interval's updates, train/loss = sum L_r / M; NaN
+        without an update.
         Waits for the device. Communication: one all-reduce of 1 + 2K numbers.
         """
-        loss_sum = sum(float(result.loss_sum) for result in self._results)
-        loss_sum_K = sum(result.loss_sum_K.cpu().numpy() for result in self._results)
-        num_K = sum(result.num_loss_tokens_K.cpu().numpy() for result in self._results)
-        totals = sum_over_ranks(np.concatenate([[loss_sum], loss_sum_K, num_K]))
         K = len(self._domain_set)
+        loss_sum = sum(float(result.loss_sum) for result in self._results)
+        loss_sum_K = sum((result.loss_sum_K.cpu().numpy() for result in self._results), np.zeros(K))
+        num_K = sum((result.num_loss_tokens_K.cpu().numpy() for result in self._results), np.zeros(K))
+        totals = sum_over_ranks(np.concatenate([[loss_sum], loss_sum_K, num_K]))
         loss_sum_K, num_K = totals[1 : K + 1], totals[K + 1 :]
         seconds = time.perf_counter() - self._started
+        num_loss_tokens = max(sum(result.num_loss_tokens_global for result in self._results), 1)
         metrics = {
-            "train/loss": totals[0] / max(sum(result.num_loss_tokens_global for result in self._results), 1),
+            "train/loss": totals[0] / num_loss_tokens if self._results else math.nan,
             "perf/tokens_per_second": self._num_tokens / seconds,
-            "perf/step_seconds": seconds / len(self._results),
-            "perf/data_seconds": self._wait_seconds / len(self._results),
+            "perf/step_seconds": seconds / self._num_steps,
+            "perf/data_seconds": self._wait_seconds / self._num_steps,
         }
         for i, name in enumerate(self._domain_set):
             if num_K[i]:

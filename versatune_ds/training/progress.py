@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 def log_step(run: Run, plan: StepPlan) -> None:
     """Read the meter and record the metrics. Every rank must call it: the meter communicates."""
+    has_updates = run.meter.num_updates > 0
     metrics = run.meter.read()
-    if not math.isfinite(metrics["train/loss"]):
+    if has_updates and not math.isfinite(metrics["train/loss"]):
         run.monitor.alert(run.step, title="the loss is not finite", text=f"train/loss is {metrics['train/loss']}")
         raise RuntimeError(
-            f"train/loss is {metrics['train/loss']} at step {run.step}: training cannot go on from here. Lower "
-            "train.learning_rate or train.max_grad_norm and start again: the last whole checkpoint stands"
+            f"train/loss is {metrics['train/loss']} at step {run.step}, and the weights were updated: DeepSpeed's own "
+            "check of gradients is off (bf16.check_grad_overflow). Turn it on and start again: the last whole "
+            "checkpoint stands"
         )
+    metrics["train/num_skipped_steps"] = run.bad_steps.num_skipped
     metrics["train/grad_norm"] = run.engine.grad_norm()
     metrics["train/learning_rate"] = learning_rate_at(run.step, run.config.train)
     metrics["perf/memory_gib"] = peak_memory_gib()

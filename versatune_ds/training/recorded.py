@@ -1,10 +1,12 @@
 """Read what a run recorded about its mixture: config and decisions, and decide them again.
 
-The one idea: a run's folder is enough. With its own settings a run must give its own decisions, digest for digest.
+The one idea: a run's folder is enough. With its own settings a run must give its own decisions, digest for digest; each
+part of a run that was resumed with other settings decides with those of its time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,13 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.explain import decision_at, explain, replay_text
 from versatune_ds.mixture.records import read_decisions
-from versatune_ds.mixture.reference import References, load_references
-from versatune_ds.mixture.replay import replay
+from versatune_ds.mixture.reference import load_references
+from versatune_ds.mixture.replay import Part, replay
 from versatune_ds.mixture.weights import starting_weights
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared import prepare_recipe
-from versatune_ds.training.run_folder import CONFIG_FILE
+from versatune_ds.training.run_folder import CONFIG_FILE, REFERENCE_FILE
+from versatune_ds.training.run_history import file_at, former_files
 
 _START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit")
 """Keys of the mixture section on which the weights of step 0 depend."""
@@ -97,26 +100,34 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
                 f"{key}: a replay decides anew on the losses that the run measured, when it measured them; expected "
                 f"a key of mixture other than {_MEASURED_KEY}"
             )
-    own, config = recorded_config(run_dir), recorded_config(run_dir, overrides)
+    recorded_config(run_dir)  # a folder that is no run's is said first
     recorded = recorded_decisions(run_dir)
     domain_set = DomainSet(tuple(recorded[0].weights_before))
-    is_start_kept = all(getattr(own.mixture, key) == getattr(config.mixture, key) for key in _START_KEYS)
+    config_files = [*former_files(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
+    own, first = load_config(config_files[0][1], ()), load_config(config_files[0][1], overrides)
+    is_start_kept = all(getattr(own.mixture, key) == getattr(first.mixture, key) for key in _START_KEYS)
     replayed = replay(
         recorded,
-        settings=config.mixture,
+        parts=[
+            _part(run_dir, path, overrides=overrides, until_step=until, domain_set=domain_set)
+            for until, path in config_files
+        ],
         domain_set=domain_set,
-        references=_references(run_dir, own=own.mixture, settings=config.mixture, domain_set=domain_set),
-        start_weights_K=None if is_start_kept else _start_weights(config, domain_set=domain_set),
+        start_weights_K=None if is_start_kept else _start_weights(first, domain_set=domain_set),
     )
     return Replay(domain_set=domain_set, recorded=tuple(recorded), replayed=tuple(replayed))
 
 
-def _references(run_dir: Path, *, own: MixtureConfig, settings: MixtureConfig, domain_set: DomainSet) -> References:
-    """Return the references to decide with; a run's own file is read from its folder, where a copy lies."""
-    kept = run_dir / "reference.json"
+def _part(
+    run_dir: Path, config_file: Path, *, overrides: Sequence[str], until_step: float, domain_set: DomainSet
+) -> Part:
+    """Return what decides again in place of a part of a run; its own references are read from its folder."""
+    own, settings = load_config(config_file, ()).mixture, load_config(config_file, overrides).mixture
+    kept = file_at(run_dir / REFERENCE_FILE, step=until_step)
     if isinstance(settings.reference, Path) and settings.reference == own.reference and kept.is_file():
         settings = settings.model_copy(update={"reference": kept})
-    return load_references(settings, domain_set=domain_set)
+    references = load_references(settings, domain_set=domain_set)
+    return Part(settings=settings, references=references, until_step=until_step)
 
 
 def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:

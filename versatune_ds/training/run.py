@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,19 @@ from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from versatune_ds.training.bad_steps import BadSteps
+from versatune_ds.training.checkpoint import SaveError, load_checkpoint, save_checkpoint, whole_checkpoints
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.engine import Engine
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.monitor import Monitor
+from versatune_ds.training.resume import STATE_VERSION, ResumePoint, log_resume, restart_changed
 from versatune_ds.training.served import ServedTokens
-from versatune_ds.training.signals import StopSignals
+from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 from versatune_ds.training.throughput import Throughput
+from versatune_ds.training.universal import load_converted
 
 logger = logging.getLogger(__name__)
-
-STATE_VERSION = 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,11 +54,14 @@ class Run:
     """On rank 0 only: live control and supply."""
     monitor: Monitor
     stop_signals: StopSignals
+    save_clock: SaveClock
+    bad_steps: BadSteps
     meter: Meter
     served: ServedTokens
     throughput: Throughput
     identity: dict[str, Any]
-    """What a checkpoint must share with the run that resumes it: digests of data and tokenizer, world, ZeRO stage."""
+    """What a checkpoint must share with the run that resumes it: digests of data and tokenizer, world, ZeRO stage, ...;
+    the names `resume.allow` knows them by are in resume.py."""
     step: int = 0
     """Optimizer steps done."""
     is_complete: bool = False
@@ -89,12 +92,25 @@ class Run:
         )
         return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
 
+    def agreed(self) -> Agreement:
+        """Return whether all ranks stop or save after this step. Communication: one all-reduce of two flags."""
+        is_save_due = self.world.is_rank_zero and self.save_clock.is_due()
+        return self.stop_signals.agreed(is_save_due=is_save_due)
+
     def place_as_text(self) -> str:
         """Return what the order of the data depends on; the same on every rank, or they have diverged."""
         return json.dumps([self.schedule.state_dict(), self.loader.state_dict(self.step)])
 
-    def save(self) -> Path:
-        """Save everything as the checkpoint of the current step; drop the oldest. Communication: see checkpoint.py."""
+    def save(self, *, is_last: bool) -> None:
+        """Save everything as the checkpoint of the current step; drop the oldest. Communication: see checkpoint.py.
+
+        Args:
+            is_last: Whether the process ends after it. One that cannot be written then ends the run with an error;
+                before that it is said, training goes on, and the next one is tried at its time.
+
+        Raises:
+            RuntimeError: If the last one could not be written.
+        """
         state = {
             "version": STATE_VERSION,
             "step": self.step,
@@ -103,61 +119,48 @@ class Run:
             "loader": self.loader.state_dict(self.step),
             "schedule": self.schedule.state_dict(),
             "served": self.served.state_dict(),
+            "bad_steps": self.bad_steps.state_dict(),
             "controller": self.controller.state_dict() if self.controller else None,
         }
-        with self.meter.paused():
-            folder = save_checkpoint(
-                self.engine.deepspeed_engine,
-                run_dir=self.config.run_dir,
-                step=self.step,
-                state=state,
-                keep=self.config.checkpoint.keep,
-                world=self.world,
-            )
+        self.save_clock.restart()
+        try:
+            with self.meter.paused():
+                folder = save_checkpoint(
+                    self.engine.deepspeed_engine,
+                    run_dir=self.config.run_dir,
+                    step=self.step,
+                    state=state,
+                    keep=self.config.checkpoint.keep,
+                    world=self.world,
+                )
+        except SaveError as error:
+            stands = next((path.name for path in whole_checkpoints(self.config.run_dir)), "none")
+            failed = f"step {self.step} could not be saved ({error}); the newest whole checkpoint is {stands}"
+            if is_last:
+                raise RuntimeError(f"{failed}. Make room and start again to go on from it") from error
+            logger.error("%s. Training goes on, and the next save is tried at its time", failed)
+            return
         logger.info("saved %s", folder)
-        return folder
 
-    def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: If data, tokenizer, processes or ZeRO stage are not those it was saved with; one line each.
-        """
-        state = read_state(folder)
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"{folder}: saved in format {state['version']}, this is {STATE_VERSION}; use --fresh")
-        check_identity(state["identity"], self.identity, folder=folder)
-        self.loader.load_state_dict(state["loader"])
+    def restore(self, point: ResumePoint) -> None:
+        """Go on from a checkpoint. Communication: DeepSpeed's own, and a conversion's on another number of ranks."""
+        state = point.state
+        log_resume(point)
+        current = self.loader.state_dict(0)
+        place = restart_changed(state["loader"], current, changed_domains=point.changed_domains)
+        self.loader.load_state_dict(place)
         self.schedule.load_state_dict(state["schedule"])
         self.served.load_state_dict(state["served"])
+        self.bad_steps.load_state_dict(state["bad_steps"])
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
-        load_checkpoint(self.engine.deepspeed_engine, folder)
+        if point.needs_conversion:
+            load_converted(self.engine.deepspeed_engine, point.folder, world=self.world)
+        else:
+            load_checkpoint(self.engine.deepspeed_engine, point.folder)
         self.step, self.is_complete = state["step"], state["is_complete"]
-        logger.info("resuming after step %d from %s", self.step, folder)
         if self.is_complete:
             logger.info("%s is complete; --fresh starts over", self.config.run_dir)
-
-
-def check_identity(saved: dict[str, Any], current: dict[str, Any], *, folder: Path) -> None:
-    """Compare what a checkpoint was made with and what the run has now.
-
-    Raises:
-        ValueError: One line for each difference.
-    """
-    lines = [
-        f"{folder}: saved with {key} {saved.get(key)!r}, now {value!r}; {_way_back(key, saved.get(key))}, or start "
-        "over with --fresh"
-        for key, value in current.items()
-        if saved.get(key) != value
-    ]
-    if lines:
-        raise ValueError("\n".join(lines))
-
-
-def _way_back(key: str, saved: Any) -> str:
-    """Say how to give a run back what its checkpoint was saved with."""
-    return f"use --processes {saved}" if key == "world_size" else "give it back"
 
 
 def validation_metrics(losses: ExampleLosses, domain_set: DomainSet) -> dict[str, float]:

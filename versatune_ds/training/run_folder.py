@@ -25,11 +25,13 @@ from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.reference import References
+from versatune_ds.training.run_history import take_over
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
+REFERENCE_FILE = "reference.json"
 _FIXED_KEYS = (
     "run.seed",
     "model.name_or_path",
@@ -86,7 +88,8 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
     if not is_fresh:
         saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        check_changes(saved, config.model_dump(mode="json"), folder=folder)
+        allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allow else ()
+        check_changes(saved, config.model_dump(mode="json"), folder=folder, allowed=allowed)
 
 
 def open_run_folder(config: RunConfig, *, start: RunStart, is_fresh: bool) -> None:
@@ -103,24 +106,32 @@ def open_run_folder(config: RunConfig, *, start: RunStart, is_fresh: bool) -> No
     if not (folder / "prior.json").is_file():
         weights = start.domain_set.to_dict(start.weights_K)
         _write_json(folder / "prior.json", {"weights": weights, "origin": str(config.mixture.prior)})
+
+
+def write_record(config: RunConfig, world: World, *, start: RunStart, step: int) -> None:
+    """Write what is in force after a step: the resolved config, references, environment; on rank 0 only.
+
+    What was in force before stays beside them where it differs (run_history.py).
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    take_over(config.run_dir / CONFIG_FILE, text, step=step)
     if start.references.losses_K is not None:
         losses = start.domain_set.to_dict(start.references.losses_K)
-        _write_json(folder / "reference.json", {**start.references.provenance, "losses": losses})
-
-
-def write_record(config: RunConfig, world: World) -> None:
-    """Write the resolved config and the environment into the run's folder; on rank 0 only, once the run may go on."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (config.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+        take_over(config.run_dir / REFERENCE_FILE, _json({**start.references.provenance, "losses": losses}), step=step)
     _write_json(config.run_dir / ENVIRONMENT_FILE, describe_environment(world))
+
+
+def _json(values: dict[str, Any]) -> str:
+    """Return a mapping as readable JSON."""
+    return json.dumps(values, indent=1) + "\n"
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a mapping as readable JSON."""
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    path.write_text(_json(values), encoding="utf-8")
 
 
-def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path) -> None:
+def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
     """Say which keys changed since the run began.
 
     Raises:
@@ -128,7 +139,8 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
     """
     before, now = flatten(saved), flatten(current)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    fixed = [key for key in changed if f"{key}.".startswith(tuple(f"{fixed}." for fixed in _FIXED_KEYS))]
+    fixed_keys = tuple(f"{key}." for key in _FIXED_KEYS if key not in allowed)
+    fixed = [key for key in changed if f"{key}.".startswith(fixed_keys)]
     if fixed:
         raise ValueError(
             "\n".join(

@@ -3,17 +3,38 @@
 The one idea: a signal only sets a flag; after every optimizer step all ranks ask whether any of them has it set, so
 all save and leave at the same step. The same signal again leaves at once; the last whole checkpoint stands. Another
 one changes nothing: Ctrl-C reaches the ranks as SIGINT, and then again as SIGTERM from the deepspeed launcher.
+
+Before the first step there is nothing to save, so the first signal leaves at once, with the code that asks for a new
+start. Python runs its handlers between two lines of Python only: a rank that waits for another one inside a collective
+would never come to it. So a thread of its own reads the signals, through the file descriptor that the interpreter
+writes to at the very moment.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from types import FrameType
+import socket
+import threading
+import time
+from dataclasses import dataclass
 
-from versatune_ds.distributed import any_rank
+import numpy as np
+
+from versatune_ds.distributed import sum_over_ranks
+from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Hold what all ranks agree on after an optimizer step."""
+
+    is_stopped: bool
+    """Whether a signal reached any rank."""
+    is_save_due: bool
+    """Whether rank 0's clock says that it is time to save."""
 
 
 class StopSignals:
@@ -21,23 +42,74 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._has_state = False
 
     def install(self) -> None:
         """Start listening; only the main thread may."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
         for number in _SIGNALS:
-            signal.signal(number, self._handle)
+            signal.signal(number, lambda number, frame: None)  # the thread acts; this keeps the default from acting
+        signal.set_wakeup_fd(writer.fileno())
+        os.register_at_fork(after_in_child=_forget)
+        self._writer = writer  # closed with this object, and the interpreter writes to it until then
+        threading.Thread(target=self._watch, args=(reader,), name="versatune-signals", daemon=True).start()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal, leave when the same one comes again."""
+    def _watch(self, reader: socket.socket) -> None:
+        """Take signals as they come, one byte each."""
+        while numbers := reader.recv(1):
+            if numbers[0] in _SIGNALS:
+                self._take(signal.Signals(numbers[0]))
+
+    def _take(self, number: signal.Signals) -> None:
+        """Note the first signal; leave when the same one comes again, or where there is nothing to save."""
+        if not self._has_state:
+            os._exit(REQUEUE_EXIT_CODE)
         if self.received == number:
             os._exit(128 + number)
-        self.received = self.received or signal.Signals(number)
+        self.received = self.received or number
+
+    def begin_steps(self) -> None:
+        """Say that steps are taken from now on: a signal then waits for them to be saved."""
+        self._has_state = True
 
     def ignore(self) -> None:
         """Stop listening once all is saved: the deepspeed launcher signals the ranks that leave last."""
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
-    def agreed(self) -> bool:
-        """Return whether any rank was signalled; the same answer on all. Communication: one all-reduce of a flag."""
-        return any_rank(self.received is not None)
+    def agreed(self, *, is_save_due: bool = False) -> Agreement:
+        """Return what holds for all ranks after a step. Communication: one all-reduce of two flags.
+
+        Args:
+            is_save_due: What this rank's clock says; True on rank 0 alone, for clocks differ.
+        """
+        num_stopped, num_due = sum_over_ranks(np.array([self.received is not None, is_save_due], dtype=np.float64))
+        return Agreement(is_stopped=num_stopped > 0, is_save_due=num_due > 0)
+
+
+def _forget() -> None:
+    """Give a forked child the default back: its signals are not the run's, and a pool ends its workers by SIGTERM."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+
+
+class SaveClock:
+    """Tell when the last save lies too long ago, by this process's clock.
+
+    Args:
+        every_minutes: Minutes between saves; None for no clock.
+    """
+
+    def __init__(self, every_minutes: float | None) -> None:
+        self._seconds = None if every_minutes is None else 60 * every_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._saved = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether it is time to save."""
+        return self._seconds is not None and time.monotonic() - self._saved >= self._seconds

@@ -29,6 +29,7 @@ from versatune_ds.log import configure_logging
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
+from versatune_ds.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,10 @@ def run_worker(
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
     # deepspeed 0.19.8 calls names that torch 2.13 has renamed: one warning a rank and name, nothing a user can do.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    stop_signals = StopSignals()
+    stop_signals.install()
     try:
-        run = _start(recipe, overrides, world=world, is_fresh=is_fresh)
+        run = _start(recipe, overrides, world=world, is_fresh=is_fresh, stop_signals=stop_signals)
         if run is None:
             return USER_ERROR_EXIT_CODE
         return _train_to_the_end(run, when_complete=when_complete)
@@ -74,7 +77,9 @@ def run_worker(
         leave_world()
 
 
-def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bool) -> Run | None:
+def _start(
+    recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bool, stop_signals: StopSignals
+) -> Run | None:
     """Join the world, assemble the run and take its first measurement; None where the user made a mistake.
 
     Up to here a ValueError is about what the user wrote, found by every rank or told by rank 0; rank 0 says it.
@@ -85,6 +90,7 @@ def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bo
         device = choose_device(world)
         join_world(world, device=device)
         run = assemble_run(config, world=world, device=device, is_fresh=is_fresh)
+        run.stop_signals = stop_signals
         begin(run)
     except ValueError as error:
         for line in str(error).splitlines() if world.is_rank_zero else ():
@@ -95,7 +101,7 @@ def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bo
 
 def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int:
     """Train, close the monitor with the code that is returned, and show the result."""
-    run.stop_signals.install()
+    run.stop_signals.begin_steps()
     exit_code = 1
     try:
         exit_code = 0 if train(run) else REQUEUE_EXIT_CODE

@@ -1,0 +1,79 @@
+"""A run goes on from what fits, is refused in one line where it does not, and takes what was allowed by name."""
+
+from pathlib import Path
+
+import pytest
+
+from versatune_ds.training.resume import ResumePoint, check_identity, restart_changed
+
+SAVED = {
+    "data": {"law": "a", "code": "b"}, "validation": {"law": "c", "code": "d"}, "tokenizer": "t",
+    "domains": ["law", "code"], "rows_per_batch": 8, "world_size": 2, "zero_stage": 2,
+    "weights": [0.5, 0.5], "references": None,
+}  # fmt: skip
+DEFAULT = ("world_size", "zero_stage")
+
+
+def check(*, allow=DEFAULT, **now):
+    return check_identity(SAVED, {**SAVED, **now}, folder=Path("x"), allow=allow)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"data": {"law": "A", "code": "b"}},
+         r"^x: data of law changed .*; give it back, or allow it with 'resume\.allow=\[.*, data\]', or start over"),
+        ({"validation": {"law": "c", "code": "D"}}, r"^x: validation of code changed since .*zero_stage, data\]'"),
+        ({"tokenizer": "u"}, r"^x: saved with tokenizer 't', now 'u'; give it back, or allow .*, tokenizer\]'"),
+        ({"weights": [0.4, 0.6]}, r"^x: saved with weights \[0\.5, 0\.5\], now \[0\.4, 0\.6\]; .*, mixture\]'"),
+        ({"references": [1.0, 2.0]}, r"^x: saved with references None, now .*, mixture\]'"),
+        ({"rows_per_batch": 16}, r"^x: saved with rows_per_batch 8, now 16; give it back, or start over with --fresh$"),
+        ({"zero_stage": 3}, r"^x: saved under ZeRO stage 2, now 3: DeepSpeed converts between stages 1 and 2 only; "),
+        ({"zero_stage": 0}, r"^x: saved under ZeRO stage 2, now 0: DeepSpeed converts"),
+        ({"domains": ["law", "art"], "data": {"law": "a", "art": "b"}, "weights": [1.0, 0.0]},
+         r"^x: saved with domains law, code, now law, art: a run keeps its domains\. Give them back, or export it"),
+    ],
+)  # fmt: skip
+def test_each_difference_is_refused_in_one_line_that_says_what_to_do(now, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        check(**now)
+    assert "\n" not in str(raised.value)
+
+
+def test_several_differences_are_a_line_each():
+    lines = r"^x: data of .*\nx: saved with tokenizer .*\nx: saved with world_size 2"
+    with pytest.raises(ValueError, match=lines) as no:
+        check(data={"law": "A", "code": "B"}, tokenizer="u", world_size=4, allow=())
+    assert "use --processes 2, or allow it with 'resume.allow=[world_size]'" in str(no.value)
+
+
+def test_what_is_allowed_is_let_through_and_named():
+    assert check() == frozenset()
+    assert check(world_size=4, zero_stage=1) == {"world_size", "zero_stage"}
+    assert check(data={"law": "A", "code": "b"}, validation={}, tokenizer="u", allow=("data", "tokenizer")) == {
+        "data", "validation", "tokenizer"
+    }  # fmt: skip
+    assert check(weights=[1.0, 0.0], references=[1.0, 1.0], allow=("mixture",)) == {"weights", "references"}
+    # A proportional prior follows the data: one difference, not two.
+    assert check(data={"law": "A", "code": "b"}, weights=[0.3, 0.7], allow=("data",)) == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed", "expected"),
+    [(2, {"world_size"}, True), (1, {"zero_stage"}, True), (3, {"world_size"}, True), (0, {"world_size"}, False),
+     (2, {"data"}, False), (2, set(), False)],
+)  # fmt: skip
+def test_only_an_optimizer_in_parts_is_converted(stage, changed, expected):
+    state = {"identity": {"zero_stage": stage}}
+    point = ResumePoint(folder=Path("x"), state=state, changed=frozenset(changed), changed_domains=())
+    assert point.needs_conversion == expected
+
+
+def test_a_changed_domain_begins_anew_and_the_others_go_on():
+    saved = {"step": 5, "domains": ["law", "code"], "num_examples": [10, 20], "lengths_digest": "x",
+             "draws": [7, 9], "deficits": [3, -3]}  # fmt: skip
+    current = {**saved, "step": 0, "num_examples": [11, 20], "lengths_digest": "y", "draws": [0, 0], "deficits": [0, 0]}
+    assert restart_changed(saved, current, changed_domains=("law",)) == {
+        **saved, "num_examples": [11, 20], "lengths_digest": "y", "draws": [0, 9]
+    }  # fmt: skip
+    assert restart_changed(saved, current, changed_domains=()) == saved
