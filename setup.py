@@ -49,7 +49,7 @@ setup(
         "openai": OPENAI,
         "8bit": ["bitsandbytes>=0.45"],
         "harness": ["lm-eval[hf]>=0.4.9"],
-        "bench": ["trl>=0.24", "liger-kernel>=0.6"],
+        "bench": ["trl>=1.16,<2", "liger-kernel>=0.6"],
         "dev": [
             *MPI,
             *LORA,
