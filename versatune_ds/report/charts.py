@@ -70,7 +70,8 @@ class Chart:
         kind: Of the values: weight, loss, share, count, seconds, epochs.
         steps: Optimizer steps, ascending.
         lines: At least one.
-        last_step: Right end of the axis, which begins at 0.
+        last_step: Last step on the run's record.
+        x_end: Right end of the axis of steps, which begins at 0: the last step of the longest run of the page.
         note: One sentence on what to look for.
         height: In pixels.
         y_axis: None for one that fits the values.
@@ -85,6 +86,7 @@ class Chart:
     steps: Sequence[int]
     lines: Sequence[Line]
     last_step: int
+    x_end: int
     note: str = ""
     height: int = 240
     y_axis: Axis | None = None
@@ -105,7 +107,7 @@ class Chart:
     @property
     def x_axis(self) -> Axis:
         """The axis of steps."""
-        return Axis(low=0, high=max(self.last_step, 1))
+        return Axis(low=0, high=max(self.x_end, 1))
 
     @property
     def axis(self) -> Axis:
@@ -165,7 +167,7 @@ class Chart:
     def data(self) -> dict[str, object]:
         """Return what the page's script needs."""
         lines = [{"name": line.name, "values": line.values, "errors": line.errors} for line in self.lines]
-        return {"kind": self.kind, "steps": self.steps, "last": self.last_step, "lines": lines}
+        return {"kind": self.kind, "steps": self.steps, "last": self.last_step, "end": self.x_end, "lines": lines}
 
 
 def _end_places(chart: Chart) -> list[float | None]:

@@ -58,7 +58,10 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
     """
     names = list(dict.fromkeys(name for run in runs for name in run.domain_names))
     slots = {name: number for number, name in enumerate(names)}
-    charts = [charts_of(run, prefix=f"run{number}", slots=slots) for number, run in enumerate(runs, start=1)]
+    x_end = max(run.last_step for run in runs)
+    charts = [
+        charts_of(run, prefix=f"run{number}", slots=slots, x_end=x_end) for number, run in enumerate(runs, start=1)
+    ]
     script = (_FOLDER / "script.js").read_text(encoding="utf-8")
     return _template().render(
         title=" · ".join(run.name for run in runs),

@@ -49,15 +49,16 @@ class RunCharts:
         yield from (*self.losses, *self.forgetting, *self.training)
 
 
-def charts_of(series: RunSeries, *, prefix: str, slots: Mapping[str, int]) -> RunCharts:
+def charts_of(series: RunSeries, *, prefix: str, slots: Mapping[str, int], x_end: int) -> RunCharts:
     """Return a run's charts.
 
     Args:
         series: The run.
         prefix: Begins every chart's key, so that several runs share a page.
         slots: Number of each domain, the same for all runs of the page.
+        x_end: Right end of every chart's axis of steps, the same for all runs of the page.
     """
-    made = _Maker(series=series, prefix=prefix, slots=slots)
+    made = _Maker(series=series, prefix=prefix, slots=slots, x_end=x_end)
     return RunCharts(
         weights=made.weights(),
         moves=made.moves(),
@@ -77,6 +78,7 @@ class _Maker:
     series: RunSeries
     prefix: str
     slots: Mapping[str, int]
+    x_end: int
 
     def weights(self) -> Chart | None:
         """Return the requested mixture."""
@@ -118,6 +120,7 @@ class _Maker:
                 steps=steps,
                 lines=lines,
                 last_step=self.series.last_step,
+                x_end=self.x_end,
                 height=120,
                 y_axis=axis,
             ).thinned()
@@ -176,10 +179,8 @@ class _Maker:
         if len(steps) == 0 or not any(line.known for line in lines):
             return None
         key = f"{self.prefix}-{key}"
-        last_step = self.series.last_step
-        return Chart(
-            key=key, title=title, kind=kind, steps=steps, lines=lines, last_step=last_step, **options
-        ).thinned()
+        ends = {"last_step": self.series.last_step, "x_end": self.x_end}
+        return Chart(key=key, title=title, kind=kind, steps=steps, lines=lines, **ends, **options).thinned()
 
 
 def served_shares(counts: Mapping[str, Mapping[int, float]], steps: Sequence[int]) -> dict[str, list[float | None]]:

@@ -54,7 +54,7 @@
       const chart = data.charts[plot.dataset.chart];
       const own = Math.min(step, chart.last);
       plot.classList.add("has-cursor");
-      plot.querySelector(".cursor").style.left = `${(100 * own) / Math.max(chart.last, 1)}%`;
+      plot.querySelector(".cursor").style.left = `${(100 * own) / Math.max(chart.end, 1)}%`;
       plot.setAttribute("aria-valuenow", own);
       const values = chart.lines.map((line) => `${line.name} ${valueText(chart, line, own)}`);
       plot.setAttribute("aria-valuetext", `step ${own}: ${values.join(", ")}`);
@@ -75,7 +75,7 @@
   function stepUnder(plot, event) {
     const box = plot.querySelector(".plot-area").getBoundingClientRect();
     const chart = data.charts[plot.dataset.chart];
-    const wanted = ((event.clientX - box.left) / box.width) * chart.last;
+    const wanted = ((event.clientX - box.left) / box.width) * chart.end;
     const index = indexAt(chart.steps, wanted);
     const next = chart.steps[index + 1];
     return next !== undefined && next - wanted < wanted - chart.steps[index] ? next : chart.steps[index];
