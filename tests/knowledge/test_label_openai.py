@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.requests.append(body)
-            self.server.headers.append(dict(self.headers))
+            self.server.headers.append({name.title(): value for name, value in self.headers.items()})
             status, content, headers = (
                 self.server.script.pop(0) if self.server.script else (200, self.server.answer, {})
             )
