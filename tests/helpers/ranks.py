@@ -31,13 +31,7 @@ def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path
     Raises:
         AssertionError: With the traceback of the first rank that failed, or if one did not end in time.
     """
-    port = free_port()
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=_be_rank, args=(function, rank, world_size, port, folder)) for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
+    processes = start_ranks(function, world_size=world_size, folder=folder)
     _wait(processes, folder=folder, timeout=timeout)
     late = [rank for rank, process in enumerate(processes) if process.is_alive()]
     for process in processes:
@@ -49,6 +43,18 @@ def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path
     assert not errors, errors[0].text
     assert not late, f"ranks {late} did not end within {timeout} s"
     return results
+
+
+def start_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path) -> list[Any]:
+    """Start `function(world)` on each rank and return the processes; what it returns goes into files of the folder."""
+    port = free_port()
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_be_rank, args=(function, rank, world_size, port, folder)) for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def _wait(processes: list[Any], *, folder: Path, timeout: float) -> None:

@@ -11,7 +11,7 @@ from ranks import run_ranks
 from slurm_cluster import PACKAGES, Cluster, install_packages
 from tiny_run import ROOT, be_trained, losses_by_step, tiny_config
 
-from versatune_ds.training.checkpoint import read_weights, whole_checkpoints
+from versatune_ds.training.checkpoint import open_weights, whole_checkpoints
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 120
@@ -66,7 +66,7 @@ def submit(cluster, config, uninterrupted):
 def weights_of(run_dir):
     (newest, *_) = whole_checkpoints(run_dir)
     assert newest.name == f"step_{NUM_STEPS:08d}"
-    return read_weights(newest)
+    return {name: weight.contiguous() for name, weight in open_weights(newest).items()}
 
 
 def last_step(run_dir):

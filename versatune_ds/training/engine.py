@@ -72,6 +72,7 @@ class Engine:
         self.deepspeed_engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
+        self.deepspeed_engine.clip_fp32_gradients = self._clip_gradients
         self.train_settings = train
         self.world = world
         self.device = device
@@ -131,6 +132,11 @@ class Engine:
         for part in trained:
             part.grad = None
         return False
+
+    def _clip_gradients(self) -> None:
+        """Clip under stage 0 in fp32; deepspeed 0.19.8's own raises IndexError where no parameter has a gradient."""
+        if any(part.grad is not None for part in self.deepspeed_engine.module.parameters()):
+            type(self.deepspeed_engine).clip_fp32_gradients(self.deepspeed_engine)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,239 @@
+"""A trainer loses nothing: random kills, other numbers of processes, changed data and settings, full disks, NaN."""
+
+import errno
+import json
+import math
+from itertools import count
+
+import pytest
+import torch
+from kills import arm, random_kill
+from ranks import run_ranks, start_ranks
+from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
+
+from versatune_ds.training.checkpoint import open_weights, read_state, whole_checkpoints
+from versatune_ds.training.recorded import replay_run
+
+NO_DROPOUT = "model.from_config.attention_dropout=0.0"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def train(tmp_path, cache_dir):
+    """Give a function that trains a run of tmp_path on forked ranks and returns what `then(run)` gives on each."""
+    numbers = count()
+
+    def train(name, *overrides, world_size=2, before=lambda world: None, then=lambda run: None, **options):
+        config = tiny_config(tmp_path, f"run.name={name}", *overrides, cache_dir=cache_dir)
+        folder = tmp_path / f"results_{next(numbers)}"
+        folder.mkdir()
+
+        def work(world):
+            before(world)
+            return then(be_trained(config, world, **options))
+
+        return config, run_ranks(work, world_size=world_size, folder=folder)
+
+    return train
+
+
+def zero(stage):
+    return f"train.deepspeed={{zero_optimization: {{stage: {stage}}}}}"
+
+
+def metrics_of(run_dir):
+    """Return the metrics that do not depend on the time of day."""
+    lines = read_lines(run_dir / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+def assert_equal_bit_for_bit(left, right):
+    """Compare weights, state, decisions and metrics of two runs' folders."""
+    assert metrics_of(left) == metrics_of(right)
+    assert (left / "decisions.jsonl").read_bytes() == (right / "decisions.jsonl").read_bytes()
+    first, second = whole_checkpoints(left)[0], whole_checkpoints(right)[0]
+    assert read_state(first) == read_state(second)
+    weights, others = open_weights(first), open_weights(second)
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name].contiguous(), others[name].contiguous()) for name in weights)
+
+
+def test_ten_random_kills_change_nothing(tmp_path, train):
+    settings = ("train.steps=30", "checkpoint.every=2", "mixture.update_every=5")
+    whole, _ = train("whole", *settings)
+    config = tiny_config(tmp_path, "run.name=killed", *settings, cache_dir=whole.data.cache_dir)
+    seen = set()
+    for seed in range(10):
+        kill = random_kill(seed, world_size=2)
+        seen.add((kill.moment, len(kill.victims)))
+        folder = tmp_path / f"kill_{seed}"
+        folder.mkdir()
+
+        def work(world, kill=kill):
+            arm(kill, rank=world.rank)
+            be_trained(config, world)
+
+        processes = start_ranks(work, world_size=2, folder=folder)
+        for process in processes:
+            process.join(timeout=120)  # those that are left alone notice, and end by themselves
+        killed = [rank for rank, process in enumerate(processes) if process.exitcode == -9]
+        assert killed == list(kill.victims), f"{kill}: exit codes {[process.exitcode for process in processes]}"
+    assert {moment for moment, _ in seen} == {"step", "writing", "naming"}
+    assert {num_victims for _, num_victims in seen} == {1, 2}
+    train("killed", *settings)
+    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+    assert not list((config.run_dir / "checkpoints").glob("*.*"))
+
+
+def test_the_number_of_processes_may_change_from_start_to_start(train):
+    settings = (NO_DROPOUT, "train.steps=8")
+    whole, (served, _) = train("whole", *settings, then=lambda run: run.served.state_dict())
+    for world_size, stop_after in ((2, 2), (4, 4), (1, 6), (2, None)):
+        config, results = train(
+            "elastic", *settings, world_size=world_size, stop_after=stop_after, then=lambda run: run.served.state_dict()
+        )
+    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
+    assert results[0] == served
+    expected = read_lines(whole.run_dir / "decisions.jsonl")
+    for decision, other in zip(read_lines(config.run_dir / "decisions.jsonl"), expected, strict=True):
+        assert decision["weights_after"] == pytest.approx(other["weights_after"], abs=1e-5)
+    resumes = read_lines(config.run_dir / "resumes.jsonl")
+    assert [(line["step"], line["world_size"]) for line in resumes] == [(2, 4), (4, 1), (6, 2)]
+    assert resumes[0]["changed"] == {"world_size": [2, 4]}
+    assert sorted(path.name for path in (config.run_dir / "checkpoints").iterdir()) == [
+        "latest", "step_00000006", "step_00000008"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after", "world_size"), [(1, 2, 2), (3, 3, 1), (0, 0, 1)])
+def test_a_stage_and_number_of_processes_that_deepspeed_can_convert_give_the_same_losses(
+    train, before, after, world_size
+):
+    settings = (NO_DROPOUT, "train.steps=6")
+    whole, _ = train("whole", zero(before), *settings)
+    train("changed", zero(before), *settings, stop_after=3)
+    config, _ = train("changed", zero(after), *settings, world_size=world_size)
+    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
+
+
+def test_adapters_go_on_from_a_converted_checkpoint(train):
+    settings = (NO_DROPOUT, "train.steps=6", "model.freeze=['*embed_tokens*']")
+    whole, _ = train("whole", *settings)
+    train("frozen", *settings, stop_after=3)
+    config, _ = train("frozen", *settings, world_size=1)
+    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
+
+
+def test_settings_of_the_mixture_that_changed_are_kept_for_the_decisions_they_made(train):
+    config, _ = train("changed", stop_after=6)
+    train("changed", "mixture.sigma=0.5")
+    replayed = replay_run(config.run_dir)
+    assert [d.decided_at_step for d in replayed.recorded] == [0, 4, 8, 12]
+    assert replayed.replayed == replayed.recorded
+    assert (config.run_dir / "config_until_step_00000006.yaml").is_file()
+    other = replay_run(config.run_dir, ["mixture.sigma=1.0"])
+    assert [new.digest != old.digest for new, old in zip(other.replayed, other.recorded, strict=True)] == [
+        False, True, True, True
+    ]  # fmt: skip
+
+
+def test_a_domain_whose_data_changed_begins_anew_where_that_is_allowed(train):
+    rows = "data.synthetic={num_rows: 60, num_valid_rows: 8, num_test_rows: 2, seed: 9}"
+    train("changed", stop_after=6)
+    with pytest.raises(AssertionError, match=r"ValueError: .*data of .* changed since it was saved; give it back"):
+        train("changed", rows)
+    allowed = "resume.allow=[data, tokenizer]"
+    _, (state, _) = train("changed", rows, allowed, then=lambda run: run.loader.state_dict(run.step))
+    _, (whole, _) = train("whole", rows, then=lambda run: run.loader.state_dict(run.step))
+    assert state["num_examples"] == whole["num_examples"]
+    assert 0 < sum(state["draws"]) < sum(whole["draws"])  # six steps of twelve
+
+
+def test_a_full_disk_costs_a_checkpoint_and_a_full_disk_at_the_end_is_an_error(train):
+    def fill_at(*steps):
+        def fill(world):
+            usual = torch.save
+            is_full = lambda path: any(f"step_{step:08d}" in path for step in steps)  # noqa: E731
+            full = OSError(errno.ENOSPC, "No space left on device")
+
+            def save(values, path):
+                if world.rank == 1 and is_full(path):
+                    raise full
+                usual(values, path)
+
+            torch.save = save
+
+        return fill
+
+    whole, _ = train("whole")
+    config, _ = train("once", before=fill_at(5))
+    assert [path.name for path in whole_checkpoints(config.run_dir)] == ["step_00000012", "step_00000010"]
+    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+    with pytest.raises(AssertionError, match=r"step 12 could not be saved .*newest whole checkpoint is step_00000010"):
+        train("end", before=fill_at(12))
+    config, _ = train("end")
+    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+
+
+def spoil(factors, *, rank=1):
+    """Return what makes a rank's losses of given steps {step: factor} others; only in training."""
+
+    def before(world):
+        from versatune_ds.training.engine import Engine
+
+        train_step = Engine.train_step
+
+        def spoiled(self, micro_batches, *, step, is_refused):
+            module = self.deepspeed_engine.module
+            factor = factors.get(step, 1.0) if world.rank == rank else 1.0
+            usual = type(module).forward
+
+            def forward(**inputs):
+                losses = usual(module, **inputs)
+                return losses._replace(loss_sum=losses.loss_sum * factor)
+
+            module.forward = forward
+            try:
+                return train_step(self, micro_batches, step=step, is_refused=is_refused)
+            finally:
+                del module.forward
+
+        Engine.train_step = spoiled
+
+    return before
+
+
+def observe(run):
+    state = run.engine.deepspeed_engine.module.state_dict()
+    return run.served.state_dict(), {name: value.double().sum().item() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("stage", [0, 3])  # a spike is refused with NaN under stage 2
+def test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_go_on(train, stage):
+    settings = (zero(stage), "train.steps=6", "mixture.update_every=50", "checkpoint.every=2")
+    _, clean = train("clean", *settings, then=observe)
+    bad = {3: math.nan, 4: math.inf}
+    config, spoiled = train("spoiled", *settings, before=spoil(bad), then=observe)
+    lines = {line["step"]: line for line in read_lines(config.run_dir / "metrics.jsonl") if "train/loss" in line}
+    assert [step for step, line in lines.items() if line["train/loss"] is None] == [3, 4]
+    assert lines[6]["train/num_skipped_steps"] == 2
+    assert spoiled[0][0] == clean[0][0]  # the same data
+    assert spoiled[0][1] == spoiled[1][1]  # the same weights on both ranks
+    train("resumed", *settings, before=spoil(bad), stop_after=3)
+    assert train("resumed", *settings, before=spoil(bad), then=observe)[1] == spoiled
+    with pytest.raises(AssertionError, match=r"steps 3 to 4: 2 in a row .* Last good checkpoint: step_00000002\."):
+        train("stopped", *settings, "train.max_bad_steps=2", before=spoil(bad))
+
+
+def test_a_spike_is_skipped_where_a_factor_is_given(train):
+    settings = ("train.steps=11", "mixture.update_every=50", "train.spike_factor=3")
+    config, _ = train("spike", *settings, before=spoil({10: 100.0}))
+    losses = losses_by_step(config.run_dir)
+    assert [step for step, loss in losses.items() if loss is None] == [10]
+    state = json.loads((whole_checkpoints(config.run_dir)[0] / "versatune.json").read_text())
+    assert state["bad_steps"]["num_skipped"] == 1
