@@ -151,5 +151,6 @@ def test_every_chart_has_its_numbers_and_words_and_every_control_a_name(show):
     assert page.ask("[...document.querySelectorAll('[role=slider], [role=region]')].every(e => e.ariaLabel)")
     unnamed = "[...document.querySelectorAll('button, select, input')].filter(e => !(e.innerText || e.labels.length))"
     assert page.ask(f"{unnamed}.length") == 0
-    words = page.ask("document.querySelector('#run1-weights .numbers p').textContent")
+    described_by = page.ask(f"document.querySelector('{WEIGHTS}').getAttribute('aria-describedby')")
+    words = page.ask("document.getElementById(arguments[0]).textContent", described_by)
     assert words.startswith("Steps 0 to 40: law from 0.3333 to 0.4507")

@@ -44,8 +44,8 @@ def domain_file(values: Mapping[str, Any], names: Sequence[str]) -> DomainFile:
     """
     columns: dict[str, Mapping[str, Any]] = {}
     rest: dict[str, Any] = {}
-    for key, value in _entries(values):
-        if isinstance(value, Mapping) and set(value) & set(names):
+    for key, value in _entries(values, set(names)):
+        if isinstance(value, Mapping):
             columns |= _columns(key, value)
         else:
             rest[key] = value
@@ -54,13 +54,14 @@ def domain_file(values: Mapping[str, Any], names: Sequence[str]) -> DomainFile:
     return DomainFile(columns=["domain", *columns], rows=rows, items=flat_items(rest))
 
 
-def _entries(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield a file's entries, and those of a base model beside it as `base.domains`."""
+def _entries(values: Mapping[str, Any], names: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of all values; a mapping whose keys are mostly domains is one value."""
     for key, value in values.items():
-        if key != "domains" and isinstance(value, Mapping) and isinstance(value.get("domains"), Mapping):
-            yield from ((f"{key}.{inner}", entry) for inner, entry in value.items())
+        is_by_domain = isinstance(value, Mapping) and 2 * len(names & set(value)) >= max(len(value), 1)
+        if isinstance(value, Mapping) and not is_by_domain:
+            yield from _entries(value, names, f"{prefix}{key}.")
         else:
-            yield key, value
+            yield f"{prefix}{key}", value
 
 
 def _columns(key: str, by_domain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
