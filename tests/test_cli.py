@@ -13,7 +13,9 @@ from versatune_ds.cli import parse
 from versatune_ds.config import load_config
 
 COMMANDS = {
-    "train": ["recipe", "key=value", "--fresh", "--processes", "--quiet"],
+    "train": [
+        "recipe", "key=value", "--fresh", "--processes", "--launcher", "--nodes", "--hostfile", "--quiet",
+    ],
     "worker": ["recipe", "key=value", "--fresh", "--quiet"],
     "check": ["recipe", "key=value", "--nodes", "--gpus-per-node", "--gpu-memory", "--json", "--quiet"],
     "submit": ["recipe", "key=value", "--nodes", "--array", "--after", "--fresh", "--dry-run", "--quiet"],

@@ -13,7 +13,8 @@ import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
 from versatune_ds.distributed import World
-from versatune_ds.training.launch import check_processes, device_flag, launch, launch_command
+from versatune_ds.training.launch import Start, check_processes, device_flag, launch
+from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads
 
 VERSATUNE = [sys.executable, "-m", "versatune_ds.cli"]
@@ -76,21 +77,72 @@ def test_a_mistake_in_the_recipe_is_said_before_any_process_is_started(recipe):
 
 
 @pytest.mark.slow
-def test_a_real_mpirun_makes_one_world_with_the_losses_of_the_deepspeed_launcher(recipe, launched):
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_a_real_mpirun_makes_one_world_with_the_losses_of_the_deepspeed_launcher(recipe, launched, num_processes):
     mpirun = Path(sys.executable).with_name("mpirun")
     if not mpirun.is_file() or importlib.util.find_spec("mpi4py") is None:
         pytest.skip(f"needs mpi4py and {mpirun}: pip install -e '.[mpi]'")
-    command = [mpirun, "-n", "2", sys.executable, ROOT / "launcher" / "train.py", recipe, "run.name=by_mpi"]
-    result = subprocess.run(
-        [*command, "train.steps=6"], cwd=ROOT, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-    )
+    name, options = f"by_mpi_{num_processes}", ["--launcher", "mpirun", "--processes", num_processes]
+    result = versatune("train", recipe, *options, f"run.name={name}", "train.steps=6")
     assert result.returncode == 0, result.stderr
-    run_dir = recipe.parent / "by_mpi"
+    assert f"mpirun -n {num_processes} " in result.stderr
+    run_dir = recipe.parent / name
     environment = json.loads((run_dir / "environment.json").read_text())
-    assert (environment["world_size"], environment["launcher"]) == (2, "MPICH")
-    losses = losses_by_step(run_dir)
+    assert (environment["world_size"], environment["launcher"]) == (num_processes, "MPICH")
+    losses, expected = losses_by_step(run_dir), losses_by_step(recipe.parent / "launched")
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
-    assert losses == losses_by_step(recipe.parent / "launched")
+    # Two processes add the same numbers in the same order as two others; four add them in another order.
+    assert losses == (expected if num_processes == 2 else pytest.approx(expected, rel=1e-4))
+
+
+def test_each_launcher_gets_the_words_that_a_user_would_type(tmp_path):
+    hostfile, four = tmp_path / "hosts", Layout(processes=4)
+    two = Layout(processes=2, hosts={"a": 2, "b": 2}, nodes=2)
+    torchrun = launcher_command("torchrun", four, hostfile=None, devices="")
+    assert torchrun == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    mpirun = launcher_command("mpirun", two, hostfile=hostfile, devices="")
+    assert mpirun[1:] == ["-n", "4", "-host", "a:2,b:2", sys.executable]
+    assert launcher_command("mpirun", four, hostfile=None, devices="")[1:] == ["-n", "4", sys.executable]
+    srun = launcher_command("srun", Layout(processes=8, nodes=2), hostfile=None, devices="")
+    assert srun[0] == "srun"
+    assert srun[-4:] == ["--nodes=2", "--ntasks=16", "--ntasks-per-node=8", sys.executable]
+    deepspeed = launcher_command("deepspeed", two, hostfile=hostfile, devices="")
+    assert deepspeed[1:4] == [f"--hostfile={hostfile}", "--num_nodes=2", "--num_gpus=2"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "layout", "has_hostfile", "message"),
+    [
+        ("deepspeed", Layout(processes=1, nodes=2), False, r"^--nodes=2: deepspeed needs --hostfile"),
+        ("torchrun", Layout(processes=1, nodes=2), True, r"^--hostfile: torchrun reads none; take --launch"),
+        ("srun", Layout(processes=1, nodes=2), True, r"^--hostfile: srun reads none; Slurm chooses the machines"),
+    ],
+)
+def test_what_a_launcher_cannot_do_is_refused(launcher, layout, has_hostfile, message):
+    with pytest.raises(ValueError, match=message):
+        launcher_command(launcher, layout, hostfile=Path("hosts") if has_hostfile else None, devices="")
+
+
+def test_inside_an_allocation_srun_starts_the_processes_unless_another_launcher_is_asked_for():
+    assert choose_launcher(None, environ={}) == "deepspeed"
+    assert choose_launcher(None, environ={"SLURM_JOB_ID": "7"}) == "srun"
+    assert choose_launcher("mpirun", environ={"SLURM_JOB_ID": "7"}) == "mpirun"
+
+
+def test_a_hostfile_names_machines_and_their_processes(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# the cluster\nalpha slots=8\n\nbeta slots=4  # older\n")
+    assert read_hostfile(path, nodes=None, processes=None) == {"alpha": 8, "beta": 4}
+    assert read_hostfile(path, nodes=1, processes=2) == {"alpha": 2}
+    assert Layout(processes=0, hosts={"alpha": 8, "beta": 4}, nodes=2).num_processes == 12
+    with pytest.raises(ValueError, match=r"hosts: holds 2 machines, expected 3 or more$"):
+        read_hostfile(path, nodes=3, processes=None)
+    for line in ("alpha", "alpha slots=x", "alpha slots=1 more", "beta slots=0", "a slots=1\na slots=2"):
+        path.write_text(line)
+        with pytest.raises(ValueError, match=r"hosts:\d: .*: expected a machine, once, as in: node1 slots=8$"):
+            read_hostfile(path, nodes=None, processes=None)
+    with pytest.raises(ValueError, match=r"^--hostfile=nowhere: no such file$"):
+        read_hostfile(Path("nowhere"), nodes=None, processes=None)
 
 
 def test_a_list_of_visible_gpus_is_handed_on_as_the_first_of_them_in_order():
@@ -99,7 +151,7 @@ def test_a_list_of_visible_gpus_is_handed_on_as_the_first_of_them_in_order():
     assert device_flag(1, cuda_visible_devices="5, 1") == "--include=localhost:5"
     with pytest.raises(ValueError, match=r"^CUDA_VISIBLE_DEVICES=GPU-8e5a: expected numbers such as 0,1"):
         device_flag(1, cuda_visible_devices="GPU-8e5a")
-    command = launch_command(Path("r.yaml"), ["run.seed=1"], devices="--include=localhost:2")
+    command = launcher_command("deepspeed", Layout(processes=1), hostfile=None, devices="--include=localhost:2")
     assert "--include=localhost:2" in command
     assert not any("--num_gpus" in argument for argument in command)
 
@@ -159,8 +211,9 @@ def test_launch_takes_the_visible_gpus_unless_the_cpu_is_asked_for(
         if value is not None:
             monkeypatch.setenv(name, value)
     commands = []
-    monkeypatch.setattr("versatune_ds.training.launch.run_and_forward", lambda command: commands.append(command) or 0)
-    launch(recipe, ["train.rows_per_batch=24"], processes=processes, is_fresh=False, is_quiet=True)
+    run_and_forward = "versatune_ds.training.launch.run_and_forward"
+    monkeypatch.setattr(run_and_forward, lambda command, **_: commands.append(command) or 0)
+    launch(recipe, ["train.rows_per_batch=24"], start=Start(processes=processes, is_quiet=True))
     flags = [argument for argument in commands[0] if argument.startswith(("--num_gpus", "--include"))]
     assert flags == expected
     assert os.environ["DS_ACCELERATOR"] == (accelerator or "cuda")

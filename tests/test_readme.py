@@ -12,9 +12,10 @@ from versatune_ds.config import RunConfig, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLUSTER_README = (ROOT / "slurm" / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for block in re.findall(r"```bash\n(.*?)```", README + CLUSTER_README, flags=re.DOTALL)
     for line in block.splitlines()
     if line.strip() and not line.startswith(("#", ". "))
 ]
@@ -25,7 +26,7 @@ def check_recipe(recipe, overrides):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_parses(command):
+def test_every_command_of_the_readmes_parses(command):
     words = shlex.split(command)
     if words[0] == "bash":
         assert subprocess.run(["bash", "-n", ROOT / words[1]], capture_output=True).returncode == 0
@@ -33,6 +34,12 @@ def test_every_command_of_the_readme_parses(command):
         parsed = parse(words[1:])
         if hasattr(parsed, "recipe"):
             check_recipe(parsed.recipe, parsed.overrides)
+    elif words[0] == "tail":
+        assert words[2].startswith("runs/_slurm/")
+    elif words[0] == "sbatch":
+        template, recipe, *overrides = (word for word in words[1:] if not word.startswith("--"))
+        assert (ROOT / template).is_file()
+        check_recipe(recipe, overrides)
     elif "launcher/train.py" in words:
         _, recipe, *overrides = words[words.index("launcher/train.py") :]
         check_recipe(recipe, overrides)

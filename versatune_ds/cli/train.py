@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from versatune_ds.cli.arguments import Commands, add_recipe_command
 
@@ -12,20 +13,34 @@ def add_train(commands: Commands) -> None:
     command = add_recipe_command(
         commands,
         "train",
-        "Start a run on this machine, or resume it if its folder exists.",
+        "Start a run, here or on several machines, or resume it if its folder exists.",
         example="versatune train recipes/quickstart.yaml --processes 2 mixture.sigma=0.3 run.name=slow",
     )
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
-    command.add_argument("--processes", type=int, help="processes to start; default: one per GPU, or 1 without a GPU")
+    command.add_argument(
+        "--processes", type=int, metavar="N", help="processes on each machine; default: one per GPU, or 1 without a GPU"
+    )
+    command.add_argument(
+        "--launcher", choices=("deepspeed", "torchrun", "mpirun", "srun"),
+        help="what starts them (default: srun inside a Slurm allocation, else deepspeed)",
+    )  # fmt: skip
+    command.add_argument("--nodes", type=int, metavar="N", help="machines: of the allocation, or first of the file")
+    command.add_argument("--hostfile", type=Path, metavar="FILE", help="machines to start on, NAME slots=N a line")
     command.set_defaults(run=_train)
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from versatune_ds.training.launch import launch
+    from versatune_ds.training.launch import Start, launch
 
-    return launch(
-        parsed.recipe, parsed.overrides, processes=parsed.processes, is_fresh=parsed.fresh, is_quiet=parsed.quiet
+    start = Start(
+        launcher=parsed.launcher,
+        processes=parsed.processes,
+        nodes=parsed.nodes,
+        hostfile=parsed.hostfile,
+        is_fresh=parsed.fresh,
+        is_quiet=parsed.quiet,
     )
+    return launch(parsed.recipe, parsed.overrides, start=start)
 
 
 def add_worker(commands: Commands) -> None:

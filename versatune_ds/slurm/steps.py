@@ -13,8 +13,8 @@ from versatune_ds.config import RunConfig
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 
-_SECONDS_FOR_THE_OTHERS = 60
-"""How long ranks may go on after the first one left: time to leave in good order, and the end of a hang."""
+SRUN = ("srun", "--kill-on-bad-exit=0", "--wait=60")
+"""Ranks may go on for a minute after the first one left: time to leave in good order, and the end of a hang."""
 
 
 def train_step(config: RunConfig, environ: Mapping[str, str], *, python: str) -> list[str]:
@@ -23,7 +23,7 @@ def train_step(config: RunConfig, environ: Mapping[str, str], *, python: str) ->
     Raises:
         ValueError: If the job's tasks and GPUs do not go together.
     """
-    command = ["srun", "--kill-on-bad-exit=0", f"--wait={_SECONDS_FOR_THE_OTHERS}", *_tasks(environ)]
+    command = [*SRUN, *_tasks(environ)]
     if "SLURM_CPUS_PER_TASK" in environ:  # since Slurm 22.05 srun does not take it over from sbatch
         command.append(f"--cpus-per-task={environ['SLURM_CPUS_PER_TASK']}")
     return [*command, *_in_container(config, python=python), str(PROJECT_DIR / "launcher" / "train.py")]

@@ -1,8 +1,9 @@
 """Run a launcher as a child, and hand signals to the ranks alone.
 
-The one idea: launchers do not survive signals well (deepspeed 0.19.8 prints a traceback at SIGINT, dies of SIGUSR1,
-and the prompt returns while ranks still save). So the launcher runs in a session of its own, the terminal's Ctrl-C does
-not reach it, and only the ranks are told; they save and leave, and the launcher ends with their exit code.
+The one idea: deepspeed's launcher and torchrun do not survive signals well (deepspeed 0.19.8 prints a traceback at
+SIGINT, both die of SIGUSR1, and the prompt returns while ranks still save). So the launcher runs in a session of its
+own, the terminal's Ctrl-C does not reach it, and only the ranks are told; they save and leave, and the launcher ends
+with their exit code. mpirun and srun hand SIGUSR1 on, to other machines too, so there the launcher is told.
 """
 
 from __future__ import annotations
@@ -15,16 +16,26 @@ from pathlib import Path
 from types import FrameType
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_RANK_MARK = b"--local_rank"
-"""The argument by which the deepspeed launcher's ranks are told from the launcher."""
+_RANK_MARK = b"\0LOCAL_RANK="
+"""The variable by which ranks are told from the launcher that set it for them."""
+_PORT_OPTION = "--master_port="
 
 
-def run_and_forward(command: Sequence[str]) -> int:
-    """Run a launcher to its end and return its exit code; SIGINT, SIGTERM and SIGUSR1 go to the ranks it started."""
+def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> int:
+    """Run a launcher to its end and return its exit code; SIGINT, SIGTERM and SIGUSR1 go to the ranks it started.
+
+    Args:
+        command: The launcher's command.
+        is_forwarding: Whether the launcher hands SIGUSR1 on by itself, and is told instead of the ranks.
+    """
     process = subprocess.Popen(command, start_new_session=True)
+    ports = [word.removeprefix(_PORT_OPTION) for word in command if word.startswith(_PORT_OPTION)]
 
     def forward(number: int, frame: FrameType | None) -> None:
-        ranks = rank_pids(session=process.pid)
+        if is_forwarding:
+            process.send_signal(signal.SIGUSR1)
+            return
+        ranks = rank_pids(session=process.pid, port=ports[0] if ports else None)
         for pid in ranks:
             os.kill(pid, number)
         if not ranks:
@@ -38,14 +49,22 @@ def run_and_forward(command: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
-def rank_pids(*, session: int) -> list[int]:
-    """Return the ranks among the processes of a session, from /proc; empty where there is no /proc."""
+def rank_pids(*, session: int, port: str | None = None) -> list[int]:
+    """Return the ranks of a run on this machine, from /proc; empty where there is no /proc.
+
+    Args:
+        session: The session in which their launcher started them.
+        port: Where all ranks of the run meet; those that came over ssh are in another session. One rank that is told
+            is enough, since all agree.
+    """
+    meeting = f"\0MASTER_PORT={port}\0".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            is_rank = _RANK_MARK in (folder / "cmdline").read_bytes() and os.getsid(int(folder.name)) == session
+            environ = b"\0" + (folder / "environ").read_bytes()
+            is_ours = meeting in environ or os.getsid(int(folder.name)) == session
         except OSError:  # gone since it was listed
             continue
-        if is_rank:
+        if is_ours and _RANK_MARK in environ:
             found.append(int(folder.name))
     return found

@@ -1,4 +1,4 @@
-"""Start a run's processes on this machine: check what can be checked, show the launcher's command, run it.
+"""Start a run's processes, here or on several machines: check what can be checked, show the launcher's command, run it.
 
 The one idea: `versatune train` hides nothing; it prints the command it runs, which a user may run, or change, alone.
 """
@@ -8,50 +8,82 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.distributed import free_port
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_keys
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.forward_signals import run_and_forward
+from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
 from versatune_ds.training.model import config_from_mapping
 from versatune_ds.training.run_folder import check_named_files, check_run_folder
 
 logger = logging.getLogger(__name__)
 
 
-def launch(recipe: Path, overrides: Sequence[str], *, processes: int | None, is_fresh: bool, is_quiet: bool) -> int:
-    """Check the recipe, then start its processes with the deepspeed launcher.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Say how a run's processes are to be started, as `versatune train` was asked."""
+
+    launcher: str | None = None
+    """One of `launchers.LAUNCHERS`; None chooses."""
+    processes: int | None = None
+    """Processes on each machine; None means one per GPU, or 1 without a GPU, or what the hostfile says."""
+    nodes: int | None = None
+    hostfile: Path | None = None
+    is_fresh: bool = False
+    """Whether the run starts over."""
+    is_quiet: bool = False
+    """Whether only warnings are shown."""
+
+
+def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
+    """Check the recipe, then start its processes with a launcher, and return its exit code.
+
+    DS_ACCELERATOR=cpu in the environment means no GPU.
 
     Args:
         recipe: YAML file.
         overrides: `key=value` texts.
-        processes: Number of processes; None means one per GPU, or 1 without a GPU. DS_ACCELERATOR=cpu in the
-            environment means no GPU.
-        is_fresh: Whether the run starts over.
-        is_quiet: Whether only warnings are shown.
+        start: What is started, and where.
 
     Raises:
-        ValueError: If the recipe or the number of processes is wrong, before any process is started.
+        ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
     config = load_config(recipe, overrides)
     num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
-    num_processes = check_processes(processes, num_gpus=num_gpus)
-    device_type = "cuda" if num_gpus else "cpu"
-    check_before_start(config, num_processes=num_processes, device_type=device_type, is_fresh=is_fresh)
-    flags = ["--fresh"] * is_fresh + ["--quiet"] * is_quiet
+    launcher = choose_launcher(start.launcher, environ=os.environ)
+    layout = _layout(start, num_gpus=num_gpus)
+    is_elsewhere = bool(layout.hosts) or launcher == "srun"  # other machines see for themselves what they have
+    device_type = None if is_elsewhere else "cuda" if num_gpus else "cpu"
+    num_processes = layout.num_processes
+    check_before_start(config, num_processes=num_processes, device_type=device_type, is_fresh=start.is_fresh)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_gpus else ""
-    devices = device_flag(num_processes, cuda_visible_devices=visible)
-    command = launch_command(recipe, [*overrides, *flags], devices=devices)
+    devices = device_flag(layout.processes, cuda_visible_devices=visible) if not layout.hosts else ""
+    flags = ["--fresh"] * start.is_fresh + ["--quiet"] * start.is_quiet
+    command = launcher_command(launcher, layout, hostfile=start.hostfile, devices=devices)
+    command += [str(worker_script()), str(recipe), *overrides, *flags]
     logger.info("starting: %s", shlex.join(command))
-    os.environ.setdefault("DS_ACCELERATOR", device_type)
-    return run_and_forward(command)
+    if device_type is not None:
+        os.environ.setdefault("DS_ACCELERATOR", device_type)
+    return run_and_forward(command, is_forwarding=launcher in ("mpirun", "srun"))
+
+
+def _layout(start: Start, *, num_gpus: int) -> Layout:
+    """Return where processes run; on machines of a hostfile, or of Slurm, GPUs are not counted here."""
+    if start.hostfile is not None:
+        hosts = read_hostfile(start.hostfile, nodes=start.nodes, processes=start.processes)
+        return Layout(processes=start.processes or 0, hosts=hosts, nodes=len(hosts))
+    if start.nodes is not None and start.nodes < 1:
+        raise ValueError(f"--nodes={start.nodes}: expected 1 or more")
+    num_nodes = start.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    asked = num_gpus or None if start.processes is None else start.processes
+    return Layout(processes=check_processes(asked, num_gpus=num_gpus if num_nodes == 1 else 0), nodes=num_nodes)
 
 
 def check_before_start(
@@ -122,21 +154,6 @@ def device_flag(num_processes: int, *, cuda_visible_devices: str) -> str:
             "takes; name the GPUs by number, or start launcher/train.py with torchrun"
         )
     return f"--include=localhost:{','.join(names)}"
-
-
-def launch_command(recipe: Path, arguments: Sequence[str], *, devices: str) -> list[str]:
-    """Return the deepspeed launcher's command for one node; `devices` is what `device_flag` returned."""
-    launcher = Path(sys.executable).with_name("deepspeed")
-    return [
-        str(launcher) if launcher.is_file() else "deepspeed",
-        devices,
-        # deepspeed's own default, 29500, is the same for every run: a second one on this machine would not start.
-        f"--master_port={free_port()}",
-        "--log_level=critical",
-        str(worker_script()),
-        str(recipe),
-        *arguments,
-    ]
 
 
 def worker_script() -> Path:

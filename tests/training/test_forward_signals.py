@@ -1,0 +1,45 @@
+"""Signals find the ranks: those in the launcher's session, and those that came over ssh, by where they meet."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from versatune_ds.training.forward_signals import rank_pids, run_and_forward
+
+
+@pytest.fixture
+def process():
+    started = []
+
+    def start(**environ):
+        base = {"PATH": os.environ["PATH"], **environ}
+        started.append(subprocess.Popen(["sleep", "60"], env=base, start_new_session=True))
+        return started[-1].pid
+
+    yield start
+    for one in started:
+        one.kill()
+        one.wait()
+
+
+def test_ranks_are_found_in_the_session_or_by_their_port_and_launchers_are_not(process):
+    here, launcher = process(LOCAL_RANK="0", MASTER_PORT="1"), process(MASTER_PORT="50123")
+    over_ssh, other = process(MASTER_PORT="50123", LOCAL_RANK="0"), process(MASTER_PORT="501234", LOCAL_RANK="0")
+    assert rank_pids(session=here) == [here]
+    assert rank_pids(session=launcher) == []
+    assert rank_pids(session=launcher, port="50123") == [over_ssh]
+    assert other not in rank_pids(session=launcher, port="50123")
+
+
+def test_a_launcher_that_hands_signals_on_is_told_itself():
+    code = (
+        "import os, signal, subprocess, sys, threading, time\n"
+        "from versatune_ds.training.forward_signals import run_and_forward\n"
+        "child = 'trap \"exit 75\" USR1; for i in $(seq 200); do sleep 0.1; done'\n"
+        "threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
+        "sys.exit(run_and_forward(['bash', '-c', child], is_forwarding=True))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 75
+    assert run_and_forward(["true"]) == 0

@@ -1,0 +1,116 @@
+"""Write the command of each launcher: deepspeed, torchrun, mpirun and srun, on this machine or on several.
+
+The one idea: a launcher is a list of words that a user could have typed; where one cannot do what is asked for, that is
+an error and no other launcher is taken instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from versatune_ds.distributed import free_port
+from versatune_ds.slurm.steps import SRUN
+
+LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "srun")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Say where processes run: how many on each machine, and which machines."""
+
+    processes: int
+    """Processes on each machine."""
+    hosts: dict[str, int] = field(default_factory=dict)
+    """Machines of the hostfile, with the processes of each; empty for this machine alone, and under srun."""
+    nodes: int = 1
+
+    @property
+    def num_processes(self) -> int:
+        """Return the processes on all machines together."""
+        return sum(self.hosts.values()) or self.processes * self.nodes
+
+
+def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> dict[str, int]:
+    """Return the machines of a hostfile, `NAME slots=N` a line, as the deepspeed launcher reads it.
+
+    Args:
+        path: The file.
+        nodes: Take the first so many only.
+        processes: Take at most so many processes of each.
+
+    Raises:
+        ValueError: If the file is missing, a line is not of that form, or there are fewer machines than asked for.
+    """
+    if not path.is_file():
+        raise ValueError(f"--hostfile={path}: no such file")
+    hosts: dict[str, int] = {}
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        name, slots = words[0], words[1].removeprefix("slots=") if len(words) == 2 else ""
+        if not slots.isdigit() or int(slots) < 1 or name in hosts:
+            raise ValueError(f"{path}:{i}: {line.strip()!r}: expected a machine, once, as in: node1 slots=8")
+        hosts[name] = min(int(slots), processes or int(slots))
+    if len(hosts) < (nodes or 1):
+        raise ValueError(f"{path}: holds {len(hosts)} machines, expected {nodes or 1} or more")
+    return dict(list(hosts.items())[:nodes])
+
+
+def choose_launcher(asked: str | None, *, environ: Mapping[str, str]) -> str:
+    """Return the launcher asked for; else srun inside an allocation of Slurm, and deepspeed everywhere else."""
+    return asked or ("srun" if "SLURM_JOB_ID" in environ else "deepspeed")
+
+
+def launcher_command(launcher: str, layout: Layout, *, hostfile: Path | None, devices: str) -> list[str]:
+    """Return the command up to the script that every process runs.
+
+    Args:
+        launcher: One of LAUNCHERS.
+        layout: Where processes run.
+        hostfile: The file the machines came from.
+        devices: What `device_flag` returned, for the deepspeed launcher on this machine.
+
+    Raises:
+        ValueError: If the launcher cannot start processes there.
+    """
+    if hostfile is None and layout.nodes > 1 and launcher != "srun":
+        raise ValueError(f"--nodes={layout.nodes}: {launcher} needs --hostfile to know the machines")
+    if launcher == "deepspeed":
+        return _deepspeed(layout, hostfile=hostfile, devices=devices)
+    if launcher == "torchrun":
+        if hostfile is not None:
+            raise ValueError(
+                "--hostfile: torchrun reads none; take --launcher deepspeed, or start torchrun on each machine yourself"
+            )
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={layout.processes}"]
+    if launcher == "mpirun":
+        places = ",".join(f"{name}:{num_processes}" for name, num_processes in layout.hosts.items())
+        where = ["-host", places] if places else []
+        return [_beside_python("mpirun"), "-n", str(layout.num_processes), *where, sys.executable]
+    if hostfile is not None:
+        raise ValueError("--hostfile: srun reads none; Slurm chooses the machines, --nodes says how many")
+    tasks = [f"--nodes={layout.nodes}", f"--ntasks={layout.num_processes}", f"--ntasks-per-node={layout.processes}"]
+    return [*SRUN, *tasks, sys.executable]
+
+
+def _deepspeed(layout: Layout, *, hostfile: Path | None, devices: str) -> list[str]:
+    """Return the deepspeed launcher's command for this machine, or for those of a hostfile over ssh."""
+    # deepspeed's own default, 29500, is the same for every run: a second one on this machine would not start.
+    end = [f"--master_port={free_port()}", "--log_level=critical"]
+    if hostfile is None:
+        return [_beside_python("deepspeed"), devices, *end]
+    where = [f"--hostfile={hostfile}", f"--num_nodes={len(layout.hosts)}"]
+    if layout.processes:
+        where.append(f"--num_gpus={layout.processes}")
+    return [_beside_python("deepspeed"), *where, *end]
+
+
+def _beside_python(name: str) -> str:
+    """Return a program that lies beside this Python, which may not be on the PATH; else its name."""
+    program = Path(sys.executable).with_name(name)
+    return str(program) if os.access(program, os.X_OK) else name
