@@ -115,7 +115,7 @@ def test_a_job_stops_requeueing_at_its_limit(job):
     code, calls, err = job("slurm.max_requeues=2", CODE="75", LATEST="00000040", SLURM_RESTART_COUNT="1")
     assert (code, names(calls)[-1]) == (75, "scontrol requeue")
     code, calls, err = job("slurm.max_requeues=2", CODE="75", LATEST="00000041", SLURM_RESTART_COUNT="2")
-    assert (code, names(calls)) == (1, [])
+    assert (code, names(calls)) == (1, ["squeue --noheader"])
     assert "slurm.max_requeues=2 is reached" in err
 
 
@@ -123,7 +123,7 @@ def test_a_job_that_makes_no_progress_in_two_starts_stops_and_is_not_even_starte
     stuck = {"CODE": "75", "LATEST": "00000040"}
     assert [job(**stuck)[0], job(**stuck)[0]] == [75, 75]  # from 0 to 40, then from 40 to 40
     code, calls, err = job(**stuck)
-    assert (code, names(calls)) == (1, [])
+    assert (code, names(calls)) == (1, ["squeue --noheader"])
     line = "job 12 made no progress in two starts (both began after step 40) and is not requeued"
     assert line in err
     code, calls, err = job(**stuck)

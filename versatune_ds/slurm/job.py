@@ -139,6 +139,10 @@ class _Job:
 
     def _requeue(self) -> int:
         """Put the job back into the queue, unless Slurm ends it itself, or it has no more starts, or does not move."""
+        state = _output_of("squeue", "--noheader", f"--jobs={self.id}", "--format=%T")
+        if state != "RUNNING":  # requeued from outside, or cancelled: a requeue would bring a cancelled job back
+            logger.info("saved after step %d; Slurm itself ends this start (%s)", self.newest_step, state or "unknown")
+            return REQUEUE_EXIT_CODE
         if self.starts.are_stuck_at(self.newest_step):
             logger.error(self.stuck_line())
             return GIVEN_UP_EXIT_CODE
@@ -148,10 +152,6 @@ class _Job:
                 self.newest_step, self.config.slurm.max_requeues,
             )  # fmt: skip
             return GIVEN_UP_EXIT_CODE
-        state = _output_of("squeue", "--noheader", f"--jobs={self.id}", "--format=%T")
-        if state != "RUNNING":  # requeued from outside, or cancelled: a requeue would bring a cancelled job back
-            logger.info("saved after step %d; Slurm itself ends this start (%s)", self.newest_step, state or "unknown")
-            return REQUEUE_EXIT_CODE
         logger.info("saved after step %d; back into the queue", self.newest_step)
         refusal = _output_of("scontrol", "requeue", self.id)
         if refusal:
