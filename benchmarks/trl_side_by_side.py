@@ -57,6 +57,7 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "tokens_per_second": statistics.median(rates),
         "tokens_per_second_rounds": rates,
+        "tokens_per_cpu_second": statistics.median(measured["tokens_per_cpu_second"] for measured in rounds),
         "peak_mib": statistics.median(measured["peak_mib"] for measured in rounds),
         "training_mib": statistics.median(measured["training_mib"] for measured in rounds),
         "masked": rounds[0].get("masked"),
