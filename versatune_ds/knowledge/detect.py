@@ -131,7 +131,7 @@ def _rounds(found: Detection, settings: DetectConfig, *, labeller: Labeller, poo
         _log_round(found, number=number, change=float(change))
         if found.is_converged:
             break
-    if not found.is_converged:
+    if not found.is_converged and len(found.rounds) > 1:
         logger.warning("detect.num_sequences: used up, the last round changed a share by %.4f", change)
     found.estimate = estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed)
 
