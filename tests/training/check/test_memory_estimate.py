@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from versatune_ds.training.check.activations import decoder_pass_bytes
+from versatune_ds.training.check.disk import checkpoint_bytes
 from versatune_ds.training.check.memory import estimates_of
 from versatune_ds.training.check.memory_estimate import estimate_memory, measure_model
 from versatune_ds.training.check.subject import CheckRequest, Subject
@@ -80,6 +81,10 @@ def test_states_shrink_with_stage_and_ranks_as_zero_says(tmp_path, precision):
     assert (found[1, 1].optimizer, found[1, 4].optimizer) == (12 * count, 3 * count)
     assert found[2, 4].gradients < found[1, 4].gradients
     assert found[2, 4].buffers == 500_000_000 * num_bytes
+    on_disk = [
+        checkpoint_bytes(config, size=size, ds_config={"zero_optimization": {"stage": stage}}) for stage in (2, 3)
+    ]
+    assert on_disk == [(12 + num_bytes) * count, 12 * count]
 
 
 def trained_bytes(config, world):

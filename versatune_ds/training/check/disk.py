@@ -27,11 +27,16 @@ _CACHE_BYTES_PER_TOKEN = 13
 
 
 def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[str, Any]) -> int:
-    """Return the size of a checkpoint: weights, two moments of Adam, and fp32 copies where the optimizer has any."""
+    """Return the size of a checkpoint: weights, two moments of Adam, and fp32 copies where the optimizer has any.
+
+    Under ZeRO-3 trained weights are written once, as the optimizer's fp32 copies.
+    """
     dtype = DTYPES[config.train.precision]
     copies = 4 if zero_stage(ds_config) > 0 or dtype != torch.float32 else 0
     moments = 2 if config.train.optimizer == "adamw_8bit" else 8
-    return size.num_parameters * dtype.itemsize + size.num_trained * (moments + copies)
+    is_written_once = zero_stage(ds_config) == 3
+    num_weights = size.num_parameters - size.num_trained if is_written_once else size.num_parameters
+    return num_weights * dtype.itemsize + size.num_trained * (moments + copies)
 
 
 def check_disk(subject: Subject) -> Iterator[Finding]:
