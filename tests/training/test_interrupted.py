@@ -1,15 +1,18 @@
 """A run that is interrupted from outside, under the real launcher: Ctrl-C saves, a killed rank takes the job down."""
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
+from versatune_ds.distributed import free_port
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.training.checkpoint import whole_checkpoints
 
@@ -25,9 +28,9 @@ def recipe(tmp_path_factory):
     return path
 
 
-def start(recipe, name):
+def start(recipe, name, *, command=None):
     """Start a run on two processes in a process group of its own, and wait until it trains."""
-    command = [sys.executable, "-m", "versatune_ds.cli", "train", recipe, "--processes", "2", f"run.name={name}"]
+    command = command or command_of("versatune", recipe, name)
     with (recipe.parent / f"{name}.log").open("a") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     metrics = recipe.parent / name / "metrics.jsonl"
@@ -61,14 +64,46 @@ def test_ctrl_c_saves_and_the_next_start_goes_on_without_a_gap(recipe):
     assert list(losses_by_step(run_dir)) == list(range(1, NUM_STEPS + 1))
 
 
+def command_of(launcher, recipe, name):
+    """Return the command that starts a run on two processes with a launcher; skip where it is not installed."""
+    binary = Path(sys.executable).with_name(launcher)
+    worker = [ROOT / "launcher" / "train.py", recipe, f"run.name={name}"]
+    if launcher == "versatune":
+        return [sys.executable, "-m", "versatune_ds.cli", "train", *worker[1:], "--processes", "2"]
+    if not binary.is_file() or (launcher == "mpirun" and importlib.util.find_spec("mpi4py") is None):
+        pytest.skip(f"needs {binary}: pip install -e '.[mpi]'")
+    if launcher == "mpirun":
+        return [binary, "-n", "2", sys.executable, *worker]
+    return [binary, "--nproc_per_node=2", f"--master_port={free_port()}", *worker]
+
+
+def ranks_of(name):
+    """Return {pid: parent's pid} of the processes that train a run, launchers left out."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if f"run.name={name}".encode() in words and words[1].endswith((b"train.py", b"-u")):
+            found[int(folder.name)] = parent
+    return {pid: parent for pid, parent in found.items() if pid not in found.values()}
+
+
 @pytest.mark.slow
-def test_a_killed_rank_takes_the_job_down_in_seconds_and_nothing_is_lost(recipe):
-    process = start(recipe, "killed")
-    listed = subprocess.run(["pgrep", "-f", "local_rank=1 .*run.name=killed"], capture_output=True, text=True)
-    os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
+@pytest.mark.parametrize("launcher", ["versatune", "torchrun", "mpirun"])
+def test_a_killed_rank_takes_the_job_down_in_seconds_and_nothing_is_lost(recipe, launcher):
+    name = f"killed_by_{launcher}"
+    process = start(recipe, name, command=command_of(launcher, recipe, name))
+    ranks = ranks_of(name)
+    assert len(ranks) == 2, ranks
+    os.kill(max(ranks), signal.SIGKILL)
     started = time.monotonic()
     assert process.wait(timeout=60) != 0
     assert time.monotonic() - started < 45
-    run_dir = finish(recipe, "killed")
-    assert list(losses_by_step(run_dir)) == list(range(1, NUM_STEPS + 1))
-    assert [d["update"] for d in read_lines(run_dir / "decisions.jsonl")] == list(range(4))
+    assert not ranks_of(name)
+    if launcher == "versatune":
+        run_dir = finish(recipe, name)
+        assert list(losses_by_step(run_dir)) == list(range(1, NUM_STEPS + 1))
+        assert [d["update"] for d in read_lines(run_dir / "decisions.jsonl")] == list(range(4))

@@ -3,6 +3,9 @@
 import errno
 import json
 import math
+import os
+import signal
+import time
 from itertools import count
 
 import pytest
@@ -11,8 +14,10 @@ from kills import arm, random_kill
 from ranks import run_ranks, start_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 
+from versatune_ds.training import assemble, loop
 from versatune_ds.training.checkpoint import open_weights, read_state, whole_checkpoints
 from versatune_ds.training.recorded import replay_run
+from versatune_ds.training.signals import StopSignals
 
 NO_DROPOUT = "model.from_config.attention_dropout=0.0"
 pytestmark = pytest.mark.slow
@@ -177,6 +182,39 @@ def test_a_full_disk_costs_a_checkpoint_and_a_full_disk_at_the_end_is_an_error(t
     with pytest.raises(AssertionError, match=r"step 12 could not be saved .*newest whole checkpoint is step_00000010"):
         train("end", before=fill_at(12))
     config, _ = train("end")
+    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+
+
+def test_a_signal_amid_a_save_or_a_validation_stops_the_run_in_good_order(train):
+    def signalled(world):
+        signals = StopSignals()
+        signals.install()
+        signals.begin_steps()
+        assemble.StopSignals = lambda: signals
+        save, measure = torch.save, loop.measure_losses
+
+        def be_told():
+            if world.rank == 1 and signals.received is None:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                while signals.received is None:
+                    time.sleep(0.01)
+
+        def save_and_be_told(values, path):
+            if "step_00000005" in path:
+                be_told()
+            save(values, path)
+
+        def measure_and_be_told(run):
+            if run.step == 8:
+                be_told()
+            return measure(run)
+
+        torch.save, loop.measure_losses = save_and_be_told, measure_and_be_told
+
+    whole, _ = train("whole")
+    steps = [train("signalled", before=signalled, then=lambda run: run.step)[1] for _ in range(2)]
+    assert steps == [[6, 6], [8, 8]]  # a step after the save; right after the validation
+    config, _ = train("signalled")
     assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
 
 
