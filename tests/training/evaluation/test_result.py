@@ -77,8 +77,10 @@ def test_the_table_has_the_measured_columns_only_and_a_line_of_means():
     before = evaluation([2.0, 4.0, 3.0], exact=answers([[0, 0], [1]]))
     result = {"model": "m", "split": "test", "domains": after.to_dict(), "retention": retention(after, before)}
     result["base"] = {"model": "b", "domains": before.to_dict()}
-    title, header, _, law, code, art, _, mean = evaluation_table(result).splitlines()
-    assert title == "m, test rows, against b"
+    title, header, _, law, code, art, _, mean, *changes = evaluation_table(result).splitlines()
+    assert title == "m, test rows"
+    assert changes[:2] == ["", "change against b"]
+    assert changes[4].split()[:2] == ["law", "+0.500"]
     assert "choices" not in header
     assert law.split()[:2] == ["law", "1.500"]
     assert "0.500 [0.09, 0.91]" in law

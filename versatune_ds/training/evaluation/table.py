@@ -5,7 +5,7 @@ The one idea: a column appears only when it was measured; every number that has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from versatune_ds.training.evaluation.result import mean_over_domains
@@ -15,28 +15,27 @@ _NONE = "-"
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:
-    """Return what `evaluate` found as aligned text: a line a domain, and the plain mean over domains."""
-    domains, changes = result["domains"], result.get("retention", {})
-    columns = [column for column in _COLUMNS if any(column[1](numbers) != _NONE for numbers in domains.values())]
-    retained = [column for column in _CHANGES if any(column[1](numbers) != _NONE for numbers in changes.values())]
-    header = ["domain", *(title for title, _ in columns), *(title for title, _ in retained)]
-    lines = [
-        [name, *(cell(numbers) for _, cell in columns), *(cell(changes.get(name, {})) for _, cell in retained)]
-        for name, numbers in domains.items()
-    ]
-    mean, mean_change = _mean_line(domains), _mean_line(changes)
-    lines.append(["mean", *(cell(mean) for _, cell in columns), *(cell(mean_change) for _, cell in retained)])
-    widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
-    text = [
+    """Return what `evaluate` found as aligned text; what changed against the base model stands in a table below."""
+    text = f"{result['model']}, {result['split']} rows\n{_block(result['domains'], _COLUMNS)}"
+    if "retention" not in result:
+        return text
+    return f"{text}\n\nchange against {result['base']['model']}\n{_block(result['retention'], _CHANGES)}"
+
+
+def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callable[[Numbers], str]]]) -> str:
+    """Return a line a domain and the plain mean over domains; only columns with a number in them."""
+    columns = [column for column in possible if any(column[1](numbers) != _NONE for numbers in domains.values())]
+    lines = [["domain", *(title for title, _ in columns)]]
+    for name, numbers in (*domains.items(), ("mean", _mean_line(domains))):
+        lines.append([name, *(cell(numbers) for _, cell in columns)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    header, *rows, mean = (
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
         )
-        for line in (header, *lines)
-    ]
-    against = f", against {result['base']['model']}" if "base" in result else ""
-    title = f"{result['model']}, {result['split']} rows{against}"
-    return "\n".join([title, text[0], "-" * len(text[0]), *text[1:-1], "-" * len(text[0]), text[-1]])
+        for line in lines
+    )
+    return "\n".join([header, "-" * len(header), *rows, "-" * len(header), mean])
 
 
 def _mean_line(domains: Mapping[str, Numbers]) -> dict[str, Any]:
