@@ -15,6 +15,7 @@ from versatune_ds.cli.check import add_check
 from versatune_ds.cli.data import add_inspect, add_prepare
 from versatune_ds.cli.knowledge import add_detect
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
+from versatune_ds.cli.reference import add_reference
 from versatune_ds.cli.run import add_evaluate, add_export, add_report
 from versatune_ds.cli.slurm import add_job, add_submit
 from versatune_ds.cli.train import add_train, add_worker
@@ -30,6 +31,7 @@ ADD_COMMANDS = (
     add_prepare,
     add_inspect,
     add_detect,
+    add_reference,
     add_simulate,
     add_replay,
     add_explain,

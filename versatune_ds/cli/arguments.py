@@ -39,6 +39,11 @@ def add_run_command(commands: Commands, name: str, help_text: str, *, example: s
     return command
 
 
+def domain_names(text: str) -> tuple[str, ...]:
+    """Return the domains of a text `A,B`."""
+    return tuple(text.split(","))
+
+
 def write(text: str) -> None:
     """Write text and a line end to stdout; what its encoding lacks is written as an escape."""
     encoding = sys.stdout.encoding or "utf-8"

@@ -13,6 +13,7 @@ from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
 from versatune_ds.config.recipe import RunConfig
+from versatune_ds.config.reference import ReferenceConfig
 from versatune_ds.config.slurm import ContainerConfig, SlurmConfig
 from versatune_ds.config.train import TrainConfig
 from versatune_ds.config.validation import ValidationConfig
@@ -32,6 +33,7 @@ __all__ = [
     "MixtureConfig",
     "ModelConfig",
     "MonitorConfig",
+    "ReferenceConfig",
     "ResumeConfig",
     "RunConfig",
     "SamplingConfig",

@@ -16,6 +16,7 @@ from versatune_ds.config.detect import DetectConfig
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
+from versatune_ds.config.reference import ReferenceConfig
 from versatune_ds.config.section import Section
 from versatune_ds.config.slurm import SlurmConfig
 from versatune_ds.config.train import TrainConfig
@@ -42,6 +43,7 @@ class RunConfig(Section):
     train: TrainConfig
     mixture: MixtureConfig
     validation: ValidationConfig = ValidationConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
     monitor: MonitorConfig = MonitorConfig()

@@ -63,10 +63,9 @@ def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> Refere
     if reference is None:
         if settings.policy in POLICIES_WITH_REFERENCES:
             raise ValueError(
-                f"mixture.reference: policy {settings.policy!r} needs reference losses and none are given; measure "
-                "held-out losses of models fine-tuned on one domain each, write them into a reference.json, and set "
-                "mixture.reference=reference.json, or choose the stand-in "
-                "mixture.reference={start_fraction: 0.85}"
+                f"mixture.reference: policy {settings.policy!r} needs reference losses and none are given; run "
+                "versatune reference with this recipe and set mixture.reference to the reference.json it writes, or "
+                "choose the stand-in mixture.reference={start_fraction: 0.85}"
             )
         return References()
     if isinstance(reference, StartFraction):

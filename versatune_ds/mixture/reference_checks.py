@@ -88,7 +88,7 @@ def digest_mismatches(references: References, *, run_digests: Mapping[str, str])
     stated = references.provenance.get("digests", {})
     return [
         f"{references.origin}: measured with another {name} (digest {stated[name]}, this run {digest}): losses are not "
-        "comparable; measure the references again"
+        "comparable; measure the references again with versatune reference"
         for name, digest in run_digests.items()
         if name in stated and stated[name] != digest
     ]

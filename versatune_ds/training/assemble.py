@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +15,6 @@ from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.data.subset import ExampleSubset
-from versatune_ds.data.templates import choose_template, template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.data.validation_rows import ValidationLoader
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
@@ -29,6 +28,7 @@ from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 from versatune_ds.training.ds_checks import check_deepspeed_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.engine import Engine, share_process_group
+from versatune_ds.training.loss_digests import loss_digests
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
 from versatune_ds.training.mixture_table import mixture_table
@@ -52,8 +52,22 @@ from versatune_ds.training.throughput import throughput_of
 logger = logging.getLogger(__name__)
 
 
-def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fresh: bool) -> Run:
+def assemble_run(
+    config: RunConfig,
+    *,
+    world: World,
+    device: torch.device,
+    is_fresh: bool,
+    prepared: tuple[Any, PreparedData] | None = None,
+) -> Run:
     """Return the run, ready for the loop, at the step of its newest sound checkpoint.
+
+    Args:
+        config: The recipe.
+        world: This process's place.
+        device: Where the model runs.
+        is_fresh: Whether an existing run folder is deleted first.
+        prepared: Tokenizer and data, where they are at hand; without them the recipe's are prepared.
 
     Raises:
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
@@ -62,7 +76,7 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
     check_deepspeed_settings(config.train, ds_config, device_type=device.type)
     check_named_files(config)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
-    tokenizer, data = prepare_once_per_node(config, world)
+    tokenizer, data = prepared or prepare_once_per_node(config, world)
     references = _references(config, tokenizer, data)
     weights_K = recipe_weights(config, data)
     controller = Controller(
@@ -73,19 +87,19 @@ def assemble_run(config: RunConfig, *, world: World, device: torch.device, is_fr
     identity |= {"weights": weights_K.tolist(), "references": _as_list(references)}
     check_same_on_all_ranks(json.dumps(identity), world, what="data, tokenizer and settings")
     point = None if is_fresh else find_resume_point(config, identity, world=world)
-    causal_lm = _causal_lm(config, tokenizer, ds_config=ds_config)
+    causal_lm = build_model(config, tokenizer, ds_config=ds_config)
     start = RunStart(
         tokenizer=tokenizer, causal_lm=causal_lm, weights_K=weights_K, references=references, domain_set=data.domain_set
     )
     run_on_rank_zero(lambda: open_run_folder(config, start=start, is_fresh=is_fresh), world)
-    engine = _engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)
+    engine = build_engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)
     run = Run(
         config=config,
         world=world,
         domain_set=data.domain_set,
         engine=engine,
         loader=_training_loader(config, data, tokenizer, world=world),
-        validation=_validation_loader(config, data, tokenizer, world=world),
+        validation=validation_loader(config, data, tokenizer, world=world),
         schedule=Schedule(weights_K),
         controller=controller if world.is_rank_zero else None,
         inputs=_decision_inputs(config, data) if world.is_rank_zero else None,
@@ -133,11 +147,7 @@ def _references(config: RunConfig, tokenizer: Any, data: PreparedData) -> Refere
         ValueError: If they are missing, or cannot steer this run and `mixture.reference_check` is refuse.
     """
     references = load_references(config.mixture, domain_set=data.domain_set)
-    digests = {
-        "tokenizer": tokenizer_digest(tokenizer),
-        "template": template_digest(choose_template(tokenizer, path=config.data.chat_template)),
-        "mask": config.data.loss_on,
-    }
+    digests = loss_digests(config, tokenizer, data)
     is_refused = config.mixture.reference_check == "refuse"
     for warning in check_provenance(references, domain_set=data.domain_set, run_digests=digests, is_refused=is_refused):
         logger.warning("%s", warning)
@@ -158,7 +168,7 @@ def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
     return DecisionInputs(config.run_dir, domain_set=data.domain_set, limits=limits)
 
 
-def _causal_lm(config: RunConfig, tokenizer: Any, *, ds_config: dict[str, Any]) -> Any:
+def build_model(config: RunConfig, tokenizer: Any, *, ds_config: dict[str, Any]) -> Any:
     """Build or load the model on every rank from the same seed, in parts only where ZeRO-3 loads a saved one."""
     share_process_group()
     torch.manual_seed(config.run.seed)
@@ -171,7 +181,7 @@ def _causal_lm(config: RunConfig, tokenizer: Any, *, ds_config: dict[str, Any]) 
     )
 
 
-def _engine(
+def build_engine(
     config: RunConfig,
     causal_lm: Any,
     data: PreparedData,
@@ -206,10 +216,12 @@ def _training_loader(config: RunConfig, data: PreparedData, tokenizer: Any, *, w
     )
 
 
-def _validation_loader(config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World) -> ValidationLoader:
-    """Return the loader of the fixed held-out examples."""
+def validation_loader(
+    config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World, split: Literal["train", "valid"] = "valid"
+) -> ValidationLoader:
+    """Return the loader of the fixed held-out examples, or of as many training examples."""
     settings = config.validation
-    shards = data.valid
+    shards = data.valid if split == "valid" else data.train
     if settings.max_examples_per_domain is not None:
         shards = [
             ExampleSubset(part, max_examples=settings.max_examples_per_domain, seed=config.run.seed) for part in shards

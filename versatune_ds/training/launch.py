@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config import ModelConfig, RunConfig, load_config
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_keys
 from versatune_ds.training.ds_settings import deepspeed_config
@@ -110,8 +110,13 @@ def check_before_start(
     check_run_folder(config, is_fresh=is_fresh)
     if isinstance(config.mixture.prior, dict):
         as_weights(list(config.mixture.prior.values()), "mixture.prior")
-    if config.model.from_config is not None:
-        config_from_mapping(config.model.from_config, vocab_size=config.model.tokenizer_vocab_size, special_ids={})
+    check_model_keys(config.model)
+
+
+def check_model_keys(model: ModelConfig) -> None:
+    """Raise ValueError naming the first key of `model.from_config` that its model type does not know."""
+    if model.from_config is not None:
+        config_from_mapping(model.from_config, vocab_size=model.tokenizer_vocab_size, special_ids={})
 
 
 def check_processes(processes: int | None, *, num_gpus: int) -> int:
@@ -156,6 +161,6 @@ def device_flag(num_processes: int, *, cuda_visible_devices: str) -> str:
     return f"--include=localhost:{','.join(names)}"
 
 
-def worker_script() -> Path:
-    """Return the script that every process runs."""
-    return Path(__file__).resolve().parents[2] / "launcher" / "train.py"
+def worker_script(name: str = "train.py") -> Path:
+    """Return the script of launcher/ that every process runs."""
+    return Path(__file__).resolve().parents[2] / "launcher" / name

@@ -8,8 +8,10 @@ data is a function of the seed and the decisions alone.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from versatune_ds.distributed import check_same_on_all_ranks
+from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.evaluate import measure_validation
 from versatune_ds.training.progress import log_step
@@ -28,8 +30,13 @@ def begin(run: Run) -> None:
         measure_and_decide(run)
 
 
-def train(run: Run) -> bool:
+def train(run: Run, *, is_enough: Callable[[Decision], bool] | None = None, saves_end: bool = True) -> bool:
     """Train from the run's step to its last one, to the end of the data, or to a signal.
+
+    Args:
+        run: The run, at any step.
+        is_enough: Asked after every decision, on every rank with the same decision: whether the run ends here.
+        saves_end: Whether the state after the last step is saved as a checkpoint.
 
     Returns:
         Whether the run is complete; False if a signal stopped it, its state saved.
@@ -49,11 +56,13 @@ def train(run: Run) -> bool:
         if run.is_complete or step % settings.monitor.log_every == 0:
             log_step(run, data.plan)
         if step % settings.mixture.update_every == 0:
-            measure_and_decide(run)
+            decision = measure_and_decide(run)
+            run.is_complete = run.is_complete or (is_enough is not None and is_enough(decision))
         elif run.is_complete:
             run.monitor.metrics(step, validation_metrics(measure_losses(run), run.domain_set))
         agreed, is_save_step = run.agreed(), step % (settings.checkpoint.every or last_step) == 0
-        if agreed.is_stopped or run.is_complete or agreed.is_save_due or is_save_step:
+        is_due = agreed.is_stopped or agreed.is_save_due or is_save_step
+        if saves_end if run.is_complete else is_due:
             run.save(is_last=agreed.is_stopped or run.is_complete)
         if agreed.is_stopped and not run.is_complete:
             logger.info("stopped by a signal after step %d, all saved; start it again to go on", step)
@@ -73,8 +82,8 @@ def measure_losses(run: Run) -> ExampleLosses:
         return measure_validation(run.engine, run.validation, num_domains=len(run.domain_set))
 
 
-def measure_and_decide(run: Run) -> None:
-    """Measure the losses by domain, let rank 0 decide, and apply the decision on every rank.
+def measure_and_decide(run: Run) -> Decision:
+    """Measure the losses by domain, let rank 0 decide, apply the decision on every rank, and return it.
 
     Communication, in this order on every rank: the validation's own, the decision's broadcast, one check that all
     ranks hold the same schedule and stand at the same draw.
@@ -85,3 +94,4 @@ def measure_and_decide(run: Run) -> None:
     check_same_on_all_ranks(run.place_as_text(), run.world, what=f"schedule and data after step {run.step}")
     run.monitor.metrics(run.step, validation_metrics(losses, run.domain_set))
     run.monitor.decision(decision.to_dict())
+    return decision

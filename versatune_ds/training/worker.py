@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -32,6 +33,8 @@ from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def run_worker(
@@ -55,6 +58,18 @@ def run_worker(
         0 when complete, 2 for a user's mistake, 75 when a signal stopped the run and it should be requeued; whatever
         else fails ends the process with 1.
     """
+
+    def work(world: World, stop_signals: StopSignals) -> int:
+        run = started(
+            lambda: _start(recipe, overrides, world=world, is_fresh=is_fresh, stop_signals=stop_signals), world
+        )
+        return USER_ERROR_EXIT_CODE if run is None else _train_to_the_end(run, when_complete=when_complete)
+
+    return be_process(work, is_quiet=is_quiet)
+
+
+def be_process(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> int:
+    """Find this process's place, do the work, leave the world; return the work's exit code, or end with 1."""
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
@@ -63,10 +78,7 @@ def run_worker(
     stop_signals = StopSignals()
     stop_signals.install()
     try:
-        run = _start(recipe, overrides, world=world, is_fresh=is_fresh, stop_signals=stop_signals)
-        if run is None:
-            return USER_ERROR_EXIT_CODE
-        return _train_to_the_end(run, when_complete=when_complete)
+        return work(world, stop_signals)
     except Exception:
         logger.exception("rank %d failed; the last whole checkpoint stands", world.rank)
         logging.shutdown()
@@ -77,26 +89,35 @@ def run_worker(
         leave_world()
 
 
-def _start(
-    recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bool, stop_signals: StopSignals
-) -> Run | None:
-    """Join the world, assemble the run and take its first measurement; None where the user made a mistake.
+def started(start: Callable[[], T], world: World) -> T | None:
+    """Return what `start` returns; None where the user made a mistake.
 
-    Up to here a ValueError is about what the user wrote, found by every rank or told by rank 0; rank 0 says it.
+    Before training a ValueError is about what the user wrote, found by every rank or told by rank 0; rank 0 says it.
     """
     try:
-        config = load_config(recipe, overrides)
-        set_threads()
-        device = choose_device(world)
-        join_world(world, device=device)
-        run = assemble_run(config, world=world, device=device, is_fresh=is_fresh)
-        run.stop_signals = stop_signals
-        begin(run)
+        return start()
     except ValueError as error:
         for line in str(error).splitlines() if world.is_rank_zero else ():
             sys.stderr.write(f"versatune: {line}\n")
         return None
+
+
+def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bool, stop_signals: StopSignals) -> Run:
+    """Join the world, assemble the run and take its first measurement."""
+    config = load_config(recipe, overrides)
+    device = take_place(world)
+    run = assemble_run(config, world=world, device=device, is_fresh=is_fresh)
+    run.stop_signals = stop_signals
+    begin(run)
     return run
+
+
+def take_place(world: World) -> torch.device:
+    """Join the world with this process's share of cores, and return its device."""
+    set_threads()
+    device = choose_device(world)
+    join_world(world, device=device)
+    return device
 
 
 def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int:

@@ -1,0 +1,128 @@
+"""Put the results of single domains together: reference.json, and a table that says how far to trust it.
+
+The one idea: the file says of every loss how it came about, so that a run can refuse one that is not comparable.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.config import RunConfig
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.explain import text_table
+from versatune_ds.mixture.reference import References
+from versatune_ds.mixture.reference_checks import fatal_against_start, memorisation_warnings, weak_against_start
+
+Result = Mapping[str, Any]
+
+_COLUMNS = {
+    "losses": "loss",
+    "stderrs": "stderr",
+    "train_losses": "train_loss",
+    "base_losses": "base_loss",
+    "steps": "step",
+    "num_loss_tokens": "num_loss_tokens",
+}
+"""Mapping of reference.json to what it holds of a domain's result; unknown values are left out."""
+
+
+def reference_content(results: Sequence[Result], *, config: RunConfig, digests: Mapping[str, str], how: str) -> Result:
+    """Return the content of a reference.json.
+
+    Args:
+        results: One result a domain, as `result_of_run` returns them, in the order of the domains.
+        config: The recipe of the single-domain runs.
+        digests: What `loss_digests` returned for all domains.
+        how: How the losses came about, in a few words.
+    """
+    columns = {
+        name: {result["domain"]: result[key] for result in results if result.get(key) is not None}
+        for name, key in _COLUMNS.items()
+    }
+    train_losses = columns["train_losses"]
+    return {
+        **columns,
+        "gaps": {name: columns["losses"][name] - loss for name, loss in train_losses.items()},
+        "measured_on": "held-out",
+        "how": how,
+        "digests": dict(digests),
+        "model": config.model.model_dump(mode="json", exclude_none=True),
+        "settings": {
+            "steps": config.train.steps,
+            "evaluate_every": config.mixture.update_every,
+            "patience": config.reference.patience,
+            "learning_rate": config.train.learning_rate,
+            "rows_per_batch": config.train.rows_per_batch,
+            "row_tokens": config.data.row_tokens,
+            "examples_per_domain": config.validation.max_examples_per_domain,
+        },
+        "seed": config.run.seed,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_reference(path: Path, content: Result) -> None:
+    """Write a reference.json whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def reference_table(results: Sequence[Result]) -> str:
+    """Return one line a domain: where it started, how far it got, and the gap to its training loss."""
+    header = ("domain", "base loss", "reference", "+-", "potential", "train loss", "gap", "step", "of")
+    return text_table(header, [_row(result) for result in results])
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    """Return a domain's cells."""
+    base, loss, train = result.get("base_loss"), result["loss"], result.get("train_loss")
+    return (
+        result["domain"],
+        _text(base),
+        _text(loss),
+        _text(result["stderr"]),
+        _text(None if base is None else max(1.0 - loss / base, 0.0), digits=3),
+        _text(train),
+        _text(None if train is None else loss - train),
+        str(result.get("step", "-")),
+        str(result.get("steps_done", "-")),
+    )
+
+
+def reference_notes(results: Sequence[Result], *, most_steps: int, origin: str) -> list[str]:
+    """Return what a person should look at before training with these references, each with its way out."""
+    names = DomainSet(tuple(result["domain"] for result in results))
+    references = References(
+        losses_K=np.array([result["loss"] for result in results]),
+        origin=origin,
+        provenance={"train_losses": {r["domain"]: r["train_loss"] for r in results if r.get("train_loss") is not None}},
+    )
+    notes = memorisation_warnings(references, domain_set=names)
+    if all(result.get("base_loss") is not None for result in results):
+        start_K = np.array([result["base_loss"] for result in results])
+        fatal = fatal_against_start(references, start_K=start_K, domain_set=names)
+        notes += [fatal] if fatal else weak_against_start(references, start_K=start_K, domain_set=names)
+    notes += [
+        f"{result['domain']}: its loss never fell below the base model's; lower reference.learning_rate"
+        for result in results
+        if result.get("step") == 0
+    ]
+    return notes + [
+        f"{result['domain']}: its loss was still falling at the last step; a larger reference.steps gives a lower "
+        "reference"
+        for result in results
+        if result.get("step") == most_steps
+    ]
+
+
+def _text(value: float | None, *, digits: int = 4) -> str:
+    """Return a number as text, a dash for an unknown one."""
+    return "-" if value is None else f"{value:.{digits}f}"
