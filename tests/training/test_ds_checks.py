@@ -6,7 +6,7 @@ import pytest
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.training import ds_checks
-from versatune_ds.training.ds_checks import check_deepspeed_settings
+from versatune_ds.training.ds_checks import check_compile, check_deepspeed_settings
 from versatune_ds.training.ds_settings import deepspeed_config
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +89,9 @@ def test_settings_as_they_are_often_copied_pass():
             "activation_checkpointing": {"cpu_checkpointing": True},
         }
     )
+
+
+def test_compiling_under_zero_3_is_refused():
+    with pytest.raises(ValueError, match=r"^model\.compile: not supported under ZeRO stage 3, .* leave it out$"):
+        check_compile({"zero_optimization": {"stage": 3}})
+    check_compile({"zero_optimization": {"stage": 2}})

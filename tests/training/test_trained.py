@@ -6,7 +6,7 @@ import torch
 from tiny_models import A, B, C, build_arguments, pack, token_losses
 
 from versatune_ds.config import LoraConfig, ModelConfig
-from versatune_ds.training.model import DomainModel, build_causal_lm
+from versatune_ds.training.model import DomainModel, build_causal_lm, compile_layers
 from versatune_ds.training.trained import merged_weights, save_adapters
 
 
@@ -133,3 +133,21 @@ def test_freezing_beside_adapters_and_an_empty_list_of_layers_are_refused():
         ModelConfig(**origin, lora={}, freeze=("lm_head.weight",))
     with pytest.raises(ValueError, match=r"model\.lora\.target_modules: expected names such as"):
         ModelConfig(**origin, lora={"target_modules": []})
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_loss_and_gradients_under_adapters_and_checkpointing():
+    """To 1e-5 in fp32; compiling rearranges sums."""
+    causal_lm = build(lora=LoraConfig(rank=4), gradient_checkpointing=True).train()
+    names = list(causal_lm.state_dict())
+    model = DomainModel(causal_lm, num_domains=2)
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = model(**pack([A, B, C])).loss_sum
+    expected_gradients = torch.autograd.grad(expected, adapters)
+    compile_layers(causal_lm)
+    found = model(**pack([A, B, C])).loss_sum
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6)
+    for gradient, other in zip(torch.autograd.grad(found, adapters), expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-4)
+    assert list(causal_lm.state_dict()) == names
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1

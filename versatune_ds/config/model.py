@@ -30,6 +30,9 @@ class ModelConfig(Section):
     """Attention implementation of transformers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the decoder's layers with torch.compile: a minute or more at the first step, then faster ones. Needs a
+    C++ compiler, and Triton on a GPU. ZeRO-3 gathers weights between operations and is refused."""
     lora: LoraConfig | None = None
     """Train adapters instead of the weights; `model.lora={}` takes the defaults."""
     freeze: tuple[str, ...] = ()

@@ -25,14 +25,14 @@ from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
-from versatune_ds.training.ds_checks import check_deepspeed_settings
+from versatune_ds.training.ds_checks import check_compile, check_deepspeed_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.loss_digests import loss_digests
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
 from versatune_ds.training.mixture_table import mixture_table
-from versatune_ds.training.model import DomainModel, build_causal_lm, special_ids_of_tokenizer
+from versatune_ds.training.model import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
 from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_once_per_node
@@ -74,6 +74,8 @@ def assemble_run(
     """
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
     check_deepspeed_settings(config.train, ds_config, device_type=device.type)
+    if config.model.compile:
+        check_compile(ds_config)
     check_named_files(config)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepared or prepare_once_per_node(config, world)
@@ -195,6 +197,8 @@ def build_engine(
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
     if zero_stage(ds_config) < 3:
         check_losses_are_the_models(causal_lm.to(device))
+    if config.model.compile:
+        compile_layers(causal_lm)
     model = DomainModel(causal_lm, num_domains=len(data.domain_set))
     return Engine(model, train=config.train, ds_config=ds_config, world=world, device=device, seed=config.run.seed)
 

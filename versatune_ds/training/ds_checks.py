@@ -51,6 +51,19 @@ def check_deepspeed_settings(train: TrainConfig, ds_config: Mapping[str, Any], *
         check_8bit(ds_config, device_type=device_type)
 
 
+def check_compile(ds_config: Mapping[str, Any]) -> None:
+    """Check that layers can be compiled: their weights must be there when they run.
+
+    Raises:
+        ValueError: Under ZeRO-3.
+    """
+    if zero_stage(ds_config) == 3:
+        raise ValueError(
+            "model.compile: not supported under ZeRO stage 3, which gathers weights between operations; use stage 2, "
+            "or leave it out"
+        )
+
+
 def check_keys(settings: Mapping[str, Any]) -> None:
     """Check the names of all keys, and the values of zero_optimization by DeepSpeed's own model.
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from versatune_ds.config import ModelConfig
 from versatune_ds.data.batch import Batch
@@ -87,6 +88,16 @@ class DomainModel(nn.Module):
         )
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
         return DomainLosses(result.loss, result.loss_sum_K, result.num_loss_tokens_K, token_losses)
+
+
+def compile_layers(causal_lm: nn.Module) -> None:
+    """Compile the decoder's layers in place, each by itself: they share one compiled form, and names stay as they are.
+
+    The head stays as it is: its kernel is compiled already.
+    """
+    for module in causal_lm.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()
 
 
 def model_inputs(batch: Batch, *, device: torch.device) -> dict[str, Any]:
