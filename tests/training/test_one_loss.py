@@ -1,0 +1,86 @@
+"""One definition of the loss: the same numbers on any number of processes, however rows are packed and accumulated.
+
+Every run here is compared with transformers' logits, torch's cross entropy and one example at a time on one process.
+"""
+
+import pytest
+import torch
+from one_batch import LEARNING_RATE, STEPS, build, engine_losses, examples, make_engine
+from ranks import run_ranks
+
+from versatune_ds.config import LoraConfig
+from versatune_ds.training.checkpoint import load_checkpoint, save_checkpoint
+
+MODELS = {
+    "whole": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "frozen_head": {"freeze": ("lm_head.weight", "model.embed_tokens.weight")},
+    "lora": {"lora": LoraConfig(rank=4)},
+    "dora": {"lora": LoraConfig(rank=4, use_dora=True), "gradient_checkpointing": True},
+}
+
+
+def plain_losses(settings):
+    """Return the losses of training with transformers and torch alone."""
+    causal_lm = build(**settings)
+    trained = [parameter for parameter in causal_lm.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    losses = []
+    for _ in range(STEPS):
+        loss = sum(
+            torch.nn.functional.cross_entropy(
+                causal_lm(torch.tensor([tokens])).logits[0, :-1], torch.tensor(tokens[1:]), reduction="sum"
+            )
+            for tokens in examples()
+        ) / sum(len(tokens) - 1 for tokens in examples())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_packing_and_accumulation_do_not_change_the_loss(world_size, tmp_path):
+    """To 1e-5 in fp32, over optimizer steps that amplify what differs."""
+    ways = [("packed", 1), ("one by one", 1), ("one by one", 2), *([("packed", 4)] if world_size == 1 else [])]
+
+    def losses_of_all_ways(world):
+        return [
+            engine_losses(
+                make_engine(world, layout=layout, rows_per_micro_batch=rows, zero={"stage": 2}),
+                layout=layout,
+                rows_per_micro_batch=rows,
+            )
+            for layout, rows in ways
+        ]
+
+    expected = plain_losses({})
+    assert expected[-1] < expected[0] - 0.05
+    for losses in run_ranks(losses_of_all_ways, world_size=world_size, folder=tmp_path)[0]:
+        assert losses == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_whatever_is_trained_the_loss_is_that_of_plain_training_and_a_resume_is_exact(stage, tmp_path):
+    """Each on two processes: the whole model, a frozen tied head, LoRA, DoRA, with gradient checkpointing."""
+
+    def losses_and_resumed(world):
+        return {name: losses_around_a_checkpoint(world, tmp_path / name, settings) for name, settings in MODELS.items()}
+
+    def losses_around_a_checkpoint(world, run_dir, settings):
+        engine, again = (make_engine(world, zero={"stage": stage}, settings=settings) for _ in range(2))
+        losses = engine_losses(engine, last=1)
+        folder = save_checkpoint(engine.deepspeed_engine, run_dir=run_dir, step=1, state={}, keep=1, world=world)
+        rest = engine_losses(engine, first=2)
+        load_checkpoint(again.deepspeed_engine, folder)
+        return losses + rest, rest == engine_losses(again, first=2)
+
+    (tmp_path / "ranks").mkdir()
+    found = run_ranks(losses_and_resumed, world_size=2, folder=tmp_path / "ranks")[0]
+    for name, (losses, is_same) in found.items():
+        assert losses == pytest.approx(plain_losses(MODELS[name]), abs=1e-5), name
+        assert is_same, f"{name}: a resumed run differs"
