@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ds.config import TrainConfig
+from versatune_ds.config import ModelConfig, TrainConfig
 from versatune_ds.training import ds_checks
-from versatune_ds.training.ds_checks import check_compile, check_deepspeed_settings
+from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config
 
 ROOT = Path(__file__).parents[2]
@@ -44,9 +44,7 @@ def test_a_deepspeed_setting_that_cannot_work_is_refused_in_one_line(deepspeed, 
 
 def test_nvme_offload_without_the_library_for_it_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(ds_checks.AsyncIOBuilder, "is_compatible", lambda self, verbose=True: False)
-    with pytest.raises(
-        ValueError, match=r"offload_optimizer to nvme needs libaio.*; offload to cpu instead$"
-    ):
+    with pytest.raises(ValueError, match=r"offload_optimizer to nvme needs libaio.*; offload to cpu instead$"):
         check(offload(3, device="nvme", nvme_path=str(tmp_path)))
     monkeypatch.setattr(ds_checks.AsyncIOBuilder, "is_compatible", lambda self, verbose=True: True)
     check(offload(3, device="nvme", nvme_path=str(tmp_path)))
@@ -91,7 +89,11 @@ def test_settings_as_they_are_often_copied_pass():
     )
 
 
-def test_compiling_under_zero_3_is_refused():
-    with pytest.raises(ValueError, match=r"^model\.compile: not supported under ZeRO stage 3, .* leave it out$"):
-        check_compile({"zero_optimization": {"stage": 3}})
-    check_compile({"zero_optimization": {"stage": 2}})
+@pytest.mark.parametrize(
+    ("settings", "key"), [({"compile": True}, r"compile"), ({"lora": {"use_dora": True}}, r"lora\.use_dora")]
+)
+def test_what_zero_3_cannot_serve_is_refused(settings, key):
+    model = ModelConfig(from_config={"model_type": "llama"}, **settings)
+    with pytest.raises(ValueError, match=rf"^model\.{key}: not supported under ZeRO stage 3, .* leave it out$"):
+        check_model_settings(model, {"zero_optimization": {"stage": 3}})
+    check_model_settings(model, {"zero_optimization": {"stage": 2}})

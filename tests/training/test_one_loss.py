@@ -66,10 +66,14 @@ def test_processes_packing_and_accumulation_do_not_change_the_loss(world_size, t
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_whatever_is_trained_the_loss_is_that_of_plain_training_and_a_resume_is_exact(stage, tmp_path):
-    """Each on two processes: the whole model, a frozen tied head, LoRA, DoRA, with gradient checkpointing."""
+    """Each on two processes: the whole model, a frozen tied head, LoRA, DoRA, with gradient checkpointing.
+
+    DoRA is refused under ZeRO-3.
+    """
+    models = {name: settings for name, settings in MODELS.items() if (stage, name) != (3, "dora")}
 
     def losses_and_resumed(world):
-        return {name: losses_around_a_checkpoint(world, tmp_path / name, settings) for name, settings in MODELS.items()}
+        return {name: losses_around_a_checkpoint(world, tmp_path / name, settings) for name, settings in models.items()}
 
     def losses_around_a_checkpoint(world, run_dir, settings):
         engine, again = (make_engine(world, zero={"stage": stage}, settings=settings) for _ in range(2))

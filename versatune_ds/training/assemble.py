@@ -25,7 +25,7 @@ from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
-from versatune_ds.training.ds_checks import check_compile, check_deepspeed_settings
+from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.loss_digests import loss_digests
@@ -74,8 +74,7 @@ def assemble_run(
     """
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
     check_deepspeed_settings(config.train, ds_config, device_type=device.type)
-    if config.model.compile:
-        check_compile(ds_config)
+    check_model_settings(config.model, ds_config)
     check_named_files(config)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepared or prepare_once_per_node(config, world)

@@ -15,7 +15,7 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
-from versatune_ds.config import TrainConfig
+from versatune_ds.config import ModelConfig, TrainConfig
 from versatune_ds.domains import nearest_name
 from versatune_ds.training.ds_settings import offload_device, zero_stage
 
@@ -51,17 +51,20 @@ def check_deepspeed_settings(train: TrainConfig, ds_config: Mapping[str, Any], *
         check_8bit(ds_config, device_type=device_type)
 
 
-def check_compile(ds_config: Mapping[str, Any]) -> None:
-    """Check that layers can be compiled: their weights must be there when they run.
+def check_model_settings(model: ModelConfig, ds_config: Mapping[str, Any]) -> None:
+    """Check what of the model section ZeRO-3, which gathers weights module by module, cannot serve.
 
     Raises:
-        ValueError: Under ZeRO-3.
+        ValueError: Naming the key and the way out.
     """
-    if zero_stage(ds_config) == 3:
-        raise ValueError(
-            "model.compile: not supported under ZeRO stage 3, which gathers weights between operations; use stage 2, "
-            "or leave it out"
-        )
+    if zero_stage(ds_config) != 3:
+        return
+    way_out = "not supported under ZeRO stage 3, which gathers weights module by module; use stage 2, or leave it out"
+    if model.compile:
+        raise ValueError(f"model.compile: {way_out}")
+    if model.lora is not None and model.lora.use_dora:
+        # peft 0.21 reads the weights of other modules: shape errors with checkpointing, partitions in large layers.
+        raise ValueError(f"model.lora.use_dora: {way_out}")
 
 
 def check_keys(settings: Mapping[str, Any]) -> None:

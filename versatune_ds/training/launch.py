@@ -16,7 +16,7 @@ import torch
 
 from versatune_ds.config import ModelConfig, RunConfig, load_config
 from versatune_ds.mixture.weights import as_weights
-from versatune_ds.training.ds_checks import check_compile, check_deepspeed_settings, check_keys
+from versatune_ds.training.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.forward_signals import run_and_forward
 from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
@@ -102,8 +102,7 @@ def check_before_start(
         ValueError: If batch sizes, DeepSpeed settings, named files, the run's folder or the model's keys are wrong.
     """
     ds_config = deepspeed_config(config.train, world_size=num_processes)
-    if config.model.compile:
-        check_compile(ds_config)
+    check_model_settings(config.model, ds_config)
     if device_type is None:
         check_keys(ds_config)
     else:
