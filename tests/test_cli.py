@@ -45,6 +45,7 @@ COMMANDS = {
         "--json",
         "--quiet",
     ],
+    "compare": ["comparison", "key=value", "--jobs"],
 }
 
 RECIPE = {

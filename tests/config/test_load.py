@@ -92,7 +92,14 @@ def test_a_missing_recipe_is_named():
         load_config("nowhere.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
+RECIPES = [
+    path
+    for path in sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml"))
+    if "\nruns:" not in path.read_text()  # a comparison, which tests/comparison reads
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_is_valid(path):
     needed = ["data.folder=somewhere"] if "folder: null" in path.read_text() else []
     assert load_config(path, needed).train.steps > 0

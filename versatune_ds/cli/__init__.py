@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from versatune_ds import __version__
 from versatune_ds.cli.check import add_check
+from versatune_ds.cli.comparison import add_compare
 from versatune_ds.cli.data import add_inspect, add_prepare
 from versatune_ds.cli.knowledge import add_detect
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
@@ -38,6 +39,7 @@ ADD_COMMANDS = (
     add_report,
     add_export,
     add_evaluate,
+    add_compare,
 )
 """One function a subcommand, in the order of the help."""
 

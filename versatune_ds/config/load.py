@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 
 from versatune_ds.config.recipe import RunConfig
 from versatune_ds.domains import nearest_name
+
+SectionType = TypeVar("SectionType", bound=BaseModel)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -104,10 +106,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
     """Return the typed config of a nested mapping; raise ValueError with one line per mistake."""
+    return parse_section(values, RunConfig)
+
+
+def parse_section(values: dict[str, Any], model: type[SectionType]) -> SectionType:
+    """Return a nested mapping as one of our typed sections; raise ValueError with one line per mistake."""
     try:
-        return RunConfig.model_validate(_numbers_from_scientific_text(values))
+        return model.model_validate(_numbers_from_scientific_text(values))
     except ValidationError as error:
-        lines = dict.fromkeys(_line_for(details) for details in error.errors())
+        lines = dict.fromkeys(_line_for(details, model) for details in error.errors())
         raise ValueError("\n".join(lines)) from None
 
 
@@ -125,12 +132,12 @@ def _numbers_from_scientific_text(value: Any) -> Any:
     return value
 
 
-def _line_for(details: ErrorDetails) -> str:
+def _line_for(details: ErrorDetails, whole: type[BaseModel]) -> str:
     """Say one pydantic error in one line."""
     location = [str(part) for part in details["loc"] if not str(part).startswith(("function-", "constrained-"))]
     key = ".".join(location)
     if details["type"] == "extra_forbidden":
-        known = _known_keys(details["loc"][:-1])
+        known = _known_keys(details["loc"][:-1], whole)
         return f"{key}: unknown key; {nearest_name(location[-1], known)}" if known else f"{key}: unknown key"
     if details["type"] == "missing":
         return f"{key}: missing; this key is required"
@@ -142,9 +149,8 @@ def _line_for(details: ErrorDetails) -> str:
     return f"{key}: {expected}{given}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Return the field names of the section at a location, empty where the location is not a section."""
-    model: type[BaseModel] = RunConfig
+def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """Return the field names of the section at a location within a model, empty where it is not a section."""
     for part in location:
         if part not in model.model_fields:
             continue  # a mapping's key or a union's tag, not a field

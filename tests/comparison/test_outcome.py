@@ -1,0 +1,99 @@
+"""What is compared, by hand: changes against the base model, means with intervals, paired tests."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from versatune_ds.comparison.intervals import holm, mean_with_interval, paired_p_value
+from versatune_ds.comparison.outcome import outcome
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.table import Results, markdown_table, retention_table
+
+BASE = {"law": {"loss": 2.0}, "code": {"loss": 1.0}}
+
+
+def domains(law, code, *, exact=None):
+    numbers = {"law": {"loss": law}, "code": {"loss": code}}
+    for name, accuracy in (exact or {}).items():
+        numbers[name]["exact_match"] = {"accuracy": accuracy}
+    return numbers
+
+
+def test_an_outcome_without_target_is_mean_loss_and_worst_domain():
+    result = outcome(domains(1.5, 1.1), BASE, target=None)
+    assert result.loss == pytest.approx(1.3)
+    assert result.worst == pytest.approx(-0.1)
+    assert (result.target, result.others, result.exact) == (None, None, None)
+
+
+def test_an_outcome_with_target_splits_the_target_from_the_others():
+    base = domains(2.0, 1.0, exact={"law": 0.2, "code": 0.5})
+    result = outcome(domains(1.5, 1.1, exact={"law": 0.4, "code": 0.3}), base, target="law")
+    assert (result.target, result.others) == pytest.approx((0.25, -0.1))
+    assert (result.exact, result.others_exact) == pytest.approx((0.35, -0.2))
+
+
+def test_a_domain_that_was_not_measured_is_left_out():
+    result = outcome({"law": {"loss": 1.0}, "code": {"loss": None}}, BASE, target=None)
+    assert (result.loss, result.worst) == (1.0, 0.5)
+
+
+def test_the_interval_of_one_two_three_is_students():
+    mean = mean_with_interval([1.0, 2.0, 3.0])
+    assert (mean.mean, mean.half_width) == pytest.approx((2.0, 2.4841), abs=1e-4)
+    assert math.isnan(mean_with_interval([1.0]).half_width)
+
+
+def test_the_paired_test_sees_a_steady_difference_that_the_means_hide():
+    baseline = [1.0, 5.0, 9.0]
+    assert paired_p_value([1.1, 5.11, 9.09], baseline) < 0.01
+    assert paired_p_value([1.1, 4.9, 9.0], baseline) > 0.5
+    assert paired_p_value(baseline, baseline) == 1.0
+    assert math.isnan(paired_p_value([1.0], [2.0]))
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.02, math.nan])[0] == pytest.approx(0.02)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_corrected_p_values_are_never_smaller_and_keep_their_order(p_values):
+    corrected = holm(p_values)
+    assert all(c >= p and c <= 1 for c, p in zip(corrected, p_values, strict=True))
+    order = np.argsort(p_values, kind="stable")
+    assert list(np.array(corrected)[order]) == sorted(corrected)
+
+
+def results(*, targets=()):
+    runs = {"uniform": {}, "moves": {}}
+    plan = ComparisonPlan(
+        name="c", recipe="r", base=BaseModelPlan(recipe="r"), runs=runs, seeds=(1, 2, 3), baseline="uniform",
+        targets=targets,
+    )  # fmt: skip
+    made = {}
+    for cell in cells_of(plan):
+        gain = 0.1 + 0.001 * cell.seed if cell.label == "moves" else 0.0
+        made[cell] = domains(1.5 - gain + 0.2 * cell.seed, 1.0)
+    return Results(plan=plan, base=BASE, domains=made)
+
+
+def test_the_table_has_means_intervals_and_starred_differences():
+    header, _, uniform, moves = markdown_table(results()).splitlines()
+    assert header == "| policy | mean loss | worst domain |"
+    assert uniform.startswith("| uniform | 1.4500 ± 0.2484 |")
+    assert moves.startswith("| moves | 1.3990 ± 0.2472 (-0.0510\\*) |")
+
+
+def test_the_retention_matrix_has_a_row_for_every_target_and_marks_the_targets_own_cell():
+    lines = retention_table(results(targets=("law", "code"))).splitlines()
+    assert lines[0] == "| policy | law | code |"
+    assert lines[2:] == [
+        "| uniform, law | **+5.0** | +0.0 |",
+        "| uniform, code | +5.0 | **+0.0** |",
+        "| moves, law | **+10.1** | +0.0 |",
+        "| moves, code | +10.1 | **+0.0** |",
+    ]

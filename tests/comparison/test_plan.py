@@ -1,0 +1,93 @@
+"""A comparison's file: every run is the shared recipe with a few keys set, and a mistake is found before training."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from versatune_ds.comparison.plan import cells_of, config_of_cell, read_plan
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {
+    "run": {"name": "shared"},
+    "model": {"from_config": {"model_type": "llama"}},
+    "data": {"synthetic": {}},
+    "train": {"steps": 10},
+    "mixture": {"reference": {"start_fraction": 0.5}},
+}
+PLAN = {
+    "name": "mine",
+    "recipe": "shared.yaml",
+    "base": {"recipe": "shared.yaml"},
+    "seeds": [1, 2],
+    "baseline": "uniform",
+    "runs": {"uniform": {"mixture.policy": "uniform"}, "moves": {"mixture.sigma": 0.25}},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_files(**changed):
+        (tmp_path / "shared.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+        path = tmp_path / "comparison.yaml"
+        path.write_text(yaml.safe_dump({**PLAN, **changed}, sort_keys=False))
+        return path
+
+    return write_files
+
+
+def test_every_run_is_made_for_every_seed_and_seeds_change_slowest(write):
+    cells = list(cells_of(read_plan(write(), [])))
+    assert [cell.run_name for cell in cells] == ["uniform-seed1", "moves-seed1", "uniform-seed2", "moves-seed2"]
+
+
+def test_a_run_is_the_shared_recipe_with_its_keys_its_seed_and_its_place(write):
+    plan = read_plan(write(set={"train.steps": 7}, output_dir="out"), [])
+    config = config_of_cell(plan, list(cells_of(plan))[3], start=["mixture.prior=uniform"])
+    assert (config.train.steps, config.mixture.sigma, config.mixture.prior) == (7, 0.25, "uniform")
+    assert (config.run.seed, str(config.run_dir)) == (2, "out/mine/runs/moves-seed2")
+
+
+def test_a_runs_own_keys_come_after_what_it_starts_from(write):
+    plan = read_plan(write(runs={"uniform": {"mixture.prior": "proportional"}}), [])
+    (cell, _) = cells_of(plan)
+    assert config_of_cell(plan, cell, start=["mixture.prior=uniform"]).mixture.prior == "proportional"
+
+
+def test_targets_repeat_each_run_and_take_the_marks_place(write):
+    runs = {"only": {"mixture.policy": "target_only", "mixture.target": "{target}"}}
+    plan = read_plan(write(runs=runs, baseline="only", targets=["law", "code"], seeds=[5]), [])
+    cells = list(cells_of(plan))
+    assert [cell.run_name for cell in cells] == ["only-law-seed5", "only-code-seed5"]
+    assert [config_of_cell(plan, cell).mixture.target for cell in cells] == ["law", "code"]
+
+
+def test_keys_of_the_comparison_and_of_its_recipes_can_be_set_on_the_command_line(write):
+    overrides = ["seeds=[9]", "set.train.steps=3", "base.set.train.steps=4", "set.mixture.prior={law: 1.0}"]
+    plan = read_plan(write(), overrides)
+    assert (plan.seeds, plan.set["train.steps"], plan.base.set) == ((9,), 3, {"train.steps": 4})
+    assert config_of_cell(plan, next(cells_of(plan))).mixture.prior == {"law": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"baseline": "unifrom"}, r"baseline: no run 'unifrom'; did you mean 'uniform'"),
+        ({"seeds": [1, 1]}, r"seeds: expected each once, got \[1, 1\]"),
+        ({"seeds": []}, r"seeds: tuple should have at least 1 item"),
+        ({"seed": [1]}, r"seed: unknown key; did you mean 'seeds'"),
+        ({"runs": {"uniform": {"mixture.sigmo": 1}}}, r"runs.uniform: mixture.sigmo: unknown key; did you mean"),
+        ({"base": {"recipe": "nowhere.yaml"}}, r"nowhere.yaml: no such recipe"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_the_key(write, changed, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_plan(write(**changed), [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(ROOT.glob("recipes/compare/*.yaml")) if "\nruns:" in p.read_text()], ids=lambda p: p.stem
+)
+def test_every_comparison_of_the_project_is_valid(path):
+    assert len(list(cells_of(read_plan(path, [])))) >= 9

@@ -1,0 +1,79 @@
+"""Turn one run's evaluation into the numbers that are compared.
+
+The one idea: every change is relative to the base model on the same test rows, and positive when things got better, so
+that "forgotten" is a negative number everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+Domains = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Hold what one run came to; None where it was not measured.
+
+    Attributes:
+        loss: Plain mean over domains of the test loss (nats per loss token).
+        exact: Plain mean over domains of the share of answers written as in the rows.
+        choices: Plain mean over domains of the share of right choices.
+        worst: Relative fall of the loss in the domain where it fell least; negative: that domain was forgotten.
+        target: Relative fall of the loss in the target domain.
+        others: Plain mean over the other domains of the relative fall of the loss; negative: they degraded.
+        others_exact: The same of the exact answers, as a difference of shares.
+    """
+
+    loss: float
+    exact: float | None
+    choices: float | None
+    worst: float
+    target: float | None
+    others: float | None
+    others_exact: float | None
+
+
+MEASURES = tuple(item.name for item in fields(Outcome))
+SMALLER_IS_BETTER = frozenset({"loss"})
+
+
+def outcome(after: Domains, base: Domains, *, target: str | None) -> Outcome:
+    """Return a run's numbers against the base model's.
+
+    Worked example: law 2.0 -> 1.5 and code 1.0 -> 1.1 with target law: loss 1.3, worst -0.1, target 0.25, others -0.1.
+    """
+    falls = {name: loss_fall(after, base, name) for name in after if after[name].get("loss") is not None}
+    others = [name for name in falls if name != target]
+    exact_changes = [
+        after[name]["exact_match"]["accuracy"] - base[name]["exact_match"]["accuracy"]
+        for name in others
+        if "exact_match" in after[name] and "exact_match" in base[name]
+    ]
+    return Outcome(
+        loss=_mean([after[name]["loss"] for name in falls]),
+        exact=_mean_of(after, "exact_match"),
+        choices=_mean_of(after, "choices"),
+        worst=min(falls.values()),
+        target=None if target is None else falls[target],
+        others=None if target is None else _mean([falls[name] for name in others]),
+        others_exact=None if target is None or not exact_changes else _mean(exact_changes),
+    )
+
+
+def loss_fall(after: Domains, base: Domains, name: str) -> float:
+    """Return the relative fall of a domain's test loss since the base model; negative where it rose."""
+    return 1.0 - after[name]["loss"] / base[name]["loss"]
+
+
+def _mean_of(domains: Domains, key: str) -> float | None:
+    """Return the plain mean over domains of an accuracy, None where there is none."""
+    values = [numbers[key]["accuracy"] for numbers in domains.values() if key in numbers]
+    return _mean(values) if values else None
+
+
+def _mean(values: list[float]) -> float:
+    """Return the plain mean."""
+    return sum(values) / len(values)

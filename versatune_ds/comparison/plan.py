@@ -1,0 +1,178 @@
+"""Read a comparison: one YAML file that names a base model, a recipe, and the runs to compare.
+
+The one idea: a run of a comparison is the shared recipe with a few keys set, as on the command line; what is compared
+is nothing but those keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config.load import parse_section, read_yaml, set_by_dotted_key
+from versatune_ds.config.section import Section
+from versatune_ds.domains import nearest_name
+
+TARGET_MARK = "{target}"
+"""Stands for the target domain in a run's values."""
+
+
+class BaseModelPlan(Section):
+    """Say how the base model is made, so that it knows some domains better than others."""
+
+    recipe: Path
+    """Recipe of its training, relative to the comparison's file."""
+    set: dict[str, Any] = Field(default={})
+    """Dotted keys set in it."""
+
+
+class ComparisonPlan(Section):
+    """The whole comparison."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder of the comparison under `output_dir`."""
+    output_dir: Path = Path("runs/compare")
+    recipe: Path
+    """Recipe that all runs share, relative to the comparison's file."""
+    set: dict[str, Any] = Field(default={})
+    """Dotted keys set in it for every run."""
+    base: BaseModelPlan
+    """The model every run starts from: trained once, then exported."""
+    detect: bool = True
+    """Detect the base model's mixture and use it as `mixture.prior`; otherwise the recipe's own prior holds."""
+    reference: bool = True
+    """Fine-tune the base model on each domain alone, once, for `mixture.reference`."""
+    runs: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Label to the dotted keys that make the run what it is."""
+    targets: tuple[str, ...] = ()
+    """Domains that each run is repeated for; its values say {target} where the domain's name goes."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """Every run is repeated with each as `run.seed`."""
+    baseline: str
+    """Label that the others are tested against, pairwise by seed (and target)."""
+    exact: int = Field(default=30, ge=0)
+    """Answers a domain written and compared with the test rows' own (0 for none)."""
+    choices: tuple[Path, ...] = ()
+    """Multiple choice files, or folders of them."""
+
+    @field_validator("seeds", "targets")
+    @classmethod
+    def _are_different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Check that nothing would be run twice."""
+        if len(set(values)) != len(values):
+            raise ValueError(f"expected each once, got {list(values)}")
+        return values
+
+    @model_validator(mode="after")
+    def _baseline_is_run(self) -> ComparisonPlan:
+        """Check that the baseline is one of the runs."""
+        if self.baseline not in self.runs:
+            raise ValueError(f"baseline: no run {self.baseline!r}; {nearest_name(self.baseline, list(self.runs))}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the comparison."""
+        return self.output_dir / self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Name one run of a comparison."""
+
+    label: str
+    target: str | None
+    seed: int
+
+    @property
+    def run_name(self) -> str:
+        """Return the run's folder name."""
+        return "-".join([self.label, *([self.target] if self.target else []), f"seed{self.seed}"])
+
+
+def cells_of(plan: ComparisonPlan) -> Iterator[Cell]:
+    """Yield every run; seeds change slowest, so that a comparison cut short has whole seeds."""
+    for seed in plan.seeds:
+        for target in plan.targets or (None,):
+            for label in plan.runs:
+                yield Cell(label=label, target=target, seed=seed)
+
+
+def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
+    """Return a comparison, every recipe in it read and every run's keys checked before anything is trained.
+
+    Args:
+        path: YAML file.
+        overrides: `key=value` texts over the comparison's own keys, such as `seeds=[1,2]`.
+
+    Raises:
+        ValueError: One line for each mistake.
+    """
+    values = read_yaml(path)
+    for override in overrides:
+        _set(values, override)
+    plan = parse_section(values, ComparisonPlan)
+    here = path.parent
+    plan = plan.model_copy(
+        update={
+            "recipe": _beside(here, plan.recipe),
+            "base": plan.base.model_copy(update={"recipe": _beside(here, plan.base.recipe)}),
+        }
+    )
+    load_config(plan.base.recipe, texts(plan.base.set))
+    for cell in cells_of(plan):
+        config_of_cell(plan, cell)
+    return plan
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Set a key of the comparison; behind `set.` and `base.set.` comes a recipe's own dotted key, kept whole."""
+    for prefix in ("set.", "base.set."):
+        if override.startswith(prefix):
+            key, _, text = override.removeprefix(prefix).partition("=")
+            section = values["base"] if prefix.startswith("base") else values
+            section["set"] = {**section.get("set", {}), key: yaml.safe_load(text)}
+            return
+    set_by_dotted_key(values, override)
+
+
+def _beside(folder: Path, path: Path) -> Path:
+    """Return a path relative to a folder, or as it is where it is absolute."""
+    return path if path.is_absolute() else folder / path
+
+
+def config_of_cell(plan: ComparisonPlan, cell: Cell, *, start: Sequence[str] = ()) -> RunConfig:
+    """Return the config of one run; raise ValueError naming the run whose keys are wrong."""
+    try:
+        return load_config(plan.recipe, [*start, *overrides_of(plan, cell)])
+    except ValueError as error:
+        lines = str(error).splitlines()
+        raise ValueError("\n".join(f"runs.{cell.label}: {line}" for line in lines)) from None
+
+
+def overrides_of(plan: ComparisonPlan, cell: Cell) -> list[str]:
+    """Return the `key=value` texts that make one run of the shared recipe."""
+    own = {key: _for_target(value, cell.target) for key, value in plan.runs[cell.label].items()}
+    place = {"run.name": cell.run_name, "run.output_dir": str(plan.folder / "runs"), "run.seed": cell.seed}
+    return texts({**plan.set, **place, **own})
+
+
+def _for_target(value: Any, target: str | None) -> Any:
+    """Return a value with the target's name put in."""
+    if isinstance(value, str) and target is not None:
+        return value.replace(TARGET_MARK, target)
+    if isinstance(value, dict):
+        return {_for_target(key, target): _for_target(item, target) for key, item in value.items()}
+    return value
+
+
+def texts(values: dict[str, Any]) -> list[str]:
+    """Return dotted keys and values as the command line takes them."""
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]
