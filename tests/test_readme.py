@@ -9,6 +9,8 @@ import pytest
 
 from versatune_ds.cli import parse
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.slurm.submit import submission_overrides
+from versatune_ds.training.ds_settings import deepspeed_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +36,11 @@ def test_every_command_of_the_readmes_parses(command):
         parsed = parse(words[1:])
         if hasattr(parsed, "recipe"):
             check_recipe(parsed.recipe, parsed.overrides)
+        if words[1] == "submit":
+            options = submission_overrides(nodes=parsed.nodes, array=parsed.array, after=parsed.after)
+            config = load_config(ROOT / parsed.recipe, [*parsed.overrides, *options])
+            # The rows of a batch must divide among the processes, or submit refuses.
+            deepspeed_config(config.train, world_size=config.slurm.nodes * config.slurm.num_processes_per_node)
     elif words[0] == "tail":
         assert words[2].startswith("runs/_slurm/")
     elif words[0] == "sbatch":

@@ -13,7 +13,7 @@ def add_submit(commands: Commands) -> None:
         commands,
         "submit",
         "Submit a run to Slurm; it goes on by itself after preemptions and time limits.",
-        example="versatune submit recipes/quickstart.yaml --nodes 2 slurm.gpus_per_node=8 slurm.time=24:00:00",
+        example="versatune submit recipes/quickstart.yaml --nodes 2 slurm.gpus_per_node=1 slurm.time=1:00:00",
     )
     command.add_argument("--nodes", type=int, metavar="N", help="short for slurm.nodes=N")
     command.add_argument("--array", metavar="IDS", help="short for slurm.array=IDS, a run of its own for each, as 0-3")
