@@ -15,7 +15,14 @@ from versatune_ds.config import load_config
 
 COMMANDS = {
     "train": [
-        "recipe", "key=value", "--fresh", "--processes", "--launcher", "--nodes", "--hostfile", "--quiet",
+        "recipe",
+        "key=value",
+        "--fresh",
+        "--processes",
+        "--launcher",
+        "--nodes",
+        "--hostfile",
+        "--quiet",
     ],
     "worker": ["recipe", "key=value", "--fresh", "--quiet"],
     "check": ["recipe", "key=value", "--nodes", "--gpus-per-node", "--gpu-memory", "--json", "--quiet"],
@@ -167,6 +174,40 @@ def test_a_data_folder_without_rows_is_one_line_and_code_two(versatune, recipe, 
     assert called.err.startswith("versatune: ")
     assert str(tmp_path / "data") in called.err
     assert len(called.err.splitlines()) == 1
+
+
+@pytest.fixture
+def broken_run(recipe, tmp_path):
+    """Return a run's folder whose only checkpoint is damaged."""
+    folder = tmp_path / "runs" / "mine" / "checkpoints" / "step_00000010"
+    folder.mkdir(parents=True)
+    (folder / "MANIFEST").write_text("{")
+    return folder.parents[1]
+
+
+def test_a_state_that_cannot_be_worked_with_is_one_line_and_code_one(versatune, broken_run, monkeypatch):
+    monkeypatch.delenv("VERSATUNE_DEBUG", raising=False)
+    called = versatune("export", broken_run)
+    assert (called.code, called.out) == (1, "")
+    assert (
+        called.err.splitlines()[-1]
+        == f"versatune: {broken_run}: every checkpoint is broken (VERSATUNE_DEBUG=1 shows where)"
+    )
+    assert "Traceback" not in called.err
+
+
+def test_a_failure_shows_its_traceback_where_debugging_is_asked_for(versatune, broken_run, monkeypatch):
+    monkeypatch.setenv("VERSATUNE_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="every checkpoint is broken"):
+        versatune("export", broken_run)
+
+
+def test_a_mistake_of_our_own_is_never_hidden(versatune, recipe, monkeypatch):
+    monkeypatch.setattr(
+        "versatune_ds.training.prepared.prepare_recipe", lambda config: (_ for _ in ()).throw(RecursionError)
+    )
+    with pytest.raises(RecursionError):
+        versatune("prepare", recipe)
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@
 The one idea: they are a contract with programs outside, so each stands in one place.
 """
 
+FAILED_EXIT_CODE = 1
+"""Something failed that is no mistake of the user; another start may succeed."""
+
 USER_ERROR_EXIT_CODE = 2
 """What a user wrote is wrong; another start would fail in the same way."""
 

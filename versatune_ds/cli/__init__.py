@@ -1,12 +1,15 @@
 """Define the `versatune` command: parse, wire, exit. No logic lives here.
 
-The one idea: every subcommand returns an exit code; what a user got wrong is one line on stderr and code 2.
+The one idea: every subcommand returns an exit code. What a user got wrong is one line on stderr and code 2; a bad state
+(every checkpoint broken, an endpoint down for good) is one line and code 1, or its traceback with VERSATUNE_DEBUG=1 in
+the environment.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,8 +23,11 @@ from versatune_ds.cli.reference import add_reference
 from versatune_ds.cli.run import add_evaluate, add_export, add_report
 from versatune_ds.cli.slurm import add_job, add_submit
 from versatune_ds.cli.train import add_train, add_worker
-from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
+from versatune_ds.exit_codes import FAILED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
+
+DEBUG_VARIABLE = "VERSATUNE_DEBUG"
+"""Environment variable that, when set and not 0, lets failures show their traceback."""
 
 ADD_COMMANDS = (
     add_train,
@@ -51,13 +57,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.run(parsed)
     except ValueError as error:
-        for line in str(error).splitlines():
-            sys.stderr.write(f"versatune: {line}\n")
+        _say(str(error))
         return USER_ERROR_EXIT_CODE
+    except (RecursionError, NotImplementedError):
+        raise  # RuntimeErrors too, but mistakes of ours: only their traceback says anything
+    except RuntimeError as error:
+        if os.environ.get(DEBUG_VARIABLE, "0") != "0":
+            raise
+        text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
+        _say(f"{text} ({DEBUG_VARIABLE}=1 shows where)")
+        return FAILED_EXIT_CODE
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _say(message: str) -> None:
+    """Write a message to stderr, each of its lines under the program's name."""
+    for line in message.splitlines():
+        sys.stderr.write(f"versatune: {line}\n")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
