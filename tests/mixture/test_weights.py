@@ -177,6 +177,26 @@ def test_a_detected_prior_file_says_nothing(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+    ("found", "expected"),
+    [("tokens", "tokens"), ("examples", "examples"), ("tokens", "loss_tokens"), (None, "examples")],
+)
+def test_a_prior_file_in_the_unit_of_the_weights_is_taken(tmp_path, found, expected):
+    path = tmp_path / "prior.json"
+    path.write_text(json.dumps({"weights": {"law": 0.2, "medicine": 0.3, "code": 0.5}, "weight_unit": found}))
+    assert start(prior=path, weight_unit=expected) == [0.2, 0.3, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"), [("tokens", "examples"), ("examples", "tokens"), ("loss_tokens", "tokens")]
+)
+def test_a_prior_file_in_another_unit_is_refused(tmp_path, found, expected):
+    path = tmp_path / "prior.json"
+    path.write_text(json.dumps({"weights": {"law": 0.2, "medicine": 0.3, "code": 0.5}, "weight_unit": found}))
+    with pytest.raises(ValueError, match=rf"shares of {found}, expected {expected} \(mixture\.weight_unit\); run"):
+        start(prior=path, weight_unit=expected)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", r"prior\.json:1: not valid JSON"),

@@ -161,16 +161,34 @@ def starting_weights(
 def prior_weights(
     settings: MixtureConfig, *, domain_set: DomainSet, sizes_K: Sequence[float] | np.ndarray | None
 ) -> np.ndarray:
-    """Return `mixture.prior` as weights [K]: uniform, proportional, a mapping, or a prior.json."""
+    """Return `mixture.prior` as weights [K]: uniform, proportional, a mapping, or a prior.json.
+
+    Raises:
+        ValueError: If it is no distribution over the domains, or a file's weights are shares of another unit.
+    """
     prior = settings.prior
     if isinstance(prior, Path):
-        values_K, _ = read_domain_values(prior, key="weights", what="mixture.prior", domain_set=domain_set)
+        values_K, origin = read_domain_values(prior, key="weights", what="mixture.prior", domain_set=domain_set)
+        _check_unit(origin.get("weight_unit"), settings.weight_unit, path=prior)
         return as_weights(values_K, f"mixture.prior: {prior}: weights")
     if prior == "uniform":
         return np.full(len(domain_set), 1.0 / len(domain_set))
     if prior == "proportional":
         return _proportional_weights(sizes_K, domain_set=domain_set)
     return as_weights(domain_set.from_dict(prior, what="mixture.prior"), "mixture.prior")
+
+
+def _check_unit(found: object, expected: str, *, path: Path) -> None:
+    """Check that a prior file's weights are shares of what the run's weights are; one written by hand may not say.
+
+    Shares of tokens stand for those of loss tokens, which nobody can see in what a model writes.
+    """
+    if found in (None, expected) or (found, expected) == ("tokens", "loss_tokens"):
+        return
+    raise ValueError(
+        f"mixture.prior: {path}: its weights are shares of {found}, expected {expected} (mixture.weight_unit); run "
+        "`versatune detect` again with this recipe, which keeps the sequences, or change mixture.weight_unit"
+    )
 
 
 def inverse_weights(prior_K: np.ndarray) -> np.ndarray:
