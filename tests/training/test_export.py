@@ -1,6 +1,7 @@
 """An exported model is the trained one: in bounded memory, whatever its files, adapters merged or alone."""
 
 import json
+import os
 import shutil
 import weakref
 
@@ -49,6 +50,16 @@ def test_no_more_than_one_files_weights_are_in_memory_at_a_time(tmp_path, monkey
     assert index["metadata"] == {"total_size": 20000}
     for name, weight in weights.items():
         assert torch.equal(load_file(tmp_path / index["weight_map"][name])[name], weight.contiguous())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_weights_are_readable_by_whom_the_umask_lets_read(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_weights({"a": torch.ones(3)}, folder=tmp_path, dtype=torch.float32)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_weights_of_an_earlier_export_are_removed_and_whole_numbers_keep_their_format(tmp_path):

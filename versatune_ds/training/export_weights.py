@@ -72,7 +72,20 @@ def _write_file(path: Path, weights: Mapping[str, Weight], *, dtype: torch.dtype
     for name, weight in weights.items():
         tensor = weight.contiguous()
         tensors[name] = tensor.to(_written_dtype(weight, dtype)).clone(memory_format=torch.contiguous_format)
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_tensors(tensors, path)
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write one safetensors file, readable by whom the umask lets read.
+
+    safetensors writes to a temporary file of mode 0600 and renames it, so nobody else could load a model exported to a
+    shared folder.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _written_dtype(weight: Weight, dtype: torch.dtype) -> torch.dtype:

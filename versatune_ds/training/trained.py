@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from versatune_ds.config import LoraConfig, ModelConfig
 from versatune_ds.domains import nearest_name
-from versatune_ds.training.export_weights import Weight
+from versatune_ds.training.export_weights import Weight, save_tensors
 
 _ADAPTER = "default"
 
@@ -128,7 +127,7 @@ def save_adapters(causal_lm: Any, folder: Path, *, base_model: str | None) -> No
     config.save_pretrained(folder)
     weights = _load_peft().get_peft_model_state_dict(causal_lm, adapter_name=_ADAPTER, save_embedding_layers=False)
     named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in weights.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(named, folder / "adapter_model.safetensors")
 
 
 def _adapter_layers(causal_lm: nn.Module) -> dict[str, Any]:
