@@ -110,6 +110,14 @@ def test_detection_ends_early_when_a_round_changes_nothing_and_says_when_none_di
     assert "detect.num_sequences: used up" in caplog.text
 
 
+def test_one_round_alone_says_that_nothing_was_compared(faked, caplog):
+    found, config = faked(FakePool(), "detect.rounds=1")
+    assert (found.is_converged, len(found.rounds)) == (False, 1)
+    assert prior_values(found, config.detect)["is_converged"] is None
+    assert "detect.rounds: 1, so nothing says" in caplog.text
+    assert "used up" not in caplog.text
+
+
 def test_a_killed_detection_draws_what_is_missing_and_more_sequences_begin_with_those_there(faked):
     class Killed(FakePool):
         def draw(self, batches):

@@ -131,8 +131,17 @@ def _rounds(found: Detection, settings: DetectConfig, *, labeller: Labeller, poo
         _log_round(found, number=number, change=float(change))
         if found.is_converged:
             break
-    if not found.is_converged and len(found.rounds) > 1:
-        logger.warning("detect.num_sequences: used up, the last round changed a share by %.4f", change)
+    if len(found.rounds) == 1:
+        logger.warning(
+            "detect.rounds: 1, so nothing says whether more sequences would change the shares; the intervals alone say "
+            "how sure they are (2 rounds or more compare them)"
+        )
+    elif not found.is_converged:
+        logger.warning(
+            "detect.num_sequences: used up, the last round changed a share by %.4f, detect.tol is %g; give more",
+            change,
+            settings.tol,
+        )
     found.estimate = estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed)
 
 

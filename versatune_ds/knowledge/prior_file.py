@@ -39,7 +39,7 @@ def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
         "num_sequences": len(found.sequences),
         "rates": {name: round(rate, 6) for name, rate in found.rates().items()},
         "rounds": [names.to_dict(weights_K) for weights_K in found.rounds],
-        "is_converged": found.is_converged,
+        "is_converged": found.is_converged if len(found.rounds) > 1 else None,  # one round is compared with nothing
         "tol": settings.tol,
         "sampling": settings.sampling.model_dump(mode="json"),
         "prior_shift": settings.prior_shift and settings.labeller == "classifier",
