@@ -86,6 +86,8 @@ def test_an_exported_folder_evaluates_as_its_run_and_processes_share_the_work(ve
         (["{run}", "--choices", "nowhere"], "--choices: nowhere: no such file"),
         (["{run}", "--step", "3"], "--step 3: {run} has no checkpoint of that step; there are those of 10, 12"),
         (["{run}", "--processes", "0"], "--processes=0: expected 1 or more"),
+        (["{run}", "--output", "{folder}/no/e.json"], "--output: {folder}/no/e.json: expected a file in a folder"),
+        (["{run}", "--output", "{folder}"], "--output: {folder}: expected a file in a folder that is there"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_two(versatune, trained, tmp_path, arguments, message):

@@ -52,6 +52,8 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     """
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected 1 or more")
+    if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
+        raise ValueError(f"--output: {options.output}: expected a file in a folder that is there")
     if options.against is not None and not options.against.is_dir():
         raise ValueError(f"--against: {options.against}: no such folder; give a run's, or one that transformers loads")
     config = config_of(model, recipe=options.recipe, overrides=options.overrides)
