@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,44 @@ def test_every_branch_of_expansion_on_a_scripted_trace():
     assert "is not below the tolerated 0.0500, so law holds" in decisions[3].reason
 
 
+def with_change_errors(loss_K, stderr):
+    """A measurement whose changes since the previous, best and first loss have the same standard error."""
+    stderr_K = np.full(len(loss_K), stderr)
+    columns = ("loss_stderr_K", "change_stderr_K", "change_from_best_stderr_K", "change_from_start_stderr_K")
+    return replace(Measurement.of_means(np.array(loss_K)), **dict.fromkeys(columns, stderr_K))
+
+
+def test_expansion_names_the_cap_that_stops_its_target():
+    controller = controller_of(
+        policy="expansion", target="law", reference={"law": 1.0, "code": 1.0}, delta=0.1, safeguards={"cap": 0.65}
+    )
+    _, free, cut, stopped = decide_means(controller, [2.0, 2.0], [2.0, 2.0], [2.0, 2.0], [2.0, 2.0])
+    assert [d.weights_after["law"] for d in (free, cut, stopped)] == pytest.approx([0.6, 0.65, 0.65])
+    assert [d.acted for d in (free, cut, stopped)] == [(), ("cap: law",), ("cap: law",)]
+
+
+def test_expansion_names_the_confidence_bound_where_it_decided():
+    # Tolerated: epsilon * g * n = .1 * .5 = .05. Code rises by 6 %: with a standard error of .04 / 2 it counts as 4 %.
+    settings = {"policy": "expansion", "target": "law", "reference": {"law": 1.0, "code": 1.0}, "epsilon": 0.1}
+    start, risen = with_change_errors([2.0, 2.0], 0.04), with_change_errors([2.0, 2.12], 0.04)
+    by_z = {}
+    for z in (0.0, 1.0):
+        controller = controller_of(**settings, delta=0.1, safeguards={"z": z})
+        controller.decide_measured(start, step=0, effective_step=3)
+        by_z[z] = controller.decide_measured(risen, step=50, effective_step=53)
+    assert by_z[0.0].weights_after["law"] == pytest.approx(0.5)
+    assert by_z[0.0].acted == ()
+    assert by_z[1.0].weights_after["law"] == pytest.approx(0.6)
+    assert by_z[1.0].acted == ("confidence bound: the mean forgetting 0.0600 counts as 0.0400",)
+
+
+def test_the_confidence_bound_is_named_where_it_eases_the_forgetting_budget():
+    controller = controller_of(reference={"law": 1.0, "code": 1.0}, safeguards={"forgetting_budget": 0.05})
+    controller.decide_measured(with_change_errors([2.0, 2.0], 0.04), step=0, effective_step=3)
+    decision = controller.decide_measured(with_change_errors([2.0, 2.12], 0.04), step=50, effective_step=53)
+    assert decision.acted == ("confidence bound: less of the budget is used by code",)
+
+
 def test_a_loss_that_is_no_number_never_reaches_a_weight(caplog):
     controller = controller_of(reference={"law": 1.0, "code": 1.0})
     measurement = Measurement.of_means(np.array([np.nan, 1.5]), num_loss_tokens_K=np.array([10, 10]))
@@ -148,6 +187,12 @@ def test_an_absent_domain_keeps_its_signal():
     _, _, decision = decide_means(controller, [3.0, 3.0], [2.0, 1.25], [np.nan, 1.25])
     assert decision.signals["law"]["learnable_potential"] == 0.5
     assert decision.losses["law"] == {"mean": None, "stderr": None, "num_loss_tokens": 0}
+    assert decision.acted == ("previous signals kept: law",)
+
+
+def test_a_domain_that_was_never_measured_has_no_signal_to_keep():
+    controller = controller_of(reference={"law": 1.0, "code": 1.0})
+    assert [decision.acted for decision in decide_means(controller, [np.nan, 3.0], [np.nan, 1.25])] == [(), ()]
 
 
 def test_memorised_references_stop_the_run_at_its_first_measurement():

@@ -233,6 +233,15 @@ def test_equal_losses_and_potentials_are_a_fixed_point(policy, situation):
     assert after_K == pytest.approx(weights_K, abs=1e-12)
 
 
+@given(situations())
+def test_equal_potentials_leave_the_ratios_of_the_other_domains_to_expansion(situation):
+    weights_K, _ = situation
+    weights_K = 0.9 * weights_K + 0.1 / len(weights_K)  # the target cannot take everything at once
+    after_K = update("expansion", weights_K, signals_of(loss_K=np.full(len(weights_K), 2.0)), delta=0.01)
+    assert after_K[0] == pytest.approx(weights_K[0] + 0.01)
+    assert after_K[1:] / after_K[1:].sum() == pytest.approx(weights_K[1:] / weights_K[1:].sum(), abs=1e-12)
+
+
 @pytest.mark.parametrize("policy", [name for name in MOVING if name != "expansion"])
 @given(situations(), st.randoms(use_true_random=False))
 def test_the_order_of_domains_does_not_matter(policy, situation, random):

@@ -142,7 +142,7 @@ def test_a_single_domain_has_all_the_weight():
             r"^mixture\.prior: unknown domain 'codes'; did you mean",
         ),
         ({"prior": {"law": 0.5, "medicine": 0.5, "code": 0.5}}, r"^mixture\.prior: no distribution: .* sum to 1\.5"),
-        ({"prior": "nowhere.json"}, r"^mixture\.prior: nowhere\.json: no such file"),
+        ({"prior": "nowhere.json"}, r"^mixture\.prior: nowhere\.json: no such file; run versatune detect"),
         ({"policy": "target_only", "target": "laws"}, r"^mixture\.target: unknown domain 'laws'; did you mean 'law'"),
         ({"prior": "proportional"}, r"^mixture\.prior: 'proportional' needs the sizes"),
     ],

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from versatune_ds.mixture.reference_checks import check_against_start
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
 from versatune_ds.mixture.signals import History, Signals, from_list, signals_from, to_list
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
+from versatune_ds.mixture.uncertain import kept_signals
 from versatune_ds.mixture.update import Move, Occasion, move_weights, write_decision
 from versatune_ds.mixture.weights import as_weights
 
@@ -160,26 +162,30 @@ class Controller:
 
     def _moved(self, measurement: Measurement, *, occasion: Occasion) -> Move:
         """Take over a measurement and return what it moves."""
-        signals, history = self._observed(measurement, update=occasion.update)
-        move = Move(weights_K=self._weights_K, reason=BASELINE_REASON)
+        history = self._started(measurement)
+        signals = self._signals(measurement, history=history, update=occasion.update, z=self._safeguard_settings.z)
+        kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
+        move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
         if occasion.update > 0:
             move = move_weights(
                 self._weights_K,
                 signals=signals,
+                unbounded=self._signals(measurement, history=history, update=occasion.update, z=0.0),
                 occasion=occasion,
                 elapsed_steps=occasion.step - self._last_moved_step,
                 policy=self._policy_settings,
                 safeguards=self._safeguard_settings,
                 domain_set=self._domain_set,
             )
+            move = replace(move, acted=(*kept, *move.acted))
         for text in move.acted:
             if text.startswith("alarm"):
                 logger.warning("step %d: %s", occasion.step, text)
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
 
-    def _observed(self, measurement: Measurement, *, update: int) -> tuple[Signals, History]:
-        """Return the signals of a measurement and the history with its first losses; check references once."""
+    def _started(self, measurement: Measurement) -> History:
+        """Return the history with the first losses of a measurement; check the references against the very first."""
         is_first = self._history.signals.update < 0
         history = self._history.started(measurement)
         if is_first and self._needs_references:
@@ -188,15 +194,18 @@ class Controller:
                 self._references, start_K=history.start_K, domain_set=self._domain_set, is_refused=is_refused
             ):
                 logger.warning("%s", warning)
-        signals = signals_from(
+        return history
+
+    def _signals(self, measurement: Measurement, *, history: History, update: int, z: float) -> Signals:
+        """Return the signals of a measurement, rises counted beyond z standard errors."""
+        return signals_from(
             measurement,
             history=history,
             reference_loss_K=self._references.at_start(history.start_K),
             weights_K=self._weights_K,
             update=update,
-            z=self._safeguard_settings.z,
+            z=z,
         )
-        return signals, history
 
     def state_dict(self) -> dict[str, Any]:
         """Return JSON-able state; decisions after a load are those of the uninterrupted run, bit for bit."""

@@ -60,7 +60,7 @@ def expansion(weights_K: np.ndarray, signals: Signals, step: int, settings: Poli
         return versatune(weights_K, signals, step, settings)
     target_weight = float(weights_K[target_id])
     if is_tolerated:  # a target that starts above the cap is not cut here: that is the safeguard's to say
-        target_weight = max(target_weight, min(target_weight + settings.delta * settings.num_intervals, settings.cap))
+        target_weight = max(target_weight, min(_target_weight_wanted(weights_K, settings), settings.cap))
     grown_K = weights_K * growth(signals, settings)
     grown_K[target_id] = 0.0
     if grown_K.sum() <= 0:  # the target already had everything: the others, if they must get a share, share equally
@@ -69,6 +69,18 @@ def expansion(weights_K: np.ndarray, signals: Signals, step: int, settings: Poli
     weights_after_K = normalise(grown_K) * (1.0 - target_weight)
     weights_after_K[target_id] = target_weight
     return weights_after_K
+
+
+def _target_weight_wanted(weights_K: np.ndarray, settings: PolicySettings) -> float:
+    """Return P_e + delta * n, what the target would get without a cap."""
+    assert settings.target_id is not None, "policy_settings resolves the target of a targeted policy"
+    return float(weights_K[settings.target_id]) + settings.delta * settings.num_intervals
+
+
+def is_target_capped(weights_K: np.ndarray, signals: Signals, settings: PolicySettings) -> bool:
+    """Return whether the cap of `expansion` cuts what its target gains in this update, or stops it."""
+    is_cut = _target_weight_wanted(weights_K, settings) > settings.cap >= weights_K[settings.target_id]
+    return bool(is_cut) and is_forgetting_tolerated(signals, settings)
 
 
 def is_forgetting_tolerated(signals: Signals, settings: PolicySettings) -> bool:

@@ -56,6 +56,11 @@ class Bounds:
         return bool(self.lower_K.sum() <= 1.0 + 1e-9 and self.upper_K.sum() >= 1.0 - 1e-9)
 
 
+def rise_beyond_earlier(signals: Signals) -> np.ndarray:
+    """Return each domain's relative rise over its best or its first loss, whichever is larger, [K]; 0 if unknown."""
+    return np.nan_to_num(np.maximum(signals.forgetting_from_best_K, signals.forgetting_from_start_K))
+
+
 def forgetting_budget(
     weights_K: np.ndarray,
     *,
@@ -72,7 +77,7 @@ def forgetting_budget(
     """
     if budget is None:
         return weights_K, None
-    rise_K = np.nan_to_num(np.maximum(signals.forgetting_from_best_K, signals.forgetting_from_start_K))
+    rise_K = rise_beyond_earlier(signals)
     is_over_K = rise_K > budget
     if not np.any(is_over_K):
         return weights_K, None

@@ -15,11 +15,12 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, by_domain
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
-from versatune_ds.mixture.policies import POLICIES
+from versatune_ds.mixture.policies import POLICIES, is_target_capped
 from versatune_ds.mixture.reason import reason_for
 from versatune_ds.mixture.safeguards import apply_safeguards
 from versatune_ds.mixture.settings import PolicySettings, SafeguardSettings
 from versatune_ds.mixture.signals import Signals
+from versatune_ds.mixture.uncertain import confidence_bound
 from versatune_ds.mixture.weights import as_weights
 
 
@@ -59,6 +60,7 @@ def move_weights(
     weights_K: np.ndarray,
     *,
     signals: Signals,
+    unbounded: Signals,
     occasion: Occasion,
     elapsed_steps: int,
     policy: PolicySettings,
@@ -70,6 +72,7 @@ def move_weights(
     Args:
         weights_K: Weights decided before.
         signals: Signals of this update.
+        unbounded: The same without the confidence bound, to say where that bound decided.
         occasion: Its steps and inputs; rates set by live control replace the policy's.
         elapsed_steps: Steps since the weights were last decided on a measurement.
         policy: Resolved policy settings.
@@ -90,7 +93,25 @@ def move_weights(
     )
     after_K = as_weights(guarded_K, "decided weights")
     reason = reason_for(signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
-    return Move(weights_K=after_K, acted=acted, reason=reason)
+    by_confidence = confidence_bound(
+        signals,
+        unbounded=unbounded,
+        policy=settings,
+        budget=safeguards.forgetting_budget,
+        domain_set=domain_set,
+    )
+    by_policy_cap = _policy_cap(weights_K, signals=signals, settings=settings, domain_set=domain_set)
+    return Move(weights_K=after_K, acted=(*by_confidence, *by_policy_cap, *acted), reason=reason)
+
+
+def _policy_cap(
+    weights_K: np.ndarray, *, signals: Signals, settings: PolicySettings, domain_set: DomainSet
+) -> tuple[str, ...]:
+    """Return a text where `expansion` itself stopped its target at the cap: the bounds then find nothing to cut."""
+    if settings.policy != "expansion" or not is_target_capped(weights_K, signals, settings):
+        return ()
+    assert settings.target_id is not None, "policy_settings resolves the target of a targeted policy"
+    return (f"cap: {domain_set.names[settings.target_id]}",)
 
 
 def write_decision(
