@@ -65,6 +65,14 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003", "step_00000004"]
 
 
+def test_a_broken_one_of_a_later_step_takes_no_sound_ones_place(tmp_path):
+    run(save_steps([4]), tmp_path)
+    (tmp_path / "run" / "checkpoints" / "step_00000004" / "optim_0.pt").write_bytes(b"broken")
+    run(save_steps([2, 3], keep=1), tmp_path, "begun again")
+    assert find(tmp_path, "found") == [tmp_path / "run" / "checkpoints" / "step_00000003"] * 2
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003"]
+
+
 DAMAGES = {
     "flip the first byte": lambda content: bytes([content[0] ^ 1]) + content[1:],
     "flip a middle byte": lambda content: (

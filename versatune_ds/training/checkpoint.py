@@ -107,7 +107,7 @@ def save_checkpoint(
     except SaveError:
         run_on_rank_zero(lambda: shutil.rmtree(partial, ignore_errors=True), world)
         raise
-    run_on_rank_zero(lambda: _drop_oldest(run_dir, keep=keep), world)
+    run_on_rank_zero(lambda: _drop_oldest(folder, keep=keep), world)
     return folder
 
 
@@ -159,11 +159,24 @@ def _make_whole(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> 
     temporary.replace(latest)
 
 
-def _drop_oldest(run_dir: Path, *, keep: int) -> None:
-    """Delete the oldest checkpoints, renamed first: a kill amid deleting leaves none that looks whole."""
-    for old in whole_checkpoints(run_dir)[keep:]:
-        old.rename(old.with_name(old.name + ".old"))
-        shutil.rmtree(old.with_name(old.name + ".old"), ignore_errors=True)
+def _drop_oldest(newest: Path, *, keep: int) -> None:
+    """Delete all but the newest checkpoints, renamed first: a kill amid deleting leaves none that looks whole.
+
+    Those of later steps than the newest one are broken, or the run would have gone on from them: they go, and take no
+    sound one's place.
+
+    Args:
+        newest: The checkpoint just saved.
+        keep: Checkpoints kept, this one among them.
+    """
+    whole = whole_checkpoints(newest.parents[1])
+    kept = whole[whole.index(newest) :][:keep]
+    for old in whole:
+        if old not in kept:
+            renamed = old.with_name(old.name + ".old")
+            shutil.rmtree(renamed, ignore_errors=True)
+            old.rename(renamed)
+            shutil.rmtree(renamed, ignore_errors=True)
 
 
 def load_checkpoint(deepspeed_engine: Any, folder: Path) -> None:
