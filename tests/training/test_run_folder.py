@@ -45,15 +45,16 @@ class Saved:
         folder.mkdir(exist_ok=True)
 
 
-def open_folder(settings, *, is_fresh=False, step=0, losses=(1.5, 2.0)):
+def open_folder(settings, *, is_fresh=False, step=0, losses=(1.5, 2.0), is_killed=False):
     domain_set = DomainSet(("law", "code"))
     start = RunStart(
         tokenizer=Saved(), causal_lm=Saved(), weights_K=np.array([0.25, 0.75]), domain_set=domain_set,
         references=References(losses_K=np.array(losses)),
     )  # fmt: skip
     check_run_folder(settings, is_fresh=is_fresh)
-    open_run_folder(settings, start=start, is_fresh=is_fresh)
-    write_record(settings, World(), start=start, step=step)
+    open_run_folder(settings, World(), start=start, is_fresh=is_fresh)
+    if not is_killed:
+        write_record(settings, World(), start=start, step=step)
     return settings.run_dir
 
 
@@ -81,6 +82,26 @@ def test_a_key_that_makes_the_run_is_refused_and_fresh_starts_over(tmp_path):
         open_folder(config(tmp_path, rows_per_batch=16))
     open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
     assert not (folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_a_start_that_is_killed_while_the_engine_is_built_is_no_obstacle_to_the_next(tmp_path, is_fresh):
+    if is_fresh:
+        (open_folder(config(tmp_path)) / "checkpoints").mkdir()
+    folder = open_folder(config(tmp_path, rows_per_batch=16), is_fresh=is_fresh, is_killed=True)
+    assert not (folder / "checkpoints").exists()
+    open_folder(config(tmp_path, rows_per_batch=16))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["rows_per_batch"] == 16
+
+
+def test_a_run_that_is_half_deleted_is_still_known_as_one(tmp_path, monkeypatch):
+    folder = open_folder(config(tmp_path))
+    (folder / "metrics.jsonl").write_text("old")
+    monkeypatch.setattr("versatune_ds.training.run_folder.write_record", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "environment.json"]
+    check_run_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
 
 
 @pytest.mark.parametrize("is_fresh", [False, True])

@@ -92,7 +92,7 @@ def assemble_run(
     start = RunStart(
         tokenizer=tokenizer, causal_lm=causal_lm, weights_K=weights_K, references=references, domain_set=data.domain_set
     )
-    run_on_rank_zero(lambda: open_run_folder(config, start=start, is_fresh=is_fresh), world)
+    run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)
     run = Run(
         config=config,

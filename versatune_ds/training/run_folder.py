@@ -92,13 +92,19 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
         check_changes(saved, config.model_dump(mode="json"), folder=folder, allowed=allowed)
 
 
-def open_run_folder(config: RunConfig, *, start: RunStart, is_fresh: bool) -> None:
-    """Make the run's folder, dropping a former run only now that everything else is sound; on rank 0 only."""
+def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fresh: bool) -> None:
+    """Make the run's folder, dropping a former run only now that everything else is sound; on rank 0 only.
+
+    Its record is written first: a process that is killed while the engine is built leaves a folder that the next start
+    knows as a run's, and does not refuse.
+    """
     folder = config.run_dir
     check_run_folder(config, is_fresh=is_fresh)
-    if is_fresh and folder.exists():
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if is_fresh:
+        _drop_former_run(folder)
+    if is_fresh or not (folder / CONFIG_FILE).is_file():
+        write_record(config, world, start=start, step=0)
     start.tokenizer.save_pretrained(folder / "tokenizer")
     start.causal_lm.config.save_pretrained(folder / "model")
     if start.causal_lm.generation_config is not None:
@@ -106,6 +112,15 @@ def open_run_folder(config: RunConfig, *, start: RunStart, is_fresh: bool) -> No
     if not (folder / "prior.json").is_file():
         weights = start.domain_set.to_dict(start.weights_K)
         _write_json(folder / "prior.json", {"weights": weights, "origin": str(config.mixture.prior)})
+
+
+def _drop_former_run(folder: Path) -> None:
+    """Delete all of a run but the two files by which its folder is known; the new run overwrites them."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (CONFIG_FILE, ENVIRONMENT_FILE):
+            path.unlink()
 
 
 def write_record(config: RunConfig, world: World, *, start: RunStart, step: int) -> None:
