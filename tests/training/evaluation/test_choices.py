@@ -50,14 +50,14 @@ def test_the_options_text_bears_loss_and_nothing_else():
     choices = encoded({"law": asked(("what is seven", ("the answer", "sky"), 1))})
     texts = []
     for index in range(2):
-        input_ids, is_loss = choices.shards[0].read(index)
+        input_ids, is_loss = choices.options[index]
         texts.append(tiny_tokenizer().decode(input_ids[is_loss].tolist()))
     assert texts == ["the answer<|im_end|>", "sky<|im_end|>"]  # no special token of this tokenizer
     built_in = encode_choices(
         {"law": asked(("what is seven", ("the answer", "sky"), 1))}, tokenizer=tiny_tokenizer(),
         template=tiny_tokenizer().chat_template, row_tokens=64,
     )  # fmt: skip
-    input_ids, is_loss = built_in.shards[0].read(1)
+    input_ids, is_loss = built_in.options[1]
     assert tiny_tokenizer().decode(input_ids[is_loss].tolist()) == "sky"
     assert choices.num_bytes_C.tolist() == [10, 3]
 
@@ -74,7 +74,24 @@ def test_the_likeliest_option_a_byte_wins_question_by_question():
 
 def test_a_question_too_long_for_a_row_keeps_its_end_and_its_option():
     choices = encoded({"law": asked(("what is the colour " * 30, ("the sky", "court"), 0))}, row_tokens=24)
-    input_ids, is_loss = choices.shards[0].read(0)
+    input_ids, is_loss = choices.options[0]
     assert len(input_ids) == 24
     assert not is_loss[0]
     assert "the sky" in tiny_tokenizer().decode(input_ids[is_loss].tolist())
+
+
+@pytest.mark.parametrize("option", ["the sky is the colour of the court " * 5, "the sky"])
+def test_an_option_that_would_be_cut_is_refused_by_name(option):
+    questions = {"law": asked(("q", (option, "court"), 0))}
+    own_tokens = len(tiny_tokenizer().encode(f"{option}<|im_end|>"))
+    with pytest.raises(
+        ValueError, match=rf"^--choices: law: option '{option[:40]}' has .*data\.row_tokens={own_tokens}"
+    ):
+        encoded(questions, row_tokens=own_tokens)
+
+
+def test_the_options_of_a_question_are_found_by_its_number():
+    choices = encoded(
+        {"law": asked(("q", ("a", "b"), 0)), "art": asked(("q", ("a", "b", "c"), 1), ("q", ("a", "b"), 0))}
+    )
+    assert [choices.options_of(question) for question in range(3)] == [range(2), range(2, 5), range(5, 7)]

@@ -35,8 +35,7 @@ def data(tmp_path_factory):
     )
 
 
-def loss_of_transformers(causal_lm, shards, index):
-    input_ids, is_loss = shards.read(index)
+def loss_of_transformers(causal_lm, input_ids, is_loss):
     labels = torch.where(torch.from_numpy(is_loss), torch.tensor(input_ids).long(), -100)
     loss = causal_lm(input_ids=torch.tensor(input_ids).long()[None], labels=labels[None]).loss
     return float(loss) * int(is_loss.sum())
@@ -44,7 +43,8 @@ def loss_of_transformers(causal_lm, shards, index):
 
 @torch.no_grad()
 def test_the_loss_of_every_example_is_transformers_own(causal_lm, data):
-    expected = [loss_of_transformers(causal_lm, part, i) for part in data.held_out for i in range(part.num_examples)]
+    examples = [part.read(i) for part in data.held_out for i in range(part.num_examples)]
+    expected = [loss_of_transformers(causal_lm, *example) for example in examples]
     found = evaluate_model(causal_lm, tiny_tokenizer(), data)
     np.testing.assert_allclose(found.losses.loss_sum_E, expected, rtol=1e-5)
     assert found.losses.sum_by_domain(found.losses.num_loss_tokens_E > 0).tolist() == [0, 1, 5]
@@ -56,7 +56,7 @@ def test_the_loss_of_every_example_is_transformers_own(causal_lm, data):
 
 @torch.no_grad()
 def test_the_option_transformers_finds_likelier_a_byte_is_chosen(causal_lm, data):
-    losses = [loss_of_transformers(causal_lm, data.choices.shards[0], i) for i in range(4)]
+    losses = [loss_of_transformers(causal_lm, *option) for option in data.choices.options]
     found = evaluate_model(causal_lm, tiny_tokenizer(), data)
     assert found.choices.is_right_Q.tolist() == [losses[0] <= losses[1], losses[3] < losses[2]]
     assert found.choices.is_right_Q.sum() == 1  # the same pair of options, once each is called right

@@ -21,7 +21,10 @@ from versatune_ds.data.encode import encode_rendered
 from versatune_ds.data.loss_spans import render_row
 from versatune_ds.data.readers import format_of, read_records
 from versatune_ds.domains import DomainSet
-from versatune_ds.training.evaluation.examples import ExamplesInMemory, special_ids_of
+from versatune_ds.training.evaluation.special_ids import special_ids_of
+
+Option = tuple[np.ndarray, np.ndarray]
+"""An option with its question before it: (input_ids int32 [length], is_loss bool [length])."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,23 +38,27 @@ class ChoiceQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChoiceSet:
-    """Hold the options of all questions as examples, numbered question by question, domain by domain.
+    """Hold the options of all questions, numbered question by question, domain by domain.
 
     Attributes:
         domain_set: Names of the files the questions come from.
-        shards: The options of each domain as examples with loss on the option's text.
-        question_C: int64, the question each option belongs to.
+        options: The options' tokens, with loss on their own text; as many as C.
+        question_C: int64, the question each option belongs to; it never falls.
         num_bytes_C: int64, UTF-8 bytes of each option.
         answer_Q: int64, the right option of each question, as a number among all options.
         domain_id_Q: int64.
     """
 
     domain_set: DomainSet
-    shards: tuple[ExamplesInMemory, ...]
+    options: tuple[Option, ...]
     question_C: np.ndarray
     num_bytes_C: np.ndarray
     answer_Q: np.ndarray
     domain_id_Q: np.ndarray
+
+    def options_of(self, question: int) -> range:
+        """Return the numbers of a question's options."""
+        return range(*np.searchsorted(self.question_C, [question, question + 1]).tolist())
 
     def is_right(self, loss_sum_C: np.ndarray) -> np.ndarray:
         """Return whether the likeliest option a byte is the right one, bool [Q]; a tie goes to the first option."""
@@ -122,20 +129,21 @@ def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
 def encode_choices(
     questions: Mapping[str, Sequence[ChoiceQuestion]], *, tokenizer: Any, template: str, row_tokens: int
 ) -> ChoiceSet:
-    """Return the options as examples; a question too long for a row loses its beginning.
+    """Return the options as tokens; a question too long for a row loses its beginning.
 
     Args:
         questions: By domain.
         tokenizer: The model's.
         template: Chat template; the question is the user's turn, an option the assistant's.
-        row_tokens: Longest example.
+        row_tokens: Longest question with an option, in tokens.
+
+    Raises:
+        ValueError: If an option alone is too long for a row, or its text has no token.
     """
-    shards, counts, num_bytes, answers, domain_ids = [], [], [], [], []
+    options, counts, num_bytes, answers, domain_ids = [], [], [], [], []
     for domain_id, (name, asked) in enumerate(questions.items()):
         pairs = [(question.question, choice) for question in asked for choice in question.choices]
-        shards.append(
-            ExamplesInMemory(name, _encode(pairs, tokenizer=tokenizer, template=template, row_tokens=row_tokens))
-        )
+        options += _encode(pairs, name=name, tokenizer=tokenizer, template=template, row_tokens=row_tokens)
         for question in asked:
             answers.append(sum(counts) + question.answer)
             counts.append(len(question.choices))
@@ -143,7 +151,7 @@ def encode_choices(
             domain_ids.append(domain_id)
     return ChoiceSet(
         domain_set=DomainSet(tuple(questions)),
-        shards=tuple(shards),
+        options=tuple(options),
         question_C=np.repeat(np.arange(len(counts)), counts),
         num_bytes_C=np.array(num_bytes, dtype=np.int64),
         answer_Q=np.array(answers, dtype=np.int64),
@@ -152,9 +160,9 @@ def encode_choices(
 
 
 def _encode(
-    pairs: Sequence[tuple[str, str]], *, tokenizer: Any, template: str, row_tokens: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (input_ids, is_loss) of each question with an option; the end of the turn bears no loss."""
+    pairs: Sequence[tuple[str, str]], *, name: str, tokenizer: Any, template: str, row_tokens: int
+) -> list[Option]:
+    """Return the tokens of each question with an option; the end of the turn bears no loss."""
     rendered = [
         render_row(
             [{"role": "user", "content": question}, {"role": "assistant", "content": choice}],
@@ -164,10 +172,15 @@ def _encode(
         for question, choice in pairs
     ]
     special_ids = special_ids_of(tokenizer)
-    examples = []
-    for encoded in encode_rendered(rendered, tokenizer=tokenizer):
-        ids = encoded.input_ids[-row_tokens:]
-        is_loss = (encoded.is_loss & ~np.isin(encoded.input_ids, special_ids))[-row_tokens:]
-        is_loss[0] = False
-        examples.append((ids, is_loss))
-    return examples
+    options = []
+    for (_, choice), encoded in zip(pairs, encode_rendered(rendered, tokenizer=tokenizer), strict=True):
+        is_loss = encoded.is_loss & ~np.isin(encoded.input_ids, special_ids)
+        bears_loss = np.flatnonzero(is_loss)
+        # An option cut short, or without a token, would win for lack of loss; its first token needs one before it.
+        if not len(bears_loss) or len(is_loss) - bears_loss[0] >= row_tokens:
+            raise ValueError(
+                f"--choices: {name}: option {choice[:40]!r} has {len(bears_loss)} tokens, expected 1 or more that fit "
+                f"into data.row_tokens={row_tokens} with what follows them; give more row_tokens or leave it out"
+            )
+        options.append((encoded.input_ids[-row_tokens:], is_loss[-row_tokens:]))
+    return options

@@ -23,8 +23,8 @@ from versatune_ds.data.templates import choose_template
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.domains import DomainSet
 from versatune_ds.training.evaluation.choices import ChoiceQuestion, ChoiceSet, encode_choices
-from versatune_ds.training.evaluation.examples import special_ids_of
 from versatune_ds.training.evaluation.questions import Question, find_questions
+from versatune_ds.training.evaluation.special_ids import special_ids_of
 from versatune_ds.training.prepared import cache_folder
 
 SPLITS = ("valid", "test")

@@ -8,19 +8,17 @@ Shape legend: **E** held-out examples, **Q** questions, **C** options of multipl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from versatune_ds.data.batch import Batch
-from versatune_ds.data.collate import Shards
 from versatune_ds.data.validation_rows import ValidationLoader
-from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.evaluate import sum_by_example
 from versatune_ds.training.evaluation.data import EvaluationData
+from versatune_ds.training.evaluation.option_losses import option_losses
 from versatune_ds.training.evaluation.questions import answer_greedily, text_of_answer
 from versatune_ds.training.evaluation.result import Answers, Evaluation
 from versatune_ds.training.model import DomainModel, model_inputs
@@ -37,7 +35,8 @@ def evaluate_model(
         causal_lm: A transformers model.
         tokenizer: The tokenizer that `data` was made with.
         data: What `evaluation_data` returned.
-        rows_per_micro_batch: Packed rows, and a quarter of the prompts, that go through the model at a time.
+        rows_per_micro_batch: Packed rows, questions with all their options, and a quarter of the prompts of written
+            answers, that go through the model at a time.
     """
     return as_evaluation(measure(causal_lm, tokenizer, data, rows_per_micro_batch=rows_per_micro_batch), data)
 
@@ -56,10 +55,16 @@ def measure(
     No communication: the caller adds the vectors of all ranks.
     """
     was_training = causal_lm.training
-    num_domains = max(len(data.domain_set), len(data.choices.domain_set) if data.choices else 0)
-    model = DomainModel(causal_lm, num_domains=num_domains).eval()
-    share = {"rows_per_micro_batch": rows_per_micro_batch, "rank": rank, "world_size": world_size}
-    parts = [_loss_sums(model, data.held_out, data.domain_set, row_tokens=data.row_tokens, **share)]
+    model = DomainModel(causal_lm, num_domains=len(data.domain_set)).eval()
+    loader = ValidationLoader(
+        data.held_out,
+        domain_set=data.domain_set,
+        rows_per_micro_batch=rows_per_micro_batch,
+        row_tokens=data.row_tokens,
+        rank=rank,
+        world_size=world_size,
+    )
+    parts = [_held_out_losses(model, loader)]
     is_right_Q = np.zeros(len(data.questions))
     mine = range(rank, len(data.questions), world_size)
     asked = [data.questions[q] for q in mine]
@@ -68,15 +73,14 @@ def measure(
         is_right_Q[q] = answer == text_of_answer(question.answer_ids, tokenizer=tokenizer)
     parts.append(is_right_Q)
     if data.choices is not None:
-        choices = data.choices
-        parts.append(_loss_sums(model, choices.shards, choices.domain_set, row_tokens=data.row_tokens, **share))
+        share = {"questions_per_batch": rows_per_micro_batch, "rank": rank, "world_size": world_size}
+        parts.append(option_losses(model, data.choices, **share))
     causal_lm.train(was_training)
     return np.concatenate(parts)
 
 
-def _loss_sums(model: DomainModel, shards: Sequence[Shards], domain_set: DomainSet, **settings: int) -> np.ndarray:
+def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray:
     """Return the summed loss of every example that is this process's, 0 for the others: float64 [E]."""
-    loader = ValidationLoader(shards, domain_set=domain_set, **settings)
     device = next(model.parameters()).device
 
     def token_losses(batch: Batch) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.order import domain_key, draw_indices
-from versatune_ds.training.evaluation.examples import special_ids_of
+from versatune_ds.training.evaluation.special_ids import special_ids_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
