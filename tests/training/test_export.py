@@ -152,7 +152,7 @@ def test_a_broken_newest_checkpoint_is_named_and_the_one_before_exported(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, stage):
     base = train(tmp_path, name="base")
     export_run(base.run_dir, output=tmp_path / "base_model")

@@ -196,8 +196,13 @@ def open_weights(folder: Path) -> dict[str, Any]:
     Each has `shape` and `dtype`, and `contiguous()` reads it as a tensor. Under ZeRO-3 the files of all ranks are
     mapped and a weight is put together when it is asked for; below, all of them are in memory from the start.
     """
+    weights: dict[str, Any] = {}
     if list(folder.glob("*_optim_states.pt")):
-        return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name, lazy_mode=True))
-    # Stage 0: DeepSpeed's own file also holds its config objects, so weights_only cannot read it whole.
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name, lazy_mode=True)
+    # Below ZeRO-3 one file holds every weight in the model's precision. It is all there is at stage 0, and under
+    # stage 1 the only place of frozen weights, which deepspeed 0.19.8 keeps as fp32 fragments at stages 2 and 3 alone.
     path = folder / "mp_rank_00_model_states.pt"
-    return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=False)["module"])
+    if not path.is_file():
+        return dict(weights)
+    # The file also holds DeepSpeed's config objects, so weights_only cannot read it whole.
+    return {**torch.load(path, map_location="cpu", mmap=True, weights_only=False)["module"], **weights}
