@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import ROOT, tiny_config
 
-from versatune_ds.slurm.job import array_overrides, may_go_on, step_environment
+from versatune_ds.slurm.job import _Job, array_overrides, may_go_on, step_environment
 from versatune_ds.slurm.starts import Starts
 
 SRUN = """#!/bin/bash
@@ -91,6 +91,26 @@ def test_a_signal_is_passed_on_to_the_ranks_and_the_job_is_requeued(job, told):
     assert "told" in calls
     assert calls[-1] == "scontrol requeue 12"
     assert f"{told.name}: the ranks are told to save and leave" in err
+
+
+def test_a_signal_that_comes_while_srun_is_being_started_is_passed_on_once_it_is_there(tmp_path, monkeypatch):
+    write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
+    job = _Job(tmp_path / "tiny.yaml", [], is_fresh=False, environ={"SLURM_JOB_ID": "12"})
+    told = []
+
+    class Step:
+        def __init__(self, command, env):
+            job._pass_on(signal.SIGUSR1, None)
+
+        def send_signal(self, number):
+            told.append(number)
+
+        def wait(self):
+            return 75
+
+    monkeypatch.setattr(subprocess, "Popen", Step)
+    assert job._run(["srun"]) == 75
+    assert told == [signal.SIGUSR1]
 
 
 @pytest.mark.parametrize("code", [1, 2, 137])

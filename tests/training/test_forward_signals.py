@@ -1,8 +1,10 @@
 """Signals find the ranks: those in the launcher's session, and those that came over ssh, by where they meet."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -43,3 +45,11 @@ def test_a_launcher_that_hands_signals_on_is_told_itself():
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 75
     assert run_and_forward(["true"]) == 0
+
+
+def test_a_rank_that_ends_while_it_is_told_stops_nobody(monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr("versatune_ds.training.forward_signals.rank_pids", lambda **_: [gone.pid])
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+    assert run_and_forward(["bash", "-c", "sleep 1; exit 75"]) == 75

@@ -112,7 +112,10 @@ class _Job:
     def _run(self, command: list[str]) -> int:
         """Run one step of srun to its end and return its exit code, as a shell would."""
         logger.info("starting: %s", shlex.join(command))
+        was_told = self.is_told_to_stop
         self.step = subprocess.Popen(command, env=dict(self.environ))
+        if self.is_told_to_stop and not was_told:
+            self.step.send_signal(signal.SIGUSR1)  # the signal came while srun was being started: nobody was told
         code = self.step.wait()
         self.step = None
         return code if code >= 0 else 128 - code

@@ -8,6 +8,7 @@ with their exit code. mpirun and srun hand SIGUSR1 on, to other machines too, so
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,8 +38,9 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
             return
         ranks = rank_pids(session=process.pid, port=ports[0] if ports else None)
         for pid in ranks:
-            os.kill(pid, number)
-        if not ranks:
+            with contextlib.suppress(ProcessLookupError):  # it ended since it was found; the next one is still told
+                os.kill(pid, number)
+        if not ranks and process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)  # nothing is training yet, so there is nothing to save
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
