@@ -73,6 +73,27 @@ def test_a_broken_one_of_a_later_step_takes_no_sound_ones_place(tmp_path):
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003"]
 
 
+def test_a_folder_that_rank_zero_cannot_list_is_told_to_all_ranks(tmp_path, monkeypatch):
+    def work(world, run_dir):
+        if world.is_rank_zero:
+            stale = OSError(errno.ESTALE, "Stale file handle")
+            monkeypatch.setattr("versatune_ds.training.checkpoint_files._file_names", lambda folder: _raise(stale))
+        with pytest.raises(SaveError) as raised:
+            save_steps([1])(world, run_dir)
+        return str(raised.value)
+
+    assert run(work, tmp_path) == ["[Errno 116] Stale file handle", "another rank could not write its files"]
+
+
+def test_an_old_one_that_cannot_be_deleted_is_said_and_stops_nothing(tmp_path, monkeypatch, caplog):
+    busy = OSError(errno.EBUSY, "Device or resource busy")
+    usual = Path.rename
+    fails = lambda path: path.name == "step_00000001"  # noqa: E731
+    monkeypatch.setattr(Path, "rename", lambda path, to: _raise(busy) if fails(path) else usual(path, to))
+    run(save_steps([1, 2], keep=1), tmp_path, world_size=1)
+    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["step_00000002", "step_00000001"]
+
+
 DAMAGES = {
     "flip the first byte": lambda content: bytes([content[0] ^ 1]) + content[1:],
     "flip a middle byte": lambda content: (

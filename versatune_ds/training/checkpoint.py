@@ -162,6 +162,8 @@ def _make_whole(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> 
 def _drop_oldest(newest: Path, *, keep: int) -> None:
     """Delete all but the newest checkpoints, renamed first: a kill amid deleting leaves none that looks whole.
 
+    One that cannot be deleted is said and left: the new one is whole, and training goes on.
+
     Those of later steps than the newest one are broken, or the run would have gone on from them: they go, and take no
     sound one's place.
 
@@ -174,9 +176,11 @@ def _drop_oldest(newest: Path, *, keep: int) -> None:
     for old in whole:
         if old not in kept:
             renamed = old.with_name(old.name + ".old")
-            shutil.rmtree(renamed, ignore_errors=True)
-            old.rename(renamed)
-            shutil.rmtree(renamed, ignore_errors=True)
+            try:
+                old.rename(renamed)
+                shutil.rmtree(renamed)
+            except OSError as error:
+                logger.warning("%s could not be deleted: %s", old, error)
 
 
 def load_checkpoint(deepspeed_engine: Any, folder: Path) -> None:

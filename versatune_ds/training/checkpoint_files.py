@@ -94,10 +94,16 @@ def measure_files(folder: Path, world: World) -> Files:
     broadcast of the names, one all-reduce of the numbers.
 
     Raises:
-        OSError: On the rank that cannot read its share; the caller tells the others.
+        OSError: On the rank that cannot list or read its share; the caller tells the others.
     """
-    names = json.loads(broadcast_text(json.dumps(_file_names(folder)) if world.is_rank_zero else None, world))
-    measured, failure = np.zeros((len(names), 2)), None
+    names: list[str] = []
+    failure: OSError | None = None
+    try:
+        names = _file_names(folder) if world.is_rank_zero else []
+    except OSError as error:
+        failure = error
+    names = json.loads(broadcast_text(json.dumps(names), world))
+    measured = np.zeros((len(names), 2))
     for i in range(world.rank, len(names), world.world_size):
         try:
             measured[i] = _sync_and_measure(folder / names[i])
