@@ -226,6 +226,17 @@ def test_launch_takes_the_visible_gpus_unless_the_cpu_is_asked_for(
     assert os.environ["DS_ACCELERATOR"] == (accelerator or "cuda")
 
 
+def test_gpus_named_by_uuid_stop_the_deepspeed_launcher_alone(monkeypatch, four_gpus, recipe):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8e5a,GPU-91c0")
+    commands = []
+    run_and_forward = "versatune_ds.training.launch.run_and_forward"
+    monkeypatch.setattr(run_and_forward, lambda command, **_: commands.append(command) or 0)
+    launch(recipe, [], start=Start(launcher="torchrun", processes=2))
+    assert "--nproc-per-node=2" in commands[0]
+    with pytest.raises(ValueError, match=r"^CUDA_VISIBLE_DEVICES=GPU-8e5a,.*or use --launcher torchrun$"):
+        launch(recipe, [], start=Start(launcher="deepspeed", processes=2))
+
+
 def test_a_process_takes_the_gpu_of_its_local_rank_or_the_cpu_when_asked(monkeypatch, four_gpus):
     assert choose_device(World(rank=7, world_size=8, local_rank=3)) == torch.device("cuda", 3)
     assert four_gpus == [torch.device("cuda", 3)]

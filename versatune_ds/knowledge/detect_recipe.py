@@ -5,16 +5,13 @@ The one idea: prior.json goes where the recipe's `mixture.prior` will look for i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
-from versatune_ds.training.launch import check_processes
+from versatune_ds.training.launch import check_processes, num_visible_gpus
 
 
 def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | None, output: Path | None) -> str:
@@ -30,7 +27,7 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
         ValueError: If the recipe, its model, data or labeller is not as expected.
     """
     config = load_config(recipe, overrides)
-    num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
     path = output or default_output(config)
     if path.suffix != ".json":

@@ -56,21 +56,41 @@ def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
         ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
     config = load_config(recipe, overrides)
-    num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    num_gpus = num_visible_gpus()
     launcher = choose_launcher(start.launcher, environ=os.environ)
     layout = _layout(start, num_gpus=num_gpus)
     is_elsewhere = bool(layout.hosts) or launcher == "srun"  # other machines see for themselves what they have
     device_type = None if is_elsewhere else "cuda" if num_gpus else "cpu"
-    num_processes = layout.num_processes
-    check_before_start(config, num_processes=num_processes, device_type=device_type, is_fresh=start.is_fresh)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_gpus else ""
-    devices = device_flag(layout.processes, cuda_visible_devices=visible) if not layout.hosts else ""
+    check_before_start(config, num_processes=layout.num_processes, device_type=device_type, is_fresh=start.is_fresh)
     flags = ["--fresh"] * start.is_fresh + ["--quiet"] * start.is_quiet
-    command = launcher_command(launcher, layout, hostfile=start.hostfile, devices=devices)
-    command += [str(worker_script()), str(recipe), *overrides, *flags]
-    logger.info("starting: %s", shlex.join(command))
+    words = [str(recipe), *overrides, *flags]
     if device_type is not None:
         os.environ.setdefault("DS_ACCELERATOR", device_type)
+    return run_ranks(launcher, layout, hostfile=start.hostfile, script="train.py", words=words)
+
+
+def num_visible_gpus() -> int:
+    """Return the GPUs this process may use: none where DS_ACCELERATOR=cpu says so."""
+    return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+
+
+def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, script: str, words: Sequence[str]) -> int:
+    """Show the launcher's command, run it to its end with signals passed on, and return its exit code.
+
+    Args:
+        launcher: One of `launchers.LAUNCHERS`.
+        layout: Where processes run.
+        hostfile: The file the machines came from.
+        script: Name of the script in launcher/ that every process runs.
+        words: Its command line.
+    """
+    devices = ""
+    if launcher == "deepspeed" and hostfile is None:  # the others leave CUDA_VISIBLE_DEVICES to the processes
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_visible_gpus() else ""
+        devices = device_flag(layout.processes, cuda_visible_devices=visible)
+    command = launcher_command(launcher, layout, hostfile=hostfile, devices=devices)
+    command += [str(Path(__file__).resolve().parents[2] / "launcher" / script), *words]
+    logger.info("starting: %s", shlex.join(command))
     return run_and_forward(command, is_forwarding=launcher in ("mpirun", "srun"))
 
 
@@ -157,11 +177,6 @@ def device_flag(num_processes: int, *, cuda_visible_devices: str) -> str:
     if not all(name.isdigit() for name in names):
         raise ValueError(
             f"CUDA_VISIBLE_DEVICES={cuda_visible_devices}: expected numbers such as 0,1, which the deepspeed launcher "
-            "takes; name the GPUs by number, or start launcher/train.py with torchrun"
+            "takes; name the GPUs by number, or use --launcher torchrun"
         )
     return f"--include=localhost:{','.join(names)}"
-
-
-def worker_script(name: str = "train.py") -> Path:
-    """Return the script of launcher/ that every process runs."""
-    return Path(__file__).resolve().parents[2] / "launcher" / name

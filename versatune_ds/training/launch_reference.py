@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from versatune_ds.config import load_config
-from versatune_ds.training.ds_checks import check_deepspeed_settings
+from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config
-from versatune_ds.training.forward_signals import run_and_forward
-from versatune_ds.training.launch import check_model_keys, check_processes, device_flag, worker_script
-from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command
+from versatune_ds.training.launch import check_model_keys, check_processes, num_visible_gpus, run_ranks
+from versatune_ds.training.launchers import Layout, choose_launcher
 from versatune_ds.training.reference_task import ReferenceTask
-
-logger = logging.getLogger(__name__)
 
 
 def launch_reference(
@@ -37,17 +30,14 @@ def launch_reference(
         ValueError: If the recipe or the number of processes is wrong, before any process is started.
     """
     config = load_config(recipe, overrides)
-    num_gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    num_gpus = num_visible_gpus()
     device_type = "cuda" if num_gpus else "cpu"
     layout = Layout(processes=check_processes(processes, num_gpus=num_gpus), nodes=1)
     ds_config = deepspeed_config(config.train, world_size=layout.processes)
     check_deepspeed_settings(config.train, ds_config, device_type=device_type)
-    check_model_keys(config.reference.model or config.model)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_gpus else ""
-    devices = device_flag(layout.processes, cuda_visible_devices=visible)
-    launcher = choose_launcher(None, environ=os.environ)
-    command = launcher_command(launcher, layout, hostfile=None, devices=devices)
-    command += [str(worker_script("reference.py")), str(recipe), *overrides, *task.flags(), *["--quiet"] * is_quiet]
-    logger.info("starting: %s", shlex.join(command))
+    model = config.reference.model or config.model
+    check_model_settings(model, ds_config)
+    check_model_keys(model)
     os.environ.setdefault("DS_ACCELERATOR", device_type)
-    return run_and_forward(command, is_forwarding=launcher in ("mpirun", "srun"))
+    words = [str(recipe), *overrides, *task.flags(), *["--quiet"] * is_quiet]
+    return run_ranks(choose_launcher(None, environ=os.environ), layout, script="reference.py", words=words)
