@@ -69,7 +69,7 @@ def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune
     [
         (["--nodes", "3"], "train.rows_per_batch: 8 rows do not divide"),
         (["--nodes", "0"], "slurm.nodes: input should be greater than or equal to 1"),
-        (["mixture.prior=/nowhere.json"], "mixture.prior: no such file /nowhere.json"),
+        (["mixture.prior=/nowhere.json"], "mixture.prior: /nowhere.json: no such file"),
     ],
 )
 def test_what_would_end_the_job_in_its_first_minute_is_said_before_it_is_submitted(

@@ -148,10 +148,12 @@ def test_nested_keys_are_compared_by_their_dotted_names():
     assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
 
 
-def test_a_reference_file_that_is_missing_is_named_before_anything_is_done(tmp_path):
+def test_every_file_that_is_missing_is_named_with_the_command_that_writes_it(tmp_path):
     settings = config(tmp_path)
-    settings = settings.model_copy(
-        update={"mixture": settings.mixture.model_copy(update={"reference": tmp_path / "r.json"})}
-    )
-    with pytest.raises(ValueError, match=r"^mixture\.reference: no such file .*r\.json$"):
+    named = {"prior": tmp_path / "p.json", "reference": tmp_path / "r.json"}
+    settings = settings.model_copy(update={"mixture": settings.mixture.model_copy(update=named)})
+    with pytest.raises(ValueError, match="no such file") as caught:
         check_named_files(settings)
+    prior, reference = str(caught.value).splitlines()
+    assert "p.json: no such file; run versatune detect" in prior
+    assert "r.json: no such file; run versatune reference" in reference

@@ -18,8 +18,13 @@ from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)
 
-_WRITTEN_BY = {"weights": "versatune detect", "losses": "versatune reference"}
-"""Command that writes the file with such a key."""
+_WRITTEN_BY = {"mixture.prior": "versatune detect", "mixture.reference": "versatune reference"}
+"""Command that writes the file which a config key names."""
+
+
+def no_such_file(path: Path, *, what: str) -> str:
+    """Return what to say of a file that config key `what` names and that is not there."""
+    return f"{what}: {path}: no such file; run {_WRITTEN_BY[what]} with this recipe, which writes it there"
 
 
 def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet) -> tuple[np.ndarray, dict[str, Any]]:
@@ -37,7 +42,7 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
     Raises:
         ValueError: If the file is missing, is not JSON, lacks the key, or names other domains.
     """
-    content = _read_mapping(path, what=what, written_by=_WRITTEN_BY[key])
+    content = _read_mapping(path, what=what)
     values = content.pop(key, None)
     if not isinstance(values, Mapping):
         raise ValueError(f'{what}: {path}: expected {{"{key}": {{domain: number}}}}, found keys {sorted(content)}')
@@ -49,10 +54,10 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
     return domain_set.from_dict(values, what=f"{what}: {path}: {key}"), content
 
 
-def _read_mapping(path: Path, *, what: str, written_by: str) -> dict[str, Any]:
+def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
     """Return a JSON file's mapping, raising ValueError with key, file and line where it is none."""
     if not path.is_file():
-        raise ValueError(f"{what}: {path}: no such file; run {written_by} with this recipe, which writes it there")
+        raise ValueError(no_such_file(path, what=what))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:

@@ -24,6 +24,7 @@ import yaml
 from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.files import no_such_file
 from versatune_ds.mixture.reference import References
 from versatune_ds.training.run_history import take_over
 
@@ -68,11 +69,12 @@ def check_named_files(config: RunConfig) -> None:
     """Check that the files a recipe names are there, before anything that costs time.
 
     Raises:
-        ValueError: Naming the first key whose file is missing.
+        ValueError: One line for each file that is missing.
     """
-    for key, value in (("mixture.prior", config.mixture.prior), ("mixture.reference", config.mixture.reference)):
-        if isinstance(value, Path) and not value.is_file():
-            raise ValueError(f"{key}: no such file {value}")
+    named = {"mixture.prior": config.mixture.prior, "mixture.reference": config.mixture.reference}
+    missing = [no_such_file(v, what=key) for key, v in named.items() if isinstance(v, Path) and not v.is_file()]
+    if missing:
+        raise ValueError("\n".join(missing))
 
 
 def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
