@@ -4,19 +4,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
 from ranks import run_ranks
+from references import measure, workplace
 from tiny_run import be_trained, read_lines, tiny_config
 
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.training import reference
 from versatune_ds.training.export import export_run
-from versatune_ds.training.prepared import prepare_once_per_node
 from versatune_ds.training.recorded import replay_run
-from versatune_ds.training.reference import measure_references
 from versatune_ds.training.reference_domain import EarlyStop, domain_recipe, folder_name, result_of_run
 from versatune_ds.training.reference_file import reference_notes
-from versatune_ds.training.reference_place import Workplace
 from versatune_ds.training.reference_score import score_model
 from versatune_ds.training.reference_task import ReferenceTask
 from versatune_ds.training.signals import Agreement, StopSignals
@@ -31,23 +28,6 @@ def cache_dir(tmp_path_factory):
 
 def decided(loss):
     return SimpleNamespace(losses={"law": {"mean": loss}})
-
-
-def workplace(config, world):
-    tokenizer, data = prepare_once_per_node(config, world)
-    return Workplace(config=config, world=world, device=torch.device("cpu"), tokenizer=tokenizer, data=data)
-
-
-def measure(config, task=None, *, world_size=1, folder):
-    """Return the exit codes of all ranks."""
-    folder.mkdir(exist_ok=True)
-    task, stop_signals = task or ReferenceTask(), StopSignals()
-    stop_signals.ignore = lambda: None
-    return run_ranks(
-        lambda world: measure_references(workplace(config, world), task=task, stop_signals=stop_signals),
-        world_size=world_size,
-        folder=folder,
-    )
 
 
 def results_of(config):

@@ -215,4 +215,5 @@ def _write(place: Workplace, results: Sequence[Result], *, task: ReferenceTask) 
     how = f"scored: {task.scored_model}" if task.scored_model else "fine-tuned on each domain alone, held-out minimum"
     digests = loss_digests(place.config, place.tokenizer, place.data)
     write_reference(output, reference_content(results, config=recipe, digests=digests, how=how))
-    logger.info("wrote %s; train with mixture.reference=%s", output, output)
+    is_named = output == place.config.mixture.reference
+    logger.info("wrote %s; %s", output, "the recipe names it" if is_named else f"train with mixture.reference={output}")

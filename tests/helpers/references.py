@@ -1,0 +1,34 @@
+"""Measure references on forked ranks, as `versatune reference` does on started processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import run_ranks
+
+from versatune_ds.config import RunConfig
+from versatune_ds.training.prepared import prepare_once_per_node
+from versatune_ds.training.reference import measure_references
+from versatune_ds.training.reference_place import Workplace
+from versatune_ds.training.reference_task import ReferenceTask
+from versatune_ds.training.signals import StopSignals
+
+
+def workplace(config: RunConfig, world: Any) -> Workplace:
+    """Return what all domains of a recipe share on this rank."""
+    tokenizer, data = prepare_once_per_node(config, world)
+    return Workplace(config=config, world=world, device=torch.device("cpu"), tokenizer=tokenizer, data=data)
+
+
+def measure(config: RunConfig, task: ReferenceTask | None = None, *, world_size: int = 1, folder: Path) -> list[int]:
+    """Return the exit codes of all ranks."""
+    folder.mkdir(exist_ok=True)
+    task, stop_signals = task or ReferenceTask(), StopSignals()
+    stop_signals.ignore = lambda: None
+    return run_ranks(
+        lambda world: measure_references(workplace(config, world), task=task, stop_signals=stop_signals),
+        world_size=world_size,
+        folder=folder,
+    )

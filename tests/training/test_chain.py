@@ -1,0 +1,87 @@
+"""The whole method from its recipes: each command leaves its file where the next one's recipe looks for it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+from references import measure
+from tiny_run import ROOT, be_trained, read_lines
+
+from versatune_ds.cli import parse
+from versatune_ds.config import load_config
+from versatune_ds.knowledge.detect_recipe import default_output as prior_output
+from versatune_ds.knowledge.detect_recipe import detect_recipe
+from versatune_ds.training.export import export_run
+from versatune_ds.training.recorded import replay_run
+from versatune_ds.training.reference_domain import default_output as reference_output
+
+BASE = ROOT / "recipes" / "base.yaml"
+CHAIN = ROOT / "recipes" / "chain"
+MODES = ("versatune", "expansion")
+COMMANDS = re.findall(r"^# +versatune (.*?)(?:  +#.*)?$", (CHAIN / "versatune.yaml").read_text(), flags=re.MULTILINE)
+
+SMALL = ("data.synthetic={num_rows: 60, num_valid_rows: 8, num_test_rows: 2}", "data.row_tokens=128")
+TINY_MODEL = [
+    f"model.from_config.{key}={value}"
+    for key, value in {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }.items()
+]  # fmt: skip
+TRAIN = ("train.rows_per_batch=8", "train.rows_per_micro_batch=8")
+DETECT = (
+    "detect.num_sequences=16", "detect.rounds=1", "detect.rows_per_domain=40", "detect.sampling.max_new_tokens=16"
+)  # fmt: skip
+UPDATES = ("mixture.update_every=2", "mixture.sigma_interval_steps=2", "train.steps=4")
+
+
+def test_the_recipe_lists_the_five_commands_and_each_reads_what_the_one_before_wrote():
+    parsed = [parse(shlex.split(command)) for command in COMMANDS]
+    assert [command.split()[0] for command in COMMANDS] == ["train", "export", "detect", "reference", "train", "train"]
+    base = load_config(ROOT / parsed[0].recipe)
+    assert parsed[1].run_dir == base.run_dir
+    for chained in parsed[2:]:
+        config = load_config(ROOT / chained.recipe, chained.overrides)
+        assert Path(config.model.name_or_path) == base.run_dir / "export"
+        assert prior_output(config) == config.mixture.prior == Path("runs/chain-prior.json")
+        assert reference_output(config) == config.mixture.reference == Path("runs/chain-reference.json")
+
+
+def test_the_two_modes_differ_in_name_and_mixture_alone():
+    rest = [
+        load_config(CHAIN / f"{mode}.yaml").model_dump(exclude={"run", "mixture", "detect", "reference"})
+        for mode in MODES
+    ]
+    assert rest[0] == rest[1]
+
+
+@pytest.mark.slow
+def test_detect_reference_and_both_modes_run_one_after_another_without_naming_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = (*SMALL, f"data.cache_dir={tmp_path / 'cache'}", *TRAIN)
+    base = load_config(BASE, [*small, *TINY_MODEL, "model.tokenizer_vocab_size=512", "train.steps=2"])
+    run_ranks(lambda world: be_trained(base, world).step, world_size=1, folder=tmp_path)
+    export_run(base.run_dir, output=base.run_dir / "export")
+
+    recipe = CHAIN / "versatune.yaml"
+    said = run_ranks(
+        lambda world: detect_recipe(recipe, [*small, *DETECT], processes=1, output=None), world_size=1, folder=tmp_path
+    )
+    assert "prior  runs/chain-prior.json" in said[0]
+    steps = ("reference.steps=2", "reference.evaluate_every=2")
+    assert measure(load_config(recipe, [*small, *UPDATES, *steps]), folder=tmp_path / "ranks") == [0]
+
+    prior = json.loads(Path("runs/chain-prior.json").read_text())["weights"]
+    losses = json.loads(Path("runs/chain-reference.json").read_text())["losses"]
+    for mode in MODES:
+        config = load_config(CHAIN / f"{mode}.yaml", [*small, *UPDATES])
+        run_ranks(lambda world, config=config: be_trained(config, world).step, world_size=1, folder=tmp_path)
+        baseline, *updates = read_lines(config.run_dir / "decisions.jsonl")
+        assert baseline["weights_before"] == pytest.approx(prior)
+        assert {name: values["reference_loss"] for name, values in baseline["signals"].items()} == losses
+        assert len(updates) == 2
+        assert updates[-1]["weights_after"] != baseline["weights_before"]
+        assert "All 3 decisions are the recorded ones" in replay_run(config.run_dir).text
