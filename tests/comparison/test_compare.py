@@ -9,6 +9,8 @@ from tiny_run import tiny_config
 
 from versatune_ds.comparison import jobs
 from versatune_ds.comparison.compare import compare
+from versatune_ds.comparison.plan import read_plan
+from versatune_ds.comparison.starting_point import check_base
 
 
 @pytest.fixture
@@ -32,6 +34,15 @@ def comparison(tmp_path):
     }
     path.write_text(yaml.safe_dump(plan))
     return path
+
+
+def test_another_base_model_does_not_meet_the_runs_of_the_first(comparison):
+    plan = read_plan(comparison, [])
+    plan.folder.mkdir(parents=True)
+    check_base(plan)
+    check_base(plan)
+    with pytest.raises(ValueError, match=r"^base: its recipe is not the one that the base model in .* was made with"):
+        check_base(read_plan(comparison, ["base.set.train.steps=9"]))
 
 
 @pytest.mark.slow

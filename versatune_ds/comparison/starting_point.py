@@ -6,6 +6,7 @@ own, and is left out when what it makes is there.
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import subprocess
@@ -13,8 +14,11 @@ import sys
 from pathlib import Path
 
 from versatune_ds.comparison.plan import ComparisonPlan, texts
+from versatune_ds.config import load_config
 
 logger = logging.getLogger(__name__)
+
+_SETTINGS_FILE = "base_settings.json"
 
 
 def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
@@ -28,10 +32,12 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
         `key=value` texts that let a run start from them.
 
     Raises:
+        ValueError: If the base model that is there was asked for with other keys.
         RuntimeError: If a stage fails; the message names its log.
     """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
+    check_base(plan)
     stages = _Stages(folder, num_processes=num_processes)
     model = folder / "base_model"
     place = texts({"run.name": "base", "run.output_dir": str(folder)})
@@ -39,7 +45,7 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
         stages.run("train", plan.base.recipe, *texts(plan.base.set), *place)
         stages.run("export", folder / "base", "--output", model, is_parallel=False)
     start = texts({"model.name_or_path": str(model), "model.from_config": None})
-    shared = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)}), *start]
+    shared = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)})]
     for is_wanted, command, key in ((plan.detect, "detect", "prior"), (plan.reference, "reference", "reference")):
         if is_wanted:
             file = folder / f"{key}.json"
@@ -47,6 +53,23 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
                 stages.run(command, plan.recipe, *shared, *start, "--output", file)
             start += texts({f"mixture.{key}": str(file)})
     return start
+
+
+def check_base(plan: ComparisonPlan) -> None:
+    """Keep what the base model is asked for, at the first call, and compare with it at later ones.
+
+    Raises:
+        ValueError: If it differs: runs on two base models must not meet in one table.
+    """
+    settings = load_config(plan.base.recipe, texts(plan.base.set)).model_dump(mode="json")
+    path = plan.folder / _SETTINGS_FILE
+    if not path.is_file():
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"base: its recipe is not the one that the base model in {plan.folder} was made with ({path.name}); give "
+            "it back, remove that folder, or give the comparison another name"
+        )
 
 
 def _is_exported(model: Path) -> bool:
