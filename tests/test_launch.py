@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 from versatune_ds.distributed import World
 from versatune_ds.training.launch import Start, check_processes, device_flag, launch
 from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
-from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads
+from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 VERSATUNE = [sys.executable, "-m", "versatune_ds.cli"]
 
@@ -249,6 +250,16 @@ def test_every_process_is_told_when_they_outnumber_the_gpus(monkeypatch, four_gp
     for local_rank in (0, 4):
         with pytest.raises(ValueError, match=r"^5 processes on this machine see 4 GPUs: expected a GPU for each"):
             choose_device(World(rank=local_rank, world_size=5, local_rank=local_rank))
+
+
+def test_a_machine_with_too_few_gpus_names_itself_where_rank_zero_is_on_another(monkeypatch, four_gpus, caplog):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr("versatune_ds.training.worker.set_threads", lambda: None)
+    for local_rank in range(2):
+        with pytest.raises(ValueError, match="8 processes on this machine see 4 GPUs"):
+            take_place(World(rank=8 + local_rank, world_size=16, local_rank=local_rank, launcher="torchrun"))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{platform.node()}: 8 processes on this machine see 4 GPUs")
 
 
 def test_a_process_that_was_given_one_gpu_takes_number_zero(monkeypatch, four_gpus):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -113,9 +114,19 @@ def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bo
 
 
 def take_place(world: World) -> torch.device:
-    """Join the world with this process's share of cores, and return its device."""
+    """Join the world with this process's share of cores, and return its device.
+
+    Raises:
+        ValueError: If the processes of this machine outnumber its GPUs. Rank 0, on another machine, may know nothing of
+            it and wait, so this machine's first process says it too.
+    """
     set_threads()
-    device = choose_device(world)
+    try:
+        device = choose_device(world)
+    except ValueError as error:
+        if world.local_rank == 0 and not world.is_rank_zero:
+            logger.error("%s: %s", platform.node(), error)
+        raise
     join_world(world, device=device)
     return device
 
