@@ -26,7 +26,8 @@ from versatune_ds.distributed import World, free_port, join_world, leave_world
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.check.disk import checkpoint_bytes
 from versatune_ds.training.check.memory import estimates_of
-from versatune_ds.training.check.subject import CheckRequest, Subject
+from versatune_ds.training.check.request import CheckRequest
+from versatune_ds.training.check.subject import Subject
 from versatune_ds.training.checkpoint import whole_checkpoints
 from versatune_ds.training.loop import begin, train
 

@@ -148,6 +148,10 @@ FAULTS = {
     "bf16 without ZeRO": (
         ["train.deepspeed={zero_optimization: {stage: 0}}"], "deepspeed", "train.precision", "stage 0",
     ),
+    "compiled under ZeRO-3": (
+        ["train.deepspeed={zero_optimization: {stage: 3}}", "model.compile=true"], "deepspeed", "model.compile",
+        "not supported under ZeRO stage 3",
+    ),
     "too little memory": (["--gpu-memory=1.5"], "memory", "--gpu-memory", "model.gradient_checkpointing=true"),
     "too little disk": (["checkpoint.keep=100000000"], "disk", "checkpoint.keep", "free"),
     "a template that fails": (failing_template, "template", "data.chat_template", "the chat template refuses"),

@@ -14,7 +14,8 @@ from versatune_ds.training.check.activations import decoder_pass_bytes
 from versatune_ds.training.check.disk import checkpoint_bytes
 from versatune_ds.training.check.memory import estimates_of
 from versatune_ds.training.check.memory_estimate import estimate_memory, measure_model
-from versatune_ds.training.check.subject import CheckRequest, Subject
+from versatune_ds.training.check.request import CheckRequest
+from versatune_ds.training.check.subject import Subject
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.model import build_causal_lm
 

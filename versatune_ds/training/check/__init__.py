@@ -5,6 +5,6 @@ they ask the code that trains wherever it can say by itself whether something is
 """
 
 from versatune_ds.training.check.report import CheckReport, check_recipe
-from versatune_ds.training.check.subject import CheckRequest
+from versatune_ds.training.check.request import CheckRequest
 
 __all__ = ["CheckReport", "CheckRequest", "check_recipe"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from versatune_ds.training.check.finding import Finding, failures_of, ok
 from versatune_ds.training.check.subject import Subject
-from versatune_ds.training.ds_checks import check_deepspeed_settings
+from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import num_micro_steps, zero_stage
 
 
@@ -26,8 +26,9 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
 
 
 def check_deepspeed(subject: Subject) -> Iterator[Finding]:
-    """Check DeepSpeed's settings; ValueError where they contradict the recipe, or what the devices can do."""
+    """Check DeepSpeed's settings; ValueError where they contradict the recipe, or what devices and model can do."""
     train, settings = subject.config.train, subject.ds_config
     has_gpu = subject.num_gpus_here or subject.request.gpu_memory_gib or subject.config.slurm.gpus_per_node
     check_deepspeed_settings(train, settings, device_type="cuda" if has_gpu else "cpu")
+    check_model_settings(subject.config.model, settings)
     yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {train.precision}")

@@ -22,8 +22,9 @@ from versatune_ds.training.check.kernels import check_kernels
 from versatune_ds.training.check.launcher import check_launcher, check_slurm
 from versatune_ds.training.check.memory import check_memory
 from versatune_ds.training.check.mixture import check_mixture
+from versatune_ds.training.check.request import CheckRequest
 from versatune_ds.training.check.rows import check_rows, render_examples
-from versatune_ds.training.check.subject import CheckRequest, Subject
+from versatune_ds.training.check.subject import Subject
 from versatune_ds.training.check.tokens import check_template, check_tokenizer
 from versatune_ds.training.check.tracking import check_tracking
 

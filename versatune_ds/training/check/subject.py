@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from versatune_ds.data.templates import choose_template
 from versatune_ds.data.tokenize import load_tokenizer, train_tokenizer
 from versatune_ds.data.turns import BadRowError, is_unicode
 from versatune_ds.domains import DomainSet
+from versatune_ds.training.check.request import CheckRequest
 from versatune_ds.training.check.sample import FileSample, sample_file
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.prepared import cache_folder, load_or_train_tokenizer
@@ -35,30 +36,6 @@ _CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant"
 _RECORDS_PER_SPLIT = 400
 _MAX_BYTES_FOR_TOKENIZER = 32 << 20
 """Data up to this size are read whole to train the tokenizer that the run will have."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckRequest:
-    """Say where the run is to take place.
-
-    Attributes:
-        nodes: Machines; None takes the recipe's or 1.
-        gpus_per_node: Processes a machine; None takes the recipe's, or the GPUs of this machine, or 1.
-        gpu_memory_gib: Memory of one GPU; None takes that of this machine's, if it has one.
-        environ: The environment's variables.
-    """
-
-    nodes: int | None = None
-    gpus_per_node: int | None = None
-    gpu_memory_gib: float | None = None
-    environ: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a number that is not positive."""
-        for option in ("nodes", "gpus_per_node", "gpu_memory_gib"):
-            value = getattr(self, option)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{option.replace('_', '-')}={value}: expected a positive number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
