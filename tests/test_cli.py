@@ -191,9 +191,18 @@ def test_a_state_that_cannot_be_worked_with_is_one_line_and_code_one(versatune, 
     assert (called.code, called.out) == (1, "")
     assert (
         called.err.splitlines()[-1]
-        == f"versatune: {broken_run}: every checkpoint is broken (VERSATUNE_DEBUG=1 shows where)"
+        == f"versatune: {broken_run}: every checkpoint is broken; copy one back from a backup, or train again (VERSATUNE_DEBUG=1 shows where)"
     )
     assert "Traceback" not in called.err
+
+
+def test_a_page_that_cannot_be_written_is_one_line_that_names_it(versatune, broken_run, recipe, monkeypatch):
+    monkeypatch.delenv("VERSATUNE_DEBUG", raising=False)
+    (broken_run / "config.yaml").write_text("run: {name: mine}")
+    called = versatune("report", broken_run, "--output", recipe / "page.html")  # a file cannot hold a page
+    assert (called.code, called.out) == (1, "")
+    assert str(recipe) in called.err
+    assert len(called.err.splitlines()) == 1
 
 
 def test_a_failure_shows_its_traceback_where_debugging_is_asked_for(versatune, broken_run, monkeypatch):

@@ -1,8 +1,8 @@
 """Define the `versatune` command: parse, wire, exit. No logic lives here.
 
 The one idea: every subcommand returns an exit code. What a user got wrong is one line on stderr and code 2; a bad state
-(every checkpoint broken, an endpoint down for good) is one line and code 1, or its traceback with VERSATUNE_DEBUG=1 in
-the environment.
+(every checkpoint broken, an endpoint down for good, a full disk) is one line and code 1, or its traceback with
+VERSATUNE_DEBUG=1 in the environment.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         _say(str(error))
         return USER_ERROR_EXIT_CODE
+    except BrokenPipeError:
+        return 0
     except (RecursionError, NotImplementedError):
         raise  # RuntimeErrors too, but mistakes of ours: only their traceback says anything
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE, "0") != "0":
             raise
         text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
         _say(f"{text} ({DEBUG_VARIABLE}=1 shows where)")
         return FAILED_EXIT_CODE
-    except BrokenPipeError:
-        return 0
     except KeyboardInterrupt:
         return 130
 
