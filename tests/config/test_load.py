@@ -77,12 +77,14 @@ def test_a_required_key_that_is_missing_is_named(tmp_path):
         ("run: {name: a}\nrun: {name: b}\n", r"r\.yaml:2: key 'run' is given twice"),
         ("run: {name: a\n", r"r\.yaml:2: not valid YAML"),
         ("- a\n", r"r\.yaml: expected a mapping with sections"),
+        ("run: {name: a\x00}\n", r"r\.yaml: not valid YAML: unacceptable character .*position 13$"),
+        ("run: {name: \udcff}\n", r"r\.yaml: not a text file; expected YAML in UTF-8$"),
         ("run: !!python/object/apply:os.system [ls]\n", r"r\.yaml:1: not valid YAML"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, text, message):
     path = tmp_path / "r.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         load_config(path)
 

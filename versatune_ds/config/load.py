@@ -57,10 +57,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=_UniqueKeyLoader)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file; expected YAML in UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ValueError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ValueError(f"{place}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping with sections run, model, data, train, mixture")
     return values
