@@ -19,13 +19,13 @@ def answers(right_by_domain):
     return Answers(domain_set=DOMAINS, domain_id_Q=np.array(ids), is_right_Q=np.array(right))
 
 
-def evaluation(loss_sum_E, *, digest="a", exact=None):
+def evaluation(loss_sum_E, *, digest="a", exact=None, choices=None):
     losses = ExampleLosses(
         loss_sum_E=np.array(loss_sum_E), num_loss_tokens_E=np.array([2, 4, 2]), domain_ids_E=np.array([0, 0, 1]),
         num_domains=3,
     )  # fmt: skip
     return Evaluation(
-        domain_set=DOMAINS, losses=losses, num_bytes_K=np.array([12, 4, 0]), exact=exact, choices=None,
+        domain_set=DOMAINS, losses=losses, num_bytes_K=np.array([12, 4, 0]), exact=exact, choices=choices,
         tokenizer_digest=digest,
     )  # fmt: skip
 
@@ -70,6 +70,15 @@ def test_retention_compares_losses_a_token_only_under_one_tokenizer():
     )
     other = retention(after, evaluation([2.0, 4.0, 3.0], digest="b"))
     assert set(other["law"]) == {"bits_per_byte_change"}
+
+
+def test_written_answers_of_another_tokenizers_model_are_not_compared_and_choices_are():
+    """Its tokens leave other examples out, so the questions differ in number; that must not cost the whole result."""
+    after = evaluation([3.0, 6.0, 1.0], exact=answers([[1, 0], [1]]), choices=answers([[1], [1]]))
+    before = evaluation([2.0, 4.0, 3.0], digest="b", exact=answers([[1], [1]]), choices=answers([[0], [1]]))
+    changes = retention(after, before)
+    assert "exact_match_change" not in changes["law"]
+    assert changes["law"]["choices_change"] == pytest.approx(1.0)
 
 
 def test_the_table_has_the_measured_columns_only_and_a_line_of_means():

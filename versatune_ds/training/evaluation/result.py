@@ -140,18 +140,20 @@ class Evaluation:
 def retention(after: Evaluation, before: Evaluation) -> dict[str, dict[str, Any]]:
     """Return what changed in every domain from one model to another; a positive loss change is forgotten knowledge.
 
-    Losses a token are compared only where both models share a tokenizer; bits a byte always are.
+    Losses a token and written answers are compared only where both models share a tokenizer: another one leaves other
+    examples out as too long to be asked. Bits a byte and choices always are.
     """
+    has_same_tokens = after.tokenizer_digest == before.tokenizer_digest
     bits_K = after.bits_per_byte() - before.bits_per_byte()
     changes: dict[str, dict[str, Any]] = {
         name: {"bits_per_byte_change": number(bits_K[k])} for k, name in enumerate(after.domain_set)
     }
-    if after.tokenizer_digest == before.tokenizer_digest:
+    if has_same_tokens:
         loss_K, error_K = after.losses.mean() - before.losses.mean(), after.losses.change_standard_error(before.losses)
         for k, name in enumerate(after.domain_set):
             changes[name] |= {"loss_change": number(loss_K[k]), "loss_change_standard_error": number(error_K[k])}
     for key, now, then in (
-        ("exact_match", after.exact, before.exact),
+        ("exact_match", after.exact if has_same_tokens else None, before.exact),
         ("choices", after.choices, before.choices),
     ):
         if now is None or then is None:
