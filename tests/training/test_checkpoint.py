@@ -140,6 +140,18 @@ def test_every_byte_of_a_manifest_matters(tmp_path):
             check_sound(folder)
 
 
+def test_a_checkpoint_of_another_format_is_said_to_be_one_and_not_damaged(tmp_path):
+    run(save_steps([1]), tmp_path)
+    folder = tmp_path / "run" / "checkpoints" / "step_00000001"
+    manifest = json.loads((folder / "MANIFEST").read_text())
+    (folder / "MANIFEST").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(RuntimeError, match=r"is broken \(MANIFEST of format 2, this version reads 1\)"):
+        check_sound(folder)
+    (folder / "MANIFEST").write_text(json.dumps(manifest["files"]))
+    with pytest.raises(RuntimeError, match=r"\(MANIFEST of format before 1, this version reads 1\)"):
+        check_sound(folder)
+
+
 def test_a_save_that_was_killed_does_not_count_and_is_cleared(tmp_path):
     run(save_steps([1]), tmp_path)
 

@@ -55,7 +55,7 @@ def newest_sound_checkpoint(run_dir: Path, world: World) -> Path | None:
     for name in json.loads(broadcast_text(json.dumps(found), world)):
         folder = run_dir / "checkpoints" / name
         files = json.loads(broadcast_text(json.dumps(read_manifest(folder)) if world.is_rank_zero else None, world))
-        broken = [MANIFEST_FILE] if files is None else _broken_files(folder, files, world=world)
+        broken = [_manifest_fault(folder)] if files is None else _broken_files(folder, files, world=world)
         if not broken:
             return folder
         logger.warning("%s is broken (%s); trying the one before", folder, ", ".join(broken))
@@ -69,7 +69,7 @@ def check_sound(folder: Path) -> None:
         RuntimeError: Naming the files that are missing or differ.
     """
     files = read_manifest(folder)
-    broken = [MANIFEST_FILE] if files is None else _broken_files(folder, files, world=None)
+    broken = [_manifest_fault(folder)] if files is None else _broken_files(folder, files, world=None)
     if broken:
         raise RuntimeError(f"{folder} is broken ({', '.join(broken)}); remove it to fall back on the one before")
 
@@ -131,6 +131,15 @@ def read_manifest(folder: Path) -> Files | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return values["files"] if is_sound else None
+
+
+def _manifest_fault(folder: Path) -> str:
+    """Return what to call a MANIFEST that cannot be used: one of another format is not damaged."""
+    try:
+        found = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("version", "before 1")
+    except (OSError, ValueError, AttributeError):
+        return MANIFEST_FILE
+    return MANIFEST_FILE if found == _VERSION else f"{MANIFEST_FILE} of format {found}, this version reads {_VERSION}"
 
 
 def _file_names(folder: Path) -> list[str]:
