@@ -108,7 +108,6 @@ def detect(config: RunConfig, *, num_processes: int) -> Detection:
         )
         with GeneratorPool(config, num_processes=num_processes) as pool:
             _rounds(found, config.detect, labeller=labeller, pool=pool)
-    found.labeller = labeller.describe()
     _warn_if_unlike_the_rows(found)
     return found
 
