@@ -64,7 +64,8 @@ def test_weights_are_readable_by_whom_the_umask_lets_read(tmp_path, umask, mode)
 
 def test_weights_of_an_earlier_export_are_removed_and_whole_numbers_keep_their_format(tmp_path):
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    for name in ("model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
     weights = {"a": torch.ones(3), "mask": torch.ones(2, dtype=torch.int64)}
     assert write_weights(weights, folder=tmp_path, dtype=torch.bfloat16) == ["model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
@@ -173,3 +174,8 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(adapter).eval()
     torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert "adapters only" in (adapter / "README.md").read_text()
+    both = export_run(config.run_dir, output=adapter)  # into the same folder: what was there must not be loaded too
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(both)(ids).logits, expected)
+    assert not list(both.glob("adapter*"))
+    with pytest.raises(ValueError, match=r"^--output: .*base_model holds the model the run began from"):
+        export_run(config.run_dir, output=tmp_path / "base_model")

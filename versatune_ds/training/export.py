@@ -49,11 +49,15 @@ def export_run(
         max_shard_size: Size of a weights file, such as 500MB.
 
     Raises:
-        ValueError: If the folder is no run, has no such checkpoint, or trained no adapters to write alone.
+        ValueError: If the folder is no run, has no such checkpoint, or trained no adapters to write alone, or if the
+            output is the base model's own folder.
         RuntimeError: If no checkpoint that may be taken is sound, or its weights are not those of the model.
     """
     checkpoint = choose_checkpoint(run_dir, step=step)
     config = recorded_config(run_dir)
+    base = config.model.name_or_path
+    if base is not None and Path(base).is_dir() and output.resolve() == Path(base).resolve():
+        raise ValueError(f"--output: {output} holds the model the run began from, which would be lost; give another")
     is_adapter = lora == "adapter"
     if is_adapter and config.model.lora is None:
         raise ValueError("--lora adapter: the run trained no adapters (model.lora); leave the option out")
@@ -64,7 +68,7 @@ def export_run(
     if is_adapter:
         adapters = {name: weight.contiguous().to(dtype) for name, weight in weights.items() if "lora_" in name}
         causal_lm.load_state_dict(adapters, strict=False, assign=True)
-        save_adapters(causal_lm, output, base_model=config.model.name_or_path)
+        save_adapters(causal_lm, output, base_model=base)
     else:
         weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
         write_weights(weights, folder=output, dtype=dtype, max_shard_size=max_shard_size)
@@ -133,4 +137,4 @@ def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
             logger.warning("%s", error)
         else:
             return folder
-    raise RuntimeError(f"{run_dir}: every checkpoint is broken")
+    raise RuntimeError(f"{run_dir}: every checkpoint is broken; copy one back from a backup, or train again")

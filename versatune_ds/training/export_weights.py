@@ -55,8 +55,7 @@ def write_weights(
         )
     except (ValueError, KeyError):
         raise ValueError(f"--max-shard-size: {max_shard_size!r}: expected a size such as 500MB or 5GB") from None
-    for stale in (*folder.glob("model*.safetensors"), folder / f"{WEIGHTS_FILE}.index.json"):
-        stale.unlink(missing_ok=True)
+    remove_earlier_weights(folder)
     for file_name, names in plan.filename_to_tensors.items():
         _write_file(folder / file_name, {name: weights[name] for name in names}, dtype=dtype)
     if plan.is_sharded:
@@ -64,6 +63,13 @@ def write_weights(
         text = json.dumps(index, indent=1, sort_keys=True) + "\n"
         (folder / f"{WEIGHTS_FILE}.index.json").write_text(text, encoding="utf-8")
     return list(plan.filename_to_tensors)
+
+
+def remove_earlier_weights(folder: Path) -> None:
+    """Delete the weights, or adapters, of an earlier export: transformers would load them beside or before the new."""
+    named = (f"{WEIGHTS_FILE}.index.json", "adapter_config.json", "adapter_model.safetensors")
+    for path in (*folder.glob("model*.safetensors"), *(folder / name for name in named)):
+        path.unlink(missing_ok=True)
 
 
 def _write_file(path: Path, weights: Mapping[str, Weight], *, dtype: torch.dtype) -> None:

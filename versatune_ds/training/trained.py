@@ -19,7 +19,7 @@ from torch import nn
 
 from versatune_ds.config import LoraConfig, ModelConfig
 from versatune_ds.domains import nearest_name
-from versatune_ds.training.export_weights import Weight, save_tensors
+from versatune_ds.training.export_weights import Weight, remove_earlier_weights, save_tensors
 
 _ADAPTER = "default"
 
@@ -119,9 +119,10 @@ def save_adapters(causal_lm: Any, folder: Path, *, base_model: str | None) -> No
 
     Args:
         causal_lm: A model with adapters.
-        folder: Folder to write; made if missing.
+        folder: Folder to write; made if missing, weights of an earlier export are removed.
         base_model: Folder or Hub name of the model that the adapters belong to; it is written into their config.
     """
+    remove_earlier_weights(folder)
     config = causal_lm.peft_config[_ADAPTER]
     config.base_model_name_or_path, config.inference_mode = base_model, True
     config.save_pretrained(folder)
