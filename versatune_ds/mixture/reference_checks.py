@@ -23,6 +23,8 @@ SATURATED_POTENTIAL = 0.95
 MEMORISATION_RATIO = 0.5
 """A reference model whose training loss is below this fraction of its held-out loss has memorised its rows."""
 
+_WAY_OUT = "measure them on held-out rows with versatune reference"
+
 
 def refuse_or_warn(problems: list[str], *, is_refused: bool) -> list[str]:
     """Return the problems as warnings, or raise them.
@@ -44,17 +46,16 @@ def fatal_against_start(references: References, *, start_K: np.ndarray, domain_s
     if references.losses_K is None or np.all(np.isnan(start_K)):
         return None
     potential_K = (1.0 - references.losses_K / start_K)[~np.isnan(start_K)]
-    way_out = "measure them on held-out rows"
     if len(domain_set) > 1 and np.all(potential_K > SATURATED_POTENTIAL):
         return (
             f"{references.origin}: the learnable potential exceeds {SATURATED_POTENTIAL} in all domains (least "
             f"{np.min(potential_K):.4f}): these look like memorised or training losses, and would move nothing; "
-            f"{way_out}"
+            f"{_WAY_OUT}"
         )
     if np.all(potential_K <= 0):
         return (
             f"{references.origin}: every reference loss is at or above the model's own first loss, so nothing would "
-            f"be left to learn (another tokenizer, template or loss mask?); {way_out}"
+            f"be left to learn (another tokenizer, template or loss mask?); {_WAY_OUT}"
         )
     return None
 
@@ -114,7 +115,7 @@ def not_held_out(references: References) -> list[str]:
         return []
     refusal = (
         f"{references.origin}: the losses were measured on {measured_on!r} rows; references must be held-out losses; "
-        "measure them on held-out rows"
+        f"{_WAY_OUT}"
     )
     return [refusal]
 
