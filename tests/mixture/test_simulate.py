@@ -126,7 +126,8 @@ def test_a_large_step_collapses_and_says_so():
 
 
 def test_a_controller_that_moves_nothing_is_called_a_constant():
-    assert any("no weight moved" in warning for warning in run(reference={"start_fraction": 0.85}, sigma=0.01).warnings)
+    warnings = run(reference={"start_fraction": 0.85}, sigma=0.01).warnings
+    assert any("no weight moved" in warning and "`versatune reference RECIPE`" in warning for warning in warnings)
     assert not any("no weight moved" in warning for warning in run(policy="uniform").warnings)
 
 

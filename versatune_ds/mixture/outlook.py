@@ -64,7 +64,8 @@ def still_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> l
         return []
     warning = (
         f"no weight moved by more than {STILL_WEIGHTS}: the potentials are nearly equal or sigma is small; "
-        "honest references are what moves weights (held-out losses of models fine-tuned on one domain each)"
+        "honest references are what moves weights: held-out losses of the base model fine-tuned on each domain alone, "
+        "which `versatune reference RECIPE` measures"
     )
     return [warning]
 
