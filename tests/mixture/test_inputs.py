@@ -68,3 +68,10 @@ def test_only_caps_that_bind_are_recorded():
     inputs = Inputs(delta=0.1).with_supply_caps(np.array([0.2, 1.0]), domain_set=DOMAINS)
     assert inputs.to_dict() == {"supply_caps": {"law": 0.2}, "delta": 0.1}
     assert Inputs().with_supply_caps(None, domain_set=DOMAINS) == Inputs()
+
+
+def test_the_interval_and_the_signal_are_recorded_where_they_are_not_as_ever_and_are_no_control():
+    inputs = Inputs(pins={"law": 0.2}, supply_caps={"code": 0.1}, interval_stretch=3, signal="train")
+    assert Inputs.from_dict(inputs.to_dict()) == inputs
+    assert inputs.control() == Inputs(pins={"law": 0.2})
+    assert Inputs(interval_stretch=1).to_dict() == {}

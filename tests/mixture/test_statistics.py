@@ -108,3 +108,20 @@ def test_ranks_that_fill_their_own_examples_add_to_the_whole(examples):
 def test_a_domain_id_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
         losses([1.0], [1], [2])
+
+
+def test_the_examples_that_an_error_needs_by_hand():
+    # Residuals -2, 2, -2, 2 over 2 tokens each: sqrt(4 / 3 * 16) / 8 = 0.577; half of it needs four times as many.
+    measured = losses([2.0, 6.0, 2.0, 6.0, 4.0], [2, 2, 2, 2, 2], [0, 0, 0, 0, 1])
+    error = measured.standard_error()[0]
+    assert error == pytest.approx(0.57735, abs=1e-5)
+    assert measured.num_examples_for(error * 2, min_examples=1).tolist() == [1, 1]
+    assert measured.num_examples_for(error * 1.2, min_examples=2).tolist() == [3, 1]  # 4 / 1.44 = 2.8
+    assert measured.num_examples_for(error / 2, min_examples=2).tolist() == [4, 1]
+    assert measured.num_examples_for(99.0, min_examples=3).tolist() == [3, 1]
+
+
+def test_a_part_of_the_examples_keeps_its_losses():
+    part = losses([4.0, 8.0, 3.0], [2, 4, 1], [0, 0, 1]).select(np.array([0, 2]))
+    assert part.mean().tolist() == [2.0, 3.0]
+    assert part.num_examples().tolist() == [1, 1]

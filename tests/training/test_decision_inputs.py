@@ -110,3 +110,11 @@ def test_a_record_whose_end_is_broken_is_read_up_to_there(tmp_path, end):
     inputs.go_on_after(0)
     assert inputs.at(4, **NOTHING).to_dict() == {"delta": 0.1}
     assert inputs.at(8, **NOTHING).to_dict() == {}
+
+
+def test_the_interval_of_a_decision_that_is_repeated_is_the_recorded_one_whatever_the_clock_says(tmp_path):
+    write_decisions(tmp_path, {4: {"interval_stretch": 3}, 16: {"interval_stretch": 5}})
+    inputs = inputs_of(tmp_path)
+    inputs.go_on_after(4)
+    assert inputs.at(16, **NOTHING, interval_stretch=9).interval_stretch == 5
+    assert inputs.at(36, **NOTHING, interval_stretch=9).interval_stretch == 9

@@ -41,7 +41,7 @@ def measured(folder, tmp_path, *, world_size, stage, rows=2):
         losses = measure_losses(run)
         run.loader.close()
         run.monitor.finish(exit_code=0)
-        return losses, run.validation.num_micro_batches
+        return losses, run.validation.loader.num_micro_batches
 
     results = tmp_path / f"{world_size}_{stage}_{rows}"
     results.mkdir()

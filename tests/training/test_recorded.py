@@ -114,6 +114,7 @@ def test_an_unknown_step_is_refused(versatune, run_dir, step, message):
     [
         ("train.steps=3", "train.steps: a replay decides anew on the losses that the run measured"),
         ("mixture.update_every=2", "mixture.update_every: a replay decides anew"),
+        ("mixture.signal=train", "mixture.signal: a replay decides anew"),
         ("mixture.sigme=2", "mixture.sigme: unknown key; did you mean 'sigma'?"),
         ("mixture.policy=expansion", "mixture.target: policy 'expansion' needs it"),
     ],

@@ -113,6 +113,10 @@ class MixtureConfig(Section):
     """Optimizer steps that sigma, delta and the other rates are stated for (METHOD.md's reference interval)."""
     update_every: int = Field(default=50, ge=1)
     """Optimizer steps between updates; how often we look, not how far we go."""
+    signal: Literal["validation", "train"] = "validation"
+    """Losses that steer: of held-out examples, or of the batches trained on since the last update. `train` costs no
+    extra pass but at step 0 and at the end, which are held out as ever. Its errors are those of independent tokens, too
+    small; from the second pass over a domain on, its losses lie below held-out ones, and below held-out references."""
     target: str | None = None
     """Domain that `expansion`, `target_only` and `target_uniform` are about."""
     target_share: float = Field(default=0.5, gt=0, lt=1)

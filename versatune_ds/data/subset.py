@@ -18,6 +18,7 @@ class ExampleSubset:
     Attributes:
         name: The domain's name.
         num_examples: Examples in the subset.
+        indices: int64 [num_examples], rising, in the whole domain. A smaller subset is part of a larger.
         lengths: int32 [num_examples] tokens of each example.
         loss_lengths: int32 [num_examples] tokens that bear loss.
     """
@@ -34,12 +35,12 @@ class ExampleSubset:
         key = domain_key(seed, f"subset of {shards.name}")
         _, indices = draw_indices(key, first_draw=0, count=count, size=max(shards.num_examples, 1))
         self._shards = shards
-        self._indices = np.sort(indices)
+        self.indices = np.sort(indices)
         self.name = shards.name
         self.num_examples = count
-        self.lengths = np.asarray(shards.lengths)[self._indices]
-        self.loss_lengths = np.asarray(shards.loss_lengths)[self._indices]
+        self.lengths = np.asarray(shards.lengths)[self.indices]
+        self.loss_lengths = np.asarray(shards.loss_lengths)[self.indices]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (input_ids, is_loss) of an example of the subset."""
-        return self._shards.read(int(self._indices[index]))
+        return self._shards.read(int(self.indices[index]))

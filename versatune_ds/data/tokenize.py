@@ -82,6 +82,11 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, folder: str | Path
     return load_tokenizer(folder)
 
 
+def pad_token_id(tokenizer: Any) -> int:
+    """Return the id that fills rows; its positions bear no loss, so any id will do where the tokenizer has none."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """Return a digest of everything that decides token ids: vocabulary, merges, normalisation, special tokens.
 

@@ -1,4 +1,4 @@
-"""Hold what may enter a decision besides losses: a person's live control, and what is left of the data.
+"""Hold what may enter a decision besides losses: live control, what is left of the data, what measuring takes.
 
 The one idea: whatever can change a decision is written into it, so that resume and replay stay exact.
 
@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Inputs:
         sigma: Replaces `mixture.sigma`.
         delta: Replaces `mixture.delta`.
         epsilon: Replaces `mixture.epsilon`.
+        interval_stretch: The next losses are measured after this many times `mixture.update_every` steps.
+        signal: "train" where the losses are those of training batches, None where they are held out.
     """
 
     pins: Mapping[str, float] = field(default_factory=dict)
@@ -48,17 +50,26 @@ class Inputs:
     sigma: float | None = None
     delta: float | None = None
     epsilon: float | None = None
+    interval_stretch: int = 1
+    signal: Literal["train"] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, JSON-able."""
         by_domain = {key: dict(getattr(self, key)) for key in _BY_DOMAIN if getattr(self, key)}
         numbers = {key: getattr(self, key) for key in _NUMBERS if getattr(self, key) is not None}
-        return by_domain | ({"freeze": list(self.freeze)} if self.freeze else {}) | numbers
+        freeze = {"freeze": list(self.freeze)} if self.freeze else {}
+        stretch = {"interval_stretch": self.interval_stretch} if self.interval_stretch > 1 else {}
+        signal = {"signal": self.signal} if self.signal else {}
+        return by_domain | freeze | numbers | stretch | signal
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Inputs:
         """Return the inputs of `to_dict`."""
         return cls(**{key: tuple(value) if key == "freeze" else value for key, value in values.items()})
+
+    def control(self) -> Inputs:
+        """Return what a person set of these inputs."""
+        return replace(self, supply_caps={}, interval_stretch=1, signal=None)
 
     def rates(self) -> dict[str, float]:
         """Return the rates that are replaced."""
@@ -105,7 +116,7 @@ def read_control_or_keep(path: Path, *, kept: Inputs, domain_set: DomainSet) -> 
         return read_control(path, domain_set=domain_set)
     except ValueError as error:
         logger.warning("%s; the last control stays in force until the file is mended or removed", error)
-        return replace(kept, supply_caps={})
+        return kept.control()
 
 
 def parse_control(values: Any, *, what: str, domain_set: DomainSet) -> Inputs:

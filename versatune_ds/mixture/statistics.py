@@ -136,6 +136,32 @@ class ExampleLosses:
         if np.any((self.domain_ids_E < 0) | (self.domain_ids_E >= self.num_domains)):
             raise ValueError(f"domain ids of examples must lie in 0..{self.num_domains - 1}")
 
+    def select(self, examples: np.ndarray) -> ExampleLosses:
+        """Return the losses of some examples, given by their numbers."""
+        return ExampleLosses(
+            loss_sum_E=self.loss_sum_E[examples],
+            num_loss_tokens_E=self.num_loss_tokens_E[examples],
+            domain_ids_E=self.domain_ids_E[examples],
+            num_domains=self.num_domains,
+        )
+
+    def num_examples(self) -> np.ndarray:
+        """Return the examples of each domain, int64 [K]."""
+        return np.bincount(self.domain_ids_E, minlength=self.num_domains)
+
+    def num_examples_for(self, standard_error: float, *, min_examples: int) -> np.ndarray:
+        """Return how many of its examples each domain needs for a standard error of its mean, int64 [K].
+
+        The error falls as 1 / sqrt(examples). A domain whose error is not known keeps all it has, and so does one that
+        would need more.
+
+        Example: 100 examples with an error of 0.02 nats. For 0.04 nats 100 * (0.02 / 0.04)^2 = 25 are enough.
+        """
+        num_examples_K = self.num_examples()
+        needed_K = np.ceil(num_examples_K * (self.standard_error() / standard_error) ** 2)
+        needed_K = np.where(np.isfinite(needed_K), np.maximum(needed_K, min_examples), num_examples_K)
+        return np.minimum(needed_K, num_examples_K).astype(np.int64)
+
     def sum_by_domain(self, values_E: np.ndarray) -> np.ndarray:
         """Return the sums [K] of one value an example."""
         return np.bincount(self.domain_ids_E, weights=values_E, minlength=self.num_domains)

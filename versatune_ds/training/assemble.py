@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare import PreparedData
-from versatune_ds.data.subset import ExampleSubset
-from versatune_ds.data.tokenize import tokenizer_digest
-from versatune_ds.data.validation_rows import ValidationLoader
+from versatune_ds.data.tokenize import pad_token_id, tokenizer_digest
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.reference import References, load_references
@@ -28,6 +26,7 @@ from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.engine import Engine, share_process_group
+from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.loss_digests import loss_digests
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
@@ -48,6 +47,8 @@ from versatune_ds.training.run_folder import (
 from versatune_ds.training.served import ServedTokens
 from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.throughput import throughput_of
+from versatune_ds.training.train_losses import TrainLosses
+from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +101,15 @@ def assemble_run(
         domain_set=data.domain_set,
         engine=engine,
         loader=_training_loader(config, data, tokenizer, world=world),
-        validation=validation_loader(config, data, tokenizer, world=world),
+        validation=held_out_examples(config, data, tokenizer, world=world),
         schedule=Schedule(weights_K),
         controller=controller if world.is_rank_zero else None,
         inputs=_decision_inputs(config, data) if world.is_rank_zero else None,
         monitor=Monitor([]),
         stop_signals=StopSignals(),
         meter=Meter(data.domain_set),
+        train_losses=TrainLosses(len(data.domain_set), world=world) if config.mixture.signal == "train" else None,
+        updates=UpdateClock(update_every=config.mixture.update_every, max_share=config.validation.max_share),
         served=ServedTokens(len(data.domain_set)),
         throughput=throughput_of(causal_lm, precision=config.train.precision, num_processes=world.world_size),
         save_clock=SaveClock(config.checkpoint.every_minutes),
@@ -217,32 +220,6 @@ def _training_loader(config: RunConfig, data: PreparedData, tokenizer: Any, *, w
         max_epochs_per_domain=config.data.max_epochs_per_domain,
         pad_token_id=pad_token_id(tokenizer),
     )
-
-
-def validation_loader(
-    config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World, split: Literal["train", "valid"] = "valid"
-) -> ValidationLoader:
-    """Return the loader of the fixed held-out examples, or of as many training examples."""
-    settings = config.validation
-    shards = data.valid if split == "valid" else data.train
-    if settings.max_examples_per_domain is not None:
-        shards = [
-            ExampleSubset(part, max_examples=settings.max_examples_per_domain, seed=config.run.seed) for part in shards
-        ]
-    return ValidationLoader(
-        shards,
-        domain_set=data.domain_set,
-        rows_per_micro_batch=settings.rows_per_micro_batch or config.train.rows_per_micro_batch,
-        row_tokens=config.data.row_tokens,
-        rank=world.rank,
-        world_size=world.world_size,
-        pad_token_id=pad_token_id(tokenizer),
-    )
-
-
-def pad_token_id(tokenizer: Any) -> int:
-    """Return the id that fills rows; its positions bear no loss, so any id will do where the tokenizer has none."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def _monitor(config: RunConfig, *, world: World, resumed_step: int) -> Monitor:

@@ -1,4 +1,4 @@
-"""Gather what enters a decision besides losses: a person's live control, and what is left of the data.
+"""Gather what enters a decision besides losses: live control, what is left of the data, what measuring takes.
 
 The one idea: whatever enters is written into the decision. So a run that was killed and goes on takes the inputs of
 the steps it repeats from its own record, and the control file from there on: it decides as it did before.
@@ -77,13 +77,14 @@ class DecisionInputs:
         self._in_force = Inputs()
         self._recorded: dict[int, Inputs] = {}
 
-    def at(self, step: int, *, draws_K: np.ndarray, units_drawn: float) -> Inputs:
+    def at(self, step: int, *, draws_K: np.ndarray, units_drawn: float, interval_stretch: int = 1) -> Inputs:
         """Return the inputs of the decision after a step; a control file with mistakes leaves the last one in force.
 
         Args:
             step: Optimizer steps done.
             draws_K: int64, examples of each domain drawn in them.
             units_drawn: Units of all domains drawn in them.
+            interval_stretch: What the clock asks for; a decision that is repeated keeps what it recorded.
         """
         recorded = self._recorded.get(step)
         if recorded is not None:
@@ -91,14 +92,15 @@ class DecisionInputs:
             return self._taken(recorded)
         control_file = self._run_dir / CONTROL_FILE
         control = self._taken(read_control_or_keep(control_file, kept=self._in_force, domain_set=self._domain_set))
+        inputs = replace(control, interval_stretch=interval_stretch)
         if self._limits is None:
-            return control
+            return inputs
         caps_K = self._limits.caps(step=step, draws_K=draws_K, units_drawn=units_drawn)
-        return control.with_supply_caps(caps_K, domain_set=self._domain_set)
+        return inputs.with_supply_caps(caps_K, domain_set=self._domain_set)
 
     def _taken(self, inputs: Inputs) -> Inputs:
         """Return inputs and remember their control; a change of it is said."""
-        control = replace(inputs, supply_caps={})
+        control = inputs.control()
         if control != self._in_force:
             logger.info("live control: %s", json.dumps(control.to_dict()) if control.to_dict() else "none any more")
         self._in_force = control
@@ -111,7 +113,7 @@ class DecisionInputs:
         """
         decided = read_recorded_inputs(self._run_dir / "decisions.jsonl")
         before = [inputs for decided_at_step, inputs in decided.items() if decided_at_step <= step]
-        self._in_force = replace(before[-1], supply_caps={}) if before else Inputs()
+        self._in_force = before[-1].control() if before else Inputs()
         self._recorded = {at_step: inputs for at_step, inputs in decided.items() if at_step > step}
 
 

@@ -35,6 +35,7 @@ class StepResult:
     loss_sum: torch.Tensor
     """This rank's sum of token losses, float64 scalar."""
     loss_sum_K: torch.Tensor
+    loss_sq_sum_K: torch.Tensor
     num_loss_tokens_K: torch.Tensor
     num_loss_tokens_global: int
     is_applied: bool
@@ -101,17 +102,21 @@ class Engine:
         sums = []
         for batch in micro_batches:
             losses = self.deepspeed_engine(**model_inputs(batch, device=self.device))
-            sums.append((losses.loss_sum.detach().double(), losses.loss_sum_K, losses.num_loss_tokens_K))
+            sums.append(
+                (losses.loss_sum.detach().double(), losses.loss_sum_K, losses.loss_sq_sum_K, losses.num_loss_tokens_K)
+            )
             is_last = len(sums) == len(micro_batches)
             if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
                 scale = math.nan  # DeepSpeed takes no step with a gradient that is no number
             self.deepspeed_engine.backward(losses.loss_sum * scale)
             is_sound = not is_last or self._drop_unsound_gradients()
             self.deepspeed_engine.step()
-        loss_sum, loss_sum_K, num_loss_tokens_K = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+        totals = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+        loss_sum, loss_sum_K, loss_sq_sum_K, num_loss_tokens_K = totals
         return StepResult(
             loss_sum=loss_sum,
             loss_sum_K=loss_sum_K,
+            loss_sq_sum_K=loss_sq_sum_K,
             num_loss_tokens_K=num_loss_tokens_K,
             num_loss_tokens_global=num_loss_tokens_global,
             is_applied=is_sound and self.deepspeed_engine.was_step_applied(),

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from versatune_ds.distributed import check_same_on_all_ranks
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.training.evaluate import measure_validation
 from versatune_ds.training.progress import log_step
 from versatune_ds.training.run import Run, validation_metrics
 
@@ -41,28 +40,23 @@ def train(run: Run, *, is_enough: Callable[[Decision], bool] | None = None, save
     Returns:
         Whether the run is complete; False if a signal stopped it, its state saved.
     """
-    settings, last_step = run.config, run.config.train.steps
     for step in range(run.step + 1, run.step + 1 + run.loader.prefetch):
         plan_data(run, step=step)
+    run.updates.begin_steps(run.step)
     while not run.is_complete:
         step = run.step + 1
         plan_data(run, step=step + run.loader.prefetch)
         data = run.loader.take(step)
         result = run.engine.train_step(data.micro_batches, step=step, is_refused=run.bad_steps.refusal)
-        run.bad_steps.take(step=step, is_applied=result.is_applied)
-        run.step, run.is_complete = step, step == last_step or data.plan.is_last
-        run.served.add(data.plan)
-        run.meter.add(result, data)
-        if run.is_complete or step % settings.monitor.log_every == 0:
+        run.take(step, result, data)
+        if run.is_complete or step % run.config.monitor.log_every == 0:
             log_step(run, data.plan)
-        if step % settings.mixture.update_every == 0:
-            decision = measure_and_decide(run)
-            run.is_complete = run.is_complete or (is_enough is not None and is_enough(decision))
-        elif run.is_complete:
-            run.monitor.metrics(step, validation_metrics(measure_losses(run), run.domain_set))
-        agreed, is_save_step = run.agreed(), step % (settings.checkpoint.every or last_step) == 0
-        is_due = agreed.is_stopped or agreed.is_save_due or is_save_step
-        if saves_end if run.is_complete else is_due:
+        decision = measure_and_decide(run) if run.updates.is_due(step) else None
+        run.is_complete |= bool(decision and is_enough and is_enough(decision))
+        if run.is_complete and (decision is None or run.train_losses):
+            measure_losses(run)  # a run ends with held-out losses, whatever steered it
+        agreed = run.agreed()
+        if saves_end if run.is_complete else agreed.is_save_due:
             run.save(is_last=agreed.is_stopped or run.is_complete)
         if agreed.is_stopped and not run.is_complete:
             logger.info("stopped by a signal after step %d, all saved; start it again to go on", step)
@@ -77,21 +71,24 @@ def plan_data(run: Run, *, step: int) -> None:
 
 
 def measure_losses(run: Run) -> ExampleLosses:
-    """Return the losses of the fixed validation examples under the current weights, the same on every rank."""
+    """Return and record the losses of the fixed held-out examples, the same on every rank."""
     with run.meter.paused():
-        return measure_validation(run.engine, run.validation, num_domains=len(run.domain_set))
+        losses = run.validation.measure(run.engine)
+    run.monitor.metrics(run.step, validation_metrics(losses, run.domain_set))
+    return losses
 
 
 def measure_and_decide(run: Run) -> Decision:
-    """Measure the losses by domain, let rank 0 decide, apply the decision on every rank, and return it.
+    """Measure held-out losses (or sum training ones), let rank 0 decide, apply the decision on every rank, return it.
 
-    Communication, in this order on every rank: the validation's own, the decision's broadcast, one check that all
+    Communication, in this order on every rank: the measurement's own, the decision's broadcast, one check that all
     ranks hold the same schedule and stand at the same draw.
     """
-    losses = measure_losses(run)
+    with run.updates.measuring():
+        losses = run.train_losses.take() if run.train_losses and run.step else measure_losses(run)
     decision = run.decide(losses, effective_step=run.step + run.loader.prefetch + 1)
     run.schedule.append(decision.effective_step, decision.weights_K(run.domain_set))
+    run.updates.follow(decision)
     check_same_on_all_ranks(run.place_as_text(), run.world, what=f"schedule and data after step {run.step}")
-    run.monitor.metrics(run.step, validation_metrics(losses, run.domain_set))
     run.monitor.decision(decision.to_dict())
     return decision

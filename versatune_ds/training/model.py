@@ -35,6 +35,8 @@ class DomainLosses(NamedTuple):
     """Sum of the weighted token losses, fp32 scalar with gradient."""
     loss_sum_K: torch.Tensor
     """Unweighted loss sums by domain, float64."""
+    loss_sq_sum_K: torch.Tensor
+    """Sums of squared token losses by domain, float64."""
     num_loss_tokens_K: torch.Tensor
     """Loss tokens by domain, int64."""
     token_losses_N: torch.Tensor
@@ -87,7 +89,9 @@ class DomainModel(nn.Module):
             per_token=per_token,
         )
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
-        return DomainLosses(result.loss, result.loss_sum_K, result.num_loss_tokens_K, token_losses)
+        return DomainLosses(
+            result.loss, result.loss_sum_K, result.loss_sq_sum_K, result.num_loss_tokens_K, token_losses
+        )
 
 
 def compile_layers(causal_lm: nn.Module) -> None:

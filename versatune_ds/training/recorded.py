@@ -29,8 +29,8 @@ from versatune_ds.training.run_history import file_at, former_files
 _START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit")
 """Keys of the mixture section on which the weights of step 0 depend."""
 
-_MEASURED_KEY = "mixture.update_every"
-"""Key that says when losses are measured: a record cannot answer for other times."""
+_MEASURED_KEYS = ("mixture.update_every", "mixture.signal")
+"""Keys that say when which losses are measured: a record cannot answer for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +95,10 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
     """
     for override in overrides:
         key = override.partition("=")[0]
-        if not key.startswith("mixture.") or key == _MEASURED_KEY:
+        if not key.startswith("mixture.") or key in _MEASURED_KEYS:
             raise ValueError(
                 f"{key}: a replay decides anew on the losses that the run measured, when it measured them; expected "
-                f"a key of mixture other than {_MEASURED_KEY}"
+                f"a key of mixture other than {' and '.join(_MEASURED_KEYS)}"
             )
     recorded_config(run_dir)  # a folder that is no run's is said first
     recorded = recorded_decisions(run_dir)

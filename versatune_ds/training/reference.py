@@ -136,6 +136,7 @@ def _made_with(place: Workplace, name: str) -> dict[str, Any]:
         "learning_rate": recipe.train.learning_rate,
         "rows_per_batch": recipe.train.rows_per_batch,
         "max_examples_per_domain": recipe.validation.max_examples_per_domain,
+        "target_standard_error": recipe.validation.target_standard_error,
     }
 
 

@@ -72,6 +72,7 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
             "model": settings.model or config.model,
             "mixture": MixtureConfig(policy="uniform", update_every=every, weight_unit=config.mixture.weight_unit),
             "monitor": MonitorConfig(log_every=every),
+            "validation": config.validation.model_copy(update={"max_share": None}),
         }
     )
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from versatune_ds.config import RunConfig
-from versatune_ds.training.assemble import build_engine, build_model, validation_loader
+from versatune_ds.training.assemble import build_engine, build_model
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.evaluate import measure_validation
+from versatune_ds.training.held_out import validation_loader
 from versatune_ds.training.reference_place import Workplace
 
 

@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.loader import MixtureLoader
-from versatune_ds.data.validation_rows import ValidationLoader
+from versatune_ds.data.loader import MixtureLoader, StepBatch
 from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.checkpoint import SaveError, load_checkpoint, save_checkpoint, whole_checkpoints
 from versatune_ds.training.decision_inputs import DecisionInputs
-from versatune_ds.training.engine import Engine
+from versatune_ds.training.engine import Engine, StepResult
+from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.monitor import Monitor
 from versatune_ds.training.resume import STATE_VERSION, ResumePoint, log_resume, restart_changed
 from versatune_ds.training.served import ServedTokens
 from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 from versatune_ds.training.throughput import Throughput
+from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.universal import load_converted
+from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,10 @@ class Run:
     domain_set: DomainSet
     engine: Engine
     loader: MixtureLoader
-    validation: ValidationLoader
+    validation: HeldOutExamples
+    train_losses: TrainLosses | None
+    """Where `mixture.signal` is train."""
+    updates: UpdateClock
     schedule: Schedule
     controller: Controller | None
     """On rank 0 only."""
@@ -67,7 +74,16 @@ class Run:
     is_complete: bool = False
     """Whether the last step is done, or the data has ended."""
 
-    def decide(self, losses: ExampleLosses, *, effective_step: int) -> Decision:
+    def take(self, step: int, result: StepResult, data: StepBatch) -> None:
+        """Take in what an optimizer step left; the run stands after it."""
+        self.bad_steps.take(step=step, is_applied=result.is_applied)
+        self.step, self.is_complete = step, step == self.config.train.steps or data.plan.is_last
+        self.served.add(data.plan)
+        self.meter.add(result, data)
+        if self.train_losses is not None:
+            self.train_losses.add(result)
+
+    def decide(self, losses: ExampleLosses | DomainStatistics, *, effective_step: int) -> Decision:
         """Let rank 0 decide, and return the decision on every rank, its digest checked.
 
         Communication: one broadcast of an error text (usually empty), one of the decision.
@@ -81,21 +97,32 @@ class Run:
         decision.verify()
         return decision
 
-    def _decide(self, losses: ExampleLosses, *, effective_step: int) -> Decision:
-        """Return rank 0's decision on losses, live control and what is left of the data."""
+    def _decide(self, losses: ExampleLosses | DomainStatistics, *, effective_step: int) -> Decision:
+        """Return rank 0's decision on losses and on what else enters it."""
         assert self.controller is not None, "rank 0 decides"
+        inputs = self._inputs()
+        if isinstance(losses, ExampleLosses):
+            return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
+        return self.controller.decide_from_statistics(
+            losses, step=self.step, effective_step=effective_step, inputs=replace(inputs, signal="train")
+        )
+
+    def _inputs(self) -> Inputs:
+        """Return live control, what is left of the data, and when to measure next; rank 0 only."""
         assert self.inputs is not None, "rank 0 has them"
-        inputs = self.inputs.at(
+        return self.inputs.at(
             self.step,
             draws_K=np.array(self.loader.state_dict(self.step)["draws"]),
             units_drawn=float(self.served.realised_units_K.sum()),
+            interval_stretch=self.updates.needed_stretch(self.step),
         )
-        return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
 
     def agreed(self) -> Agreement:
         """Return whether all ranks stop or save after this step. Communication: one all-reduce of two flags."""
         is_save_due = self.world.is_rank_zero and self.save_clock.is_due()
-        return self.stop_signals.agreed(is_save_due=is_save_due)
+        agreed = self.stop_signals.agreed(is_save_due=is_save_due)
+        is_save_step = self.step % (self.config.checkpoint.every or self.config.train.steps) == 0
+        return replace(agreed, is_save_due=agreed.is_save_due or agreed.is_stopped or is_save_step)
 
     def place_as_text(self) -> str:
         """Return what the order of the data depends on; the same on every rank, or they have diverged."""
@@ -121,10 +148,13 @@ class Run:
             "served": self.served.state_dict(),
             "bad_steps": self.bad_steps.state_dict(),
             "controller": self.controller.state_dict() if self.controller else None,
+            "validation": self.validation.state_dict(),
+            "train_losses": self.train_losses.state_dict() if self.train_losses else None,
+            "updates": self.updates.state_dict(),
         }
         self.save_clock.restart()
         try:
-            with self.meter.paused():
+            with self.meter.paused(), self.updates.paused():
                 folder = save_checkpoint(
                     self.engine.deepspeed_engine,
                     run_dir=self.config.run_dir,
@@ -154,6 +184,7 @@ class Run:
         self.bad_steps.load_state_dict(state["bad_steps"])
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
+        self._restore_signals(state)
         if point.needs_conversion:
             load_converted(self.engine.deepspeed_engine, point.folder, world=self.world)
         else:
@@ -161,6 +192,13 @@ class Run:
         self.step, self.is_complete = state["step"], state["is_complete"]
         if self.is_complete:
             logger.info("%s is complete; --fresh starts over", self.config.run_dir)
+
+    def _restore_signals(self, state: Mapping[str, Any]) -> None:
+        """Take over what is measured, and when; a checkpoint of an earlier version or of another signal lacks it."""
+        parts = {"validation": self.validation, "train_losses": self.train_losses, "updates": self.updates}
+        for key, part in parts.items():
+            if part is not None and state.get(key) is not None:
+                part.load_state_dict(state[key])
 
 
 def validation_metrics(losses: ExampleLosses, domain_set: DomainSet) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Agreement:
     is_stopped: bool
     """Whether a signal reached any rank."""
     is_save_due: bool
-    """Whether rank 0's clock says that it is time to save."""
+    """Whether it is time to save."""
 
 
 class StopSignals:

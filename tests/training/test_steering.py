@@ -1,0 +1,142 @@
+"""What steers: held-out rows as needed, measurements within a budget, training losses; all exact over a resume."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from ranks import run_ranks
+from tiny_run import losses_by_step, read_lines, tiny_config
+
+from versatune_ds.training.assemble import assemble_run
+from versatune_ds.training.checkpoint import whole_checkpoints
+from versatune_ds.training.loop import begin, train
+from versatune_ds.training.recorded import explain_run, replay_run
+from versatune_ds.training.signals import Agreement
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def train_ranks(config, *, stop_after=None, then=lambda run: None):
+    """Train on two ranks whose clock, on rank 0, counts 100 s a step and 1 s each time it is read."""
+    results = config.run.output_dir / f"results_{stop_after}_{config.run_dir.is_dir()}"
+    results.mkdir(parents=True)
+
+    def work(world):
+        run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=False)
+        reads = itertools.count()
+        run.updates.clock = lambda: 100.0 * run.step * (not world.rank) + next(reads)
+        if stop_after is not None:
+            run.stop_signals.agreed = lambda *, is_save_due: Agreement(
+                is_stopped=run.step >= stop_after, is_save_due=False
+            )
+        begin(run)
+        train(run)
+        run.loader.close()
+        run.monitor.finish(exit_code=0)
+        return then(run)
+
+    return run_ranks(work, world_size=2, folder=results)
+
+
+def decisions_of(config):
+    return read_lines(config.run_dir / "decisions.jsonl")
+
+
+def assert_same_run(config, whole):
+    assert decisions_of(config) == decisions_of(whole)
+    assert losses_by_step(config.run_dir) == losses_by_step(whole.run_dir)
+    ends = [json.loads((whole_checkpoints(c.run_dir)[0] / "versatune.json").read_text()) for c in (config, whole)]
+    assert ends[0] == ends[1]
+
+
+HELD_OUT = (
+    "data.synthetic.num_valid_rows=24", "validation.target_standard_error=0.01", "validation.min_examples_per_domain=3",
+    "validation.max_share=0.001", "train.steps=16",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory, cache_dir):
+    """Give a run that chooses its held-out rows and measures them seldom, and what each rank measured at its end."""
+    config = tiny_config(tmp_path_factory.mktemp("held_out"), *HELD_OUT, cache_dir=cache_dir)
+    return config, train_ranks(
+        config, then=lambda run: (run.validation.state_dict(), run.validation.loader.num_examples)
+    )
+
+
+def test_all_ranks_keep_the_rows_that_the_first_measurement_asks_for(held_out):
+    config, (first, second) = held_out
+    assert first == second
+    chosen = first[0]["num_chosen"]
+    assert first[1] == sum(chosen)
+    assert min(chosen) >= 3
+    assert sum(chosen) < 6 * 24
+    tokens = [{name: loss["num_loss_tokens"] for name, loss in d["losses"].items()} for d in decisions_of(config)]
+    assert all(counts == tokens[0] for counts in tokens)  # the baseline too is of the rows that were kept
+    assert decisions_of(config)[1]["signals"]["law"]["change_stderr"] is not None
+
+
+def test_a_run_measures_less_often_where_measuring_takes_more_than_its_share(held_out):
+    config, _ = held_out
+    # About 402 s of four steps and 1 s of measuring: 1 * 0.999 / (0.001 * 402) = 2.5, so every third interval.
+    assert [(d["decided_at_step"], d["inputs"]) for d in decisions_of(config)] == [
+        (0, {}), (4, {"interval_stretch": 3}), (16, {"interval_stretch": 3})
+    ]  # fmt: skip
+    assert "interval_stretch=3" in explain_run(config.run_dir)
+
+
+@pytest.mark.parametrize("stop_after", [6, 13])
+def test_a_run_stopped_between_two_measurements_is_the_uninterrupted_one(tmp_path, cache_dir, held_out, stop_after):
+    config = tiny_config(tmp_path, *HELD_OUT, cache_dir=cache_dir)
+    train_ranks(config, stop_after=stop_after)
+    assert train_ranks(config, then=lambda run: run.validation.loader.num_examples) == [held_out[1][0][1]] * 2
+    assert_same_run(config, held_out[0])
+
+
+TRAIN = ("mixture.signal=train",)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache_dir):
+    config = tiny_config(tmp_path_factory.mktemp("trained"), *TRAIN, cache_dir=cache_dir)
+    train_ranks(config)
+    return config
+
+
+def test_the_losses_of_the_batches_since_the_last_update_steer(trained):
+    decisions = decisions_of(trained)
+    assert [d["inputs"] for d in decisions] == [{}, *[{"signal": "train"}] * 3]
+    lines = {line["step"]: line for line in read_lines(trained.run_dir / "metrics.jsonl") if "train/loss" in line}
+    for decision in decisions[1:]:
+        steps = [lines[step] for step in range(decision["decided_at_step"] - 3, decision["decided_at_step"] + 1)]
+        for name, loss in decision["losses"].items():
+            means = [step[f"domain/{name}/train_loss"] for step in steps if f"domain/{name}/train_loss" in step]
+            assert min(means) <= loss["mean"] <= max(means)
+    assert decisions[1]["weights_after"] != decisions[1]["weights_before"]
+
+
+def test_held_out_losses_are_measured_before_the_first_step_and_after_the_last_alone(trained):
+    lines = read_lines(trained.run_dir / "metrics.jsonl")
+    assert [line["step"] for line in lines if "domain/law/loss" in line] == [0, 12]
+
+
+def test_a_run_steered_by_training_losses_and_stopped_amid_an_interval_is_the_uninterrupted_one(
+    tmp_path, cache_dir, trained
+):
+    config = tiny_config(tmp_path, *TRAIN, cache_dir=cache_dir)
+    train_ranks(config, stop_after=6)
+    train_ranks(config)
+    assert_same_run(config, trained)
+
+
+@pytest.mark.parametrize("name", ["held_out", "trained"])
+def test_the_replay_of_a_run_gives_its_own_decisions(request, name):
+    given = request.getfixturevalue(name)
+    config = given[0] if isinstance(given, tuple) else given
+    assert "decisions are the recorded ones, digest for digest." in replay_run(config.run_dir).text

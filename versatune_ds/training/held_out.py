@@ -1,0 +1,166 @@
+"""Own the held-out examples that are measured while training, and choose how many of them are needed.
+
+The one idea: the first measurement is of all examples the recipe allows; it tells how much a domain's losses scatter,
+hence how many of them give the error asked for. The chosen ones are part of those measured, so the same measurement is
+the baseline, and every later one is paired with it.
+
+Shape legend: **K** domains, **E** validation examples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from versatune_ds.config import RunConfig, ValidationConfig
+from versatune_ds.data.collate import Shards
+from versatune_ds.data.prepare import PreparedData
+from versatune_ds.data.subset import ExampleSubset
+from versatune_ds.data.tokenize import pad_token_id
+from versatune_ds.data.validation_rows import ValidationLoader
+from versatune_ds.distributed import World, broadcast_text
+from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.training.engine import Engine
+from versatune_ds.training.evaluate import measure_validation
+
+logger = logging.getLogger(__name__)
+
+Subsets = Sequence[ExampleSubset]
+
+
+class HeldOutExamples:
+    """Measure the same held-out examples again and again; at first, choose them.
+
+    Args:
+        domains: The held-out examples of each domain, all of them.
+        settings: The recipe's validation section.
+        seed: The run's seed.
+        make_loader: Returns this rank's loader of some examples of each domain.
+        world: This process's place.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Shards],
+        *,
+        settings: ValidationConfig,
+        seed: int,
+        make_loader: Callable[[Subsets], ValidationLoader],
+        world: World,
+    ) -> None:
+        self._domains = domains
+        self._settings = settings
+        self._seed = seed
+        self._make_loader = make_loader
+        self._world = world
+        self._is_to_choose = settings.target_standard_error is not None
+        self._num_chosen_K: list[int] | None = None
+        self._examples = subsets(domains, max_examples=settings.max_examples_per_domain, seed=seed)
+        self.loader = make_loader(self._examples)
+
+    def measure(self, engine: Engine) -> ExampleLosses:
+        """Return the losses of the examples, the same on every rank; the first measurement may choose among them.
+
+        Communication: the measurement's own; where it chooses, one broadcast of the numbers chosen.
+        """
+        losses = measure_validation(engine, self.loader, num_domains=len(self._domains))
+        return self._choose(losses) if self._is_to_choose else losses
+
+    def _choose(self, losses: ExampleLosses) -> ExampleLosses:
+        """Keep as many examples as the error asked for needs, and return their losses. Rank 0 decides how many."""
+        target = self._settings.target_standard_error
+        assert target is not None, "asked for only where there is a target"
+        needed_K = losses.num_examples_for(target, min_examples=self._settings.min_examples_per_domain)
+        num_chosen_K = json.loads(broadcast_text(json.dumps(needed_K.tolist()), self._world))
+        before = self._examples
+        self._keep(num_chosen_K)
+        kept = losses.select(_places(self._examples, within=before))
+        logger.info("held-out examples\n%s", choice_table(losses, kept, target=target, examples=before))
+        return kept
+
+    def _keep(self, num_chosen_K: list[int]) -> None:
+        """Measure so many examples of each domain from now on."""
+        self._is_to_choose, self._num_chosen_K = False, num_chosen_K
+        self._examples = [
+            ExampleSubset(domain, max_examples=count, seed=self._seed)
+            for domain, count in zip(self._domains, num_chosen_K, strict=True)
+        ]
+        self.loader = self._make_loader(self._examples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON-able state: how many examples of each domain were chosen, null where all are measured."""
+        return {"num_chosen": self._num_chosen_K}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over saved state; a run that began without choosing goes on with all."""
+        self._is_to_choose = False
+        if state["num_chosen"] is not None:
+            self._keep(state["num_chosen"])
+
+
+def held_out_examples(config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World) -> HeldOutExamples:
+    """Return the held-out examples of a run."""
+    return HeldOutExamples(
+        data.valid,
+        settings=config.validation,
+        seed=config.run.seed,
+        make_loader=lambda examples: _loader_of(examples, config, data, tokenizer, world=world),
+        world=world,
+    )
+
+
+def validation_loader(
+    config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World, split: Literal["train", "valid"] = "valid"
+) -> ValidationLoader:
+    """Return the loader of the held-out examples the recipe allows, or of as many training examples."""
+    domains = data.valid if split == "valid" else data.train
+    examples = subsets(domains, max_examples=config.validation.max_examples_per_domain, seed=config.run.seed)
+    return _loader_of(examples, config, data, tokenizer, world=world)
+
+
+def subsets(domains: Sequence[Shards], *, max_examples: int | None, seed: int) -> list[ExampleSubset]:
+    """Return at most so many examples of each domain, chosen by the seed; None returns all."""
+    return [
+        ExampleSubset(part, max_examples=part.num_examples if max_examples is None else max_examples, seed=seed)
+        for part in domains
+    ]
+
+
+def _loader_of(
+    examples: Subsets, config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World
+) -> ValidationLoader:
+    """Return this rank's loader of some examples of each domain."""
+    return ValidationLoader(
+        examples,
+        domain_set=data.domain_set,
+        rows_per_micro_batch=config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch,
+        row_tokens=config.data.row_tokens,
+        rank=world.rank,
+        world_size=world.world_size,
+        pad_token_id=pad_token_id(tokenizer),
+    )
+
+
+def _places(chosen: Subsets, *, within: Subsets) -> np.ndarray:
+    """Return the numbers, among the examples of `within` domain by domain, of those that were chosen."""
+    first_K = np.cumsum([0, *(whole.num_examples for whole in within)])
+    places = [
+        first + np.searchsorted(whole.indices, part.indices)
+        for first, whole, part in zip(first_K[:-1], within, chosen, strict=True)
+    ]
+    return np.concatenate(places)
+
+
+def choice_table(measured: ExampleLosses, kept: ExampleLosses, *, target: float, examples: Subsets) -> str:
+    """Return one line a domain: examples measured and kept, the error of each, and whether the target is met."""
+    lines = [f"{'domain':<12}  {'measured':>8}  {'error':>7}  {'kept':>6}  {'error':>7}  (asked for: {target:g} nats)"]
+    columns = (measured.num_examples(), measured.standard_error(), kept.num_examples(), kept.standard_error())
+    for part, num_measured, error, num_kept, kept_error in zip(examples, *columns, strict=True):
+        is_short = num_kept == num_measured and not error <= target
+        mark = "  all there are" if is_short and num_kept else ""
+        lines.append(f"{part.name:<12}  {num_measured:>8,}  {error:7.4f}  {num_kept:>6,}  {kept_error:7.4f}{mark}")
+    return "\n".join(lines)
