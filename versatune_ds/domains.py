@@ -65,7 +65,7 @@ class DomainSet:
         """Return values in id order as a mapping from domain name to plain Python number."""
         if len(values_K) != len(self):
             raise ValueError(f"{len(values_K)} values for {len(self)} domains ({', '.join(self.names)})")
-        return {name: np.asarray(value).item() for name, value in zip(self.names, values_K, strict=True)}
+        return dict(zip(self.names, np.asarray(values_K).tolist(), strict=True))
 
     def from_dict(self, values: Mapping[str, float], *, what: str) -> np.ndarray:
         """Return a mapping's values as a float64 vector in id order.
@@ -80,8 +80,9 @@ class DomainSet:
         Raises:
             ValueError: If a domain is missing or an unknown one is named.
         """
+        known = frozenset(self.names)
         for name in values:
-            if name not in self.names:
+            if name not in known:
                 raise ValueError(f"{what}: unknown domain {name!r}; {nearest_name(name, self.names)}")
         missing = [name for name in self.names if name not in values]
         if missing:

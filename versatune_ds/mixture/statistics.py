@@ -8,7 +8,7 @@ Shape legend: **K** domains, **E** validation examples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -121,9 +121,13 @@ class ExampleLosses:
     num_loss_tokens_E: np.ndarray
     domain_ids_E: np.ndarray
     num_domains: int
+    _num_loss_tokens_K: np.ndarray = field(init=False)
+    _mean_K: np.ndarray = field(init=False)
+    _num_bearing_K: np.ndarray = field(init=False)
+    _residuals_E: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        """Copy to read-only vectors of the documented types.
+        """Copy to read-only vectors of the documented types, and sum once what every measurement asks for again.
 
         Raises:
             ValueError: If the three differ in shape or an id is out of range.
@@ -135,6 +139,15 @@ class ExampleLosses:
             raise ValueError(f"losses by example need three vectors of one length, got shapes {sorted(shapes)}")
         if np.any((self.domain_ids_E < 0) | (self.domain_ids_E >= self.num_domains)):
             raise ValueError(f"domain ids of examples must lie in 0..{self.num_domains - 1}")
+        num_loss_tokens_K = self.sum_by_domain(self.num_loss_tokens_E)
+        mean_K = _mean(self.sum_by_domain(self.loss_sum_E), num_loss_tokens_K)
+        for name, values, dtype in (
+            ("_num_loss_tokens_K", num_loss_tokens_K, np.int64),
+            ("_mean_K", mean_K, np.float64),
+            ("_num_bearing_K", self.sum_by_domain(self.num_loss_tokens_E > 0), np.float64),
+            ("_residuals_E", self.loss_sum_E - mean_K[self.domain_ids_E] * self.num_loss_tokens_E, np.float64),
+        ):
+            object.__setattr__(self, name, _frozen(values, dtype))
 
     def select(self, examples: np.ndarray) -> ExampleLosses:
         """Return the losses of some examples, given by their numbers."""
@@ -168,20 +181,20 @@ class ExampleLosses:
 
     def num_loss_tokens(self) -> np.ndarray:
         """Return the loss tokens of each domain, int64 [K]."""
-        return self.sum_by_domain(self.num_loss_tokens_E).astype(np.int64)
+        return self._num_loss_tokens_K
 
     def mean(self) -> np.ndarray:
         """Return sum of losses / sum of tokens [K] in nats per loss token; NaN for a domain without tokens."""
-        return _mean(self.sum_by_domain(self.loss_sum_E), self.num_loss_tokens())
+        return self._mean_K
 
     def standard_error(self) -> np.ndarray:
         """Return the standard error of `mean` [K], clustered by example.
 
-        mean = sum s_i / sum t_i is a ratio, so its error comes from the residuals s_i - mean * t_i.
+        mean = sum s_i / sum t_i is a ratio, so its error comes from the residuals s_i - mean * t_i of the examples.
         Source: the ratio estimator, Cochran, Sampling Techniques, chapter 6.
         NaN for a domain with fewer than two examples that bear loss.
         """
-        return self._error_of(self._residuals_E())
+        return self._error_of(self._residuals_E)
 
     def is_same_examples(self, other: ExampleLosses) -> bool:
         """Return whether both measure the same examples, as far as domains and token counts tell."""
@@ -197,15 +210,11 @@ class ExampleLosses:
         """
         if not self.is_same_examples(before):
             return np.hypot(self.standard_error(), before.standard_error())
-        return self._error_of(self._residuals_E() - before._residuals_E())
-
-    def _residuals_E(self) -> np.ndarray:
-        """Return s_i - mean * t_i of each example."""
-        return self.loss_sum_E - self.mean()[self.domain_ids_E] * self.num_loss_tokens_E
+        return self._error_of(self._residuals_E - before._residuals_E)
 
     def _error_of(self, residuals_E: np.ndarray) -> np.ndarray:
         """Return sqrt(n / (n - 1) * sum residual^2) / tokens for each domain, n its examples that bear loss."""
-        num_examples_K = self.sum_by_domain(self.num_loss_tokens_E > 0)
+        num_examples_K = self._num_bearing_K
         with np.errstate(invalid="ignore", divide="ignore"):
             factor_K = np.where(num_examples_K > 1, num_examples_K / (num_examples_K - 1), np.nan)
             return np.sqrt(factor_K * self.sum_by_domain(residuals_E**2)) / self.num_loss_tokens()
