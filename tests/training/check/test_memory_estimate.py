@@ -88,6 +88,20 @@ def test_states_shrink_with_stage_and_ranks_as_zero_says(tmp_path, precision):
     assert on_disk == [(12 + num_bytes) * count, 12 * count]
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_setting_left_to_deepspeed_counts_as_its_default(tmp_path, stage):
+    config = tiny_config(tmp_path)
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    keys = ("reduce_bucket_size", "stage3_max_live_parameters", "sub_group_size", "overlap_comm")
+    estimates = [
+        estimate_memory(
+            config, size=size, passes=passes, ds_config={"zero_optimization": {"stage": stage, **zero}}, world_size=2
+        )
+        for zero in ({}, dict.fromkeys(keys, "auto"))
+    ]
+    assert estimates[0] == estimates[1]
+
+
 def trained_bytes(config, world):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         be_trained(config, world)

@@ -114,7 +114,8 @@ def estimate_memory(
     Offloaded optimizer states and parameters count as nothing here: they lie in the host's memory.
     """
     dtype, stage = DTYPES[config.train.precision], zero_stage(ds_config)
-    zero, num_bytes = ds_config.get("zero_optimization", {}), dtype.itemsize
+    given, num_bytes = ds_config.get("zero_optimization", {}), dtype.itemsize
+    zero = {key: value for key, value in given.items() if value != "auto"}  # DeepSpeed then takes its default
     num_tokens = config.train.rows_per_micro_batch * config.data.row_tokens
     head_now, head_kept = _head_bytes(size, num_tokens=num_tokens, dtype=dtype)
     is_sharded = stage > 0
