@@ -190,5 +190,3 @@ def sum_losses(model, shards):
         loss_sum += losses[bears_loss].double().sum().item()
         num_loss_tokens += int(bears_loss.sum())
     return loss_sum, num_loss_tokens
-
-

@@ -126,11 +126,12 @@ def test_a_stage_and_number_of_processes_that_deepspeed_can_convert_give_the_sam
     assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
 
 
-def test_adapters_go_on_from_a_converted_checkpoint(train):
-    settings = (NO_DROPOUT, "train.steps=6", "model.freeze=['*embed_tokens*']")
+@pytest.mark.parametrize("less", ["model.freeze=['*embed_tokens*']", "model.lora={rank: 2}"])
+def test_a_model_trained_in_part_goes_on_from_a_converted_checkpoint(train, less):
+    settings = (NO_DROPOUT, "train.steps=6", less)
     whole, _ = train("whole", *settings)
-    train("frozen", *settings, stop_after=3)
-    config, _ = train("frozen", *settings, world_size=1)
+    train("changed", *settings, stop_after=3)
+    config, _ = train("changed", *settings, world_size=1)
     assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
 
 

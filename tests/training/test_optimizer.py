@@ -48,8 +48,6 @@ def test_an_operator_that_cannot_be_compiled_is_one_line_with_the_way_out(monkey
         raise RuntimeError("Ninja is required to load C++ extensions\nand more")
 
     monkeypatch.setattr(optimizer, "DeepSpeedCPUAdam", fail)
-    with pytest.raises(
-        ValueError, match=r"^train\.optimizer: deepspeed_adam .*Ninja is.*or use adamw$"
-    ) as error:
+    with pytest.raises(ValueError, match=r"^train\.optimizer: deepspeed_adam .*Ninja is.*or use adamw$") as error:
         build(tiny_model(), "deepspeed_adam")
     assert len(str(error.value).splitlines()) == 1
