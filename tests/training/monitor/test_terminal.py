@@ -17,6 +17,18 @@ from versatune_ds.training.monitor.plain import PlainTerminal, direction, durati
 EMPTY = ["no", "step", "is", "logged", "yet"]
 
 
+@pytest.fixture
+def package_logger():
+    """Return the package's logger without the handlers that earlier tests' command lines left on it."""
+    logger = logging.getLogger("versatune_ds")
+    handlers, level = list(logger.handlers), logger.level
+    logger.handlers[:] = []
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
 def shown(state, *, width=80, max_domains=20):
     """Return the lines of a frame as text."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
@@ -76,23 +88,17 @@ def test_a_bar_counts_in_eighths_of_a_cell():
     assert bar(1.0) == "█" * 16
 
 
-def test_the_live_view_draws_what_was_recorded_and_log_lines_scroll_above_it():
+def test_the_live_view_draws_what_was_recorded_and_log_lines_scroll_above_it(package_logger):
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
-    logger = logging.getLogger("versatune_ds")
     handler = logging.StreamHandler(io.StringIO())
-    before, level = handler.stream, logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        view = LiveTerminal(name="mine", num_steps=40, step=0, console=console)
-        assert handler.stream is not before
-        view.metrics(10, step_metrics())
-        view.metrics(10, {"validation/loss": 9.0})
-        view.decision(decision())
-        view.finish(exit_code=0)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    before = handler.stream
+    package_logger.addHandler(handler)
+    view = LiveTerminal(name="mine", num_steps=40, step=0, console=console)
+    assert handler.stream is not before
+    view.metrics(10, step_metrics())
+    view.metrics(10, {"validation/loss": 9.0})
+    view.decision(decision())
+    view.finish(exit_code=0)
     assert handler.stream is before
     drawn = console.file.getvalue()
     assert "update 1 after step 10: law has most left to learn" in drawn
@@ -116,15 +122,16 @@ def test_plain_lines_carry_the_same_numbers_and_no_control_codes(caplog):
     assert "\x1b" not in caplog.text
 
 
-def test_a_file_gets_plain_lines_and_a_terminal_the_live_view_unless_told_otherwise(tmp_path, monkeypatch, caplog):
+def test_a_file_gets_plain_lines_and_a_terminal_the_live_view_unless_told_otherwise(
+    tmp_path, monkeypatch, package_logger
+):
     chosen = []
     for is_terminal, how in ((False, "auto"), (True, "auto"), (True, "plain")):
         monkeypatch.setattr("sys.stderr", io.StringIO())
         monkeypatch.setattr("sys.stderr.isatty", lambda answer=is_terminal: answer)
         config = recipe(tmp_path, terminal=how)
         config.run_dir.mkdir(exist_ok=True)
-        with caplog.at_level("INFO", logger="versatune_ds"):
-            monitor = open_monitor(config, is_rank_zero=True, resumed_step=-1)
+        monitor = open_monitor(config, is_rank_zero=True, resumed_step=-1)
         chosen.append(type(monitor._sinks[-1]).__name__)
         monitor.finish(exit_code=0)
     assert chosen == ["PlainTerminal", "LiveTerminal", "PlainTerminal"]
