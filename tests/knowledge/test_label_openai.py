@@ -191,9 +191,10 @@ def test_the_key_is_sent_to_the_server_and_written_nowhere(server, tmp_path, cap
     assert prior["prior_shift"] is False
 
 
-def test_an_address_is_described_without_what_may_be_secret_in_it(server, tmp_path):
-    said = labeller(server, tmp_path, url="https://me:word@host:8000/v1?token=abc").describe()
-    assert said == {"name": "openai", "model": "judge", "url": "https://host:8000/v1"}
+@pytest.mark.parametrize("url", ["https://me:word@host:8000/v1", "https://host/v1?token=abc", "host:8000"])
+def test_an_address_that_may_hold_a_secret_is_refused_since_the_recipe_is_recorded(url):
+    with pytest.raises(ValueError, match="without user, password and query"):
+        EndpointConfig(url=url, model="judge")
 
 
 def test_openais_own_endpoint_needs_a_key_and_another_address_does_not(server, tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ that another labeller reads the same sequences again.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.section import Section
 
@@ -35,7 +36,7 @@ class SamplingConfig(Section):
 class EndpointConfig(Section):
     """Name an OpenAI-compatible endpoint; its key comes from the environment variable OPENAI_API_KEY alone."""
 
-    url: str | None = Field(default=None, pattern=r"^https?://")
+    url: str | None = None
     """Address of the API up to and with /v1; OpenAI's own by default."""
     model: str = Field(min_length=1)
     """Name of the model that labels."""
@@ -44,6 +45,14 @@ class EndpointConfig(Section):
     max_retries: int = Field(default=6, ge=0)
     """Further attempts after a failed one (429, 5xx, no connection), with growing pauses or as Retry-After says."""
     timeout_seconds: float = Field(default=120, gt=0)
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, url: str | None) -> str | None:
+        """Refuse an address that may carry a secret: the recipe is copied into run folders, reports and W&B."""
+        if url is not None and not re.fullmatch(r"https?://[^@?\s]+", url):
+            raise ValueError("expected http(s)://host/v1 without user, password and query; set OPENAI_API_KEY instead")
+        return url
 
 
 class LocalLabellerConfig(Section):

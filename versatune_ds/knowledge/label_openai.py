@@ -81,8 +81,8 @@ class EndpointLabeller:
         return np.array([self._store.of(text) for text in texts])
 
     def describe(self) -> dict[str, Any]:
-        """Return what prior.json says about this labeller; the address without what a user may have hidden in it."""
-        return {"name": "openai", "model": self._endpoint.model, "url": _without_secrets(self._endpoint.url)}
+        """Return what prior.json says about this labeller."""
+        return {"name": "openai", "model": self._endpoint.model, "url": self._endpoint.url}
 
     def _ask(self, text: str) -> str:
         """Return the answer about one text; the client retries and waits as the server says."""
@@ -95,7 +95,7 @@ class EndpointLabeller:
             )
         except openai.OpenAIError as error:
             raise RuntimeError(
-                f"detect.openai: {_without_secrets(self._endpoint.url) or 'the endpoint'} failed "
+                f"detect.openai: {self._endpoint.url or 'the endpoint'} failed "
                 f"{1 + self._endpoint.max_retries} times or for good ({_reason(error)}); the answers so far are kept: "
                 "start again to go on"
             ) from None
@@ -151,14 +151,6 @@ def _client(endpoint: EndpointConfig) -> Any:
         max_retries=endpoint.max_retries,
         timeout=endpoint.timeout_seconds,
     )
-
-
-def _without_secrets(url: str | None) -> str | None:
-    """Return an address without user, password and query."""
-    if url is None:
-        return None
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.split('?')[0].rpartition('@')[2]}"
 
 
 def _reason(error: Exception) -> str:

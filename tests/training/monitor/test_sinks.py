@@ -54,10 +54,15 @@ def test_all_calls_reach_the_sink_in_order_before_finish_returns():
 
 def test_a_failure_is_said_once_with_the_way_out_and_the_sink_is_left_alone(caplog):
     sink = Recorder(fails_at=2)
-    monitor = Monitor([background(sink)])
+    service = background(sink)
+    monitor = Monitor([service])
     with caplog.at_level("WARNING"):
-        for step in (1, 2, 3, 4):
+        for step in (1, 2):
             monitor.metrics(step, {})
+        service._thread.join()
+        for step in range(3, 1_000):
+            monitor.metrics(step, {})
+        assert service._calls.empty()
         monitor.finish(exit_code=0)
     assert sink.calls == [("metrics", 1, {})]
     (said,) = [record.getMessage() for record in caplog.records]

@@ -87,25 +87,26 @@ class Background:
         self._name = name
         self._patience_seconds = patience_seconds
         self._way_out = way_out
+        self._has_failed = False
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"versatune-{name}", daemon=True)
         self._thread.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Queue the metrics of a step."""
-        self._calls.put(lambda: self._sink.metrics(step, values))
+        self._put(lambda: self._sink.metrics(step, values))
 
     def decision(self, decision: Mapping[str, Any]) -> None:
         """Queue a decision."""
-        self._calls.put(lambda: self._sink.decision(decision))
+        self._put(lambda: self._sink.decision(decision))
 
     def alert(self, step: int, *, title: str, text: str) -> None:
         """Queue an alert."""
-        self._calls.put(lambda: self._sink.alert(step, title=title, text=text))
+        self._put(lambda: self._sink.alert(step, title=title, text=text))
 
     def finish(self, *, exit_code: int) -> None:
         """Let the sink take what is queued and close; give up after the patience is spent, and say so."""
-        self._calls.put(lambda: self._sink.finish(exit_code=exit_code))
+        self._put(lambda: self._sink.finish(exit_code=exit_code))
         self._calls.put(None)
         self._thread.join(self._patience_seconds)
         if self._thread.is_alive():
@@ -116,12 +117,18 @@ class Background:
                 self._way_out,
             )
 
+    def _put(self, call: Callable[[], None]) -> None:
+        """Queue a call, unless nobody takes calls any more."""
+        if not self._has_failed:
+            self._calls.put(call)
+
     def _work(self) -> None:
         """Make the queued calls in order, until the end or the first failure."""
         while (call := self._calls.get()) is not None:
             try:
                 call()
             except Exception as error:  # whatever a service's client raises must not stop training
+                self._has_failed = True
                 logger.warning(
                     "%s takes no more data (%s); training goes on, metrics.jsonl has everything; %s",
                     self._name,
