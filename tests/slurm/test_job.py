@@ -131,6 +131,17 @@ def test_a_cancelled_job_is_not_brought_back(job):
     assert "Slurm itself ends this start (COMPLETING)" in err
 
 
+@pytest.mark.parametrize(("num_failures", "code"), [(3, 75), (100, 1)])
+def test_a_controller_that_is_restarted_is_asked_again(tmp_path, monkeypatch, caplog, num_failures, code):
+    write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
+    job = _Job(tmp_path / "tiny.yaml", [], is_fresh=False, environ={"SLURM_JOB_ID": "12"})
+    answers = ["slurm_load_jobs error: Unable to contact slurm controller"] * num_failures + ["RUNNING", ""]
+    monkeypatch.setattr("versatune_ds.slurm.job._output_of", lambda *command: answers.pop(0))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert job._requeue() == code
+    assert ("Unable to contact slurm controller; submit again" in caplog.text) == (code == 1)
+
+
 def test_a_job_stops_requeueing_at_its_limit(job):
     code, calls, err = job("slurm.max_requeues=2", CODE="75", LATEST="00000040", SLURM_RESTART_COUNT="1")
     assert (code, names(calls)[-1]) == (75, "scontrol requeue")

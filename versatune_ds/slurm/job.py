@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 GIVEN_UP_EXIT_CODE = 1
 """Exit code of a job that saved but does not go on: not 75, which a cluster may be set up to requeue by itself."""
+
+_NUM_TRIES = 7
+_PAUSE_SECONDS = 10.0
+"""How often, and how long apart, Slurm's controller is asked: while it is restarted it does not answer."""
 
 _STOPPED_BY_SIGNAL = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 """srun's exit codes when a rank was told to stop before it could listen."""
@@ -142,7 +147,10 @@ class _Job:
 
     def _requeue(self) -> int:
         """Put the job back into the queue, unless Slurm ends it itself, or it has no more starts, or does not move."""
-        state = _output_of("squeue", "--noheader", f"--jobs={self.id}", "--format=%T")
+        state = self._state()
+        if " " in state:
+            logger.error("saved after step %d, but squeue says: %s; submit again to go on", self.newest_step, state)
+            return GIVEN_UP_EXIT_CODE
         if state != "RUNNING":  # requeued from outside, or cancelled: a requeue would bring a cancelled job back
             logger.info("saved after step %d; Slurm itself ends this start (%s)", self.newest_step, state or "unknown")
             return REQUEUE_EXIT_CODE
@@ -161,6 +169,16 @@ class _Job:
             logger.error("scontrol requeue %s: %s; submit again to go on", self.id, refusal)
             return GIVEN_UP_EXIT_CODE
         return REQUEUE_EXIT_CODE
+
+    def _state(self) -> str:
+        """Return the job's state, one word; where Slurm's controller does not answer for a minute, what squeue says."""
+        command = ("squeue", "--noheader", f"--jobs={self.id}", "--format=%T")
+        for _ in range(_NUM_TRIES):
+            state = _output_of(*command)
+            if " " not in state:
+                return state
+            time.sleep(_PAUSE_SECONDS)
+        return state
 
     def stuck_line(self) -> str:
         """Say why the job does not go on."""
