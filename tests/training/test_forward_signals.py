@@ -35,6 +35,15 @@ def test_ranks_are_found_in_the_session_or_by_their_port_and_launchers_are_not(p
     assert other not in rank_pids(session=launcher, port="50123")
 
 
+def test_what_a_rank_has_started_is_not_told():
+    child = ["bash", "-c", "sleep 60 & echo $!; wait"]
+    environ = {"PATH": os.environ["PATH"], "LOCAL_RANK": "0", "MASTER_PORT": "50124"}
+    with subprocess.Popen(child, env=environ, start_new_session=True, stdout=subprocess.PIPE, text=True) as rank:
+        assert int(rank.stdout.readline()) != rank.pid
+        assert rank_pids(session=rank.pid) == rank_pids(session=0, port="50124") == [rank.pid]
+        os.killpg(rank.pid, signal.SIGKILL)
+
+
 def test_a_launcher_that_hands_signals_on_is_told_itself():
     code = (
         "import os, signal, subprocess, sys, threading, time\n"

@@ -54,19 +54,22 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
 def rank_pids(*, session: int, port: str | None = None) -> list[int]:
     """Return the ranks of a run on this machine, from /proc; empty where there is no /proc.
 
+    What a rank has started is left out, though it has the rank's environment: a signal that the rank answers by saving
+    would kill W&B's process, and with it the last metrics.
+
     Args:
         session: The session in which their launcher started them.
         port: Where all ranks of the run meet; those that came over ssh are in another session. One rank that is told
             is enough, since all agree.
     """
     meeting = f"\0MASTER_PORT={port}\0".encode()
-    found = []
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environ = b"\0" + (folder / "environ").read_bytes()
             is_ours = meeting in environ or os.getsid(int(folder.name)) == session
+            if is_ours and _RANK_MARK in environ:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:  # gone since it was listed
             continue
-        if is_ours and _RANK_MARK in environ:
-            found.append(int(folder.name))
-    return found
+    return [pid for pid, parent in parents.items() if parent not in parents]
