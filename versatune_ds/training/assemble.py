@@ -14,7 +14,7 @@ import torch
 from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare import PreparedData
-from versatune_ds.data.tokenize import pad_token_id, tokenizer_digest
+from versatune_ds.data.tokenize import pad_token_id
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.reference import References, load_references
@@ -35,7 +35,7 @@ from versatune_ds.training.model import DomainModel, build_causal_lm, compile_la
 from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_once_per_node
-from versatune_ds.training.resume import find_resume_point, record_resume
+from versatune_ds.training.resume import ResumePoint, find_resume_point, record_resume, run_identity
 from versatune_ds.training.run import Run
 from versatune_ds.training.run_folder import (
     RunStart,
@@ -85,8 +85,10 @@ def assemble_run(
         domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
     )
     logger.info("mixture\n%s", mixture_table(config, data, weights_K))
-    identity = _identity(config, tokenizer, data, world=world, stage=zero_stage(ds_config))
-    identity |= {"weights": weights_K.tolist(), "references": _as_list(references)}
+    stage = zero_stage(ds_config)
+    identity = run_identity(
+        config, tokenizer, data, world=world, stage=stage, weights_K=weights_K, references=references
+    )
     check_same_on_all_ranks(json.dumps(identity), world, what="data, tokenizer and settings")
     point = None if is_fresh else find_resume_point(config, identity, world=world)
     causal_lm = build_model(config, tokenizer, ds_config=ds_config)
@@ -95,14 +97,30 @@ def assemble_run(
     )
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)
-    run = Run(
+    run = _new_run(config, data, start=start, world=world, engine=engine, controller=controller, identity=identity)
+    _go_on_from(run, point, start=start)
+    return run
+
+
+def _new_run(
+    config: RunConfig,
+    data: PreparedData,
+    *,
+    start: RunStart,
+    world: World,
+    engine: Engine,
+    controller: Controller,
+    identity: dict[str, Any],
+) -> Run:
+    """Return a run at step 0, with nothing recorded yet."""
+    return Run(
         config=config,
         world=world,
         domain_set=data.domain_set,
         engine=engine,
-        loader=_training_loader(config, data, tokenizer, world=world),
-        validation=held_out_examples(config, data, tokenizer, world=world),
-        schedule=Schedule(weights_K),
+        loader=_training_loader(config, data, start.tokenizer, world=world),
+        validation=held_out_examples(config, data, start.tokenizer, world=world),
+        schedule=Schedule(start.weights_K),
         controller=controller if world.is_rank_zero else None,
         inputs=_decision_inputs(config, data) if world.is_rank_zero else None,
         monitor=Monitor([]),
@@ -111,37 +129,23 @@ def assemble_run(
         train_losses=TrainLosses(len(data.domain_set), world=world) if config.mixture.signal == "train" else None,
         updates=UpdateClock(update_every=config.mixture.update_every, max_share=config.validation.max_share),
         served=ServedTokens(len(data.domain_set)),
-        throughput=throughput_of(causal_lm, precision=config.train.precision, num_processes=world.world_size),
+        throughput=throughput_of(start.causal_lm, precision=config.train.precision, num_processes=world.world_size),
         save_clock=SaveClock(config.checkpoint.every_minutes),
         bad_steps=BadSteps(config.train, run_dir=config.run_dir),
         identity=identity,
     )
+
+
+def _go_on_from(run: Run, point: ResumePoint | None, *, start: RunStart) -> None:
+    """Bring a run to its checkpoint, if it has one, and open its records at that step."""
+    config, world = run.config, run.world
     if point is not None:
         run.restore(point)
-        run_on_rank_zero(lambda: record_resume(config.run_dir, point, identity), world)
+        run_on_rank_zero(lambda: record_resume(config.run_dir, point, run.identity), world)
     if run.inputs is not None:
         run.inputs.go_on_after(run.step)
     run_on_rank_zero(lambda: write_record(config, world, start=start, step=run.step), world)
     run.monitor = _monitor(config, world=world, resumed_step=-1 if point is None else run.step)
-    return run
-
-
-def _identity(config: RunConfig, tokenizer: Any, data: PreparedData, *, world: World, stage: int) -> dict[str, Any]:
-    """Return what a checkpoint is compared with when a run goes on from it."""
-    return {
-        "data": {shards.name: shards.digest for shards in data.train},
-        "validation": {shards.name: shards.digest for shards in data.valid},
-        "tokenizer": tokenizer_digest(tokenizer),
-        "domains": list(data.domain_set),
-        "rows_per_batch": config.train.rows_per_batch,
-        "world_size": world.world_size,
-        "zero_stage": stage,
-    }
-
-
-def _as_list(references: References) -> list[float] | None:
-    """Return reference losses as JSON holds them."""
-    return None if references.losses_K is None else references.losses_K.tolist()
 
 
 def _references(config: RunConfig, tokenizer: Any, data: PreparedData) -> References:

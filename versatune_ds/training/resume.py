@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from versatune_ds.config import RunConfig
+from versatune_ds.data.prepare import PreparedData
+from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.distributed import World, run_on_rank_zero
+from versatune_ds.mixture.reference import References
 from versatune_ds.training.checkpoint_files import newest_sound_checkpoint, read_state, remove_unfinished
 from versatune_ds.training.universal import is_convertible
 
@@ -44,6 +49,30 @@ class ResumePoint:
         """Return whether DeepSpeed's files must be converted; stage 0 keeps its optimizer whole."""
         has_parts = self.state["identity"]["zero_stage"] > 0
         return has_parts and bool(self.changed & {"world_size", "zero_stage"})
+
+
+def run_identity(
+    config: RunConfig,
+    tokenizer: Any,
+    data: PreparedData,
+    *,
+    world: World,
+    stage: int,
+    weights_K: np.ndarray,
+    references: References,
+) -> dict[str, Any]:
+    """Return what a checkpoint is compared with when a run goes on from it; the same on every rank."""
+    return {
+        "data": {shards.name: shards.digest for shards in data.train},
+        "validation": {shards.name: shards.digest for shards in data.valid},
+        "tokenizer": tokenizer_digest(tokenizer),
+        "domains": list(data.domain_set),
+        "rows_per_batch": config.train.rows_per_batch,
+        "world_size": world.world_size,
+        "zero_stage": stage,
+        "weights": weights_K.tolist(),
+        "references": None if references.losses_K is None else references.losses_K.tolist(),
+    }
 
 
 def find_resume_point(config: RunConfig, identity: Mapping[str, Any], *, world: World) -> ResumePoint | None:

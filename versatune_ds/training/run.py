@@ -129,7 +129,9 @@ class Run:
         return json.dumps([self.schedule.state_dict(), self.loader.state_dict(self.step)])
 
     def save(self, *, is_last: bool) -> None:
-        """Save everything as the checkpoint of the current step; drop the oldest. Communication: see checkpoint.py.
+        """Save everything as the checkpoint of the current step; drop the oldest.
+
+        Communication: one all-reduce of training losses where they are the signal; then see checkpoint.py.
 
         Args:
             is_last: Whether the process ends after it. One that cannot be written then ends the run with an error;
