@@ -17,7 +17,8 @@ class ValidationConfig(Section):
     target_standard_error: float | None = Field(default=None, gt=0)
     """Nats per loss token. The measurement at step 0 is of `max_examples_per_domain`; of these each domain keeps as
     many as this error of its mean loss needs, the same ones to the end of the run. None keeps all. A change of the loss
-    is known far better than the loss itself, since it is measured on the same examples."""
+    is known far better than the loss itself, since it is measured on the same examples. Losses of random weights hardly
+    scatter at step 0: give such a model a smaller error, or more `min_examples_per_domain`."""
     max_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the run's time that measuring may take, such as 0.02. Where it takes more, losses are measured, and the
     mixture is updated, every 2, 3, ... times `mixture.update_every` steps. None measures every time. It is None by

@@ -93,5 +93,6 @@ def _check_controller(subject: Subject, references: References, weights_K: np.nd
     settings = subject.config.mixture
     Controller(domain_set=subject.domain_set, settings=settings, weights_K=weights_K, references=references)
     num_steps = subject.config.train.steps
-    found = f"{settings.policy}, {(num_steps - 1) // settings.update_every} updates in {num_steps} steps"
+    most = "" if subject.config.validation.max_share is None else "at most "
+    found = f"{settings.policy}, {most}{(num_steps - 1) // settings.update_every} updates in {num_steps} steps"
     yield ok("policy", "mixture.policy", found)
