@@ -102,7 +102,8 @@ def memorisation_warnings(references: References, *, domain_set: DomainSet) -> l
         return []
     return [
         f"{references.origin}: {name}: the reference model's training loss {train_losses[name]:.4f} is far below its "
-        f"held-out loss {held_out:.4f}: it memorised its rows; stop it earlier or give it more rows"
+        f"held-out loss {held_out:.4f}: it memorised its rows; stop it earlier (reference.patience) or give it more "
+        "rows"
         for name, held_out in zip(domain_set, references.losses_K, strict=True)
         if name in train_losses and train_losses[name] < MEMORISATION_RATIO * held_out
     ]

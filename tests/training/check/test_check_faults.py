@@ -218,6 +218,16 @@ def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_said(versa
     assert not_checked["memory"]["found"] == "needs train.deepspeed, see above"
 
 
+def test_a_memorised_reference_is_a_warning_that_says_what_to_do(versatune, recipe):
+    path = recipe.parent / "reference.json"
+    write_json(path, {**json.loads(path.read_text()), "train_losses": {"code": 0.1, "law": 1.9}})
+    code, findings = checked(versatune, recipe)
+    (warning,) = [found for found in findings if "memorised" in found["found"]]
+    assert (code, warning["level"], warning["key"]) == (0, "warn", "mixture.reference")
+    assert warning["found"].startswith(f"{path}: code: the reference model's training loss 0.1000")
+    assert warning["todo"] == "stop it earlier (reference.patience) or give it more rows"
+
+
 def test_an_unreadable_recipe_is_code_two_and_nothing_else(versatune, recipe):
     called = versatune("check", recipe, "train.steps=many")
     assert (called.code, called.out) == (2, "")

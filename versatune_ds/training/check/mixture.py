@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -60,13 +60,17 @@ def _check_references(subject: Subject, references: References) -> Iterator[Find
         problems += digest_mismatches(references, run_digests=_digests(subject))
     elif stated:
         yield warn("reference", key, "its digests are compared when the tokenizer is trained", "run versatune prepare")
-    for line in problems:
-        finding = next(failures_of(ValueError(line), check="reference"))
+    for finding in _findings(problems):
         yield finding if is_refused else warn("reference", key, finding.found, finding.todo)
-    for line in memorisation_warnings(references, domain_set=subject.domain_set):
-        yield warn("reference", key, line)
+    for finding in _findings(memorisation_warnings(references, domain_set=subject.domain_set)):
+        yield warn("reference", key, finding.found, finding.todo)
     if not problems:
         yield ok("reference", key, _describe(references, stated=bool(stated)))
+
+
+def _findings(lines: Sequence[str]) -> list[Finding]:
+    """Return messages `key: what came; what to do` as failures."""
+    return [finding for line in lines for finding in failures_of(ValueError(line), check="reference")]
 
 
 def _describe(references: References, *, stated: bool) -> str:
