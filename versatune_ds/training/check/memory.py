@@ -35,6 +35,7 @@ def estimates_of(subject: Subject) -> _Estimates:
 
 
 def _estimate(subject: Subject) -> _Estimates:
+    """Measure the model and estimate its memory, with gradient checkpointing and without."""
     config, found = subject.config, {}
     for is_checkpointed in (False, True):
         size, passes = measure_model(

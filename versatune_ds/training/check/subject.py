@@ -115,6 +115,7 @@ class Subject:
         return self.once(f"sample of {domain} {split}", lambda: self._sample(domain, split))
 
     def _sample(self, domain: str, split: str) -> DomainSample:
+        """Read some rows of each file of a domain's split."""
         paths = self.paths(domain, split)
         num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
         files = tuple(sample_file(path, num_records=num_records) for path in paths)
