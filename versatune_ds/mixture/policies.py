@@ -104,6 +104,7 @@ def fixed(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySe
     to say.
 
     Source: VersaTune (arXiv 2411.11266), baselines; METHOD.md section 5.
+    Differences from the paper: a share is one of tokens unless `mixture.weight_unit` is `examples`, the paper's unit.
     """
     return settings.start_weights_K
 
