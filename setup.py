@@ -48,7 +48,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "openai": OPENAI,
         "8bit": ["bitsandbytes>=0.45"],
-        "harness": ["lm-eval[hf]>=0.4.9"],
+        "harness": ["lm-eval[hf]>=0.4.13"],
         "bench": ["trl>=1.16,<2", "liger-kernel>=0.6"],
         "dev": [
             *MPI,

@@ -18,6 +18,7 @@ HOMES = {
         "training/universal.py",
     },
     "bitsandbytes": {"training/optimizer.py"},
+    "lm_eval": {"training/evaluation/harness.py"},
     "peft": {"training/trained.py"},
     "wandb": {"training/monitor/wandb_sink.py"},
     "rich": {"training/monitor/live.py", "training/monitor/live_frame.py"},

@@ -39,8 +39,8 @@ def add_run_command(commands: Commands, name: str, help_text: str, *, example: s
     return command
 
 
-def domain_names(text: str) -> tuple[str, ...]:
-    """Return the domains of a text `A,B`."""
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Return the names in a text `A,B`."""
     return tuple(text.split(","))
 
 

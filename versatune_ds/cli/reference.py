@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, domain_names
+from versatune_ds.cli.arguments import Commands, add_recipe_command, comma_separated
 
 
 def add_reference(commands: Commands) -> None:
@@ -19,7 +19,10 @@ def add_reference(commands: Commands) -> None:
     )
     command.add_argument("--score", metavar="MODEL", help="take the losses of this model (folder or Hub name) instead")
     command.add_argument(
-        "--domains", type=domain_names, metavar="A,B", help="measure these domains only; the others keep what they have"
+        "--domains",
+        type=comma_separated,
+        metavar="A,B",
+        help="measure these domains only; the others keep what they have",
     )
     command.add_argument(
         "--output",

@@ -8,7 +8,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_command, add_run_command, write
+from versatune_ds.cli.arguments import Commands, add_command, add_run_command, comma_separated, write
 
 
 def add_report(commands: Commands) -> None:
@@ -107,6 +107,12 @@ def add_evaluate(commands: Commands) -> None:
         help='multiple choice, DOMAIN.jsonl or folders of them: {"question", "choices", "answer": from 0}',
     )  # fmt: skip
     command.add_argument(
+        "--harness", type=comma_separated, default=(), metavar="TASK[,TASK]",
+        help="also tasks of lm-evaluation-harness, e.g. hellaswag,arc_easy or my_task.yaml; needs the extra `harness`",
+    )  # fmt: skip
+    command.add_argument("--harness-include", type=Path, metavar="FOLDER", help="YAML files of more harness tasks")
+    command.add_argument("--harness-limit", type=int, metavar="N", help="examples of each harness task (default: all)")
+    command.add_argument(
         "--exact", type=int, metavar="N",
         help="answers a domain written out and compared with the rows' own (default: 100 on the built-in corpus)",
     )  # fmt: skip
@@ -130,6 +136,9 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         overrides=parsed.overrides,
         split=parsed.split,
         choice_paths=parsed.choices,
+        harness_tasks=parsed.harness,
+        harness_include=parsed.harness_include,
+        harness_limit=parsed.harness_limit,
         num_exact=parsed.exact,
         against=parsed.against,
         has_base=not parsed.no_base,

@@ -11,9 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.training.evaluation.choices import read_choices
-from versatune_ds.training.evaluation.processes import Request, evaluate_subject
+from versatune_ds.training.evaluation.harness import (
+    HarnessTasks,
+    TaskScores,
+    find_tasks,
+    run_tasks,
+    score_changes,
+    scores_to_dict,
+)
+from versatune_ds.training.evaluation.processes import Request, device_of, evaluate_subject, rows_at_a_time
 from versatune_ds.training.evaluation.result import retention
-from versatune_ds.training.evaluation.subject import base_subject, config_of, is_run, trained_subject
+from versatune_ds.training.evaluation.subject import (
+    Subject,
+    base_subject,
+    config_of,
+    is_run,
+    load_subject,
+    trained_subject,
+)
 from versatune_ds.training.evaluation.table import evaluation_table
 
 logger = logging.getLogger(__name__)
@@ -31,6 +46,10 @@ class EvaluateOptions:
     split: str | None = None
     """`test` where the recipe uses the built-in corpus, else `valid`."""
     choice_paths: Sequence[Path] = ()
+    harness_tasks: Sequence[str] = ()
+    """Tasks of lm-evaluation-harness."""
+    harness_include: Path | None = None
+    harness_limit: int | None = None
     num_exact: int | None = None
     """Answers written in each domain: 100 on the built-in corpus, else none."""
     against: Path | None = None
@@ -65,8 +84,9 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         num_exact=_NUM_EXACT_SYNTHETIC * is_synthetic if options.num_exact is None else options.num_exact,
         num_processes=options.processes,
     )
+    tasks = _tasks(options)
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
-        result = _compare(model, request, options=options, workspace=Path(name))
+        result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
     path = options.output or (model / RESULT_FILE if is_run(model) else None)
     if path is not None:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -74,10 +94,22 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     return result
 
 
-def _compare(model: Path, request: Request, *, options: EvaluateOptions, workspace: Path) -> dict[str, Any]:
+def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
+    """Return the tasks of lm-evaluation-harness that were asked for."""
+    if not options.harness_tasks:
+        if options.harness_include is not None or options.harness_limit is not None:
+            raise ValueError("--harness-include and --harness-limit: without tasks; name them, --harness TASK[,TASK]")
+        return None
+    return find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
+
+
+def _compare(
+    model: Path, request: Request, *, tasks: HarnessTasks | None, options: EvaluateOptions, workspace: Path
+) -> dict[str, Any]:
     """Return the evaluation of the model and, where there is a base, of that and of what changed."""
     subject = trained_subject(model, workspace=workspace, step=options.step)
     after = evaluate_subject(subject, request)
+    scores_after = _scores(subject, request, tasks)
     result: dict[str, Any] = {
         "model": subject.name,
         "split": request.split,
@@ -92,8 +124,24 @@ def _compare(model: Path, request: Request, *, options: EvaluateOptions, workspa
         before = evaluate_subject(base, request)
         result["base"] = {"model": base.name, "domains": before.to_dict()}
         result["retention"] = retention(after, before)
+    if scores_after is not None:
+        result["harness"] = scores_to_dict(scores_after)
+        scores_before = _scores(base, request, tasks)
+        if scores_before is not None:
+            result["base"]["harness"] = scores_to_dict(scores_before)
+            result["harness_retention"] = score_changes(scores_after, scores_before)
     logger.info("evaluated %s", subject.name)
     return result
+
+
+def _scores(subject: Subject | None, request: Request, tasks: HarnessTasks | None) -> TaskScores | None:
+    """Return what a model scores in the harness's tasks, in this process; None without a model or a task."""
+    if subject is None or tasks is None:
+        return None
+    logger.info("running %s on %s", ", ".join(tasks.names), subject.name)
+    causal_lm, tokenizer = load_subject(subject, request.config)
+    device = device_of(0, num_processes=1)
+    return run_tasks(causal_lm.to(device), tokenizer, tasks, batch_size=rows_at_a_time(request.config))
 
 
 def shown(result: dict[str, Any], *, as_json: bool) -> str:

@@ -59,18 +59,22 @@ def _data(subject: Subject, request: Request) -> EvaluationData:
 def _share(subject: Subject, request: Request, *, rank: int, data: EvaluationData | None = None) -> np.ndarray:
     """Measure one process's share of the sums."""
     causal_lm, tokenizer = load_subject(subject, request.config)
-    validation, train = request.config.validation, request.config.train
     return measure(
-        causal_lm.to(_device(rank, num_processes=request.num_processes)),
+        causal_lm.to(device_of(rank, num_processes=request.num_processes)),
         tokenizer,
         data or _data(subject, request),
-        rows_per_micro_batch=validation.rows_per_micro_batch or train.rows_per_micro_batch,
+        rows_per_micro_batch=rows_at_a_time(request.config),
         rank=rank,
         world_size=request.num_processes,
     )
 
 
-def _device(rank: int, *, num_processes: int) -> torch.device:
+def rows_at_a_time(config: RunConfig) -> int:
+    """Return the rows that go through the model at a time: those of validation, else of training."""
+    return config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch
+
+
+def device_of(rank: int, *, num_processes: int) -> torch.device:
     """Return a process's GPU, or the CPU, whose threads the processes share."""
     if torch.cuda.is_available():
         return torch.device("cuda", rank % torch.cuda.device_count())

@@ -16,10 +16,24 @@ _NONE = "-"
 
 def evaluation_table(result: Mapping[str, Any]) -> str:
     """Return what `evaluate` found as aligned text; what changed against the base model stands in a table below."""
-    text = f"{result['model']}, {result['split']} rows\n{_block(result['domains'], _COLUMNS)}"
-    if "retention" not in result:
-        return text
-    return f"{text}\n\nchange against {result['base']['model']}\n{_block(result['retention'], _CHANGES)}"
+    parts = [f"{result['model']}, {result['split']} rows\n{_block(result['domains'], _COLUMNS)}"]
+    if "retention" in result:
+        parts.append(f"change against {result['base']['model']}\n{_block(result['retention'], _CHANGES)}")
+    if "harness" in result:
+        parts.append(f"lm-evaluation-harness\n{_harness_block(result)}")
+    return "\n\n".join(parts)
+
+
+def _harness_block(result: Mapping[str, Any]) -> str:
+    """Return a line a task and metric, with what changed where there is a base; tasks have no mean in common."""
+    changes = result.get("harness_retention")
+    lines = [["task", "metric", "value ±s.e.", *(["change"] if changes else [])]]
+    for task, metrics in result["harness"].items():
+        for metric, numbers in metrics.items():
+            change = [_HARNESS_CHANGE(changes[task][metric])] if changes else []
+            lines.append([task, metric, _HARNESS_VALUE(numbers), *change])
+    header, *rows = _aligned(lines, num_left=2)
+    return "\n".join([header, "-" * len(header), *rows])
 
 
 def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callable[[Numbers], str]]]) -> str:
@@ -28,14 +42,20 @@ def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callabl
     lines = [["domain", *(title for title, _ in columns)]]
     for name, numbers in (*domains.items(), ("mean", _mean_line(domains))):
         lines.append([name, *(cell(numbers) for _, cell in columns)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
-    header, *rows, mean = (
+    header, *rows, mean = _aligned(lines, num_left=1)
+    return "\n".join([header, "-" * len(header), *rows, "-" * len(header), mean])
+
+
+def _aligned(lines: Sequence[Sequence[str]], *, num_left: int) -> list[str]:
+    """Return lines whose columns are of one width, the first ones to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
         "  ".join(
-            [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
+            text.ljust(width) if i < num_left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
-    )
-    return "\n".join([header, "-" * len(header), *rows, "-" * len(header), mean])
+    ]
 
 
 def _mean_line(domains: Mapping[str, Numbers]) -> dict[str, Any]:
@@ -92,3 +112,5 @@ _CHANGES = (
     ("exact change", _with_error("exact_match_change", "+.3f", "exact_match_change_standard_error")),
     ("choices change", _with_error("choices_change", "+.3f", "choices_change_standard_error")),
 )
+_HARNESS_VALUE = _with_error("value", ".3f", "standard_error")
+_HARNESS_CHANGE = _with_error("change", "+.3f", "change_standard_error")
