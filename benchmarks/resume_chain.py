@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # a process forked after torch's thread pool was used would wait for it for ever
     runs = Runs(args.output, num_steps=args.steps)
     say(f"`python benchmarks/resume_chain.py --output FOLDER --steps {args.steps} --kills {args.kills}`\n")
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "transformers"))

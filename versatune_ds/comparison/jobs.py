@@ -42,6 +42,7 @@ def run_cells(plan: ComparisonPlan, cells: Sequence[Cell], *, start: Sequence[st
     Raises:
         RuntimeError: If runs fail; the others are finished first, and each failed one is named with its log.
     """
+    torch.set_num_threads(1)  # a run forked after torch's thread pool was used would wait for it for ever
     waiting = [cell for cell in cells if not _has_result(plan, cell, start)]
     logger.info("%d runs, %d of them done", len(cells), len(cells) - len(waiting))
     num_waiting, began = len(waiting), time.monotonic()
