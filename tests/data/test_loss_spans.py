@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from chat_data import CHATML, tiny_tokenizer
 
@@ -95,7 +97,7 @@ MARKED = (
 
 def chatml_tokenizer():
     """Return a tokenizer whose end-of-turn token is special and is not its end-of-text token."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = copy.deepcopy(tiny_tokenizer())  # the other tests share it
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
 

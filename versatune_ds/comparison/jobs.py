@@ -139,8 +139,10 @@ def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) 
 
 
 def _write_to(log: Path) -> None:
-    """Send all output of this process to a file."""
+    """Send all output of this process, of its libraries too, to a file."""
     stream = log.open("ab", buffering=0)
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
+    # What the process it was forked from put in their place, a test's capture for one, would get the lines otherwise.
+    sys.stdout = sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     configure_logging()

@@ -96,13 +96,18 @@ def estimate(
             kept.append(shares_RK)
     mass_N = labels_NK.sum(axis=1)
     return Estimate(
-        sequences=_with_bounds(by_sequence_K, np.concatenate(draws[0]), 1.0 - float(mass_N.mean())),
+        sequences=_with_bounds(by_sequence_K, np.concatenate(draws[0]), _unparsed(float(mass_N.mean()))),
         tokens=_with_bounds(
-            by_token_K, np.concatenate(draws[1]), 1.0 - float(mass_N @ num_tokens_N / num_tokens_N.sum())
+            by_token_K, np.concatenate(draws[1]), _unparsed(float(mass_N @ num_tokens_N / num_tokens_N.sum()))
         ),
-        unparsed_rate=1.0 - float(mass_N.mean()),
+        unparsed_rate=_unparsed(float(mass_N.mean())),
         confidence=float(labels_NK.max(axis=1).sum() / mass_N.sum()),
     )
+
+
+def _unparsed(mass: float) -> float:
+    """Return what is missing from 1, never less than nothing: a mean of masses of 1 may round to above it."""
+    return max(0.0, 1.0 - mass)
 
 
 def _with_bounds(shares_K: np.ndarray, draws_RK: np.ndarray, unparsed: float) -> Shares:
