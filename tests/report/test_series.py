@@ -33,8 +33,15 @@ def run_dir(tmp_path):
 def test_the_table_shows_first_and_last_values_of_every_domain(run_dir):
     lines = summary_table(read_series(run_dir)).splitlines()
     assert lines[3].split() == ["law", "4.000", "2.125", "0.400", "0.500", "0.4500", "0.4501", "2,345"]
-    assert lines[4].split() == ["code", "3.000", "3.000", "0.600", "0.600", "-", "-", "-"]
+    assert lines[4].split() == ["code", "3.000", "-", "0.600", "0.600", "-", "-", "-"]
     assert max(map(len, lines)) <= 80
+
+
+def test_the_last_measurement_has_a_step_of_its_own_behind_the_last_step_on_record(run_dir):
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 29, "train/loss": 1.5}\n')
+    series = read_series(run_dir)
+    assert (series.measured_step, series.last_step) == (20, 29)
 
 
 def test_weights_step_where_they_take_effect_and_hold_to_the_last_step_seen(run_dir):

@@ -128,6 +128,8 @@ def test_a_model_in_parts_is_exported_in_parts_and_loads_with_the_losses_of_its_
     check_losses(folder, config, step=2)
     assert AutoTokenizer.from_pretrained(folder).chat_template
     card = (folder / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0].replace("PATH", str(folder))
+    exec(compile(snippet, "README.md", "exec"), {})  # what the card shows runs as it stands
     assert "weights after step 2 of 4" in card
     assert (
         f"| law | {recorded_losses(config, step=0)['law']:.3f} | {recorded_losses(config, step=2)['law']:.3f} |" in card

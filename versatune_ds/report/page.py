@@ -98,6 +98,7 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
         "folder": str(run.run_dir),
         "headline": headline(run),
         "last_step": run.last_step,
+        "measured_step": run.measured_step,
         "state": state_of(run, now=now),
         "facts": facts(run),
         "domain_columns": DOMAIN_COLUMNS,

@@ -55,6 +55,12 @@ class RunSeries:
         return str(self.setting("run.name") or self.run_dir.resolve().name)
 
     @property
+    def measured_step(self) -> int | None:
+        """Return the step of the last validation, None before the first."""
+        steps = [step for name in self.domain_names for step, _ in self.of(f"domain/{name}/loss")]
+        return max(steps, default=None)
+
+    @property
     def last_step(self) -> int:
         """The last step on record, 0 before the first."""
         decided = self.decisions[-1]["decided_at_step"] if self.decisions else 0

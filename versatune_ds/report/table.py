@@ -1,6 +1,6 @@
 """Sum a run up in one table: per domain, losses and weights before and after, shares requested and realised.
 
-The one idea: "before" is the measurement at step 0, "after" the last one on record.
+The one idea: "before" is the measurement at step 0, "after" the last one on record, a dash while there is no other.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _domain_row(series: RunSeries, name: str) -> tuple[str, ...]:
     return (
         name,
         _number(losses[0][1] if losses else None),
-        _number(losses[-1][1] if losses else None),
+        _number(losses[-1][1] if len(losses) > 1 else None),
         _number(weight_before),
         _number(weight_after),
         _number(series.last(f"domain/{name}/requested_share"), digits=4),

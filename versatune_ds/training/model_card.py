@@ -34,7 +34,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH")
 messages = [{{"role": "user", "content": "..."}}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+written = model.generate(**prompt, max_new_tokens=100)
+print(tokenizer.decode(written[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 {adapter_note}
 ## Domains and held-out losses
