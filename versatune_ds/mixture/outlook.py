@@ -21,6 +21,11 @@ STILL_WEIGHTS = 0.01
 """A policy that moves no weight by more than this over a whole run is a constant (METHOD.md section 11)."""
 
 
+MANY_EPOCHS = 4.0
+"""Passes after which repeated data teach visibly less than new ones would. Source: Muennighoff et al. 2023
+(arXiv 2305.16264), for pretraining; fine-tuning on few rows shows it earlier, as held-out losses that rise."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Supply:
     """Say how much data there is and how fast it is drawn, in one unit.
@@ -70,11 +75,22 @@ def still_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> l
     return [warning]
 
 
-def exhaustion_warnings(epochs: np.ndarray, *, supply: Supply, domain_set: DomainSet) -> list[str]:
-    """Say which domains run out of data, and when; `epochs` has shape [steps, K]."""
-    limit = 1.0 if supply.max_epochs is None else supply.max_epochs
+def exhaustion_warnings(
+    epochs: np.ndarray, *, supply: Supply, domain_set: DomainSet, tolerated_epochs: float = 1.0
+) -> list[str]:
+    """Say which domains run out of data, and when.
+
+    Args:
+        epochs: Passes over each domain's data after every step, [steps, K].
+        supply: How much data there is.
+        domain_set: The domains.
+        tolerated_epochs: Passes that need no word where `supply.max_epochs` sets no limit.
+    """
+    limit = tolerated_epochs if supply.max_epochs is None else supply.max_epochs
     beyond = limit * (1.0 + 1e-9)  # a domain that ends exactly at its last row is not out of data
-    what = "repeats its data" if supply.max_epochs is None else f"exhausts its {limit:g} epochs"
+    what = "repeats its data" if limit == 1.0 else f"goes beyond {limit:g} epochs"
+    if supply.max_epochs is not None:
+        what = f"exhausts its {limit:g} epochs"
     warnings = []
     for name, passes in zip(domain_set, epochs.T, strict=True):
         if passes[-1] > beyond:

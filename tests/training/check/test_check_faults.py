@@ -41,7 +41,7 @@ def recipe(tmp_path, monkeypatch, server):
     """Write a sound recipe that uses all there is to check, and give it a cluster with a partition `gpu`."""
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    write_domains(tmp_path / "data")
+    write_domains(tmp_path / "data", num_rows=200)
     digests = {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer.chat_template)}
     write_json(tmp_path / "prior.json", {"weights": {"code": 0.25, "law": 0.75}})
     write_json(tmp_path / "reference.json", {"losses": {"code": 1.0, "law": 2.0}, "digests": digests})
@@ -60,7 +60,11 @@ def recipe(tmp_path, monkeypatch, server):
         "model": {"from_config": LLAMA, "tokenizer": str(tmp_path / "tokenizer")},
         "data": {"folder": str(tmp_path / "data"), "row_tokens": 128},
         "train": {"steps": 10, "rows_per_batch": 8, "precision": "bf16"},
-        "mixture": {"prior": str(tmp_path / "prior.json"), "reference": str(tmp_path / "reference.json")},
+        "mixture": {
+            "prior": str(tmp_path / "prior.json"),
+            "reference": str(tmp_path / "reference.json"),
+            "update_every": 3,
+        },
         "monitor": {"wandb": {"mode": "online"}},
     }
     path = tmp_path / "mine.yaml"
@@ -226,6 +230,44 @@ def test_a_memorised_reference_is_a_warning_that_says_what_to_do(versatune, reci
     assert (code, warning["level"], warning["key"]) == (0, "warn", "mixture.reference")
     assert warning["found"].startswith(f"{path}: code: the reference model's training loss 0.1000")
     assert warning["todo"] == "stop it earlier (reference.patience) or give it more rows"
+
+
+def no_held_out_rows(folder):
+    (folder / "data" / "valid" / "law.jsonl").unlink()
+    return []
+
+
+WARNINGS = {
+    "a domain without held-out rows": (
+        no_held_out_rows, "files", "data.folder", "law has no held-out rows", "data/valid/law.jsonl",
+    ),
+    "a domain repeated often": (
+        ["train.steps=100"], "supply", "train.steps", "about: law goes beyond 4 epochs from step ", "more rows",
+    ),
+    "a domain that ends": (
+        ["data.max_epochs_per_domain=0.5"], "supply", "train.steps", "about: law exhausts its 0.5 epochs from",
+        "goes to the other domains",
+    ),
+    "no update at all": (
+        ["mixture.update_every=10"], "policy", "mixture.update_every", "versatune, 0 updates in 10 steps",
+        "lower mixture.update_every (10)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_what_a_user_may_not_have_meant_is_a_warning_with_the_way_out(versatune, recipe, name):
+    plant, check, key, found, todo = WARNINGS[name]
+    code, findings = checked(versatune, recipe, *(plant(recipe.parent) if callable(plant) else plant))
+    assert code == 0
+    (warning,) = [line for line in findings if found in line["found"]]
+    assert (warning["level"], warning["check"], warning["key"]) == ("warn", check, key)
+    assert todo in warning["todo"]
+
+
+def test_a_policy_that_never_moves_needs_no_update(versatune, recipe):
+    code, findings = checked(versatune, recipe, "mixture.policy=constant", "mixture.update_every=10")
+    assert (code, findings) == (0, [])
 
 
 def test_an_unreadable_recipe_is_code_two_and_nothing_else(versatune, recipe):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from versatune_ds.training.check.finding import Finding, fail, failures_of, ok
+from versatune_ds.data.domain_files import key_of
+from versatune_ds.training.check.finding import Finding, fail, failures_of, ok, warn
 from versatune_ds.training.check.subject import DomainSample, Subject
 from versatune_ds.training.run_folder import check_run_folder
 
@@ -20,10 +21,19 @@ def check_files(subject: Subject) -> Iterator[Finding]:
                 continue
             if sample.files:
                 yield _describe(sample)
+        if subject.files_of_domain[name].valid == ():
+            found = f"{name} has no held-out rows: its loss is not measured, and no loss of its own moves its weight"
+            yield warn("files", key_of(subject.config.data, domain=name, split="valid"), found, _todo(subject, name))
     try:
         check_run_folder(subject.config, is_fresh=False)
     except ValueError as error:
         yield from failures_of(error, check="files")
+
+
+def _todo(subject: Subject, domain: str) -> str:
+    """Say where a domain's held-out rows would go."""
+    data = subject.config.data
+    return f"write {data.folder}/valid/{domain}.jsonl" if data.folder else "name files, or null to split some rows off"
 
 
 def _describe(sample: DomainSample) -> Finding:

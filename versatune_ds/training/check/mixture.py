@@ -1,4 +1,4 @@
-"""Check the prior and the references: there, of the run's domains, and measured with the run's tokens."""
+"""Check prior and references (there, of the run's domains, measured with its tokens), the data's supply, the policy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 from versatune_ds.data.templates import template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.mixture.controller import Controller
+from versatune_ds.mixture.outlook import MANY_EPOCHS, Supply, epochs_by_domain, exhaustion_warnings
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import digest_mismatches, memorisation_warnings, not_held_out
+from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.mixture.weights import starting_weights
 from versatune_ds.training.check.finding import Finding, failures_of, ok, warn
 from versatune_ds.training.check.rows import encode_sample
@@ -21,7 +24,8 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
     """Start the mixture as training would, on estimated sizes of the domains."""
     settings, domain_set = subject.config.mixture, subject.domain_set
     weights_K, references = None, None
-    sizes_K = _estimated_sizes(subject)
+    supply = _estimated_supply(subject)
+    sizes_K = np.ones(len(domain_set)) if supply is None else supply.sizes_K
     try:
         weights_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
         shown = ", ".join(f"{name} {weight:.3f}" for name, weight in domain_set.to_dict(weights_K).items())
@@ -34,21 +38,41 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
         yield from failures_of(error, check="reference")
     if references is not None:
         yield from _check_references(subject, references)
+    if weights_K is not None and supply is not None:
+        yield from _check_supply(subject, supply, weights_K)
     if weights_K is not None and references is not None:
         yield from _check_controller(subject, references, weights_K)
 
 
-def _estimated_sizes(subject: Subject) -> np.ndarray:
-    """Return the domains' sizes in the weights' unit, float64 [K]; loss tokens are taken as a fixed share of tokens.
+def _estimated_supply(subject: Subject) -> Supply | None:
+    """Return about how much data there is, in the weights' unit; loss tokens are taken as a fixed share of tokens.
 
-    Where files, tokenizer or template fail, which their checks report, all domains count as equal.
+    None where files, tokenizer or template fail, which their checks report.
     """
+    config = subject.config
     try:
-        tokens_per_row_K = np.array([encode_sample(subject, name).mean_tokens for name in subject.domain_set])
+        rows = [encode_sample(subject, name) for name in subject.domain_set]
         num_rows_K = subject.num_rows_K
     except ValueError:
-        return np.ones(len(subject.domain_set))
-    return num_rows_K if subject.config.mixture.weight_unit == "examples" else num_rows_K * tokens_per_row_K
+        return None
+    num_tokens_K = num_rows_K * [max(sample.mean_tokens * (1.0 - sample.share_cut), 1.0) for sample in rows]
+    sizes_K = num_rows_K if config.mixture.weight_unit == "examples" else num_tokens_K
+    return Supply(
+        sizes_K=sizes_K,
+        units_per_step=config.train.rows_per_batch * config.data.row_tokens * sizes_K.sum() / num_tokens_K.sum(),
+        max_epochs=config.data.max_epochs_per_domain,
+    )
+
+
+def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray) -> Iterator[Finding]:
+    """Say which domains are repeated often, or end, under the weights of step 0."""
+    epochs = epochs_by_domain(Schedule(weights_K), supply=supply, num_steps=subject.config.train.steps)
+    names = {"supply": supply, "domain_set": subject.domain_set, "tolerated_epochs": MANY_EPOCHS}
+    todo = "give it more rows or less weight (mixture.prior), or train fewer steps"
+    if supply.max_epochs is not None:
+        todo = "its share then goes to the other domains"
+    for found in exhaustion_warnings(epochs, **names):
+        yield warn("supply", "train.steps", f"about: {found}, under the weights of step 0", todo)
 
 
 def _check_references(subject: Subject, references: References) -> Iterator[Finding]:
@@ -97,6 +121,11 @@ def _check_controller(subject: Subject, references: References, weights_K: np.nd
     settings = subject.config.mixture
     Controller(domain_set=subject.domain_set, settings=settings, weights_K=weights_K, references=references)
     num_steps = subject.config.train.steps
+    num_updates = (num_steps - 1) // settings.update_every
     most = "" if subject.config.validation.max_share is None else "at most "
-    found = f"{settings.policy}, {most}{(num_steps - 1) // settings.update_every} updates in {num_steps} steps"
-    yield ok("policy", "mixture.policy", found)
+    found = f"{settings.policy}, {most}{num_updates} updates in {num_steps} steps"
+    if num_updates or settings.policy in FIXED_POLICIES:
+        yield ok("policy", "mixture.policy", found)
+        return
+    todo = f"lower mixture.update_every ({settings.update_every}) or train longer, or no weight ever moves"
+    yield warn("policy", "mixture.update_every", found, todo)
