@@ -32,7 +32,7 @@ def token_losses(batch):
 
 def measure(engine, loader, *, num_domains):
     return ExampleLosses(
-        loss_sum_E=sum_by_example(engine, loader),
+        loss_sum_E=sum_by_example(engine, loader, num_examples=loader.num_examples),
         num_loss_tokens_E=loader.example_num_loss_tokens,
         domain_ids_E=loader.example_domain_ids,
         num_domains=num_domains,

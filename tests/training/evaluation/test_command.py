@@ -44,7 +44,7 @@ def test_a_runs_losses_before_and_after_are_those_it_recorded(versatune, trained
         before = result["base"]["domains"][name]["loss"]
         assert before == pytest.approx(recorded[0][f"domain/{name}/loss"], rel=1e-5)
         assert result["retention"][name]["loss_change"] == pytest.approx(numbers["loss"] - before, abs=1e-6)
-    assert json.loads((trained.run_dir / "evaluation.json").read_text()) == result
+    assert json.loads((trained.run_dir / "evaluation-valid.json").read_text()) == result
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Evaluate a run or a model's folder, compare it with what it began from, and write `evaluation.json`."""
+"""Evaluate a run or a model's folder, compare it with what it began from, and write the result as JSON."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from versatune_ds.training.evaluation.harness import (
 )
 from versatune_ds.training.evaluation.processes import Request, device_of, evaluate_subject, rows_at_a_time
 from versatune_ds.training.evaluation.result import retention
+from versatune_ds.training.evaluation.result_file import RESULT_FILE, result_name, write_result
 from versatune_ds.training.evaluation.subject import (
     Subject,
     base_subject,
@@ -33,7 +34,8 @@ from versatune_ds.training.evaluation.table import evaluation_table
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "evaluation.json"
+__all__ = ["RESULT_FILE", "EvaluateOptions", "evaluate", "shown"]
+
 _NUM_EXACT_SYNTHETIC = 100
 
 
@@ -77,9 +79,10 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         raise ValueError(f"--against: {options.against}: no such folder; give a run's, or one that transformers loads")
     config = config_of(model, recipe=options.recipe, overrides=options.overrides)
     is_synthetic = config.data.synthetic is not None
+    default_split = "test" if is_synthetic else "valid"
     request = Request(
         config=config,
-        split=options.split or ("test" if is_synthetic else "valid"),
+        split=options.split or default_split,
         choices=read_choices(options.choice_paths),
         num_exact=_NUM_EXACT_SYNTHETIC * is_synthetic if options.num_exact is None else options.num_exact,
         num_processes=options.processes,
@@ -87,11 +90,29 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     tasks = _tasks(options)
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
         result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
-    path = options.output or (model / RESULT_FILE if is_run(model) else None)
-    if path is not None:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        logger.info("wrote %s", path)
+    result["asked"] = _asked(options, request)
+    if options.output is not None or is_run(model):
+        name = result_name(split=request.split, default_split=default_split, step=options.step)
+        write_result(result, options.output or model / name)
+    else:
+        logger.info("%s is no run's folder, so nothing was written; --output FILE keeps the result", model)
     return result
+
+
+def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
+    """Return what the result depends on besides the model's and the data's files."""
+    return {
+        "recipe": None if options.recipe is None else str(options.recipe),
+        "overrides": list(options.overrides),
+        "split": request.split,
+        "step": options.step,
+        "exact": request.num_exact,
+        "choices": [str(path) for path in options.choice_paths],
+        "harness": list(options.harness_tasks),
+        "harness_include": None if options.harness_include is None else str(options.harness_include),
+        "harness_limit": options.harness_limit,
+        "base": str(options.against or "what the run began from") if options.has_base else None,
+    }
 
 
 def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
@@ -108,6 +129,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Return the evaluation of the model and, where there is a base, of that and of what changed."""
     subject = trained_subject(model, workspace=workspace, step=options.step)
+    logger.info("evaluating %s", subject.name)
     after = evaluate_subject(subject, request)
     scores_after = _scores(subject, request, tasks)
     result: dict[str, Any] = {

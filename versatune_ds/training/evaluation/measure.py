@@ -22,6 +22,7 @@ from versatune_ds.training.evaluation.option_losses import option_losses
 from versatune_ds.training.evaluation.questions import answer_greedily, text_of_answer
 from versatune_ds.training.evaluation.result import Answers, Evaluation
 from versatune_ds.training.model import DomainModel, model_inputs
+from versatune_ds.training.monitor.progress_lines import with_progress
 
 
 def evaluate_model(
@@ -87,7 +88,8 @@ def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray
         return model(**model_inputs(batch, device=device), per_token=True).token_losses_N
 
     with torch.no_grad():
-        return sum_by_example(token_losses, loader)
+        batches = with_progress(loader, num_items=len(loader), what="held-out rows: %s batches")
+        return sum_by_example(token_losses, batches, num_examples=loader.num_examples)
 
 
 def as_evaluation(sums: np.ndarray, data: EvaluationData) -> Evaluation:

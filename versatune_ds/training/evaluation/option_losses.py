@@ -20,6 +20,7 @@ import torch
 from versatune_ds.data.batch import IGNORE_INDEX
 from versatune_ds.training.evaluation.choices import ChoiceSet, Option
 from versatune_ds.training.model import DomainModel
+from versatune_ds.training.monitor.progress_lines import with_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,7 +49,8 @@ def option_losses(
     loss_sum_C = np.zeros(len(choices.options))
     asked = [_divide(choices, question) for question in range(rank, len(choices.answer_Q), world_size)]
     asked.sort(key=lambda question: len(question.shared_ids))  # like with like, so that little is padding
-    for first in range(0, len(asked), questions_per_batch):
+    firsts = range(0, len(asked), questions_per_batch)
+    for first in with_progress(firsts, num_items=len(firsts), what="multiple choice: %s batches"):
         batch = asked[first : first + questions_per_batch]
         numbers = [number for question in batch for number in question.numbers]
         loss_sum_C[numbers] = _losses_of(model.causal_lm, batch)

@@ -6,6 +6,7 @@ sums are added. A process that fails fails the call.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.tokenize import load_tokenizer
+from versatune_ds.log import configure_logging
 from versatune_ds.training.evaluation.choices import ChoiceQuestion
 from versatune_ds.training.evaluation.data import EvaluationData, evaluation_data
 from versatune_ds.training.evaluation.measure import as_evaluation, measure
@@ -40,7 +42,9 @@ def evaluate_subject(subject: Subject, request: Request) -> Evaluation:
         return as_evaluation(_share(subject, request, rank=0, data=data), data)
     context = multiprocessing.get_context("spawn")  # a forked child cannot use CUDA, nor torch's threads
     with ProcessPoolExecutor(request.num_processes, mp_context=context) as pool:
-        shares = [pool.submit(_share, subject, request, rank=rank) for rank in range(request.num_processes)]
+        level = logging.getLogger("versatune_ds").getEffectiveLevel()
+        ranks = range(request.num_processes)
+        shares = [pool.submit(_share_of_process, subject, request, rank=rank, log_level=level) for rank in ranks]
         return as_evaluation(np.sum([share.result() for share in shares], axis=0), data)
 
 
@@ -56,13 +60,19 @@ def _data(subject: Subject, request: Request) -> EvaluationData:
     )
 
 
-def _share(subject: Subject, request: Request, *, rank: int, data: EvaluationData | None = None) -> np.ndarray:
+def _share_of_process(subject: Subject, request: Request, *, rank: int, log_level: int) -> np.ndarray:
+    """Measure one process's share of the sums in a process that has no logging yet."""
+    configure_logging(rank=rank, world_size=request.num_processes, level=log_level)
+    return _share(subject, request, rank=rank, data=_data(subject, request))
+
+
+def _share(subject: Subject, request: Request, *, rank: int, data: EvaluationData) -> np.ndarray:
     """Measure one process's share of the sums."""
     causal_lm, tokenizer = load_subject(subject, request.config)
     return measure(
         causal_lm.to(device_of(rank, num_processes=request.num_processes)),
         tokenizer,
-        data or _data(subject, request),
+        data,
         rows_per_micro_batch=rows_at_a_time(request.config),
         rank=rank,
         world_size=request.num_processes,

@@ -16,6 +16,7 @@ import torch
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.order import domain_key, draw_indices
 from versatune_ds.training.evaluation.special_ids import special_ids_of
+from versatune_ds.training.monitor.progress_lines import with_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,8 @@ def answer_greedily(
     pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     answers = [""] * len(questions)
     by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
-    for first in range(0, len(by_length), batch_size):
+    firsts = range(0, len(by_length), batch_size)
+    for first in with_progress(firsts, num_items=len(firsts), what="written answers: %s batches"):
         places = by_length[first : first + batch_size]
         prompts = [questions[i].prompt_ids for i in places]
         num_new_tokens = 1 + max(len(questions[i].answer_ids) for i in places)
