@@ -1,15 +1,22 @@
 """Keep the run's record: metrics and decisions as JSON lines in the run directory.
 
-The one idea: files are cut back to the resumed step, so a run that was killed and resumed reads as one history.
+The one idea: files are cut back to the resumed step, so a run that was killed and resumed reads as one history. A line
+is written whole or not at all: a full disk costs metrics, which training can do without, but never leaves half a line. A
+decision that cannot be written ends the run, for nobody could replay it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 DECISIONS_FILE = "decisions.jsonl"
@@ -39,24 +46,60 @@ def _step_of(line: str, *, key: str) -> float:
         return math.inf
 
 
+def _append(file: io.RawIOBase, values: Mapping[str, Any]) -> None:
+    """Append an object as one line of an unbuffered file; what an error leaves of it is cut off again.
+
+    A buffer would keep a line that found no room and, once full, write a part of another behind it.
+    """
+    line = (json.dumps(values, allow_nan=False) + "\n").encode()
+    start = file.seek(0, io.SEEK_END)
+    try:
+        while line:  # a disk that is nearly full takes a part
+            line = line[file.write(line) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(start)
+        raise
+
+
 class JsonLines:
-    """Append metrics and decisions to the run directory's files, one object a line, flushed at once."""
+    """Append metrics and decisions to the run directory's files, one object a line, written at once."""
 
     def __init__(self, run_dir: Path, *, resumed_step: int) -> None:
         metrics_path, decisions_path = run_dir / METRICS_FILE, run_dir / DECISIONS_FILE
         cut_json_lines(metrics_path, key="step", last_step=resumed_step)
         cut_json_lines(decisions_path, key="decided_at_step", last_step=resumed_step)
-        self._metrics = metrics_path.open("a", encoding="utf-8", buffering=1)
-        self._decisions = decisions_path.open("a", encoding="utf-8", buffering=1)
+        self._metrics_path = metrics_path
+        self._metrics = metrics_path.open("ab", buffering=0)
+        self._decisions = decisions_path.open("ab", buffering=0)
+        self._has_warned = False
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line; a value that is no number becomes null, since JSON has no NaN."""
+        """Append one line; a value that is no number becomes null, since JSON has no NaN.
+
+        A line that finds no room is left out, which is said once.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        try:
+            _append(self._metrics, {"step": step, **finite})
+        except OSError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    "%s: the metrics of step %d were not written (%s); training goes on, and lines are left out for as "
+                    "long as that lasts",
+                    self._metrics_path,
+                    step,
+                    error.strerror or error,
+                )
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Append one line."""
-        self._decisions.write(json.dumps(decision, allow_nan=False) + "\n")
+        """Append one line.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        _append(self._decisions, decision)
 
     def alert(self, step: int, *, title: str, text: str) -> None:
         """Keep no alert: what it says is in the metrics or the decision it came from."""
