@@ -7,6 +7,7 @@ from, how the mixture moved, what it won and lost. What only its owner can say, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> st
     lines = [f"| domain | step {first.decided_at_step} | step {step} |", "|---|---:|---:|"]
     for name in first.weights_after:
         before = first.losses.get(name, {}).get("mean")
-        lines.append(f"| {name} | {_number(before)} | {_number(after.get(name))} |")
+        lines.append(f"| {escaped(name)} | {_number(before)} | {_number(after.get(name))} |")
     return "\n".join(lines)
 
 
@@ -161,11 +162,16 @@ def _number(loss: float | None) -> str:
 def _mixture(decisions: Sequence[Decision]) -> str:
     """Return the weights after each of some decisions as a table."""
     names = list(decisions[0].weights_after)
-    lines = [f"| after step | {' | '.join(names)} |", f"|---:|{'---:|' * len(names)}"]
+    lines = [f"| after step | {' | '.join(map(escaped, names))} |", f"|---:|{'---:|' * len(names)}"]
     for decision in decisions:
         weights = " | ".join(f"{decision.weights_after[name]:.3f}" for name in names)
         lines.append(f"| {decision.decided_at_step} | {weights} |")
     return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table too; underscores within words mean nothing to it."""
+    return re.sub(r"[\\`*<>\[\]|~]|\b_|_\b", r"\\\g<0>", text)
 
 
 def _spread(decisions: Sequence[Decision], *, count: int) -> list[Decision]:
