@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from versatune_ds.config import SlurmConfig
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
@@ -72,7 +73,20 @@ def test_a_key_that_may_change_is_said(tmp_path, caplog):
     open_folder(config(tmp_path))
     with caplog.at_level("INFO", logger="versatune_ds"):
         open_folder(config(tmp_path, learning_rate=1.0))
-    assert "train.learning_rate: 1.0 since now, 2e-05 before" in caplog.text
+    assert f"train.learning_rate: 1.0 from here on; the run in {tmp_path}/r had 2e-05 so far" in caplog.text
+
+
+def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_said(tmp_path, caplog):
+    folder = open_folder(config(tmp_path))
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    del saved["slurm"], saved["monitor"]["log_every"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(saved))
+    now = config(tmp_path)
+    with caplog.at_level("INFO", logger="versatune_ds"):
+        check_run_folder(now.model_copy(update={"slurm": SlurmConfig(partition="gpu")}), is_fresh=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"slurm.partition: gpu from here on; the run in {folder} did without it so far"
+    ]
 
 
 def test_a_key_that_makes_the_run_is_refused_and_fresh_starts_over(tmp_path):

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from versatune_ds.config import RunConfig
+from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.files import no_such_file
@@ -91,7 +92,15 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
     if not is_fresh:
         saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allow else ()
-        check_changes(saved, config.model_dump(mode="json"), folder=folder, allowed=allowed)
+        check_changes(_with_defaults(saved), config.model_dump(mode="json"), folder=folder, allowed=allowed)
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's config with the keys that came after it: one that is new and not used has not changed."""
+    try:
+        return parse_config(saved).model_dump(mode="json")
+    except ValueError:  # keys of then that are none any more
+        return saved
 
 
 def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fresh: bool) -> None:
@@ -167,7 +176,9 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
             )
         )
     for key in changed:
-        logger.info("%s: %r since now, %r before", key, now.get(key), before.get(key))
+        is_new = before.get(key) is None
+        past = "did without it so far" if is_new else f"had {before[key]} so far"
+        logger.info("%s: %s from here on; the run in %s %s", key, now.get(key, "not set"), folder, past)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
