@@ -4,20 +4,26 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
+from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.data.domain_files import check_data_files
 from versatune_ds.distributed import World
+from versatune_ds.training import launch as launch_module
 from versatune_ds.training.launch import Start, check_processes, device_flag, launch
 from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
+NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"
 VERSATUNE = [sys.executable, "-m", "versatune_ds.cli"]
 
 
@@ -75,6 +81,47 @@ def test_a_mistake_in_the_recipe_is_said_before_any_process_is_started(recipe):
     assert result.returncode == 2
     assert result.stderr == "versatune: mixture.sigme: unknown key; did you mean 'sigma'?\n"
     assert not list(Path(recipe.parent).glob("tiny/*"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.folder=gone", "data.folder: gone/train is no folder; expected gone/train/DOMAIN.jsonl"),
+        (
+            "data.domains={law: {train: gone.jsonl, valid: gone.jsonl}}",
+            "\n".join(f"data.domains.law.{split}: {NO_FILE}" for split in ("train", "valid")),
+        ),
+        ("mixture.reference=null", "mixture.reference: policy 'versatune' needs reference losses and none are given"),
+        (
+            "model={name_or_path: ./runs/base/export}",
+            "model.name_or_path: ./runs/base/export: no such folder; `versatune export runs/base` writes a run's model",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_before_any_process_is_started(tmp_path, monkeypatch, override, message):
+    monkeypatch.setattr(launch_module, "run_ranks", lambda *arguments, **settings: pytest.fail("started"))
+    values = tiny_config(tmp_path).model_dump(mode="json", exclude_defaults=True)
+    key = override.partition("=")[0]
+    if key.startswith("data."):
+        del values["data"]["synthetic"]
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({name: part for name, part in values.items() if name != key}))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        launch(path, [override], start=Start(processes=1))
+
+
+def test_what_a_job_before_this_one_makes_may_be_missing_when_it_is_submitted(tmp_path):
+    config = tiny_config(
+        tmp_path, "data.synthetic=null", "data.folder=gone", "model={name_or_path: ./gone}",
+        "slurm.dependency=afterok:7",
+    )  # fmt: skip
+    launch_module.check_before_start(config, num_processes=1, is_fresh=False)
+
+
+def test_a_data_set_of_the_hub_is_not_fetched_to_see_whether_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **settings: pytest.fail("fetched"))
+    hub = DataConfig(domains={"law": DomainFiles(train=({"hub": "owner/name"},), valid=())})
+    check_data_files(hub, cache_dir=tmp_path)
 
 
 @pytest.mark.slow

@@ -188,6 +188,10 @@ def test_without_output_the_prior_goes_where_the_recipe_will_look_for_it(recipe,
             "model.name_or_path: missing; detect asks",
         ),
         (
+            ["model.name_or_path=runs/mine/export", "model.tokenizer=null"],
+            "model.name_or_path: runs/mine/export: no such folder; `versatune export runs/mine` writes a run's model",
+        ),
+        (
             ["model.name_or_path=no/such-model", "model.tokenizer=null"],
             "model.name_or_path: 'no/such-model' is no folder",
         ),

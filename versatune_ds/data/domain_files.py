@@ -42,6 +42,26 @@ def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]
     return _files_by_domain(data.folder)
 
 
+def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
+    """Check that every file a recipe names for its rows is there; reads none, and fetches and writes nothing.
+
+    Raises:
+        ValueError: One line for each domain and split whose files are not there, or cannot be read by their names.
+    """
+    if data.synthetic is not None:
+        return
+    problems = []
+    for name, files in domain_files(data, cache_dir=cache_dir).items():
+        for split in ("train", "valid"):
+            local = [source for source in getattr(files, split) or () if isinstance(source, str)]
+            try:
+                find_files(local, key=key_of(data, domain=name, split=split))
+            except ValueError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
     """Yield every text of every domain's training rows, for training a tokenizer; bad rows are passed over.
 

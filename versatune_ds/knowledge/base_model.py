@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from versatune_ds.config import ModelConfig
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.source_digests import SourceDigests
+from versatune_ds.training.model import check_saved_model
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS = ("config.json", "generation_config.json")
@@ -46,6 +47,7 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
             "model.name_or_path: missing; detect asks what a trained model knows, and model.from_config starts from "
             "random weights (give model.name_or_path=FOLDER model.from_config=null)"
         )
+    check_saved_model(model)
     folder = Path(model.name_or_path)
     if not folder.is_dir():
         folder = _fetched(model.name_or_path)

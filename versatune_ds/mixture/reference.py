@@ -48,6 +48,16 @@ class References:
         return fraction * start_K
 
 
+def check_has_references(settings: MixtureConfig) -> None:
+    """Raise ValueError if the policy needs references and the recipe names none."""
+    if settings.reference is None and settings.policy in POLICIES_WITH_REFERENCES:
+        raise ValueError(
+            f"mixture.reference: policy {settings.policy!r} needs reference losses and none are given; run "
+            "versatune reference with this recipe and set mixture.reference to the reference.json it writes, or "
+            "choose the stand-in mixture.reference={start_fraction: 0.85}"
+        )
+
+
 def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> References:
     """Return the references that `mixture.reference` names.
 
@@ -59,14 +69,9 @@ def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> Refere
         ValueError: If the policy needs references and there are none, a file is missing or wrong, or a loss is not
             positive.
     """
+    check_has_references(settings)
     reference = settings.reference
     if reference is None:
-        if settings.policy in POLICIES_WITH_REFERENCES:
-            raise ValueError(
-                f"mixture.reference: policy {settings.policy!r} needs reference losses and none are given; run "
-                "versatune reference with this recipe and set mixture.reference to the reference.json it writes, or "
-                "choose the stand-in mixture.reference={start_fraction: 0.85}"
-            )
         return References()
     if isinstance(reference, StartFraction):
         return References(start_fraction=reference.start_fraction)

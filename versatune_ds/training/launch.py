@@ -15,12 +15,15 @@ from pathlib import Path
 import torch
 
 from versatune_ds.config import ModelConfig, RunConfig, load_config
+from versatune_ds.data.domain_files import check_data_files
+from versatune_ds.mixture.reference import check_has_references
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.forward_signals import run_and_forward
 from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
-from versatune_ds.training.model import config_from_mapping
+from versatune_ds.training.model import check_saved_model, config_from_mapping
+from versatune_ds.training.prepared import cache_folder
 from versatune_ds.training.run_folder import check_named_files, check_run_folder
 
 logger = logging.getLogger(__name__)
@@ -119,7 +122,8 @@ def check_before_start(
         is_fresh: Whether the run starts over.
 
     Raises:
-        ValueError: If batch sizes, DeepSpeed settings, named files, the run's folder or the model's keys are wrong.
+        ValueError: If batch sizes, DeepSpeed settings, the run's folder or the model's keys are wrong, or files, rows,
+            references or the model's folder are missing.
     """
     ds_config = deepspeed_config(config.train, world_size=num_processes)
     check_model_settings(config.model, ds_config)
@@ -131,7 +135,11 @@ def check_before_start(
     check_run_folder(config, is_fresh=is_fresh)
     if isinstance(config.mixture.prior, dict):
         as_weights(list(config.mixture.prior.values()), "mixture.prior")
+    check_has_references(config.mixture)
     check_model_keys(config.model)
+    if config.slurm.dependency is None:  # the job before this one may make both
+        check_saved_model(config.model)
+        check_data_files(config.data, cache_dir=cache_folder(config))
 
 
 def check_model_keys(model: ModelConfig) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ds.config import load_config
+from versatune_ds.data.domain_files import check_data_files
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.launch import check_model_keys, check_processes, num_visible_gpus, run_ranks
 from versatune_ds.training.launchers import Layout, choose_launcher
+from versatune_ds.training.model import check_saved_model
+from versatune_ds.training.prepared import cache_folder
 from versatune_ds.training.reference_task import ReferenceTask
 
 
@@ -38,6 +41,8 @@ def launch_reference(
     model = config.reference.model or config.model
     check_model_settings(model, ds_config)
     check_model_keys(model)
+    check_saved_model(model)
+    check_data_files(config.data, cache_dir=cache_folder(config))
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     words = [str(recipe), *overrides, *task.flags(), *["--quiet"] * is_quiet]
     return run_ranks(choose_launcher(None, environ=os.environ), layout, script="reference.py", words=words)

@@ -7,6 +7,7 @@ The one idea: the model stays the transformers model it was, with its own parame
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -178,6 +179,20 @@ def build_causal_lm(
     if model.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return causal_lm
+
+
+def check_saved_model(model: ModelConfig) -> None:
+    """Raise ValueError if `model.name_or_path` can only be a folder, and there is none; a Hub name is `owner/name`."""
+    name = model.name_or_path
+    if name is None or Path(name).is_dir():
+        return
+    path = Path(name)
+    if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2:
+        run = path.parent if path.name == "export" else "RUN"
+        raise ValueError(
+            f"model.name_or_path: {name}: no such folder; `versatune export {run}` writes a run's model, by default to "
+            "RUN/export; a model of the Hub is named owner/name"
+        )
 
 
 def _config_of(model: ModelConfig, *, vocab_size: int, special_ids: dict[str, int]) -> PretrainedConfig:

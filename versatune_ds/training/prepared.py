@@ -24,6 +24,7 @@ from versatune_ds.data.sources import find_files
 from versatune_ds.data.tokenize import load_tokenizer, train_tokenizer
 from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
+from versatune_ds.training.model import check_saved_model
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
 
 def _load_named(name: str, config: RunConfig) -> Any:
     """Return the tokenizer of a folder or Hub name; a mistake is said under the key the user wrote."""
+    if config.model.tokenizer is None:
+        check_saved_model(config.model)
     try:
         return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code)
     except ValueError as error:
