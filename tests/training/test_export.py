@@ -9,10 +9,11 @@ import numpy as np
 import peft
 import pytest
 import torch
+from base_model import save_base_model
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from versatune_ds.training import export_weights
 from versatune_ds.training.evaluation import evaluate_model, evaluation_data
@@ -181,3 +182,32 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
     assert not list(both.glob("adapter*"))
     with pytest.raises(ValueError, match=r"^--output: .*base_model holds the model the run began from"):
         export_run(config.run_dir, output=tmp_path / "base_model")
+
+
+def save_model_of_its_own_code(folder):
+    """Save a base model whose class lies beside it, in a file of its own."""
+    base = save_base_model(folder)
+    (base / "configuration_own.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (base / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((base / "config.json").read_text()) | {"model_type": "own", "architectures": ["OwnForCausalLM"]}
+    classes = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (base / "config.json").write_text(json.dumps({**config, "auto_map": classes}))
+    return base
+
+
+@pytest.mark.slow
+def test_a_model_that_came_with_its_code_is_exported_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    base = save_model_of_its_own_code(tmp_path)
+    own = ("model.from_config=null", f"model.name_or_path={base}", "model.trust_remote_code=true")
+    config = train(tmp_path, *own)
+    shutil.rmtree(base)
+    folder = export_run(config.run_dir, output=tmp_path / "model")
+    causal_lm = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert type(causal_lm).__name__ == "OwnForCausalLM"
+    assert type(causal_lm).__module__.startswith("transformers_modules.")

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from versatune_ds.config import RunConfig
 from versatune_ds.training.checkpoint import check_sound, checkpoint_folder, open_weights, read_state, whole_checkpoints
 from versatune_ds.training.export_weights import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
-from versatune_ds.training.model import DTYPES
+from versatune_ds.training.model import DTYPES, save_model_settings
 from versatune_ds.training.model_card import write_model_card
 from versatune_ds.training.recorded import recorded_config
 from versatune_ds.training.trained import add_adapters, merged_weights, save_adapters
@@ -72,10 +72,9 @@ def export_run(
     else:
         weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
         write_weights(weights, folder=output, dtype=dtype, max_shard_size=max_shard_size)
-        causal_lm.config.save_pretrained(output)
-        if (run_dir / "model" / "generation_config.json").is_file():
-            GenerationConfig.from_pretrained(run_dir / "model").save_pretrained(output)
-    AutoTokenizer.from_pretrained(run_dir / "tokenizer").save_pretrained(output)
+        save_model_settings(causal_lm, output)
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer", trust_remote_code=config.model.trust_remote_code)
+    tokenizer.save_pretrained(output)
     write_model_card(run_dir, folder=output, step=read_state(checkpoint)["step"], is_adapter=is_adapter)
     logger.info("exported %s to %s", checkpoint.name, output)
     return output
@@ -83,12 +82,15 @@ def export_run(
 
 def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dtype) -> Any:
     """Return a run's model, its adapters too, without memory for its weights; its config says what it will be."""
+    folder, trust = run_dir / "model", {"trust_remote_code": config.model.trust_remote_code}
     with torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run_dir / "model"), dtype=dtype)
+        causal_lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **trust), dtype=dtype, **trust)
         if config.model.lora is not None:
             add_adapters(causal_lm, config.model.lora)
     causal_lm.config.architectures = [type(causal_lm).__name__]
     causal_lm.config.dtype = dtype
+    has_generation = (folder / "generation_config.json").is_file()
+    causal_lm.generation_config = GenerationConfig.from_pretrained(folder) if has_generation else None
     return causal_lm
 
 

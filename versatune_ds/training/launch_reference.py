@@ -12,7 +12,7 @@ from versatune_ds.training.ds_checks import check_deepspeed_settings, check_mode
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.launch import check_model_keys, check_processes, num_visible_gpus, run_ranks
 from versatune_ds.training.launchers import Layout, choose_launcher
-from versatune_ds.training.model import check_saved_model
+from versatune_ds.training.named_model import check_saved_model
 from versatune_ds.training.prepared import cache_folder
 from versatune_ds.training.reference_task import ReferenceTask
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from versatune_ds.config import ModelConfig
 from versatune_ds.data.batch import Batch
@@ -177,22 +179,20 @@ def build_causal_lm(
     choose_what_is_trained(causal_lm, model)
     del keeper
     if model.gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.24 renamed the method and will drop the old name in 6; older versions know only that one.
+        is_renamed = hasattr(causal_lm, "activation_checkpointing_enable")
+        enable = causal_lm.activation_checkpointing_enable if is_renamed else causal_lm.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return causal_lm
 
 
-def check_saved_model(model: ModelConfig) -> None:
-    """Raise ValueError if `model.name_or_path` can only be a folder, and there is none; a Hub name is `owner/name`."""
-    name = model.name_or_path
-    if name is None or Path(name).is_dir():
-        return
-    path = Path(name)
-    if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2:
-        run = path.parent if path.name == "export" else "RUN"
-        raise ValueError(
-            f"model.name_or_path: {name}: no such folder; `versatune export {run}` writes a run's model, by default to "
-            "RUN/export; a model of the Hub is named owner/name"
-        )
+def save_model_settings(causal_lm: Any, folder: Path) -> None:
+    """Write all of a model but its weights: config, settings for generation, and its code where it came with it."""
+    causal_lm.config.save_pretrained(folder)
+    if type(causal_lm).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+        custom_object_save(causal_lm, folder, config=causal_lm.config)
+    if causal_lm.generation_config is not None:
+        causal_lm.generation_config.save_pretrained(folder)
 
 
 def _config_of(model: ModelConfig, *, vocab_size: int, special_ids: dict[str, int]) -> PretrainedConfig:

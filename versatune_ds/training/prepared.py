@@ -24,7 +24,7 @@ from versatune_ds.data.sources import find_files
 from versatune_ds.data.tokenize import load_tokenizer, train_tokenizer
 from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
-from versatune_ds.training.model import check_saved_model
+from versatune_ds.training.named_model import check_saved_model
 
 logger = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.files import no_such_file
 from versatune_ds.mixture.reference import References
+from versatune_ds.training.model import save_model_settings
 from versatune_ds.training.run_history import take_over
 
 logger = logging.getLogger(__name__)
@@ -117,9 +118,7 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     if is_fresh or not (folder / CONFIG_FILE).is_file():
         write_record(config, world, start=start, step=0)
     start.tokenizer.save_pretrained(folder / "tokenizer")
-    start.causal_lm.config.save_pretrained(folder / "model")
-    if start.causal_lm.generation_config is not None:
-        start.causal_lm.generation_config.save_pretrained(folder / "model")
+    save_model_settings(start.causal_lm, folder / "model")
     if not (folder / "prior.json").is_file():
         weights = start.domain_set.to_dict(start.weights_K)
         _write_json(folder / "prior.json", {"weights": weights, "origin": str(config.mixture.prior)})

@@ -1,8 +1,8 @@
 """Keep the run's record: metrics and decisions as JSON lines in the run directory.
 
 The one idea: files are cut back to the resumed step, so a run that was killed and resumed reads as one history. A line
-is written whole or not at all: a full disk costs metrics, which training can do without, but never leaves half a line. A
-decision that cannot be written ends the run, for nobody could replay it.
+is written whole or not at all: a full disk costs metrics, which training can do without, but never leaves half a line.
+A decision that cannot be written ends the run, for nobody could replay it.
 """
 
 from __future__ import annotations
