@@ -14,6 +14,8 @@ with torch's `weights_only`, which refuses what they wrote.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import shutil
@@ -202,7 +204,8 @@ def open_weights(folder: Path) -> dict[str, Any]:
     """
     weights: dict[str, Any] = {}
     if list(folder.glob("*_optim_states.pt")):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name, lazy_mode=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # what it found and counted; what is wrong, it raises
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name, lazy_mode=True)
     # Below ZeRO-3 one file holds every weight in the model's precision. It is all there is at stage 0, and under
     # stage 1 the only place of frozen weights, which deepspeed 0.19.8 keeps as fp32 fragments at stages 2 and 3 alone.
     path = folder / "mp_rank_00_model_states.pt"

@@ -1,0 +1,48 @@
+"""Log lines: this package's are set up, and of other libraries' only what says nothing is left out."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from command_line import logger_kept
+
+from versatune_ds import log
+from versatune_ds.log import configure_logging
+
+NO_GPU = "Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it."
+
+
+def said_by_deepspeed(*messages):
+    """Return which messages of deepspeed's logger get through."""
+    with logger_kept():
+        configure_logging()
+    records = [logging.makeLogRecord({"msg": message, "name": "DeepSpeed"}) for message in messages]
+    return [record.msg for record in records if logging.getLogger("DeepSpeed").filter(record)]
+
+
+@pytest.mark.parametrize("has_driver", [False, True])
+def test_that_there_is_no_gpu_is_news_only_where_a_driver_is(tmp_path, monkeypatch, has_driver):
+    monkeypatch.setattr(log, "_DRIVERS", (str(tmp_path if has_driver else tmp_path / "none"),))
+    assert said_by_deepspeed(NO_GPU, "overflow, reducing the scale") == [
+        *[NO_GPU] * has_driver, "overflow, reducing the scale",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_deepspeed_asks_the_filter_when_it_is_imported():
+    program = (
+        "from versatune_ds import log\n"
+        "log._DRIVERS = ()\n"
+        "log.configure_logging()\n"
+        "import deepspeed.accelerator\n"
+        "print(deepspeed.accelerator.get_accelerator()._name)"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"} | {
+        "CUDA_VISIBLE_DEVICES": ""
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Setting accelerator" not in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] in ("cpu", "cuda")
