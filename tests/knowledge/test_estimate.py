@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.knowledge.estimate import estimate, shares_of
+from versatune_ds.knowledge.estimate import effective_number, estimate, shares_of
 
 ONE = np.ones(4)
 
@@ -84,6 +84,29 @@ def test_intervals_are_as_wide_as_a_binomial_share_scatters_and_the_same_for_the
     assert half_width == pytest.approx(1.96 * np.sqrt(0.75 * 0.25 / 400), rel=0.1)
     again = estimate(labels, np.ones(400), prior_shift=False, seed=3)
     assert again.tokens.lower_K.tolist() == found.tokens.lower_K.tolist()
+
+
+@pytest.mark.parametrize("prior_shift", [False, True])
+def test_a_domain_never_seen_among_a_hundred_sequences_may_still_have_the_share_of_clopper_and_pearson(prior_shift):
+    found = estimate(np.eye(2)[[0] * 100], np.ones(100), prior_shift=prior_shift, seed=0)
+    assert found.sequences.shares_K.tolist() == [1.0, 0.0]
+    assert found.sequences.upper_K.tolist() == pytest.approx([1.0, 0.0362167], abs=1e-6)
+    assert found.sequences.lower_K.tolist() == pytest.approx([0.9637833, 0.0], abs=1e-6)
+    assert found.tokens.upper_K[1] == pytest.approx(0.0362167, abs=1e-6)
+
+
+def test_one_long_sequence_among_short_ones_leaves_room_for_a_large_share_of_tokens():
+    size = np.array([1.0, 1.0, 2.0])
+    found = estimate(np.eye(2)[[0, 0, 0]], size, prior_shift=False, seed=0)
+    assert effective_number(size) == pytest.approx(16 / 6)
+    assert found.sequences.upper_K[1] == pytest.approx(1 - 0.025 ** (1 / 3))
+    assert found.tokens.upper_K[1] == pytest.approx(1 - 0.025 ** (6 / 16))
+
+
+def test_of_a_domain_never_seen_the_unparsed_mass_comes_on_top():
+    labels = np.concatenate([np.eye(2)[[0] * 80], np.zeros((20, 2))])
+    found = estimate(labels, np.ones(100), prior_shift=False, seed=0)
+    assert found.sequences.upper_K[1] == pytest.approx((1 - 0.025 ** (1 / 80)) * 0.8 + 0.2)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():

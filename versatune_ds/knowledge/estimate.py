@@ -13,6 +13,11 @@ Source: VersaTune (arXiv 2411.11266), knowledge detection; METHOD.md section 1. 
 2002, equations 2.11-2.12. Differences from the paper: soft labels are moved to the detected shares, which
 `detect.prior_shift` switches off; unread answers stay in; intervals; shares of tokens beside those of sequences.
 
+A domain that no sequence belongs to has share 0 in every bootstrap draw, which says nothing of how rare it is. So no
+interval ends below the Clopper-Pearson bound for 0 of n, 1 - 0.025^(1/n), about 3.7 / n; and none begins above
+0.025^(1/n), the bound for n of n. n is Kish's effective number of sequences, (sum w)^2 / sum w^2, where w is what a
+sequence counts: its labelled mass, times its tokens where shares are of tokens.
+
 Not covered by the intervals: that the labeller itself may be wrong. They say how the shares would scatter if as many
 sequences were drawn again.
 
@@ -28,6 +33,8 @@ import numpy as np
 _EM_STEPS = 200
 _EM_TOLERANCE = 1e-7
 _DRAWS_AT_A_TIME = 50
+_TAIL = 0.025
+"""What lies outside a 95 % interval on either side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +103,8 @@ def estimate(
             kept.append(shares_RK)
     mass_N = labels_NK.sum(axis=1)
     return Estimate(
-        sequences=_with_bounds(by_sequence_K, np.concatenate(draws[0]), _unparsed(float(mass_N.mean()))),
-        tokens=_with_bounds(
-            by_token_K, np.concatenate(draws[1]), _unparsed(float(mass_N @ num_tokens_N / num_tokens_N.sum()))
-        ),
+        sequences=_with_bounds(by_sequence_K, np.concatenate(draws[0]), mass_N=mass_N, size_N=np.ones(num_sequences)),
+        tokens=_with_bounds(by_token_K, np.concatenate(draws[1]), mass_N=mass_N, size_N=num_tokens_N),
         unparsed_rate=_unparsed(float(mass_N.mean())),
         confidence=float(labels_NK.max(axis=1).sum() / mass_N.sum()),
     )
@@ -110,14 +115,28 @@ def _unparsed(mass: float) -> float:
     return max(0.0, 1.0 - mass)
 
 
-def _with_bounds(shares_K: np.ndarray, draws_RK: np.ndarray, unparsed: float) -> Shares:
-    """Return shares with the middle 95 % of the draws, widened by all that the unparsed mass could be."""
-    lower_K, upper_K = np.quantile(draws_RK, (0.025, 0.975), axis=0)
+def _with_bounds(shares_K: np.ndarray, draws_RK: np.ndarray, *, mass_N: np.ndarray, size_N: np.ndarray) -> Shares:
+    """Return shares with the middle 95 % of the draws, at least as wide as for a domain in none or in all sequences.
+
+    What is unparsed could be any domain's: the intervals are widened by all of it.
+    """
+    lower_K, upper_K = np.quantile(draws_RK, (_TAIL, 1.0 - _TAIL), axis=0)
+    of_all = _TAIL ** (1.0 / effective_number(mass_N * size_N))
+    lower_K, upper_K = np.minimum(lower_K, of_all), np.maximum(upper_K, 1.0 - of_all)
+    unparsed = _unparsed(float(mass_N @ size_N / size_N.sum()))
     return Shares(
         shares_K=shares_K,
         lower_K=np.minimum(lower_K, shares_K) * (1.0 - unparsed),
         upper_K=np.minimum(np.maximum(upper_K, shares_K) * (1.0 - unparsed) + unparsed, 1.0),
     )
+
+
+def effective_number(weight_N: np.ndarray) -> float:
+    """Return how many equally weighted draws scatter as much as these: (sum w)^2 / sum w^2, from 1 to N.
+
+    Example: weights 1, 1 and 2 count as 16 / 6 = 2.67 draws.
+    """
+    return float(weight_N.sum() ** 2 / np.sum(weight_N**2))
 
 
 def _shares_of_draws(
