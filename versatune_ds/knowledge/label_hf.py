@@ -21,6 +21,7 @@ from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.questions import LabelStore, Question
 from versatune_ds.training.model import build_causal_lm
+from versatune_ds.training.monitor.progress_lines import with_progress
 from versatune_ds.training.worker import choose_device, set_threads
 
 _ANSWER = "Answer with the name of one domain and nothing else."
@@ -60,10 +61,10 @@ class LocalLabeller:
 
     def label(self, texts: list[str]) -> np.ndarray:
         """Return the labels, float64 [N, K]."""
-        for text in texts:
-            if self._store.of(text) is None:
-                label_K = self._label(text)
-                self._store.add(text, label_K, answer=self._question.domain_set.names[int(label_K.argmax())])
+        missing = list(dict.fromkeys(text for text in texts if self._store.of(text) is None))
+        for text in with_progress(missing, num_items=len(missing), what="labelled %s sequences"):
+            label_K = self._label(text)
+            self._store.add(text, label_K, answer=self._question.domain_set.names[int(label_K.argmax())])
         return np.array([self._store.of(text) for text in texts])
 
     def describe(self) -> dict[str, Any]:

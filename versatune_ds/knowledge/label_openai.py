@@ -10,11 +10,8 @@ The key comes from OPENAI_API_KEY, and is written nowhere.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +19,9 @@ import numpy as np
 
 from versatune_ds.config import EndpointConfig
 from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.in_threads import ask_in_threads
 from versatune_ds.knowledge.questions import LabelStore, Question
-from versatune_ds.training.monitor.plain import duration
-
-logger = logging.getLogger(__name__)
+from versatune_ds.training.monitor.progress_lines import with_progress
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"
@@ -35,7 +31,6 @@ _ANSWER = (
     "Answer with one JSON object and nothing else: every domain's name with the probability that the text belongs to "
     'it, and "other" with the probability that it belongs to none of them. The probabilities sum to 1.'
 )
-_LOG_SECONDS = 5.0
 
 
 class EndpointLabeller:
@@ -65,19 +60,9 @@ class EndpointLabeller:
             RuntimeError: If a request fails for good; the answers so far are kept.
         """
         missing = list(dict.fromkeys(text for text in texts if self._store.of(text) is None))
-        started = logged = time.monotonic()
-        pool = ThreadPoolExecutor(max_workers=self._endpoint.concurrency)
-        try:
-            asked = {pool.submit(self._ask, text): text for text in missing}
-            for num_done, done in enumerate(as_completed(asked), start=1):
-                answer = done.result()
-                self._store.add(asked[done], read_answer(answer, self._question.domain_set), answer=answer)
-                if (now := time.monotonic()) - logged > _LOG_SECONDS:
-                    logged = now
-                    left = (now - started) / num_done * (len(missing) - num_done)
-                    logger.info("labelled %d of %d sequences  %s left", num_done, len(missing), duration(left))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        answers = ask_in_threads(self._ask, missing, num_threads=self._endpoint.concurrency)
+        for text, answer in with_progress(answers, num_items=len(missing), what="labelled %s sequences"):
+            self._store.add(text, read_answer(answer, self._question.domain_set), answer=answer)
         return np.array([self._store.of(text) for text in texts])
 
     def describe(self) -> dict[str, Any]:
