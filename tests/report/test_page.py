@@ -9,6 +9,7 @@ import pytest
 from written_run import HOSTILE, write_run
 
 from versatune_ds.report import finish
+from versatune_ds.report.charts import Chart, Line
 from versatune_ds.report.decision_list import decision_rows
 from versatune_ds.report.domain_file import domain_file
 from versatune_ds.report.page import render_page
@@ -45,6 +46,39 @@ def test_the_charts_hold_the_numbers_of_the_runs_files_exactly(tmp_path):
     assert reference["values"] == [1.0] * 5
     forgotten = charts["run1-forgetting_degree"]["lines"][2]["values"]
     assert forgotten == [d["signals"]["general"]["forgetting_degree"] for d in decisions]
+
+
+def steered_by_training_losses(run_dir):
+    """Make a written run one of `mixture.signal: train`: held-out losses at its start and end alone."""
+    for name in ("decisions.jsonl", "metrics.jsonl"):
+        lines = [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+        for line in lines:
+            if line.get("update"):
+                line["inputs"] = {"signal": "train"}
+        kept = [line for line in lines if line.get("step") in (None, 0, 40) or "train/loss" in line]
+        (run_dir / name).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return run_dir
+
+
+def test_training_losses_that_steered_are_a_line_of_their_own_beside_the_held_out_ones(tmp_path):
+    run_dir = steered_by_training_losses(write_run(tmp_path / "one"))
+    chart = data_of(page_of(run_dir))["charts"]["run1-loss-0"]
+    assert chart["steps"] == [0, 10, 20, 30, 40]
+    held_out, trained, reference = chart["lines"]
+    assert (held_out["name"], held_out["values"]) == ("held-out loss", [4.0, None, None, None, 2.0])
+    assert held_out["errors"] == [0.0625, None, None, None, None]
+    assert (trained["name"], trained["values"]) == ("training loss that steered", [None, 3.5, 3.0, 2.5, 2.0])
+    assert trained["errors"] == [None, *[0.0625] * 4]
+    assert reference["values"] == [1.0] * 5
+
+
+def test_a_line_with_few_values_is_drawn_from_one_to_the_next_and_others_have_gaps():
+    values = [1.0, None, 0.0]
+    lines = [Line(name="few", values=values, is_sparse=True), Line(name="gap", values=values)]
+    chart = Chart(key="k", title="t", kind="loss", steps=[0, 50, 100], lines=lines, last_step=100, x_end=100)
+    few, gap = re.findall(r'class="line" d="([^"]*)"', str(draw(chart)))
+    assert (few.count("M"), few.count("L")) == (1, 1)
+    assert (gap.count("M"), gap.count("L")) == (2, 0)
 
 
 def test_served_shares_are_those_of_the_tokens_between_two_log_lines():

@@ -36,6 +36,8 @@ class Line:
     errors: Values | None = None
     """Standard errors."""
     is_reference: bool = False
+    is_sparse: bool = False
+    """Whether the line has a value at few of the chart's steps: it is drawn from one to the next, each with a dot."""
 
     def at(self, indices: Sequence[int]) -> Line:
         """Return the line at some of its points."""
@@ -57,6 +59,8 @@ class Line:
     @property
     def dash(self) -> str:
         """Dash pattern, in pixels."""
+        if self.is_sparse:
+            return "1 5"
         return "5 4" if self.is_reference else _DASHES[(self.slot + self.slot // NUM_COLOURS) % len(_DASHES)]
 
 

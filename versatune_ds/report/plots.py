@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from versatune_ds.report.losses import training_losses
 from versatune_ds.report.series import RunSeries, requested_weights
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
@@ -18,7 +19,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def plot_weights(series: RunSeries, path: Path) -> Path:
-    """Write one picture with the weights over the steps above the validation losses; return its path.
+    """Write one picture with the weights over the steps above the losses that steered; return its path.
 
     Args:
         series: The run; what it has not recorded yet is left empty.
@@ -29,8 +30,8 @@ def plot_weights(series: RunSeries, path: Path) -> Path:
     weights_axes, loss_axes = figure.subplots(2, 1, sharex=True)
     _draw(weights_axes, _weight_points(series), title="Mixture weights", is_step=True)
     weights_axes.set_ylim(bottom=0)
-    losses = {name: series.of(f"domain/{name}/loss") for name in series.domain_names}
-    _draw(loss_axes, losses, title="Validation loss (nats per token, logarithmic)", is_step=False)
+    losses, whose = _loss_points(series)
+    _draw(loss_axes, losses, title=f"{whose} loss (nats per token, logarithmic)", is_step=False)
     loss_axes.set_yscale("log")
     for set_formatter in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):
         set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -47,6 +48,14 @@ def _weight_points(series: RunSeries) -> dict[str, list[tuple[int, float]]]:
         name: [(step, weight) for step, weight in zip(steps, weights, strict=True) if weight is not None]
         for name, weights in weights_by_name.items()
     }
+
+
+def _loss_points(series: RunSeries) -> tuple[dict[str, list[tuple[int, float]]], str]:
+    """Return {domain: [(step, loss)]} of the losses that steered, and whether they are of validation or training."""
+    trained = {name: sorted(training_losses(series, name).items()) for name in series.domain_names}
+    if any(trained.values()):
+        return trained, "Training"
+    return {name: series.of(f"domain/{name}/loss") for name in series.domain_names}, "Validation"
 
 
 def _draw(axes: Axes, points_by_domain: dict[str, list[tuple[int, float]]], *, title: str, is_step: bool) -> None:

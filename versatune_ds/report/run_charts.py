@@ -10,6 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatune_ds.report.charts import Chart, Line
+from versatune_ds.report.losses import (
+    loss_errors,
+    measured_losses,
+    reference_loss,
+    training_errors,
+    training_losses,
+)
 from versatune_ds.report.scales import Values, axis_for
 from versatune_ds.report.series import RunSeries, number_or_none, of_domain, requested_weights
 
@@ -129,11 +136,20 @@ class _Maker:
         ]
 
     def _loss_lines(self, name: str) -> tuple[list[int], list[Line]]:
-        """Return a domain's steps, and its loss with errors and its reference."""
-        losses, errors, slot = measured_losses(self.series, name), loss_errors(self.series, name), self.slots[name]
-        steps = sorted(losses)
-        values = [losses[step] for step in steps]
-        lines = [Line(name="loss", values=values, errors=[errors.get(step) for step in steps], slot=slot)]
+        """Return a domain's steps, and its losses with errors and its reference.
+
+        Where training losses steered they are a line of their own, beside the few measurements on held-out rows.
+        """
+        slot = self.slots[name]
+        held_out, trained = measured_losses(self.series, name), training_losses(self.series, name)
+        steps = sorted({*held_out, *trained})
+        drawn = [("held-out loss" if trained else "loss", held_out, loss_errors(self.series, name), bool(trained))]
+        if trained:
+            drawn.append(("training loss that steered", trained, training_errors(self.series, name), False))
+        lines = [
+            Line(name=words, slot=slot, is_sparse=is_sparse, **_at_steps(steps, values=values, errors=errors))
+            for words, values, errors, is_sparse in drawn
+        ]
         reference = reference_loss(self.series, name)
         if reference is not None and steps:
             lines.append(Line(name="reference", values=[reference] * len(steps), slot=slot, is_reference=True))
@@ -203,27 +219,8 @@ def served_shares(counts: Mapping[str, Mapping[int, float]], steps: Sequence[int
     return {name: [row.get(name) for row in [*rows, *rows[-1:]]] for name in counts}
 
 
-def measured_losses(series: RunSeries, name: str) -> dict[int, float]:
-    """Return {step: validation loss} of a domain, from the metrics or else from the decisions."""
-    return _from_decisions(series, name, "mean") | dict(series.of(f"domain/{name}/loss"))
-
-
-def loss_errors(series: RunSeries, name: str) -> dict[int, float]:
-    """Return {step: standard error of the validation loss} of a domain, where one is on record."""
-    return _from_decisions(series, name, "stderr") | dict(series.of(f"domain/{name}/loss_stderr"))
-
-
-def _from_decisions(series: RunSeries, name: str, key: str) -> dict[int, float]:
-    """Return {step: number} of what decisions say of a domain's loss."""
-    numbers = {d["decided_at_step"]: number_or_none(of_domain(d, "losses", name).get(key)) for d in series.decisions}
-    return {step: number for step, number in numbers.items() if number is not None}
-
-
-def reference_loss(series: RunSeries, name: str) -> float | None:
-    """Return a domain's reference loss: of the last decision, or of reference.json."""
-    if series.decisions:
-        value = number_or_none(of_domain(series.decisions[-1], "signals", name).get("reference_loss"))
-        if value is not None:
-            return value
-    losses = series.reference.get("losses")
-    return number_or_none(losses.get(name)) if isinstance(losses, Mapping) else None
+def _at_steps(
+    steps: Sequence[int], *, values: Mapping[int, float], errors: Mapping[int, float]
+) -> dict[str, list[float | None]]:
+    """Return a line's values and errors at each of the chart's steps, None where there is none."""
+    return {"values": [values.get(step) for step in steps], "errors": [errors.get(step) for step in steps]}

@@ -51,8 +51,8 @@ def _line_shape(chart: Chart, line: Line, axis: Axis) -> str:
     places = [None if value is None else axis.place(value) for value in line.values]
     xs = [_SIZE * chart.x_axis.place(step) for step in chart.steps]
     dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
-    path = f'<path class="line" d="{_path(xs, places, is_step=chart.is_step)}"{dash}/>'
-    has_dots = len(chart.steps) <= 40 and not line.is_reference
+    path = f'<path class="line" d="{_path(xs, places, is_step=chart.is_step, has_gaps=not line.is_sparse)}"{dash}/>'
+    has_dots = line.is_sparse or (len(chart.steps) <= 40 and not line.is_reference)
     dots = "".join(f"M{x:.1f} {_y(p)}h0" for x, p in zip(xs, places, strict=True) if p is not None) if has_dots else ""
     kind = " reference" if line.is_reference else ""
     body = f'{_error_shape(line, xs, axis)}{path}<path class="dots" d="{dots}"/>'
@@ -71,13 +71,13 @@ def _error_shape(line: Line, xs: Sequence[float], axis: Axis) -> str:
     return f'<path class="error" d="{"".join(bars)}"/>'
 
 
-def _path(xs: Sequence[float], places: Values, *, is_step: bool) -> str:
-    """Return a path through the known points; unknown ones leave a gap."""
+def _path(xs: Sequence[float], places: Values, *, is_step: bool, has_gaps: bool = True) -> str:
+    """Return a path through the known points; unknown ones leave a gap, unless it has none."""
     parts: list[str] = []
     is_drawing = False
     for x, place in zip(xs, places, strict=True):
         if place is None:
-            is_drawing = False
+            is_drawing = is_drawing and not has_gaps
             continue
         begin = f"{'L' if is_drawing else 'M'}{x:.1f} {_y(place)}"
         parts.append(f"H{x:.1f}V{_y(place)}" if is_step and is_drawing else begin)

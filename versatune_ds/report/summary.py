@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from versatune_ds.report.decision_list import change_text
-from versatune_ds.report.run_charts import loss_errors, reference_loss
+from versatune_ds.report.losses import loss_errors, reference_loss
 from versatune_ds.report.scales import format_value
 from versatune_ds.report.series import RunSeries, requested_weights
 from versatune_ds.report.story import mean_of_losses, rise_from_start, times

@@ -1,0 +1,58 @@
+"""Read a run's losses by domain: those of held-out rows, those of training batches that steered, and the references.
+
+The one idea: held-out and training losses are never one series. Under `mixture.signal: train` decisions hold the
+losses of training batches, and rows are held out at the start and at the end alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from versatune_ds.report.series import RunSeries, number_or_none, of_domain
+
+
+def measured_losses(series: RunSeries, name: str) -> dict[int, float]:
+    """Return {step: validation loss} of a domain, from the metrics or else from the decisions."""
+    return _decided(series, name, "mean", is_trained=False) | dict(series.of(f"domain/{name}/loss"))
+
+
+def loss_errors(series: RunSeries, name: str) -> dict[int, float]:
+    """Return {step: standard error of the validation loss} of a domain, where one is on record."""
+    return _decided(series, name, "stderr", is_trained=False) | dict(series.of(f"domain/{name}/loss_stderr"))
+
+
+def training_losses(series: RunSeries, name: str) -> dict[int, float]:
+    """Return {step: mean loss of a domain's training batches since the update before}, where it steered."""
+    return _decided(series, name, "mean", is_trained=True)
+
+
+def training_errors(series: RunSeries, name: str) -> dict[int, float]:
+    """Return {step: standard error} of the losses that `training_losses` returns."""
+    return _decided(series, name, "stderr", is_trained=True)
+
+
+def _decided(series: RunSeries, name: str, key: str, *, is_trained: bool) -> dict[int, float]:
+    """Return {step: number} of what decisions say of a domain's loss, on training batches or on held-out rows."""
+    numbers = {
+        decision["decided_at_step"]: number_or_none(of_domain(decision, "losses", name).get(key))
+        for decision in series.decisions
+        if _is_steered_by_training(decision) == is_trained
+    }
+    return {step: number for step, number in numbers.items() if number is not None}
+
+
+def _is_steered_by_training(decision: Mapping[str, Any]) -> bool:
+    """Return whether a decision's losses are those of training batches."""
+    inputs = decision.get("inputs")
+    return isinstance(inputs, Mapping) and inputs.get("signal") == "train"
+
+
+def reference_loss(series: RunSeries, name: str) -> float | None:
+    """Return a domain's reference loss: of the last decision, or of reference.json."""
+    if series.decisions:
+        value = number_or_none(of_domain(series.decisions[-1], "signals", name).get("reference_loss"))
+        if value is not None:
+            return value
+    losses = series.reference.get("losses")
+    return number_or_none(losses.get(name)) if isinstance(losses, Mapping) else None
