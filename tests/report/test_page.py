@@ -61,8 +61,12 @@ def steered_by_training_losses(run_dir):
 
 
 def test_training_losses_that_steered_are_a_line_of_their_own_beside_the_held_out_ones(tmp_path):
+    assert "Training losses steered" not in shown(page_of(write_run(tmp_path / "other")))
     run_dir = steered_by_training_losses(write_run(tmp_path / "one"))
-    chart = data_of(page_of(run_dir))["charts"]["run1-loss-0"]
+    page = page_of(run_dir)
+    assert "Training losses steered this run" in shown(page)
+    assert "law 2.0000 training 2.0000 ref 1.0000" in shown(page)
+    chart = data_of(page)["charts"]["run1-loss-0"]
     assert chart["steps"] == [0, 10, 20, 30, 40]
     held_out, trained, reference = chart["lines"]
     assert (held_out["name"], held_out["values"]) == ("held-out loss", [4.0, None, None, None, 2.0])

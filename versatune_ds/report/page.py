@@ -105,6 +105,7 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
         "domain_rows": domain_table(run),
         "charts": charts,
         "domains": [Line(name=name, values=(), slot=slots[name]) for name in run.domain_names],
+        "is_steered_by_training": any(line.is_sparse for chart in charts.losses for line in chart.lines),
         "has_forgetting": any(value for chart in charts.forgetting for line in chart.lines for value in line.known),
         "decision_columns": COLUMNS,
         "decisions": decisions,
