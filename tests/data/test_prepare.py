@@ -43,6 +43,17 @@ def test_the_table_is_printed_one_line_a_split(tmp_path):
     lines = prepare_folder(write_domains(tmp_path / "data", num_rows=7)).table.splitlines()
     assert lines[0].split()[:6] == ["domain", "split", "files", "rows", "bad", "rows"]
     assert [line.split()[:4] for line in lines[1:3]] == [["code", "train", "1", "7"], ["code", "valid", "1", "5"]]
+    assert len(lines) == 5
+
+
+def test_what_double_rows_are_is_said_where_there_are_any(tmp_path):
+    folder = write_domains(tmp_path / "data", num_rows=7)
+    write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(3, topic="law"), *chat_rows(1, topic="law")])
+    write_jsonl(folder / "valid" / "law.jsonl", chat_rows(1, topic="law"))
+    header, *_, duplicates, in_train = prepare_folder(folder).table.splitlines()
+    assert header.endswith("duplicates  in train")
+    assert duplicates == "duplicates: rows with the content of an earlier row of the same split; they are kept"
+    assert in_train.startswith("in train: held-out rows that the domain trains on too")
 
 
 def test_truncated_and_split_examples_differ_in_what_they_keep(tmp_path):

@@ -53,13 +53,18 @@ _HEADINGS = {
     "num_in_train": "in train",
 }
 assert set(_HEADINGS) == {field.name for field in fields(PrepareRow)}
+_NOTES = {
+    "num_duplicates": "rows with the content of an earlier row of the same split; they are kept",
+    "num_in_train": "held-out rows that the domain trains on too; its loss looks better than it is",
+}
 
 
 def format_table(rows: Sequence[PrepareRow]) -> str:
-    """Return the counts as aligned text, one line a split."""
+    """Return the counts as aligned text, one line a split; what double rows are is said where there are any."""
     cells = [list(_HEADINGS.values()), *([_cell(getattr(row, name)) for name in _HEADINGS] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
-    return "\n".join(_aligned(line, widths=widths) for line in cells)
+    notes = [f"{_HEADINGS[name]}: {meaning}" for name, meaning in _NOTES.items() if any(getattr(r, name) for r in rows)]
+    return "\n".join([*(_aligned(line, widths=widths) for line in cells), *notes])
 
 
 def _cell(value: str | int) -> str:
