@@ -41,7 +41,7 @@ SIGMA: dict[str, Settings] = {
     **{f"sigma {sigma:g}": {"sigma": sigma} for sigma in (0.1, 0.25, 0.5, 1, 2, 4)},
     "sigma 0.5, from uniform": {"sigma": 0.5, "prior_uniform_share": 1.0},
     "sigma 0.5, prior pull 0.05": safe(prior_pull=0.05),
-    "steer, rate 0.5": {"policy": "steer"},
+    "steer": {"policy": "steer"},
 }
 INTERVAL: dict[str, Settings] = {
     f"{policy}, every {steps}": {**settings, "update_every": steps}

@@ -66,6 +66,21 @@ def test_the_measurement_before_training_fixes_references_and_moves_nothing():
     assert decision.signals["code"]["forgetting_degree"] == 0.0
 
 
+def test_steer_already_moves_over_one_interval_before_training():
+    # Losses (2, 4) are (1, 3) nats above their references: anchor 1/2 of (.5, .5) tracks (.375, .625), rate .4 goes
+    # from (.5, .5) to (.45, .55); then again, over the 50 steps of the first interval.
+    steer = {"rate": 0.4, "anchor": 0.5}
+    settings = {"policy": "steer", "steer": steer, "reference": {"law": 1.0, "code": 1.0}, "prior_uniform_share": 0.0}
+    before, after = decide_means(controller_of(**settings), [2.0, 4.0], [2.0, 4.0])
+    assert before.update == 0
+    assert before.effective_step == 3
+    assert before.weights_after == pytest.approx({"law": 0.45, "code": 0.55})
+    assert "code has most left to learn (3.000 nats above its reference)" in before.reason
+    assert after.weights_after == pytest.approx({"law": 0.42, "code": 0.58})
+    (paper,) = decide_means(controller_of(**settings, paper=True), [2.0, 4.0])
+    assert paper.weights_after == {"law": 0.5, "code": 0.5}
+
+
 def test_a_versatune_update_by_hand():
     # References (1, 1): losses (2, 1.25) give g = (.5, .2); sigma .5 over one interval: (.5 * 1.25, .5 * 1.1) / 1.175.
     controller = controller_of(reference={"law": 1.0, "code": 1.0})

@@ -112,10 +112,36 @@ def test_odm_explores_alone_in_its_first_turn():
     assert update("odm", [0.9, 0.1], signals) == pytest.approx([0.5, 0.5])
 
 
-def test_steer_moves_towards_proportional_to_the_potential():
-    signals = signals_of(loss_K=[1.0, 1.0], reference_K=[0.4, 0.8])  # g = (.6, .2), target (.75, .25)
-    assert update("steer", [0.5, 0.5], signals, steer={"rate": 0.4}) == pytest.approx([0.6, 0.4])
-    assert update("steer", [0.75, 0.25], signals, steer={"rate": 0.4}) == pytest.approx([0.75, 0.25])
+def test_steer_moves_towards_proportional_to_the_nats_above_the_references():
+    signals = signals_of(loss_K=[2.0, 1.0], reference_K=[1.4, 0.8])  # e = (.6, .2), tracked (.75, .25)
+    free = {"rate": 0.4, "anchor": 0.0}
+    assert update("steer", [0.5, 0.5], signals, steer=free) == pytest.approx([0.6, 0.4])
+    assert update("steer", [0.75, 0.25], signals, steer=free) == pytest.approx([0.75, 0.25])
+
+
+def test_steer_is_anchored_in_the_starting_mixture():
+    signals = signals_of(loss_K=[2.0, 1.0], reference_K=[1.4, 0.8])
+    halfway = settings_of("steer", 2, start_K=[0.1, 0.9], steer={"rate": 1.0, "anchor": 0.5})
+    assert update("steer", [0.5, 0.5], signals, halfway) == pytest.approx([0.425, 0.575])
+    still = settings_of("steer", 2, start_K=[0.1, 0.9], steer={"rate": 1.0, "anchor": 1.0})
+    assert update("steer", [0.5, 0.5], signals, still) == pytest.approx([0.1, 0.9])
+
+
+def test_steer_can_track_the_relative_potential_of_the_paper():
+    signals = signals_of(loss_K=[2.0, 1.0], reference_K=[1.4, 0.8])  # g = (.3, .2)
+    relative = {"rate": 1.0, "anchor": 0.0, "potential": "relative"}
+    assert update("steer", [0.5, 0.5], signals, steer=relative) == pytest.approx([0.6, 0.4])
+
+
+def test_steer_keeps_its_target_s_share_and_steers_the_others_among_themselves():
+    # The others, b and c, are .3 and .1 nats above their references: (.3, .1) of the .4 they share, half of it; the
+    # other half is anchored in their start (.2, .2).
+    signals = signals_of(loss_K=[2.0, 1.0, 1.0], reference_K=[0.5, 0.7, 0.9])
+    start_K = [0.6, 0.2, 0.2]
+    settings = settings_of("steer", 3, start_K=start_K, target="a", steer={"rate": 1.0, "anchor": 0.5})
+    assert update("steer", start_K, signals, settings) == pytest.approx([0.6, 0.25, 0.15])
+    learnt = signals_of(loss_K=[2.0, 1.0, 1.0], reference_K=[0.5, 1.0, 1.0])
+    assert update("steer", [0.6, 0.3, 0.1], learnt, settings) == pytest.approx([0.6, 0.3, 0.1])
 
 
 def test_steer_stays_when_nothing_is_left_to_learn():
@@ -272,6 +298,17 @@ def test_two_half_intervals_equal_one_whole(policy, situation):
     whole_K = update(policy, weights_K, signals, settings.after_steps(50))
     half_K = update(policy, weights_K, signals, settings.after_steps(25))
     assert update(policy, half_K, signals, settings.after_steps(25)) == pytest.approx(whole_K, abs=1e-9)
+
+
+@given(situations(), st.floats(0.0, 1.0))
+def test_steer_never_leaves_a_domain_less_than_the_anchor_s_share_of_its_start(situation, anchor):
+    _, signals = situation
+    start_K = normalise(np.arange(1.0, len(signals.loss_K) + 1))
+    settings = settings_of("steer", len(start_K), start_K=start_K, steer={"anchor": anchor})
+    weights_K = start_K
+    for _ in range(5):
+        weights_K = update("steer", weights_K, signals, settings)
+    assert np.all(weights_K >= anchor * start_K - 1e-12)
 
 
 def test_paper_mode_makes_one_factor_an_update_whatever_its_length():

@@ -162,10 +162,11 @@ def test_the_default_floor_is_a_tenth_of_the_uniform_weight():
     assert resolved(policy="uniform").floor == 0.0
 
 
-def test_steer_comes_with_a_forgetting_budget():
-    assert resolved(policy="steer").forgetting_budget == 0.02
-    assert resolved(policy="steer", safeguards={"forgetting_budget": 0.1}).forgetting_budget == 0.1
-    assert resolved().forgetting_budget is None
+@pytest.mark.parametrize("policy", ["versatune", "steer", "expansion"])
+def test_a_forgetting_budget_is_there_only_when_asked_for(policy):
+    target = {"target": "law"} if policy == "expansion" else {}
+    assert resolved(policy=policy, **target).forgetting_budget is None
+    assert resolved(policy=policy, safeguards={"forgetting_budget": 0.1}, **target).forgetting_budget == 0.1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from versatune_ds.mixture.weights import (
     starting_weights,
     target_weights,
     with_floor,
+    with_share,
 )
 
 DOMAINS = DomainSet(("law", "medicine", "code"))
@@ -114,6 +115,27 @@ def test_the_prior_may_be_blended_with_uniform():
     prior = {"law": 0.2, "medicine": 0.3, "code": 0.5}
     assert start(prior=prior, prior_uniform_share=0.3) == pytest.approx([0.24, 0.31, 0.45])
     assert start(prior=prior, prior_uniform_share=0.3, policy="inverse") == pytest.approx([0.4, 0.35, 0.25])
+
+
+def test_steer_starts_halfway_between_prior_and_uniform_unless_told_otherwise():
+    prior = {"law": 0.2, "medicine": 0.3, "code": 0.5}
+    assert start(prior=prior, policy="steer") == pytest.approx([0.8 / 3, 0.95 / 3, 1.25 / 3])
+    assert start(prior=prior, policy="steer", prior_uniform_share=0.0) == pytest.approx([0.2, 0.3, 0.5])
+    assert start(prior=prior, policy="versatune") == pytest.approx([0.2, 0.3, 0.5])
+
+
+def test_a_share_for_one_domain_leaves_the_ratios_of_the_others():
+    assert with_share(np.array([0.2, 0.3, 0.5]), 0, share=0.6) == pytest.approx([0.6, 0.15, 0.25])
+    assert with_share(np.array([1.0, 0.0, 0.0]), 0, share=0.6) == pytest.approx([0.6, 0.2, 0.2])
+
+
+def test_steer_starts_with_its_target_s_share():
+    prior = {"law": 0.2, "medicine": 0.3, "code": 0.5}
+    settings = {"policy": "steer", "prior_uniform_share": 0.0, "target": "law"}
+    assert start(prior=prior, **settings) == pytest.approx([0.5, 0.1875, 0.3125])
+    assert start(prior=prior, **settings, target_share=0.6) == pytest.approx([0.6, 0.15, 0.25])
+    with pytest.raises(ValueError, match=r"mixture\.target: unknown domain 'x'"):
+        start(prior=prior, policy="steer", target="x")
 
 
 def test_baselines_start_from_their_own_mixture_whatever_the_prior():

@@ -36,6 +36,11 @@ TARGETED_POLICIES = frozenset({"expansion", "target_only", "target_uniform"})
 """Policies that need `mixture.target`."""
 
 
+_STEER_UNIFORM_SHARE = 0.5
+"""Uniform share of `steer`'s start: from the prior alone it learns weak domains too late, from uniform it forgets the
+strong ones (benchmarks/results/comparisons)."""
+
+
 class StartFraction(Section):
     """Stand-in references: a fraction of the first measured loss."""
 
@@ -57,7 +62,7 @@ class SafeguardConfig(Section):
     effective_domains_alarm: float = Field(default=0.5, ge=0, le=1)
     """Warn when the effective number of domains falls below this fraction of the starting mixture's."""
     forgetting_budget: float | None = Field(default=None, gt=0)
-    """Relative rise of a domain's loss over its best or its start that pulls weight back to it; `steer` uses 0.02."""
+    """Relative rise of a domain's loss over its best or its start that pulls weight back to it."""
     z: float = Field(default=1.0, ge=0)
     """Standard errors taken off a loss's rise before it counts as forgetting."""
 
@@ -79,10 +84,15 @@ class ExponentiatedConfig(Section):
 
 
 class SteerConfig(Section):
-    """Set the experimental policy `steer`."""
+    """Set the policy `steer`."""
 
-    rate: float = Field(default=0.5, gt=0, le=1)
-    """Share of the way towards weights proportional to the potential, per `sigma_interval_steps`."""
+    rate: float = Field(default=0.8, gt=0, le=1)
+    """Share of the way towards the tracked mixture, per `sigma_interval_steps`."""
+    anchor: float = Field(default=0.5, ge=0, le=1)
+    """Share of the starting mixture in the tracked one: 0 learns most, 1 stays at the start; it protects what the start
+    gave weight to."""
+    potential: Literal["nats", "relative"] = "nats"
+    """The rest is proportional to it: nats of loss above the reference, or their share of the loss (the paper's g)."""
 
 
 class Stage(Section):
@@ -101,8 +111,9 @@ class MixtureConfig(Section):
     """Update rule of the weights."""
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
     """Weights at step 0: a prior.json, a mapping, uniform, or proportional to the data."""
-    prior_uniform_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the uniform mixture blended into the prior at step 0: 0 protects what the base model knows most of."""
+    prior_uniform_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of the uniform mixture blended into the prior at step 0, by default 0.5 for `steer` and 0 for the others: 0
+    protects what the base model knows most of, 1 learns most of what it knows least of."""
     reference: StartFraction | dict[str, float] | Path | None = None
     """Reference losses: a reference.json, a mapping (nats per loss token), or {start_fraction: 0.85}."""
     reference_check: Literal["refuse", "warn"] = "refuse"
@@ -118,9 +129,9 @@ class MixtureConfig(Section):
     extra pass but at step 0 and at the end, which are held out as ever. Its errors are those of independent tokens, too
     small; from the second pass over a domain on, its losses lie below held-out ones, and below held-out references."""
     target: str | None = None
-    """Domain that `expansion`, `target_only` and `target_uniform` are about."""
+    """Domain that `expansion`, `target_only` and `target_uniform` are about; `steer` may have one."""
     target_share: float = Field(default=0.5, gt=0, lt=1)
-    """The target's weight under `target_uniform`."""
+    """The target's weight under `target_uniform`, and under `steer` where it has a target."""
     delta: float = Field(default=0.02, gt=0, le=1)
     """Weight that `expansion` adds to its target per `sigma_interval_steps`."""
     epsilon: float = Field(default=0.01, ge=0)
@@ -178,6 +189,13 @@ class MixtureConfig(Section):
         if not isinstance(value, list | tuple):
             return value
         return [{"step": s[0], "weights": s[1]} if isinstance(s, list | tuple) and len(s) == 2 else s for s in value]
+
+    @property
+    def uniform_share(self) -> float:
+        """Return `prior_uniform_share`, or what it is by default for the policy."""
+        if self.prior_uniform_share is not None:
+            return self.prior_uniform_share
+        return _STEER_UNIFORM_SHARE if self.policy == "steer" else 0.0
 
     @model_validator(mode="after")
     def _has_what_the_policy_needs(self) -> MixtureConfig:

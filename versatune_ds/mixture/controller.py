@@ -96,7 +96,7 @@ class Controller:
 
         Args:
             losses: Losses of the same examples as ever, summed over all ranks.
-            step: Optimizer steps done. The first call at step 0 is the baseline: nothing moves.
+            step: Optimizer steps done. The first call at step 0 is the baseline: only `steer` moves then.
             effective_step: Step from which new weights can hold.
             inputs: Live control and supply caps.
 
@@ -166,13 +166,13 @@ class Controller:
         signals = self._signals(measurement, history=history, update=occasion.update, z=self._safeguard_settings.z)
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
         move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
-        if occasion.update > 0:
+        if occasion.update > 0 or self._policy_settings.steps_before_training > 0:
             move = move_weights(
                 self._weights_K,
                 signals=signals,
                 unbounded=self._signals(measurement, history=history, update=occasion.update, z=0.0),
                 occasion=occasion,
-                elapsed_steps=occasion.step - self._last_moved_step,
+                elapsed_steps=self._elapsed_steps(occasion),
                 policy=self._policy_settings,
                 safeguards=self._safeguard_settings,
                 domain_set=self._domain_set,
@@ -183,6 +183,12 @@ class Controller:
                 logger.warning("step %d: %s", occasion.step, text)
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
+
+    def _elapsed_steps(self, occasion: Occasion) -> int:
+        """Return over how many steps an update acts."""
+        if occasion.update == 0:
+            return self._policy_settings.steps_before_training
+        return occasion.step - self._last_moved_step
 
     def _started(self, measurement: Measurement) -> History:
         """Return the history with the first losses of a measurement; check the references against the very first."""

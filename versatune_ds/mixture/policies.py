@@ -118,19 +118,38 @@ def schedule(weights_K: np.ndarray, signals: Signals, step: int, settings: Polic
 
 
 def steer(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:
-    """Return weights moved towards proportionality to the potential (experimental).
+    """Return weights moved towards what is left to learn, anchored in the starting mixture.
 
-    P <- (1 - a) P + a * g / sum g,  a = 1 - (1 - rate)^n.  Its fixed point depends on the losses; nothing drifts.
-    It comes with a forgetting budget (a safeguard, on by default for this policy).
+    P <- (1 - a) P + a T,  T = (1 - anchor) * e / sum e + anchor * P(0),  a = 1 - (1 - rate)^n,
+    e = max(l - l_reference, 0) in nats per loss token, or its share of the loss (the paper's g) where `steer.potential`
+    is `relative`. T depends on the losses of now alone, so nothing drifts or collapses; the anchor keeps every domain
+    that the start gave weight to from being forgotten. With a target, that domain keeps the share it started with
+    (`mixture.target_share`), and the others do this among themselves.
 
-    Source: METHOD.md section 11 (proportional tracking).
-    Differences from the paper: everything; offered beside the paper's rule, to be earned by evidence.
+    Example: P = P(0) = (.5, .5), e (.6, .2), anchor .5, rate .4, n 1 -> T = (.625, .375), P = (.55, .45).
+
+    Source: METHOD.md section 11 (proportional tracking, and a start chosen by what is to be protected).
+    Differences from the paper: everything but the signal; benchmarks/results/comparisons compares the two.
     """
-    potential_K = neutral(signals.learnable_potential_K)
-    if potential_K.sum() <= 0:
+    left_K, target_id = left_to_learn(signals, settings), settings.target_id
+    target_share = 0.0 if target_id is None else float(settings.start_weights_K[target_id])
+    if target_id is not None:
+        left_K[target_id] = 0.0
+    if left_K.sum() <= 0:
         return weights_K
+    moving_K = (1.0 - settings.anchor) * (1.0 - target_share) * normalise(left_K)
+    tracked_K = moving_K + settings.anchor * settings.start_weights_K
+    if target_id is not None:
+        tracked_K[target_id] = target_share
     share = 1.0 - (1.0 - settings.rate) ** settings.num_intervals
-    return (1.0 - share) * weights_K + share * normalise(potential_K)
+    return (1.0 - share) * weights_K + share * tracked_K
+
+
+def left_to_learn(signals: Signals, settings: PolicySettings) -> np.ndarray:
+    """Return what `steer` tracks, [K]: the loss above its reference in nats, or as a share of the loss."""
+    if settings.potential == "relative":
+        return neutral(signals.learnable_potential_K).copy()
+    return np.maximum(neutral(signals.loss_K - signals.reference_loss_K), 0.0)
 
 
 POLICIES: dict[str, Policy] = {

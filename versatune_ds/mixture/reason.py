@@ -48,16 +48,18 @@ def reason_for(
 
 
 def _potential_reason(signals: Signals, *, settings: PolicySettings, domain_set: DomainSet) -> str:
-    """Name the domains with most and least left to learn."""
-    potential_K = signals.learnable_potential_K
-    if np.all(np.isnan(potential_K)):
+    """Name the domains with most and least left to learn, in the measure that the policy follows."""
+    if np.all(np.isnan(signals.learnable_potential_K)):
         return f"Policy {settings.policy}: no potential is known"
-    if np.nanmax(potential_K) <= 0:
+    if np.nanmax(signals.learnable_potential_K) <= 0:
         return f"Policy {settings.policy}: every domain is at or below its reference loss"
+    potential_K, form = signals.learnable_potential_K, "potential {:.3f}"
+    if settings.policy == "steer" and settings.potential == "nats":
+        potential_K, form = signals.loss_K - signals.reference_loss_K, "{:.3f} nats above its reference"
     most, least = int(np.nanargmax(potential_K)), int(np.nanargmin(potential_K))
     return (
         f"Policy {settings.policy}: {domain_set.names[most]} has most left to learn "
-        f"(potential {potential_K[most]:.3f}), {domain_set.names[least]} least ({potential_K[least]:.3f})"
+        f"({form.format(potential_K[most])}), {domain_set.names[least]} least ({form.format(potential_K[least])})"
     )
 
 

@@ -23,9 +23,6 @@ FIXED_POLICIES = frozenset({"uniform", "constant", "inverse", "proportional", "t
 _FLOOR_SHARE = 0.1
 """Default floor as a share of the uniform weight 1/K."""
 
-_STEER_FORGETTING_BUDGET = 0.02
-"""Default forgetting budget of `steer`, whose tracking alone forgot 3 % in the probe of METHOD.md section 11."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PolicySettings:
@@ -44,6 +41,8 @@ class PolicySettings:
         step_size: eta of `doremi` and `sheared`.
         smoothing: c of `doremi` and `sheared`.
         rate: Share of the way that `steer` goes per interval.
+        anchor: Share of the starting mixture in what `steer` goes towards.
+        potential: What `steer` tracks: nats or relative.
         start_weights_K: Weights at step 0.
         stages: Stages of `schedule`: (first step, weights [K]), by step.
     """
@@ -59,9 +58,20 @@ class PolicySettings:
     step_size: float
     smoothing: float
     rate: float
+    anchor: float
+    potential: str
     start_weights_K: np.ndarray
     stages: tuple[tuple[int, np.ndarray], ...] = ()
     num_intervals: float = 1.0
+
+    @property
+    def steps_before_training(self) -> int:
+        """Return over how many steps the measurement before training acts: none, but one interval for `steer`.
+
+        What `steer` tracks depends on the losses of now alone, so it is known before the first step; the rules of the
+        paper move from one measurement to the next.
+        """
+        return self.interval_steps or 0 if self.policy == "steer" else 0
 
     def after_steps(self, elapsed_steps: int) -> PolicySettings:
         """Return the settings of an update that acts over so many steps: elapsed / interval intervals."""
@@ -99,7 +109,7 @@ def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_wei
     Raises:
         ValueError: If the target or a stage names an unknown domain, or a targeted policy has a single domain.
     """
-    is_targeted = settings.policy in TARGETED_POLICIES
+    is_targeted = settings.policy in TARGETED_POLICIES or (settings.policy == "steer" and settings.target is not None)
     if is_targeted and len(domain_set) < 2:
         raise ValueError(f"mixture.policy: {settings.policy!r} needs at least two domains, this run has one")
     return PolicySettings(
@@ -114,6 +124,8 @@ def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_wei
         step_size=settings.exponentiated.step_size,
         smoothing=settings.exponentiated.smoothing,
         rate=settings.steer.rate,
+        anchor=settings.steer.anchor,
+        potential=settings.steer.potential,
         start_weights_K=start_weights_K,
         stages=_stages(settings, domain_set),
     )
@@ -131,16 +143,13 @@ def safeguard_settings(settings: MixtureConfig, *, num_domains: int, start_weigh
     if settings.policy in FIXED_POLICIES or settings.policy == "schedule":
         return SafeguardSettings(z=chosen.z)
     floor, cap = _bounds(settings, num_domains=num_domains)
-    budget = chosen.forgetting_budget
-    if budget is None and settings.policy == "steer":
-        budget = _STEER_FORGETTING_BUDGET
     return SafeguardSettings(
         floor=floor,
         cap=cap,
         max_kl=chosen.max_kl,
         prior_pull=chosen.prior_pull,
         min_effective_domains=chosen.effective_domains_alarm * effective_num_domains(start_weights_K),
-        forgetting_budget=budget,
+        forgetting_budget=chosen.forgetting_budget,
         z=chosen.z,
     )
 

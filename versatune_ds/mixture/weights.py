@@ -154,8 +154,11 @@ def starting_weights(
     if settings.policy == "schedule":
         stage_K = domain_set.from_dict(settings.schedule[0].weights, what="mixture.schedule.0.weights")
         return as_weights(stage_K, "mixture.schedule.0.weights")
-    prior_K, share = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K), settings.prior_uniform_share
-    return prior_K if share == 0.0 else (1.0 - share) * prior_K + share / num_domains
+    prior_K, share = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K), settings.uniform_share
+    start_K = prior_K if share == 0.0 else (1.0 - share) * prior_K + share / num_domains
+    if settings.policy == "steer" and settings.target is not None:
+        return with_share(start_K, target_id_of(settings, domain_set), share=settings.target_share)
+    return start_K
 
 
 def prior_weights(
@@ -207,6 +210,20 @@ def target_weights(target_id: int, *, share: float, num_domains: int) -> np.ndar
     weights_K = np.full(num_domains, (1.0 - share) / max(num_domains - 1, 1))
     weights_K[target_id] = share if num_domains > 1 else 1.0
     return weights_K
+
+
+def with_share(weights_K: np.ndarray, target_id: int, *, share: float) -> np.ndarray:
+    """Return weights with a given share for one domain; the others keep their ratios.
+
+    Example: (.2, .3, .5) with .6 for the first -> (.6, .15, .25).
+    """
+    others_K = weights_K.copy()
+    others_K[target_id] = 0.0
+    if others_K.sum() <= 0:
+        return target_weights(target_id, share=share, num_domains=len(weights_K))
+    after_K = (1.0 - share) * normalise(others_K)
+    after_K[target_id] = share
+    return after_K
 
 
 def target_id_of(settings: MixtureConfig, domain_set: DomainSet) -> int:
