@@ -41,7 +41,8 @@ def evaluate_subject(subject: Subject, request: Request) -> Evaluation:
     if request.num_processes == 1:
         return as_evaluation(_share(subject, request, rank=0, data=data), data)
     context = multiprocessing.get_context("spawn")  # a forked child cannot use CUDA, nor torch's threads
-    with ProcessPoolExecutor(request.num_processes, mp_context=context) as pool:
+    # Before anything heavy is imported there, so that what libraries say at import goes where it does here.
+    with ProcessPoolExecutor(request.num_processes, mp_context=context, initializer=configure_logging) as pool:
         level = logging.getLogger("versatune_ds").getEffectiveLevel()
         ranks = range(request.num_processes)
         shares = [pool.submit(_share_of_process, subject, request, rank=rank, log_level=level) for rank in ranks]
@@ -61,7 +62,7 @@ def _data(subject: Subject, request: Request) -> EvaluationData:
 
 
 def _share_of_process(subject: Subject, request: Request, *, rank: int, log_level: int) -> np.ndarray:
-    """Measure one process's share of the sums in a process that has no logging yet."""
+    """Measure one process's share of the sums in a process of its own, which logs as its rank."""
     configure_logging(rank=rank, world_size=request.num_processes, level=log_level)
     return _share(subject, request, rank=rank, data=_data(subject, request))
 
