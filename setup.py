@@ -36,6 +36,7 @@ setup(
         "pyyaml>=6",
         "matplotlib>=3.8",
         "jinja2>=3.1",
+        "markdown-it-py>=3",
         "scikit-learn>=1.5",
         "rich>=13",
         "wandb>=0.19",
