@@ -1,16 +1,19 @@
 """A whole comparison on a tiny model: made from one command, gone on with after a failure, the same when made again."""
 
 import json
+import multiprocessing
+import re
 import shutil
+import time
 
 import pytest
 import yaml
 from tiny_run import tiny_config
 
-from versatune_ds.comparison import jobs
+from versatune_ds.comparison import jobs, starting_point
 from versatune_ds.comparison.compare import compare
 from versatune_ds.comparison.plan import read_plan
-from versatune_ds.comparison.starting_point import check_base
+from versatune_ds.comparison.starting_point import check_settings, make_starting_point, processes_of
 
 
 @pytest.fixture
@@ -31,18 +34,62 @@ def comparison(tmp_path):
         "baseline": "uniform",
         "runs": {"uniform": {"mixture.policy": "uniform"}, "versatune": {}},
         "exact": 2,
+        "choices": [str(tmp_path / "choices")],
     }
+    (tmp_path / "choices").mkdir()
+    question = {"question": "2 + 2?", "choices": ["4", "5"], "answer": 0}
+    (tmp_path / "choices" / "general.jsonl").write_text(json.dumps(question) + "\n")
     path.write_text(yaml.safe_dump(plan))
     return path
 
 
-def test_another_base_model_does_not_meet_the_runs_of_the_first(comparison):
-    plan = read_plan(comparison, [])
-    plan.folder.mkdir(parents=True)
-    check_base(plan)
-    check_base(plan)
-    with pytest.raises(ValueError, match=r"^base: its recipe is not the one that the base model in .* was made with"):
-        check_base(read_plan(comparison, ["base.set.train.steps=9"]))
+def test_comparisons_of_one_name_share_the_starting_point_that_their_settings_allow(comparison):
+    plan = read_plan(comparison, ["detect=true"])
+    check_settings(plan)
+    check_settings(plan)
+    other = read_plan(comparison, ["detect=true", "name=other", "set.mixture.sigma=9"])
+    assert other.start_folder == plan.start_folder != other.folder
+    check_settings(other)  # the policy's keys move neither prior nor references
+    with pytest.raises(ValueError, match=r"^base: its recipe is not the one .* \(train\.steps: now 9, then 4\)"):
+        check_settings(read_plan(comparison, ["base.set.train.steps=9"]))
+    with pytest.raises(ValueError, match=r"^set: the shared recipe .* \(train\.steps: now 9, then 4\); give it back"):
+        check_settings(read_plan(comparison, ["name=other", "reference=true", "set.train.steps=9"]))
+    check_settings(read_plan(comparison, ["set.train.steps=9"]))  # without a stage nothing depends on it
+    check_settings(read_plan(comparison, ["base.set.train.steps=9", "base.name=longer"]))
+
+
+def test_a_second_comparison_waits_for_the_starting_point_of_the_first(comparison, monkeypatch):
+    """Two processes ask at once; the stages, each of which notes when it began and ended, do not overlap."""
+    plan = read_plan(comparison, ["base.name=shared"])
+    notes = plan.output_dir / "notes"
+
+    def make(command, *arguments):
+        with notes.open("a") as stream:
+            stream.write(f"begin {command}\n")
+        time.sleep(0.3)
+        if command == "export":
+            (plan.start_folder / "base_model").mkdir()
+            (plan.start_folder / "base_model" / "tokenizer_config.json").write_text("{}")
+        with notes.open("a") as stream:
+            stream.write(f"end {command}\n")
+
+    monkeypatch.setattr(starting_point._Stages, "run", lambda self, *arguments: make(*arguments))
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=make_starting_point, args=(plan,), kwargs={"num_processes": 1}) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert notes.read_text().split("\n")[:-1] == ["begin train", "end train", "begin export", "end export"]
+
+
+@pytest.mark.parametrize(("rows", "micro", "at_most", "processes"), [(16, 4, 6, 4), (8, 4, 2, 2), (6, 2, 2, 1)])
+def test_a_stage_takes_as_many_processes_as_its_batch_divides_among(tmp_path, rows, micro, at_most, processes):
+    config = tiny_config(tmp_path, f"train.rows_per_batch={rows}", f"train.rows_per_micro_batch={micro}")
+    assert processes_of(config, at_most=at_most) == processes
 
 
 @pytest.mark.slow
@@ -67,7 +114,14 @@ def test_a_comparison_goes_on_after_a_failed_run_and_gives_the_same_when_a_run_i
     assert page == folder / "README.md"
     text = page.read_text()
     assert "| versatune | " in text
-    assert (folder / "comparison.png").stat().st_size > 5_000
+    assert "Evaluated on test rows that no run trains on: code 2, " in text
+    assert "right choices" in text
+    assert re.search(r"uniform-seed1 mean loss \d\.\d{4}, worst domain [+-]\d+\.\d %", caplog.text)
+    for name in ("comparison.png", "retention.png", "weights.png"):
+        assert (folder / name).stat().st_size > 5_000
+    html = (folder / "index.html").read_text()
+    assert html.count("data:image/png;base64,") == 3
+    assert 'src="comparison.png' not in html
     losses = {
         path.parent.name: json.loads(path.read_text())["domains"]["law"]["loss"]
         for path in folder.glob("runs/*/evaluation.json")

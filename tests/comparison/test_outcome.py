@@ -1,6 +1,7 @@
 """What is compared, by hand: changes against the base model, means with intervals, paired tests."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,14 +79,26 @@ def results(*, targets=()):
     for cell in cells_of(plan):
         gain = 0.1 + 0.001 * cell.seed if cell.label == "moves" else 0.0
         made[cell] = domains(1.5 - gain + 0.2 * cell.seed, 1.0)
-    return Results(plan=plan, base=BASE, domains=made)
+    return Results(plan=plan, base=BASE, domains=made, split="test", weights={})
 
 
 def test_the_table_has_means_intervals_and_starred_differences():
     header, _, uniform, moves = markdown_table(results()).splitlines()
-    assert header == "| policy | mean loss | worst domain |"
+    assert header == "| policy | mean loss | worst domain | seeds won |"
     assert uniform.startswith("| uniform | 1.4500 ± 0.2484 |")
     assert moves.startswith("| moves | 1.3990 ± 0.2472 (-0.0510\\*) |")
+    assert (uniform.split(" | ")[-1], moves.split(" | ")[-1]) == ("- |", "3 of 3 |")
+
+
+def test_seeds_are_won_in_the_other_domains_where_there_are_targets():
+    made = results(targets=("law", "code"))
+    domains_of = dict(made.domains)
+    for cell in domains_of:
+        if cell.label == "moves" and cell.seed == 1:
+            domains_of[cell] = domains(9.0, 9.0)
+    table = markdown_table(replace(made, domains=domains_of))
+    # With law as target the others are code, 1.0 with both; with code as target they are law, which "moves" keeps.
+    assert table.splitlines()[3].endswith("| 2 of 6 |")
 
 
 def test_the_retention_matrix_has_a_row_for_every_target_and_marks_the_targets_own_cell():

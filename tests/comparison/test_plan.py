@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from versatune_ds.comparison.plan import cells_of, config_of_cell, read_plan
+from versatune_ds.comparison.jobs import evaluation_options
+from versatune_ds.comparison.plan import cells_of, config_of_cell, read_plan, texts
+from versatune_ds.config import load_config
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {
@@ -69,6 +71,26 @@ def test_keys_of_the_comparison_and_of_its_recipes_can_be_set_on_the_command_lin
     assert config_of_cell(plan, next(cells_of(plan))).mixture.prior == {"law": 1.0}
 
 
+def test_the_users_data_take_the_place_of_the_recipes_in_the_base_model_and_in_every_run(write):
+    plan = read_plan(write(), ["data.folder=mine", "data.row_tokens=64"])
+    base = load_config(plan.base.recipe, texts(plan.base.set)).data
+    run = config_of_cell(plan, next(cells_of(plan))).data
+    for data in (base, run):
+        assert (data.folder, data.synthetic, data.row_tokens) == (Path("mine"), None, 64)
+    longer = read_plan(write(data={"row_tokens": 64}), [])
+    assert config_of_cell(longer, next(cells_of(longer))).data.synthetic is not None
+
+
+@pytest.mark.parametrize(("has_test", "split"), [(True, "test"), (False, "valid")])
+def test_models_are_evaluated_on_test_rows_where_the_users_folder_has_them(write, tmp_path, has_test, split):
+    (tmp_path / "rows" / "train").mkdir(parents=True)
+    (tmp_path / "rows" / "test").mkdir()
+    if has_test:
+        (tmp_path / "rows" / "test" / "law.jsonl").write_text("")
+    plan = read_plan(write(), [f"data.folder={tmp_path / 'rows'}"])
+    assert evaluation_options(plan).split == split
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -78,6 +100,8 @@ def test_keys_of_the_comparison_and_of_its_recipes_can_be_set_on_the_command_lin
         ({"seed": [1]}, r"seed: unknown key; did you mean 'seeds'"),
         ({"runs": {"uniform": {"mixture.sigmo": 1}}}, r"runs.uniform: mixture.sigmo: unknown key; did you mean"),
         ({"base": {"recipe": "nowhere.yaml"}}, r"nowhere.yaml: no such recipe"),
+        ({"name": "base-base"}, r"name: 'base-base' is the folder of the starting point; give the comparison another"),
+        ({"data": {"foldr": "mine"}}, r"data.foldr: unknown key; did you mean 'folder'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_the_key(write, changed, message):
@@ -91,3 +115,11 @@ def test_a_mistake_is_one_line_that_names_the_key(write, changed, message):
 )
 def test_every_comparison_of_the_project_is_valid(path):
     assert len(list(cells_of(read_plan(path, [])))) >= 9
+
+
+def test_an_ablation_changes_nothing_but_what_its_name_says():
+    """One key a run, but for references that memorised, which are refused otherwise, and the pair with a budget."""
+    plan = read_plan(ROOT / "recipes" / "compare" / "ablations.yaml", [])
+    several = {label for label, values in plan.runs.items() if len(values) > 1}
+    assert several == {"reference_memorised", "budget_z_0"}
+    assert plan.runs[plan.baseline] == {}

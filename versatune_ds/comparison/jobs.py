@@ -1,25 +1,24 @@
 """Train and evaluate every run of a comparison, several at a time, going on where an earlier call stopped.
 
-The one idea: everything heavy is imported once, then each run is a forked process of one rank with one thread: on small
-models the imports would cost as much as the training.
+The one idea: a run is done when its evaluation lies in its folder beside the settings it was made with; everything else
+is tried again, and results of other settings are refused.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, overrides_of
-from versatune_ds.log import configure_logging
+from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, overrides_of, texts
+from versatune_ds.comparison.processes import places, start_process
+from versatune_ds.config import load_config
+from versatune_ds.data.domain_files import has_test_rows
 from versatune_ds.training.evaluation.command import RESULT_FILE, EvaluateOptions, evaluate
 from versatune_ds.training.worker import run_worker
 
@@ -27,10 +26,18 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _SETTINGS_FILE = "comparison.json"
-_LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_BASE_FILE = "base_evaluation.json"
 
 
-def run_cells(plan: ComparisonPlan, cells: Sequence[Cell], *, start: Sequence[str], num_jobs: int) -> None:
+def run_cells(
+    plan: ComparisonPlan,
+    cells: Sequence[Cell],
+    *,
+    start: Sequence[str],
+    num_jobs: int,
+    gpus: tuple[str, ...],
+    say: Callable[[Cell], str],
+) -> None:
     """Run every cell that has no result yet.
 
     Args:
@@ -38,27 +45,30 @@ def run_cells(plan: ComparisonPlan, cells: Sequence[Cell], *, start: Sequence[st
         cells: Its runs.
         start: `key=value` texts of what they start from.
         num_jobs: Runs under way at a time.
+        gpus: Names of this machine's GPUs.
+        say: Returns what is logged of a run that is done.
 
     Raises:
         RuntimeError: If runs fail; the others are finished first, and each failed one is named with its log.
     """
-    torch.set_num_threads(1)  # a run forked after torch's thread pool was used would wait for it for ever
     waiting = [cell for cell in cells if not _has_result(plan, cell, start)]
     logger.info("%d runs, %d of them done", len(cells), len(cells) - len(waiting))
     num_waiting, began = len(waiting), time.monotonic()
-    running: dict[Any, Cell] = {}
-    failed: list[Cell] = []
+    running: dict[Any, tuple[Cell, str | None]] = {}
+    free, failed = places(num_jobs, gpus=gpus), []
     while waiting or running:
-        while waiting and len(running) < num_jobs:
-            cell = waiting.pop(0)
-            running[_fork(plan, cell, start)] = cell
+        while waiting and free:
+            cell, gpu = waiting.pop(0), free.pop(0)
+            work = partial(_train_and_evaluate, plan, cell, start)
+            running[start_process(work, log=_log_of(plan, cell), gpu=gpu)] = (cell, gpu)
         for process in [process for process in running if not process.is_alive()]:
-            cell = running.pop(process)
+            cell, gpu = running.pop(process)
+            free.append(gpu)
             process.join()
             failed += [cell] * (process.exitcode != 0)
             num_done = num_waiting - len(waiting) - len(running)
             left = (time.monotonic() - began) / num_done * (num_waiting - num_done)
-            outcome = "done" if process.exitcode == 0 else "FAILED"
+            outcome = say(cell) if process.exitcode == 0 else "FAILED"
             logger.info("%s %s  %d/%d, about %.0f s left", cell.run_name, outcome, num_done, num_waiting, left)
         time.sleep(_POLL_SECONDS)
     if failed:
@@ -66,17 +76,49 @@ def run_cells(plan: ComparisonPlan, cells: Sequence[Cell], *, start: Sequence[st
         raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed: see {logs}; the same command tries them again")
 
 
+def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str, ...]) -> dict[str, Any]:
+    """Return the base model's evaluation, made once, on the same rows as every run's.
+
+    Raises:
+        RuntimeError: If it fails; its log is named.
+    """
+    path, log = plan.folder / _BASE_FILE, plan.folder / "logs" / "base.log"
+    settings_path = path.with_name("base_comparison.json")
+    config = load_config(plan.recipe, [*start, *texts(plan.set)]).model_dump(mode="json")
+    settings = {"data": config["data"], "model": config["model"], **_evaluation_settings(plan)}
+    if not path.is_file() or _read(settings_path) != settings:
+        process = start_process(partial(_evaluate_base, plan, start, path), log=log, gpu=places(1, gpus=gpus)[0])
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"the base model's evaluation failed: see {log}; the same command tries it again")
+        settings_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return _read(path)["domains"]
+
+
+def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> int:
+    """Be the process that evaluates the base model."""
+    overrides = [*start, *texts(plan.set)]
+    options = replace(evaluation_options(plan), recipe=plan.recipe, overrides=overrides, output=path)
+    evaluate(plan.start_folder / "base_model", options)
+    return 0
+
+
 def result_of(plan: ComparisonPlan, cell: Cell) -> dict[str, Any]:
     """Return a run's evaluation by domain."""
-    return json.loads((_folder_of(plan, cell) / RESULT_FILE).read_text(encoding="utf-8"))["domains"]
+    return _read(folder_of(plan, cell) / RESULT_FILE)["domains"]
 
 
 def evaluation_options(plan: ComparisonPlan) -> EvaluateOptions:
-    """Return how every model of the comparison is evaluated."""
-    return EvaluateOptions(has_base=False, num_exact=plan.exact, choice_paths=plan.choices)
+    """Return how every model of the comparison is evaluated: on test rows where there are any."""
+    return EvaluateOptions(has_base=False, split=split_of(plan), num_exact=plan.exact, choice_paths=plan.choices)
 
 
-def _folder_of(plan: ComparisonPlan, cell: Cell) -> Path:
+def split_of(plan: ComparisonPlan) -> str:
+    """Return `test`, or `valid` where the data have no test rows."""
+    return "test" if has_test_rows(load_config(plan.recipe, texts(plan.set)).data) else "valid"
+
+
+def folder_of(plan: ComparisonPlan, cell: Cell) -> Path:
     """Return the run's folder."""
     return plan.folder / "runs" / cell.run_name
 
@@ -92,11 +134,10 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
     Raises:
         ValueError: If it was made with other keys: results of two settings must not meet in one table.
     """
-    folder = _folder_of(plan, cell)
+    folder = folder_of(plan, cell)
     if not (folder / RESULT_FILE).is_file():
         return False
-    made = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
-    if made != _settings_of(plan, cell, start):
+    if _read(folder / _SETTINGS_FILE) != _settings_of(plan, cell, start):
         raise ValueError(f"{folder}: made with other settings; remove it, or give the comparison another name")
     return True
 
@@ -104,45 +145,26 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
 def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict[str, Any]:
     """Return everything a run's result depends on besides the files it names."""
     config = config_of_cell(plan, cell, start=start).model_dump(mode="json")
-    return {"config": config, "exact": plan.exact, "choices": [str(path) for path in plan.choices]}
+    return {"config": config, **_evaluation_settings(plan)}
 
 
-def _fork(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> Any:
-    """Start a run in a process of its own."""
-    _log_of(plan, cell).parent.mkdir(parents=True, exist_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=_train_and_evaluate, args=(plan, cell, start))
-    process.start()
-    return process
+def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:
+    """Return how models are evaluated, as it is kept."""
+    return {"split": split_of(plan), "exact": plan.exact, "choices": [str(path) for path in plan.choices]}
 
 
-def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> None:
-    """Be the process of one run: train, or go on training, then evaluate."""
-    _write_to(_log_of(plan, cell))
-    for name in _LAUNCHER_NAMES:
-        os.environ.pop(name, None)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    code = 1
-    try:
-        overrides = [*start, *overrides_of(plan, cell)]
-        code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
-        if code == 0:
-            settings = json.dumps(_settings_of(plan, cell, start), indent=1)
-            (_folder_of(plan, cell) / _SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
-            evaluate(_folder_of(plan, cell), evaluation_options(plan))
-    except Exception:
-        logger.exception("%s failed", cell.run_name)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _read(path: Path) -> Any:
+    """Return what a JSON file holds, None for a missing one."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _write_to(log: Path) -> None:
-    """Send all output of this process, of its libraries too, to a file."""
-    stream = log.open("ab", buffering=0)
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    # What the process it was forked from put in their place, a test's capture for one, would get the lines otherwise.
-    sys.stdout = sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-    configure_logging()
+def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> int:
+    """Be the process of one run: train, or go on training, then evaluate; return its exit code."""
+    overrides = [*start, *overrides_of(plan, cell)]
+    code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
+    if code == 0:
+        settings = json.dumps(_settings_of(plan, cell, start), indent=1)
+        (folder_of(plan, cell) / _SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
+        options = replace(evaluation_options(plan), output=folder_of(plan, cell) / RESULT_FILE)
+        evaluate(folder_of(plan, cell), options)
+    return code

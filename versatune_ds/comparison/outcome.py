@@ -35,6 +35,11 @@ class Outcome:
     others: float | None
     others_exact: float | None
 
+    def sentence(self) -> str:
+        """Say the numbers that a run is judged by."""
+        text = f"mean loss {self.loss:.4f}, worst domain {100 * self.worst:+.1f} %"
+        return text if self.target is None else f"{text}, target {100 * self.target:+.1f} %"
+
 
 MEASURES = tuple(item.name for item in fields(Outcome))
 SMALLER_IS_BETTER = frozenset({"loss"})

@@ -22,11 +22,16 @@ from versatune_ds.domains import nearest_name
 
 TARGET_MARK = "{target}"
 """Stands for the target domain in a run's values."""
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_ORIGINS = ("folder", "domains", "synthetic")
+"""Keys of `data` of which a recipe has exactly one."""
 
 
 class BaseModelPlan(Section):
     """Say how the base model is made, so that it knows some domains better than others."""
 
+    name: str = Field(default="base", pattern=_NAME)
+    """Comparisons with the same name under one `output_dir` share base model, detected prior and references."""
     recipe: Path
     """Recipe of its training, relative to the comparison's file."""
     set: dict[str, Any] = Field(default={})
@@ -36,13 +41,16 @@ class BaseModelPlan(Section):
 class ComparisonPlan(Section):
     """The whole comparison."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=_NAME)
     """Folder of the comparison under `output_dir`."""
     output_dir: Path = Path("runs/compare")
     recipe: Path
     """Recipe that all runs share, relative to the comparison's file."""
     set: dict[str, Any] = Field(default={})
     """Dotted keys set in it for every run."""
+    data: dict[str, Any] = Field(default={})
+    """Keys of `data` for the base model and every run alike, such as {folder: my_data}; where rows come from takes the
+    place of what the recipes say about it."""
     base: BaseModelPlan
     """The model every run starts from: trained once, then exported."""
     detect: bool = True
@@ -77,10 +85,22 @@ class ComparisonPlan(Section):
             raise ValueError(f"baseline: no run {self.baseline!r}; {nearest_name(self.baseline, list(self.runs))}")
         return self
 
+    @model_validator(mode="after")
+    def _has_a_folder_of_its_own(self) -> ComparisonPlan:
+        """Check that the comparison does not lie where its starting point does."""
+        if self.folder == self.start_folder:
+            raise ValueError(f"name: {self.name!r} is the folder of the starting point; give the comparison another")
+        return self
+
     @property
     def folder(self) -> Path:
         """Return the folder of the comparison."""
         return self.output_dir / self.name
+
+    @property
+    def start_folder(self) -> Path:
+        """Return the folder of base model, prior and references."""
+        return self.output_dir / f"base-{self.base.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +139,13 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
     for override in overrides:
         _set(values, override)
     plan = parse_section(values, ComparisonPlan)
-    here = path.parent
+    here, data = path.parent, _data_keys(plan.data)
+    base = {"recipe": _beside(here, plan.base.recipe), "set": {**data, **plan.base.set}}
     plan = plan.model_copy(
         update={
             "recipe": _beside(here, plan.recipe),
-            "base": plan.base.model_copy(update={"recipe": _beside(here, plan.base.recipe)}),
+            "set": {**data, **plan.set},
+            "base": plan.base.model_copy(update=base),
         }
     )
     load_config(plan.base.recipe, texts(plan.base.set))
@@ -141,6 +163,12 @@ def _set(values: dict[str, Any], override: str) -> None:
             section["set"] = {**section.get("set", {}), key: yaml.safe_load(text)}
             return
     set_by_dotted_key(values, override)
+
+
+def _data_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the dotted keys of `data`; one that says where rows come from empties the others that do."""
+    others = dict.fromkeys(_ORIGINS) if any(data.get(key) is not None for key in _ORIGINS) else {}
+    return {f"data.{key}": value for key, value in {**others, **data}.items()}
 
 
 def _beside(folder: Path, path: Path) -> Path:

@@ -1,7 +1,7 @@
 """Make what all runs of a comparison start from: base model, detected mixture, references; once, and kept.
 
 The one idea: every stage is one `versatune` command that a user could run alone; it is logged, runs as a process of its
-own, and is left out when what it makes is there.
+own, and is left out when what it makes is there. Comparisons of one base model share all of it, one at a time.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ import logging
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from versatune_ds.comparison.plan import ComparisonPlan, texts
-from versatune_ds.config import load_config
+from versatune_ds.config import RunConfig, load_config
+from versatune_ds.data.cache import locked
+from versatune_ds.report.summary import flat_values
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS_FILE = "base_settings.json"
+_SETTINGS_FILE = "settings.json"
+_STAGE_SECTIONS = ("model", "data", "train", "validation", "detect", "reference")
+"""Sections of the shared recipe that prior and references depend on; of the others, seed and unit of the weights."""
 
 
 def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
@@ -26,50 +32,91 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
 
     Args:
         plan: The comparison.
-        num_processes: Processes of each stage.
+        num_processes: Most processes of a stage; fewer where its batch does not divide among them.
 
     Returns:
         `key=value` texts that let a run start from them.
 
     Raises:
-        ValueError: If the base model that is there was asked for with other keys.
+        ValueError: If what is there was made with other keys.
         RuntimeError: If a stage fails; the message names its log.
     """
-    folder = plan.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    check_base(plan)
-    stages = _Stages(folder, num_processes=num_processes)
+    folder = plan.start_folder
     model = folder / "base_model"
-    place = texts({"run.name": "base", "run.output_dir": str(folder)})
-    if not _is_exported(model):
-        stages.run("train", plan.base.recipe, *texts(plan.base.set), *place)
-        stages.run("export", folder / "base", "--output", model, is_parallel=False)
     start = texts({"model.name_or_path": str(model), "model.from_config": None})
-    shared = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)})]
-    for is_wanted, command, key in ((plan.detect, "detect", "prior"), (plan.reference, "reference", "reference")):
-        if is_wanted:
-            file = folder / f"{key}.json"
-            if not file.is_file():
-                stages.run(command, plan.recipe, *shared, *start, "--output", file)
-            start += texts({f"mixture.{key}": str(file)})
+    with locked(folder / "lock"):
+        base, shared = _configs(plan)
+        check_settings(plan)
+        stages = _Stages(folder)
+        place = texts({"run.name": "base", "run.output_dir": str(folder)})
+        if not _is_exported(model):
+            processes = ("--processes", processes_of(base, at_most=num_processes))
+            stages.run("train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
+            stages.run("export", folder / "base", "--output", model)
+        processes = ("--processes", processes_of(shared, at_most=num_processes))
+        keys = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)}), *start]
+        for is_wanted, command, key in ((plan.detect, "detect", "prior"), (plan.reference, "reference", "reference")):
+            if is_wanted:
+                file = folder / f"{key}.json"
+                if not file.is_file():
+                    stages.run(command, plan.recipe, *keys, "--output", file, *processes)
+                start += texts({f"mixture.{key}": str(file)})
     return start
 
 
-def check_base(plan: ComparisonPlan) -> None:
-    """Keep what the base model is asked for, at the first call, and compare with it at later ones.
+def processes_of(config: RunConfig, *, at_most: int) -> int:
+    """Return the most processes among which a recipe's batch divides in whole micro-batches.
+
+    Worked example: 16 rows in micro-batches of 4 take 4 processes of 6.
+    """
+    num_micro_batches = config.train.rows_per_batch // config.train.rows_per_micro_batch
+    return max((n for n in range(1, at_most + 1) if num_micro_batches % n == 0), default=1)
+
+
+def check_settings(plan: ComparisonPlan) -> None:
+    """Keep what the starting point is asked for, at the first call, and compare with it at later ones.
 
     Raises:
-        ValueError: If it differs: runs on two base models must not meet in one table.
+        ValueError: If it differs: runs from two starting points must not meet in one table.
     """
-    settings = load_config(plan.base.recipe, texts(plan.base.set)).model_dump(mode="json")
-    path = plan.folder / _SETTINGS_FILE
-    if not path.is_file():
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise ValueError(
-            f"base: its recipe is not the one that the base model in {plan.folder} was made with ({path.name}); give "
-            "it back, remove that folder, or give the comparison another name"
-        )
+    base, shared = _configs(plan)
+    asked = {"base": base.model_dump(mode="json")}
+    if plan.detect or plan.reference:
+        asked["stages"] = _stage_settings(shared)
+    path = plan.start_folder / _SETTINGS_FILE
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    what = {
+        "base": "base: its recipe is not the one that the base model",
+        "stages": "set: the shared recipe is not the one that prior and references",
+    }
+    for part, values in asked.items():
+        if part in kept and kept[part] != values:
+            verb = "was" if part == "base" else "were"
+            raise ValueError(
+                f"{what[part]} in {plan.start_folder} {verb} made with ({_difference(kept[part], values)}); give it "
+                f"back, remove that folder, or name another starting point: base.name={plan.base.name}2"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**kept, **asked}, indent=1) + "\n", encoding="utf-8")
+
+
+def _configs(plan: ComparisonPlan) -> tuple[RunConfig, RunConfig]:
+    """Return the base model's config, and the one that all runs share."""
+    return load_config(plan.base.recipe, texts(plan.base.set)), load_config(plan.recipe, texts(plan.set))
+
+
+def _stage_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what prior and references depend on besides the base model: not the policy's own keys."""
+    sections = config.model_dump(mode="json")
+    kept = {name: sections[name] for name in _STAGE_SECTIONS}
+    return {**kept, "run": {"seed": config.run.seed}, "mixture": {"weight_unit": config.mixture.weight_unit}}
+
+
+def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Name the first key that differs, with both values."""
+    old, new = dict(flat_values(kept)), dict(flat_values(asked))
+    key = next(key for key in {**old, **new} if (key in old, old.get(key)) != (key in new, new.get(key)))
+    return f"{key}: now {json.dumps(new.get(key))}, then {json.dumps(old.get(key))}"
 
 
 def _is_exported(model: Path) -> bool:
@@ -78,17 +125,14 @@ def _is_exported(model: Path) -> bool:
 
 
 class _Stages:
-    """Run `versatune` commands one after the other, each with a log in the comparison's folder."""
+    """Run `versatune` commands one after the other, each with a log in the starting point's folder."""
 
-    def __init__(self, folder: Path, *, num_processes: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._num_processes = num_processes
 
-    def run(self, command: str, *arguments: object, is_parallel: bool = True) -> None:
+    def run(self, command: str, *arguments: object) -> None:
         """Run a command; raise RuntimeError with the end of its log when it fails."""
         parts = [command, *map(str, arguments)]
-        if is_parallel:
-            parts += ["--processes", str(self._num_processes)]
         logger.info("versatune %s", shlex.join(parts))
         log = self._folder / f"{command}.log"
         whole = [sys.executable, "-m", "versatune_ds.cli", *parts]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from versatune_ds.comparison.intervals import Mean, holm, mean_with_interval, paired_p_value
-from versatune_ds.comparison.outcome import MEASURES, Domains, Outcome, loss_fall, outcome
+from versatune_ds.comparison.outcome import MEASURES, SMALLER_IS_BETTER, Domains, Outcome, loss_fall, outcome
 from versatune_ds.comparison.plan import Cell, ComparisonPlan
 
 HEADINGS = {
@@ -34,11 +34,15 @@ class Results:
         plan: What was compared.
         base: The base model's evaluation by domain.
         domains: Every run's evaluation by domain.
+        split: Of the rows they were evaluated on, test or valid.
+        weights: Every run's last weights by domain.
     """
 
     plan: ComparisonPlan
     base: Domains
     domains: Mapping[Cell, Domains]
+    split: str
+    weights: Mapping[Cell, Mapping[str, float]]
 
     def outcomes(self, label: str) -> list[Outcome]:
         """Return the outcomes of one policy, in the order of seeds and targets: the same for every policy."""
@@ -56,26 +60,62 @@ class Results:
         """Return the measures that were taken."""
         return [measure for measure in MEASURES if self.values(self.plan.baseline, measure)]
 
+    def rows(self) -> list[tuple[str, str | None]]:
+        """Return (label, target) of every row of the pages that tell targets apart."""
+        return [(label, target) for label in self.plan.runs for target in self.plan.targets or (None,)]
+
+    def cells(self, label: str, target: str | None) -> list[Cell]:
+        """Return the runs of one of these rows, one a seed."""
+        return [cell for cell in self.domains if (cell.label, cell.target) == (label, target)]
+
+    def domain_names(self) -> list[str]:
+        """Return the domains that were measured."""
+        return [name for name, numbers in self.base.items() if numbers.get("loss") is not None]
+
+
+def judged_by(results: Results) -> tuple[str, str]:
+    """Return the two measures that a policy is judged by."""
+    return ("target", "others") if results.plan.targets else ("loss", "worst")
+
 
 def markdown_table(results: Results) -> str:
     """Return one row a policy: every measure's mean with its interval and, behind it, the difference from the baseline.
 
     A star says that the paired difference differs from 0 at 5 % after Holm's correction over the policies.
     """
-    plan, measures = results.plan, results.measures()
-    others = [label for label in plan.runs if label != plan.baseline]
-    p_values = {
-        measure: dict(zip(others, holm([_p_value(results, label, measure) for label in others]), strict=True))
-        for measure in measures
-    }
-    lines = [
-        "| policy | " + " | ".join(HEADINGS[measure] for measure in measures) + " |",
-        "|---|" + "---:|" * len(measures),
-    ]
-    for label in plan.runs:
-        cells = [_cell(results, label, measure, p=p_values[measure].get(label)) for measure in measures]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    measures = results.measures()
+    p_by_measure = {measure: p_values(results, measure) for measure in measures}
+    headings = ["policy", *(HEADINGS[measure] for measure in measures), "seeds won"]
+    lines = [_line(headings), "|---|" + "---:|" * (len(measures) + 1)]
+    for label in results.plan.runs:
+        cells = [_cell(results, label, measure, p=p_by_measure[measure].get(label)) for measure in measures]
+        lines.append(_line([label, *cells, _won(results, label)]))
     return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    """Return one line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def p_values(results: Results, measure: str) -> dict[str, float]:
+    """Return every policy's p-value against the baseline, by the paired test with Holm's correction."""
+    others = [label for label in results.plan.runs if label != results.plan.baseline]
+    return dict(zip(others, holm([_p_value(results, label, measure) for label in others]), strict=True))
+
+
+def _won(results: Results, label: str) -> str:
+    """Say in how many of the pairs a policy did better than the baseline: in mean loss, or the other domains."""
+    if label == results.plan.baseline:
+        return "-"
+    measure = "others" if results.plan.targets else "loss"
+    pairs = list(zip(results.values(label, measure), results.values(results.plan.baseline, measure), strict=True))
+    return f"{sum(is_better(value, other, measure) for value, other in pairs)} of {len(pairs)}"
+
+
+def is_better(value: float, other: float, measure: str) -> bool:
+    """Return whether a value is better than another one."""
+    return value < other if measure in SMALLER_IS_BETTER else value > other
 
 
 def _p_value(results: Results, label: str, measure: str) -> float:
@@ -97,11 +137,11 @@ def _cell(results: Results, label: str, measure: str, *, p: float | None) -> str
 
 def _with_interval(mean: Mean, measure: str) -> str:
     """Return a mean and half its interval."""
-    half = "" if math.isnan(mean.half_width) else f" ± {_number(mean.half_width, measure)}"
-    return f"{_number(mean.mean, measure)}{half}"
+    half = "" if math.isnan(mean.half_width) else f" ± {number(mean.half_width, measure)}"
+    return f"{number(mean.mean, measure)}{half}"
 
 
-def _number(value: float, measure: str) -> str:
+def number(value: float, measure: str) -> str:
     """Return a loss with four digits behind the point, a share in percent with two."""
     return f"{100 * value:.2f} %" if measure in _AS_PERCENT else f"{value:.4f}"
 
@@ -112,23 +152,25 @@ def _signed(value: float, measure: str) -> str:
 
 
 def retention_table(results: Results) -> str:
-    """Return the retention matrix: by policy and domain, the mean relative fall of the test loss since the base model.
-
-    With targets there is a row for every policy and target, the target's own cell in bold.
-    """
-    names = [name for name, numbers in results.base.items() if numbers.get("loss") is not None]
-    lines = ["| policy | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for label in results.plan.runs:
-        for target in results.plan.targets or (None,):
-            runs = [d for cell, d in results.domains.items() if (cell.label, cell.target) == (label, target)]
-            cells = [_retained(runs, results.base, name, is_target=name == target) for name in names]
-            heading = label if target is None else f"{label}, {target}"
-            lines.append(f"| {heading} | " + " | ".join(cells) + " |")
+    """Return the retention matrix in percent, the targets' own cells in bold."""
+    names = results.domain_names()
+    lines = [_line(["policy", *names]), "|---|" + "---:|" * len(names)]
+    for (label, target), values in zip(results.rows(), retention(results), strict=True):
+        texts = [f"{100 * value:+.1f}" for value in values]
+        cells = [f"**{text}**" if name == target else text for name, text in zip(names, texts, strict=True)]
+        lines.append(_line([row_title(label, target), *cells]))
     return "\n".join(lines)
 
 
-def _retained(runs: Sequence[Domains], base: Domains, name: str, *, is_target: bool) -> str:
-    """Return the mean relative fall of one domain's loss, in percent."""
-    mean = sum(loss_fall(run, base, name) for run in runs) / len(runs)
-    text = f"{100 * mean:+.1f}"
-    return f"**{text}**" if is_target else text
+def retention(results: Results) -> list[list[float]]:
+    """Return the retention matrix: by row and domain, the mean relative fall of the test loss since the base model."""
+    runs = [[results.domains[cell] for cell in results.cells(label, target)] for label, target in results.rows()]
+    return [
+        [sum(loss_fall(run, results.base, name) for run in row) / len(row) for name in results.domain_names()]
+        for row in runs
+    ]
+
+
+def row_title(label: str, target: str | None) -> str:
+    """Return a row's title."""
+    return label if target is None else f"{label}, {target}"

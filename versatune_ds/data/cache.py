@@ -30,7 +30,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # which of the two is up to the system
-            _logger.info("Another process prepares the same data; waiting for it (%s).", path)
+            _logger.info("Another process makes the same; waiting for it (%s).", path)
             fcntl.lockf(stream, fcntl.LOCK_EX)
         yield
 

@@ -129,6 +129,14 @@ def test_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
     return {name: DomainFiles(train=(str(path),), valid=()) for name, path in paths.items()}
 
 
+def has_test_rows(data: DataConfig) -> bool:
+    """Return whether there are test rows: the built-in corpus has them, a folder with data files in `test/` does."""
+    if data.folder is None:
+        return data.synthetic is not None
+    test = data.folder / "test"
+    return test.is_dir() and bool(_paths_by_domain(test))
+
+
 def _paths_by_domain(folder: Path) -> dict[str, Path]:
     """Return the data files and folders in a folder by the name before their suffixes, sorted by it."""
     paths: dict[str, Path] = {}

@@ -1,0 +1,105 @@
+"""Draw a comparison: every policy as a point, what became of each domain, and the weights each policy ended with.
+
+The one idea: numbers stand in the cells and bars, so colour is never alone; in the heat map white is "as the base
+model", and beyond half of the loss the colour grows no stronger, so that one collapse does not pale the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from versatune_ds.comparison.intervals import mean_with_interval
+from versatune_ds.comparison.table import HEADINGS, Results, judged_by, retention, row_title
+
+_MARKERS = "osD^vP*Xh<>pd8H"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#8C564B")
+_STRONGEST = 0.5
+"""Relative change of a loss at which the heat map's colour grows no stronger."""
+_NARROWEST = 0.05
+"""Weight from which a bar has room for its number."""
+
+
+def draw_policies(results: Results, path: Path) -> Path:
+    """Draw every policy as a point: mean loss against worst domain, or the target's gain against the other domains."""
+    across, up = judged_by(results)
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for i, label in enumerate(results.plan.runs):
+        x, y = (mean_with_interval(results.values(label, measure)) for measure in (across, up))
+        axes.errorbar(
+            x.mean, y.mean, xerr=_whisker(x.half_width), yerr=_whisker(y.half_width), label=label,
+            marker=_MARKERS[i % len(_MARKERS)], color=f"C{i % 10}", linestyle="none", capsize=2, elinewidth=0.8,
+        )  # fmt: skip
+        axes.annotate(label, (x.mean, y.mean), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(HEADINGS[across] + (" (nats per token; further left is better)" if across == "loss" else ""))
+    axes.set_ylabel(HEADINGS[up] + " (relative fall of the loss; higher is better)")
+    axes.axhline(0.0, color="grey", linewidth=0.8, linestyle=":")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def draw_retention(results: Results, path: Path) -> Path:
+    """Draw the retention matrix as a heat map, blue where a domain was learned and red where it was forgotten."""
+    values, names = np.array(retention(results)), results.domain_names()
+    limit = max(min(float(np.abs(values).max()), _STRONGEST), 1e-6)
+    figure, axes = _rows_figure(results)
+    image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        ink = "white" if abs(value) > 0.6 * limit else "black"
+        axes.text(column, row, f"{100 * value:+.1f}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_title("relative fall of the loss since the base model, in percent", loc="left", fontsize=10)
+    is_clipped = bool(np.abs(values).max() > limit)
+    figure.colorbar(image, ax=axes, extend="both" if is_clipped else "neither", format=lambda v, _: f"{100 * v:+.0f}")
+    return _save(figure, path)
+
+
+def draw_weights(results: Results, path: Path) -> Path:
+    """Draw the weights each policy ended with, means over the seeds, as bars whose parts are the domains."""
+    figure, axes = _rows_figure(results)
+    names = list(dict.fromkeys(name for weights in results.weights.values() for name in weights))
+    left_R = np.zeros(len(results.rows()))
+    for k, name in enumerate(names):
+        means_R = np.array([_mean_weight(results, label, target, name) for label, target in results.rows()])
+        bars = axes.barh(range(len(means_R)), means_R, left=left_R, color=_COLOURS[k % len(_COLOURS)], label=name)
+        texts = [f"{mean:.2f}" if mean >= _NARROWEST else "" for mean in means_R]
+        axes.bar_label(bars, texts, label_type="center", fontsize=7, color="white")
+        left_R += means_R
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title("weights at the end, means over the seeds", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def _mean_weight(results: Results, label: str, target: str | None, name: str) -> float:
+    """Return a domain's mean last weight over the seeds of a row."""
+    weights: Sequence[float] = [results.weights[cell].get(name, 0.0) for cell in results.cells(label, target)]
+    return sum(weights) / len(weights)
+
+
+def _rows_figure(results: Results) -> tuple[Figure, Axes]:
+    """Return a figure as high as its rows need, with their titles."""
+    titles = [row_title(label, target) for label, target in results.rows()]
+    figure = Figure(figsize=(8, 1.4 + 0.3 * len(titles)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(titles)), titles, fontsize=8)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write a picture; return its path."""
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _whisker(half_width: float) -> float | None:
+    """Return a whisker's length, None for a single value."""
+    return None if math.isnan(half_width) else half_width
