@@ -19,9 +19,12 @@ def add_compare(commands: Commands) -> None:
     command.add_argument("comparison", type=Path, help="YAML file; see recipes/compare/")
     command.add_argument(
         "overrides", nargs="*", metavar="key=value",
-        help="keys of the comparison, e.g. seeds=[1,2], or of its recipe behind set., e.g. set.train.steps=50",
+        help="keys of the comparison, e.g. seeds=[1,2] or data.folder=my_data, or of its recipe behind set., e.g. "
+        "set.train.steps=50",
     )  # fmt: skip
-    command.add_argument("--jobs", type=int, metavar="N", help="runs under way at a time (default: one a core)")
+    command.add_argument(
+        "--jobs", type=int, metavar="N", help="runs under way at a time (default: one a GPU, else a core)"
+    )
     command.set_defaults(run=_compare)
 
 
