@@ -7,6 +7,7 @@ import yaml
 
 from versatune_ds.comparison.jobs import evaluation_options
 from versatune_ds.comparison.plan import cells_of, config_of_cell, read_plan, texts
+from versatune_ds.comparison.starting_point import check_settings
 from versatune_ds.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -123,3 +124,9 @@ def test_an_ablation_changes_nothing_but_what_its_name_says():
     several = {label for label, values in plan.runs.items() if len(values) > 1}
     assert several == {"reference_memorised", "budget_z_0"}
     assert plan.runs[plan.baseline] == {}
+
+
+def test_the_small_comparisons_of_the_project_share_one_starting_point(tmp_path):
+    for name in ("multi_ability", "expansion", "ablations"):
+        check_settings(read_plan(ROOT / "recipes" / "compare" / f"{name}.yaml", [f"output_dir={tmp_path}"]))
+    assert [folder.name for folder in tmp_path.iterdir()] == ["base-base"]
