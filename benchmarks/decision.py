@@ -48,7 +48,7 @@ def main() -> None:
 def measure(num_domains: int, *, examples_per_domain: int) -> tuple[float, float, float]:
     """Return the CPU milliseconds of a decision, of writing it down within that, and of checking it on a rank."""
     domain_set = DomainSet(tuple(f"domain{k:03}" for k in range(num_domains)))
-    settings = MixtureConfig(prior="uniform", reference={"start_fraction": 0.6}, sigma=0.1)
+    settings = MixtureConfig(policy="versatune", prior="uniform", reference={"start_fraction": 0.6}, sigma=0.1)
     controller = Controller(
         domain_set=domain_set,
         settings=settings,

@@ -88,7 +88,7 @@ def figures_of(simulation: Simulation) -> list[float]:
 
 def row_of(label: str, settings: Settings, *, num_steps: int) -> tuple[str, ...]:
     """Return one setting's line: means over the learners, and the worst learner's worst domain."""
-    config = MixtureConfig(**{"prior": PRIOR, **settings})
+    config = MixtureConfig(**{"policy": "versatune", "prior": PRIOR, **settings})
     runs = [
         figures_of(simulate(config, domain_set=DOMAINS, num_steps=num_steps, seed=seed, noise=NOISE))
         for seed in range(NUM_LEARNERS)

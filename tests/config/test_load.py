@@ -26,7 +26,7 @@ def test_a_minimal_recipe_is_enough(recipe):
     config = load_config(recipe)
     assert config.run_dir == Path("runs/mine")
     assert config.train.steps == 10
-    assert config.mixture.policy == "versatune"
+    assert config.mixture.policy == "steer"
 
 
 def test_overrides_are_typed_and_applied_in_order(recipe):

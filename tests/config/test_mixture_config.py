@@ -21,16 +21,24 @@ def mixture(**section):
     return parse_config(RECIPE | {"mixture": section}).mixture
 
 
-def test_an_empty_section_is_the_papers_rule_with_safeguards():
+def test_an_empty_section_steers_with_safeguards():
     section = mixture()
     assert (section.policy, section.prior, section.reference, section.paper) == (
-        "versatune",
+        "steer",
         "proportional",
         None,
         False,
     )
+    assert (section.steer.rate, section.steer.anchor, section.steer.potential) == (0.8, 0.5, "nats")
+    assert section.uniform_share == 0.5
     assert section.sigma == 0.5
     assert section.update_every == section.sigma_interval_steps == 50
+
+
+def test_the_paper_brings_its_own_rule_unless_another_is_named():
+    assert mixture(paper=True).policy == "versatune"
+    assert mixture(paper=True, policy="expansion", target="law").policy == "expansion"
+    assert mixture(paper=False).policy == "steer"
 
 
 @pytest.mark.parametrize(

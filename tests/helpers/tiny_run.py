@@ -48,7 +48,13 @@ def tiny_config(output_dir: Path, *overrides: str, cache_dir: Path | None = None
             "precision": "fp32",
             "deepspeed": str(ROOT / "ds_configs" / "zero2.json"),
         },
-        "mixture": {"reference": {"start_fraction": 0.5}, "update_every": 4, "sigma_interval_steps": 4, "sigma": 2.0},
+        "mixture": {
+            "policy": "versatune",
+            "reference": {"start_fraction": 0.5},
+            "update_every": 4,
+            "sigma_interval_steps": 4,
+            "sigma": 2.0,
+        },
         "checkpoint": {"every": 5},
         "monitor": {"log_every": 1},
     }

@@ -26,7 +26,7 @@ NUM_EXAMPLES = 120
 
 
 def controller_of(domain_set=DOMAINS, **settings):
-    settings = MixtureConfig(**{"prior": "uniform"} | settings)
+    settings = MixtureConfig(**{"policy": "versatune", "prior": "uniform"} | settings)
     start_K = starting_weights(settings, domain_set=domain_set, sizes_K=np.arange(1, len(domain_set) + 1))
     references = load_references(settings, domain_set=domain_set)
     return Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
@@ -219,7 +219,7 @@ def test_memorised_references_stop_the_run_at_its_first_measurement():
 
 
 def test_a_policy_without_its_references_cannot_be_built():
-    with pytest.raises(ValueError, match=r"^mixture\.reference: policy 'versatune' needs"):
+    with pytest.raises(ValueError, match=r"^mixture\.reference: policy 'steer' needs"):
         Controller(domain_set=DOMAINS, settings=MixtureConfig(), weights_K=np.array([0.5, 0.5]))
 
 

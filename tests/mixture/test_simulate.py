@@ -27,7 +27,7 @@ PRIOR = {"law": 0.2, "code": 0.3, "general": 0.5}
 
 
 def settings_of(**settings):
-    return MixtureConfig(**{"prior": PRIOR} | settings)
+    return MixtureConfig(**{"policy": "versatune", "prior": PRIOR} | settings)
 
 
 def run(num_steps=400, **settings):

@@ -29,7 +29,9 @@ DOMAINS = DomainSet(("law", "medicine", "code"))
 
 
 def start(sizes_K=None, **settings):
-    return starting_weights(MixtureConfig(**settings), domain_set=DOMAINS, sizes_K=sizes_K).tolist()
+    return starting_weights(
+        MixtureConfig(**{"policy": "versatune"} | settings), domain_set=DOMAINS, sizes_K=sizes_K
+    ).tolist()
 
 
 @st.composite

@@ -29,7 +29,7 @@ def config(tmp_path, **train):
             "model": {"from_config": {"model_type": "llama"}},
             "data": {"synthetic": {}},
             "train": {"steps": 10, **train},
-            "mixture": {},
+            "mixture": {"policy": "versatune"},
         }
     )
 

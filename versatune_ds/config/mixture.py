@@ -107,8 +107,8 @@ class Stage(Section):
 class MixtureConfig(Section):
     """Say how the mixture starts and by which rule it moves."""
 
-    policy: PolicyName = "versatune"
-    """Update rule of the weights."""
+    policy: PolicyName = "steer"
+    """Update rule of the weights; `versatune` by default where `paper` is true."""
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
     """Weights at step 0: a prior.json, a mapping, uniform, or proportional to the data."""
     prior_uniform_share: float | None = Field(default=None, ge=0, le=1)
@@ -146,6 +146,14 @@ class MixtureConfig(Section):
     steer: SteerConfig = SteerConfig()
     schedule: tuple[Stage, ...] = ()
     """Stages of the policy `schedule`, by step; the first starts at step 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_has_its_own_rule(cls, values: Any) -> Any:
+        """Take the paper's rule where the paper is asked for and no rule is named."""
+        if isinstance(values, Mapping) and values.get("paper") is True and "policy" not in values:
+            return {**values, "policy": "versatune"}
+        return values
 
     @field_validator("policy", mode="before")
     @classmethod

@@ -249,7 +249,7 @@ WARNINGS = {
         "goes to the other domains",
     ),
     "no update at all": (
-        ["mixture.update_every=10"], "policy", "mixture.update_every", "versatune, 0 updates in 10 steps",
+        ["mixture.update_every=10"], "policy", "mixture.update_every", "steer, 0 updates in 10 steps",
         "lower mixture.update_every (10)",
     ),
 }  # fmt: skip
