@@ -119,10 +119,13 @@ def test_every_comparison_of_the_project_is_valid(path):
 
 
 def test_an_ablation_changes_nothing_but_what_its_name_says():
-    """One key a run, but for references that memorised, which are refused otherwise, and the pair with a budget."""
+    """One key a run, but for memorised references, the pair with a budget, a fixed mixture, and sigma."""
     plan = read_plan(ROOT / "recipes" / "compare" / "ablations.yaml", [])
     several = {label for label, values in plan.runs.items() if len(values) > 1}
-    assert several == {"reference_memorised", "budget_z_0"}
+    sigmas = {"sigma_0.5", "sigma_2", "sigma_8"}
+    assert several == {"reference_memorised", "budget_z_0", "static_hindsight"} | sigmas
+    start = {"mixture.policy": "versatune", "mixture.prior_uniform_share": 0.5}
+    assert all(plan.runs[label] == {**start, "mixture.sigma": float(label[6:])} for label in sigmas)
     assert plan.runs[plan.baseline] == {}
 
 
