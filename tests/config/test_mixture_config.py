@@ -30,7 +30,7 @@ def test_an_empty_section_steers_with_safeguards():
         False,
     )
     assert (section.steer.rate, section.steer.anchor, section.steer.potential) == (0.8, 0.5, "nats")
-    assert section.uniform_share == 0.5
+    assert section.prior_uniform_share == 0.5
     assert section.sigma == 0.5
     assert section.update_every == section.sigma_interval_steps == 50
 
@@ -38,6 +38,7 @@ def test_an_empty_section_steers_with_safeguards():
 def test_the_paper_brings_its_own_rule_unless_another_is_named():
     assert mixture(paper=True).policy == "versatune"
     assert mixture(paper=True, policy="expansion", target="law").policy == "expansion"
+    assert mixture(paper="true").policy == "versatune"
     assert mixture(paper=False).policy == "steer"
 
 
@@ -80,6 +81,17 @@ def test_a_prior_is_a_rule_a_file_or_a_mapping(value, expected):
         ({"reference": 5}, "mixture.reference: expected a file, a mapping or start_fraction, got 5"),
         ({"prior": {"law": None}}, "mixture.prior.law: expected a number, got None"),
         ({"prior": 3}, "mixture.prior: expected uniform, proportional, a mapping or a file, got 3"),
+        (
+            {"policy": "steer", "paper": True},
+            "mixture.paper: 'steer' is no rule of the paper's; set mixture.policy=versatune as well",
+        ),
+        (
+            {"target": "law", "target_share": 0.95},
+            (
+                "mixture.target_share: 0.95 is more than a domain may have, 0.9 (mixture.safeguards.cap); lower the "
+                "one or raise the other"
+            ),
+        ),
         ({"policy": "versatun"}, "mixture.policy: unknown policy 'versatun'; did you mean 'versatune'?"),
         (
             {"policy": "expansion"},

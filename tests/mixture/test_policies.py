@@ -43,7 +43,7 @@ def settings_of(policy="versatune", num_domains=2, start_K=None, **settings):
     if policy == "schedule":
         settings.setdefault("schedule", [[0, dict.fromkeys(names, 1 / num_domains)]])
     start_K = np.full(num_domains, 1 / num_domains) if start_K is None else np.array(start_K)
-    config = MixtureConfig(policy=policy, paper=True, **settings)
+    config = MixtureConfig(policy=policy, paper=policy != "steer", **settings)
     return policy_settings(config, domain_set=DomainSet(names), start_weights_K=start_K)
 
 
@@ -141,12 +141,32 @@ def test_steer_keeps_its_target_s_share_and_steers_the_others_among_themselves()
     settings = settings_of("steer", 3, start_K=start_K, target="a", steer={"rate": 1.0, "anchor": 0.5})
     assert update("steer", start_K, signals, settings) == pytest.approx([0.6, 0.25, 0.15])
     learnt = signals_of(loss_K=[2.0, 1.0, 1.0], reference_K=[0.5, 1.0, 1.0])
-    assert update("steer", [0.6, 0.3, 0.1], learnt, settings) == pytest.approx([0.6, 0.3, 0.1])
+    assert update("steer", [0.6, 0.3, 0.1], learnt, settings) == pytest.approx(start_K)
 
 
-def test_steer_stays_when_nothing_is_left_to_learn():
+def test_steer_goes_back_to_its_start_when_nothing_is_left_to_learn():
     signals = signals_of(loss_K=[1.0, 1.0], reference_K=[1.0, 2.0])
-    assert update("steer", [0.3, 0.7], signals).tolist() == [0.3, 0.7]
+    settings = settings_of("steer", 2, start_K=[0.2, 0.8], steer={"rate": 0.5})
+    assert update("steer", [0.4, 0.6], signals, settings) == pytest.approx([0.3, 0.7])
+
+
+def test_steer_moves_less_by_what_is_within_the_noise_of_the_losses():
+    # Left to learn (.03, .01) with standard errors (.06, .08): their sum .04 is .4 of its error .1.
+    signals = replace(signals_of(loss_K=[2.0, 1.0], reference_K=[1.97, 0.99]), loss_stderr_K=np.array([0.06, 0.08]))
+    settings = {"rate": 1.0, "anchor": 0.0}
+    assert update("steer", [0.5, 0.5], signals, steer=settings) == pytest.approx([0.6, 0.4])  # .4 of (.75, .25)
+    certain = replace(signals, loss_stderr_K=np.array([0.006, 0.008]))
+    assert update("steer", [0.5, 0.5], certain, steer=settings) == pytest.approx([0.75, 0.25])
+    relative = {**settings, "potential": "relative"}  # g (.015, .01), errors (.03, .08): .025 of .0854
+    moved = 0.025 / np.hypot(0.03, 0.08)
+    assert update("steer", [0.5, 0.5], signals, steer=relative) == pytest.approx([0.5 + 0.1 * moved, 0.5 - 0.1 * moved])
+
+
+def test_to_steer_a_domain_never_measured_has_as_much_to_learn_as_the_others_not_what_they_are_ahead():
+    # Differences (1, -1, unknown): clipped (1, 0), so the unknown one counts as .5.
+    signals = signals_of(loss_K=[2.0, 1.0, np.nan], reference_K=[1.0, 2.0, np.nan])
+    after_K = update("steer", [1 / 3] * 3, signals, steer={"rate": 1.0, "anchor": 0.0})
+    assert after_K == pytest.approx([2 / 3, 0.0, 1 / 3])
 
 
 @pytest.mark.parametrize("policy", sorted(FIXED_POLICIES))

@@ -135,7 +135,40 @@ def test_a_run_steered_by_training_losses_and_stopped_amid_an_interval_is_the_un
     assert_same_run(config, trained)
 
 
-@pytest.mark.parametrize("name", ["held_out", "trained"])
+STEER = (
+    "mixture.policy=steer",
+    "mixture.prior={code: 0.5, finance: 0.1, general: 0.1, law: 0.1, medicine: 0.1, science: 0.1}",
+    "mixture.reference={code: 1, finance: 2, general: 3, law: 4, medicine: 5, science: 5.5}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory, cache_dir):
+    config = tiny_config(tmp_path_factory.mktemp("steered"), *STEER, cache_dir=cache_dir)
+    train_ranks(config)
+    return config
+
+
+def test_steer_moves_on_the_measurement_before_training_and_serves_it_from_the_third_step(steered):
+    first, second = decisions_of(steered)[:2]
+    assert (first["update"], first["effective_step"]) == (0, 3)
+    assert first["weights_before"]["code"] == pytest.approx((0.5 + 1 / 6) / 2)
+    assert first["weights_after"]["finance"] > first["weights_before"]["finance"]
+    assert second["weights_before"] == first["weights_after"]
+    requested = {line["step"]: line for line in read_lines(steered.run_dir / "metrics.jsonl") if "train/loss" in line}
+    assert requested[2]["domain/code/weight"] == pytest.approx(first["weights_before"]["code"])
+    assert requested[3]["domain/code/weight"] == pytest.approx(first["weights_after"]["code"])
+
+
+@pytest.mark.parametrize("stop_after", [2, 6])
+def test_a_steered_run_that_is_stopped_is_the_uninterrupted_one(tmp_path, cache_dir, steered, stop_after):
+    config = tiny_config(tmp_path, *STEER, cache_dir=cache_dir)
+    train_ranks(config, stop_after=stop_after)
+    train_ranks(config)
+    assert_same_run(config, steered)
+
+
+@pytest.mark.parametrize("name", ["held_out", "trained", "steered"])
 def test_the_replay_of_a_run_gives_its_own_decisions(request, name):
     given = request.getfixturevalue(name)
     config = given[0] if isinstance(given, tuple) else given

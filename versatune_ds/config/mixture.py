@@ -147,14 +147,6 @@ class MixtureConfig(Section):
     schedule: tuple[Stage, ...] = ()
     """Stages of the policy `schedule`, by step; the first starts at step 0."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _paper_has_its_own_rule(cls, values: Any) -> Any:
-        """Take the paper's rule where the paper is asked for and no rule is named."""
-        if isinstance(values, Mapping) and values.get("paper") is True and "policy" not in values:
-            return {**values, "policy": "versatune"}
-        return values
-
     @field_validator("policy", mode="before")
     @classmethod
     def _read_policy(cls, value: Any) -> Any:
@@ -198,16 +190,20 @@ class MixtureConfig(Section):
             return value
         return [{"step": s[0], "weights": s[1]} if isinstance(s, list | tuple) and len(s) == 2 else s for s in value]
 
-    @property
-    def uniform_share(self) -> float:
-        """Return `prior_uniform_share`, or what it is by default for the policy."""
-        if self.prior_uniform_share is not None:
-            return self.prior_uniform_share
-        return _STEER_UNIFORM_SHARE if self.policy == "steer" else 0.0
-
     @model_validator(mode="after")
     def _has_what_the_policy_needs(self) -> MixtureConfig:
-        """Check that the policy's own keys are there and ordered."""
+        """Check that the policy's own keys are there, ordered, and not at odds with others."""
+        if self.paper and "policy" not in self.model_fields_set:
+            object.__setattr__(self, "policy", "versatune")
+        if self.prior_uniform_share is None:
+            object.__setattr__(self, "prior_uniform_share", _STEER_UNIFORM_SHARE if self.policy == "steer" else 0.0)
+        if self.paper and self.policy == "steer":
+            raise ValueError("mixture.paper: 'steer' is no rule of the paper's; set mixture.policy=versatune as well")
+        if self.policy == "steer" and self.target is not None and self.target_share > self.safeguards.cap:
+            raise ValueError(
+                f"mixture.target_share: {self.target_share} is more than a domain may have, {self.safeguards.cap} "
+                "(mixture.safeguards.cap); lower the one or raise the other"
+            )
         if self.policy in TARGETED_POLICIES and self.target is None:
             raise ValueError(f"mixture.target: policy {self.policy!r} needs it; name the domain to strengthen")
         if self.policy == "schedule" and (not self.schedule or self.schedule[0].step != 0):

@@ -21,6 +21,8 @@ from versatune_ds.mixture.settings import PolicySettings
 from versatune_ds.mixture.signals import Signals, neutral
 from versatune_ds.mixture.weights import normalise
 
+_SMALLEST_LOSS = 1e-12
+
 Policy = Callable[[np.ndarray, Signals, int, PolicySettings], np.ndarray]
 
 
@@ -120,25 +122,27 @@ def schedule(weights_K: np.ndarray, signals: Signals, step: int, settings: Polic
 def steer(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:
     """Return weights moved towards what is left to learn, anchored in the starting mixture.
 
-    P <- (1 - a) P + a T,  T = (1 - anchor) * e / sum e + anchor * P(0),  a = 1 - (1 - rate)^n,
+    P <- (1 - a) P + a T,  a = 1 - (1 - rate)^n,  T = m * e / sum e + (1 - m) * P(0),
     e = max(l - l_reference, 0) in nats per loss token, or its share of the loss (the paper's g) where `steer.potential`
-    is `relative`. T depends on the losses of now alone, so nothing drifts or collapses; the anchor keeps every domain
-    that the start gave weight to from being forgotten. With a target, that domain keeps the share it started with
-    (`mixture.target_share`), and the others do this among themselves.
+    is `relative`;  m = (1 - anchor) * min(sum e / its standard error, 1), so that what is within the noise of the
+    losses moves less, and a mixture with nothing left to learn goes back to its start.
+    T depends on the losses of now alone and leaves every domain `anchor` of its starting share: nothing drifts or
+    collapses. With a target, that domain keeps the share it started with (`mixture.target_share`), and the others do
+    this among themselves.
 
     Example: P = P(0) = (.5, .5), e (.6, .2), anchor .5, rate .4, n 1 -> T = (.625, .375), P = (.55, .45).
 
-    Source: METHOD.md section 11 (proportional tracking, and a start chosen by what is to be protected).
-    Differences from the paper: everything but the signal; benchmarks/results/comparisons compares the two.
+    Source: METHOD.md section 12.
+    Differences from the paper: the rule; its reference losses are the signal here too. benchmarks/results/comparisons
+    compares the two.
     """
     left_K, target_id = left_to_learn(signals, settings), settings.target_id
     target_share = 0.0 if target_id is None else float(settings.start_weights_K[target_id])
-    if target_id is not None:
-        left_K[target_id] = 0.0
-    if left_K.sum() <= 0:
-        return weights_K
-    moving_K = (1.0 - settings.anchor) * (1.0 - target_share) * normalise(left_K)
-    tracked_K = moving_K + settings.anchor * settings.start_weights_K
+    left, noise = float(left_K.sum()), _noise_of_sum(signals, settings)
+    moving = (1.0 - settings.anchor) * (1.0 if left > noise else left / noise if noise > 0 else 0.0)
+    tracked_K = (1.0 - moving) * settings.start_weights_K
+    if left > 0:
+        tracked_K = tracked_K + moving * (1.0 - target_share) * normalise(left_K)
     if target_id is not None:
         tracked_K[target_id] = target_share
     share = 1.0 - (1.0 - settings.rate) ** settings.num_intervals
@@ -146,10 +150,22 @@ def steer(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySe
 
 
 def left_to_learn(signals: Signals, settings: PolicySettings) -> np.ndarray:
-    """Return what `steer` tracks, [K]: the loss above its reference in nats, or as a share of the loss."""
+    """Return what `steer` tracks, [K]: loss above its reference in nats, or as a share of the loss; 0 for a target."""
     if settings.potential == "relative":
-        return neutral(signals.learnable_potential_K).copy()
-    return np.maximum(neutral(signals.loss_K - signals.reference_loss_K), 0.0)
+        left_K = neutral(signals.learnable_potential_K).copy()
+    else:
+        left_K = neutral(np.maximum(signals.loss_K - signals.reference_loss_K, 0.0))
+    if settings.target_id is not None:
+        left_K[settings.target_id] = 0.0
+    return left_K
+
+
+def _noise_of_sum(signals: Signals, settings: PolicySettings) -> float:
+    """Return the standard error of the sum of what is left to learn; 0 where errors are unknown."""
+    stderr_K = np.nan_to_num(signals.loss_stderr_K)
+    if settings.potential == "relative":
+        stderr_K = stderr_K / np.maximum(np.nan_to_num(signals.loss_K, nan=1.0), _SMALLEST_LOSS)
+    return float(np.sqrt(np.sum(stderr_K**2)))
 
 
 POLICIES: dict[str, Policy] = {

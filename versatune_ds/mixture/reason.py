@@ -53,9 +53,14 @@ def _potential_reason(signals: Signals, *, settings: PolicySettings, domain_set:
         return f"Policy {settings.policy}: no potential is known"
     if np.nanmax(signals.learnable_potential_K) <= 0:
         return f"Policy {settings.policy}: every domain is at or below its reference loss"
-    potential_K, form = signals.learnable_potential_K, "potential {:.3f}"
+    potential_K, form = signals.learnable_potential_K.copy(), "potential {:.3f}"
     if settings.policy == "steer" and settings.potential == "nats":
-        potential_K, form = signals.loss_K - signals.reference_loss_K, "{:.3f} nats above its reference"
+        potential_K = np.maximum(signals.loss_K - signals.reference_loss_K, 0.0)
+        form = "{:.3f} nats above its reference"
+    if settings.target_id is not None and len(potential_K) > 1:
+        potential_K[settings.target_id] = np.nan  # its share is given
+    if np.all(np.isnan(potential_K)):
+        return f"Policy {settings.policy}: no potential is known"
     most, least = int(np.nanargmax(potential_K)), int(np.nanargmin(potential_K))
     return (
         f"Policy {settings.policy}: {domain_set.names[most]} has most left to learn "

@@ -1,7 +1,7 @@
 """Resolve a recipe's mixture section into the numbers that policies and safeguards use.
 
-The one idea: this is the only file that knows `paper`. Everything `mixture.paper: true` switches off is switched off
-here: interval exponent, floor, cap, KL limit, pull, budget, alarm and the confidence bound.
+The one idea: only the recipe's section and this file know `paper`. Everything `mixture.paper: true` switches off is
+switched off here: interval exponent, floor, cap, KL limit, pull, budget, alarm and the confidence bound.
 
 Shape legend: **K** domains.
 """
@@ -71,7 +71,7 @@ class PolicySettings:
         What `steer` tracks depends on the losses of now alone, so it is known before the first step; the rules of the
         paper move from one measurement to the next.
         """
-        return self.interval_steps or 0 if self.policy == "steer" else 0
+        return self.interval_steps if self.policy == "steer" and self.interval_steps is not None else 0
 
     def after_steps(self, elapsed_steps: int) -> PolicySettings:
         """Return the settings of an update that acts over so many steps: elapsed / interval intervals."""
@@ -111,7 +111,9 @@ def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_wei
     """
     is_targeted = settings.policy in TARGETED_POLICIES or (settings.policy == "steer" and settings.target is not None)
     if is_targeted and len(domain_set) < 2:
-        raise ValueError(f"mixture.policy: {settings.policy!r} needs at least two domains, this run has one")
+        raise ValueError(
+            f"mixture.policy: {settings.policy!r} needs at least two domains where it has a target, this run has one"
+        )
     return PolicySettings(
         policy=settings.policy,
         sigma=settings.sigma,
