@@ -18,8 +18,11 @@ def write_run(
     num_steps: int = 40,
     every: int = 10,
     best: int = 0,
+    policy: str = "versatune",
 ) -> Path:
     """Write a complete run with an update every `every` steps; domain `best` gains weight and learns most.
+
+    Under policy `steer` the measurement before training is the first of the moves.
 
     At a share p of its steps, domain k's loss is 4 - p * (2 if k is best else 1) + k / 8; standard errors are 0.0625.
     The floor acts at the second update, and there alone.
@@ -29,7 +32,7 @@ def write_run(
     decisions, metrics, num_tokens = [], [], dict.fromkeys(names, 0)
     for step in range(0, num_steps + 1, every):
         losses = {n: 4 - step / num_steps * (2 if k == best else 1) + k / 8 for k, n in enumerate(names)}
-        after = weights if step == 0 else _moved(weights, names[best])
+        after = weights if step == 0 and policy != "steer" else _moved(weights, names[best])
         if step:
             num_tokens = {n: count + round(8192 * weights[n]) for n, count in num_tokens.items()}
             metrics.append(_logged(step, weights, num_tokens))
@@ -38,7 +41,7 @@ def write_run(
         weights = after
     _write_lines(folder / "metrics.jsonl", metrics)
     _write_lines(folder / "decisions.jsonl", decisions)
-    config = {"run": {"name": folder.name}, "mixture": {"policy": "versatune"}, "train": {"steps": num_steps}}
+    config = {"run": {"name": folder.name}, "mixture": {"policy": policy}, "train": {"steps": num_steps}}
     (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     (folder / "environment.json").write_text(json.dumps({"python": "3.11", "devices": ["cpu"]}), encoding="utf-8")
     (folder / "prior.json").write_text(

@@ -230,6 +230,8 @@ def test_an_explanation_names_numbers_reason_safeguards_and_inputs():
     assert "pin: code" in text
     assert "pins={'code': 0.25}" in text
     assert decisions[5].digest in text
+    loss, signals = decisions[5].losses["law"]["mean"], decisions[5].signals["law"]
+    assert f" {loss - signals['reference_loss']:.4f} {signals['learnable_potential']:.4f} " in " ".join(text.split())
 
 
 def test_an_explanation_of_a_skipped_update_says_so():

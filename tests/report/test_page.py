@@ -10,7 +10,7 @@ from written_run import HOSTILE, write_run
 
 from versatune_ds.report import finish
 from versatune_ds.report.charts import Chart, Line
-from versatune_ds.report.decision_list import decision_rows
+from versatune_ds.report.decision_list import COLUMNS, decision_rows
 from versatune_ds.report.domain_file import domain_file
 from versatune_ds.report.page import render_page
 from versatune_ds.report.run_charts import charts_of, served_shares
@@ -100,6 +100,41 @@ def test_the_headline_says_what_moved_why_and_what_came_of_it(tmp_path):
         "The mean validation loss fell from 4.125 to 2.792 nats per token; no domain ended above its first loss."
     )
     assert third == "Safeguards acted in 1 of 4 updates: floor (1)."
+
+
+def test_what_steer_moves_before_training_is_shown_from_the_step_at_which_it_holds(tmp_path):
+    run_dir = write_run(tmp_path / "one", policy="steer")
+    charts = data_of(page_of(run_dir))["charts"]
+    assert charts["run1-weights"]["steps"] == [0, 3, 13, 23, 33, 40]
+    assert charts["run1-weights"]["lines"][0]["values"][:3] == [1 / 3, 0.375, 0.375 + 0.625 / 16]
+    assert charts["run1-moves"]["lines"][0]["values"][1] == 0.375 - 1 / 3
+
+
+def test_the_headline_counts_from_the_start_and_says_what_steer_follows(tmp_path):
+    first, _, third = headline(read_series(write_run(tmp_path / "one", policy="steer")))
+    assert first == (
+        "Over 5 updates, policy steer gave most weight to law (0.333 to 0.517) and took most from code (0.333 to "
+        "0.241): on average over the updates general had most left to learn (2.750 nats above its reference) and law "
+        "least (2.000)."
+    )
+    assert third == "Safeguards acted in 1 of 5 updates: floor (1)."
+    short = read_series(write_run(tmp_path / "short", policy="steer", num_steps=9))
+    assert headline(short)[0].startswith("Over 1 update, policy steer gave most weight to law (0.333 to 0.375)")
+
+
+def test_the_headline_says_the_share_of_the_loss_where_steer_follows_that(tmp_path):
+    run_dir = write_run(tmp_path / "one", policy="steer")
+    config = {"mixture": {"policy": "steer", "steer": {"potential": "relative"}}}
+    (run_dir / "config.yaml").write_text(json.dumps(config))
+    assert "general had most left to learn (potential 0.731)" in headline(read_series(run_dir))[0]
+
+
+def test_a_decision_shows_what_is_left_above_the_reference(tmp_path):
+    run_dir = write_run(tmp_path / "one")
+    charts = data_of(page_of(run_dir))["charts"]
+    assert charts["run1-above"]["lines"][1]["values"] == [3.125, 2.875, 2.625, 2.375, 2.125]
+    rows = decision_rows(read_series(run_dir), slots={"law": 0, "code": 1, "general": 2})
+    assert dict(zip(COLUMNS, rows[4].rows[1], strict=True))["above reference"] == "2.1250"
 
 
 def test_safeguards_are_known_by_their_names():

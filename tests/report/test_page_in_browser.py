@@ -77,8 +77,9 @@ def test_the_numbers_shown_at_a_step_are_those_of_the_runs_files(show, folders):
     loss, signals = made["losses"]["law"], made["signals"]["law"]
     before, after = made["weights_before"]["law"], made["weights_after"]["law"]
     assert cells == [
-        "law", f"{loss['mean']:.4f}", f"{loss['stderr']:.4f}", "1.0000", f"{signals['learnable_potential']:.4f}",
-        "0.00%", "0.00%", "0.00%", f"{before:.4f}", f"{after:.4f}", f"▲ up {after - before:.4f}",
+        "law", f"{loss['mean']:.4f}", f"{loss['stderr']:.4f}", "1.0000", f"{loss['mean'] - 1:.4f}",
+        f"{signals['learnable_potential']:.4f}", "0.00%", "0.00%", "0.00%", f"{before:.4f}", f"{after:.4f}",
+        f"▲ up {after - before:.4f}",
     ]  # fmt: skip
 
 

@@ -22,12 +22,17 @@ from versatune_ds.domains import DomainSet
 Number = float | int | None
 
 
+def above_reference(loss: Number, reference: Number) -> float | None:
+    """Return how far a loss lies above its reference in nats, at least 0; None where one of them is unknown."""
+    return None if loss is None or reference is None else max(float(loss - reference), 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Hold one decision.
 
     Attributes:
-        update: Number of the update; 0 is the measurement before training, which moves nothing.
+        update: Number of the update; 0 is the measurement before training, which moves weights under `steer` alone.
         decided_at_step: Optimizer step after which the losses were measured.
         effective_step: Optimizer step from which `weights_after` hold.
         losses: Domain to {mean, stderr, num_loss_tokens}; null where unknown or not a number.

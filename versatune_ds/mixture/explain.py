@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.decision import Decision, above_reference
 from versatune_ds.mixture.replay import NOT_COUNTERFACTUAL, first_difference
 from versatune_ds.mixture.simulate import Simulation
 from versatune_ds.mixture.weights import effective_num_domains
@@ -48,7 +48,9 @@ def decision_at(decisions: Sequence[Decision], step: int) -> Decision:
 
 def explain(decision: Decision) -> str:
     """Return one decision in words and numbers."""
-    header = ("domain", "loss", "+-", "reference", "potential", "forgot", "vs best", "vs start", "weight", "change")
+    header = (
+        "domain", "loss", "+-", "reference", "above", "potential", "forgot", "vs best", "vs start", "weight", "change",
+    )  # fmt: skip
     rows = [_domain_row(decision, name) for name in decision.weights_after]
     before, after = (
         effective_num_domains(np.array([*w.values()])) for w in (decision.weights_before, decision.weights_after)
@@ -77,6 +79,7 @@ def _domain_row(decision: Decision, name: str) -> tuple[str, ...]:
         _number(losses["mean"], 4),
         _number(losses["stderr"], 4),
         _number(signals["reference_loss"], 4),
+        _number(above_reference(losses["mean"], signals["reference_loss"]), 4),
         _number(signals["learnable_potential"], 4),
         _percent(signals["forgetting_degree"]),
         _percent(signals["forgetting_from_best"]),

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatune_ds.report.scales import evenly, format_value
-from versatune_ds.report.series import RunSeries, number_or_none, of_domain
+from versatune_ds.report.series import RunSeries, loss_above_reference, number_or_none, of_domain
 from versatune_ds.report.story import changes_of_weights, safeguard_kinds
 
 COLUMNS = (
-    "domain", "loss", "± error", "reference", "potential", "forgot: previous", "best", "start", "weight before",
-    "after", "change",
+    "domain", "loss", "± error", "reference", "above reference", "potential", "forgot: previous", "best", "start",
+    "weight before", "after", "change",
 )  # fmt: skip
 _MAX_ROWS = 6000
 """Rows of all decisions' tables together."""
@@ -91,6 +91,7 @@ def _domain_cells(decision: Mapping[str, Any], name: str, change: float | None) 
         name,
         *(format_value(number_or_none(losses.get(key)), "loss") for key in ("mean", "stderr")),
         format_value(number_or_none(signals.get("reference_loss")), "loss"),
+        format_value(loss_above_reference(decision, name), "loss"),
         format_value(number_or_none(signals.get("learnable_potential")), "weight"),
         *(format_value(number_or_none(signals.get(key)), "share") for key in forgetting),
         *(

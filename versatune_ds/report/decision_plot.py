@@ -1,6 +1,6 @@
 """Draw decisions alone: what a simulation came to, or a replay.
 
-The one idea: four small panels over the same steps, one line a domain; colour and line style together tell domains
+The one idea: six small panels over the same steps, one line a domain; colour and line style together tell domains
 apart.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.decision import Decision, above_reference
 
 _STYLES = ("-", "--", "-.", ":")
 
@@ -21,24 +21,28 @@ Value = Callable[[Decision, str], float | None]
 _PANELS: dict[str, Value] = {
     "Weight decided": lambda decision, name: decision.weights_after[name],
     "Loss (nats per token)": lambda decision, name: decision.losses[name]["mean"],
+    "Loss above its reference (nats per token)": lambda decision, name: above_reference(
+        decision.losses[name]["mean"], decision.signals[name]["reference_loss"]
+    ),
     "Learnable potential": lambda decision, name: decision.signals[name]["learnable_potential"],
+    "Forgetting from the best": lambda decision, name: decision.signals[name]["forgetting_from_best"],
     "Forgetting from the start": lambda decision, name: decision.signals[name]["forgetting_from_start"],
 }
 
 
 def plot_decisions(decisions: Sequence[Decision], path: Path) -> Path:
-    """Write one picture with weights, losses, potential and forgetting at every decision; return its path.
+    """Write one picture with weights, losses, what is left to learn and forgetting at every decision; return its path.
 
     Args:
         decisions: At least one, in the order they were made.
         path: Picture to write; its ending chooses the format, PNG without one.
     """
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True)
+    figure = Figure(figsize=(11, 10), layout="constrained")
+    panels = figure.subplots(3, 2, sharex=True)
     for axes, (title, value) in zip(panels.flat, _PANELS.items(), strict=True):
         _draw(axes, decisions, value)
         axes.set_title(title, loc="left", fontsize=11)
-    for axes in panels[1]:
+    for axes in panels[-1]:
         axes.set_xlabel("optimizer step")
     handles, names = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), fontsize=8, frameon=False)

@@ -18,7 +18,13 @@ from versatune_ds.report.losses import (
     training_losses,
 )
 from versatune_ds.report.scales import Values, axis_for
-from versatune_ds.report.series import RunSeries, number_or_none, of_domain, requested_weights
+from versatune_ds.report.series import (
+    RunSeries,
+    loss_above_reference,
+    number_or_none,
+    of_domain,
+    requested_weights,
+)
 
 _FORGETTING = (
     ("forgetting_degree", "against the measurement before"),
@@ -44,6 +50,7 @@ class RunCharts:
     moves: Chart | None
     served: Chart | None
     losses: list[Chart]
+    above_reference: Chart | None
     potential: Chart | None
     forgetting: list[Chart]
     epochs: Chart | None
@@ -51,7 +58,7 @@ class RunCharts:
 
     def __iter__(self) -> Iterator[Chart]:
         """Go over all charts."""
-        single = (self.weights, self.moves, self.served, self.potential, self.epochs)
+        single = (self.weights, self.moves, self.served, self.above_reference, self.potential, self.epochs)
         yield from (chart for chart in single if chart is not None)
         yield from (*self.losses, *self.forgetting, *self.training)
 
@@ -71,6 +78,7 @@ def charts_of(series: RunSeries, *, prefix: str, slots: Mapping[str, int], x_end
         moves=made.moves(),
         served=made.served(),
         losses=made.losses(),
+        above_reference=made.above_reference(),
         potential=made.signal("learnable_potential", title="Learnable potential", note=_POTENTIAL_NOTE),
         forgetting=[c for key, words in _FORGETTING if (c := made.signal(key, title=f"Forgetting {words}", note=""))],
         epochs=made.epochs(),
@@ -164,6 +172,14 @@ class _Maker:
         }
         kind = "weight" if key == "learnable_potential" else "share"
         return self._chart(key, title, kind, steps, values, note=note, height=200)
+
+    def above_reference(self) -> Chart | None:
+        """Return how far each loss lay above its reference."""
+        decisions, names = self.series.decisions, self.series.domain_names
+        steps = [decision["decided_at_step"] for decision in decisions]
+        values = {name: [loss_above_reference(decision, name) for decision in decisions] for name in names}
+        note = "In nats per loss token, at least 0: what policy steer follows by default."
+        return self._chart("above", "Loss above its reference", "loss", steps, values, note=note, height=200)
 
     def epochs(self) -> Chart | None:
         """Return passes over the data."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from versatune_ds.mixture.decision import above_reference
+
 _FILES = ("config.yaml", "environment.json", "metrics.jsonl", "decisions.jsonl")
 """Files by which a folder is known as a run's."""
 
@@ -65,6 +67,11 @@ class RunSeries:
         """The last step on record, 0 before the first."""
         decided = self.decisions[-1]["decided_at_step"] if self.decisions else 0
         return max([decided, *(line["step"] for line in self.metrics[-1:])])
+
+    @property
+    def updates(self) -> tuple[dict[str, Any], ...]:
+        """The decisions that may move weights; the measurement before training is one where it did move them."""
+        return tuple(d for d in self.decisions if d.get("update") or d["weights_after"] != d["weights_before"])
 
     @property
     def num_steps(self) -> int | None:
@@ -154,8 +161,7 @@ def requested_weights(series: RunSeries) -> tuple[list[int], dict[str, list[floa
     start, last_step = _weights_at_start(series), series.last_step
     points = [(0, start)] + [
         (decision.get("effective_step", decision["decided_at_step"]), decision["weights_after"])
-        for decision in series.decisions
-        if decision.get("update")
+        for decision in series.updates
     ]
     shown = [(step, weights) for step, weights in points if step <= last_step]
     shown.append((max(last_step, 1), shown[-1][1]))
@@ -170,6 +176,12 @@ def of_domain(decision: Mapping[str, Any], part: str, name: str) -> Mapping[str,
     by_name = decision.get(part)
     entry = by_name.get(name) if isinstance(by_name, Mapping) else None
     return entry if isinstance(entry, Mapping) else {}
+
+
+def loss_above_reference(decision: Mapping[str, Any], name: str) -> float | None:
+    """Return how many nats a domain's loss lay above its reference in a decision, at least 0."""
+    loss, reference = of_domain(decision, "losses", name).get("mean"), of_domain(decision, "signals", name)
+    return above_reference(number_or_none(loss), number_or_none(reference.get("reference_loss")))
 
 
 def number_or_none(value: Any) -> float | None:

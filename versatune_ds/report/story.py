@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from versatune_ds.mixture.settings import FIXED_POLICIES
-from versatune_ds.report.series import RunSeries, number_or_none
+from versatune_ds.report.series import RunSeries, loss_above_reference, number_or_none, of_domain
 
 _SMALLEST_MOVE = 5e-5
 _POTENTIAL_POLICIES = ("versatune", "steer", "expansion")
@@ -21,7 +21,7 @@ def headline(series: RunSeries) -> list[str]:
     """Return what the mixture did and why, what became of the losses, and which safeguards acted."""
     if not series.decisions:
         return ["No decision is on record yet: the losses before training have not been measured."]
-    updates = [decision for decision in series.decisions if decision.get("update")]
+    updates = series.updates
     if not updates:
         return ["The losses before training are measured; the mixture has not been updated yet."]
     return [text for text in (_moved(series, updates), _losses(series), _safeguards(updates)) if text]
@@ -47,7 +47,7 @@ def mean_of_losses(series: RunSeries) -> tuple[float, float] | None:
     return sum(losses[0][1] for losses in pairs) / len(pairs), sum(losses[-1][1] for losses in pairs) / len(pairs)
 
 
-def _moved(series: RunSeries, updates: list[dict[str, Any]]) -> str:
+def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
     """Say where weight went and why."""
     policy, count = series.setting("mixture.policy") or "of this run", times(len(updates), "update")
     first, last = updates[0]["weights_before"], updates[-1]["weights_after"]
@@ -60,26 +60,28 @@ def _moved(series: RunSeries, updates: list[dict[str, Any]]) -> str:
         f"Over {count}, policy {policy} gave most weight to {up} ({first[up]:.3f} to {last[up]:.3f}) "
         f"and took most from {down} ({first[down]:.3f} to {last[down]:.3f})"
     )
-    return f"{moved}{_why(policy, updates)}."
+    return f"{moved}{_why(series, updates)}."
 
 
-def _why(policy: str, updates: list[dict[str, Any]]) -> str:
-    """Say who had most and least left to learn, where the policy acts on that."""
-    sums: dict[str, list[float]] = {}
-    for update in updates:
-        signals = update.get("signals")
-        for name, values in (signals if isinstance(signals, Mapping) else {}).items():
-            potential = number_or_none(values.get("learnable_potential")) if isinstance(values, Mapping) else None
-            if potential is not None:
-                sums.setdefault(name, []).append(potential)
-    if policy not in _POTENTIAL_POLICIES or not sums:
+def _why(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
+    """Say who had most and least left to learn, where the policy acts on that, in the measure that it follows."""
+    policy = series.setting("mixture.policy")
+    is_nats = policy == "steer" and series.setting("mixture.steer.potential") != "relative"
+    left = loss_above_reference if is_nats else _potential
+    by_name = {name: [x for update in updates if (x := left(update, name)) is not None] for name in series.domain_names}
+    means = {name: sum(values) / len(values) for name, values in by_name.items() if values}
+    if policy not in _POTENTIAL_POLICIES or not means:
         return ""
-    means = {name: sum(values) / len(values) for name, values in sums.items()}
     most, least = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
+    found = f"{means[most]:.3f} nats above its reference" if is_nats else f"potential {means[most]:.3f}"
     return (
-        f": on average over the updates {most} had most left to learn "
-        f"(potential {means[most]:.3f}) and {least} least ({means[least]:.3f})"
+        f": on average over the updates {most} had most left to learn ({found}) and {least} least ({means[least]:.3f})"
     )
+
+
+def _potential(decision: Mapping[str, Any], name: str) -> float | None:
+    """Return a domain's learnable potential in a decision."""
+    return number_or_none(of_domain(decision, "signals", name).get("learnable_potential"))
 
 
 def _losses(series: RunSeries) -> str:
@@ -101,7 +103,7 @@ def rise_from_start(series: RunSeries, name: str) -> float:
     return max(losses[-1][1] / losses[0][1] - 1, 0.0) if losses and losses[0][1] > 0 else 0.0
 
 
-def _safeguards(updates: list[dict[str, Any]]) -> str:
+def _safeguards(updates: Sequence[Mapping[str, Any]]) -> str:
     """Say which safeguards acted, and how often."""
     kinds = [safeguard_kinds(update.get("acted")) for update in updates]
     counts = Counter(kind for of_update in kinds for kind in of_update)

@@ -71,7 +71,7 @@ def facts(series: RunSeries) -> list[tuple[str, str]]:
     speeds = sorted(value for _, value in series.of("perf/tokens_per_second"))
     found = [
         ("steps", f"{series.last_step:,} of {series.num_steps:,}" if series.num_steps else f"{series.last_step:,}"),
-        ("updates", f"{sum(1 for decision in series.decisions if decision.get('update')):,}"),
+        ("updates", f"{len(series.updates):,}"),
         ("mean validation loss", f"{means[0]:.3f} → {means[1]:.3f}" if means else None),
         ("tokens", f"{sum(known_tokens):,.0f}" if known_tokens else None),
         ("tokens per second, median", f"{speeds[len(speeds) // 2]:,.0f}" if speeds else None),

@@ -14,9 +14,10 @@ _STYLES = ("-", "--", "-.", ":")
 def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:
     """Return the weights over the steps from which they hold, as stacked areas told apart by colour and hatching."""
     figure, axes = _axes("weight")
-    steps = [decision["effective_step"] if decision["update"] else 0 for decision in decisions]
-    names = list(decisions[0]["weights_after"])
-    layers = [[decision["weights_after"][name] for decision in decisions] for name in names]
+    first = decisions[0]
+    steps = [first["decided_at_step"], *(decision["effective_step"] for decision in decisions)]
+    names = list(first["weights_after"])
+    layers = [[first["weights_before"][name], *(d["weights_after"][name] for d in decisions)] for name in names]
     areas = axes.stackplot(steps, layers, labels=names, step="post")
     for i, area in enumerate(areas):
         area.set_hatch(_HATCHES[i // 10 % len(_HATCHES)])
