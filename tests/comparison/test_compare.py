@@ -130,5 +130,11 @@ def test_a_comparison_goes_on_after_a_failed_run_and_gives_the_same_when_a_run_i
     assert losses["uniform-seed1"] != losses["uniform-seed2"]
     shutil.rmtree(folder / "runs" / "versatune-seed2")
     assert compare(comparison, [], num_jobs=1).read_text() == text
-    with pytest.raises(ValueError, match="uniform-seed1: made with other settings; remove it"):
+    with pytest.raises(ValueError, match="uniform-seed1: made with other settings or from another base model; remove"):
         compare(comparison, ["exact=0"], num_jobs=1)
+    (weights,) = (read_plan(comparison, []).start_folder / "base_model").glob("*.safetensors")
+    whole = bytearray(weights.read_bytes())
+    whole[-4] ^= 1  # one bit of one weight
+    weights.write_bytes(whole)
+    with pytest.raises(ValueError, match="uniform-seed1: made with other settings or from another base model"):
+        compare(comparison, [], num_jobs=1)

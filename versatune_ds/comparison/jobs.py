@@ -17,6 +17,7 @@ from typing import Any
 
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, overrides_of, texts
 from versatune_ds.comparison.processes import places, start_process
+from versatune_ds.comparison.starting_point import digest_of_start
 from versatune_ds.config import load_config
 from versatune_ds.data.domain_files import has_test_rows
 from versatune_ds.training.evaluation.command import RESULT_FILE, EvaluateOptions, evaluate
@@ -25,7 +26,6 @@ from versatune_ds.training.worker import run_worker
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
-_SETTINGS_FILE = "comparison.json"
 _BASE_FILE = "base_evaluation.json"
 
 
@@ -86,6 +86,7 @@ def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str
     settings_path = path.with_name("base_comparison.json")
     config = load_config(plan.recipe, [*start, *texts(plan.set)]).model_dump(mode="json")
     settings = {"data": config["data"], "model": config["model"], **_evaluation_settings(plan)}
+    settings["start"] = digest_of_start(plan.start_folder)
     if not path.is_file() or _read(settings_path) != settings:
         process = start_process(partial(_evaluate_base, plan, start, path), log=log, gpu=places(1, gpus=gpus)[0])
         process.join()
@@ -129,23 +130,29 @@ def _log_of(plan: ComparisonPlan, cell: Cell) -> Path:
 
 
 def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
-    """Return whether a run was evaluated, with the keys it has now.
+    """Return whether a run was evaluated, with the keys and the starting point it has now.
 
     Raises:
-        ValueError: If it was made with other keys: results of two settings must not meet in one table.
+        ValueError: If it was made, or begun, with others: results of two settings must not meet in one table.
     """
-    folder = folder_of(plan, cell)
-    if not (folder / RESULT_FILE).is_file():
-        return False
-    if _read(folder / _SETTINGS_FILE) != _settings_of(plan, cell, start):
-        raise ValueError(f"{folder}: made with other settings; remove it, or give the comparison another name")
-    return True
+    folder, kept = folder_of(plan, cell), _read(_settings_path(plan, cell))
+    if folder.is_dir() and kept not in (None, _settings_of(plan, cell, start)):
+        raise ValueError(
+            f"{folder}: made with other settings or from another base model; remove it, or give the comparison another "
+            "name"
+        )
+    return kept is not None and (folder / RESULT_FILE).is_file()
+
+
+def _settings_path(plan: ComparisonPlan, cell: Cell) -> Path:
+    """Return where a run's settings are kept, beside its folder as its log is."""
+    return plan.folder / "settings" / f"{cell.run_name}.json"
 
 
 def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict[str, Any]:
-    """Return everything a run's result depends on besides the files it names."""
+    """Return everything a run's result depends on besides the data it names."""
     config = config_of_cell(plan, cell, start=start).model_dump(mode="json")
-    return {"config": config, **_evaluation_settings(plan)}
+    return {"config": config, "start": digest_of_start(plan.start_folder), **_evaluation_settings(plan)}
 
 
 def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:
@@ -160,11 +167,12 @@ def _read(path: Path) -> Any:
 
 def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> int:
     """Be the process of one run: train, or go on training, then evaluate; return its exit code."""
+    settings = _settings_path(plan, cell)
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(_settings_of(plan, cell, start), indent=1) + "\n", encoding="utf-8")
     overrides = [*start, *overrides_of(plan, cell)]
     code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
     if code == 0:
-        settings = json.dumps(_settings_of(plan, cell, start), indent=1)
-        (folder_of(plan, cell) / _SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
         options = replace(evaluation_options(plan), output=folder_of(plan, cell) / RESULT_FILE)
         evaluate(folder_of(plan, cell), options)
     return code

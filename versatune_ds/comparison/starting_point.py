@@ -6,6 +6,7 @@ own, and is left out when what it makes is there. Comparisons of one base model 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shlex
@@ -62,6 +63,19 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
                     stages.run(command, plan.recipe, *keys, "--output", file, *processes)
                 start += texts({f"mixture.{key}": str(file)})
     return start
+
+
+def digest_of_start(folder: Path) -> str:
+    """Return a digest of everything runs start from: base model, prior and references.
+
+    The files lie where every comparison of this starting point finds them; made anew, they have the same names.
+    """
+    digest = hashlib.sha256()
+    weights = sorted((folder / "base_model").glob("*.safetensors"))
+    for path in (*weights, folder / "prior.json", folder / "reference.json"):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def processes_of(config: RunConfig, *, at_most: int) -> int:
