@@ -34,14 +34,35 @@ def cells(line):
     return [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
-def test_a_domains_name_never_breaks_a_table(tmp_path):
-    run_dir = write_run(tmp_path / "run", names=NAMES)
-    values = tiny_config(tmp_path).model_dump(mode="json")
+def write_card(run_dir, folder, policy="versatune"):
+    """Write the card of a written run under a policy; return its text."""
+    values = tiny_config(folder, f"mixture.policy={policy}").model_dump(mode="json")
     (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
     decisions = [Decision.from_json(line) for line in (run_dir / "decisions.jsonl").read_text().splitlines()]
     sealed = [replace(decision, digest=decision.computed_digest()).to_json() for decision in decisions]
     write_jsonl(run_dir / "decisions.jsonl", sealed)
-    write_model_card(run_dir, folder=tmp_path, step=40)
+    write_model_card(run_dir, folder=folder, step=40)
+    return (folder / "README.md").read_text()
+
+
+def test_the_card_says_by_which_rule_the_mixture_moved_and_what_to_cite(tmp_path):
+    cards = {
+        policy: write_card(write_run(tmp_path / policy, policy=policy), tmp_path, policy)
+        for policy in ("versatune", "steer", "doremi", "uniform")
+    }
+    assert "with [VersaTune](https://arxiv.org/abs/2411.11266) (`versatune_ds`)" in cards["versatune"]
+    assert "by a rule of its own, with the reference losses of [VersaTune]" in cards["steer"]
+    assert "by the rule of [DoReMi](https://arxiv.org/abs/2305.10429)." in cards["doremi"]
+    assert "with `versatune_ds` on a fixed data mixture." in cards["uniform"]
+    cites_versatune = {policy: "The method: VersaTune" in text for policy, text in cards.items()}
+    assert cites_versatune == {"versatune": True, "steer": False, "doremi": False, "uniform": False}
+    counted = {policy: re.search(r"(\d) updates", text)[1] for policy, text in cards.items()}
+    assert counted == {"versatune": "4", "steer": "5", "doremi": "4", "uniform": "4"}
+
+
+def test_a_domains_name_never_breaks_a_table(tmp_path):
+    run_dir = write_run(tmp_path / "run", names=NAMES)
+    write_card(run_dir, tmp_path)
     rows = [cells(line) for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("|")]
     losses, mixture = rows[: 2 + len(NAMES)], rows[2 + len(NAMES) :]
     assert [row[0] for row in losses[2:]] == list(NAMES)

@@ -57,6 +57,11 @@ class Decision:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
 
+    @property
+    def is_update(self) -> bool:
+        """Whether it may move weights: all do but a measurement before training that left them as they were."""
+        return self.update > 0 or self.weights_after != self.weights_before
+
     def to_dict(self) -> dict[str, Any]:
         """Return the decision as plain JSON values, in the order of the fields."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}

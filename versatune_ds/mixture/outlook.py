@@ -47,32 +47,43 @@ def epochs_by_domain(schedule: Schedule, *, supply: Supply, num_steps: int) -> n
     return np.cumsum(weights, axis=0) * supply.units_per_step / supply.sizes_K
 
 
-def collapse_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> list[str]:
+def collapse_warnings(decisions: Sequence[Decision], *, policy: str, domain_set: DomainSet) -> list[str]:
     """Say at which step the effective number of domains first fell below half of the start's, if it did."""
-    start = effective_num_domains(decisions[0].weights_K(domain_set))
+    start = effective_num_domains(_start_K(decisions, domain_set))
+    todo = "raise mixture.steer.anchor" if policy == "steer" else "lower mixture.sigma"
     for decision in decisions:
         effective = effective_num_domains(decision.weights_K(domain_set))
         if effective < 0.5 * start:
             warning = (
                 f"collapse: the effective number of domains fell from {start:.2f} to {effective:.2f} by step "
-                f"{decision.decided_at_step}; lower mixture.sigma or raise mixture.safeguards.prior_pull"
+                f"{decision.decided_at_step}; {todo} or raise mixture.safeguards.prior_pull"
             )
             return [warning]
     return []
 
 
-def still_warnings(decisions: Sequence[Decision], *, domain_set: DomainSet) -> list[str]:
+def still_warnings(decisions: Sequence[Decision], *, policy: str, domain_set: DomainSet) -> list[str]:
     """Say when the controller is a constant: no weight ever moved visibly."""
-    start_K = decisions[0].weights_K(domain_set)
+    start_K = _start_K(decisions, domain_set)
     moved = max(float(np.max(np.abs(decision.weights_K(domain_set) - start_K))) for decision in decisions)
     if moved > STILL_WEIGHTS or len(decisions) < 2:
         return []
+    why = "the potentials are nearly equal or sigma is small"
+    if policy == "steer":
+        why = (
+            "what is left to learn is spread like the start, mixture.steer.rate is small or mixture.steer.anchor near 1"
+        )
     warning = (
-        f"no weight moved by more than {STILL_WEIGHTS}: the potentials are nearly equal or sigma is small; "
+        f"no weight moved by more than {STILL_WEIGHTS}: {why}; "
         "honest references are what moves weights: held-out losses of the base model fine-tuned on each domain alone, "
         "which `versatune reference RECIPE` measures"
     )
     return [warning]
+
+
+def _start_K(decisions: Sequence[Decision], domain_set: DomainSet) -> np.ndarray:
+    """Return the weights [K] of step 0; the first decision may have moved them."""
+    return domain_set.from_dict(decisions[0].weights_before, what="weights of step 0")
 
 
 def exhaustion_warnings(
@@ -88,9 +99,10 @@ def exhaustion_warnings(
     """
     limit = tolerated_epochs if supply.max_epochs is None else supply.max_epochs
     beyond = limit * (1.0 + 1e-9)  # a domain that ends exactly at its last row is not out of data
-    what = "repeats its data" if limit == 1.0 else f"goes beyond {limit:g} epochs"
     if supply.max_epochs is not None:
         what = f"exhausts its {limit:g} epochs"
+    else:
+        what = "repeats its data" if limit == 1.0 else f"goes beyond {limit:g} epochs"
     warnings = []
     for name, passes in zip(domain_set, epochs.T, strict=True):
         if passes[-1] > beyond:

@@ -1,7 +1,8 @@
 """Tell references that can steer from those that cannot.
 
-The one idea: wrong references do not crash, they make every potential equal, and the controller a constant. So what
-makes the method void is refused, what weakens it is said, each in words that name the way out.
+The one idea: wrong references do not crash: they make every potential equal, and the controller a constant, or leave
+`steer` nothing but the bare losses. So what makes the method void is refused, what weakens it is said, each in words
+that name the way out.
 
 Source: METHOD.md section 8.
 
@@ -49,7 +50,7 @@ def fatal_against_start(references: References, *, start_K: np.ndarray, domain_s
     if len(domain_set) > 1 and np.all(potential_K > SATURATED_POTENTIAL):
         return (
             f"{references.origin}: the learnable potential exceeds {SATURATED_POTENTIAL} in all domains (least "
-            f"{np.min(potential_K):.4f}): these look like memorised or training losses, and would move nothing; "
+            f"{np.min(potential_K):.4f}): these look like memorised or training losses, and do not tell domains apart; "
             f"{_WAY_OUT}"
         )
     if np.all(potential_K <= 0):
@@ -74,7 +75,7 @@ def weak_against_start(references: References, *, start_K: np.ndarray, domain_se
         elif 1.0 - reference / start > SATURATED_POTENTIAL:
             warnings.append(
                 f"{references.origin}: {name}: reference {reference:.4f} is under 5 % of the first loss {start:.4f}; "
-                "its potential stays near 1 whatever is learnt"
+                "nearly all of its loss counts as left to learn"
             )
     return warnings
 

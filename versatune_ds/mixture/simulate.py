@@ -214,9 +214,9 @@ def _simulation(
 ) -> Simulation:
     """Return the simulation with its epochs after `num_steps` steps and its warnings."""
     epochs = None if supply is None or num_steps < 1 else epochs_by_domain(schedule, supply=supply, num_steps=num_steps)
-    warnings = [*said, *collapse_warnings(decisions, domain_set=domain_set)]
+    warnings = [*said, *collapse_warnings(decisions, policy=settings.policy, domain_set=domain_set)]
     if settings.policy not in FIXED_POLICIES:
-        warnings += still_warnings(decisions, domain_set=domain_set)
+        warnings += still_warnings(decisions, policy=settings.policy, domain_set=domain_set)
     if supply is not None and epochs is not None:
         warnings += exhaustion_warnings(epochs, supply=supply, domain_set=domain_set)
     return Simulation(

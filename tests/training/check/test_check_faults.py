@@ -250,7 +250,11 @@ WARNINGS = {
     ),
     "no update at all": (
         ["mixture.update_every=10"], "policy", "mixture.update_every", "steer, 0 updates in 10 steps",
-        "lower mixture.update_every (10)",
+        "lower mixture.update_every (10) or train longer, or the weights move once, before training",
+    ),
+    "no update at all of a policy that does not move before training": (
+        ["mixture.update_every=10", "mixture.policy=versatune"], "policy", "mixture.update_every",
+        "versatune, 0 updates in 10 steps", "or no weight ever moves",
     ),
 }  # fmt: skip
 

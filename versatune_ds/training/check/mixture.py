@@ -13,7 +13,7 @@ from versatune_ds.mixture.outlook import MANY_EPOCHS, Supply, epochs_by_domain, 
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import digest_mismatches, memorisation_warnings, not_held_out
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import FIXED_POLICIES
+from versatune_ds.mixture.settings import FIXED_POLICIES, policy_settings
 from versatune_ds.mixture.weights import starting_weights
 from versatune_ds.training.check.finding import Finding, failures_of, ok, warn
 from versatune_ds.training.check.rows import encode_sample
@@ -67,11 +67,12 @@ def _estimated_supply(subject: Subject) -> Supply | None:
 def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray) -> Iterator[Finding]:
     """Say which domains are repeated often, or end, under the weights of step 0."""
     epochs = epochs_by_domain(Schedule(weights_K), supply=supply, num_steps=subject.config.train.steps)
-    names = {"supply": supply, "domain_set": subject.domain_set, "tolerated_epochs": MANY_EPOCHS}
     todo = "give it more rows or less weight (mixture.prior), or train fewer steps"
     if supply.max_epochs is not None:
         todo = "its share then goes to the other domains"
-    for found in exhaustion_warnings(epochs, **names):
+    for found in exhaustion_warnings(
+        epochs, supply=supply, domain_set=subject.domain_set, tolerated_epochs=MANY_EPOCHS
+    ):
         yield warn("supply", "train.steps", f"about: {found}, under the weights of step 0", todo)
 
 
@@ -127,5 +128,7 @@ def _check_controller(subject: Subject, references: References, weights_K: np.nd
     if num_updates or settings.policy in FIXED_POLICIES:
         yield ok("policy", "mixture.policy", found)
         return
-    todo = f"lower mixture.update_every ({settings.update_every}) or train longer, or no weight ever moves"
+    policy = policy_settings(settings, domain_set=subject.domain_set, start_weights_K=weights_K)
+    otherwise = "the weights move once, before training" if policy.steps_before_training else "no weight ever moves"
+    todo = f"lower mixture.update_every ({settings.update_every}) or train longer, or {otherwise}"
     yield warn("policy", "mixture.update_every", found, todo)

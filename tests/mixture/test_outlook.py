@@ -1,0 +1,46 @@
+"""The warnings about a run's decisions start from the weights of step 0, and name the policy's own keys."""
+
+from itertools import pairwise
+
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.outlook import collapse_warnings, still_warnings
+
+DOMAINS = DomainSet(("law", "code", "art", "news"))
+START = (0.25, 0.25, 0.25, 0.25)
+ONE = (1.0, 0.0, 0.0, 0.0)
+
+
+def decisions_of(*weights):
+    """Return one decision after every 10 steps that moves the weights on, from the first ones given."""
+    by_domain = [dict(zip(DOMAINS, w, strict=True)) for w in weights]
+    return [
+        Decision(
+            update=i, decided_at_step=10 * i, effective_step=10 * i + 3, losses={}, signals={}, acted=(), reason="",
+            weights_before=before, weights_after=after,
+        )
+        for i, (before, after) in enumerate(pairwise(by_domain))
+    ]  # fmt: skip
+
+
+def test_a_collapse_before_training_is_one_and_each_policys_own_key_is_the_way_out():
+    decisions = decisions_of(START, ONE, ONE)
+    (warning,) = collapse_warnings(decisions, policy="steer", domain_set=DOMAINS)
+    assert warning == (
+        "collapse: the effective number of domains fell from 4.00 to 1.00 by step 0; raise mixture.steer.anchor or "
+        "raise mixture.safeguards.prior_pull"
+    )
+    (warning,) = collapse_warnings(decisions, policy="versatune", domain_set=DOMAINS)
+    assert "lower mixture.sigma or raise" in warning
+
+
+def test_a_mixture_that_moves_before_training_alone_is_no_constant():
+    assert still_warnings(decisions_of(START, ONE, ONE), policy="steer", domain_set=DOMAINS) == []
+
+
+def test_a_constant_is_explained_by_the_keys_of_its_policy():
+    decisions = decisions_of(START, START, START)
+    (warning,) = still_warnings(decisions, policy="steer", domain_set=DOMAINS)
+    assert "mixture.steer.rate is small or mixture.steer.anchor near 1" in warning
+    (warning,) = still_warnings(decisions, policy="versatune", domain_set=DOMAINS)
+    assert "the potentials are nearly equal or sigma is small" in warning
