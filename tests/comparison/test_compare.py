@@ -45,17 +45,25 @@ def comparison(tmp_path):
 
 def test_comparisons_of_one_name_share_the_starting_point_that_their_settings_allow(comparison):
     plan = read_plan(comparison, ["detect=true"])
-    check_settings(plan)
+    check_settings(read_plan(comparison, ["detect=true", "base.set.train.steps=7"]))
+    check_settings(plan)  # nothing was made yet with the others
+    (plan.start_folder / "base").mkdir()
+    (plan.start_folder / "prior.json").touch()
     check_settings(plan)
     other = read_plan(comparison, ["detect=true", "name=other", "set.mixture.sigma=9"])
     assert other.start_folder == plan.start_folder != other.folder
     check_settings(other)  # the policy's keys move neither prior nor references
-    with pytest.raises(ValueError, match=r"^base: its recipe is not the one .* \(train\.steps: now 9, then 4\)"):
+    with pytest.raises(ValueError, match=r"^base: its recipe is not the one .* \(train\.steps: was 4, now 9\)"):
         check_settings(read_plan(comparison, ["base.set.train.steps=9"]))
-    with pytest.raises(ValueError, match=r"^set: the shared recipe .* \(train\.steps: now 9, then 4\); give it back"):
+    with pytest.raises(ValueError, match=r"^set: the shared recipe .* \(train\.steps: was 4, now 9\); give it back"):
         check_settings(read_plan(comparison, ["name=other", "reference=true", "set.train.steps=9"]))
     check_settings(read_plan(comparison, ["set.train.steps=9"]))  # without a stage nothing depends on it
     check_settings(read_plan(comparison, ["base.set.train.steps=9", "base.name=longer"]))
+
+
+def test_a_mistake_that_a_stage_finds_is_the_users_in_its_own_words(comparison):
+    with pytest.raises(ValueError, match=r"^data\.folder: nowhere/train is no folder"):
+        make_starting_point(read_plan(comparison, ["data.folder=nowhere"]), num_processes=1)
 
 
 def test_a_second_comparison_waits_for_the_starting_point_of_the_first(comparison, monkeypatch):

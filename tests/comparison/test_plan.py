@@ -95,7 +95,7 @@ def test_models_are_evaluated_on_test_rows_where_the_users_folder_has_them(write
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"baseline": "unifrom"}, r"baseline: no run 'unifrom'; did you mean 'uniform'"),
+        ({"baseline": "unifrom"}, r"^baseline: no run 'unifrom'; did you mean 'uniform'"),
         ({"seeds": [1, 1]}, r"seeds: expected each once, got \[1, 1\]"),
         ({"seeds": []}, r"seeds: tuple should have at least 1 item"),
         ({"seed": [1]}, r"seed: unknown key; did you mean 'seeds'"),

@@ -19,6 +19,7 @@ from typing import Any
 from versatune_ds.comparison.plan import ComparisonPlan, texts
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.data.cache import locked
+from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
 from versatune_ds.report.summary import flat_values
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,12 @@ def check_settings(plan: ComparisonPlan) -> None:
         "base": "base: its recipe is not the one that the base model",
         "stages": "set: the shared recipe is not the one that prior and references",
     }
+    is_made = {
+        "base": (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model"),
+        "stages": any((plan.start_folder / name).exists() for name in ("start", "prior.json", "reference.json")),
+    }
     for part, values in asked.items():
-        if part in kept and kept[part] != values:
+        if is_made[part] and part in kept and kept[part] != values:
             verb = "was" if part == "base" else "were"
             raise ValueError(
                 f"{what[part]} in {plan.start_folder} {verb} made with ({_difference(kept[part], values)}); give it "
@@ -130,7 +135,7 @@ def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Name the first key that differs, with both values."""
     old, new = dict(flat_values(kept)), dict(flat_values(asked))
     key = next(key for key in {**old, **new} if (key in old, old.get(key)) != (key in new, new.get(key)))
-    return f"{key}: now {json.dumps(new.get(key))}, then {json.dumps(old.get(key))}"
+    return f"{key}: was {json.dumps(old.get(key))}, now {json.dumps(new.get(key))}"
 
 
 def _is_exported(model: Path) -> bool:
@@ -155,4 +160,6 @@ class _Stages:
         if result.returncode:
             written = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             end = written[-1] if written else "it wrote nothing"
+            if result.returncode == USER_ERROR_EXIT_CODE:
+                raise ValueError(end.removeprefix("versatune: "))
             raise RuntimeError(f"versatune {command} failed ({result.returncode}); {log} ends: {end}")

@@ -145,6 +145,8 @@ def _line_for(details: ErrorDetails, whole: type[BaseModel]) -> str:
     if details["type"] == "missing":
         return f"{key}: missing; this key is required"
     message = details["msg"].removeprefix("Value error, ")
+    if not key:  # of the whole section, whose message names what it is about
+        return message
     if details["type"] == "value_error" and "." in message.split(" ", 1)[0].rstrip(":"):
         return message
     expected = message[0].lower() + message[1:]
