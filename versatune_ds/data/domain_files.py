@@ -6,7 +6,6 @@ follows knows no other.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,11 +15,10 @@ from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.readers import format_of, read_records
 from versatune_ds.data.records import Record
 from versatune_ds.data.rows import parse_row
+from versatune_ds.data.said_once import silence, warn_once
 from versatune_ds.data.sources import find_files
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
 from versatune_ds.data.turns import BadRowError, is_unicode
-
-_logger = logging.getLogger(__name__)
 
 
 def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
@@ -45,21 +43,28 @@ def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]
 def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
     """Check that every file a recipe names for its rows is there; reads none, and fetches and writes nothing.
 
+    What is merely odd is left for the run to say, which looks again.
+
     Raises:
         ValueError: One line for each domain and split whose files are not there, or cannot be read by their names.
     """
     if data.synthetic is not None:
         return
-    problems = []
+    with silence():
+        problems = list(_missing_files(data, cache_dir=cache_dir))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
+    """Yield what is wrong with each domain's and split's files."""
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for split in ("train", "valid"):
             local = [source for source in getattr(files, split) or () if isinstance(source, str)]
             try:
                 find_files(local, key=key_of(data, domain=name, split=split))
             except ValueError as error:
-                problems.append(str(error))
-    if problems:
-        raise ValueError("\n".join(problems))
+                yield str(error)
 
 
 def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
@@ -101,10 +106,9 @@ def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
         raise ValueError(f"data.folder: {unknown[0]} belongs to no domain of {folder}/train ({', '.join(train)})")
     missing = [name for name in train if valid and name not in valid]
     if missing:
-        _logger.warning(
-            "data.folder: %s/valid has no file for %s: the loss there is not measured, and does not move the mixture",
-            folder,
-            ", ".join(missing),
+        warn_once(
+            f"data.folder: {folder}/valid has no file for {', '.join(missing)}: the loss there is not measured, "
+            "and does not move the mixture"
         )
     held_out = {name: (str(valid[name]),) if name in valid else () for name in train} if valid else {}
     return {name: DomainFiles(train=(str(path),), valid=held_out.get(name)) for name, path in train.items()}
@@ -144,7 +148,7 @@ def _paths_by_domain(folder: Path) -> dict[str, Path]:
         if path.name.startswith("."):
             continue
         if path.is_file() and format_of(path) is None:
-            _logger.warning("data.folder: %s is no data file; passed over", path)
+            warn_once(f"data.folder: {path} is no data file; passed over")
             continue
         name = path.name[: path.name.lower().rindex(format_of(path))] if path.is_file() else path.name
         if name in paths:

@@ -7,7 +7,6 @@ local files, so one set of readers serves them all. Names are sorted: a director
 from __future__ import annotations
 
 import glob
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ import datasets
 from versatune_ds.config import HubDataset
 from versatune_ds.data.readers import SUFFIXES, format_of
 from versatune_ds.data.records import COMPRESSIONS
-
-_logger = logging.getLogger(__name__)
+from versatune_ds.data.said_once import warn_once
 
 Source = str | HubDataset
 
@@ -71,7 +69,7 @@ def files_of_folder(folder: Path, *, key: str) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder=folder))
     files = [path for path in found if format_of(path)]
     for path in sorted(set(found) - set(files)):
-        _logger.warning("%s: %s is no data file (%s); passed over", key, path, ", ".join(SUFFIXES))
+        warn_once(f"{key}: {path} is no data file ({', '.join(SUFFIXES)}); passed over")
     if not files:
         raise ValueError(f"{key}: {folder} holds no data file; expected one of {', '.join(SUFFIXES)}")
     return files
