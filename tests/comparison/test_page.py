@@ -1,5 +1,6 @@
 """What the page says follows from the numbers; the HTML is one file with the same text."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,26 +9,26 @@ import pytest
 from versatune_ds.comparison.findings import findings
 from versatune_ds.comparison.page import write_page
 from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.table import Results
+from versatune_ds.comparison.table import Results, markdown_table, retention_table
 
 LOSSES = {"uniform": (1.5, 1.0), "better": (1.4, 0.9), "lucky": (1.49, 0.99), "forgets": (1.0, 1.2)}
 """Losses of law and code, which the base model has at 2.0 and 1.0."""
 
 
-def make_results(tmp_path, *, targets=()):
+def make_results(tmp_path, *, targets=(), law="law"):
     runs = {label: {} for label in LOSSES}
     plan = ComparisonPlan(
         name="c", recipe="r", base=BaseModelPlan(recipe="r"), runs=runs, seeds=(1, 2, 3), baseline="uniform",
         targets=targets, output_dir=tmp_path,
     )  # fmt: skip
-    base = {name: {"loss": loss, "num_examples": 7} for name, loss in (("law", 2.0), ("code", 1.0))}
+    base = {name: {"loss": loss, "num_examples": 7} for name, loss in ((law, 2.0), ("code", 1.0))}
     scatter = {1: -0.001, 2: 0.0, 3: 0.001}
     made, weights = {}, {}
     for cell in cells_of(plan):
         noise = scatter[cell.seed] * {"uniform": 1, "better": 2, "lucky": 100, "forgets": 3}[cell.label]
-        law, code = LOSSES[cell.label]
-        made[cell] = {"law": {"loss": law + noise}, "code": {"loss": code + noise}}
-        weights[cell] = {"law": 0.75, "code": 0.25}
+        loss_of_law, loss_of_code = LOSSES[cell.label]
+        made[cell] = {law: {"loss": loss_of_law + noise}, "code": {"loss": loss_of_code + noise}}
+        weights[cell] = {law: 0.75, "code": 0.25}
     return Results(plan=plan, base=base, domains=made, split="test", weights=weights)
 
 
@@ -55,11 +56,22 @@ def test_the_html_is_one_file_that_says_what_the_markdown_says(tmp_path, targets
     text, html = page.read_text(), page.with_name("index.html").read_text()
     assert "Evaluated on test rows that no run trains on: law 7, code 7." in text
     assert "law 7, code 7." in html
-    assert html.count("<tr>") == 2 + text.count("\n| ") - 2
+    assert html.count("<tr>") == text.count("\n| ")
     assert "&lt;b&gt;.yaml" in html
     assert "<b>" not in html
     assert html.count('<img src="data:image/png;base64,') == text.count("![") == 3
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_names_of_policies_and_domains_never_break_a_table(tmp_path):
+    results = make_results(tmp_path, targets=("a|b*",), law="a|b*")
+    cells = {replace(cell, label=f"|{cell.label}"): domains for cell, domains in results.domains.items()}
+    plan = results.plan.model_copy(update={"runs": {f"|{label}": {} for label in LOSSES}, "baseline": "|uniform"})
+    results = replace(results, plan=plan, domains=cells)
+    for table, title in ((markdown_table(results), r"\|better"), (retention_table(results), r"\|better, a\|b\*")):
+        lines = table.splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+        assert any(line.startswith(f"| {title} | ") for line in lines)
 
 
 def test_a_page_without_test_rows_says_that_its_rows_steer_as_well(tmp_path):

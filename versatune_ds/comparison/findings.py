@@ -14,6 +14,7 @@ from versatune_ds.comparison.table import HEADINGS, Results, is_better, judged_b
 _MUCH = 0.05
 """Relative rise of the worst domain's loss from which a policy is named as forgetting."""
 _LEVEL = 0.05
+"""Adjusted p-value below which a difference is beyond noise."""
 
 
 def findings(results: Results) -> list[str]:
@@ -60,8 +61,8 @@ def _better_on_both(results: Results, axes: Sequence[str]) -> list[str]:
 def _forgot(results: Results) -> str:
     """Name the policies whose worst domain lost more than a little, in the mean."""
     worst = {label: _mean(results, label, "worst") for label in results.plan.runs}
-    forgot = [f"{label}` ({number(mean, 'worst')})" for label, mean in worst.items() if mean < -_MUCH]
-    named = ", ".join(f"`{text}" for text in forgot) or "no policy"
+    forgot = [f"`{label}` ({number(mean, 'worst')})" for label, mean in worst.items() if mean < -_MUCH]
+    named = ", ".join(forgot) or "no policy"
     return f"Worst domain more than {100 * _MUCH:.0f} % worse than the base model's, in the mean: {named}."
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def run_cells(
     waiting = [cell for cell in cells if not _has_result(plan, cell, start)]
     logger.info("%d runs, %d of them done", len(cells), len(cells) - len(waiting))
     num_waiting, began = len(waiting), time.monotonic()
-    running: dict[Any, tuple[Cell, str | None]] = {}
+    running: dict[BaseProcess, tuple[Cell, str | None]] = {}
     free, failed = places(num_jobs, gpus=gpus), []
     while waiting or running:
         while waiting and free:

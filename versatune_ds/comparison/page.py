@@ -11,6 +11,7 @@ from versatune_ds.comparison.findings import findings
 from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw_weights
 from versatune_ds.comparison.table import Results, markdown_table, retention_table
 from versatune_ds.report.document import write_document
+from versatune_ds.training.model_card import escaped
 
 _HOW_IT_WAS_MADE = """One base model, the same data, budget and schedule. Means with Student's 95 % intervals; in
 brackets the paired difference from `{baseline}`, \\* where it differs from 0 at 5 % after Holm's correction over the
@@ -44,7 +45,7 @@ def write_page(results: Results, *, command: str, versions: dict[str, str | None
 def _paragraphs(results: Results, *, command: str, versions: dict[str, str | None]) -> Sequence[str]:
     """Return the page's lines."""
     plan, base = results.plan, results.base
-    losses = ", ".join(f"{name} {base[name]['loss']:.4f}" for name in results.domain_names())
+    losses = ", ".join(f"{escaped(name)} {base[name]['loss']:.4f}" for name in results.domain_names())
     made = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     repeats = f"{len(plan.seeds)} seeds" + (f" x {len(plan.targets)} targets" if plan.targets else "")
     won = "its other domains kept more" if plan.targets else "its mean loss is lower"
@@ -88,7 +89,7 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
 
 def _rows_sentence(results: Results) -> str:
     """Say which rows every model was evaluated on, and how many they are."""
-    counts = ", ".join(f"{name} {numbers['num_examples']:,}" for name, numbers in results.base.items())
+    counts = ", ".join(f"{escaped(name)} {numbers['num_examples']:,}" for name, numbers in results.base.items())
     if results.split == "test":
         return f"Evaluated on test rows that no run trains on: {counts}."
     return f"The data have no test rows: evaluated on the held-out rows that also steer the mixture: {counts}."

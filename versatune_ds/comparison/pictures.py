@@ -2,6 +2,8 @@
 
 The one idea: numbers stand in the cells and bars, so colour is never alone; in the heat map white is "as the base
 model", and beyond half of the loss the colour grows no stronger, so that one collapse does not pale the rest.
+
+Shape legend: **R** rows of the pages, a policy or a policy with a target.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -55,7 +55,7 @@ def places(num_jobs: int, *, gpus: tuple[str, ...]) -> list[str | None]:
     return [gpus[i % len(gpus)] if gpus else None for i in range(num_jobs)]
 
 
-def start_process(work: Callable[[], int], *, log: Path, gpu: str | None) -> Any:
+def start_process(work: Callable[[], int], *, log: Path, gpu: str | None) -> BaseProcess:
     """Start a process that does some work, its output in a log.
 
     Args:

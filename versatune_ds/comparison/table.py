@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from versatune_ds.comparison.intervals import Mean, holm, mean_with_interval, paired_p_value
 from versatune_ds.comparison.outcome import MEASURES, SMALLER_IS_BETTER, Domains, Outcome, loss_fall, outcome
 from versatune_ds.comparison.plan import Cell, ComparisonPlan
+from versatune_ds.training.model_card import escaped
 
 HEADINGS = {
     "loss": "mean loss",
@@ -89,7 +90,7 @@ def markdown_table(results: Results) -> str:
     lines = [_line(headings), "|---|" + "---:|" * (len(measures) + 1)]
     for label in results.plan.runs:
         cells = [_cell(results, label, measure, p=p_by_measure[measure].get(label)) for measure in measures]
-        lines.append(_line([label, *cells, _won(results, label)]))
+        lines.append(_line([escaped(label), *cells, _won(results, label)]))
     return "\n".join(lines)
 
 
@@ -154,11 +155,11 @@ def _signed(value: float, measure: str) -> str:
 def retention_table(results: Results) -> str:
     """Return the retention matrix in percent, the targets' own cells in bold."""
     names = results.domain_names()
-    lines = [_line(["policy", *names]), "|---|" + "---:|" * len(names)]
+    lines = [_line(["policy", *map(escaped, names)]), "|---|" + "---:|" * len(names)]
     for (label, target), values in zip(results.rows(), retention(results), strict=True):
         texts = [f"{100 * value:+.1f}" for value in values]
         cells = [f"**{text}**" if name == target else text for name, text in zip(names, texts, strict=True)]
-        lines.append(_line([row_title(label, target), *cells]))
+        lines.append(_line([escaped(row_title(label, target)), *cells]))
     return "\n".join(lines)
 
 
