@@ -242,6 +242,10 @@ def test_live_control_replaces_rates():
     controller = controller_of(policy="expansion", target="law", reference={"start_fraction": 0.5}, delta=0.02)
     _, decision = decide_means(controller, [2.0, 2.0], [2.0, 2.0], inputs=Inputs(delta=0.2, epsilon=1.0))
     assert decision.weights_after["law"] == pytest.approx(0.7)
+    steered = controller_of(policy="steer", reference={"law": 1.0, "code": 1.5})
+    (decision,) = decide_means(steered, [2.0, 2.0], inputs=Inputs(rate=1.0, anchor=0.0))
+    assert decision.weights_after["law"] == pytest.approx(2 / 3)
+    assert decision.inputs == {"rate": 1.0, "anchor": 0.0}
 
 
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"schedule"}))

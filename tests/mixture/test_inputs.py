@@ -45,6 +45,7 @@ def test_everything_a_file_may_say_survives_the_record(tmp_path):
         ({"freeze": "law"}, "freeze: expected a list of domains, got 'law'"),
         ({"delta": -1}, "delta: expected a number of at least 0, got -1"),
         ({"epsilon": True}, "epsilon: expected a number of at least 0, got True"),
+        ({"anchor": 1.5}, "anchor: expected a number between 0 and 1, got 1.5"),
     ],
 )
 def test_a_wrong_control_file_is_one_line_with_file_and_key(tmp_path, values, message):
@@ -62,6 +63,14 @@ def test_a_file_broken_while_the_run_goes_on_leaves_the_last_control_in_force(tm
     assert "not valid JSON" in caplog.text
     path.unlink()
     assert read_control_or_keep(path, kept=kept, domain_set=DOMAINS) == Inputs()
+
+
+def test_the_rates_of_steer_may_be_set_and_survive_the_record(tmp_path):
+    inputs = control(tmp_path, {"rate": 1, "anchor": 0.25})
+    assert Inputs.from_dict(json.loads(json.dumps(inputs.to_dict()))) == inputs
+    assert inputs.rates() == {"rate": 1.0, "anchor": 0.25}
+    assert inputs.unread_rates("steer") == ()
+    assert inputs.unread_rates("versatune") == inputs.unread_rates("uniform") == ("rate", "anchor")
 
 
 def test_only_caps_that_bind_are_recorded():

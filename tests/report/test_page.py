@@ -129,6 +129,12 @@ def test_the_headline_says_the_share_of_the_loss_where_steer_follows_that(tmp_pa
     assert "general had most left to learn (potential 0.731)" in headline(read_series(run_dir))[0]
 
 
+def test_the_headline_leaves_out_the_target_whose_share_steer_does_not_move(tmp_path):
+    run_dir = write_run(tmp_path / "one", policy="steer")
+    (run_dir / "config.yaml").write_text(json.dumps({"mixture": {"policy": "steer", "target": "general"}}))
+    assert "code had most left to learn (2.625 nats above its reference)" in headline(read_series(run_dir))[0]
+
+
 def test_a_decision_shows_what_is_left_above_the_reference(tmp_path):
     run_dir = write_run(tmp_path / "one")
     charts = data_of(page_of(run_dir))["charts"]

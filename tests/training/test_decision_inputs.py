@@ -24,8 +24,8 @@ def limits(**values):
     )
 
 
-def inputs_of(tmp_path, supply=None):
-    return DecisionInputs(tmp_path, domain_set=DOMAINS, limits=supply)
+def inputs_of(tmp_path, supply=None, policy="versatune"):
+    return DecisionInputs(tmp_path, domain_set=DOMAINS, policy=policy, limits=supply)
 
 
 def write_control(tmp_path, **values):
@@ -67,6 +67,16 @@ def test_the_control_file_is_read_at_every_decision_and_its_changes_are_said(tmp
     assert inputs.at(12, **NOTHING).to_dict() == {}
     said = [record.message for record in caplog.records]
     assert said == ['live control: {"pins": {"law": 0.5}}', "live control: none any more"]
+
+
+def test_a_rate_that_the_policy_does_not_read_is_said_once(tmp_path, caplog):
+    for policy, said in (("steer", ["live control: policy steer does not read sigma"]), ("versatune", [])):
+        caplog.clear()
+        inputs = inputs_of(tmp_path, policy=policy)
+        write_control(tmp_path, sigma=0.5, **({"rate": 0.5} if policy == "steer" else {}))
+        inputs.at(4, **NOTHING)
+        inputs.at(8, **NOTHING)
+        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == said
 
 
 def test_a_mistake_in_the_control_file_leaves_the_last_control_in_force(tmp_path, caplog):

@@ -22,7 +22,10 @@ from versatune_ds.domains import DomainSet, nearest_name
 logger = logging.getLogger(__name__)
 
 _BY_DOMAIN = ("pins", "caps", "supply_caps")
-_NUMBERS = ("sigma", "delta", "epsilon")
+_RATES_OF_POLICY = {"versatune": ("sigma",), "expansion": ("sigma", "delta", "epsilon"), "steer": ("rate", "anchor")}
+"""The rates of the control file that a policy reads; those that are not named here read none."""
+_SHARES = ("rate", "anchor")
+_NUMBERS = ("sigma", "delta", "epsilon", *_SHARES)
 CONTROL_KEYS = ("pins", "caps", "freeze", *_NUMBERS)
 """Keys of the control file."""
 
@@ -39,6 +42,8 @@ class Inputs:
         sigma: Replaces `mixture.sigma`.
         delta: Replaces `mixture.delta`.
         epsilon: Replaces `mixture.epsilon`.
+        rate: Replaces `mixture.steer.rate`.
+        anchor: Replaces `mixture.steer.anchor`.
         interval_stretch: The next losses are measured after this many times `mixture.update_every` steps.
         signal: "train" where the losses are those of training batches, None where they are held out.
     """
@@ -50,6 +55,8 @@ class Inputs:
     sigma: float | None = None
     delta: float | None = None
     epsilon: float | None = None
+    rate: float | None = None
+    anchor: float | None = None
     interval_stretch: int = 1
     signal: Literal["train"] | None = None
 
@@ -74,6 +81,10 @@ class Inputs:
     def rates(self) -> dict[str, float]:
         """Return the rates that are replaced."""
         return {key: getattr(self, key) for key in _NUMBERS if getattr(self, key) is not None}
+
+    def unread_rates(self, policy: str) -> tuple[str, ...]:
+        """Return the rates that are replaced although a policy does not read them."""
+        return tuple(key for key in self.rates() if key not in _RATES_OF_POLICY.get(policy, ()))
 
     def with_supply_caps(self, caps_K: np.ndarray | None, *, domain_set: DomainSet) -> Inputs:
         """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above say nothing."""
@@ -137,7 +148,7 @@ def parse_control(values: Any, *, what: str, domain_set: DomainSet) -> Inputs:
         pins=pins,
         caps=_weights_by_domain(values.get("caps", {}), what=f"{what}: caps", domain_set=domain_set),
         freeze=_known_domains(values.get("freeze", ()), what=f"{what}: freeze", domain_set=domain_set),
-        **{key: _rate(values[key], what=f"{what}: {key}") for key in _NUMBERS if values.get(key) is not None},
+        **{key: _rate(values[key], key=key, what=what) for key in _NUMBERS if values.get(key) is not None},
     )
 
 
@@ -162,8 +173,10 @@ def _known_domains(names: Any, *, what: str, domain_set: DomainSet) -> tuple[str
     return tuple(names)
 
 
-def _rate(value: Any, *, what: str) -> float:
-    """Return a non-negative finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what}: expected a number of at least 0, got {value!r}")
+def _rate(value: Any, *, key: str, what: str) -> float:
+    """Return a non-negative finite number, at most 1 where it is a share."""
+    most, wanted = (1.0, "between 0 and 1") if key in _SHARES else (math.inf, "of at least 0")
+    is_finite = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    if not is_finite or not 0 <= value <= most:
+        raise ValueError(f"{what}: {key}: expected a number {wanted}, got {value!r}")
     return float(value)

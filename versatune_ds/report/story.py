@@ -68,7 +68,9 @@ def _why(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
     policy = series.setting("mixture.policy")
     is_nats = policy == "steer" and series.setting("mixture.steer.potential") != "relative"
     left = loss_above_reference if is_nats else _potential
-    by_name = {name: [x for update in updates if (x := left(update, name)) is not None] for name in series.domain_names}
+    given = series.setting("mixture.target") if policy == "steer" else None  # a target's share does not move
+    names = [name for name in series.domain_names if name != given]
+    by_name = {name: [x for update in updates if (x := left(update, name)) is not None] for name in names}
     means = {name: sum(values) / len(values) for name, values in by_name.items() if values}
     if policy not in _POTENTIAL_POLICIES or not means:
         return ""

@@ -173,7 +173,8 @@ def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
             max_epochs=max_epochs,
             num_steps=config.train.steps,
         )
-    return DecisionInputs(config.run_dir, domain_set=data.domain_set, limits=limits)
+    policy = config.mixture.policy
+    return DecisionInputs(config.run_dir, domain_set=data.domain_set, policy=policy, limits=limits)
 
 
 def build_model(config: RunConfig, tokenizer: Any, *, ds_config: dict[str, Any]) -> Any:

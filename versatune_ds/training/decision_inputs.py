@@ -67,12 +67,14 @@ class DecisionInputs:
     Args:
         run_dir: Folder of the run.
         domain_set: Domains of the run.
+        policy: Name of the run's policy.
         limits: How much data the run may take; None where it may repeat it freely or no weight ever moves.
     """
 
-    def __init__(self, run_dir: Path, *, domain_set: DomainSet, limits: SupplyLimits | None) -> None:
+    def __init__(self, run_dir: Path, *, domain_set: DomainSet, policy: str, limits: SupplyLimits | None) -> None:
         self._run_dir = run_dir
         self._domain_set = domain_set
+        self._policy = policy
         self._limits = limits
         self._in_force = Inputs()
         self._recorded: dict[int, Inputs] = {}
@@ -103,6 +105,8 @@ class DecisionInputs:
         control = inputs.control()
         if control != self._in_force:
             logger.info("live control: %s", json.dumps(control.to_dict()) if control.to_dict() else "none any more")
+            if unread := control.unread_rates(self._policy):
+                logger.warning("live control: policy %s does not read %s", self._policy, ", ".join(unread))
         self._in_force = control
         return inputs
 
