@@ -13,7 +13,7 @@ from tiny_run import tiny_config
 from versatune_ds.comparison import jobs, starting_point
 from versatune_ds.comparison.compare import compare
 from versatune_ds.comparison.plan import read_plan
-from versatune_ds.comparison.starting_point import check_settings, make_starting_point, processes_of
+from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
 
 
 @pytest.fixture
@@ -59,6 +59,18 @@ def test_comparisons_of_one_name_share_the_starting_point_that_their_settings_al
         check_settings(read_plan(comparison, ["name=other", "reference=true", "set.train.steps=9"]))
     check_settings(read_plan(comparison, ["set.train.steps=9"]))  # without a stage nothing depends on it
     check_settings(read_plan(comparison, ["base.set.train.steps=9", "base.name=longer"]))
+
+
+def test_what_another_comparison_adds_to_the_starting_point_does_not_make_it_another(comparison):
+    plan = read_plan(comparison, [])
+    detecting = read_plan(comparison, ["name=other", "detect=true"])
+    (plan.start_folder / "base_model").mkdir(parents=True)
+    (plan.start_folder / "base_model" / "model.safetensors").write_bytes(b"weights")
+    before = digest_of_start(plan)
+    (plan.start_folder / "prior.json").write_text("{}")
+    assert digest_of_start(plan) == before != digest_of_start(detecting)
+    (plan.start_folder / "base_model" / "model.safetensors").write_bytes(b"others")
+    assert digest_of_start(plan) != before
 
 
 def test_a_mistake_that_a_stage_finds_is_the_users_in_its_own_words(comparison):

@@ -87,7 +87,7 @@ def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str
     settings_path = path.with_name("base_comparison.json")
     config = load_config(plan.recipe, [*start, *texts(plan.set)]).model_dump(mode="json")
     settings = {"data": config["data"], "model": config["model"], **_evaluation_settings(plan)}
-    settings["start"] = digest_of_start(plan.start_folder)
+    settings["start"] = digest_of_start(plan)
     if not path.is_file() or _read(settings_path) != settings:
         process = start_process(partial(_evaluate_base, plan, start, path), log=log, gpu=places(1, gpus=gpus)[0])
         process.join()
@@ -153,7 +153,7 @@ def _settings_path(plan: ComparisonPlan, cell: Cell) -> Path:
 def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict[str, Any]:
     """Return everything a run's result depends on besides the data it names."""
     config = config_of_cell(plan, cell, start=start).model_dump(mode="json")
-    return {"config": config, "start": digest_of_start(plan.start_folder), **_evaluation_settings(plan)}
+    return {"config": config, "start": digest_of_start(plan), **_evaluation_settings(plan)}
 
 
 def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,23 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
     return start
 
 
-def digest_of_start(folder: Path) -> str:
-    """Return a digest of everything runs start from: base model, prior and references.
+def digest_of_start(plan: ComparisonPlan) -> str:
+    """Return a digest of what a plan's runs start from: base model and, where it asks for them, prior and references.
 
     The files lie where every comparison of this starting point finds them; made anew, they have the same names.
     """
+    folder = plan.start_folder
+    files = sorted((folder / "base_model").glob("*.safetensors"))
+    files += [folder / "prior.json"] * plan.detect + [folder / "reference.json"] * plan.reference
+    return _digest(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int], ...]) -> str:
+    """Return a digest of files; they are read again only when one was written anew, by its time in nanoseconds."""
     digest = hashlib.sha256()
-    weights = sorted((folder / "base_model").glob("*.safetensors"))
-    for path in (*weights, folder / "prior.json", folder / "reference.json"):
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
+    for path, _ in files:
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -139,7 +139,7 @@ def steer(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySe
     left_K, target_id = left_to_learn(signals, settings), settings.target_id
     target_share = 0.0 if target_id is None else float(settings.start_weights_K[target_id])
     left, noise = float(left_K.sum()), _noise_of_sum(signals, settings)
-    moving = (1.0 - settings.anchor) * (1.0 if left > noise else left / noise if noise > 0 else 0.0)
+    moving = (1.0 - settings.anchor) * (min(left / noise, 1.0) if noise > 0 else float(left > 0))
     tracked_K = (1.0 - moving) * settings.start_weights_K
     if left > 0:
         tracked_K = tracked_K + moving * (1.0 - target_share) * normalise(left_K)

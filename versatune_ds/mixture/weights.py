@@ -154,10 +154,8 @@ def starting_weights(
     if settings.policy == "schedule":
         stage_K = domain_set.from_dict(settings.schedule[0].weights, what="mixture.schedule.0.weights")
         return as_weights(stage_K, "mixture.schedule.0.weights")
-    prior_K, share = (
-        prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K),
-        settings.prior_uniform_share or 0.0,
-    )
+    prior_K = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+    share = settings.prior_uniform_share or 0.0
     start_K = prior_K if share == 0.0 else (1.0 - share) * prior_K + share / num_domains
     if settings.policy == "steer" and settings.target is not None:
         return with_share(start_K, target_id_of(settings, domain_set), share=settings.target_share)
