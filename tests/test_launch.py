@@ -93,8 +93,8 @@ def test_a_mistake_in_the_recipe_is_said_before_any_process_is_started(recipe):
         ),
         ("mixture.reference=null", "mixture.reference: policy 'versatune' needs reference losses and none are given"),
         (
-            "model={name_or_path: ./runs/nobodys/export}",
-            "model.name_or_path: ./runs/nobodys/export: no such folder; `versatune export runs/nobodys` writes a run's model",
+            "model={name_or_path: ./runs/gone/export}",
+            "model.name_or_path: ./runs/gone/export: no such folder; `versatune export runs/gone` writes a run's model",
         ),
     ],
 )
