@@ -128,6 +128,45 @@ def test_a_domain_may_be_of_many_files_and_formats(tmp_path):
     assert "because" in texts_of(prepared.train[0])[0]
 
 
+def test_a_column_with_text_that_is_not_read_is_listed_once_and_at_every_start(tmp_path, caplog):
+    rows = [{"question": f"why {i}?", "answer": "so", "hint": "think of it", "id": f"r{i}"} for i in range(3)]
+    path = write_jsonl(tmp_path / "data" / "train" / "law.jsonl", [*rows, {"question": "and?", "answer": "so"}])
+    write_jsonl(tmp_path / "data" / "valid" / "law.jsonl", rows[:2])
+    with caplog.at_level("INFO"):
+        prepare_folder(tmp_path / "data")
+    listed = f"law: columns with text that is not trained on: hint (5 rows, first {path}:1); "
+    assert [message for message in caplog.messages if message.startswith(listed)] != []
+    assert caplog.text.count("not trained on: hint") == 1
+    assert "law: columns not trained on: id" in caplog.messages
+    caplog.clear()
+    prepare_folder(tmp_path / "data")
+    assert caplog.text.count("not trained on: hint") == 1
+
+
+def test_an_ordinary_data_set_does_not_warn(tmp_path, caplog):
+    row = {"id": "a", "source": "https://x.org", "category": "open qa", "instruction": "why?", "output": "so"}
+    prepare_rows(tmp_path, [{**row, "id": str(i)} for i in range(3)])
+    assert caplog.text == ""
+
+
+def test_columns_that_a_recipe_leaves_out_are_no_warning(tmp_path, caplog):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"Q": "why?", "A": "because", "hint": "think of it"}])
+    files = {"train": str(path), "valid": [], "columns": {"prompt": "Q", "answer": "A"}}
+    with caplog.at_level("INFO"):
+        prepare_domains(DataConfig(domains={"law": files}), tokenizer=tiny_tokenizer(), cache_dir=tmp_path / "cache")
+    assert [record.levelname for record in caplog.records if "hint" in record.message] == ["INFO"]
+
+
+def test_a_file_without_a_row_is_named(tmp_path, caplog):
+    folder = write_domains(tmp_path / "data", num_rows=5, domains=["law"])
+    for name, rows in (("a", []), ("b", chat_rows(2))):
+        write_jsonl(folder / "train" / "code" / f"{name}.jsonl", rows)
+        write_jsonl(folder / "valid" / "code" / f"{name}.jsonl", rows)
+    prepare_folder(folder)
+    assert f"code: {folder}/train/code/a.jsonl holds no row" in caplog.messages
+    assert f"code: {folder}/valid/code/a.jsonl holds no row" in caplog.messages
+
+
 def test_a_mapping_keeps_its_order_and_maps_columns(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"Q": f"why {i}", "A": f"because {i}"} for i in range(3)])
     files = {"train": str(path), "valid": str(path), "columns": {"prompt": "Q", "answer": "A"}}

@@ -13,6 +13,8 @@ import pytest
 
 from versatune_ds.data import json_files
 from versatune_ds.data.readers import format_of, read_records
+from versatune_ds.data.rows import Row, parse_row
+from versatune_ds.data.turns import BadRowError
 
 ROWS = [
     {"question": "1 + 1?", "answer": "2"},
@@ -211,9 +213,51 @@ def test_a_damaged_compressed_file_is_named(tmp_path):
 def test_binary_columns_are_text_and_nan_is_nothing(tmp_path):
     rows = [{"text": b"hello", "note": float("nan"), "turns": [b"hi"]}, {"text": b"\xff", "note": 1.0, "turns": []}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    assert records_of(tmp_path / "a.parquet") == [(1, {"text": "hello", "note": None, "turns": ["hi"]})]
-    problems = [record.problem for record in read_records(tmp_path / "a.parquet")]
-    assert problems[1] == "not UTF-8 text (invalid start byte at byte 1)"
+    good, bad = read_records(tmp_path / "a.parquet")
+    assert json.loads(good.json_text) == {"text": "hello", "note": None, "turns": ["hi"]}
+    with pytest.raises(BadRowError, match=r"^not UTF-8 text \(invalid start byte at byte 1\)$"):
+        parse_row(bad.json_text)
+
+
+def test_binary_that_nobody_reads_spoils_no_row(tmp_path):
+    pq.write_table(pa.table({"text": ["a photo"], "image": [b"\xff\xd8\xff"]}), tmp_path / "a.parquet")
+    (record,) = read_records(tmp_path / "a.parquet")
+    assert parse_row(record.json_text) == Row(text="a photo")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_column_named_twice_is_kept_under_a_name_of_its_own(tmp_path, name):
+    path = write(tmp_path / name, "text,text\na,b\n")
+    if name == "a.parquet":
+        columns = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+        pq.write_table(columns, path)
+    assert records_of(path)[0][1] == {"text": "a", "text.1": "b"}
+
+
+def test_cells_of_a_table_are_the_text_they_hold(tmp_path):
+    path = write(tmp_path / "a.csv", "question,input,answer\nWhat is None in JSON?,,null\nand 0/0?,NA,nan\n")
+    first, second = (parse_row(record.json_text).turns for record in read_records(path))
+    assert [turn["content"] for turn in first] == ["What is None in JSON?", "null"]
+    assert [turn["content"] for turn in second] == ["and 0/0?\n\nNA", "nan"]
+
+
+@pytest.mark.parametrize("start", ["[", "", '{"data": ['])
+def test_numbers_of_any_length_stand_in_a_json_file(tmp_path, start):
+    row = '{"text": "a", "id": ' + "7" * 5000 + "}"
+    content = {"[": f"[{row}]", "": f"{row}\n{row}\n", '{"data": [': '{"data": [' + row + "]}"}[start]
+    records = list(read_records(write(tmp_path / "a.json", content)))
+    assert {parse_row(record.json_text).text for record in records} == {"a"}
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' * 200_000])
+def test_a_json_file_nested_too_deep_is_named(tmp_path, content):
+    with pytest.raises(ValueError, match=r"a.json.*(nested too deep|not valid JSON)"):
+        list(read_records(write(tmp_path / "a.json", content)))
+
+
+def test_a_json_file_of_one_question_with_tools_is_one_row(tmp_path):
+    row = {"prompt": "Why?", "completion": "Because.", "tools": [{"name": "f"}]}
+    assert records_of(write(tmp_path / "a.json", json.dumps(row, indent=1))) == [(1, row)]
 
 
 def test_json_lines_named_json_may_begin_with_a_long_line(tmp_path):

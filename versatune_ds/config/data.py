@@ -35,7 +35,7 @@ def _source_kind(source: Any) -> str:
 DataSource = Annotated[Annotated[str, Tag("path")] | Annotated[HubDataset, Tag("hub")], Discriminator(_source_kind)]
 
 
-ROW_PARTS = ("messages", "tools", "system", "prompt", "context", "answer", "text")
+ROW_PARTS = ("messages", "tools", "system", "prompt", "context", "reasoning", "answer", "text")
 
 
 class DomainFiles(Section):
@@ -47,7 +47,8 @@ class DomainFiles(Section):
     """The same for held-out rows; without it `data.valid_fraction` of the training rows is held out. An empty list
     holds out nothing: the domain is trained on and not measured, so no signal of its own moves its weight."""
     columns: dict[str, str] | None = None
-    """Part to column name, where the form of the rows is not recognised: prompt and answer, messages, or text."""
+    """Part to column name, where the form of the rows is not recognised: prompt and answer, messages, or text;
+    perhaps system, context, reasoning and tools beside them."""
 
     @field_validator("train", "valid", mode="before")
     @classmethod

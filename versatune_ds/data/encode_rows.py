@@ -35,6 +35,8 @@ OUTPUT_SCHEMA = pa.schema(
         ("num_row_tokens", pa.int64()),
         ("num_cut_tokens", pa.int64()),
         ("problem", pa.string()),
+        ("unread", pa.list_(pa.string())),
+        ("unread_labels", pa.list_(pa.string())),
     ]
 )
 
@@ -70,11 +72,13 @@ class RowEncoder:
             if isinstance(item, str):
                 lines.append(_line(place, problem=item))
             else:
-                lines += self._example_lines(next(encoded), place={**place, "content_hash": item[1]})
+                new = self._example_lines(next(encoded), place={**place, "content_hash": item[1]})
+                new[0].update(unread=item[2].unread, unread_labels=item[2].unread_labels)
+                lines += new
         return pa.Table.from_pylist(lines, schema=OUTPUT_SCHEMA)
 
-    def _item(self, json_text: str, *, problem: str) -> tuple[Rendered, int] | str:
-        """Return a record as text with its loss spans, and its content hash; or what is wrong with it."""
+    def _item(self, json_text: str, *, problem: str) -> tuple[Rendered, int, Row] | str:
+        """Return a record as text with its loss spans, its content hash and its row; or what is wrong with it."""
         if problem:
             return problem
         try:
@@ -84,7 +88,7 @@ class RowEncoder:
             return str(error) if is_unicode(str(error)) else _HALF_A_CHARACTER
         except RecursionError:
             return "nested too deep to be written as text"
-        return (rendered, row_hash) if is_unicode(rendered.text) else _HALF_A_CHARACTER
+        return (rendered, row_hash, row) if is_unicode(rendered.text) else _HALF_A_CHARACTER
 
     def _rendered(self, row: Row) -> Rendered:
         """Return a row as text with its loss spans."""
@@ -166,6 +170,8 @@ def _line(place: dict[str, Any], *, example: Encoded | None = None, **values: An
         "num_row_tokens": 0,
         "num_cut_tokens": 0,
         "problem": "",
+        "unread": (),
+        "unread_labels": (),
         **place,
         **values,
     }

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from versatune_ds.data.records import Record, json_text, open_text, read_lines
+from versatune_ds.data.records import Record, json_text, open_text, parse_json, read_lines
 
 _CHARACTERS_PER_READ = 1 << 16
+_KEYS_OF_A_ROW = ("messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
 _MAX_FIRST_LINE_CHARACTERS = 1 << 26  # a longer first line is taken for part of one object
 
 
@@ -43,7 +44,7 @@ def _read_json_array(path: Path) -> Iterator[Record]:
         ValueError: If the file ends within an element, an element is no JSON, or something follows the array, with
             file and line.
     """
-    decoder, line = json.JSONDecoder(), 1
+    decoder, line = json.JSONDecoder(parse_int=str), 1  # only the place is used: integers may have any length
     with open_text(path) as stream:
         buffer = _read_first_block(stream)
         place = buffer.index("[") + 1
@@ -55,6 +56,8 @@ def _read_json_array(path: Path) -> Iterator[Record]:
                 _, end = decoder.raw_decode(buffer, start)
             except ValueError:
                 end = -1
+            except RecursionError:
+                raise ValueError(f"{path}:{line}: nested too deep to be read") from None
             if buffer.startswith("]", start):
                 _check_nothing_follows(buffer[start + 1 :], stream, place=f"{path}:{line}")
                 return
@@ -106,17 +109,19 @@ def _is_json_lines(path: Path) -> bool:
 def _is_json_object(text: str) -> bool:
     """Return whether a text is a whole JSON object."""
     try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
+        return isinstance(parse_json(text), dict)
+    except (ValueError, RecursionError):
         return False
 
 
 def _read_json_object(path: Path, *, text: str) -> Iterator[Record]:
     """Yield an object's entries when they are records (a dict of dicts, or one list of them), else the object."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep to be read") from None
     for number, entry in enumerate(_entries(value), start=1):
         yield Record(line=number, json_text=json_text(entry))
 
@@ -128,5 +133,5 @@ def _entries(value: Any) -> list[Any]:
     if value and all(isinstance(entry, dict) for entry in value.values()):
         return list(value.values())
     lists = [entry for entry in value.values() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
-    is_conversation = any(key in value for key in ("messages", "conversations", "conversation"))
-    return lists[0] if len(lists) == 1 and not is_conversation else [value]
+    is_row = any(key in value for key in _KEYS_OF_A_ROW)
+    return lists[0] if len(lists) == 1 and not is_row else [value]

@@ -38,13 +38,14 @@ from versatune_ds.data.source_digests import SourceDigests
 from versatune_ds.data.sources import find_files
 from versatune_ds.data.templates import choose_template, template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
+from versatune_ds.data.unread import UNREAD_WAY_OUT, describe_labels, describe_text
 from versatune_ds.domains import DomainSet
 
 __all__ = ["PreparedData", "iter_texts", "prepare_domains"]
 
 _logger = logging.getLogger(__name__)
 
-_PREPARE_VERSION = 2  # raise it whenever the same input would give other tokens: older shards are then built anew
+_PREPARE_VERSION = 3  # raise it whenever the same input would give other tokens: older shards are then built anew
 
 _MAX_VERIFIED_BYTES = 2 << 30  # about 3 s of reading
 
@@ -159,6 +160,7 @@ def _prepare_domain(
     summary, bad_rows = read_summary(folder), folder / BAD_ROWS_NAME
     check_summary(summary, task=task, max_bad_rows=data.max_bad_rows, bad_rows=bad_rows)
     _warn(summary, bad_rows=bad_rows, closes_turns=encoder.abilities.closes_turns)
+    _log_unread(summary, domain=task.name)
     return folder, is_found
 
 
@@ -188,6 +190,16 @@ def _fingerprint(task: DomainTask, *, settings: dict[str, Any], digests: SourceD
 def _file_name(domain: str) -> str:
     """Return a domain's name as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", domain)[:64].lstrip(".") or "domain"
+
+
+def _log_unread(summary: DomainSummary, *, domain: str) -> None:
+    """Log once what of the domain's files is not trained on: columns with text, columns that describe rows, files."""
+    if text := describe_text(summary.unread):
+        _logger.warning("%s: columns with text that is not trained on: %s; %s", domain, text, UNREAD_WAY_OUT)
+    if labels := describe_labels(summary.unread):
+        _logger.info("%s: columns not trained on: %s", domain, labels)
+    for path in summary.empty_files:
+        _logger.warning("%s: %s holds no row", domain, path)
 
 
 def _warn(summary: DomainSummary, *, bad_rows: Path, closes_turns: bool) -> None:

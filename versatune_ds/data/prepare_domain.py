@@ -22,6 +22,7 @@ from versatune_ds.data.encode_files import encode_files
 from versatune_ds.data.encode_rows import RowEncoder
 from versatune_ds.data.prepare_table import PrepareRow
 from versatune_ds.data.split_builder import Lines, SplitBuilder
+from versatune_ds.data.unread import UnreadColumn, UnreadCounter, columns_from_json
 
 SUMMARY_NAME = "summary.json"
 BAD_ROWS_NAME = "bad_rows.jsonl"
@@ -51,6 +52,10 @@ class DomainSummary:
     """Counts of train and of valid."""
     problems: tuple[str, ...]
     """The first bad rows: file:line: reason."""
+    unread: tuple[UnreadColumn, ...] = ()
+    """Columns whose text is not trained on."""
+    empty_files: tuple[str, ...] = ()
+    """Files without a row."""
 
 
 def build_domain(
@@ -70,25 +75,35 @@ def build_domain(
     """
     max_tokens = encoder.settings.row_tokens
     train, valid = (SplitBuilder(folder / name, max_tokens=max_tokens) for name in ("train", "valid"))
+    unread, empty_files = UnreadCounter(), []
     with (folder / BAD_ROWS_NAME).open("w", encoding="utf-8") as bad_rows:
         for files, is_held_out in ((task.train, False), (task.valid or (), True)):
             work = folder / "work"
             work.mkdir()
+            num_rows = np.zeros(len(files), dtype=np.int64)
             for batch in encode_files(files, work=work, encoder=encoder, num_processes=num_processes):
                 lines = Lines.from_batch(batch)
                 _write_bad_rows(bad_rows, lines=lines, files=files)
+                _count_unread(unread, lines=lines, files=files)
+                num_rows += np.bincount(lines.file, minlength=len(files))
                 is_valid_L = np.full(batch.num_rows, is_held_out)
                 if task.valid is None:
                     is_valid_L = is_held_out_by_hash(lines.content_hash, fraction=task.valid_fraction)
                 train.take(lines, is_taken_L=~is_valid_L)
                 valid.take(lines, is_taken_L=is_valid_L)
             shutil.rmtree(work)
+            empty_files += [str(files[i]) for i in np.flatnonzero(num_rows == 0)]
     num_valid_files = len(task.train if task.valid is None else task.valid)
     train_row = train.close(domain=task.name, split="train", num_files=len(task.train), settings=settings)
     valid_row = valid.close(domain=task.name, split="valid", num_files=num_valid_files, settings=settings)
     num_in_train = int(np.isin(valid.row_hashes(), train.row_hashes()).sum())
     rows = (train_row, dataclasses.replace(valid_row, num_in_train=num_in_train))
-    summary = DomainSummary(rows=rows, problems=_first_problems(folder / BAD_ROWS_NAME))
+    summary = DomainSummary(
+        rows=rows,
+        problems=_first_problems(folder / BAD_ROWS_NAME),
+        unread=unread.columns(),
+        empty_files=tuple(empty_files),
+    )
     (folder / SUMMARY_NAME).write_text(json.dumps(dataclasses.asdict(summary), indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -97,7 +112,12 @@ def read_summary(folder: Path) -> DomainSummary:
     """Return the summary of a domain prepared before."""
     values = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
     train, valid = (PrepareRow(**row) for row in values["rows"])
-    return DomainSummary(rows=(train, valid), problems=tuple(values["problems"]))
+    return DomainSummary(
+        rows=(train, valid),
+        problems=tuple(values["problems"]),
+        unread=columns_from_json(values["unread"]),
+        empty_files=tuple(values["empty_files"]),
+    )
 
 
 def is_held_out_by_hash(content_hash_L: np.ndarray, *, fraction: float) -> np.ndarray:
@@ -145,6 +165,15 @@ def _write_bad_rows(stream: TextIO, *, lines: Lines, files: Sequence[Path]) -> N
     for i in np.flatnonzero(lines.is_bad).tolist():
         place = {"file": str(files[lines.file[i]]), "line": int(lines.line[i])}
         stream.write(json.dumps({**place, "reason": lines.problem[i]}, ensure_ascii=True) + "\n")
+
+
+def _count_unread(counter: UnreadCounter, *, lines: Lines, files: Sequence[Path]) -> None:
+    """Count the columns of a batch that are not trained on; a row's first line names them."""
+    for i, (text, labels) in enumerate(zip(lines.unread, lines.unread_labels, strict=True)):
+        if text or labels:
+            place = f"{files[lines.file[i]]}:{lines.line[i]}"
+            counter.add(text, is_label=False, place=place)
+            counter.add(labels, is_label=True, place=place)
 
 
 def _first_problems(path: Path) -> tuple[str, ...]:

@@ -13,13 +13,13 @@ import csv
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from versatune_ds.data.arrow_values import distinct_names, rows_of_batch
 from versatune_ds.data.json_files import read_json, read_json_lines
-from versatune_ds.data.records import COMPRESSIONS, Record, json_text, open_text, plain_value, read_lines
+from versatune_ds.data.records import COMPRESSIONS, Record, json_text, open_text, read_lines
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _ROWS_PER_READ = 1000
@@ -66,13 +66,15 @@ def _read_text_lines(path: Path) -> Iterator[Record]:
 def _read_csv(path: Path) -> Iterator[Record]:
     """Yield the rows of a table with a header line; quoted cells may hold line ends.
 
+    A cell is the text it holds: `nan`, `None` or `NA` may be an answer. Only an empty cell is nothing.
+
     Raises:
         ValueError: If a quote is never closed: it would make one row of all that follows.
     """
     delimiter = "\t" if format_of(path) == ".tsv" else ","
     with open_text(path) as stream:
         cells = csv.reader(stream, delimiter=delimiter, strict=True)
-        header = next(cells, [])
+        header = _distinct_header(next(cells, []))
         line = 1  # the header's, when no cell of it holds a line end
         while True:
             try:
@@ -87,6 +89,12 @@ def _read_csv(path: Path) -> Iterator[Record]:
                 if row:
                     yield _row_of_table(row, header=header, line=line + 1)
             line = cells.line_num
+
+
+def _distinct_header(header: list[str]) -> list[str]:
+    """Return a header whose names differ; columns without a name (the index that pandas writes) keep none."""
+    names = iter(distinct_names([name for name in header if name]))
+    return [next(names) if name else "" for name in header]
 
 
 def _row_of_table(cells: list[str], *, header: list[str], line: int) -> Record:
@@ -121,14 +129,6 @@ def _read_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS_PER_READ):
-            for row in batch.slice(start, _ROWS_PER_READ).to_pylist():
+            for row in rows_of_batch(batch.slice(start, _ROWS_PER_READ)):
                 number += 1
-                yield _row_of_batch(row, line=number)
-
-
-def _row_of_batch(row: dict[str, Any], *, line: int) -> Record:
-    """Return a row of a record batch as a record; binary that is no text is a problem of its row."""
-    try:
-        return Record(line=line, json_text=json_text(plain_value(row)))
-    except UnicodeDecodeError as error:
-        return Record(line=line, json_text="{}", problem=f"not UTF-8 text ({error.reason} at byte {error.start + 1})")
+                yield Record(line=number, json_text=json_text(row))

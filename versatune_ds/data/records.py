@@ -19,6 +19,7 @@ import pyarrow as pa
 
 COMPRESSIONS = (".gz", ".zst")
 _WRONG_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_UNREADABLE = "\0unreadable"
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -38,19 +39,60 @@ def json_text(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def plain_value(value: Any) -> Any:
-    """Return a value of a table with binary decoded as UTF-8 text and NaN, which pandas writes for nothing, as None.
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text; NaN and the infinities, which are no text, become None as in a table.
 
     Raises:
-        UnicodeDecodeError: If binary is not UTF-8.
+        json.JSONDecodeError: If it is no JSON.
+        RecursionError: If it is nested too deep.
+    """
+    try:
+        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python refuses to convert integers of more than 4300 digits
+        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_short)
+
+
+def _finite(text: str) -> float | None:
+    """Return a number of a JSON text; 1e999, which a float cannot represent, becomes None like infinity."""
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _short(text: str) -> int | dict[str, str]:
+    """Return a whole number of a JSON text, or a marker where it has too many digits for Python."""
+    try:
+        return int(text)
+    except ValueError:
+        return unreadable("holds a number with too many digits; write it as text")
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value of a table with binary decoded as UTF-8 and NaN, which pandas writes for nothing, as None.
+
+    Binary that is no text (an image) becomes a marker: it makes the row a bad one only where a form reads it.
     """
     if isinstance(value, bytes):
-        return value.decode("utf-8")
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return unreadable(f"not UTF-8 text ({error.reason} at byte {error.start + 1})")
     if isinstance(value, float):
-        return None if math.isnan(value) else value
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: plain_value(entry) for key, entry in value.items()}
     return [plain_value(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def unreadable(reason: str) -> dict[str, str]:
+    """Return what stands in a record for a value that is no text: harmless in a column that nobody reads."""
+    return {_UNREADABLE: reason}
+
+
+def why_unreadable(value: Any) -> str:
+    """Return why a value of a record cannot be read; empty for one that can."""
+    return value.get(_UNREADABLE, "") if isinstance(value, dict) else ""
 
 
 def open_bytes(path: Path) -> BinaryIO:

@@ -34,6 +34,9 @@ class Lines:
     num_row_tokens: np.ndarray
     num_cut_tokens: np.ndarray
     problem: list[str]
+    unread: list[list[str]]
+    """Columns of each line's row whose text is not trained on."""
+    unread_labels: list[list[str]]
 
     @classmethod
     def from_batch(cls, batch: pa.RecordBatch) -> Lines:
@@ -45,7 +48,7 @@ class Lines:
             token_offsets=tokens.offsets.to_numpy(),
             spans=spans.values.to_numpy(),
             span_offsets=spans.offsets.to_numpy(),
-            problem=batch.column("problem").to_pylist(),
+            **{name: batch.column(name).to_pylist() for name in ("problem", "unread", "unread_labels")},
             **{name: batch.column(name).to_numpy() for name in numbers},
         )
 

@@ -6,8 +6,10 @@ trained on as it was or not at all.
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from versatune_ds.data.reasoning import is_in_content, reasoning_beside, split_thinking
+from versatune_ds.data.records import parse_json, why_unreadable
 
 Turns = tuple[dict[str, Any], ...]
 
@@ -30,6 +32,9 @@ _ROLE_OF_NAME = {
     "tool_response": "tool",
     "ipython": "tool",
 }
+CONTENT_KEYS = ("content", "value", "text")
+_NESTED_KEYS = (*CONTENT_KEYS, "tool_calls", "function_call")
+_MAX_EXACT_INTEGER = 2**53
 _CALL_NAMES = ("function_call", "tool_call")
 _WEIGHT_KEYS = ("weight", "loss_weight", "train")
 
@@ -44,47 +49,96 @@ def normalised_turns(messages: Any) -> Turns:
     A turn that its own weight excludes from the loss gets `loss: False`. Empty system turns are left out.
 
     Args:
-        messages: A list of messages with `role`/`from` and `content`/`value`, or its JSON text.
+        messages: A list of messages with `role`/`from` and `content`/`value`/`text`, or its JSON text.
 
     Raises:
         BadRowError: If a turn has an unknown role, is empty, or holds anything but text.
     """
-    messages = parsed_json(messages, what="messages") if isinstance(messages, str) else messages
-    if not isinstance(messages, list) or not messages:
-        raise BadRowError("messages: expected a list with at least one message")
+    return turns_of(parsed_messages(messages))
+
+
+def turns_of(messages: list[dict[str, Any]]) -> Turns:
+    """Return messages that `parsed_messages` returned as turns; see `normalised_turns`."""
     turns = []
     for number, message in enumerate(messages, start=1):
-        if isinstance(message, str):  # so `datasets` stores messages whose keys differ
-            message = parsed_json(message, what=f"turn {number}")
-        if not isinstance(message, dict):
-            raise BadRowError(f"turn {number}: expected a message, found {type(message).__name__}")
         turn = _normalised_turn(message, what=f"turn {number}")
         if turn["role"] != "system" or turn["content"].strip():
             turns.append(turn)
     return tuple(turns)
 
 
+def parsed_messages(messages: Any) -> list[dict[str, Any]]:
+    """Return messages, of which the list or each one may be JSON text, as a list of mappings.
+
+    Raises:
+        BadRowError: If they are anything else, or none.
+    """
+    if reason := why_unreadable(messages):
+        raise BadRowError(reason)
+    messages = parsed_json(messages, what="messages") if isinstance(messages, str) else messages
+    if not isinstance(messages, list) or not messages:
+        raise BadRowError("messages: expected a list with at least one message")
+    parsed = []
+    for number, message in enumerate(messages, start=1):
+        if isinstance(message, str):  # so `datasets` stores messages whose keys differ
+            message = parsed_json(message, what=f"turn {number}")
+        if not isinstance(message, dict):
+            raise BadRowError(f"turn {number}: expected a message, found {type(message).__name__}")
+        parsed.append({**message, **{key: as_in_any_format(message[key]) for key in _NESTED_KEYS if key in message}})
+    return parsed
+
+
+def as_in_any_format(value: Any) -> Any:
+    """Return tools or tool calls as every file format holds them: without null keys, whole numbers without `.0`.
+
+    Parquet and Arrow store one schema for all rows: a call `{"city": "Oslo"}` beside a call `{"day": 3}` comes back as
+    `{"city": "Oslo", "day": null}`, and 3 beside 2.5 as 3.0. So a null in a mapping means that the key is absent,
+    whatever the format. Text is not touched: arguments given as JSON text keep their nulls and numbers.
+
+    Raises:
+        BadRowError: If a part is no text.
+    """
+    if reason := why_unreadable(value):
+        raise BadRowError(reason)
+    if isinstance(value, dict):
+        return {key: as_in_any_format(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list):
+        return [as_in_any_format(entry) for entry in value]
+    return _whole(value) if isinstance(value, float) else value
+
+
+def _whole(number: float) -> float | int:
+    """Return a number as an int where it is one: a table that lacks one cell of a column turns all its 3 into 3.0."""
+    return int(number) if number.is_integer() and abs(number) <= _MAX_EXACT_INTEGER else number
+
+
 def text_of(value: Any, *, what: str) -> str:
-    """Return a value as text: text itself, numbers written out, lists of texts joined by blank lines, nothing as ''.
+    """Return a value as text, in the same way whatever format it comes from.
+
+    Text is itself (also `nan` and `None`, which may be an answer), null is ''. Numbers are written out, whole ones
+    without `.0`, true and false as True and False; of a list of texts the non-null ones are joined by blank lines. The
+    readers have written dates as ISO text, decimals in full, binary as UTF-8, and NaN and infinity as null.
 
     Raises:
         BadRowError: If the value is anything else.
     """
+    if reason := why_unreadable(value):
+        raise BadRowError(reason)
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return "\n\n".join(value)
+        return str(_whole(value) if isinstance(value, float) else value)
+    if isinstance(value, list) and all(isinstance(part, str) for part in value if part is not None):
+        return "\n\n".join(part for part in value if part is not None)
     raise BadRowError(f"{what}: expected text, found {type(value).__name__}")
 
 
 def parsed_json(text: str, *, what: str) -> Any:
     """Return the value of a JSON text; raise BadRowError naming what it was if it is none."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError):
         raise BadRowError(f"{what}: expected JSON, found {text[:40]!r}") from None
 
@@ -104,15 +158,17 @@ def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
     role = _ROLE_OF_NAME.get(name)
     if role is None:
         raise BadRowError(f"{what}: unknown role {name!r}; known: {', '.join(_ROLE_OF_NAME)}")
-    content = message.get("content") if message.get("content") is not None else message.get("value")
+    content = next((message[key] for key in CONTENT_KEYS if message.get(key) is not None), None)
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
     if name in _CALL_NAMES:
         content, calls = "", content
+    content, thought = split_thinking(content) if role == "assistant" else (content, "")
     turn: dict[str, Any] = {"role": role, "content": _content_text(content, what=f"{what} ({role})")}
     if calls:
         turn["tool_calls"] = _tool_calls(calls, what=what)
-    if message.get("reasoning_content"):
-        turn["reasoning_content"] = text_of(message["reasoning_content"], what=f"{what} (reasoning_content)")
+    reasoning = (reasoning_beside(message) or thought) if role == "assistant" else ""
+    if reasoning and not is_in_content(reasoning, content=turn["content"]):
+        turn["reasoning_content"] = reasoning
     if not turn["content"].strip() and not calls and role in ("user", "assistant"):
         raise BadRowError(f"{what} ({role}) is empty")
     if not _bears_loss(message, what=what):

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 _POLL_SECONDS = 0.5
-_TRAINED_TOKENIZER_VERSION = "1"  # raise it when the same texts would give another tokenizer
+_TRAINED_TOKENIZER_VERSION = "2"  # raise it when the same texts would give another tokenizer
 
 
 def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, PreparedData]:

@@ -269,6 +269,17 @@ def test_what_a_user_may_not_have_meant_is_a_warning_with_the_way_out(versatune,
     assert todo in warning["todo"]
 
 
+def test_columns_that_are_not_trained_on_are_listed_once(versatune, recipe):
+    rows = [{**row, "hint": "think of it", "source": "web"} for row in chat_rows(200, topic="law")]
+    path = write_jsonl(recipe.parent / "data" / "train" / "law.jsonl", rows)
+    code, (warning,) = checked(versatune, recipe)
+    assert (code, warning["level"], warning["check"], warning["key"]) == (0, "warn", "rows", "data.folder")
+    assert warning["found"] == (
+        f"law: columns with text that is not trained on: hint (200 rows, first {path}:1), of 205 sampled rows"
+    )
+    assert "columns not trained on: source" in versatune("check", recipe, "--nodes=2", "--gpus-per-node=2").out
+
+
 def test_a_policy_that_never_moves_needs_no_update(versatune, recipe):
     code, findings = checked(versatune, recipe, "mixture.policy=constant", "mixture.update_every=10")
     assert (code, findings) == (0, [])

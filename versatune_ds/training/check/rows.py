@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from versatune_ds.data.encode import Encoded
 from versatune_ds.data.inspect import mark_masked
+from versatune_ds.data.unread import UNREAD_WAY_OUT, UnreadColumn, UnreadCounter, describe_labels, describe_text
 from versatune_ds.training.check.finding import Finding, fail, ok, warn
 from versatune_ds.training.check.subject import Subject
 from versatune_ds.training.inspect_recipe import escape_control_characters
@@ -36,6 +37,8 @@ class SampledRows:
     """Share of the tokens that is cut off."""
     example: Encoded | None
     """The first row that bears loss."""
+    unread: tuple[UnreadColumn, ...]
+    """Columns that are not trained on."""
 
 
 def encode_sample(subject: Subject, domain: str) -> SampledRows:
@@ -62,6 +65,11 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
     bad = [line for line in rows if line["problem"]]
     places = [records[line["line"]] for line in bad]
     kept = [line for line in lines if line["input_ids"]]
+    unread = UnreadCounter()
+    for line in lines:
+        file, record = records[line["line"]]
+        unread.add(line["unread"], is_label=False, place=file.place(record))
+        unread.add(line["unread_labels"], is_label=True, place=file.place(record))
     num_tokens = sum(line["num_row_tokens"] for line in rows)
     return SampledRows(
         num_rows=len(rows),
@@ -70,6 +78,7 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
         mean_tokens=num_tokens / max(len(rows) - len(bad), 1),
         share_cut=sum(line["num_cut_tokens"] for line in rows) / max(num_tokens, 1),
         example=_encoded(kept[0]) if kept else None,
+        unread=unread.columns(),
     )
 
 
@@ -86,6 +95,10 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
         rows = encode_sample(subject, name)
         is_whole = all(file.is_whole for file in subject.sound_files(name))
         yield _judge_bad_rows(subject, name, rows, is_whole=is_whole)
+        if text := describe_text(rows.unread):
+            found = f"{name}: columns with text that is not trained on: {text}, of {rows.num_rows:,} sampled rows"
+            key = f"data.domains.{name}.columns" if subject.config.data.domains else "data.folder"
+            yield warn("rows", key, found, UNREAD_WAY_OUT)
         if rows.example is None:
             yield fail(
                 "rows",
@@ -112,7 +125,9 @@ def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whol
     looked_at = f"all {rows.num_rows:,}" if is_whole else f"{rows.num_rows:,} sampled"
     if not rows.bad:
         cut = f", {rows.share_cut:.1%} cut off" if rows.share_cut else ""
-        return ok("rows", domain, f"{looked_at} rows sound, {rows.mean_tokens:,.0f} tokens each{cut}")
+        labels = describe_labels(rows.unread)
+        left_out = f"; columns not trained on: {labels}" if labels else ""
+        return ok("rows", domain, f"{looked_at} rows sound, {rows.mean_tokens:,.0f} tokens each{cut}{left_out}")
     first = escape_control_characters("; ".join(rows.bad[:2])).replace("\n", " ")[:400]
     found = f"{domain}: {len(rows.bad)} of {looked_at} rows bad ({first})"
     todo = f"mend them, or raise the limit of {allowed:,} rows"
