@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import datasets
 import pytest
 from chat_data import chat_rows, write_jsonl
@@ -42,8 +44,58 @@ def test_a_list_keeps_its_own_order(folder):
 
 def test_a_folder_passes_over_what_is_no_data_and_says_so(folder, caplog):
     assert names(find(folder)) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
-    assert "notes.md is no data file" in caplog.text
+    assert "notes.md is no data file; passed over" in caplog.text
     assert "hidden" not in caplog.text
+
+
+def test_a_linked_folder_is_read_by_its_folder_as_by_a_glob(tmp_path):
+    write_jsonl(tmp_path / "law" / "part0" / "x.jsonl", [])
+    write_jsonl(tmp_path / "disk" / "y.jsonl", [])
+    (tmp_path / "law" / "part1").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "round").symlink_to(tmp_path / "disk")
+    assert names(find(tmp_path / "law")) == ["x.jsonl", "y.jsonl"]
+    assert names(find(tmp_path / "law/**/*.jsonl")) == ["x.jsonl", "y.jsonl"]
+
+
+def test_a_folder_that_exists_by_its_literal_name_is_no_pattern(tmp_path):
+    for name in ("da ta [x]/[1] a?.jsonl", "da ta [x]/b.jsonl", "da ta x/c.jsonl"):
+        write_jsonl(tmp_path / name, [])
+    assert names(find(tmp_path / "da ta [x]" / "*.jsonl")) == ["[1] a?.jsonl", "b.jsonl"]
+    assert names(find(tmp_path / "da ta [x]" / "[1] a?.jsonl")) == ["[1] a?.jsonl"]
+    assert names(find(tmp_path / "da ta [xyz]" / "*.jsonl")) == ["c.jsonl"]
+    with pytest.raises(ValueError, match=r"matches no file; \[ \] are pattern characters: write \[\[\] for a \["):
+        find(tmp_path / "*" / "[x]" / "*.jsonl")
+
+
+def test_a_glob_leaves_descriptions_and_folders_out_and_says_so(folder, caplog):
+    write_jsonl(folder / "LICENSE.txt", [])
+    (folder / "notes.md").unlink()
+    assert names(find(folder / "*")) == ["a.jsonl", "b.jsonl"]
+    assert "LICENSE.txt is no data file; passed over" in caplog.text
+    assert "deep matches" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"matches no file; it matches the folder .*rows/deep, whose files are .*/d\*/\*"
+    ):
+        find(folder / "d*")
+
+
+def test_one_file_under_two_names_is_refused_in_a_list(folder):
+    (folder / "deep" / "link.jsonl").symlink_to(folder / "a.jsonl")
+    with pytest.raises(ValueError, match=r"a.jsonl is named 2 times"):
+        find(folder / "a.jsonl", folder / "deep" / "link.jsonl")
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "a.jsonl")
+    with pytest.raises(ValueError, match=r"^data.x: .*a.jsonl cannot be read: permission denied$"):
+        find(folder)
+
+
+def test_splits_below_a_folder_ask_for_one(tmp_path):
+    split = datasets.Dataset.from_list(chat_rows(2))
+    datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "law" / "saved")
+    with pytest.raises(ValueError, match=r"law/saved holds several splits \(test, train\); name one"):
+        find(tmp_path / "law")
 
 
 @pytest.mark.parametrize(

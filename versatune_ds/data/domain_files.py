@@ -11,12 +11,13 @@ from pathlib import Path
 
 from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
 from versatune_ds.data.cache import locked
+from versatune_ds.data.data_folders import entries_of_folder, is_description, warn_of_left_out
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.readers import format_of, read_records
 from versatune_ds.data.records import Record
 from versatune_ds.data.rows import parse_row
 from versatune_ds.data.said_once import silence, warn_once
-from versatune_ds.data.sources import find_files
+from versatune_ds.data.sources import find_files, is_saved_dataset
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
 from versatune_ds.data.turns import BadRowError, is_unicode
 
@@ -142,13 +143,21 @@ def has_test_rows(data: DataConfig) -> bool:
 
 
 def _paths_by_domain(folder: Path) -> dict[str, Path]:
-    """Return the data files and folders in a folder by the name before their suffixes, sorted by it."""
+    """Return the data files and folders in a folder by the name before their suffixes, sorted by it.
+
+    Raises:
+        ValueError: If two have one name, the folder is itself a data set saved by `datasets`, or a link leads nowhere.
+    """
+    if is_saved_dataset(folder):
+        raise ValueError(
+            f"data.folder: {folder} is one saved data set, not a folder of domains; name it in data.domains"
+        )
     paths: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_file() and format_of(path) is None:
-            warn_once(f"data.folder: {path} is no data file; passed over")
+    entries = entries_of_folder(folder, key="data.folder")
+    no_data = [path for path in entries if is_description(path) or not (path.is_dir() or format_of(path))]
+    warn_of_left_out(no_data, (), key="data.folder")
+    for path in entries:
+        if path in no_data:
             continue
         name = path.name[: path.name.lower().rindex(format_of(path))] if path.is_file() else path.name
         if name in paths:

@@ -21,6 +21,7 @@ def encoded(questions, *, row_tokens=64, template=CHATML):
 
 def test_files_and_folders_are_read_by_the_files_names(tmp_path):
     write_jsonl(tmp_path / "all" / "law.jsonl", [row(), row(answer=1)])
+    write_jsonl(tmp_path / "all" / "README.txt", ["Questions of law."])
     write_jsonl(tmp_path / "art.jsonl.gz".removesuffix(".gz"), [row(choices=("x", "y", "z"), answer=2)])
     found = read_choices([tmp_path / "all", tmp_path / "art.jsonl"])
     assert {name: [question.answer for question in questions] for name, questions in found.items()} == {

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from versatune_ds.data.data_folders import is_description
 from versatune_ds.data.encode import encode_rendered
 from versatune_ds.data.loss_spans import render_row
 from versatune_ds.data.readers import format_of, read_records
@@ -92,7 +93,7 @@ def _files_of(path: Path) -> list[Path]:
     """Return a file, or the data files of a folder, sorted by name."""
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.glob("*") if file.is_file() and format_of(file))
+    files = sorted(file for file in path.glob("*") if file.is_file() and format_of(file) and not is_description(file))
     if not files:
         raise ValueError(
             f"--choices: {path}: no such file, or a folder without data files; expected DOMAIN.jsonl with rows "
