@@ -7,6 +7,7 @@ Shape legend: **L** output lines of a batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class Lines:
     num_row_tokens: np.ndarray
     num_cut_tokens: np.ndarray
     problem: list[str]
+    remarks: list[list[str]]
+    """What is odd about each line's row."""
 
     @classmethod
     def from_batch(cls, batch: pa.RecordBatch) -> Lines:
@@ -46,6 +49,7 @@ class Lines:
             spans=spans.values.to_numpy(),
             span_offsets=spans.offsets.to_numpy(),
             problem=batch.column("problem").to_pylist(),
+            remarks=batch.column("remarks").to_pylist(),
             **{name: batch.column(name).to_numpy() for name in numbers},
         )
 
@@ -66,6 +70,7 @@ class SplitBuilder:
         self._num_long_rows = 0
         self._num_cut_tokens = 0
         self._max_tokens = max_tokens
+        self._remarks: Counter[str] = Counter()
         self._row_hashes: list[np.ndarray] = []
 
     def take(self, lines: Lines, *, is_taken_L: np.ndarray) -> None:
@@ -78,6 +83,8 @@ class SplitBuilder:
         self._counts["num_without_loss"] += int((is_row_L & ~is_bad_L & (num_tokens_L == 0)).sum())
         self._num_long_rows += int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum())
         self._num_cut_tokens += int(lines.num_cut_tokens[is_row_L].sum())
+        for i in np.flatnonzero(is_row_L & (num_tokens_L > 0)).tolist():
+            self._remarks.update(lines.remarks[i])
         self._row_hashes.append(lines.content_hash[is_row_L & (num_tokens_L > 0)])
         for i in np.flatnonzero(is_taken_L & (num_tokens_L > 0)).tolist():
             self._writer.add(
@@ -101,6 +108,7 @@ class SplitBuilder:
             num_long_rows=self._num_long_rows,
             num_cut_tokens=self._num_cut_tokens,
             num_duplicates=len(row_hashes) - len(np.unique(row_hashes)),
+            remarks=dict(self._remarks),
             **self._counts,
         )
 

@@ -41,7 +41,8 @@ class BadRowError(ValueError):
 def normalised_turns(messages: Any) -> Turns:
     """Return messages as turns with `role`, `content` and, where they have them, `tool_calls`, `reasoning_content`.
 
-    A turn that its own weight excludes from the loss gets `loss: False`. Empty system turns are left out.
+    Ids of calls, `tool_call_id` and `name` are kept. A turn that its own weight excludes from the loss gets
+    `loss: False`. Empty system turns are left out.
 
     Args:
         messages: A list of messages with `role`/`from` and `content`/`value`, or its JSON text.
@@ -111,6 +112,7 @@ def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": role, "content": _content_text(content, what=f"{what} ({role})")}
     if calls:
         turn["tool_calls"] = _tool_calls(calls, what=what)
+    turn |= _names_and_ids(message)
     if message.get("reasoning_content"):
         turn["reasoning_content"] = text_of(message["reasoning_content"], what=f"{what} (reasoning_content)")
     if not turn["content"].strip() and not calls and role in ("user", "assistant"):
@@ -118,6 +120,12 @@ def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
     if not _bears_loss(message, what=what):
         turn["loss"] = False
     return turn
+
+
+def _names_and_ids(message: dict[str, Any]) -> dict[str, str]:
+    """Return a message's `name` and `tool_call_id`, where it has them; an id may be spelled as a number."""
+    found = {key: message.get(key) for key in ("name", "tool_call_id")}
+    return {key: str(value) for key, value in found.items() if isinstance(value, (str, int)) and str(value).strip()}
 
 
 def _content_text(content: Any, *, what: str) -> str:
@@ -153,7 +161,10 @@ def _tool_call(call: Any, *, what: str) -> dict[str, Any]:
         raise BadRowError(f"{what}: expected a name and arguments")
     arguments = function.get("arguments", function.get("parameters", {}))
     arguments = parsed_json(arguments, what=f"{what} arguments") if isinstance(arguments, str) else arguments
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    call_id = call.get("id", call.get("call_id"))
+    is_id = isinstance(call_id, (str, int)) and str(call_id).strip()
+    return {"id": str(call_id), **made} if is_id else made
 
 
 def _bears_loss(message: dict[str, Any], *, what: str) -> bool:
