@@ -15,7 +15,7 @@ from versatune_ds.data.tokenize import render_conversation
 
 MARKER = "marker7319"
 USER = {"role": "user", "content": "a"}
-NINE, _LONG, _SHORT = "a1b2c3d4e", "call_a1b2c3d4e5f6g7h8", "a1"
+NINE, LONG, SHORT = "a1b2c3d4e", "call_a1b2c3d4e5f6g7h8i9j0k1l2", "a1"
 """Ids of tool calls: the length Mistral's templates demand, OpenAI's form, and a short one."""
 
 
@@ -29,12 +29,14 @@ class CallForm:
     """A turn with calls has the content None."""
     uses_ids: bool = False
     """Ids are printed or demanded."""
+    takes_nine: bool = True
+    """Ids of nine characters are taken; the same for longer and for shorter ones."""
     takes_long_ids: bool = True
     takes_short_ids: bool = True
 
     def is_id_accepted(self, call_id: str) -> bool:
-        """Return whether the template accepts an id of this length."""
-        if len(call_id) == len(NINE):
+        """Return whether the template takes an id of this length, or none that could be put in its place."""
+        if len(call_id) == len(NINE) or not self.takes_nine:
             return True
         return self.takes_long_ids if len(call_id) > len(NINE) else self.takes_short_ids
 
@@ -55,12 +57,13 @@ class Probe:
     def text(self, *messages: dict[str, Any], tools: list[dict[str, Any]] | None = None) -> str:
         """Return a conversation's text; '' where the template refuses it, and `refusal` says why."""
         try:
-            return render_conversation(list(messages), tokenizer=self._tokenizer, template=self._template, tools=tools)[
-                0
-            ]
+            text, _ = render_conversation(
+                list(messages), tokenizer=self._tokenizer, template=self._template, tools=tools
+            )
         except Exception as error:  # whatever a template raises at a shape it does not know, it cannot print that shape
             self.refusal = " ".join(str(error).split())
             return ""
+        return text
 
     def prints(self, *messages: dict[str, Any], tools: list[dict[str, Any]] | None = None) -> bool:
         """Return whether a conversation's text holds the marker."""
@@ -68,7 +71,12 @@ class Probe:
 
 
 def find_call_form(probe: Probe) -> CallForm | None:
-    """Return the form in which a template prints tool calls and their results; None when it prints no calls."""
+    """Return the form in which a template prints tool calls and their results; None when it prints no calls.
+
+    Then `probe.refusal` is what the template says of a call in the usual form; '' when it drops it silently.
+    """
+    probe.text(USER, call_turn(CallForm(), call_id=NINE))
+    refusal = probe.refusal
     for with_result, takes_none, takes_text in product((True, False), (False, True), (False, True)):
         plain = CallForm(takes_text=takes_text, takes_none=takes_none)
 
@@ -81,16 +89,19 @@ def find_call_form(probe: Probe) -> CallForm | None:
             is_complete = "argument5081" in rest and (not with_result or "result5081" in rest)
             return made if call and is_complete else ""
 
-        if not (text(NINE) or text(None)):
+        taken = next((call_id for call_id in (NINE, LONG, SHORT) if text(call_id)), None)
+        if taken is None and not text(None):
             continue
         probe.refusal = ""
         return CallForm(
             takes_text=takes_text,
             takes_none=takes_none,
-            uses_ids=NINE in text(NINE) or not text(None),
-            takes_long_ids=bool(text(_LONG)),
-            takes_short_ids=bool(text(_SHORT)),
+            uses_ids=taken is not None and (taken in text(taken) or not text(None)),
+            takes_nine=taken == NINE,
+            takes_long_ids=bool(text(LONG)),
+            takes_short_ids=bool(text(SHORT)),
         )
+    probe.refusal = refusal
     return None
 
 

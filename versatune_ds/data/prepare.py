@@ -223,16 +223,16 @@ def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RowEncoder) -> Non
 
 def _log_remarks(summary: DomainSummary, *, encoder: RowEncoder) -> None:
     """Log what is odd about the rows that are trained on, a line each, and that too much of them is cut off."""
-    settings = encoder.settings
-    for row in summary.rows:
-        share = cut_share(num_cut_tokens=row.num_cut_tokens, num_kept_tokens=row.num_tokens)
-        if share > MAX_CUT_SHARE:
-            found, todo = describe_cut(
-                share, row_tokens=settings.row_tokens, is_split=settings.long_examples == "split"
-            )
-            _logger.warning("%s: %s rows: %s; %s", row.domain, row.split, found, todo)
+    name, settings = summary.rows[0].domain, encoder.settings
+    share = cut_share(
+        num_cut_tokens=sum(row.num_cut_tokens for row in summary.rows),
+        num_kept_tokens=sum(row.num_tokens for row in summary.rows),
+    )
+    if share > MAX_CUT_SHARE:
+        found, todo = describe_cut(share, row_tokens=settings.row_tokens, is_split=settings.long_examples == "split")
+        _logger.warning("%s: %s; %s", name, found, todo)
     counts = sum((Counter(row.remarks) for row in summary.rows), Counter())
     num_rows = sum(row.num_rows for row in summary.rows)
     for found, remark in describe_remarks(counts, num_rows=num_rows, what="rows", abilities=encoder.abilities):
         level = logging.WARNING if remark.is_warning else logging.INFO
-        _logger.log(level, "%s: %s", summary.rows[0].domain, "; ".join(filter(None, (found, remark.todo))))
+        _logger.log(level, "%s: %s", name, "; ".join(filter(None, (found, remark.todo))))
