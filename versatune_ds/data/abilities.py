@@ -56,7 +56,10 @@ def probe_template(template: str, *, tokenizer: Any) -> TemplateAbilities:
         closes_turns=bool(probe.text(USER, {**_ANSWER, "content": MARKER}).rpartition(MARKER)[2].strip()),
         call_form=form or CallForm(),
         control=find_control_tokens(
-            tokenizer, frames=(frames, with_system), tool_frames=(probe.text(*exchange, tools=[_TOOL]),)
+            tokenizer,
+            frames=(frames, with_system),
+            tool_frames=(probe.text(*exchange, tools=[_TOOL]),),
+            call_frames=(probe.text(*exchange[:2]),),
         ),
         reason_without_calls=reason,
     )

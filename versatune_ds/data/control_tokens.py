@@ -40,8 +40,8 @@ class ControlTokens:
 
     of_turns: tuple[str, ...] = ()
     """Never read as tokens inside what somebody says."""
-    of_tools: tuple[str, ...] = ()
-    """Not read as tokens inside what others than the assistant say; it may write calls out itself."""
+    of_calls: tuple[str, ...] = ()
+    """Tokens around tool calls: the assistant may write calls out, what others say is text."""
     marks: tuple[str, ...] = ()
     """Text that frames turns without being a token: in a turn it cannot be told from the template's own."""
     others: tuple[str, ...] = ()
@@ -49,8 +49,8 @@ class ControlTokens:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Return the tokens of turns and of tools."""
-        return self.of_turns + self.of_tools
+        """Return the tokens of turns and of calls."""
+        return self.of_turns + self.of_calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,30 +63,31 @@ class HiddenRow:
     """One private character to the text it stands for; empty when nothing is hidden."""
 
 
-def find_control_tokens(tokenizer: Any, *, frames: Sequence[str], tool_frames: Sequence[str]) -> ControlTokens:
+def find_control_tokens(
+    tokenizer: Any, *, frames: Sequence[str], tool_frames: Sequence[str], call_frames: Sequence[str]
+) -> ControlTokens:
     """Return the control tokens of a template.
 
     Args:
         tokenizer: A fast tokenizer.
         frames: Conversations rendered with it, of next to no text.
-        tool_frames: The same with tools, calls and results.
+        tool_frames: The same with tools, calls and results. Of their tokens only special ones count: tags like
+            <tool_response> are what rows without such turns write themselves.
+        call_frames: The same, up to a call.
     """
-    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    is_special = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.sep_token, tokenizer.cls_token)
-    printed = _found(frames, texts=added)
-    of_turns = {*printed, *(token for token in named if token and token != tokenizer.unk_token)}
-    of_turns = {token for token in of_turns if token in added and not _THINKING.search(token)}
-    printed_for_tools = {token for token in _found(tool_frames, texts=added) if added[token]}
-    of_tools = {token for token in printed_for_tools - of_turns if not _THINKING.search(token)}
-    marks = {
-        mark for text in frames for mark in _MARK.findall(text) if mark not in added and not _THINKING.search(mark)
-    }
-    others = {token for token, is_special in added.items() if is_special} - of_turns - of_tools - {tokenizer.unk_token}
+    kept = {token for token in is_special if _THINKING.search(token)} | {tokenizer.unk_token}
+    special = {token for token, special in is_special.items() if special}
+    printed = _found(frames, texts=is_special)
+    of_calls = (_found(call_frames, texts=special) - printed) - kept
+    of_turns = (printed | _found(tool_frames, texts=special) | ({*named} & {*is_special})) - of_calls - kept
+    marks = {mark for text in frames for mark in _MARK.findall(text)} - {*is_special}
     return ControlTokens(
         of_turns=_longest_first(of_turns),
-        of_tools=_longest_first(of_tools),
-        marks=_longest_first(marks),
-        others=_longest_first(others),
+        of_calls=_longest_first(of_calls),
+        marks=_longest_first(mark for mark in marks if not _THINKING.search(mark)),
+        others=_longest_first(special - of_turns - of_calls - kept),
     )
 
 
@@ -107,14 +108,10 @@ def hide_control_tokens(
     if any(_FIRST_PRIVATE <= ord(character) <= _LAST_PRIVATE for character in everything):
         raise ValueError("holds control tokens of the chat template and private characters (U+F0000 ...); remove one")
     stand_ins = {token: chr(_FIRST_PRIVATE + i) for i, token in enumerate(tokens)}
-    by_role = {
-        is_assistant: {token: stand_ins[token] for token in (control.of_turns if is_assistant else tokens)}
-        for is_assistant in (False, True)
-    }
-    hidden = [_hidden_turn(turn, stand_ins=by_role[turn["role"] == "assistant"]) for turn in messages]
+    of_turns = {token: stand_ins[token] for token in control.of_turns}
     return HiddenRow(
-        messages=hidden,
-        tools=_replaced_in(tools, by_role[False]),
+        messages=[_hidden_turn(turn, stand_ins=stand_ins, of_turns=of_turns) for turn in messages],
+        tools=_replaced_in(tools, stand_ins),
         token_of_stand_in={character: token for token, character in stand_ins.items()},
     )
 
@@ -198,15 +195,15 @@ def _text_reader(tokenizer: Any, tokens: tuple[str, ...]) -> tuple[Tokenizer, di
     return backend, stand_ins, ids
 
 
-def _hidden_turn(turn: dict[str, Any], *, stand_ins: dict[str, str]) -> dict[str, Any]:
-    """Return a turn with stand-ins in its texts; its role and its ending token, if it is the assistant's, stay."""
+def _hidden_turn(turn: dict[str, Any], *, stand_ins: dict[str, str], of_turns: dict[str, str]) -> dict[str, Any]:
+    """Return a turn with stand-ins in its texts; its role and, if it is the assistant's, its ending token stay."""
     hidden = _replaced_in({key: value for key, value in turn.items() if key != "role"}, stand_ins)
     if turn["role"] == "assistant" and turn["content"]:
         body, ending = turn["content"], ""
-        while token := next((token for token in stand_ins if body.rstrip().endswith(token)), ""):
+        while token := next((token for token in of_turns if body.rstrip().endswith(token)), ""):
             at = body.rindex(token)
             body, ending = body[:at], body[at:] + ending
-        hidden["content"] = _replaced_in(body, stand_ins) + ending
+        hidden["content"] = _replaced_in(body, of_turns) + ending
     return {"role": turn["role"], **hidden}
 
 
