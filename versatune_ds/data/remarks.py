@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from versatune_ds.data.abilities import TemplateAbilities
 
 MAX_CUT_SHARE = 0.05
-"""Share of a domain's tokens above which cutting is a warning."""
+"""Share of a domain's tokens above which cutting is a warning, and of its rows above which losing them is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,7 +78,7 @@ def _repeatable(template: str) -> str:
             "the chat template draws at random (random, lipsum), so the same rows give other tokens each time they are "
             "prepared; give data.chat_template=FILE with one that does not"
         )
-    if not re.search(r"\bstrftime_now\s*\(", template):
+    if not re.search(r"\bstrftime_now\b(?!\s+is\b)", template):
         return template
     warn_once(
         f"the chat template prints the date of the day (strftime_now); it is rendered as of {TEMPLATE_DATE:%d %b %Y} "

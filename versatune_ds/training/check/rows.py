@@ -101,7 +101,7 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
                 f"{name}: none of {rows.num_rows} sampled rows bears loss within {row_tokens} tokens",
                 "raise it, or set data.long_examples=split",
             )
-        elif rows.num_without_loss * 5 > rows.num_rows:
+        elif rows.num_without_loss > MAX_CUT_SHARE * rows.num_rows:
             found = f"{name}: {rows.num_without_loss} of {rows.num_rows} sampled rows bear no loss within"
             yield warn(
                 "rows",
@@ -134,7 +134,7 @@ def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whol
     allowed = int(limit * num_rows) if limit < 1 else int(limit)
     looked_at = f"all {rows.num_rows:,}" if is_whole else f"{rows.num_rows:,} sampled"
     if not rows.bad:
-        cut = f", {rows.share_cut:.1%} cut off" if rows.share_cut else ""
+        cut = f", {rows.share_cut:.1%} cut off" if 0 < rows.share_cut <= MAX_CUT_SHARE else ""
         return ok("rows", domain, f"{looked_at} rows sound, {rows.mean_tokens:,.0f} tokens each{cut}")
     first = escape_control_characters("; ".join(rows.bad[:2])).replace("\n", " ")[:400]
     found = f"{domain}: {len(rows.bad)} of {looked_at} rows bad ({first})"
