@@ -36,11 +36,12 @@ def find_left_out(messages: _Turns, *, text: str, spans: list[tuple[int, int]]) 
         text: What the template made of them.
         spans: Characters that bear loss.
     """
-    problem = _missing_turn(messages, text=_squeezed(text), learned=_squeezed("".join(text[a:b] for a, b in spans)))
+    squeezed = _squeezed(text)
+    problem = _missing_turn(messages, text=squeezed, learned=_squeezed("".join(text[a:b] for a, b in spans)))
     if problem:
         return LeftOut(problem=problem)
-    remarks = set(_missing_parts(messages, text=_squeezed(text)))
-    for number, is_in_text, is_learned in _reasoning(messages, text=text, spans=spans):
+    remarks = set(_missing_parts(messages, text=squeezed))
+    for number, is_in_text, is_learned in _reasoning(messages, text=text, squeezed=squeezed, spans=spans):
         is_last = all(turn["role"] != "assistant" for turn in messages[number:])
         if not is_in_text and is_last and messages[number - 1].get("loss", True):
             return LeftOut(
@@ -123,27 +124,29 @@ def _texts_of(value: Any) -> Iterator[str]:
             pending += entry
 
 
-def _reasoning(messages: _Turns, *, text: str, spans: list[tuple[int, int]]) -> Iterator[tuple[int, bool, bool]]:
+def _reasoning(
+    messages: _Turns, *, text: str, squeezed: str, spans: list[tuple[int, int]]
+) -> Iterator[tuple[int, bool, bool]]:
     """Yield each assistant turn that reasons: its number, whether the text has its reasoning, whether that is learned.
 
     Where every turn that bears loss has a span of its own, its reasoning is looked for there and just before. Elsewhere
     the text as a whole must hold it as often as turns have it; where it is too few times, the earlier turns lack it.
     """
-    reasoning = [(number, turn, _thoughts(turn)) for number, turn in enumerate(messages, start=1)]
-    reasoning = [(number, turn, parts) for number, turn, parts in reasoning if turn["role"] == "assistant"]
-    learned_turns = [number for number, turn, _ in reasoning if turn.get("loss", True)]
+    said = [(number, turn) for number, turn in enumerate(messages, start=1) if turn["role"] == "assistant"]
+    reasoning = [(number, turn, parts) for number, turn in said if (parts := _thoughts(turn))]
+    learned_turns = [number for number, turn in said if turn.get("loss", True)]
     span_of = dict(zip(learned_turns, spans, strict=True)) if len(spans) == len(learned_turns) else {}
     span_of = {} if spans == [(0, len(text))] else span_of
     begins = [0, *(end for _, end in spans)]
-    left = Counter({part: _squeezed(text).count(part) for _, _, parts in reasoning for part in parts})
-    for number, turn, parts in reversed([entry for entry in reasoning if entry[2]]):
+    is_counted = any(number not in span_of for number, _, _ in reasoning)
+    left = Counter({part: squeezed.count(part) for _, _, parts in reasoning * is_counted for part in parts})
+    for number, turn, parts in reversed(reasoning):
+        is_in_text = all(left[part] > 0 for part in parts)
+        left.subtract(parts)
         if number not in span_of:
-            is_in_text = all(left[part] > 0 for part in parts)
-            left.subtract(parts)
             yield number, is_in_text, is_in_text
             continue
         start, end = span_of[number]
-        left.subtract(parts)
         before = _squeezed(text[begins[learned_turns.index(number)] : start])
         inside = _without_answer(_squeezed(text[start:end]), turn=turn)
         yield number, all(part in before or part in inside for part in parts), all(part in inside for part in parts)
