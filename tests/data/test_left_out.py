@@ -6,7 +6,7 @@ import pytest
 from chat_data import CHATML, tiny_tokenizer
 from model_templates import LAST_REASONING, MISTRAL, NO_REASONING
 
-from versatune_ds.data.abilities import fit_to_template, probe_template
+from versatune_ds.data.abilities import fit_to_template, parts_as_text, probe_template
 from versatune_ds.data.loss_spans import TemplateMismatchError, render_row
 from versatune_ds.data.rows import Row
 
@@ -119,3 +119,27 @@ def test_a_system_text_that_whole_conversations_lose_joins_the_first_question():
     expected = "<|begin|>[INST]Be kind.\n\nQuestion 0?[/INST] Answer 0.<|end|>[INST]Question 1?[/INST] Answer 1.<|end|>"
     assert row.text == expected
     assert [row.text[start:end] for start, end in row.loss_spans] == [" Answer 0.<|end|>", " Answer 1.<|end|>"]
+
+
+def test_tools_that_move_with_the_last_question_stand_as_text_in_rows_of_several():
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
+
+    def rendered(turns):
+        fitted = fit_to_template(Row(turns=tuple(turns), tools=(tool,)), abilities=abilities)
+        tools = list(fitted.tools) or None
+        return render_row(list(fitted.turns), tokenizer=tiny_tokenizer(), template=MISTRAL, tools=tools).text
+
+    assert rendered(thinking(None)).startswith('<|begin|>[AVAILABLE_TOOLS][{"type": "function"')
+    assert rendered(thinking(None, None)).startswith('<|begin|>[INST]Tools:\n[{"type": "function"')
+    assert parts_as_text(Row(turns=tuple(thinking(None, None)), tools=(tool,)), abilities=abilities) == [
+        "tools_as_text"
+    ]
+
+
+def test_tools_that_only_a_closing_question_shows_are_not_printed():
+    template = (
+        "{% for m in messages %}{% if loop.last and m['role'] == 'user' and tools %}{{ tools | tojson }}{% endif %}"
+        "{{ m['role'] + m['content'] }}{% endfor %}"
+    )
+    assert not probe_template(template, tokenizer=tiny_tokenizer()).has_tools

@@ -17,7 +17,8 @@ from versatune_ds.data.rows import Row
 from versatune_ds.data.tokenize import has_generation_marks
 
 _ANSWER = {"role": "assistant", "content": "a"}
-_QUESTION = {"role": "user", "content": "question5081"}
+_TWO_QUESTIONS = (USER, {"role": "assistant", "content": "answer5081"}, USER, _ANSWER)
+_SYSTEM = {"role": "system", "content": MARKER}
 _TOOL = {"type": "function", "function": {"name": MARKER, "description": "", "parameters": {"type": "object"}}}
 
 
@@ -27,6 +28,8 @@ class TemplateAbilities:
 
     has_system: bool
     has_tools: bool
+    moves_tools: bool
+    """Tools stand elsewhere when a second question follows: then no loss could be placed before it."""
     has_tool_calls: bool
     has_tool_turns: bool
     has_reasoning: bool
@@ -41,15 +44,17 @@ class TemplateAbilities:
 def probe_template(template: str, *, tokenizer: Any) -> TemplateAbilities:
     """Return what a template prints, found by rendering markers."""
     probe = Probe(template, tokenizer)
-    form = find_call_form(probe)
+    form, has_marks = find_call_form(probe), has_generation_marks(template)
     reason = probe.refusal if form is None else ""
     result = {"role": "tool", "content": MARKER, "name": "a", "tool_call_id": NINE}
     frames = probe.text(USER, _ANSWER, USER, _ANSWER)
     with_system = probe.text({"role": "system", "content": "a"}, USER, _ANSWER)
     exchange = (USER, call_turn(form or CallForm(), call_id=NINE, name="a"), {**result, "content": "a"}, _ANSWER)
     return TemplateAbilities(
-        has_system=_has_system(probe, has_marks=has_generation_marks(template)),
-        has_tools=probe.prints(USER, tools=[_TOOL]),
+        has_system=probe.prints(_SYSTEM, USER, _ANSWER)
+        and (has_marks or not _is_after_answer(probe.text(_SYSTEM, *_TWO_QUESTIONS))),
+        has_tools=probe.prints(USER, _ANSWER, tools=[_TOOL]),
+        moves_tools=not has_marks and _is_after_answer(probe.text(*_TWO_QUESTIONS, tools=[_TOOL])),
         has_tool_calls=form is not None,
         has_tool_turns=probe.prints(USER, call_turn(form or CallForm(), call_id=NINE), result),
         has_reasoning=probe.prints(USER, {**_ANSWER, "reasoning_content": MARKER}),
@@ -65,18 +70,13 @@ def probe_template(template: str, *, tokenizer: Any) -> TemplateAbilities:
     )
 
 
-def _has_system(probe: Probe, *, has_marks: bool) -> bool:
-    """Return whether a template prints the system text in whole conversations, before what the user says first.
+def _is_after_answer(text: str) -> bool:
+    """Return whether the marker is missing before the first answer of a conversation; False if none was rendered.
 
-    Mistral's print it where the user turn is the last one, or before the last user turn: so a prefix of a conversation
-    is rendered otherwise than in the whole, and no loss could be placed.
+    Mistral's templates print the system text where the user turn is the last one, or before the last user turn, and
+    tools too: so the beginning of a conversation is rendered otherwise than in the whole, and no loss could be placed.
     """
-    system = {"role": "system", "content": MARKER}
-    if not probe.prints(system, USER, _ANSWER):
-        return False
-    text = probe.text(system, _QUESTION, _ANSWER, USER, _ANSWER)
-    is_before_question = -1 < text.find(MARKER) < text.find(_QUESTION["content"])
-    return not text or has_marks or is_before_question
+    return bool(text) and MARKER not in text.partition("answer5081")[0]
 
 
 def fit_to_template(row: Row, *, abilities: TemplateAbilities) -> Row:
@@ -87,7 +87,7 @@ def fit_to_template(row: Row, *, abilities: TemplateAbilities) -> Row:
     """
     turns, tools = list(row.turns), row.tools
     prints_calls = _prints_calls(row, abilities=abilities)
-    if tools and not abilities.has_tools:
+    if tools and not _prints_tools(row, abilities=abilities):
         turns, tools = _with_tools_as_system(turns, tools=list(tools)), ()
     if prints_calls and abilities.call_form.uses_ids:
         turns = with_call_ids(turns, is_accepted=abilities.call_form.is_id_accepted)
@@ -104,7 +104,7 @@ def parts_as_text(row: Row, *, abilities: TemplateAbilities) -> list[str]:
     turns, form, found = list(row.turns), abilities.call_form, []
     has_calls, has_results = any("tool_calls" in turn for turn in turns), any(turn["role"] == "tool" for turn in turns)
     prints_calls = _prints_calls(row, abilities=abilities)
-    if row.tools and not abilities.has_tools:
+    if row.tools and not _prints_tools(row, abilities=abilities):
         found.append("tools_as_text")
     if has_calls and not prints_calls:
         found.append("calls_as_text")
@@ -119,6 +119,12 @@ def parts_as_text(row: Row, *, abilities: TemplateAbilities) -> list[str]:
     if not (prints_calls and form.uses_ids):
         return [*found, "results_reordered"] if results_in_call_order(turns) != turns else found
     return [*found, "ids_changed"] if with_call_ids(turns, is_accepted=form.is_id_accepted) != turns else found
+
+
+def _prints_tools(row: Row, *, abilities: TemplateAbilities) -> bool:
+    """Return whether the template prints the tools of a row where they stay."""
+    num_questions = sum(turn["role"] == "user" for turn in row.turns)
+    return abilities.has_tools and not (abilities.moves_tools and num_questions > 1)
 
 
 def _prints_calls(row: Row, *, abilities: TemplateAbilities) -> bool:

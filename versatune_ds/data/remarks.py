@@ -40,7 +40,8 @@ REMARKS = {
     "text_left_out": Remark(found="the chat template leaves out what a user turn says before </think>"),
     "name_left_out": Remark(found="the chat template does not print the names of the speakers", is_warning=False),
     "tools_as_text": Remark(
-        found="the chat template prints no tool descriptions, so they join the system text", todo=_OWN_TEMPLATE
+        found="the chat template prints no tool descriptions, or not before every turn, so they join the system text",
+        todo=_OWN_TEMPLATE,
     ),
     "calls_as_text": Remark(
         found="the chat template prints no tool calls in their form, so they are written as <tool_call> text",
