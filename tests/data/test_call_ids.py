@@ -14,6 +14,7 @@ from versatune_ds.data.encode_rows import content_hash
 from versatune_ds.data.loss_spans import render_row
 from versatune_ds.data.rows import parse_row
 from versatune_ds.data.templates import BUILT_IN_TEMPLATE
+from versatune_ds.data.turns import BadRowError
 
 QUESTION = {"role": "user", "content": "Look up both."}
 ANSWER = {"role": "assistant", "content": "Done."}
@@ -60,6 +61,28 @@ def test_ids_and_names_are_read_from_every_spelling():
         {"from": "gpt", "value": "Done."},
     ]
     assert ids_of(parse_row(json.dumps({"conversations": sharegpt})).turns) == (["x1"], ["x1"])
+
+
+def test_calls_and_results_among_the_parts_of_a_content_are_calls_and_results():
+    use = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"word": "x"}}
+    answer = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "one"}]}
+    messages = [
+        QUESTION,
+        {"role": "assistant", "content": [{"type": "text", "text": "I look."}, use]},
+        {"role": "user", "content": [answer, {"type": "text", "text": "And?"}]},
+        ANSWER,
+    ]
+    call_made = {"id": "toolu_1", "type": "function", "function": {"name": "f", "arguments": {"word": "x"}}}
+    assert parse_row(json.dumps({"messages": messages})).turns == (
+        QUESTION,
+        {"role": "assistant", "content": "I look.", "tool_calls": [call_made]},
+        {"role": "tool", "content": "one", "tool_call_id": "toolu_1"},
+        {"role": "user", "content": "And?"},
+        ANSWER,
+    )
+    messages[1]["content"].reverse()  # what is said after a call has no place
+    with pytest.raises(BadRowError, match=r"turn 2 \(assistant\) holds tool_use content"):
+        parse_row(json.dumps({"messages": messages}))
 
 
 def test_ids_that_the_template_takes_are_printed_as_they_are():

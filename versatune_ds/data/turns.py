@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from versatune_ds.data.typed_parts import with_calls_beside_content
+
 Turns = tuple[dict[str, Any], ...]
 
 _ROLE_OF_NAME = {
@@ -59,9 +61,8 @@ def normalised_turns(messages: Any) -> Turns:
             message = parsed_json(message, what=f"turn {number}")
         if not isinstance(message, dict):
             raise BadRowError(f"turn {number}: expected a message, found {type(message).__name__}")
-        turn = _normalised_turn(message, what=f"turn {number}")
-        if turn["role"] != "system" or turn["content"].strip():
-            turns.append(turn)
+        made = [_normalised_turn(part, what=f"turn {number}") for part in with_calls_beside_content(message)]
+        turns += [turn for turn in made if turn["role"] != "system" or turn["content"].strip()]
     return tuple(turns)
 
 
