@@ -146,9 +146,14 @@ def test_a_template_that_takes_arguments_as_text_beside_no_content_is_given_both
     text, changed = rendered(exchange([call("f")], [result("1")]), NO_REASONING)
     assert '[call]f\n{"word": "f-word"}[/call]<|end|>' in text
     assert changed == []
-    turns = exchange([call("f")], [result("1")])
-    turns[1]["content"] = "I look."  # this template would drop the call beside it
-    text, changed = rendered(turns, NO_REASONING)
+
+
+@pytest.mark.parametrize("template", [MISTRAL, NO_REASONING], ids=["drops content", "drops calls"])
+def test_calls_beside_text_are_text_where_the_template_prints_one_of_them_only(template):
+    turns = exchange([call("f", "abcdef001")], [result("1", "abcdef001")])
+    assert rendered(turns, template)[1] == []
+    turns[1]["content"] = "I look."
+    text, changed = rendered(turns, template)
     assert 'I look.\n<tool_call>\n{"name": "f", "arguments": {"word": "f-word"}}\n</tool_call>' in text
     assert changed == ["calls_as_text", "results_as_text"]
 

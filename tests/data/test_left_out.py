@@ -132,6 +132,10 @@ def test_tools_that_move_with_the_last_question_stand_as_text_in_rows_of_several
 
     assert rendered(thinking(None)).startswith('<|begin|>[AVAILABLE_TOOLS][{"type": "function"')
     assert rendered(thinking(None, None)).startswith('<|begin|>[INST]Tools:\n[{"type": "function"')
+    call = {"id": "abcdef001", "type": "function", "function": {"name": "look_up", "arguments": {"word": "x"}}}
+    calling = {"role": "assistant", "content": "I look.", "tool_calls": [call]}  # written as text, so its result asks
+    turns = [thinking(None)[0], calling, {"role": "tool", "content": "y"}, thinking(None)[1]]
+    assert rendered(turns).startswith('<|begin|>[INST]Tools:\n[{"type": "function"')
     assert parts_as_text(Row(turns=tuple(thinking(None, None)), tools=(tool,)), abilities=abilities) == [
         "tools_as_text"
     ]

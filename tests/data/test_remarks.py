@@ -80,6 +80,11 @@ def test_control_tokens_are_counted_in_turns_and_in_plain_text(tmp_path):
     assert [shards.read(i)[0].tolist().count(end) for i in range(3)] == [1, 2, 1]
 
 
+def test_answers_that_end_with_an_end_token_are_counted(tmp_path):
+    counts, _ = prepare_rows(tmp_path, [{"prompt": "Why?", "completion": "So.<|end|>\n"}, *chat_rows(2)])
+    assert counts.remarks == {"ended_twice": 1}
+
+
 def test_too_much_cut_off_is_logged_with_the_way_out(tmp_path, caplog):
     prepare_rows(tmp_path, [chat_row("Why?", "because " * 100), *chat_rows(3)], row_tokens=64)
     assert "% of the tokens cut off; raise data.row_tokens from 64, or set data.long_examples=split" in caplog.text

@@ -123,13 +123,15 @@ def parts_as_text(row: Row, *, abilities: TemplateAbilities) -> list[str]:
 
 def _prints_tools(row: Row, *, abilities: TemplateAbilities) -> bool:
     """Return whether the template prints the tools of a row where they stay."""
-    num_questions = sum(turn["role"] == "user" for turn in row.turns)
+    keeps_results = abilities.has_tool_turns and _prints_calls(row, abilities=abilities)
+    roles = ("user",) if keeps_results else ("user", "tool")  # results that are written as text become user turns
+    num_questions = sum(turn["role"] in roles for turn in row.turns)
     return abilities.has_tools and not (abilities.moves_tools and num_questions > 1)
 
 
 def _prints_calls(row: Row, *, abilities: TemplateAbilities) -> bool:
-    """Return whether the template prints the calls of a row: some print them only beside no content."""
-    if not (abilities.has_tool_calls and abilities.call_form.takes_none):
+    """Return whether the template prints the calls of a row: some print them only, or drop them, beside content."""
+    if not abilities.has_tool_calls or abilities.call_form.takes_content:
         return abilities.has_tool_calls
     calling = [turn for turn in row.turns if turn.get("tool_calls")]
     has_content = any(turn["content"].strip() for turn in calling)

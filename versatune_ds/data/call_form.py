@@ -27,6 +27,8 @@ class CallForm:
     """Arguments are JSON text, not a mapping."""
     takes_none: bool = False
     """A turn with calls has the content None."""
+    takes_content: bool = True
+    """What a turn says beside its calls is printed too."""
     uses_ids: bool = False
     """Ids are printed or demanded."""
     takes_nine: bool = True
@@ -80,13 +82,13 @@ def find_call_form(probe: Probe) -> CallForm | None:
     for with_result, takes_none, takes_text in product((True, False), (False, True), (False, True)):
         plain = CallForm(takes_text=takes_text, takes_none=takes_none)
 
-        def text(call_id: str | None, form: CallForm = plain, with_result: bool = with_result) -> str:
-            turns = [USER, call_turn(form, call_id=call_id)]
+        def text(call_id: str | None, form: CallForm = plain, with_result: bool = with_result, said: str = "") -> str:
+            turns = [USER, call_turn(form, call_id=call_id) | ({"content": said} if said else {})]
             id_of_result = {} if call_id is None else {"tool_call_id": call_id}
             turns += [{"role": "tool", "content": "result5081", "name": MARKER, **id_of_result}] * with_result
             made = probe.text(*turns)
             call, _, rest = made.partition(MARKER)
-            is_complete = "argument5081" in rest and (not with_result or "result5081" in rest)
+            is_complete = "argument5081" in rest and (not with_result or "result5081" in rest) and said in made
             return made if call and is_complete else ""
 
         taken = next((call_id for call_id in (NINE, LONG, SHORT) if text(call_id)), None)
@@ -96,6 +98,7 @@ def find_call_form(probe: Probe) -> CallForm | None:
         return CallForm(
             takes_text=takes_text,
             takes_none=takes_none,
+            takes_content=bool(text(taken, said="content5081")),
             uses_ids=taken is not None and (taken in text(taken) or not text(None)),
             takes_nine=taken == NINE,
             takes_long_ids=bool(text(LONG)),

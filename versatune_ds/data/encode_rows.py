@@ -109,6 +109,8 @@ class RowEncoder:
         said = [turn["content"] for turn in row.turns]
         remarks = [*parts_as_text(row, abilities=self.abilities), *rendered.remarks]
         remarks += ["control_as_text"] * bool(rendered.as_text)
+        answers = [turn["content"].rstrip() for turn in row.turns if turn["role"] == "assistant"]
+        remarks += ["ended_twice"] * any(answer.endswith(control.of_turns) for answer in answers)
         remarks += ["marks_in_text"] * texts_hold(said, control.marks)
         remarks += ["special_in_text"] * texts_hold(said, control.others)
         return dataclasses.replace(rendered, remarks=tuple(remarks))

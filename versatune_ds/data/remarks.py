@@ -44,7 +44,8 @@ REMARKS = {
         todo=_OWN_TEMPLATE,
     ),
     "calls_as_text": Remark(
-        found="the chat template prints no tool calls in their form, so they are written as <tool_call> text",
+        found="the chat template prints no tool calls in their form, or not beside text, so they are written as "
+        "<tool_call> text",
         todo=_OWN_TEMPLATE,
     ),
     "results_as_text": Remark(
@@ -69,6 +70,10 @@ REMARKS = {
         found="control tokens of the chat template stand in what turns say; they are read as ordinary text there, so "
         "they neither end nor begin a turn",
         todo="take them out if they are left over from another format",
+    ),
+    "ended_twice": Remark(
+        found="answers end with a control token of their own, and the chat template adds one, so turns end twice",
+        todo="take it out",
     ),
     "control_in_text": Remark(
         found="plain texts hold control tokens, which are read as such",
@@ -98,7 +103,7 @@ def describe_remarks(
         abilities: Names the template's control tokens and what it refuses.
     """
     examples = {"control_as_text": abilities.control.all, "control_in_text": abilities.control.all}
-    examples |= {"marks_in_text": abilities.control.marks}
+    examples |= {"ended_twice": abilities.control.of_turns, "marks_in_text": abilities.control.marks}
     for kind, remark in REMARKS.items():
         if not counts.get(kind):
             continue
