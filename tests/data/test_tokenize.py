@@ -7,7 +7,8 @@ from chat_data import CHATML, tiny_tokenizer
 from model_templates import DATED
 from transformers import AutoTokenizer
 
-from versatune_ds.data.templates import BUILT_IN_TEMPLATE, choose_template, template_digest
+from versatune_ds.data import said_once
+from versatune_ds.data.templates import BUILT_IN_TEMPLATE, choose_template, has_fixed_date, template_digest
 from versatune_ds.data.tokenize import load_tokenizer, render_conversation, tokenizer_digest, train_tokenizer
 
 TEXTS = ["the court held that the clause is void", "what is the answer", "def add(a, b): return a + b"] * 5
@@ -63,15 +64,14 @@ CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "conten
 def dated(tmp_path, template):
     """Return the text of a conversation, rendered with a template given as a file."""
     (tmp_path / "dated.jinja").write_text(template)
+    said_once._warn.cache_clear()  # a warning is logged once in a process
     tokenizer = tiny_tokenizer()
     chosen = choose_template(tokenizer, path=tmp_path / "dated.jinja")
     return render_conversation(CONVERSATION, tokenizer=tokenizer, template=chosen)[0]
 
 
 def test_a_template_that_prints_the_date_prints_the_same_on_every_day(tmp_path, caplog):
-    assert dated(tmp_path, DATED) == (
-        "<|system|>Today Date: 26 Jul 2024\n<|user|>Hi<|end|><|assistant|>Hello.<|end|>"
-    )
+    assert dated(tmp_path, DATED) == ("<|system|>Today Date: 26 Jul 2024\n<|user|>Hi<|end|><|assistant|>Hello.<|end|>")
     assert "it is rendered as of 26 Jul 2024 always" in caplog.text
 
 
@@ -92,6 +92,7 @@ def test_every_spelling_of_a_date_is_fixed_and_nothing_else_changes(tmp_path, wr
 def test_a_template_without_a_date_is_left_as_it_is(tmp_path):
     (tmp_path / "other.jinja").write_text("{% if strftime_now is defined %}{% endif %}" + CHATML)
     assert choose_template(tiny_tokenizer(), path=tmp_path / "other.jinja").startswith("{% if")
+    assert not has_fixed_date(CHATML)
 
 
 def test_a_template_that_draws_at_random_is_warned_of(tmp_path, caplog):

@@ -20,6 +20,8 @@ _logger = logging.getLogger(__name__)
 TEMPLATE_DATE = datetime(2024, 7, 26)
 """What `strftime_now` returns here: the date that Llama's templates print where there is no clock."""
 
+_CLOCK = "{%- macro strftime_now(format) %}"
+
 ROLE_MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 BUILT_IN_TEMPLATE = """\
@@ -88,6 +90,11 @@ def _repeatable(template: str) -> str:
     return _fixed_clock() + template
 
 
+def has_fixed_date(template: str) -> bool:
+    """Return whether a chosen template prints a date, which is then TEMPLATE_DATE."""
+    return template.startswith(_CLOCK)
+
+
 def _fixed_clock() -> str:
     """Return a Jinja macro `strftime_now(format)` that writes TEMPLATE_DATE; it shadows the function of that name.
 
@@ -96,7 +103,7 @@ def _fixed_clock() -> str:
     plain = [f"%{letter}" for letter in "aAbBcdDeFgGhHIjklmMnpPrRsSTuUVwWxXyYzZ"]
     codes = [*(f"%-{letter}" for letter in "deHIjmMSy"), *plain]
     filters = "".join(f"|replace('{code}', {TEMPLATE_DATE.strftime(code)!r})" for code in codes)
-    return "{%- macro strftime_now(format) %}{{- format" + filters + "|replace('%%', '%') }}{%- endmacro %}\n"
+    return _CLOCK + "{{- format" + filters + "|replace('%%', '%') }}{%- endmacro %}\n"
 
 
 def template_digest(template: str) -> str:
