@@ -81,7 +81,7 @@ def test_openai_tool_calls_with_arguments_as_text_become_the_same():
     assert row.turns[1] == {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"type": "function", "function": CALL}],
+        "tool_calls": [{"id": "1", "type": "function", "function": CALL}],
     }
 
 

@@ -7,12 +7,14 @@ there are, and tokenising pieces apart can never disagree with it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from versatune_ds.data.control_tokens import ControlTokens, encode_with_text
 from versatune_ds.data.loss_spans import Rendered, render_row
 
 
@@ -39,11 +41,17 @@ class Encoded:
         return mask
 
 
-def encode_rendered(rows: Sequence[Rendered], *, tokenizer: Any) -> list[Encoded]:
-    """Return the tokens of rendered rows, in one call to the tokenizer for each kind of row."""
+def encode_rendered(rows: Sequence[Rendered], *, tokenizer: Any, control: ControlTokens | None = None) -> list[Encoded]:
+    """Return the tokens of rendered rows, in one call to the tokenizer for each kind of row.
+
+    Args:
+        rows: Rendered rows.
+        tokenizer: A fast tokenizer.
+        control: Tokens that are ordinary text where a row says so; those that the rows were rendered with.
+    """
     encoded: list[Encoded | None] = [None] * len(rows)
     for is_plain in (False, True):
-        places = [i for i, row in enumerate(rows) if row.is_plain == is_plain]
+        places = [i for i, row in enumerate(rows) if row.is_plain == is_plain and not row.as_text]
         if not places:
             continue
         batch = tokenizer(
@@ -55,6 +63,9 @@ def encode_rendered(rows: Sequence[Rendered], *, tokenizer: Any) -> list[Encoded
         )
         for k, i in enumerate(places):
             encoded[i] = _encode_one(rows[i], encoding=batch.encodings[k], eos_token_id=tokenizer.eos_token_id)
+    for i, row in enumerate(rows):
+        if row.as_text:
+            encoded[i] = _encode_with_text(row, tokenizer=tokenizer, control=control or ControlTokens())
     return encoded
 
 
@@ -65,10 +76,11 @@ def encode_messages(
     template: str,
     loss_on: str = "assistant",
     tools: list[dict[str, Any]] | None = None,
+    control: ControlTokens | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of one conversation, int32 [length], and its loss mask, bool [length]."""
-    row = render_row(messages, tokenizer=tokenizer, template=template, loss_on=loss_on, tools=tools)
-    (encoded,) = encode_rendered([row], tokenizer=tokenizer)
+    row = render_row(messages, tokenizer=tokenizer, template=template, loss_on=loss_on, tools=tools, control=control)
+    (encoded,) = encode_rendered([row], tokenizer=tokenizer, control=control)
     return encoded.input_ids, encoded.is_loss
 
 
@@ -78,9 +90,11 @@ def encode_text(text: str, *, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     return encoded.input_ids, encoded.is_loss
 
 
-def _encode_one(row: Rendered, *, encoding: Any, eos_token_id: int | None) -> Encoded:
-    """Carry a row's character spans over to its tokens."""
-    ids = encoding.ids
+def _encode_one(
+    row: Rendered, *, encoding: Any, ids: list[int] | None = None, eos_token_id: int | None = None
+) -> Encoded:
+    """Carry a row's character spans over to its tokens; `ids` are the encoding's own unless given."""
+    ids = encoding.ids if ids is None else ids
     if row.is_plain and eos_token_id is not None and (not ids or ids[-1] != eos_token_id):
         ids = [*ids, eos_token_id]
     if row.loss_spans is None:
@@ -89,6 +103,13 @@ def _encode_one(row: Rendered, *, encoding: Any, eos_token_id: int | None) -> En
         spans = [_token_span(encoding, start=start, end=end) for start, end in row.loss_spans]
     borders = [border for start, end in spans if max(start, 1) < end for border in (max(start, 1), end)]
     return Encoded(input_ids=np.array(ids, dtype=np.int32), loss_spans=np.array(borders, dtype=np.int32))
+
+
+def _encode_with_text(row: Rendered, *, tokenizer: Any, control: ControlTokens) -> Encoded:
+    """Return the tokens of a conversation in which the text of some control tokens is ordinary text."""
+    encoding, ids, moved = encode_with_text(row.text, tokenizer=tokenizer, as_text=row.as_text, control=control)
+    spans = None if row.loss_spans is None else [(moved(start), moved(end)) for start, end in row.loss_spans]
+    return _encode_one(dataclasses.replace(row, loss_spans=spans), encoding=encoding, ids=ids)
 
 
 def _token_span(encoding: Any, *, start: int, end: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ none; what was cut off is counted.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ds.data.abilities import TemplateAbilities, fit_to_template
+from versatune_ds.data.abilities import TemplateAbilities, fit_to_template, parts_as_text
+from versatune_ds.data.control_tokens import texts_hold
 from versatune_ds.data.encode import Encoded, encode_rendered
 from versatune_ds.data.loss_spans import Rendered, TemplateMismatchError, render_row
 from versatune_ds.data.rows import Row, parse_row
@@ -23,7 +25,8 @@ from versatune_ds.data.turns import BadRowError, is_unicode
 _HALF_A_CHARACTER = "holds half of a surrogate pair, which is no text"
 
 # One line an example. A row's first line (piece 0) holds the counts of the row. A line without tokens stands for a row
-# that yields no example: a bad one when `problem` says so, otherwise one without a token that bears loss.
+# that yields no example: a bad one when `problem` says so, otherwise one without a token that bears loss. `remarks` are
+# keys of `remarks.REMARKS`, on every line of a row.
 OUTPUT_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
@@ -37,6 +40,7 @@ OUTPUT_SCHEMA = pa.schema(
         ("problem", pa.string()),
         ("unread", pa.list_(pa.string())),
         ("unread_labels", pa.list_(pa.string())),
+        ("remarks", pa.list_(pa.string())),
     ]
 )
 
@@ -65,15 +69,18 @@ class RowEncoder:
         records = batch.to_pylist()
         items = [self._item(record["json_text"], problem=record["problem"]) for record in records]
         good = [item[0] for item in items if not isinstance(item, str)]
-        encoded = iter(encode_rendered(good, tokenizer=self.tokenizer))
+        encoded = iter(encode_rendered(good, tokenizer=self.tokenizer, control=self.abilities.control))
         lines: list[dict[str, Any]] = []
         for record, item in zip(records, items, strict=True):
             place = {"file": record["file"], "line": record["line"]}
             if isinstance(item, str):
                 lines.append(_line(place, problem=item))
             else:
-                new = self._example_lines(next(encoded), place={**place, "content_hash": item[1]})
-                new[0].update(unread=item[2].unread, unread_labels=item[2].unread_labels)
+                rendered, content_hash, row = item
+                new = self._example_lines(
+                    next(encoded), place={**place, "content_hash": content_hash, "remarks": rendered.remarks}
+                )
+                new[0].update(unread=row.unread, unread_labels=row.unread_labels)
                 lines += new
         return pa.Table.from_pylist(lines, schema=OUTPUT_SCHEMA)
 
@@ -92,16 +99,27 @@ class RowEncoder:
 
     def _rendered(self, row: Row) -> Rendered:
         """Return a row as text with its loss spans."""
+        control = self.abilities.control
         if row.text is not None:
-            return Rendered(text=row.text, loss_spans=None, is_plain=True)
+            remarks = ("control_in_text",) if texts_hold(row.text, control.all) else ()
+            return Rendered(text=row.text, loss_spans=None, is_plain=True, remarks=remarks)
         fitted = fit_to_template(row, abilities=self.abilities)
-        return render_row(
+        rendered = render_row(
             list(fitted.turns),
             tokenizer=self.tokenizer,
             template=self.template,
             loss_on=self.settings.loss_on,
             tools=list(fitted.tools) or None,
+            control=control,
         )
+        said = [turn["content"] for turn in row.turns]
+        remarks = [*parts_as_text(row, abilities=self.abilities), *rendered.remarks]
+        remarks += ["control_as_text"] * bool(rendered.as_text)
+        answers = [turn["content"].rstrip() for turn in row.turns if turn["role"] == "assistant"]
+        remarks += ["ended_twice"] * any(answer.endswith(control.of_turns) for answer in answers)
+        remarks += ["marks_in_text"] * texts_hold(said, control.marks)
+        remarks += ["special_in_text"] * texts_hold(said, control.others)
+        return dataclasses.replace(rendered, remarks=tuple(remarks))
 
     def _example_lines(self, example: Encoded, *, place: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the lines of one row: an example each, or one line without tokens when nothing bears loss."""
@@ -140,13 +158,14 @@ def split_example(example: Encoded, *, max_tokens: int) -> list[Encoded]:
 
 
 def content_hash(row: Row) -> int:
-    """Return 64 bits of a hash of what a row says, blind to white space and letter case.
+    """Return 64 bits of a hash of what a row says, blind to white space, letter case and ids of tool calls.
 
     Rows that differ in nothing else count as duplicates and fall on the same side of the held-out split.
     """
     parts: list[Any] = [_normalised(row.text)] if row.text is not None else []
     for turn in row.turns:
-        parts += [turn["role"], _normalised(turn["content"]), turn.get("tool_calls")]
+        calls = [{key: value for key, value in call.items() if key != "id"} for call in turn.get("tool_calls") or ()]
+        parts += [turn["role"], _normalised(turn["content"]), calls or None]
         if "reasoning_content" in turn:
             parts.append({"reasoning_content": _normalised(turn["reasoning_content"])})
     if row.tools:
@@ -172,6 +191,7 @@ def _line(place: dict[str, Any], *, example: Encoded | None = None, **values: An
         "problem": "",
         "unread": (),
         "unread_labels": (),
+        "remarks": (),
         **place,
         **values,
     }

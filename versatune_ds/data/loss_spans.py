@@ -10,11 +10,12 @@ the conversation with the turn adds to rendering it up to the turn's header, bot
 Two habits of templates are known and allowed for, because they change nothing the turn says: an empty or dropped
 thinking block (Qwen3, DeepSeek, Nemotron), and an end-of-text token after the last turn only (Phi-3). Anything else is
 refused, never guessed at; and every span must hold its turn's text.
+
+Text of control tokens within turns stays text: it is hidden from the template, and marked in the result.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +23,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from versatune_ds.data.control_tokens import ControlTokens, hide_control_tokens, reveal
+from versatune_ds.data.left_out import find_left_out
 from versatune_ds.data.tokenize import has_generation_marks, render_conversation
 
 Spans = list[tuple[int, int]]
@@ -43,6 +46,10 @@ class Rendered:
     loss_spans: Spans | None
     is_plain: bool = False
     """Plain text, which the tokenizer's own start token and the end-of-text token frame."""
+    as_text: tuple[tuple[int, int], ...] = ()
+    """Characters that spell control tokens and are ordinary text."""
+    remarks: tuple[str, ...] = ()
+    """What is odd about the row, as keys of `remarks.REMARKS`."""
 
 
 def render_row(
@@ -52,6 +59,7 @@ def render_row(
     template: str,
     loss_on: str = "assistant",
     tools: list[dict[str, Any]] | None = None,
+    control: ControlTokens | None = None,
 ) -> Rendered:
     """Return a conversation's text and the character spans that bear loss.
 
@@ -61,26 +69,46 @@ def render_row(
         template: Jinja text.
         loss_on: `assistant` or `all`.
         tools: Tool descriptions for templates that print them.
+        control: Tokens that are ordinary text where turns spell them; none by default.
 
     Raises:
         TemplateMismatchError: If the template refuses the conversation, leaves a turn's text out, or prints turns so
             that their loss cannot be placed.
     """
     try:
+        hidden = hide_control_tokens(messages, tools=tools, control=control or ControlTokens())
+    except ValueError as error:
+        raise TemplateMismatchError(str(error)) from None
+    text, spans = _text_and_spans(
+        hidden.messages, tokenizer=tokenizer, template=template, loss_on=loss_on, tools=hidden.tools
+    )
+    left_out = find_left_out(hidden.messages, text=text, spans=[(0, len(text))] if spans is None else spans)
+    if left_out.problem:
+        raise TemplateMismatchError(left_out.problem)
+    revealed, moved, as_text = reveal(text, hidden=hidden)
+    moved_spans = None if spans is None else [(moved(start), moved(end)) for start, end in spans]
+    return Rendered(text=revealed, loss_spans=moved_spans, as_text=as_text, remarks=left_out.remarks)
+
+
+def _text_and_spans(
+    messages: list[dict[str, Any]], *, tokenizer: Any, template: str, loss_on: str, tools: list[dict[str, Any]] | None
+) -> tuple[str, Spans | None]:
+    """Return a conversation's text and the spans that bear loss, None for all of it.
+
+    Raises:
+        TemplateMismatchError: If the template refuses the conversation, or its loss cannot be placed.
+    """
+    try:
         text, marks = render_conversation(messages, tokenizer=tokenizer, template=template, tools=tools)
         if loss_on == "all":
-            spans, checked = [(0, len(text))], None
-        elif has_generation_marks(template):
-            spans = checked = _marked_spans(marks, messages=messages, text=text, tokenizer=tokenizer)
-        else:
-            spans = checked = _nested_spans(messages, text=text, tokenizer=tokenizer, template=template, tools=tools)
+            return text, None
+        if has_generation_marks(template):
+            return text, _marked_spans(marks, messages=messages, text=text, tokenizer=tokenizer)
+        return text, _nested_spans(messages, text=text, tokenizer=tokenizer, template=template, tools=tools)
     except TemplateMismatchError:
         raise
     except Exception as error:  # a template is code: a row of a shape it does not know can raise anything in it
         raise TemplateMismatchError(f"the chat template refuses the conversation: {_reason(error)}") from None
-    learned = "".join(text[start:end] for start, end in spans)
-    _check_nothing_left_out(messages, text=text, learned=learned)
-    return Rendered(text=text, loss_spans=checked)
 
 
 def _reason(error: Exception) -> str:
@@ -184,41 +212,3 @@ def _mismatch(turn: int, *, what: str) -> str:
         f"turn {turn + 1}: the chat template renders {what} otherwise than in the whole conversation, so its loss "
         f"cannot be placed; {_WAY_OUT}"
     )
-
-
-def _check_nothing_left_out(messages: list[dict[str, Any]], *, text: str, learned: str) -> None:
-    """Raise TemplateMismatchError unless every turn stands in the text, the assistant's in order where loss falls.
-
-    White space is ignored, and so is thinking, which templates drop from earlier turns by design. Only the
-    assistant's turns have an order: templates move system turns.
-    """
-    squeezed_text, squeezed_learned = _squeezed(text), _squeezed(learned)
-    cursor = 0  # in what is learned, behind the assistant's turn before
-    for number, turn in enumerate(messages, start=1):
-        is_learned = turn["role"] == "assistant" and turn.get("loss", True)
-        place, start = (squeezed_learned, cursor) if is_learned else (squeezed_text, 0)
-        ends = [_end_of_part(spellings, place=place, start=start) for spellings in _parts(turn)]
-        if None in ends:
-            raise TemplateMismatchError(f"turn {number} ({turn['role']}): the chat template leaves its text out")
-        cursor = max(ends) if is_learned else cursor
-
-
-def _parts(turn: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return what a template must print of a turn, each in the spellings it may have: as it is or as JSON text."""
-    content = turn["content"].rpartition("</think>")[2] if turn["role"] in ("user", "assistant") else turn["content"]
-    spellings = [content]
-    if turn["role"] == "tool":  # Llama 3.1 and gpt-oss print tool results through `tojson`
-        spellings += [json.dumps(content, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)]
-    names = [(call["function"]["name"],) for call in turn.get("tool_calls", ())]
-    return [tuple(_squeezed(spelling) for spelling in spellings), *names]
-
-
-def _end_of_part(spellings: tuple[str, ...], *, place: str, start: int) -> int | None:
-    """Return where the first spelling found from `start` on ends; None when none is found."""
-    found = ((place.find(spelling, start), spelling) for spelling in spellings)
-    return next((at + len(spelling) for at, spelling in found if at >= 0), None)
-
-
-def _squeezed(text: str) -> str:
-    """Return a text without white space."""
-    return "".join(text.split())

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from versatune_ds.data.prepare_domain import (
     read_summary,
 )
 from versatune_ds.data.prepare_table import PrepareRow, format_table
+from versatune_ds.data.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.source_digests import SourceDigests
 from versatune_ds.data.sources import find_files
@@ -159,7 +161,7 @@ def _prepare_domain(
                 _check_built(place, summary=summary, task=task, max_bad_rows=data.max_bad_rows, kept_bad_rows=bad_rows)
     summary, bad_rows = read_summary(folder), folder / BAD_ROWS_NAME
     check_summary(summary, task=task, max_bad_rows=data.max_bad_rows, bad_rows=bad_rows)
-    _warn(summary, bad_rows=bad_rows, closes_turns=encoder.abilities.closes_turns)
+    _warn(summary, bad_rows=bad_rows, encoder=encoder)
     _log_unread(summary, domain=task.name)
     return folder, is_found
 
@@ -202,10 +204,10 @@ def _log_unread(summary: DomainSummary, *, domain: str) -> None:
         _logger.warning("%s: %s holds no row", domain, path)
 
 
-def _warn(summary: DomainSummary, *, bad_rows: Path, closes_turns: bool) -> None:
+def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RowEncoder) -> None:
     """Log what a user should look at: rows left out, held-out rows that are trained on, turns without an end."""
     train, valid = summary.rows
-    if not closes_turns:
+    if not encoder.abilities.closes_turns:
         _logger.warning("%s: the chat template ends no turn, so a model does not learn to stop", train.domain)
     for row in summary.rows:
         if row.num_without_loss:
@@ -228,3 +230,21 @@ def _warn(summary: DomainSummary, *, bad_rows: Path, closes_turns: bool) -> None
             valid.num_in_train,
             valid.num_rows,
         )
+    _log_remarks(summary, encoder=encoder)
+
+
+def _log_remarks(summary: DomainSummary, *, encoder: RowEncoder) -> None:
+    """Log what is odd about the rows that are trained on, a line each, and that too much of them is cut off."""
+    name, settings = summary.rows[0].domain, encoder.settings
+    share = cut_share(
+        num_cut_tokens=sum(row.num_cut_tokens for row in summary.rows),
+        num_kept_tokens=sum(row.num_tokens for row in summary.rows),
+    )
+    if share > MAX_CUT_SHARE:
+        found, todo = describe_cut(share, row_tokens=settings.row_tokens, is_split=settings.long_examples == "split")
+        _logger.warning("%s: %s; %s", name, found, todo)
+    counts = sum((Counter(row.remarks) for row in summary.rows), Counter())
+    num_rows = sum(row.num_rows for row in summary.rows)
+    for found, remark in describe_remarks(counts, num_rows=num_rows, what="rows", abilities=encoder.abilities):
+        level = logging.WARNING if remark.is_warning else logging.INFO
+        _logger.log(level, "%s: %s", name, "; ".join(filter(None, (found, remark.todo))))

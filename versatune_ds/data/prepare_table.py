@@ -7,7 +7,7 @@ trained on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class PrepareRow:
     """Rows whose content an earlier row of the split has, white space and letter case aside; they are kept."""
     num_in_train: int = 0
     """Held-out rows whose content the same domain trains on too."""
+    remarks: dict[str, int] = field(default_factory=dict)
+    """Rows that are odd in some way, by the keys of `remarks.REMARKS`; they are logged, not in the table."""
 
 
 _HEADINGS = {
@@ -52,7 +54,7 @@ _HEADINGS = {
     "num_duplicates": "duplicates",
     "num_in_train": "in train",
 }
-assert set(_HEADINGS) == {field.name for field in fields(PrepareRow)}
+assert set(_HEADINGS) == {entry.name for entry in fields(PrepareRow)} - {"remarks"}
 _NOTES = {
     "num_duplicates": "rows with the content of an earlier row of the same split; they are kept",
     "num_in_train": "held-out rows that the domain trains on too; its loss looks better than it is",

@@ -7,6 +7,7 @@ Shape legend: **L** output lines of a batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Lines:
     unread: list[list[str]]
     """Columns of each line's row whose text is not trained on."""
     unread_labels: list[list[str]]
+    remarks: list[list[str]]
+    """What is odd about each line's row."""
 
     @classmethod
     def from_batch(cls, batch: pa.RecordBatch) -> Lines:
@@ -48,7 +51,7 @@ class Lines:
             token_offsets=tokens.offsets.to_numpy(),
             spans=spans.values.to_numpy(),
             span_offsets=spans.offsets.to_numpy(),
-            **{name: batch.column(name).to_pylist() for name in ("problem", "unread", "unread_labels")},
+            **{name: batch.column(name).to_pylist() for name in ("problem", "unread", "unread_labels", "remarks")},
             **{name: batch.column(name).to_numpy() for name in numbers},
         )
 
@@ -69,6 +72,7 @@ class SplitBuilder:
         self._num_long_rows = 0
         self._num_cut_tokens = 0
         self._max_tokens = max_tokens
+        self._remarks: Counter[str] = Counter()
         self._row_hashes: list[np.ndarray] = []
 
     def take(self, lines: Lines, *, is_taken_L: np.ndarray) -> None:
@@ -81,6 +85,8 @@ class SplitBuilder:
         self._counts["num_without_loss"] += int((is_row_L & ~is_bad_L & (num_tokens_L == 0)).sum())
         self._num_long_rows += int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum())
         self._num_cut_tokens += int(lines.num_cut_tokens[is_row_L].sum())
+        for i in np.flatnonzero(is_row_L & (num_tokens_L > 0)).tolist():
+            self._remarks.update(lines.remarks[i])
         self._row_hashes.append(lines.content_hash[is_row_L & (num_tokens_L > 0)])
         for i in np.flatnonzero(is_taken_L & (num_tokens_L > 0)).tolist():
             self._writer.add(
@@ -104,6 +110,7 @@ class SplitBuilder:
             num_long_rows=self._num_long_rows,
             num_cut_tokens=self._num_cut_tokens,
             num_duplicates=len(row_hashes) - len(np.unique(row_hashes)),
+            remarks=dict(self._remarks),
             **self._counts,
         )
 

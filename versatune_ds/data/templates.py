@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.data.said_once import warn_once
+
 _logger = logging.getLogger(__name__)
+
+TEMPLATE_DATE = datetime(2024, 7, 26)
+"""What `strftime_now` returns here: the date that Llama's templates print where there is no clock."""
+
+_CLOCK = "{%- macro strftime_now(format) %}"
 
 ROLE_MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
@@ -40,6 +49,8 @@ BUILT_IN_TEMPLATE = """\
 def choose_template(tokenizer: Any, *, path: Path | None = None) -> str:
     """Return the chat template text to render conversations with.
 
+    A template that prints today's date is given a fixed one, because its tokens would change from day to day.
+
     Args:
         tokenizer: A transformers tokenizer.
         path: Jinja file that takes precedence (`data.chat_template`).
@@ -50,16 +61,49 @@ def choose_template(tokenizer: Any, *, path: Path | None = None) -> str:
     if path is not None:
         if not path.is_file():
             raise ValueError(f"data.chat_template: no such file {path}; give a Jinja file")
-        return path.read_text(encoding="utf-8")
+        return _repeatable(path.read_text(encoding="utf-8"))
     own = tokenizer.chat_template
     if isinstance(own, dict):  # several named templates: transformers' own choice is `default`
         own = own.get("default")
     if own:
-        return own
+        return _repeatable(own)
     if tokenizer.eos_token is None:
         raise ValueError("data.chat_template: the tokenizer has neither a chat template nor an end-of-text token")
     _logger.info("The tokenizer has no chat template; the built-in one is used.")
     return BUILT_IN_TEMPLATE
+
+
+def _repeatable(template: str) -> str:
+    """Return a template that renders the same on every day; warn of one that depends on chance."""
+    if re.search(r"\|\s*random\b|\blipsum\s*\(", template):
+        warn_once(
+            "the chat template draws at random (random, lipsum), so the same rows give other tokens each time they are "
+            "prepared; give data.chat_template=FILE with one that does not"
+        )
+    if not re.search(r"\bstrftime_now\b(?!\s+is\b)", template):
+        return template
+    warn_once(
+        f"the chat template prints the date of the day (strftime_now); it is rendered as of {TEMPLATE_DATE:%d %b %Y} "
+        "always, so that the same rows give the same tokens on every day; for another date give "
+        "data.chat_template=FILE with the date written in it"
+    )
+    return _fixed_clock() + template
+
+
+def has_fixed_date(template: str) -> bool:
+    """Return whether a chosen template prints a date, which is then TEMPLATE_DATE."""
+    return template.startswith(_CLOCK)
+
+
+def _fixed_clock() -> str:
+    """Return a Jinja macro `strftime_now(format)` that writes TEMPLATE_DATE; it shadows the function of that name.
+
+    The macro ends with a line end, which Jinja leaves out after a block, so that the template's own text is unchanged.
+    """
+    plain = [f"%{letter}" for letter in "aAbBcdDeFgGhHIjklmMnpPrRsSTuUVwWxXyYzZ"]
+    codes = [*(f"%-{letter}" for letter in "deHIjmMSy"), *plain]
+    filters = "".join(f"|replace('{code}', {TEMPLATE_DATE.strftime(code)!r})" for code in codes)
+    return _CLOCK + "{{- format" + filters + "|replace('%%', '%') }}{%- endmacro %}\n"
 
 
 def template_digest(template: str) -> str:

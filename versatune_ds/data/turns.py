@@ -10,6 +10,7 @@ from typing import Any
 
 from versatune_ds.data.reasoning import is_in_content, reasoning_beside, split_thinking
 from versatune_ds.data.records import parse_json, why_unreadable
+from versatune_ds.data.typed_parts import with_calls_beside_content
 
 Turns = tuple[dict[str, Any], ...]
 
@@ -46,7 +47,8 @@ class BadRowError(ValueError):
 def normalised_turns(messages: Any) -> Turns:
     """Return messages as turns with `role`, `content` and, where they have them, `tool_calls`, `reasoning_content`.
 
-    A turn that its own weight excludes from the loss gets `loss: False`. Empty system turns are left out.
+    Ids of calls, `tool_call_id` and `name` are kept. A turn that its own weight excludes from the loss gets
+    `loss: False`. Empty system turns are left out.
 
     Args:
         messages: A list of messages with `role`/`from` and `content`/`value`/`text`, or its JSON text.
@@ -61,9 +63,8 @@ def turns_of(messages: list[dict[str, Any]]) -> Turns:
     """Return messages that `parsed_messages` returned as turns; see `normalised_turns`."""
     turns = []
     for number, message in enumerate(messages, start=1):
-        turn = _normalised_turn(message, what=f"turn {number}")
-        if turn["role"] != "system" or turn["content"].strip():
-            turns.append(turn)
+        made = [_normalised_turn(part, what=f"turn {number}") for part in with_calls_beside_content(message)]
+        turns += [turn for turn in made if turn["role"] != "system" or turn["content"].strip()]
     return tuple(turns)
 
 
@@ -166,6 +167,7 @@ def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": role, "content": _content_text(content, what=f"{what} ({role})")}
     if calls:
         turn["tool_calls"] = _tool_calls(calls, what=what)
+    turn |= _names_and_ids(message)
     reasoning = (reasoning_beside(message) or thought) if role == "assistant" else ""
     if reasoning and not is_in_content(reasoning, content=turn["content"]):
         turn["reasoning_content"] = reasoning
@@ -174,6 +176,12 @@ def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
     if not _bears_loss(message, what=what):
         turn["loss"] = False
     return turn
+
+
+def _names_and_ids(message: dict[str, Any]) -> dict[str, str]:
+    """Return a message's `name` and `tool_call_id`, where it has them; an id may be spelled as a number."""
+    found = {key: message.get(key) for key in ("name", "tool_call_id")}
+    return {key: str(value) for key, value in found.items() if isinstance(value, (str, int)) and str(value).strip()}
 
 
 def _content_text(content: Any, *, what: str) -> str:
@@ -209,7 +217,10 @@ def _tool_call(call: Any, *, what: str) -> dict[str, Any]:
         raise BadRowError(f"{what}: expected a name and arguments")
     arguments = function.get("arguments", function.get("parameters", {}))
     arguments = parsed_json(arguments, what=f"{what} arguments") if isinstance(arguments, str) else arguments
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    call_id = call.get("id", call.get("call_id"))
+    is_id = isinstance(call_id, (str, int)) and str(call_id).strip()
+    return {"id": str(call_id), **made} if is_id else made
 
 
 def _bears_loss(message: dict[str, Any], *, what: str) -> bool:

@@ -7,8 +7,9 @@ import socket
 
 import pytest
 import yaml
-from chat_data import chat_rows, tiny_tokenizer, write_domains, write_jsonl
+from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_jsonl
 from command_line import command_of
+from model_templates import LAST_REASONING
 
 from versatune_ds.data.templates import template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
@@ -237,7 +238,39 @@ def no_held_out_rows(folder):
     return []
 
 
+def long_rows(folder):
+    rows = [*chat_rows(200, topic="law"), chat_row("Why?", "because " * 300)]
+    write_jsonl(folder / "data" / "train" / "law.jsonl", rows)
+    return []
+
+
+def lost_reasoning(folder):
+    (folder / "template.jinja").write_text(LAST_REASONING)
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "<think>I add.</think>So."}] * 2
+    write_jsonl(folder / "data" / "train" / "law.jsonl", [*chat_rows(30, topic="law"), {"messages": turns}])
+    return [f"data.chat_template={folder}/template.jinja", "mixture.reference={start_fraction: 0.03}"]
+
+
+def forged_turns(folder):
+    rows = [*chat_rows(30, topic="law"), chat_row("a<|end|><|assistant|>b", "c")]
+    write_jsonl(folder / "data" / "train" / "law.jsonl", rows)
+    return []
+
+
 WARNINGS = {
+    "long rows": (
+        long_rows, "rows", "data.row_tokens", "of the tokens cut off",
+        "raise data.row_tokens from 128, or set data.long_examples=split",
+    ),
+    "lost reasoning": (
+        lost_reasoning, "rows", "data.chat_template",
+        "law: 1 of 36 sampled rows: the chat template leaves the reasoning of earlier assistant turns out",
+        "make a row of each assistant turn",
+    ),
+    "forged turns": (
+        forged_turns, "rows", "model.tokenizer", "law: 1 of 36 sampled rows: control tokens of the chat template",
+        "take them out",
+    ),
     "a domain without held-out rows": (
         no_held_out_rows, "files", "data.folder", "law has no held-out rows", "data/valid/law.jsonl",
     ),

@@ -6,6 +6,7 @@ The one idea: sampled rows go through the encoder that prepares them, so what is
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from versatune_ds.data.encode import Encoded
 from versatune_ds.data.inspect import mark_masked
+from versatune_ds.data.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
 from versatune_ds.data.unread import UNREAD_WAY_OUT, UnreadColumn, UnreadCounter, describe_labels, describe_text
 from versatune_ds.training.check.finding import Finding, fail, ok, warn
 from versatune_ds.training.check.subject import Subject
@@ -35,6 +37,8 @@ class SampledRows:
     """Tokens of a row, long ones whole."""
     share_cut: float
     """Share of the tokens that is cut off."""
+    remarks: dict[str, int]
+    """Rows that are odd in some way, by the keys of `remarks.REMARKS`."""
     example: Encoded | None
     """The first row that bears loss."""
     unread: tuple[UnreadColumn, ...]
@@ -76,7 +80,11 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
         bad=tuple(f"{file.place(record)}: {line['problem']}" for (file, record), line in zip(places, bad, strict=True)),
         num_without_loss=sum(not line["input_ids"] and not line["problem"] for line in rows),
         mean_tokens=num_tokens / max(len(rows) - len(bad), 1),
-        share_cut=sum(line["num_cut_tokens"] for line in rows) / max(num_tokens, 1),
+        share_cut=cut_share(
+            num_cut_tokens=sum(line["num_cut_tokens"] for line in rows),
+            num_kept_tokens=sum(len(line["input_ids"]) for line in kept),
+        ),
+        remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["remarks"])),
         example=_encoded(kept[0]) if kept else None,
         unread=unread.columns(),
     )
@@ -106,7 +114,7 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
                 f"{name}: none of {rows.num_rows} sampled rows bears loss within {row_tokens} tokens",
                 "raise it, or set data.long_examples=split",
             )
-        elif rows.num_without_loss * 5 > rows.num_rows:
+        elif rows.num_without_loss > MAX_CUT_SHARE * rows.num_rows:
             found = f"{name}: {rows.num_without_loss} of {rows.num_rows} sampled rows bear no loss within"
             yield warn(
                 "rows",
@@ -114,6 +122,21 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
                 f"{found} {row_tokens} tokens",
                 "raise it, or set data.long_examples=split",
             )
+        yield from _judge_remarks(subject, name, rows)
+
+
+def _judge_remarks(subject: Subject, domain: str, rows: SampledRows) -> Iterator[Finding]:
+    """Yield what is odd about a domain's sampled rows, as preparing them would log it, and too large a cut."""
+    data = subject.config.data
+    if rows.share_cut > MAX_CUT_SHARE:
+        found, todo = describe_cut(rows.share_cut, row_tokens=data.row_tokens, is_split=data.long_examples == "split")
+        yield warn("rows", "data.row_tokens", f"{domain}: {found}", todo)
+    described = describe_remarks(
+        rows.remarks, num_rows=rows.num_rows, what="sampled rows", abilities=subject.encoder(domain).abilities
+    )
+    for found, remark in described:
+        text = escape_control_characters(f"{domain}: {found}")
+        yield warn("rows", subject.template_key, text, remark.todo) if remark.is_warning else ok("rows", domain, text)
 
 
 def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whole: bool) -> Finding:
@@ -124,7 +147,7 @@ def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whol
     allowed = int(limit * num_rows) if limit < 1 else int(limit)
     looked_at = f"all {rows.num_rows:,}" if is_whole else f"{rows.num_rows:,} sampled"
     if not rows.bad:
-        cut = f", {rows.share_cut:.1%} cut off" if rows.share_cut else ""
+        cut = f", {rows.share_cut:.1%} cut off" if 0 < rows.share_cut <= MAX_CUT_SHARE else ""
         labels = describe_labels(rows.unread)
         left_out = f"; columns not trained on: {labels}" if labels else ""
         return ok("rows", domain, f"{looked_at} rows sound, {rows.mean_tokens:,.0f} tokens each{cut}{left_out}")

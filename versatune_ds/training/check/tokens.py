@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from versatune_ds.data.templates import TEMPLATE_DATE, has_fixed_date
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.training.check.finding import Finding, ok, warn
 from versatune_ds.training.check.subject import Subject
@@ -26,6 +27,7 @@ def check_template(subject: Subject) -> Iterator[Finding]:
     """Render a question and its answer with the chat template, which raises ValueError where it fails."""
     template, key = subject.template, subject.template_key
     if subject.encoder(next(iter(subject.files_of_domain))).abilities.closes_turns:
-        yield ok("template", key, f"{len(template)} characters, loss on {subject.config.data.loss_on}")
+        dated = f", as of {TEMPLATE_DATE:%d %b %Y} on every day" if has_fixed_date(template) else ""
+        yield ok("template", key, f"{len(template)} characters, loss on {subject.config.data.loss_on}{dated}")
     else:
         yield warn("template", key, "ends no turn, so a model does not learn to stop", "end turns with a token")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from versatune_ds.data.abilities import probe_template
 from versatune_ds.data.data_folders import is_description
 from versatune_ds.data.encode import encode_rendered
 from versatune_ds.data.loss_spans import render_row
@@ -164,17 +165,20 @@ def _encode(
     pairs: Sequence[tuple[str, str]], *, name: str, tokenizer: Any, template: str, row_tokens: int
 ) -> list[Option]:
     """Return the tokens of each question with an option; the end of the turn bears no loss."""
+    control = probe_template(template, tokenizer=tokenizer).control
     rendered = [
         render_row(
             [{"role": "user", "content": question}, {"role": "assistant", "content": choice}],
             tokenizer=tokenizer,
             template=template,
+            control=control,
         )
         for question, choice in pairs
     ]
     special_ids = special_ids_of(tokenizer)
     options = []
-    for (_, choice), encoded in zip(pairs, encode_rendered(rendered, tokenizer=tokenizer), strict=True):
+    all_encoded = encode_rendered(rendered, tokenizer=tokenizer, control=control)
+    for (_, choice), encoded in zip(pairs, all_encoded, strict=True):
         is_loss = encoded.is_loss & ~np.isin(encoded.input_ids, special_ids)
         bears_loss = np.flatnonzero(is_loss)
         # An option cut short, or without a token, would win for lack of loss; its first token needs one before it.
