@@ -224,7 +224,7 @@ def test_a_prior_file_in_another_unit_is_refused(tmp_path, found, expected):
     ("text", "message"),
     [
         ("{", r"prior\.json:1: not valid JSON"),
-        ("[1]", r"expected a JSON mapping, got list"),
+        ("[1]", r"expected {key: value}, got \[1\]; mend it, or write it again with versatune detect"),
         ('{"weight": {}}', r'expected {"weights": {domain: number}}, found keys'),
         ('{"weights": {"law": "x", "medicine": 0, "code": 0}}', r"weights\.law: expected a number, got 'x'"),
         ('{"weights": {"law": 1, "medicine": 1, "code": 1}}', r"weights: no distribution"),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, write
+from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument, write
 
 
 def add_detect(commands: Commands) -> None:
@@ -18,7 +17,7 @@ def add_detect(commands: Commands) -> None:
     )
     command.add_argument("--processes", type=int, help="processes that draw; default: one per GPU, or 1 without a GPU")
     command.add_argument(
-        "--output", type=Path, metavar="FILE",
+        "--output", type=path_argument, metavar="FILE",
         help="prior.json to write, a chart beside it; default: where mixture.prior looks, else runs/NAME-prior.json",
     )  # fmt: skip
     command.set_defaults(run=_detect)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, add_run_command, write
+from versatune_ds.cli.arguments import Commands, add_recipe_command, add_run_command, path_argument, write
 
 
 def add_simulate(commands: Commands) -> None:
@@ -18,7 +17,7 @@ def add_simulate(commands: Commands) -> None:
         example="versatune simulate recipes/quickstart.yaml --sweep mixture.sigma=0.1,0.3,1",
     )
     command.add_argument(
-        "--losses", type=Path, metavar="FILE",
+        "--losses", type=path_argument, metavar="FILE",
         help='JSON lines {"update", "step", "losses": {domain: nats}}, or a decisions.jsonl; default: synthetic',
     )  # fmt: skip
     command.add_argument(
@@ -28,8 +27,12 @@ def add_simulate(commands: Commands) -> None:
     command.add_argument("--steps", type=int, metavar="N", help="steps of the synthetic run (default: train.steps)")
     command.add_argument("--noise", type=float, default=0.0, help="relative error of a measured change, e.g. 0.004")
     command.add_argument("--seed", type=int, default=0, help="which synthetic learner (default: 0)")
-    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
-    command.add_argument("--plot", type=Path, metavar="FILE", help="draw weights, losses, potential and forgetting")
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write the decisions as in decisions.jsonl"
+    )
+    command.add_argument(
+        "--plot", type=path_argument, metavar="FILE", help="draw weights, losses, potential and forgetting"
+    )
     command.set_defaults(run=_simulate)
 
 
@@ -59,7 +62,9 @@ def add_replay(commands: Commands) -> None:
         example="versatune replay runs/quickstart mixture.sigma=0.1",
     )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of mixture, e.g. mixture.sigma=0.1")
-    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write the decisions as in decisions.jsonl"
+    )
     command.set_defaults(run=_replay)
 
 
