@@ -3,7 +3,7 @@
 import pytest
 
 from versatune_ds.cli import build_parser
-from versatune_ds.paths import expand_path
+from versatune_ds.paths import check_replaceable, expand_path
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +48,16 @@ def test_the_command_line_expands_what_the_shell_left(capsys):
         build_parser().parse_args(["export", "run", "--output=$MISSING/x"])
     assert left.value.code == 2
     assert "argument --output: '$MISSING/x': $MISSING is not set in the environment" in capsys.readouterr().err
+
+
+def test_an_output_replaces_only_files_of_its_kind(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    check_replaceable(path, mark='"weights"')
+    path.write_text("run: {name: mine}\n")
+    with pytest.raises(ValueError, match=r"^--output: .*recipe\.yaml holds something else, which would be lost"):
+        check_replaceable(path, mark='"weights"')
+    path.write_text('{"weights": {}}')
+    check_replaceable(path, mark='"weights"')
+    with pytest.raises(ValueError, match="is a folder; expected a file"):
+        check_replaceable(tmp_path, mark='"weights"')
+    assert path.read_text() == '{"weights": {}}'

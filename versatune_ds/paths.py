@@ -1,4 +1,4 @@
-"""Expand `~` and environment variables in a path a user wrote: one rule for recipes and the command line.
+"""Expand `~` and environment variables in a path a user wrote, and keep outputs from replacing files of other kinds.
 
 A variable that is set is always replaced. One that is not set is refused, because a folder named `$SCRATCH` in the
 working folder is never what was meant; only a path that exists exactly as written is taken as written.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
+_BEGINNING_BYTES = 1 << 16
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^{}]*)\}|(?P<plain>[A-Za-z_][A-Za-z0-9_]*))")
 
 
@@ -47,3 +49,24 @@ def _names(text: str) -> list[str]:
 def _name(match: re.Match[str]) -> str:
     """Return the name of a variable that was found."""
     return match["plain"] if match["braced"] is None else match["braced"]
+
+
+def check_replaceable(path: Path | None, *, mark: str, option: str = "--output") -> None:
+    """Check that an output replaces nothing but an earlier output of its kind.
+
+    Args:
+        path: The file that will be written; None where none was asked for.
+        mark: Text that stands near the beginning of every file of the kind.
+        option: Option of the command line that named it.
+
+    Raises:
+        ValueError: If it is a folder, or a file of another kind.
+    """
+    if path is None or not path.exists():
+        return
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder; expected a file")
+    with path.open("rb") as stream:
+        beginning = stream.read(_BEGINNING_BYTES)
+    if beginning.strip() and mark.encode() not in beginning:
+        raise ValueError(f"{option}: {path} holds something else, which would be lost; give another name, or remove it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument, write
+from versatune_ds.paths import check_replaceable
 
 
 def add_detect(commands: Commands) -> None:
@@ -26,5 +27,6 @@ def add_detect(commands: Commands) -> None:
 def _detect(parsed: argparse.Namespace) -> int:
     from versatune_ds.knowledge.detect_recipe import detect_recipe
 
+    check_replaceable(parsed.output, mark='"weights"')
     write(detect_recipe(parsed.recipe, parsed.overrides, processes=parsed.processes, output=parsed.output))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from versatune_ds.cli.arguments import Commands, add_recipe_command, add_run_command, path_argument, write
+from versatune_ds.paths import check_replaceable
 
 
 def add_simulate(commands: Commands) -> None:
@@ -43,6 +44,7 @@ def _simulate(parsed: argparse.Namespace) -> int:
     learner = Learner(losses_file=parsed.losses, num_steps=parsed.steps, seed=parsed.seed, noise=parsed.noise)
     if parsed.sweep and (parsed.output or parsed.plot):
         raise ValueError("--output and --plot take the decisions of one setting; leave --sweep out")
+    check_replaceable(parsed.output, mark='"decided_at_step"')
     trial = simulate_recipe(parsed.recipe, parsed.overrides, learner=learner, sweeps=parsed.sweep)
     write(trial.text)
     if parsed.output:
@@ -71,6 +73,7 @@ def add_replay(commands: Commands) -> None:
 def _replay(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.recorded import replay_run
 
+    check_replaceable(parsed.output, mark='"decided_at_step"')
     replay = replay_run(parsed.run_dir, parsed.overrides)
     write(replay.text)
     if parsed.output:

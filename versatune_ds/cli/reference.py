@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from versatune_ds.cli.arguments import Commands, add_recipe_command, comma_separated, path_argument, path_or_name
+from versatune_ds.paths import check_replaceable
 
 
 def add_reference(commands: Commands) -> None:
@@ -41,6 +42,7 @@ def add_reference(commands: Commands) -> None:
 def _reference(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.reference_task import ReferenceTask
 
+    check_replaceable(parsed.output, mark='"losses"')
     task = ReferenceTask(domains=parsed.domains, scored_model=parsed.score, output=parsed.output, is_fresh=parsed.fresh)
     if parsed.worker:
         from versatune_ds.training.reference import run_reference_worker

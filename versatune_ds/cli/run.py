@@ -8,6 +8,7 @@ import sys
 import webbrowser
 
 from versatune_ds.cli.arguments import Commands, add_command, add_run_command, comma_separated, path_argument, write
+from versatune_ds.paths import check_replaceable
 
 
 def add_report(commands: Commands) -> None:
@@ -36,6 +37,7 @@ def add_report(commands: Commands) -> None:
 def _report(parsed: argparse.Namespace) -> int:
     from versatune_ds.report.finish import write_report
 
+    check_replaceable(parsed.output, mark="default-src 'none'; img-src data:")
     page = write_report(parsed.run_dirs, output=parsed.output, pictures=parsed.pictures)
     if parsed.open:
         webbrowser.open(page.resolve().as_uri())
@@ -65,6 +67,9 @@ def add_export(commands: Commands) -> None:
     command.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="largest weights file, e.g. 500MB (default: 5GB)"
     )
+    command.add_argument(
+        "--force", action="store_true", help="write into a folder that holds something else, replacing files there"
+    )
     command.set_defaults(run=_export)
 
 
@@ -80,6 +85,7 @@ def _export(parsed: argparse.Namespace) -> int:
             step=parsed.step,
             lora=parsed.lora,
             max_shard_size=parsed.max_shard_size,
+            is_forced=parsed.force,
         )
     write(str(folder))
     return 0

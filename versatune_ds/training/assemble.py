@@ -25,6 +25,7 @@ from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
+from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.loss_digests import loss_digests
@@ -93,7 +94,12 @@ def assemble_run(
     point = None if is_fresh else find_resume_point(config, identity, world=world)
     causal_lm = build_model(config, tokenizer, ds_config=ds_config)
     start = RunStart(
-        tokenizer=tokenizer, causal_lm=causal_lm, weights_K=weights_K, references=references, domain_set=data.domain_set
+        tokenizer=tokenizer,
+        causal_lm=causal_lm,
+        weights_K=weights_K,
+        references=references,
+        domain_set=data.domain_set,
+        endings=endings_of_data(config, tokenizer, data) if world.is_rank_zero else {},
     )
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)

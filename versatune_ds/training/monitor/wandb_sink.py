@@ -96,7 +96,11 @@ class Wandb:
             from versatune_ds.training.export import export_run  # imports DeepSpeed's readers: only where asked for
 
             model = wandb.Artifact(f"{self._config.run.name}-model", type="model")
-            model.add_dir(str(export_run(run_dir, output=run_dir / "export")))
+            try:
+                model.add_dir(str(export_run(run_dir, output=run_dir / "export")))
+            except ValueError as error:  # the run is trained: a folder in the way must not fail it
+                logger.warning("the model was not kept in W&B: %s", error)
+                return
             self._run.log_artifact(model)
 
 
