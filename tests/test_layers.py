@@ -8,13 +8,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
 LAYERS = {
-    "domains": 0, "log": 0, "exit_codes": 0, "config": 1, "slurm": 2, "distributed": 2,
+    "domains": 0, "log": 0, "exit_codes": 0, "paths": 0, "text_width": 0, "json_records": 0, "config": 1, "slurm": 2,
+    "distributed": 2,
     "data": 3, "mixture": 3, "kernels": 3, "training": 4, "report": 4, "knowledge": 5, "comparison": 5, "cli": 6,
 }  # fmt: skip
 # knowledge is above training: detection runs the model that training builds, on the devices it chooses.
 HOMES = {
     "deepspeed": {
-        "training/engine.py", "training/optimizer.py", "training/ds_checks.py", "training/checkpoint.py",
+        "training/engine.py",
+        "training/optimizer.py",
+        "training/ds_checks.py",
+        "training/checkpoint.py",
         "training/universal.py",
     },
     "bitsandbytes": {"training/optimizer.py"},

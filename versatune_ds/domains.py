@@ -9,16 +9,48 @@ Shape legend: **K** domains.
 from __future__ import annotations
 
 import difflib
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+
+Value = TypeVar("Value")
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:
     """Return a hint naming the known name closest to a misspelt one, or the list of known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def domain_name(text: str) -> str:
+    """Return a domain's name with every character written in one way (Unicode NFC).
+
+    An accent may be a character of its own: a keyboard writes one form, the names of files on a Mac are the other, and
+    the two look alike.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def by_domain_name(values: Mapping[Any, Value], *, what: str) -> dict[str, Value]:
+    """Return a mapping by domain with every name written in one way.
+
+    Args:
+        values: By name.
+        what: The key or file it came from; it opens the message.
+
+    Raises:
+        ValueError: If two names are the same but for the way their characters are written.
+    """
+    named = {domain_name(str(name)): value for name, value in values.items()}
+    if len(named) < len(values):
+        counted = Counter(domain_name(str(name)) for name in values)
+        twice = next(name for name, count in counted.items() if count > 1)
+        raise ValueError(f"{what}: {twice!r} is given twice, its accents written in two ways (Unicode); keep one")
+    return named
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +74,7 @@ class DomainSet:
         for name in self.names:
             if not name or not name.isprintable() or self.names.count(name) > 1:
                 raise ValueError(f"data.domains: {name!r}: expected a printable name, given once")
+        by_domain_name(dict.fromkeys(self.names), what="data.domains")
 
     def __len__(self) -> int:
         """Return the number of domains, K."""

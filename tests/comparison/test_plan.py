@@ -97,7 +97,7 @@ def test_models_are_evaluated_on_test_rows_where_the_users_folder_has_them(write
     [
         ({"baseline": "unifrom"}, r"^baseline: no run 'unifrom'; did you mean 'uniform'"),
         ({"seeds": [1, 1]}, r"seeds: expected each once, got \[1, 1\]"),
-        ({"seeds": []}, r"seeds: tuple should have at least 1 item"),
+        ({"seeds": []}, r"seeds: expected at least 1 entry"),
         ({"seed": [1]}, r"seed: unknown key; did you mean 'seeds'"),
         ({"runs": {"uniform": {"mixture.sigmo": 1}}}, r"runs.uniform: mixture.sigmo: unknown key; did you mean"),
         ({"base": {"recipe": "nowhere.yaml"}}, r"nowhere.yaml: no such recipe"),

@@ -42,7 +42,7 @@ def test_domains_keep_their_order():
         ({"train": "a", "vaild": "b"}, "data.domains.law.vaild: unknown key; did you mean 'valid'?"),
         ({"train": {"hub": "a/b", "splitt": "c"}}, "data.domains.law.train.0.hub.splitt: unknown key"),
         ({"train": {"hub": "a/b", "split": "train[:5]"}}, "data.domains.law.train.0.hub.split: string should match"),
-        ({"train": [3]}, "data.domains.law.train.0.path: input should be a valid string (got 3)"),
+        ({"train": [3]}, "data.domains.law.train.0: expected text (got 3)"),
         (
             {"train": "a", "columns": {"promt": "Q", "answer": "A"}},
             "data.domains.law.columns: unknown part 'promt'; did you mean 'prompt'?",

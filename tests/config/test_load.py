@@ -41,7 +41,7 @@ def test_overrides_are_typed_and_applied_in_order(recipe):
         ("trian.steps=3", "trian: unknown key; did you mean 'train'?"),
         ("data.synthetic.num_rws=3", "data.synthetic.num_rws: unknown key; did you mean 'num_rows'?"),
         ("train.steps=0", "train.steps: input should be greater than or equal to 1 (got 0)"),
-        ("train.steps=null", "train.steps: input should be a valid integer (got None)"),
+        ("train.steps=null", "train.steps: input should be a valid integer (got null)"),
         ("train.precision=int8", "train.precision: input should be 'fp32', 'bf16' or 'fp16' (got 'int8')"),
         ("model.name_or_path=gpt2", "give exactly one of model.name_or_path and model.from_config"),
         ("data.folder=rows", "data.domains and data.synthetic; found both data.folder and data.synthetic"),

@@ -79,7 +79,7 @@ def test_a_prior_is_a_rule_a_file_or_a_mapping(value, expected):
         ),
         ({"reference": {"law": "x"}}, "mixture.reference.law: expected a number, got 'x'"),
         ({"reference": 5}, "mixture.reference: expected a file, a mapping or start_fraction, got 5"),
-        ({"prior": {"law": None}}, "mixture.prior.law: expected a number, got None"),
+        ({"prior": {"law": None}}, "mixture.prior.law: expected a number, got null"),
         ({"prior": 3}, "mixture.prior: expected uniform, proportional, a mapping or a file, got 3"),
         (
             {"policy": "steer", "paper": True},

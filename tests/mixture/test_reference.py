@@ -67,7 +67,7 @@ def test_a_file_keeps_its_provenance(tmp_path):
     [
         ({"law": 1.0}, r"^mixture\.reference: no value for code"),
         ({"law": 1.0, "code": -1.0}, r"^mixture\.reference: code: expected a positive loss"),
-        ({"law": 1.0, "code": float("nan")}, r"^mixture\.reference: code: expected a positive loss"),
+        ({"law": 1.0, "code": float("nan")}, r"mixture\.reference\.code: expected a number, got nan"),
         ("nowhere.json", r"^mixture\.reference: nowhere\.json: no such file; run versatune reference"),
     ],
 )

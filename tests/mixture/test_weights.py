@@ -224,7 +224,7 @@ def test_a_prior_file_in_another_unit_is_refused(tmp_path, found, expected):
     ("text", "message"),
     [
         ("{", r"prior\.json:1: not valid JSON"),
-        ("[1]", r"expected a JSON mapping, got list"),
+        ("[1]", r"expected {key: value}, got \[1\]; mend it, or write it again with versatune detect"),
         ('{"weight": {}}', r'expected {"weights": {domain: number}}, found keys'),
         ('{"weights": {"law": "x", "medicine": 0, "code": 0}}', r"weights\.law: expected a number, got 'x'"),
         ('{"weights": {"law": 1, "medicine": 1, "code": 1}}', r"weights: no distribution"),
@@ -236,3 +236,38 @@ def test_a_wrong_prior_file_is_named_with_key_and_place(tmp_path, text, message)
     with pytest.raises(ValueError, match=message) as caught:
         start(prior=path)
     assert str(caught.value).startswith(f"mixture.prior: {path}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "prior.json: empty; mend it, or write it again with versatune detect"),
+        (b"\0" * 512, "prior.json: holds zeros, as a power cut leaves; mend it, or write it again"),
+        (b'{"weights": {"law": 0.5, "me\0\0\0', "prior.json: holds zeros, as a power cut leaves; mend it"),
+        (b'{"weights": {"law": 0.5, "me', "prior.json:1: not valid JSON: "),
+        (b'{"weights": {"law": NaN, "medicine": 0.5, "code": 0.5}}', "weights.law: expected a number, got 'nan'"),
+        (b'{"weights": {"law": 1e999, "medicine": 0, "code": 0}}', "weights.law: expected a number, got 'inf'"),
+        (b'{"weights": {"law": 0.5, "law": 0.5}}', "key 'law' is given twice"),
+        (b'{"weights": 3}', 'expected {"weights": {domain: number}}, found weights: 3'),
+        (b'{"weights": null}', 'expected {"weights": {domain: number}}, found keys []'),
+        (
+            b'{"weights": {"law": 1, "medicine": 0, "code": 0}, "weight_unit": [1]}',
+            "weight_unit: expected text, got [1]",
+        ),
+        (b"\xff\xfe{}", "not a text file; expected JSON in UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_prior_file_is_one_line_with_the_way_out(tmp_path, content, message):
+    path = tmp_path / "prior.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is compared)
+        start(prior=path)
+    assert str(caught.value).startswith(f"mixture.prior: {path}")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_is_no_prior_file(tmp_path):
+    with pytest.raises(ValueError, match="a folder; expected the JSON file that versatune detect writes"):
+        start(prior=tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import read_series, requested_weights
 from versatune_ds.report.table import summary_table
+from versatune_ds.text_width import width_of
 
 
 @pytest.fixture
@@ -78,3 +79,43 @@ def test_a_run_without_decisions_has_its_domains_from_metrics_or_prior(run_dir):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.yaml, .* or decisions\.jsonl; expected the folder of a run"):
         read_series(tmp_path)
+
+
+def ended_worse(run_dir, *, after, error=None, stderr=None):
+    """Return the last lines of the table of a run whose domain law began at 2.0 nats."""
+    losses = {"domain/law/loss": 2.0, "domain/code/loss": 3.0}
+    metrics = [{"step": 0, **losses}, {"step": 20, "domain/law/loss": after, "domain/code/loss": 2.5}]
+    if stderr is not None:
+        metrics = [{**line, "domain/law/loss_stderr": stderr} for line in metrics]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    if error is not None:
+        lines = [json.loads(line) for line in (run_dir / "decisions.jsonl").read_text().splitlines()]
+        lines[-1]["signals"] = {"law": {"change_from_start_stderr": error}}
+        (run_dir / "decisions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return summary_table(read_series(run_dir)).splitlines()
+
+
+def test_a_domain_that_ended_worse_is_marked(run_dir):
+    lines = ended_worse(run_dir, after=2.125)
+    assert lines[3].split()[:3] == ["law", "2.000", "2.125*"]
+    assert lines[4].split()[:3] == ["code", "3.000", "2.500"]
+    assert lines[-1] == "* worse than before training: law (+0.125)"
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("noise", "is_marked"),
+    [({"error": 0.05}, True), ({"error": 0.07}, False), ({"stderr": 0.04}, True), ({"stderr": 0.05}, False)],
+)
+def test_a_rise_within_twice_its_error_is_not_marked(run_dir, noise, is_marked):
+    assert ("*" in "".join(ended_worse(run_dir, after=2.125, **noise))) == is_marked
+
+
+def test_names_of_wide_characters_stay_in_their_column(run_dir):
+    text = (run_dir / "decisions.jsonl").read_text().replace('"law"', '"\u6cd5\u5f8b"')
+    (run_dir / "decisions.jsonl").write_text(text, encoding="utf-8")
+    lines = summary_table(read_series(run_dir)).splitlines()
+    assert lines[3].startswith("\u6cd5\u5f8b    ")
+    assert lines[4].startswith("code    ")
+    assert width_of("\u6cd5\u5f8b") == 4
+    assert width_of("e\u0301") == 1

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import unicodedata
 from pathlib import Path
+
+from versatune_ds.paths import expand_path
 
 Commands = argparse._SubParsersAction
 
@@ -26,7 +29,7 @@ def add_command(commands: Commands, name: str, help_text: str, *, example: str) 
 def add_recipe_command(commands: Commands, name: str, help_text: str, *, example: str) -> argparse.ArgumentParser:
     """Add a subcommand that takes a recipe and overrides."""
     command = add_command(commands, name, help_text, example=example)
-    command.add_argument("recipe", type=Path, help="YAML file; see recipes/")
+    command.add_argument("recipe", type=path_argument, help="YAML file; see recipes/")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. mixture.sigma=0.3")
     command.add_argument("--quiet", action="store_true", help="show warnings and errors only")
     return command
@@ -35,13 +38,31 @@ def add_recipe_command(commands: Commands, name: str, help_text: str, *, example
 def add_run_command(commands: Commands, name: str, help_text: str, *, example: str) -> argparse.ArgumentParser:
     """Add a subcommand that takes the folder of a run."""
     command = add_command(commands, name, help_text, example=example)
-    command.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+    command.add_argument("run_dir", type=path_argument, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
     return command
+
+
+def path_argument(text: str) -> Path:
+    """Return a path of the command line; shells leave the ~ of --output=~/x, and $VARIABLES in quotes, to us."""
+    return Path(_expanded(text))
+
+
+def path_or_name(text: str) -> str:
+    """Return a path, or a name of the Hub, of the command line."""
+    return _expanded(text)
+
+
+def _expanded(text: str) -> str:
+    """Return a path with ~ and variables replaced; what cannot be is told under the option's name."""
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
     """Return the names in a text `A,B`."""
-    return tuple(text.split(","))
+    return tuple(unicodedata.normalize("NFC", text).split(","))
 
 
 def write(text: str) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_command, write
+from versatune_ds.cli.arguments import Commands, add_command, path_argument, write
 
 
 def add_compare(commands: Commands) -> None:
@@ -16,7 +15,7 @@ def add_compare(commands: Commands) -> None:
         "Train and evaluate several policies on one base model, over seeds, and write a page of what came out.",
         example="versatune compare recipes/compare/multi_ability.yaml seeds=[1,2,3] --jobs 2",
     )
-    command.add_argument("comparison", type=Path, help="YAML file; see recipes/compare/")
+    command.add_argument("comparison", type=path_argument, help="YAML file; see recipes/compare/")
     command.add_argument(
         "overrides", nargs="*", metavar="key=value",
         help="keys of the comparison, e.g. seeds=[1,2] or data.folder=my_data, or of its recipe behind set., e.g. "

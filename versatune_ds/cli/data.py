@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, write
+from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument, write
 
 
 def add_prepare(commands: Commands) -> None:
@@ -49,7 +48,7 @@ def add_inspect(commands: Commands) -> None:
         help="save and restore the place in the data after step S, which must change no row",
     )
     command.add_argument(
-        "--run", type=Path, dest="run_dir", metavar="RUN",
+        "--run", type=path_argument, dest="run_dir", metavar="RUN",
         help="take the weights that this run decided; without it those of step 0 hold throughout",
     )  # fmt: skip
     command.add_argument(

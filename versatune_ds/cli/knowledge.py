@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, write
+from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument, write
+from versatune_ds.paths import check_replaceable
 
 
 def add_detect(commands: Commands) -> None:
@@ -18,7 +18,7 @@ def add_detect(commands: Commands) -> None:
     )
     command.add_argument("--processes", type=int, help="processes that draw; default: one per GPU, or 1 without a GPU")
     command.add_argument(
-        "--output", type=Path, metavar="FILE",
+        "--output", type=path_argument, metavar="FILE",
         help="prior.json to write, a chart beside it; default: where mixture.prior looks, else runs/NAME-prior.json",
     )  # fmt: skip
     command.set_defaults(run=_detect)
@@ -27,5 +27,6 @@ def add_detect(commands: Commands) -> None:
 def _detect(parsed: argparse.Namespace) -> int:
     from versatune_ds.knowledge.detect_recipe import detect_recipe
 
+    check_replaceable(parsed.output, mark='"weights"')
     write(detect_recipe(parsed.recipe, parsed.overrides, processes=parsed.processes, output=parsed.output))
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, add_run_command, write
+from versatune_ds.cli.arguments import Commands, add_recipe_command, add_run_command, path_argument, write
+from versatune_ds.paths import check_replaceable
 
 
 def add_simulate(commands: Commands) -> None:
@@ -18,7 +18,7 @@ def add_simulate(commands: Commands) -> None:
         example="versatune simulate recipes/quickstart.yaml --sweep mixture.sigma=0.1,0.3,1",
     )
     command.add_argument(
-        "--losses", type=Path, metavar="FILE",
+        "--losses", type=path_argument, metavar="FILE",
         help='JSON lines {"update", "step", "losses": {domain: nats}}, or a decisions.jsonl; default: synthetic',
     )  # fmt: skip
     command.add_argument(
@@ -28,8 +28,12 @@ def add_simulate(commands: Commands) -> None:
     command.add_argument("--steps", type=int, metavar="N", help="steps of the synthetic run (default: train.steps)")
     command.add_argument("--noise", type=float, default=0.0, help="relative error of a measured change, e.g. 0.004")
     command.add_argument("--seed", type=int, default=0, help="which synthetic learner (default: 0)")
-    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
-    command.add_argument("--plot", type=Path, metavar="FILE", help="draw weights, losses, potential and forgetting")
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write the decisions as in decisions.jsonl"
+    )
+    command.add_argument(
+        "--plot", type=path_argument, metavar="FILE", help="draw weights, losses, potential and forgetting"
+    )
     command.set_defaults(run=_simulate)
 
 
@@ -40,6 +44,7 @@ def _simulate(parsed: argparse.Namespace) -> int:
     learner = Learner(losses_file=parsed.losses, num_steps=parsed.steps, seed=parsed.seed, noise=parsed.noise)
     if parsed.sweep and (parsed.output or parsed.plot):
         raise ValueError("--output and --plot take the decisions of one setting; leave --sweep out")
+    check_replaceable(parsed.output, mark='"decided_at_step"')
     trial = simulate_recipe(parsed.recipe, parsed.overrides, learner=learner, sweeps=parsed.sweep)
     write(trial.text)
     if parsed.output:
@@ -59,13 +64,16 @@ def add_replay(commands: Commands) -> None:
         example="versatune replay runs/quickstart mixture.sigma=0.1",
     )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of mixture, e.g. mixture.sigma=0.1")
-    command.add_argument("--output", type=Path, metavar="FILE", help="write the decisions as in decisions.jsonl")
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write the decisions as in decisions.jsonl"
+    )
     command.set_defaults(run=_replay)
 
 
 def _replay(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.recorded import replay_run
 
+    check_replaceable(parsed.output, mark='"decided_at_step"')
     replay = replay_run(parsed.run_dir, parsed.overrides)
     write(replay.text)
     if parsed.output:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, comma_separated
+from versatune_ds.cli.arguments import Commands, add_recipe_command, comma_separated, path_argument, path_or_name
+from versatune_ds.paths import check_replaceable
 
 
 def add_reference(commands: Commands) -> None:
@@ -17,7 +17,9 @@ def add_reference(commands: Commands) -> None:
         help_text,
         example="versatune reference recipes/quickstart.yaml --processes 2 reference.steps=120",
     )
-    command.add_argument("--score", metavar="MODEL", help="take the losses of this model (folder or Hub name) instead")
+    command.add_argument(
+        "--score", type=path_or_name, metavar="MODEL", help="take the losses of this model (folder or Hub name) instead"
+    )
     command.add_argument(
         "--domains",
         type=comma_separated,
@@ -26,7 +28,7 @@ def add_reference(commands: Commands) -> None:
     )
     command.add_argument(
         "--output",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="reference.json to write; default: where mixture.reference looks, else runs/NAME-reference.json",
     )
@@ -40,6 +42,7 @@ def add_reference(commands: Commands) -> None:
 def _reference(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.reference_task import ReferenceTask
 
+    check_replaceable(parsed.output, mark='"losses"')
     task = ReferenceTask(domains=parsed.domains, scored_model=parsed.score, output=parsed.output, is_fresh=parsed.fresh)
     if parsed.worker:
         from versatune_ds.training.reference import run_reference_worker

@@ -6,17 +6,21 @@ import argparse
 import contextlib
 import sys
 import webbrowser
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_command, add_run_command, comma_separated, write
+from versatune_ds.cli.arguments import Commands, add_command, add_run_command, comma_separated, path_argument, write
+from versatune_ds.paths import check_replaceable
 
 
 def add_report(commands: Commands) -> None:
     """Add `versatune report`."""
     help_text = "Write one HTML page about a run, or several side by side; works while a run is going on."
     command = add_command(commands, "report", help_text, example="versatune report runs/quickstart")
-    command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart")
-    command.add_argument("--output", type=Path, metavar="FILE", help="page to write (default: RUN/report/index.html)")
+    command.add_argument(
+        "run_dirs", type=path_argument, nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart"
+    )
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="page to write (default: RUN/report/index.html)"
+    )
     for ending in ("png", "svg"):
         command.add_argument(
             f"--{ending}",
@@ -33,6 +37,7 @@ def add_report(commands: Commands) -> None:
 def _report(parsed: argparse.Namespace) -> int:
     from versatune_ds.report.finish import write_report
 
+    check_replaceable(parsed.output, mark="default-src 'none'; img-src data:")
     page = write_report(parsed.run_dirs, output=parsed.output, pictures=parsed.pictures)
     if parsed.open:
         webbrowser.open(page.resolve().as_uri())
@@ -48,7 +53,7 @@ def add_export(commands: Commands) -> None:
         help_text,
         example="versatune export runs/quickstart --output my_model",
     )
-    command.add_argument("--output", type=Path, metavar="FOLDER", help="folder to write (default: RUN/export)")
+    command.add_argument("--output", type=path_argument, metavar="FOLDER", help="folder to write (default: RUN/export)")
     command.add_argument(
         "--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest sound one)"
     )
@@ -61,6 +66,9 @@ def add_export(commands: Commands) -> None:
     )  # fmt: skip
     command.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="largest weights file, e.g. 500MB (default: 5GB)"
+    )
+    command.add_argument(
+        "--force", action="store_true", help="write into a folder that holds something else, replacing files there"
     )
     command.set_defaults(run=_export)
 
@@ -77,6 +85,7 @@ def _export(parsed: argparse.Namespace) -> int:
             step=parsed.step,
             lora=parsed.lora,
             max_shard_size=parsed.max_shard_size,
+            is_forced=parsed.force,
         )
     write(str(folder))
     return 0
@@ -89,12 +98,12 @@ def add_evaluate(commands: Commands) -> None:
         commands, "evaluate", help_text, example="versatune evaluate runs/quickstart --choices choices/ --split test"
     )
     command.add_argument(
-        "model", type=Path, metavar="RUN|FOLDER", help="a run's folder, or one that transformers loads"
+        "model", type=path_argument, metavar="RUN|FOLDER", help="a run's folder, or one that transformers loads"
     )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. data.folder=my_data")
     command.add_argument(
         "--recipe",
-        type=Path,
+        type=path_argument,
         dest="data_recipe",
         metavar="FILE",
         help="recipe that names the data (default: the run's)",
@@ -103,26 +112,33 @@ def add_evaluate(commands: Commands) -> None:
         "--split", choices=("valid", "test"), help="rows to use (default: test of the built-in corpus, else valid)"
     )
     command.add_argument(
-        "--choices", type=Path, nargs="+", default=[], metavar="PATH",
+        "--choices", type=path_argument, nargs="+", default=[], metavar="PATH",
         help='multiple choice, DOMAIN.jsonl or folders of them: {"question", "choices", "answer": from 0}',
     )  # fmt: skip
     command.add_argument(
         "--harness", type=comma_separated, default=(), metavar="TASK[,TASK]",
         help="also tasks of lm-evaluation-harness, e.g. hellaswag,arc_easy or my_task.yaml; needs the extra `harness`",
     )  # fmt: skip
-    command.add_argument("--harness-include", type=Path, metavar="FOLDER", help="YAML files of more harness tasks")
+    command.add_argument(
+        "--harness-include", type=path_argument, metavar="FOLDER", help="YAML files of more harness tasks"
+    )
     command.add_argument("--harness-limit", type=int, metavar="N", help="examples of each harness task (default: all)")
     command.add_argument(
         "--exact", type=int, metavar="N",
         help="answers a domain written out and compared with the rows' own (default: 100 on the built-in corpus)",
     )  # fmt: skip
     command.add_argument(
-        "--against", type=Path, metavar="BASE", help="run or folder to compare with (default: what the run began from)"
+        "--against",
+        type=path_argument,
+        metavar="BASE",
+        help="run or folder to compare with (default: what the run began from)",
     )
     command.add_argument("--no-base", action="store_true", help="compare with nothing")
     command.add_argument("--step", type=int, metavar="N", help="the run's checkpoint of this step")
     command.add_argument("--processes", type=int, default=1, metavar="N", help="processes that share the work")
-    command.add_argument("--output", type=Path, metavar="FILE", help="where the JSON goes (default: into the run)")
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="where the JSON goes (default: into the run)"
+    )
     command.add_argument("--json", action="store_true", help="write JSON to stdout, not a table")
     command.add_argument("--quiet", action="store_true", help="show warnings and errors only")
     command.set_defaults(run=_evaluate)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command
+from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument
 
 
 def add_train(commands: Commands) -> None:
@@ -25,7 +24,9 @@ def add_train(commands: Commands) -> None:
         help="what starts them (default: srun inside a Slurm allocation, else deepspeed)",
     )  # fmt: skip
     command.add_argument("--nodes", type=int, metavar="N", help="machines: of the allocation, or first of the file")
-    command.add_argument("--hostfile", type=Path, metavar="FILE", help="machines to start on, NAME slots=N a line")
+    command.add_argument(
+        "--hostfile", type=path_argument, metavar="FILE", help="machines to start on, NAME slots=N a line"
+    )
     command.set_defaults(run=_train)
 
 

@@ -7,17 +7,18 @@ is nothing but those keys.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.config.load import parse_section, read_yaml, set_by_dotted_key
-from versatune_ds.config.section import Section
+from versatune_ds.config.section import ExpandedPath, Section
+from versatune_ds.config.yaml_text import EMPTY, Word, read_value
 from versatune_ds.domains import nearest_name
 
 TARGET_MARK = "{target}"
@@ -32,7 +33,7 @@ class BaseModelPlan(Section):
 
     name: str = Field(default="base", pattern=_NAME)
     """Comparisons with the same name under one `output_dir` share base model, detected prior and references."""
-    recipe: Path
+    recipe: ExpandedPath
     """Recipe of its training, relative to the comparison's file."""
     set: dict[str, Any] = Field(default={})
     """Dotted keys set in it."""
@@ -43,8 +44,8 @@ class ComparisonPlan(Section):
 
     name: str = Field(pattern=_NAME)
     """Folder of the comparison under `output_dir`."""
-    output_dir: Path = Path("runs/compare")
-    recipe: Path
+    output_dir: ExpandedPath = Path("runs/compare")
+    recipe: ExpandedPath
     """Recipe that all runs share, relative to the comparison's file."""
     set: dict[str, Any] = Field(default={})
     """Dotted keys set in it for every run."""
@@ -67,7 +68,7 @@ class ComparisonPlan(Section):
     """Label that the others are tested against, pairwise by seed (and target)."""
     exact: int = Field(default=30, ge=0)
     """Answers a domain written and compared with the test rows' own (0 for none)."""
-    choices: tuple[Path, ...] = ()
+    choices: tuple[ExpandedPath, ...] = ()
     """Multiple choice files, or folders of them."""
 
     @field_validator("seeds", "targets")
@@ -159,15 +160,16 @@ def _set(values: dict[str, Any], override: str) -> None:
     for prefix in ("set.", "base.set."):
         if override.startswith(prefix):
             key, _, text = override.removeprefix(prefix).partition("=")
-            section = values["base"] if prefix.startswith("base") else values
-            section["set"] = {**section.get("set", {}), key: yaml.safe_load(text)}
+            section = values.get("base") if prefix.startswith("base") else values
+            if isinstance(section, dict):
+                section["set"] = {**(section.get("set") or {}), key: read_value(text)}
             return
     set_by_dotted_key(values, override)
 
 
 def _data_keys(data: dict[str, Any]) -> dict[str, Any]:
     """Return the dotted keys of `data`; one that says where rows come from empties the others that do."""
-    others = dict.fromkeys(_ORIGINS) if any(data.get(key) is not None for key in _ORIGINS) else {}
+    others = dict.fromkeys(_ORIGINS) if any(data.get(key) not in (None, EMPTY) for key in _ORIGINS) else {}
     return {f"data.{key}": value for key, value in {**others, **data}.items()}
 
 
@@ -194,7 +196,7 @@ def overrides_of(plan: ComparisonPlan, cell: Cell) -> list[str]:
 
 def _for_target(value: Any, target: str | None) -> Any:
     """Return a value with the target's name put in."""
-    if isinstance(value, str) and target is not None:
+    if isinstance(value, str) and not isinstance(value, Word) and target is not None:
         return value.replace(TARGET_MARK, target)
     if isinstance(value, dict):
         return {_for_target(key, target): _for_target(item, target) for key, item in value.items()}
@@ -203,4 +205,20 @@ def _for_target(value: Any, target: str | None) -> Any:
 
 def texts(values: dict[str, Any]) -> list[str]:
     """Return dotted keys and values as the command line takes them."""
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]
+    return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a value as the YAML of one line; words such as off, which only a key's type tells from text, unquoted."""
+    return re.sub(r'"\\u0000(\w*)"', r"\1", json.dumps(_marked(value), default=str))
+
+
+def _marked(value: Any) -> Any:
+    """Return a value in which a zero character marks what must not be quoted."""
+    if isinstance(value, dict):
+        return {key: _marked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_marked(item) for item in value]
+    if isinstance(value, Word) or value is EMPTY:
+        return "\0" + (value if isinstance(value, Word) else "")
+    return value

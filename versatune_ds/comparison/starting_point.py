@@ -55,7 +55,7 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
         if not _is_exported(model):
             processes = ("--processes", processes_of(base, at_most=num_processes))
             stages.run("train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
-            stages.run("export", folder / "base", "--output", model)
+            stages.run("export", folder / "base", "--output", model, "--force")
         processes = ("--processes", processes_of(shared, at_most=num_processes))
         keys = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)}), *start]
         for is_wanted, command, key in ((plan.detect, "detect", "prior"), (plan.reference, "reference", "reference")):

@@ -5,19 +5,19 @@ The one idea: the rows have exactly one origin: a folder, named files a domain, 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from versatune_ds.config.section import Section
-from versatune_ds.domains import nearest_name
+from versatune_ds.config.section import ExpandedPath, ExpandedText, Section
+from versatune_ds.config.typed_values import EmptySection
+from versatune_ds.domains import by_domain_name, nearest_name
 
 
 class HubDataset(Section):
     """Name a data set of the Hugging Face Hub, or a local folder laid out like one."""
 
-    hub: str = Field(min_length=1)
+    hub: ExpandedText = Field(min_length=1)
     """`owner/name`, or a folder that `datasets.load_dataset` reads."""
     config: str | None = None
     """Configuration of the data set, where it has several."""
@@ -32,7 +32,9 @@ def _source_kind(source: Any) -> str:
     return "hub" if isinstance(source, (dict, HubDataset)) else "path"
 
 
-DataSource = Annotated[Annotated[str, Tag("path")] | Annotated[HubDataset, Tag("hub")], Discriminator(_source_kind)]
+DataSource = Annotated[
+    Annotated[ExpandedText, Tag("path")] | Annotated[HubDataset, Tag("hub")], Discriminator(_source_kind)
+]
 
 
 ROW_PARTS = ("messages", "tools", "system", "prompt", "context", "reasoning", "answer", "text")
@@ -85,7 +87,7 @@ class SyntheticCorpus(Section):
 class DataConfig(Section):
     """Say where each domain's rows come from and how they become tokens."""
 
-    folder: Path | None = None
+    folder: ExpandedPath | None = None
     """Folder with train/DOMAIN.jsonl and valid/DOMAIN.jsonl; every file in train/ is a domain."""
     domains: dict[str, DomainFiles] | None = None
     """Domain name to files; the order here is the order everywhere."""
@@ -97,7 +99,7 @@ class DataConfig(Section):
     """Which tokens bear loss: the assistant's turns, or every token."""
     long_examples: Literal["truncate", "split"] = "truncate"
     """What happens to an example longer than a row: cut its end, or go on in further examples. Both are counted."""
-    chat_template: Path | None = None
+    chat_template: ExpandedPath | None = None
     """Jinja file with a chat template; without it the tokenizer's own, and without that a built-in one."""
     valid_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of rows held out, by content hash, for domains without `valid` files."""
@@ -107,8 +109,23 @@ class DataConfig(Section):
     """Passes over a domain's rows before its share goes to the others; no cap by default."""
     num_processes: int = Field(default=1, ge=1)
     """Processes that tokenise."""
-    cache_dir: Path | None = None
+    cache_dir: ExpandedPath | None = None
     """Folder of prepared shards; by default `output_dir`/.cache/shards."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_corpus_is_none_beside_others(cls, values: Any) -> Any:
+        """Take `synthetic:` with nothing after it for the built-in corpus only where no other origin is given."""
+        if not isinstance(values, dict) or not isinstance(values.get("synthetic"), EmptySection):
+            return values
+        has_another = any(values.get(key) is not None for key in ("folder", "domains"))
+        return {key: value for key, value in values.items() if key != "synthetic" or not has_another}
+
+    @field_validator("domains", mode="before")
+    @classmethod
+    def _have_names_of_one_form(cls, domains: Any) -> Any:
+        """Write the same characters in the same way (Unicode NFC), so that a name is the same wherever it stands."""
+        return by_domain_name(domains, what="data.domains") if isinstance(domains, dict) else domains
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> DataConfig:

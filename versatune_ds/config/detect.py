@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from versatune_ds.config.section import Section
+from versatune_ds.config.section import ExpandedText, Section
+from versatune_ds.domains import by_domain_name
 
 
 class SamplingConfig(Section):
@@ -58,7 +59,7 @@ class EndpointConfig(Section):
 class LocalLabellerConfig(Section):
     """Name a local instruct model that labels."""
 
-    name_or_path: str = Field(min_length=1)
+    name_or_path: ExpandedText = Field(min_length=1)
     """Folder saved by transformers, or a Hub name."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of its weights."""
@@ -88,6 +89,12 @@ class DetectConfig(Section):
     """The endpoint of labeller openai."""
     hf: LocalLabellerConfig | None = None
     """The model of labeller hf."""
+
+    @field_validator("descriptions")
+    @classmethod
+    def _have_names_of_one_form(cls, descriptions: dict[str, str]) -> dict[str, str]:
+        """Write domains' names as all of them are written."""
+        return by_domain_name(descriptions, what="detect.descriptions")
 
     @model_validator(mode="after")
     def _has_what_the_labeller_needs(self) -> DetectConfig:

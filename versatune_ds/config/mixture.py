@@ -6,6 +6,7 @@ the method; `paper: true` is the one switch back to the paper's per-update rule 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,7 +14,9 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.section import Section
-from versatune_ds.domains import nearest_name
+from versatune_ds.config.wording import shown_value
+from versatune_ds.domains import by_domain_name, domain_name, nearest_name
+from versatune_ds.paths import expand_path
 
 PolicyName = Literal[
     "versatune",
@@ -103,6 +106,12 @@ class Stage(Section):
     weights: dict[str, float]
     """One weight a domain, summing to 1."""
 
+    @field_validator("weights")
+    @classmethod
+    def _have_names_of_one_form(cls, weights: dict[str, float]) -> dict[str, float]:
+        """Write domains' names as all of them are written."""
+        return by_domain_name(weights, what="mixture.schedule")
+
 
 class MixtureConfig(Section):
     """Say how the mixture starts and by which rule it moves."""
@@ -153,7 +162,7 @@ class MixtureConfig(Section):
         """Name the nearest policy where none has the given name."""
         names = get_args(PolicyName)
         if value not in names:
-            raise ValueError(f"mixture.policy: unknown policy {value!r}; {nearest_name(str(value), names)}")
+            raise ValueError(f"mixture.policy: unknown policy {shown_value(value)}; {nearest_name(str(value), names)}")
         return value
 
     @field_validator("prior", mode="before")
@@ -163,9 +172,11 @@ class MixtureConfig(Section):
         if isinstance(value, Mapping):
             return _numbers_by_domain(value, what="mixture.prior")
         if isinstance(value, str) and value not in ("uniform", "proportional"):
-            return Path(value)
+            return _path(value, what="mixture.prior")
         if not isinstance(value, str | Path):
-            raise ValueError(f"mixture.prior: expected uniform, proportional, a mapping or a file, got {value!r}")
+            raise ValueError(
+                f"mixture.prior: expected uniform, proportional, a mapping or a file, got {shown_value(value)}"
+            )
         return value
 
     @field_validator("reference", mode="before")
@@ -175,9 +186,11 @@ class MixtureConfig(Section):
         if value is None or isinstance(value, StartFraction | Path):
             return value
         if isinstance(value, str):
-            return Path(value)
+            return _path(value, what="mixture.reference")
         if not isinstance(value, Mapping):
-            raise ValueError(f"mixture.reference: expected a file, a mapping or start_fraction, got {value!r}")
+            raise ValueError(
+                f"mixture.reference: expected a file, a mapping or start_fraction, got {shown_value(value)}"
+            )
         if "start_fraction" not in value:
             return _numbers_by_domain(value, what="mixture.reference")
         return StartFraction(start_fraction=_start_fraction(value))
@@ -189,6 +202,12 @@ class MixtureConfig(Section):
         if not isinstance(value, list | tuple):
             return value
         return [{"step": s[0], "weights": s[1]} if isinstance(s, list | tuple) and len(s) == 2 else s for s in value]
+
+    @field_validator("target")
+    @classmethod
+    def _has_the_form_of_domain_names(cls, name: str | None) -> str | None:
+        """Write a domain's name as all of them are written."""
+        return None if name is None else domain_name(name)
 
     @model_validator(mode="after")
     def _has_what_the_policy_needs(self) -> MixtureConfig:
@@ -214,12 +233,20 @@ class MixtureConfig(Section):
         return self
 
 
+def _path(text: str, *, what: str) -> Path:
+    """Return the path of a file that a key names, `~` and variables expanded."""
+    try:
+        return Path(expand_path(text))
+    except ValueError as error:
+        raise ValueError(f"{what}: {shown_value(text)}: {error}") from None
+
+
 def _numbers_by_domain(values: Mapping[Any, Any], *, what: str) -> dict[str, float]:
     """Return a mapping of numbers; raise ValueError naming the first entry that is none."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{what}.{name}: expected a number, got {value!r}")
-    return {str(name): float(value) for name, value in values.items()}
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{what}.{name}: expected a number, got {shown_value(value)}")
+    return by_domain_name({name: float(value) for name, value in values.items()}, what=what)
 
 
 def _start_fraction(values: Mapping[str, Any]) -> float:
@@ -228,5 +255,7 @@ def _start_fraction(values: Mapping[str, Any]) -> float:
     if others:
         raise ValueError(f"mixture.reference: start_fraction stands alone, found also {', '.join(others)}")
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ValueError(f"mixture.reference.start_fraction: expected a number between 0 and 1, got {fraction!r}")
+        raise ValueError(
+            f"mixture.reference.start_fraction: expected a number between 0 and 1, got {shown_value(fraction)}"
+        )
     return float(fraction)

@@ -5,22 +5,24 @@ The one idea: the weights have exactly one origin, a saved model or a config.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.lora import LoraConfig
-from versatune_ds.config.section import Section
+from versatune_ds.config.section import ExpandedText, Section
+from versatune_ds.config.yaml_text import plain_value
 
 
 class ModelConfig(Section):
     """Say which model is fine-tuned and which tokenizer reads the text."""
 
-    name_or_path: str | None = None
+    name_or_path: ExpandedText | None = None
     """Folder saved by transformers, or a Hub name."""
     from_config: dict[str, Any] | None = None
     """A transformers config as a mapping with `model_type`; the model starts from random weights."""
-    tokenizer: str | None = None
+    tokenizer: ExpandedText | None = None
     """Folder or Hub name of the tokenizer; without it the model's own, and without that one trained on the data."""
     tokenizer_vocab_size: int = Field(default=4096, ge=300)
     """Vocabulary size of a tokenizer trained on the data."""
@@ -38,6 +40,12 @@ class ModelConfig(Section):
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
+
+    @field_validator("from_config", mode="before")
+    @classmethod
+    def _as_transformers_reads_it(cls, value: Any) -> Any:
+        """Read words and numbers as YAML does; what the keys expect is transformers' affair."""
+        return plain_value(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> ModelConfig:

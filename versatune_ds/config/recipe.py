@@ -17,7 +17,7 @@ from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
 from versatune_ds.config.reference import ReferenceConfig
-from versatune_ds.config.section import Section
+from versatune_ds.config.section import ExpandedPath, Section
 from versatune_ds.config.slurm import SlurmConfig
 from versatune_ds.config.train import TrainConfig
 from versatune_ds.config.validation import ValidationConfig
@@ -28,8 +28,8 @@ class RunSection(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder name of the run under `output_dir`; a run whose folder exists is resumed."""
-    output_dir: Path = Path("runs")
-    """Folder that holds the runs; relative to the working folder."""
+    output_dir: ExpandedPath = Path("runs")
+    """Folder that holds the runs; relative to the working folder. `~` and $VARIABLES are expanded, in every path."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random: initial weights, data order, dropout."""
 

@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from versatune_ds.config.section import Section
+from versatune_ds.config.section import ExpandedText, Section
+from versatune_ds.config.wording import shown_value
+from versatune_ds.paths import expand_path
 
 
 class ContainerConfig(Section):
     """Name the container in which the processes run; the job's own script stays outside."""
 
-    image: str = Field(min_length=1)
+    image: ExpandedText = Field(min_length=1)
     """File or registry address, as the container system takes it."""
     kind: Literal["pyxis", "apptainer"] = "pyxis"
     """Pyxis (options of srun) or Apptainer (a command before Python)."""
@@ -32,8 +34,9 @@ class ContainerConfig(Section):
         """Check that each mount names two places."""
         for mount in mounts:
             if mount.count(":") not in (1, 2) or not all(mount.split(":")):
-                raise ValueError(f"{mount!r}: expected OUTSIDE:INSIDE, for example /data:/data")
-        return mounts
+                raise ValueError(f"{shown_value(mount)}: expected OUTSIDE:INSIDE, for example /data:/data")
+        pairs = (mount.partition(":") for mount in mounts)
+        return tuple(f"{expand_path(outside)}:{inside}" for outside, _, inside in pairs)
 
 
 class SlurmConfig(Section):
@@ -64,7 +67,8 @@ class SlurmConfig(Section):
     setup: tuple[str, ...] = ()
     """Shell lines run on the first node before anything else, for example `module load cuda/12.8`."""
     local_dir: Path | None = None
-    """Folder on each node's own disk for compiled kernels; by default $SLURM_TMPDIR, $TMPDIR or /tmp."""
+    """Folder on each node's own disk for compiled kernels; by default $SLURM_TMPDIR, $TMPDIR or /tmp. Variables are
+    those of the job."""
     container: ContainerConfig | None = None
     sbatch_options: tuple[str, ...] = ()
     """Further options of sbatch, for example `--exclusive`."""
@@ -87,7 +91,7 @@ class SlurmConfig(Section):
         """Check that each is one option, so that none is taken for the script."""
         for option in options:
             if not option.startswith("--"):
-                raise ValueError(f"{option!r}: expected --option or --option=value")
+                raise ValueError(f"{shown_value(option)}: expected --option or --option=value")
         return options
 
     @property

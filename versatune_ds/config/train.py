@@ -5,12 +5,13 @@ The one idea: lengths are optimizer steps, batch sizes are packed rows; DeepSpee
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from versatune_ds.config.section import Section
+from versatune_ds.config.section import ExpandedPath, Section
+from versatune_ds.config.yaml_text import plain_value
 
 
 class TrainConfig(Section):
@@ -52,8 +53,14 @@ class TrainConfig(Section):
     batch, and to look costs one wait for the device a step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations; the optimizer keeps fp32."""
-    deepspeed: Path | dict[str, Any] = Field(default={"zero_optimization": {"stage": 2}})
+    deepspeed: ExpandedPath | dict[str, Any] = Field(default={"zero_optimization": {"stage": 2}})
     """DeepSpeed settings: a JSON file or a mapping. Batch, precision and optimizer come from this section."""
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _as_deepspeed_reads_it(cls, value: Any) -> Any:
+        """Read words and numbers of a mapping as YAML does; what its keys expect is DeepSpeed's affair."""
+        return plain_value(value) if isinstance(value, Mapping) else value
 
     @property
     def num_warmup_steps(self) -> int:

@@ -20,6 +20,7 @@ from versatune_ds.data.said_once import silence, warn_once
 from versatune_ds.data.sources import find_files, is_saved_dataset
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
 from versatune_ds.data.turns import BadRowError, is_unicode
+from versatune_ds.domains import domain_name
 
 
 def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
@@ -160,6 +161,7 @@ def _paths_by_domain(folder: Path) -> dict[str, Path]:
         if path in no_data:
             continue
         name = path.name[: path.name.lower().rindex(format_of(path))] if path.is_file() else path.name
+        name = domain_name(name)
         if name in paths:
             both = f"{paths[name].name} and {path.name} in {folder}"
             raise ValueError(f"data.folder: {both} are both domain {name!r}; put them into one folder {name}/")

@@ -5,13 +5,17 @@ The one idea: prior.json goes where the recipe's `mixture.prior` will look for i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config.unread import unread_detect_settings
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
 from versatune_ds.training.launch import check_processes, num_visible_gpus
+
+logger = logging.getLogger(__name__)
 
 
 def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | None, output: Path | None) -> str:
@@ -27,6 +31,8 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
         ValueError: If the recipe, its model, data or labeller is not as expected.
     """
     config = load_config(recipe, overrides)
+    for line in unread_detect_settings(config):
+        logger.warning("%s", line)
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
     path = output or default_output(config)

@@ -14,6 +14,7 @@ from versatune_ds.mixture.decision import Decision, above_reference
 from versatune_ds.mixture.replay import NOT_COUNTERFACTUAL, first_difference
 from versatune_ds.mixture.simulate import Simulation
 from versatune_ds.mixture.weights import effective_num_domains
+from versatune_ds.text_width import pad_left, pad_right, width_of
 
 _MAX_ROWS = 24
 """Rows of a table over updates; longer histories are thinned evenly, first and last kept."""
@@ -22,10 +23,10 @@ _MAX_ROWS = 24
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return an aligned table: the first column to the left, the others to the right."""
     lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    widths = [max(width_of(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            pad_right(cell, width) if column == 0 else pad_left(cell, width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

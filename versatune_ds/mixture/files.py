@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from versatune_ds.domains import DomainSet
+from versatune_ds.domains import DomainSet, by_domain_name
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,13 @@ _WRITTEN_BY = {"mixture.prior": "versatune detect", "mixture.reference": "versat
 """Command that writes the file which a config key names."""
 
 
+_REMAKE = {key: f"mend it, or write it again with {command}" for key, command in _WRITTEN_BY.items()}
+
+
 def no_such_file(path: Path, *, what: str) -> str:
     """Return what to say of a file that config key `what` names and that is not there."""
+    if path.is_dir():
+        return f"{what}: {path}: a folder; expected the JSON file that {_WRITTEN_BY[what]} writes"
     return f"{what}: {path}: no such file; run {_WRITTEN_BY[what]} with this recipe, which writes it there"
 
 
@@ -45,25 +51,75 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
     content = _read_mapping(path, what=what)
     values = content.pop(key, None)
     if not isinstance(values, Mapping):
-        raise ValueError(f'{what}: {path}: expected {{"{key}": {{domain: number}}}}, found keys {sorted(content)}')
+        found = f"found keys {sorted(content)}" if values is None else f"found {key}: {str(values)[:60]}"
+        raise ValueError(f'{what}: {path}: expected {{"{key}": {{domain: number}}}}, {found}')
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{what}: {path}: {key}.{name}: expected a number, got {value!r}")
+        if not _is_finite_number(value):
+            raise ValueError(f"{what}: {path}: {key}.{name}: expected a number, got {str(value)[:60]!r}")
+    _check_provenance(content, path=path, what=what)
     if not content:
         logger.info("%s: %s has no provenance besides %r; taken as written by hand", what, path, key)
-    return domain_set.from_dict(values, what=f"{what}: {path}: {key}"), content
+    place = f"{what}: {path}: {key}"
+    return domain_set.from_dict(by_domain_name(values, what=place), what=place), content
+
+
+def _is_finite_number(value: Any) -> bool:
+    """Return whether a value of a JSON file is a number that a float holds."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _check_provenance(content: dict[str, Any], *, path: Path, what: str) -> None:
+    """Check what a file says of its origin, as far as it is read; raise ValueError naming the key that is broken."""
+    for key, is_value, expected in (
+        ("digests", _is_text, "name: digest"),
+        ("train_losses", _is_finite_number, "domain: number"),
+    ):
+        values = content.get(key, {})
+        if not isinstance(values, Mapping) or not all(map(is_value, values.values())):
+            raise ValueError(f"{what}: {path}: {key}: expected {{{expected}}}, got {str(values)[:60]}; {_REMAKE[what]}")
+    for key in ("weight_unit", "measured_on"):
+        if not isinstance(content.get(key), str | None):
+            raise ValueError(f"{what}: {path}: {key}: expected text, got {str(content[key])[:60]}; {_REMAKE[what]}")
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is text."""
+    return isinstance(value, str)
 
 
 def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
     """Return a JSON file's mapping, raising ValueError with key, file and line where it is none."""
     if not path.is_file():
         raise ValueError(no_such_file(path, what=what))
+    text = ""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_mapping_with_unique_keys)
     except UnicodeDecodeError:
-        raise ValueError(f"{what}: {path}: not a text file; expected JSON in UTF-8") from None
+        raise ValueError(f"{what}: {path}: not a text file; expected JSON in UTF-8; {_REMAKE[what]}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{what}: {path}:{error.lineno}: not valid JSON: {error.msg}") from None
+        problem = "empty" if not text.strip() else "holds zeros, as a power cut leaves" if "\0" in text else ""
+        place = f"{path}: {problem}" if problem else f"{path}:{error.lineno}: not valid JSON: {error.msg}"
+        raise ValueError(f"{what}: {place}; {_REMAKE[what]}") from None
+    except (_TwiceError, RecursionError) as error:
+        problem = str(error) if isinstance(error, _TwiceError) else "nested too deeply"
+        raise ValueError(f"{what}: {path}: {problem}; {_REMAKE[what]}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{what}: {path}: expected a JSON mapping, got {type(content).__name__}")
+        raise ValueError(f"{what}: {path}: expected {{key: value}}, got {text.strip()[:60]}; {_REMAKE[what]}")
     return content
+
+
+class _TwiceError(Exception):
+    """Say that a mapping has a key twice, of which Python would keep the last."""
+
+
+def _mapping_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, refusing a key that is there twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return values

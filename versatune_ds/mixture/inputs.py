@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from versatune_ds.domains import DomainSet, nearest_name
+from versatune_ds.domains import DomainSet, by_domain_name, domain_name, nearest_name
 
 logger = logging.getLogger(__name__)
 
@@ -160,17 +160,18 @@ def _weights_by_domain(values: Any, *, what: str, domain_set: DomainSet) -> dict
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ValueError(f"{what}: {name}: expected a weight between 0 and 1, got {value!r}")
-    return {name: float(value) for name, value in values.items()}
+    return by_domain_name({name: float(value) for name, value in values.items()}, what=what)
 
 
 def _known_domains(names: Any, *, what: str, domain_set: DomainSet) -> tuple[str, ...]:
     """Return names, each checked to be a domain."""
     if not isinstance(names, list | tuple):
         raise ValueError(f"{what}: expected a list of domains, got {names!r}")
-    for name in names:
+    known = tuple(domain_name(name) if isinstance(name, str) else name for name in names)
+    for name in known:
         if name not in domain_set.names:
             raise ValueError(f"{what}: unknown domain {name!r}; {nearest_name(str(name), domain_set.names)}")
-    return tuple(names)
+    return known
 
 
 def _rate(value: Any, *, key: str, what: str) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.schedule import Schedule
@@ -84,6 +85,53 @@ def still_warnings(decisions: Sequence[Decision], *, policy: str, domain_set: Do
 def _start_K(decisions: Sequence[Decision], domain_set: DomainSet) -> np.ndarray:
     """Return the weights [K] of step 0; the first decision may have moved them."""
     return domain_set.from_dict(decisions[0].weights_before, what="weights of step 0")
+
+
+def start_warnings(
+    settings: MixtureConfig, *, named_K: np.ndarray, start_K: np.ndarray, domain_set: DomainSet
+) -> list[str]:
+    """Say which domains begin at weight 0, and where the floor raised a starting weight.
+
+    Args:
+        settings: The recipe's mixture section.
+        named_K: Weights at step 0 as the recipe names them, [K].
+        start_K: Weights with which the run begins, [K].
+        domain_set: The domains.
+    """
+    warnings = []
+    raised = [i for i in range(len(domain_set)) if start_K[i] > named_K[i] and named_K[i] < start_K[i] * 0.999]
+    below = [i for i in raised if start_K[i] == np.min(start_K)]
+    if below:
+        names = ", ".join(f"{domain_set.names[i]} (from {named_K[i]:.3g})" for i in below)
+        warnings.append(
+            f"{_start_key(settings)}: the floor of {start_K[below[0]]:.4g} raises the starting weight of {names}; give "
+            "more weight there, or lower mixture.safeguards.floor"
+        )
+    zeros = [
+        name for name, weight in domain_set.to_dict(start_K).items() if weight == 0 and _ever_at_zero(settings, name)
+    ]
+    if zeros:
+        because = (
+            "mixture.paper switches the floor off" if settings.paper else f"policy {settings.policy!r} has no floor"
+        )
+        because = because if settings.safeguards.floor != 0 else "mixture.safeguards.floor is 0"
+        warnings.append(
+            f"{_start_key(settings)}: {', '.join(zeros)} begins at weight 0 and may never be trained on ({because}); "
+            "give it weight, or leave the domain out"
+        )
+    return warnings
+
+
+def _ever_at_zero(settings: MixtureConfig, name: str) -> bool:
+    """Return whether a domain's weight of 0 is worth a word: not where the policy's very idea gives it none."""
+    if settings.policy == "target_only":
+        return False
+    return settings.policy != "schedule" or not any(stage.weights.get(name) for stage in settings.schedule)
+
+
+def _start_key(settings: MixtureConfig) -> str:
+    """Return the key that the starting weights come from."""
+    return "mixture.schedule" if settings.policy == "schedule" else "mixture.prior"
 
 
 def exhaustion_warnings(

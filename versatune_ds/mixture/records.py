@@ -8,6 +8,7 @@ Shape legend: **K** domains.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ds.domains import DomainSet, nearest_name
+from versatune_ds.domains import DomainSet, by_domain_name, nearest_name
+from versatune_ds.json_records import JsonLine, complete_lines, json_lines
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.measurement import Measurement
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,20 +44,26 @@ def read_decisions(path: Path) -> list[Decision]:
 
     Raises:
         ValueError: If there is no such file, or it holds no decision.
-        RuntimeError: If a line is no decision or was changed; the message has file and line.
+        RuntimeError: If a line is no decision or was changed; the message has file and line. A last line that is not
+            complete is left out, and logged.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the folder of a run that has decided")
     decisions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line in complete_lines(path, when_damaged=_refuse_damaged):
         try:
-            decisions.append(Decision.from_json(line))
+            decisions.append(Decision.from_json(line.text))
             decisions[-1].verify()
-        except RuntimeError as error:
-            raise RuntimeError(f"{path}:{number}: {error}") from None
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RuntimeError(f"{path}:{line.number}: {error}") from None
     if not decisions:
         raise ValueError(f"{path}: no decision yet")
     return decisions
+
+
+def _refuse_damaged(problem: str) -> None:
+    """Raise RuntimeError for a line in the middle of a record: what follows it depends on what it held."""
+    raise RuntimeError(f"{problem}; copy the file back from a backup, or resume the run from a checkpoint before it")
 
 
 def measurement_of(decision: Decision, *, domain_set: DomainSet) -> Measurement:
@@ -83,22 +93,28 @@ def read_losses(path: Path, *, domain_set: DomainSet) -> list[LossRecord]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected JSON lines with update, step and losses")
-    with path.open(encoding="utf-8") as lines:
-        records = list(parse_losses(lines, what=str(path), domain_set=domain_set))
+    lines = list(json_lines(path))
+    if lines and _is_cut_decision(lines[-1]):
+        logger.warning("%s:%d: the last line is left out: %s", path, lines[-1].number, lines[-1].problem)
+        lines.pop()
+    records = list(_records(lines, what=str(path), domain_set=domain_set))
     if not records:
         raise ValueError(f"{path}: no line; expected JSON lines with update, step and losses")
     return records
 
 
-def parse_losses(lines: Iterable[str], *, what: str, domain_set: DomainSet) -> Iterable[LossRecord]:
-    """Yield the record of each line that is not empty, checking that steps rise."""
+def _is_cut_decision(line: JsonLine) -> bool:
+    """Return whether a line is the end of a run's record that a kill or a power cut left; not a slip of a hand."""
+    return line.value is None and ("\0" in line.text or '"decided_at_step"' in line.text)
+
+
+def _records(lines: Iterable[JsonLine], *, what: str, domain_set: DomainSet) -> Iterable[LossRecord]:
+    """Yield the record of each line, checking that steps rise."""
     previous_step = -1
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record = _record(line, what=f"{what}:{number}", domain_set=domain_set)
+    for line in lines:
+        record = _record(line.text, what=f"{what}:{line.number}", domain_set=domain_set)
         if record.step <= previous_step:
-            raise ValueError(f"{what}:{number}: step {record.step} after step {previous_step}; steps must rise")
+            raise ValueError(f"{what}:{line.number}: step {record.step} after step {previous_step}; steps must rise")
         previous_step = record.step
         yield record
 
@@ -135,7 +151,7 @@ def _decided_measurement(values: Mapping[str, Any], *, what: str, domain_set: Do
 def _losses(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> np.ndarray:
     """Return a line's losses [K], NaN for an absent domain."""
     loss_K = np.full(len(domain_set), np.nan)
-    for name, value in values.items():
+    for name, value in by_domain_name(values, what=f"{what}: losses").items():
         if name not in domain_set.names:
             raise ValueError(f"{what}: losses: unknown domain {name!r}; {nearest_name(name, domain_set.names)}")
         mean = value.get("mean") if isinstance(value, Mapping) else value

@@ -15,7 +15,7 @@ import numpy as np
 from versatune_ds.config import MixtureConfig
 from versatune_ds.config.mixture import TARGETED_POLICIES
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.weights import as_weights, effective_num_domains, target_id_of
+from versatune_ds.mixture.weights import as_weights, effective_num_domains, project_to_bounds, target_id_of
 
 FIXED_POLICIES = frozenset({"uniform", "constant", "inverse", "proportional", "target_only", "target_uniform"})
 """Baselines whose weights never move: no safeguard may touch them."""
@@ -154,6 +154,24 @@ def safeguard_settings(settings: MixtureConfig, *, num_domains: int, start_weigh
         forgetting_budget=chosen.forgetting_budget,
         z=chosen.z,
     )
+
+
+def guarded_start(settings: MixtureConfig, start_weights_K: np.ndarray, *, domain_set: DomainSet) -> np.ndarray:
+    """Return starting weights [K] with the safeguards' floor, where one is in force; the same where none is below it.
+
+    A weight of 0 never grows under a rule that multiplies, so the floor holds from the first step on. Fixed mixtures,
+    schedules and the paper's rule keep what was asked for, and a target of `steer` its share.
+    """
+    num_domains = len(domain_set)
+    floor = safeguard_settings(settings, num_domains=num_domains, start_weights_K=start_weights_K).floor
+    if np.all(start_weights_K >= floor):
+        return start_weights_K
+    lower_K, upper_K = np.full(num_domains, floor), np.ones(num_domains)
+    if settings.policy == "steer" and settings.target is not None:
+        target_id = target_id_of(settings, domain_set)
+        share = min(max(float(start_weights_K[target_id]), floor), 1.0 - floor * (num_domains - 1))
+        lower_K[target_id] = upper_K[target_id] = share
+    return project_to_bounds(start_weights_K, lower_K=lower_K, upper_K=upper_K)
 
 
 def _bounds(settings: MixtureConfig, *, num_domains: int) -> tuple[float, float]:

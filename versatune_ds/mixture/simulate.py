@@ -29,7 +29,7 @@ from versatune_ds.mixture.outlook import (
 from versatune_ds.mixture.records import LossRecord
 from versatune_ds.mixture.reference import POLICIES_WITH_REFERENCES, References, load_references
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import FIXED_POLICIES
+from versatune_ds.mixture.settings import FIXED_POLICIES, guarded_start
 from versatune_ds.mixture.weights import prior_weights, starting_weights
 
 
@@ -77,7 +77,9 @@ def simulate(
         noise: Relative standard error of a measured change.
         prefetch: Steps planned ahead; a decision acts prefetch + 1 steps later.
     """
-    start_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+    start_K = guarded_start(
+        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
+    )
     has_references = settings.reference is not None
     given = load_references(settings, domain_set=domain_set) if has_references else References()
     known_K = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
@@ -121,7 +123,9 @@ def simulate_losses(
     Raises:
         ValueError: If the start, the references or the settings are wrong.
     """
-    start_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+    start_K = guarded_start(
+        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
+    )
     references = load_references(settings, domain_set=domain_set)
     controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
     schedule = Schedule(start_K)

@@ -6,10 +6,14 @@ losses of training batches, and rows are held out at the start and at the end al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from versatune_ds.report.series import RunSeries, number_or_none, of_domain
+
+_NOISE_ERRORS = 2.0
+"""Standard errors within which a rise may be chance."""
 
 
 def measured_losses(series: RunSeries, name: str) -> dict[int, float]:
@@ -46,6 +50,29 @@ def _is_steered_by_training(decision: Mapping[str, Any]) -> bool:
     """Return whether a decision's losses are those of training batches."""
     inputs = decision.get("inputs")
     return isinstance(inputs, Mapping) and inputs.get("signal") == "train"
+
+
+def rise_beyond_noise(series: RunSeries, name: str) -> float:
+    """Return by how many nats a domain's last held-out loss lies above its first; 0 within the noise of the change.
+
+    The noise is twice the standard error of the change: that of the last decision, whose losses are of the same
+    examples, or else that of two independent losses. Where none is on record every rise counts.
+    """
+    losses = series.of(f"domain/{name}/loss")
+    if len(losses) < 2:
+        return 0.0
+    rise = losses[-1][1] - losses[0][1]
+    return rise if rise > _NOISE_ERRORS * _error_of_change(series, name) and rise > 0 else 0.0
+
+
+def _error_of_change(series: RunSeries, name: str) -> float:
+    """Return the standard error of a domain's change since the start, 0 where it is unknown."""
+    for decision in reversed(series.decisions):
+        error = number_or_none(of_domain(decision, "signals", name).get("change_from_start_stderr"))
+        if error is not None and not _is_steered_by_training(decision):
+            return error
+    errors, losses = loss_errors(series, name), series.of(f"domain/{name}/loss")
+    return math.hypot(errors.get(losses[0][0], 0.0), errors.get(losses[-1][0], 0.0))
 
 
 def reference_loss(series: RunSeries, name: str) -> float | None:

@@ -7,6 +7,7 @@ is finished, running or killed: a file that is not there yet is empty, a line th
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ from typing import Any
 
 import yaml
 
+from versatune_ds.json_records import json_lines
 from versatune_ds.mixture.decision import above_reference
+
+logger = logging.getLogger(__name__)
 
 _FILES = ("config.yaml", "environment.json", "metrics.jsonl", "decisions.jsonl")
 """Files by which a folder is known as a run's."""
@@ -107,16 +111,15 @@ def read_series(run_dir: Path) -> RunSeries:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; a line cut off by a kill is left out, a missing file is empty."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+    """Yield the objects of a JSON-lines file; a line that is not complete is left out, a missing file is empty.
+
+    What is left out is logged, but for a last line that may still be being written.
+    """
+    for line in json_lines(path):
+        if line.value is not None:
+            yield line.value
+        elif not line.is_last or "\0" in line.text:
+            logger.warning("%s:%d is left out: %s", path, line.number, line.problem)
 
 
 def is_number(value: Any) -> bool:

@@ -1,11 +1,14 @@
 """Sum a run up in one table: per domain, losses and weights before and after, shares requested and realised.
 
 The one idea: "before" is the measurement at step 0, "after" the last one on record, a dash while there is no other.
+A loss that ended higher, by more than its noise, is marked.
 """
 
 from __future__ import annotations
 
+from versatune_ds.report.losses import rise_beyond_noise
 from versatune_ds.report.series import RunSeries, requested_weights
+from versatune_ds.text_width import pad_left, pad_right, width_of
 
 _HEADER = ("domain", "before", "after", "before", "after", "requested", "realised", "tokens")
 _GROUPS = ((1, "loss"), (3, "weight"), (5, "share"))
@@ -15,9 +18,13 @@ _GROUPS = ((1, "loss"), (3, "weight"), (5, "share"))
 def summary_table(series: RunSeries) -> str:
     """Return the table as aligned text, within 80 columns for names up to 14 characters."""
     rows = [_HEADER, *(_domain_row(series, name) for name in series.domain_names)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    widths = [max(width_of(row[i]) for row in rows) for i in range(len(_HEADER))]
     header, *lines = [_line(row, widths) for row in rows]
-    return "\n".join([_group_line(widths), header, "-" * len(header), *lines])
+    worse = {name: rise for name in series.domain_names if (rise := rise_beyond_noise(series, name)) > 0}
+    notes = [f"* worse than before training: {', '.join(f'{n} (+{rise:.3f})' for n, rise in worse.items())}"] * bool(
+        worse
+    )
+    return "\n".join([_group_line(widths), header, "-" * len(header), *lines, *notes])
 
 
 def _group_line(widths: list[int]) -> str:
@@ -31,7 +38,7 @@ def _group_line(widths: list[int]) -> str:
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
     """Return one line: the name to the left, numbers to the right."""
     name, *numbers = (
-        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        pad_right(cell, w) if i == 0 else pad_left(cell, w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
     )
     return "  ".join([name, *numbers])
 
@@ -46,7 +53,7 @@ def _domain_row(series: RunSeries, name: str) -> tuple[str, ...]:
     return (
         name,
         _number(losses[0][1] if losses else None),
-        _number(losses[-1][1] if len(losses) > 1 else None),
+        _number(losses[-1][1] if len(losses) > 1 else None) + "*" * (rise_beyond_noise(series, name) > 0),
         _number(weight_before),
         _number(weight_after),
         _number(series.last(f"domain/{name}/requested_share"), digits=4),

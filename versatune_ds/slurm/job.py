@@ -19,6 +19,7 @@ from types import FrameType
 
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
+from versatune_ds.paths import expand_path
 from versatune_ds.slurm.places import job_folder, job_that_opened, newest_step
 from versatune_ds.slurm.starts import Starts
 from versatune_ds.slurm.steps import prepare_step, train_step
@@ -202,7 +203,8 @@ def step_environment(environ: Mapping[str, str], *, config: RunConfig) -> dict[s
     Compiled kernels lie on the node's own disk: a lock file left on a shared one by a killed job would make every
     later build wait for it. The cores of a task bound its threads also where Slurm does not bind it to them.
     """
-    local = config.slurm.local_dir or environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    own = config.slurm.local_dir and expand_path(str(config.slurm.local_dir), environ=environ)
+    local = own or environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or "/tmp"
     folder = Path(local) / f"versatune-{os.getuid()}"
     ours = {
         "TORCH_EXTENSIONS_DIR": str(folder / "torch_extensions"),

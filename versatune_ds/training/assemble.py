@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from versatune_ds.config import RunConfig
+from versatune_ds.config.unread import unread_settings
 from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.data.tokenize import pad_token_id
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.mixture.controller import Controller
+from versatune_ds.mixture.outlook import start_warnings
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.schedule import Schedule
@@ -25,11 +27,12 @@ from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
+from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.engine import Engine, share_process_group
 from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.loss_digests import loss_digests
 from versatune_ds.training.meter import Meter
-from versatune_ds.training.mixture_start import domain_sizes, recipe_weights
+from versatune_ds.training.mixture_start import domain_sizes, named_weights, recipe_weights
 from versatune_ds.training.mixture_table import mixture_table
 from versatune_ds.training.model import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
 from versatune_ds.training.model_check import check_losses_are_the_models
@@ -80,20 +83,31 @@ def assemble_run(
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepared or prepare_once_per_node(config, world)
     references = _references(config, tokenizer, data)
-    weights_K = recipe_weights(config, data)
+    named_K, weights_K = named_weights(config, data), recipe_weights(config, data)
     controller = Controller(
         domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
     )
     logger.info("mixture\n%s", mixture_table(config, data, weights_K))
     stage = zero_stage(ds_config)
-    identity = run_identity(
-        config, tokenizer, data, world=world, stage=stage, weights_K=weights_K, references=references
-    )
+    identity = run_identity(config, tokenizer, data, world=world, stage=stage, weights_K=named_K, references=references)
     check_same_on_all_ranks(json.dumps(identity), world, what="data, tokenizer and settings")
     point = None if is_fresh else find_resume_point(config, identity, world=world)
+    if world.is_rank_zero:
+        begins = (
+            []
+            if point
+            else start_warnings(config.mixture, named_K=named_K, start_K=weights_K, domain_set=data.domain_set)
+        )
+        for line in (*unread_settings(config), *begins):
+            logger.warning("%s", line)
     causal_lm = build_model(config, tokenizer, ds_config=ds_config)
     start = RunStart(
-        tokenizer=tokenizer, causal_lm=causal_lm, weights_K=weights_K, references=references, domain_set=data.domain_set
+        tokenizer=tokenizer,
+        causal_lm=causal_lm,
+        weights_K=weights_K,
+        references=references,
+        domain_set=data.domain_set,
+        endings=endings_of_data(config, tokenizer, data) if world.is_rank_zero else {},
     )
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from versatune_ds.domains import DomainSet
+from versatune_ds.json_records import json_lines
 from versatune_ds.mixture.inputs import Inputs, read_control_or_keep, supply_caps
 
 logger = logging.getLogger(__name__)
@@ -124,9 +125,9 @@ class DecisionInputs:
 def read_recorded_inputs(path: Path) -> dict[int, Inputs]:
     """Return {step: inputs} of the decisions in a file, up to a line that a kill left unfinished."""
     decided: dict[int, Inputs] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in json_lines(path):
         try:
-            decision = json.loads(line)
+            decision = line.value or {}
             decided[decision["decided_at_step"]] = Inputs.from_dict(decision["inputs"])
         except (ValueError, KeyError, TypeError):
             break

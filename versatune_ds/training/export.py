@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from versatune_ds.config import RunConfig
 from versatune_ds.training.checkpoint import check_sound, checkpoint_folder, open_weights, read_state, whole_checkpoints
+from versatune_ds.training.end_tokens import recorded_endings, stop_at_ends
+from versatune_ds.training.export_folder import check_output, export_folder
 from versatune_ds.training.export_weights import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
 from versatune_ds.training.model import DTYPES, save_model_settings
 from versatune_ds.training.model_card import write_model_card
@@ -35,47 +37,54 @@ def export_run(
     step: int | None = None,
     lora: str = "merged",
     max_shard_size: str = DEFAULT_MAX_SHARD_SIZE,
+    is_forced: bool = False,
 ) -> Path:
     """Write a checkpoint's model, config, tokenizer and model card in Hugging Face form.
 
+    The model stops at the tokens that ended answers in training: they are added to `eos_token_id`.
     Under ZeRO-3 no more than one file's weights are in memory at a time, adapters merged or not.
 
     Args:
         run_dir: The run's folder.
-        output: Folder to write; may exist, files of the same names and older weights are replaced.
+        output: Folder to write; may exist, where it is empty or holds an earlier export of the run, which is replaced.
         precision: fp32, bf16 or fp16: the number format of the written weights; the run's own by default.
         step: The checkpoint's step; the newest sound one by default.
         lora: `merged` adds a run's adapters into its weights, in fp32; `adapter` writes the adapters alone.
         max_shard_size: Size of a weights file, such as 500MB.
+        is_forced: Whether files of another origin in the output may be replaced.
 
     Raises:
         ValueError: If the folder is no run, has no such checkpoint, or trained no adapters to write alone, or if the
-            output is the base model's own folder.
+            output holds something else.
         RuntimeError: If no checkpoint that may be taken is sound, or its weights are not those of the model.
     """
     checkpoint = choose_checkpoint(run_dir, step=step)
     config = recorded_config(run_dir)
-    base = config.model.name_or_path
-    if base is not None and Path(base).is_dir() and output.resolve() == Path(base).resolve():
-        raise ValueError(f"--output: {output} holds the model the run began from, which would be lost; give another")
+    base, name = config.model.name_or_path, config.run.name
+    check_output(output, run_name=name, run_dir=run_dir, base_model=base, is_forced=is_forced)
     is_adapter = lora == "adapter"
     if is_adapter and config.model.lora is None:
         raise ValueError("--lora adapter: the run trained no adapters (model.lora); leave the option out")
     dtype = DTYPES[precision or config.train.precision]
     causal_lm = _model_without_weights(run_dir, config, dtype=dtype)
     weights = _weights_of(checkpoint, causal_lm)
-    output.mkdir(parents=True, exist_ok=True)
-    if is_adapter:
-        adapters = {name: weight.contiguous().to(dtype) for name, weight in weights.items() if "lora_" in name}
-        causal_lm.load_state_dict(adapters, strict=False, assign=True)
-        save_adapters(causal_lm, output, base_model=base)
-    else:
-        weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
-        write_weights(weights, folder=output, dtype=dtype, max_shard_size=max_shard_size)
-        save_model_settings(causal_lm, output)
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer", trust_remote_code=config.model.trust_remote_code)
-    tokenizer.save_pretrained(output)
-    write_model_card(run_dir, folder=output, step=read_state(checkpoint)["step"], is_adapter=is_adapter)
+    endings = recorded_endings(run_dir, config, tokenizer)
+    if endings["chat_template"] is not None:
+        tokenizer.chat_template = endings["chat_template"]
+    with export_folder(output, run_name=name) as folder:
+        if is_adapter:
+            adapters = {name: weight.contiguous().to(dtype) for name, weight in weights.items() if "lora_" in name}
+            causal_lm.load_state_dict(adapters, strict=False, assign=True)
+            save_adapters(causal_lm, folder, base_model=base)
+            causal_lm.generation_config.save_pretrained(folder)
+        else:
+            weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
+            write_weights(weights, folder=folder, dtype=dtype, max_shard_size=max_shard_size)
+            save_model_settings(causal_lm, folder)
+        stop_at_ends(folder, endings["end_token_ids"], tokenizer=tokenizer)
+        tokenizer.save_pretrained(folder)
+        write_model_card(run_dir, folder=folder, step=read_state(checkpoint)["step"], is_adapter=is_adapter)
     logger.info("exported %s to %s", checkpoint.name, output)
     return output
 
@@ -90,7 +99,11 @@ def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dty
     causal_lm.config.architectures = [type(causal_lm).__name__]
     causal_lm.config.dtype = dtype
     has_generation = (folder / "generation_config.json").is_file()
-    causal_lm.generation_config = GenerationConfig.from_pretrained(folder) if has_generation else None
+    causal_lm.generation_config = (
+        GenerationConfig.from_pretrained(folder)
+        if has_generation
+        else GenerationConfig.from_model_config(causal_lm.config)
+    )
     return causal_lm
 
 

@@ -68,7 +68,8 @@ def write_weights(
 def remove_earlier_weights(folder: Path) -> None:
     """Delete the weights, or adapters, of an earlier export: transformers would load them beside or before the new."""
     named = (f"{WEIGHTS_FILE}.index.json", "adapter_config.json", "adapter_model.safetensors")
-    for path in (*folder.glob("model*.safetensors"), *(folder / name for name in named)):
+    parts = folder.glob("model-[0-9]*-of-[0-9]*.safetensors")
+    for path in (folder / WEIGHTS_FILE, *parts, *(folder / name for name in named)):
         path.unlink(missing_ok=True)
 
 

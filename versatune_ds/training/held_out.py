@@ -24,6 +24,7 @@ from versatune_ds.data.tokenize import pad_token_id
 from versatune_ds.data.validation_rows import ValidationLoader
 from versatune_ds.distributed import World, broadcast_text
 from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.text_width import pad_right
 from versatune_ds.training.engine import Engine
 from versatune_ds.training.evaluate import measure_validation
 
@@ -162,5 +163,7 @@ def choice_table(measured: ExampleLosses, kept: ExampleLosses, *, target: float,
     for part, num_measured, error, num_kept, kept_error in zip(examples, *columns, strict=True):
         is_short = num_kept == num_measured and not error <= target
         mark = "  all there are" if is_short and num_kept else ""
-        lines.append(f"{part.name:<12}  {num_measured:>8,}  {error:7.4f}  {num_kept:>6,}  {kept_error:7.4f}{mark}")
+        lines.append(
+            f"{pad_right(part.name, 12)}  {num_measured:>8,}  {error:7.4f}  {num_kept:>6,}  {kept_error:7.4f}{mark}"
+        )
     return "\n".join(lines)

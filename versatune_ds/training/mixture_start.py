@@ -13,6 +13,7 @@ from versatune_ds.config import RunConfig
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.data.sampler import WeightUnit
 from versatune_ds.mixture.outlook import Supply
+from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.weights import starting_weights
 
 
@@ -25,7 +26,16 @@ def domain_sizes(data: PreparedData, *, unit: WeightUnit) -> np.ndarray:
 
 
 def recipe_weights(config: RunConfig, data: PreparedData) -> np.ndarray:
-    """Return a recipe's weights of step 0, float64 [K].
+    """Return the weights with which a recipe begins, float64 [K]: those it names, none below the safeguards' floor.
+
+    Raises:
+        ValueError: As `named_weights` does.
+    """
+    return guarded_start(config.mixture, named_weights(config, data), domain_set=data.domain_set)
+
+
+def named_weights(config: RunConfig, data: PreparedData) -> np.ndarray:
+    """Return the weights of step 0 as a recipe names them, float64 [K].
 
     Raises:
         ValueError: If the prior is no distribution over the domains, a file is missing, or the target is unknown.

@@ -10,6 +10,7 @@ import numpy as np
 from versatune_ds.config import RunConfig
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.data.supply import epochs_at_end
+from versatune_ds.text_width import pad_right
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 
 
@@ -27,7 +28,7 @@ def mixture_table(config: RunConfig, data: PreparedData, weights_K: np.ndarray) 
     for i, name in enumerate(data.domain_set):
         mark = f"  ends at {limit:g}" if limit is not None and epochs_K[i] > limit else ""
         sizes = f"{num_examples_K[i]:10,.0f}  {num_tokens_K[i]:14,.0f}"
-        lines.append(f"{name:<12}  {weights_K[i]:6.3f}  {sizes}  {epochs_K[i]:7.2f}{mark}")
+        lines.append(f"{pad_right(name, 12)}  {weights_K[i]:6.3f}  {sizes}  {epochs_K[i]:7.2f}{mark}")
     return "\n".join(lines)
 
 

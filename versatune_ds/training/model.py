@@ -6,13 +6,21 @@ The one idea: the model stays the transformers model it was, with its own parame
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -193,6 +201,16 @@ def save_model_settings(causal_lm: Any, folder: Path) -> None:
         custom_object_save(causal_lm, folder, config=causal_lm.config)
     if causal_lm.generation_config is not None:
         causal_lm.generation_config.save_pretrained(folder)
+
+
+def stopping_settings(model: ModelConfig) -> list[Any]:
+    """Return what a saved model's generation stops at: its generation settings, or its config where it has none."""
+    trust = {"trust_remote_code": model.trust_remote_code}
+    with contextlib.suppress(OSError, ValueError):
+        return [GenerationConfig.from_pretrained(model.name_or_path)]
+    with contextlib.suppress(OSError, ValueError):
+        return [AutoConfig.from_pretrained(model.name_or_path, **trust)]
+    return []
 
 
 def _config_of(model: ModelConfig, *, vocab_size: int, special_ids: dict[str, int]) -> PretrainedConfig:

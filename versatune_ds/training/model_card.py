@@ -6,12 +6,13 @@ from, how the mixture moved, what it won and lost. What only its owner can say, 
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
+from versatune_ds.json_records import json_lines
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.training.recorded import recorded_config, recorded_decisions
@@ -96,13 +97,10 @@ def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool
 def _last_measurement(path: Path, *, step: int, domains: Sequence[str]) -> tuple[int, dict[str, float | None]]:
     """Return the step and the held-out losses by domain of the last measurement at or before a step."""
     found: tuple[int, dict[str, float | None]] = (0, {})
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:  # still being written
-            break
+    for line in json_lines(path):
+        values = line.value or {}  # a line may be damaged, or still being written
         losses = {name: values.get(f"domain/{name}/loss") for name in domains}
-        if values["step"] <= step and any(loss is not None for loss in losses.values()):
+        if values.get("step", math.inf) <= step and any(loss is not None for loss in losses.values()):
             found = values["step"], losses
     return found
 

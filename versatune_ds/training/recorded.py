@@ -6,6 +6,7 @@ part of a run that was resumed with other settings decides with those of its tim
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from versatune_ds.config import MixtureConfig, RunConfig, load_config
+from versatune_ds.config.unread import unread_settings
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.explain import decision_at, explain, replay_text
 from versatune_ds.mixture.records import read_decisions
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.replay import Part, replay
+from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.weights import starting_weights
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared import prepare_recipe
 from versatune_ds.training.run_folder import CONFIG_FILE, REFERENCE_FILE
 from versatune_ds.training.run_history import file_at, former_files
+
+logger = logging.getLogger(__name__)
 
 _START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit")
 """Keys of the mixture section on which the weights of step 0 depend."""
@@ -100,7 +105,7 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
                 f"{key}: a replay decides anew on the losses that the run measured, when it measured them; expected "
                 f"a key of mixture other than {' and '.join(_MEASURED_KEYS)}"
             )
-    recorded_config(run_dir)  # a folder that is no run's is said first
+    _warn_of_unread(recorded_config(run_dir, overrides), overrides)  # a folder that is no run's is said first
     recorded = recorded_decisions(run_dir)
     domain_set = DomainSet(tuple(recorded[0].weights_before))
     config_files = [*former_files(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
@@ -116,6 +121,13 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
         start_weights_K=None if is_start_kept else _start_weights(first, domain_set=domain_set),
     )
     return Replay(domain_set=domain_set, recorded=tuple(recorded), replayed=tuple(replayed))
+
+
+def _warn_of_unread(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Log which of the keys to decide with the policy does not read: the replay is then that of the run."""
+    named = [override.partition("=")[0] for override in overrides]
+    for line in unread_settings(config, named=named):
+        logger.warning("%s", line)
 
 
 def _part(
@@ -135,7 +147,8 @@ def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:
     sizes_K = None
     if _asks_for_sizes(config.mixture):
         sizes_K = domain_sizes(prepare_recipe(config), unit=config.mixture.weight_unit)
-    return starting_weights(config.mixture, domain_set=domain_set, sizes_K=sizes_K)
+    named_K = starting_weights(config.mixture, domain_set=domain_set, sizes_K=sizes_K)
+    return guarded_start(config.mixture, named_K, domain_set=domain_set)
 
 
 def _asks_for_sizes(settings: MixtureConfig) -> bool:

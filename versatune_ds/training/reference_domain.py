@@ -7,7 +7,6 @@ reference is the lowest held-out loss in its decisions.jsonl.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from versatune_ds.config import MixtureConfig, MonitorConfig, RunConfig
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.domains import DomainSet
+from versatune_ds.json_records import json_lines
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.records import read_decisions
 from versatune_ds.training.prepared import cache_folder
@@ -128,7 +128,7 @@ def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
     if loss_of(best, name) == float("inf"):
         raise ValueError(f"{run_dir}: no held-out loss of {name} is a number; lower reference.learning_rate")
     losses = best.losses[name]
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = [line.value for line in json_lines(run_dir / "metrics.jsonl") if line.value is not None]
     train_losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
     return {
         "domain": name,

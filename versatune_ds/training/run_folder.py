@@ -12,7 +12,8 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.files import no_such_file
 from versatune_ds.mixture.reference import References
+from versatune_ds.training.end_tokens import ENDINGS_FILE
 from versatune_ds.training.model import save_model_settings
 from versatune_ds.training.run_history import take_over
 
@@ -65,6 +67,8 @@ class RunStart:
     weights_K: np.ndarray
     references: References
     domain_set: DomainSet
+    endings: Mapping[str, Any] = field(default_factory=dict)
+    """What ended the turns of the training data, as `end_tokens.endings_of_data` returns it."""
 
 
 def check_named_files(config: RunConfig) -> None:
@@ -119,6 +123,8 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
         write_record(config, world, start=start, step=0)
     start.tokenizer.save_pretrained(folder / "tokenizer")
     save_model_settings(start.causal_lm, folder / "model")
+    if start.endings:
+        _write_json(folder / ENDINGS_FILE, dict(start.endings))
     if not (folder / "prior.json").is_file():
         weights = start.domain_set.to_dict(start.weights_K)
         _write_json(folder / "prior.json", {"weights": weights, "origin": str(config.mixture.prior)})

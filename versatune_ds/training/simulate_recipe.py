@@ -6,11 +6,13 @@ training; only the losses are not learnt.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config.unread import unread_settings
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.explain import simulation_text, sweep_text
@@ -19,6 +21,8 @@ from versatune_ds.mixture.simulate import Simulation, simulate, simulate_losses
 from versatune_ds.mixture.sweep import sweep_overrides
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 from versatune_ds.training.prepared import prepare_recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,8 @@ def simulate_recipe(
     """
     _check_sweeps(sweeps)
     configs = {" ".join(swept): load_config(recipe, [*overrides, *swept]) for swept in sweep_overrides(sweeps)}
+    for line in dict.fromkeys(line for config in configs.values() for line in unread_settings(config)):
+        logger.warning("%s", line)
     data = prepare_recipe(load_config(recipe, overrides))
     simulations = {label: _simulate(config, data, learner=learner) for label, config in configs.items()}
     return Trial(domain_set=data.domain_set, simulations=simulations)

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from versatune_ds.config.unread import unread_detect_settings, unread_settings
 from versatune_ds.data.templates import template_digest
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.mixture.controller import Controller
-from versatune_ds.mixture.outlook import MANY_EPOCHS, Supply, epochs_by_domain, exhaustion_warnings
+from versatune_ds.mixture.outlook import MANY_EPOCHS, Supply, epochs_by_domain, exhaustion_warnings, start_warnings
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import digest_mismatches, memorisation_warnings, not_held_out
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import FIXED_POLICIES, policy_settings
+from versatune_ds.mixture.settings import FIXED_POLICIES, guarded_start, policy_settings
 from versatune_ds.mixture.weights import starting_weights
 from versatune_ds.training.check.finding import Finding, failures_of, ok, warn
 from versatune_ds.training.check.rows import encode_sample
@@ -23,13 +24,19 @@ from versatune_ds.training.check.subject import Subject
 def check_mixture(subject: Subject) -> Iterator[Finding]:
     """Start the mixture as training would, on estimated sizes of the domains."""
     settings, domain_set = subject.config.mixture, subject.domain_set
+    for finding in _findings([*unread_settings(subject.config), *unread_detect_settings(subject.config)], check="keys"):
+        yield warn("keys", finding.key, finding.found, finding.todo)
     weights_K, references = None, None
     supply = _estimated_supply(subject)
     sizes_K = np.ones(len(domain_set)) if supply is None else supply.sizes_K
     try:
-        weights_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+        named_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+        weights_K = guarded_start(settings, named_K, domain_set=domain_set)
         shown = ", ".join(f"{name} {weight:.3f}" for name, weight in domain_set.to_dict(weights_K).items())
         yield ok("prior", "mixture.prior", f"step 0 draws about {shown}")
+        lines = start_warnings(settings, named_K=named_K, start_K=weights_K, domain_set=domain_set)
+        for finding in _findings(lines, check="prior"):
+            yield warn("prior", finding.key, finding.found, finding.todo)
     except ValueError as error:
         yield from failures_of(error, check="prior")
     try:
@@ -93,9 +100,9 @@ def _check_references(subject: Subject, references: References) -> Iterator[Find
         yield ok("reference", key, _describe(references, stated=bool(stated)))
 
 
-def _findings(lines: Sequence[str]) -> list[Finding]:
+def _findings(lines: Sequence[str], *, check: str = "reference") -> list[Finding]:
     """Return messages `key: what came; what to do` as failures."""
-    return [finding for line in lines for finding in failures_of(ValueError(line), check="reference")]
+    return [finding for line in lines for finding in failures_of(ValueError(line), check=check)]
 
 
 def _describe(references: References, *, stated: bool) -> str:

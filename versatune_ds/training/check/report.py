@@ -25,7 +25,7 @@ from versatune_ds.training.check.mixture import check_mixture
 from versatune_ds.training.check.request import CheckRequest
 from versatune_ds.training.check.rows import check_rows, render_examples
 from versatune_ds.training.check.subject import Subject
-from versatune_ds.training.check.tokens import check_template, check_tokenizer
+from versatune_ds.training.check.tokens import check_endings, check_template, check_tokenizer
 from versatune_ds.training.check.tracking import check_tracking
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "tokenizer": check_tokenizer,
     "template": check_template,
     "rows": check_rows,
+    "endings": check_endings,
     "mixture": check_mixture,
     "batch": check_batch,
     "deepspeed": check_deepspeed,

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from versatune_ds.data.templates import TEMPLATE_DATE, has_fixed_date
 from versatune_ds.data.tokenize import tokenizer_digest
 from versatune_ds.training.check.finding import Finding, ok, warn
+from versatune_ds.training.check.rows import encode_sample
 from versatune_ds.training.check.subject import Subject
+from versatune_ds.training.end_tokens import ends_of_examples, ends_of_template, named_tokens, stops_of
+from versatune_ds.training.model import stopping_settings
 
 
 def check_tokenizer(subject: Subject) -> Iterator[Finding]:
@@ -31,3 +34,25 @@ def check_template(subject: Subject) -> Iterator[Finding]:
         yield ok("template", key, f"{len(template)} characters, loss on {subject.config.data.loss_on}{dated}")
     else:
         yield warn("template", key, "ends no turn, so a model does not learn to stop", "end turns with a token")
+
+
+def check_endings(subject: Subject) -> Iterator[Finding]:
+    """Compare the tokens that end sampled rows with those at which the base model's generation stops."""
+    examples = [encode_sample(subject, name).example for name in subject.readable_domains()]
+    encoded = [(example.input_ids, example.is_loss) for example in examples if example is not None]
+    tokenizer = subject.tokenizer
+    ends = ends_of_examples(encoded, tokenizer=tokenizer)
+    if not ends and any(not is_loss[1:].all() for _, is_loss in encoded):  # rows that are cut off end anywhere
+        ends = ends_of_template(tokenizer, subject.template)
+    if not ends:
+        return
+    is_saved = subject.config.model.name_or_path is not None
+    stops = stops_of(*(stopping_settings(subject.config.model) if is_saved else [tokenizer]))
+    missing = [token_id for token_id in ends if token_id not in stops]
+    key = "generation_config.eos_token_id"
+    if not missing:
+        yield ok("endings", key, f"rows end with {named_tokens(ends, tokenizer)}, where generation stops")
+        return
+    found = f"rows end with {named_tokens(missing, tokenizer)}, but the base model's generation stops at "
+    found += named_tokens(stops, tokenizer) or "no token"
+    yield warn("endings", key, found, "versatune export adds it; elsewhere, pass eos_token_id when generating")

@@ -22,7 +22,7 @@ from versatune_ds.data.data_folders import is_description
 from versatune_ds.data.encode import encode_rendered
 from versatune_ds.data.loss_spans import render_row
 from versatune_ds.data.readers import format_of, read_records
-from versatune_ds.domains import DomainSet
+from versatune_ds.domains import DomainSet, domain_name
 from versatune_ds.training.evaluation.special_ids import special_ids_of
 
 Option = tuple[np.ndarray, np.ndarray]
@@ -78,7 +78,7 @@ def read_choices(paths: Sequence[Path]) -> dict[str, list[ChoiceQuestion]]:
     """
     questions: dict[str, list[ChoiceQuestion]] = {}
     for path in (file for place in paths for file in _files_of(place)):
-        name = path.name.split(".")[0]
+        name = domain_name(path.name.split(".")[0])
         if name in questions:
             raise ValueError(f"--choices: {path}: a second file named {name!r}; names are domains, give each once")
         questions[name] = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from versatune_ds.text_width import pad_left, pad_right, width_of
 from versatune_ds.training.evaluation.result import mean_over_domains
 
 Numbers = Mapping[str, Any]
@@ -48,10 +49,10 @@ def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callabl
 
 def _aligned(lines: Sequence[Sequence[str]], *, num_left: int) -> list[str]:
     """Return lines whose columns are of one width, the first ones to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
-            text.ljust(width) if i < num_left else text.rjust(width)
+            pad_right(text, width) if i < num_left else pad_left(text, width)
             for i, (text, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.json_records import JsonLine, json_lines
+
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
@@ -23,7 +25,9 @@ DECISIONS_FILE = "decisions.jsonl"
 
 
 def cut_json_lines(path: Path, *, key: str, last_step: int) -> None:
-    """Drop the lines of steps beyond `last_step`, and a last line that a kill left unfinished.
+    """Drop the lines of steps beyond `last_step`, and a last line that a kill or a power cut left unfinished.
+
+    A broken line between others stays where it is, and is named: nobody knows what it held.
 
     Args:
         path: A JSON-lines file; a missing one is left missing.
@@ -32,16 +36,28 @@ def cut_json_lines(path: Path, *, key: str, last_step: int) -> None:
     """
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line, key=key) <= last_step]
+    lines = list(json_lines(path))
+    kept = [line for line in lines if _step_of(line, key=key) <= last_step]
+    last_kept = kept[-1].number if kept else 0
+    for line in (line for line in lines if line.value is None):
+        if last_kept == 0:
+            continue  # the run begins anew, and nothing of the file stays
+        if line.number > last_kept:
+            logger.warning("%s:%d: the last line is left out: %s", path, line.number, line.problem)
+        else:
+            logger.warning(
+                "%s:%d: %s; it stays, and what is read from this file lacks it", path, line.number, line.problem
+            )
+    stays = [line for line in lines if line in kept or (line.value is None and line.number < last_kept)]
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.write_text("".join(line.text + "\n" for line in stays), encoding="utf-8")
     temporary.replace(path)
 
 
-def _step_of(line: str, *, key: str) -> float:
-    """Return the step of a JSON line, infinity where the line is broken."""
+def _step_of(line: JsonLine, *, key: str) -> float:
+    """Return the step of a line, infinity where it has none."""
     try:
-        return int(json.loads(line)[key])
+        return math.inf if line.value is None else int(line.value[key])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

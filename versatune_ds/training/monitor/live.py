@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from versatune_ds.training.monitor.live_frame import LiveState, frame
+from versatune_ds.training.monitor.plain import log_decision
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class LiveTerminal:
         """Take over a decision, and leave its reason among the lines that scroll."""
         self._state = replace(self._state, decision=decision)
         self._draw()
-        logger.info("update %d after step %d: %s", decision["update"], decision["decided_at_step"], decision["reason"])
+        log_decision(decision)
 
     def alert(self, step: int, *, title: str, text: str) -> None:
         """Show nothing: whoever found the cause has logged a warning, which scrolls by above the view."""

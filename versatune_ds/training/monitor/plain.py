@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from versatune_ds.text_width import pad_right
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,13 +36,13 @@ class PlainTerminal:
         )
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Show the reason, then one line per domain: validation loss, weight before and after."""
-        logger.info("update %d after step %d: %s", decision["update"], decision["decided_at_step"], decision["reason"])
+        """Show why the weights moved, then one line per domain: validation loss, weight before and after."""
+        log_decision(decision)
         for name, after in decision["weights_after"].items():
             before, loss = decision["weights_before"][name], decision["losses"][name]["mean"]
             logger.info(
-                "  %-12s loss %-7s weight %.4f -> %.4f  %s",
-                name,
+                "  %s loss %-7s weight %.4f -> %.4f  %s",
+                pad_right(name, 12),
                 "-" if loss is None else f"{loss:.3f}",
                 before,
                 after,
@@ -52,6 +54,13 @@ class PlainTerminal:
 
     def finish(self, *, exit_code: int) -> None:
         """Leave the terminal as it is."""
+
+
+def log_decision(decision: Mapping[str, Any]) -> None:
+    """Log why the weights moved, and every safeguard that acted."""
+    logger.info("update %d after step %d: %s", decision["update"], decision["decided_at_step"], decision["reason"])
+    if decision["acted"]:
+        logger.info("  safeguards: %s", "; ".join(decision["acted"]))
 
 
 def direction(before: float, after: float) -> str:

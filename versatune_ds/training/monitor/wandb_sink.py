@@ -9,7 +9,6 @@ The key comes from the environment (or W&B's own netrc) alone; it appears in no 
 
 from __future__ import annotations
 
-import json
 import logging
 import netrc
 import os
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 import wandb
 
 from versatune_ds.config import RunConfig
+from versatune_ds.json_records import json_lines
 from versatune_ds.training.monitor.decision_metrics import decision_metrics
 from versatune_ds.training.monitor.figures import draw_losses, draw_weights
 from versatune_ds.training.monitor.json_lines import DECISIONS_FILE
@@ -96,7 +96,11 @@ class Wandb:
             from versatune_ds.training.export import export_run  # imports DeepSpeed's readers: only where asked for
 
             model = wandb.Artifact(f"{self._config.run.name}-model", type="model")
-            model.add_dir(str(export_run(run_dir, output=run_dir / "export")))
+            try:
+                model.add_dir(str(export_run(run_dir, output=run_dir / "export")))
+            except ValueError as error:  # the run is trained: a folder in the way must not fail it
+                logger.warning("the model was not kept in W&B: %s", error)
+                return
             self._run.log_artifact(model)
 
 
@@ -172,8 +176,7 @@ def _run_id(run_dir: Path, *, is_new: bool) -> str:
 
 def _read_decisions(run_dir: Path) -> list[dict[str, Any]]:
     """Return the decisions made before this process began."""
-    path = run_dir / DECISIONS_FILE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [line.value for line in json_lines(run_dir / DECISIONS_FILE) if line.value is not None]
 
 
 def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:

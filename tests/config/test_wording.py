@@ -1,0 +1,98 @@
+"""A mistake is told in keys and values: no message names a class, a type of Python, or pydantic."""
+
+import copy
+import re
+
+import pytest
+from pydantic import BaseModel
+
+from versatune_ds.comparison.plan import ComparisonPlan
+from versatune_ds.config import RunConfig
+from versatune_ds.config.load import parse_section, set_by_dotted_key
+from versatune_ds.config.typed_values import is_section, scalar_types
+
+RECIPE = {
+    "run": {"name": "mine"},
+    "model": {"from_config": {"model_type": "llama"}},
+    "data": {"domains": {"law": {"train": "law.jsonl"}}},
+    "train": {"steps": 10},
+    "mixture": {"reference": {"start_fraction": 0.85}},
+}
+PLAN = {"name": "a", "recipe": "r.yaml", "base": {"recipe": "b.yaml"}, "runs": {"x": {}}, "seeds": [1], "baseline": "x"}
+VALUES = ("null", "true", "off", "3", "-1", "1.5", "-.inf", ".nan", "1e400", "2024-01-02", "text", "''", "[]", "[[]]",
+          "[1, x]", "[{a: 1}]", "{}", "{a: 1}", "{a: {b: []}}", "{1: null}", "007", "x" * 300)  # fmt: skip
+
+
+def classes_of(section, seen=None):
+    """Return the names of all sections below one."""
+    seen = set() if seen is None else seen
+    seen.add(section.__name__)
+    for field in section.model_fields.values():
+        for kind in leaves(field.annotation):
+            if is_section(kind) and kind.__name__ not in seen:
+                classes_of(kind, seen)
+    return seen
+
+
+def leaves(annotation):
+    yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from leaves(part)
+
+
+def keys_of(section, prefix=""):
+    """Yield the dotted keys of a section and all below it."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in scalar_types(field.annotation):
+            if is_section(kind):
+                yield from keys_of(kind, f"{prefix}{name}.")
+
+
+OF_PYTHON = re.compile(
+    r"pydantic|instance of|valid (dict|tuple|list|string)|NoneType|PosixPath|function-|lax-or|dict\[|tuple\[|"
+    r"_source_kind|<class|Traceback|datetime|None\b|True\b|False\b"
+)
+
+
+@pytest.mark.parametrize("given", VALUES)
+@pytest.mark.parametrize(("section", "values"), [(RunConfig, RECIPE), (ComparisonPlan, PLAN)], ids=["recipe", "plan"])
+def test_no_message_speaks_of_classes(section: type[BaseModel], values, given):
+    classes = classes_of(section)
+    keys = [*keys_of(section), "data.domains.law", "data.domains.law.train", "data.domains.law.valid", "run.unknown",
+            "data.domains.law.columns", "data.domains.law.train.0"]  # fmt: skip
+    for key in keys if section is RunConfig else keys_of(section):
+        changed = copy.deepcopy(values)
+        try:
+            set_by_dotted_key(changed, f"{key}={given}")
+            parse_section(changed, section)
+        except ValueError as error:
+            text = str(error)
+            assert not OF_PYTHON.search(text), f"{key}={given}: {text}"
+            assert not [name for name in classes if re.search(rf"\b{name}\b", text)], f"{key}={given}: {text}"
+            assert all(len(line) < 400 for line in text.splitlines()), f"{key}={given}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("resume=3", "resume: expected key: value pairs, with the keys allow (got 3)"),
+        ("data.domains.law=law.jsonl",
+         "data.domains.law: expected key: value pairs, with the keys train, valid, columns (got 'law.jsonl')"),
+        ("data.max_bad_rows=[]", "data.max_bad_rows: input should be a valid integer or a valid number (got [])"),
+        ("resume.allow=data", "resume.allow: expected a list such as [a, b] (got 'data')"),
+        ("train.deepspeed=[1]", "train.deepspeed: expected a path or key: value pairs (got [1])"),
+        ("train.learning_rate=.inf", "train.learning_rate: input should be a finite number (got inf)"),
+        ("train.steps=1.5", "train.steps: expected a whole number (got 1.5)"),
+        ("train.steps=on", "train.steps: input should be a valid integer, unable to parse string as an integer"),
+        ("train.steps=010", "train.steps: 010: YAML reads numbers that begin with 0 in base 8; leave the 0 out"),
+        ("data.domains.int={}", "data.domains.int.train: missing; this key is required"),
+    ],
+)  # fmt: skip
+def test_a_message_says_what_is_expected_in_yaml(override, message):
+    values = copy.deepcopy(RECIPE)
+    set_by_dotted_key(values, override)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
+        parse_section(values, RunConfig)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

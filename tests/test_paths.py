@@ -1,0 +1,63 @@
+"""One rule for `~` and variables in paths."""
+
+import pytest
+
+from versatune_ds.cli import build_parser
+from versatune_ds.paths import check_replaceable, expand_path
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("A", "/a")
+    monkeypatch.delenv("MISSING", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("~", "/home/me"), ("~/x", "/home/me/x"), ("$A/x", "/a/x"), ("${A}x", "/ax"), ("b/~/c", "b/~/c"),
+        ("owner/name", "owner/name"), ("a$/b", "a$/b"), ("costs $5", "costs $5"),
+    ],
+)  # fmt: skip
+def test_home_and_variables_are_replaced(text, expanded):
+    assert expand_path(text) == expanded
+
+
+def test_a_variable_that_is_not_set_is_refused_unless_that_path_exists(tmp_path):
+    with pytest.raises(ValueError, match=r"^\$MISSING is not set in the environment"):
+        expand_path("$MISSING/x")
+    (tmp_path / "$MISSING").mkdir()
+    assert expand_path("$MISSING") == "$MISSING"
+
+
+def test_a_folder_named_tilde_in_the_working_folder_is_never_home(tmp_path):
+    (tmp_path / "~").mkdir()
+    assert expand_path("~") == "/home/me"
+
+
+def test_variables_may_be_those_of_another_environment():
+    assert expand_path("$TMPDIR/k", environ={"TMPDIR": "/local"}) == "/local/k"
+
+
+def test_the_command_line_expands_what_the_shell_left(capsys):
+    parsed = build_parser().parse_args(["export", "$A/run", "--output=~/model"])
+    assert (str(parsed.run_dir), str(parsed.output)) == ("/a/run", "/home/me/model")
+    with pytest.raises(SystemExit) as left:
+        build_parser().parse_args(["export", "run", "--output=$MISSING/x"])
+    assert left.value.code == 2
+    assert "argument --output: '$MISSING/x': $MISSING is not set in the environment" in capsys.readouterr().err
+
+
+def test_an_output_replaces_only_files_of_its_kind(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    check_replaceable(path, mark='"weights"')
+    path.write_text("run: {name: mine}\n")
+    with pytest.raises(ValueError, match=r"^--output: .*recipe\.yaml holds something else, which would be lost"):
+        check_replaceable(path, mark='"weights"')
+    path.write_text('{"weights": {}}')
+    check_replaceable(path, mark='"weights"')
+    with pytest.raises(ValueError, match="is a folder; expected a file"):
+        check_replaceable(tmp_path, mark='"weights"')
+    assert path.read_text() == '{"weights": {}}'

@@ -1,0 +1,153 @@
+"""Find keys that a recipe sets and that nothing reads, given its other keys: they look like settings and do nothing.
+
+A key that holds its default is not listed: a recipe may spell out defaults. Sections that belong to a command of their
+own (reference, slurm) are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from versatune_ds.config.mixture import MixtureConfig
+from versatune_ds.config.recipe import RunConfig
+from versatune_ds.config.section import Section
+
+_STARTS_FROM_PRIOR = frozenset(
+    {"versatune", "expansion", "steer", "constant", "inverse", "authors_code", "doremi", "sheared", "odm"}
+)
+_MOVES = frozenset({"versatune", "expansion", "steer", "authors_code", "doremi", "sheared", "odm"})
+"""Policies that safeguards bound; the others are mixtures as given."""
+
+_READERS = {
+    "prior": _STARTS_FROM_PRIOR,
+    "prior_uniform_share": _STARTS_FROM_PRIOR - {"inverse"},
+    "sigma": frozenset({"versatune", "expansion"}),
+    "target": frozenset({"expansion", "steer", "target_only", "target_uniform"}),
+    "target_share": frozenset({"steer", "target_uniform"}),
+    "delta": frozenset({"expansion"}),
+    "epsilon": frozenset({"expansion"}),
+    "expansion.otherwise": frozenset({"expansion"}),
+    "exponentiated.step_size": frozenset({"doremi", "sheared"}),
+    "exponentiated.smoothing": frozenset({"doremi", "sheared"}),
+    "steer.rate": frozenset({"steer"}),
+    "steer.anchor": frozenset({"steer"}),
+    "steer.potential": frozenset({"steer"}),
+    "schedule": frozenset({"schedule"}),
+    "sigma_interval_steps": _MOVES,
+    **{f"safeguards.{key}": _MOVES
+       for key in ("floor", "cap", "max_kl", "prior_pull", "effective_domains_alarm", "forgetting_budget")},
+}  # fmt: skip
+"""Key of `mixture` to the policies that read it; every policy reads those that are not here."""
+
+_OFF_IN_PAPER = ("sigma_interval_steps", "safeguards.")
+
+_Unread = Callable[[RunConfig], bool]
+
+_OTHERS: dict[str, tuple[_Unread, str]] = {
+    "train.decay_fraction": (
+        lambda c: c.train.learning_rate_schedule != "wsd",
+        "only train.learning_rate_schedule=wsd reads it",
+    ),
+    "train.min_learning_rate_fraction": (
+        lambda c: c.train.learning_rate_schedule == "constant",
+        "train.learning_rate_schedule=constant never falls",
+    ),
+    "model.tokenizer_vocab_size": (
+        lambda c: bool(c.model.tokenizer or c.model.name_or_path),
+        "only a tokenizer trained on the data has this size, and the recipe names one",
+    ),
+    "data.valid_fraction": (
+        lambda c: (
+            c.data.synthetic is not None
+            or (c.data.domains is not None and all(files.valid is not None for files in c.data.domains.values()))
+        ),
+        "every domain has held-out rows of its own",
+    ),
+    "validation.min_examples_per_domain": (
+        lambda c: c.validation.target_standard_error is None,
+        "only validation.target_standard_error reads it",
+    ),
+}
+"""Key to whether nothing reads it, and why."""
+
+_OF_LABELLERS: dict[str, tuple[_Unread, str]] = {
+    **dict.fromkeys(
+        ("detect.rows_per_domain", "detect.prior_shift"),
+        (lambda c: c.detect.labeller != "classifier", "only detect.labeller=classifier reads it"),
+    ),
+    **dict.fromkeys(
+        ("detect.descriptions", "detect.label_characters"),
+        (lambda c: c.detect.labeller == "classifier", "only labellers that are language models read it"),
+    ),
+    **{
+        f"detect.{labeller}": (
+            lambda c, labeller=labeller: c.detect.labeller != labeller,
+            f"only detect.labeller={labeller} reads it",
+        )
+        for labeller in ("openai", "hf")
+    },
+}  # fmt: skip
+
+
+def unread_settings(config: RunConfig, *, named: Sequence[str] | None = None) -> list[str]:
+    """Return one line for each reason why keys that a recipe sets do nothing.
+
+    Args:
+        config: The recipe.
+        named: Keys, or sections, to look at, such as those of overrides; by default all that were set to something
+            else than their default.
+    """
+    keys = list(_set_keys(config, with_defaults=named is not None))
+    if named is not None:
+        keys = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in named)]
+    return [*_of_policy(keys, config.mixture), *_of_table(keys, config, _OTHERS)]
+
+
+def unread_detect_settings(config: RunConfig) -> list[str]:
+    """Return one line for each reason why keys of `detect` that a recipe sets do nothing."""
+    keys = [*_set_keys(config, with_defaults=False), *(f"detect.{part}" for part in ("openai", "hf"))]
+    is_set = {key: not key.endswith(("openai", "hf")) or getattr(config.detect, key[7:]) for key in keys}
+    return _of_table([key for key in keys if is_set[key]], config, _OF_LABELLERS)
+
+
+def _set_keys(section: Section, *, with_defaults: bool, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys that were set, by default without those that hold their default."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if name not in section.model_fields_set:
+            continue
+        if isinstance(value, Section):
+            yield from _set_keys(value, with_defaults=with_defaults, prefix=f"{prefix}{name}.")
+        elif with_defaults or value != field.get_default(call_default_factory=True):
+            yield f"{prefix}{name}"
+
+
+def _of_policy(keys: Sequence[str], settings: MixtureConfig) -> list[str]:
+    """Return lines for the keys of `mixture` that its policy, or the paper's rule, does not read."""
+    own = [key.removeprefix("mixture.") for key in keys if key.startswith("mixture.")]
+    unread = [key for key in own if settings.policy not in _READERS.get(key, {settings.policy})]
+    if settings.policy == "steer" and settings.target is None and "target_share" in own:
+        unread.append("target_share")
+    lines = []
+    if unread:
+        readers = "; ".join(f"{key}: {', '.join(sorted(_READERS[key]))}" for key in unread)
+        names = ", ".join(f"mixture.{key}" for key in unread)
+        lines.append(
+            f"{names}: policy {settings.policy!r} does not read {_it(unread)}; leave {_it(unread)} out, or choose a "
+            f"policy that does ({readers if unread != ['target_share'] else 'target_uniform, or steer with a target'})"
+        )
+    off = [key for key in own if settings.paper and key.startswith(_OFF_IN_PAPER) and key not in unread]
+    if off:
+        names = ", ".join(f"mixture.{key}" for key in off)
+        lines.append(f"{names}: mixture.paper=true switches {_it(off)} off; leave {_it(off)} out, or paper")
+    return lines
+
+
+def _of_table(keys: Sequence[str], config: RunConfig, table: dict[str, tuple[_Unread, str]]) -> list[str]:
+    """Return a line for each key that a table says nothing reads."""
+    return [f"{key}: not read: {table[key][1]}; leave it out" for key in keys if key in table and table[key][0](config)]
+
+
+def _it(keys: Sequence[str]) -> str:
+    """Return the pronoun for keys."""
+    return "it" if len(keys) == 1 else "them"

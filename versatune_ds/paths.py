@@ -1,0 +1,72 @@
+"""Expand `~` and environment variables in a path a user wrote, and keep outputs from replacing files of other kinds.
+
+A variable that is set is always replaced. One that is not set is refused, because a folder named `$SCRATCH` in the
+working folder is never what was meant; only a path that exists exactly as written is taken as written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+_BEGINNING_BYTES = 1 << 16
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^{}]*)\}|(?P<plain>[A-Za-z_][A-Za-z0-9_]*))")
+
+
+def expand_path(text: str, *, environ: Mapping[str, str] = os.environ) -> str:
+    """Return a path with a leading `~` or `~user`, and `$NAME` and `${NAME}`, replaced.
+
+    Args:
+        text: The path as written; names without `~` and `$`, such as `owner/name` of the Hub, stay as they are.
+        environ: Where variables are looked up.
+
+    Raises:
+        ValueError: If a variable is not set or there is no such user, and no such path exists as written.
+    """
+    text = os.fspath(text)
+    missing = [name for name in _names(text) if name not in environ]
+    if missing and os.path.lexists(text):
+        return text
+    if missing:
+        raise ValueError(f"${missing[0] or '{}'} is not set in the environment; export it, or write the path out")
+    expanded = _VARIABLE.sub(lambda match: environ[_name(match)], text)
+    if not text.startswith("~"):
+        return expanded
+    home = os.path.expanduser(expanded)
+    if home == expanded and not os.path.lexists(text):
+        user = expanded.partition("/")[0].removeprefix("~")
+        raise ValueError(f"no user {user!r} on this machine; write the path out, or ./{text} for a file of that name")
+    return home
+
+
+def _names(text: str) -> list[str]:
+    """Return the names of the variables in a text, in order."""
+    return [_name(match) for match in _VARIABLE.finditer(text)]
+
+
+def _name(match: re.Match[str]) -> str:
+    """Return the name of a variable that was found."""
+    return match["plain"] if match["braced"] is None else match["braced"]
+
+
+def check_replaceable(path: Path | None, *, mark: str, option: str = "--output") -> None:
+    """Check that an output replaces nothing but an earlier output of its kind.
+
+    Args:
+        path: The file that will be written; None where none was asked for.
+        mark: Text that stands near the beginning of every file of the kind.
+        option: Option of the command line that named it.
+
+    Raises:
+        ValueError: If it is a folder, or a file of another kind.
+    """
+    if path is None or not path.exists():
+        return
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder; expected a file")
+    with path.open("rb") as stream:
+        beginning = stream.read(_BEGINNING_BYTES)
+    if beginning.strip() and mark.encode() not in beginning:
+        raise ValueError(f"{option}: {path} holds something else, which would be lost; give another name, or remove it")
