@@ -23,6 +23,9 @@ from versatune_ds.data.batch import Batch
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
+from versatune_ds.training.model_sizes import num_learned_positions, sizes_of
+from versatune_ds.training.named_model import adapters_line, check_saved_model
+from versatune_ds.training.saved_weights import check_loading_info, check_saved_weights, without_load_report
 from versatune_ds.training.trained import choose_what_is_trained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,6 +66,7 @@ class DomainModel(nn.Module):
         parent, _, attribute = head_name.rpartition(".")
         settings = LossSettings(softcap=softcap_of(causal_lm))
         setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, settings=settings))
+        self.num_positions = num_learned_positions(causal_lm)
 
     def forward(
         self,
@@ -80,6 +84,8 @@ class DomainModel(nn.Module):
         Attention never crosses examples: positions restart with every example, and from that transformers builds
         its packed mask (sdpa, eager) or sequence lengths (flash attention); a cache or a mask would switch it off.
         """
+        if self.num_positions is not None:  # examples fit (model_positions.py); the padding of a long row may not
+            positions = positions.remainder(self.num_positions)
         decoder = self.causal_lm.get_decoder()
         hidden = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False)[0]
         result = self.causal_lm.get_output_embeddings()(
@@ -122,7 +128,7 @@ def model_inputs(batch: Batch, *, device: torch.device) -> dict[str, Any]:
 
 def softcap_of(causal_lm: PreTrainedModel) -> float:
     """Return the bound a model puts on its logits by softcap * tanh(logits / softcap); 0 for none."""
-    return float(getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None) or 0.0)
+    return sizes_of(causal_lm.config).softcap
 
 
 def special_ids_of_tokenizer(tokenizer: Any) -> dict[str, int]:
@@ -154,7 +160,9 @@ def build_causal_lm(
     Raises:
         ValueError: If a config key is unknown to the model type, or the model cannot hold the tokenizer's ids.
     """
+    check_saved_model(model)
     is_loaded_in_parts = zero3_config is not None and model.from_config is None
+    is_checked = reads_weights and check_model_weights(model)  # before ZeRO-3's loader, which knows half of it, is on
     # transformers looks for this object while it loads; it acts as long as it lives.
     keeper = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
     try:
@@ -164,13 +172,14 @@ def build_causal_lm(
         else:
             causal_lm = _load(model, dtype=DTYPES[precision])
     except (ValueError, ImportError) as error:
-        if "attention implementation" not in str(error) and "flash" not in str(error).lower():
+        is_attention = "attention implementation" in str(error) or "flash" in str(error).lower()
+        if not is_attention or str(error).startswith("model.name_or_path:"):
             raise
         raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
-    num_embeddings = causal_lm.config.get_text_config().vocab_size
+    num_embeddings = sizes_of(causal_lm.config).vocabulary
     if num_embeddings < vocab_size:
         raise ValueError(
             f"model.tokenizer: {vocab_size} token ids, but the model has {num_embeddings} embeddings; "
@@ -178,6 +187,8 @@ def build_causal_lm(
         )
     choose_what_is_trained(causal_lm, model)
     del keeper
+    if is_loaded_in_parts and not is_checked:  # a model of the Hub is here now
+        check_model_weights(model)
     if model.gradient_checkpointing:
         # transformers 5.24 renamed the method and will drop the old name in 6; older versions know only that one.
         is_renamed = hasattr(causal_lm, "activation_checkpointing_enable")
@@ -210,13 +221,37 @@ def _make(model: ModelConfig, config: PretrainedConfig, *, dtype: torch.dtype) -
 
 
 def _load(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with the weights of a folder or Hub name."""
-    return AutoModelForCausalLM.from_pretrained(
-        model.name_or_path,
-        dtype=dtype,
-        attn_implementation=model.attention,
-        trust_remote_code=model.trust_remote_code,
-    )
+    """Return the model with the weights of a folder or Hub name; ValueError where they are not all its own."""
+    with without_load_report():
+        causal_lm, info = AutoModelForCausalLM.from_pretrained(
+            model.name_or_path,
+            dtype=dtype,
+            attn_implementation=model.attention,
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    check_loading_info(str(model.name_or_path), info, causal_lm=causal_lm)
+    if getattr(causal_lm, "peft_config", None):
+        raise ValueError(adapters_line(str(model.name_or_path)))
+    return causal_lm
+
+
+def check_model_weights(model: ModelConfig) -> bool:
+    """Compare a saved model's files with its config before loading; return whether that could be done.
+
+    Raises:
+        ValueError: If they do not fit together, see `check_saved_weights`.
+    """
+    if model.name_or_path is None:
+        return False
+    try:
+        config = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=model.trust_remote_code)
+        with torch.device("meta"):
+            plain = _make(model.model_copy(update={"attention": "eager"}), config, dtype=torch.float32)
+    except (OSError, ImportError, ValueError):
+        return False  # what is wrong with the config is reported by whoever loads it
+    return check_saved_weights(model.name_or_path, model_class=type(plain), config=plain.config)
 
 
 def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids: dict[str, int]) -> Any:

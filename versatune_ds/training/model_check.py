@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from versatune_ds.training.model import softcap_of
+from versatune_ds.training.model_sizes import sizes_of
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of two logits, relative to the largest logit."""
@@ -28,7 +29,7 @@ def check_losses_are_the_models(causal_lm: Any) -> None:
         return  # cannot run here; the real device will
     was_training = causal_lm.training
     causal_lm.eval()
-    ids = torch.arange(8, device=causal_lm.device)[None] % causal_lm.config.get_text_config().vocab_size
+    ids = torch.arange(8, device=causal_lm.device)[None] % sizes_of(causal_lm.config).vocabulary
     alone, half = torch.arange(8, device=ids.device)[None], torch.arange(4, device=ids.device)
     own = causal_lm(input_ids=ids, position_ids=alone, use_cache=False).logits
     _check_equal(own, _our_logits(causal_lm, ids, alone), problem="scales its logits outside its head")
