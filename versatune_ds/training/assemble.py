@@ -37,6 +37,7 @@ from versatune_ds.training.model_positions import check_positions
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_once_per_node
 from versatune_ds.training.resume import ResumePoint, find_resume_point, record_resume, run_identity
+from versatune_ds.training.router_loss import describe_router_loss
 from versatune_ds.training.run import Run
 from versatune_ds.training.run_folder import (
     RunStart,
@@ -203,6 +204,8 @@ def build_engine(
     """Give the model its loss head, check it, and hand it to DeepSpeed."""
     num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
+    if (line := describe_router_loss(causal_lm)) is not None:
+        logger.info("%s", line)
     check_positions(causal_lm, longest=longest_example(data))
     if zero_stage(ds_config) < 3:
         check_losses_are_the_models(causal_lm.to(device))

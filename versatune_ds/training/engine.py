@@ -86,7 +86,8 @@ class Engine:
 
         The algebra, with W ranks, A micro-steps, L_ra the loss sum of rank r's micro-step a, and M loss tokens in
         the global batch: DeepSpeed divides by A in backward and by W when it averages gradients, so each backward
-        gets L_ra * A * W / M and the gradient is that of (sum over r, a of L_ra) / M.
+        gets L_ra * A * W / M and the gradient is that of (sum over r, a of L_ra) / M. A router's loss is added as it
+        is: divided by A and W it becomes the mean over all micro-steps (router_loss.py).
 
         Args:
             micro_batches: This rank's.
@@ -99,16 +100,18 @@ class Engine:
         self.deepspeed_engine.train()
         num_loss_tokens_global = micro_batches[0].num_loss_tokens_global
         scale = len(micro_batches) * self.world.world_size / max(num_loss_tokens_global, 1)
+        has_router_loss = self.deepspeed_engine.module.router_loss is not None
         sums = []
         for batch in micro_batches:
-            losses = self.deepspeed_engine(**model_inputs(batch, device=self.device))
+            losses = self.deepspeed_engine(**model_inputs(batch, device=self.device, marks_tokens=has_router_loss))
             sums.append(
                 (losses.loss_sum.detach().double(), losses.loss_sum_K, losses.loss_sq_sum_K, losses.num_loss_tokens_K)
             )
             is_last = len(sums) == len(micro_batches)
             if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
                 scale = math.nan  # DeepSpeed takes no step with a gradient that is no number
-            self.deepspeed_engine.backward(losses.loss_sum * scale)
+            loss = losses.loss_sum * scale
+            self.deepspeed_engine.backward(loss + losses.router_loss if has_router_loss else loss)
             is_sound = not is_last or self._drop_unsound_gradients()
             self.deepspeed_engine.step()
         totals = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))

@@ -19,12 +19,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from versatune_ds.config import ModelConfig
-from versatune_ds.data.batch import Batch
+from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
 from versatune_ds.training.model_sizes import num_learned_positions, sizes_of
 from versatune_ds.training.named_model import adapters_line, check_saved_model
+from versatune_ds.training.router_loss import router_loss_of
 from versatune_ds.training.saved_weights import check_loading_info, check_saved_weights, without_load_report
 from versatune_ds.training.trained import choose_what_is_trained
 
@@ -47,6 +48,8 @@ class DomainLosses(NamedTuple):
     """Loss tokens by domain, int64."""
     token_losses_N: torch.Tensor
     """Loss of every position, zero where no loss is asked for; empty unless asked for."""
+    router_loss: torch.Tensor
+    """Load-balancing loss times its coefficient, a scalar with gradient; 0 in evaluation, and where there is none."""
 
 
 class DomainModel(nn.Module):
@@ -67,6 +70,7 @@ class DomainModel(nn.Module):
         settings = LossSettings(softcap=softcap_of(causal_lm))
         setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, settings=settings))
         self.num_positions = num_learned_positions(causal_lm)
+        self.router_loss = router_loss_of(causal_lm)
 
     def forward(
         self,
@@ -78,6 +82,7 @@ class DomainModel(nn.Module):
         valid_index: torch.Tensor | None = None,
         num_valid: int | None = None,
         per_token: bool = False,
+        is_token: torch.Tensor | None = None,
     ) -> DomainLosses:
         """Return the losses of a micro-batch of packed rows, all [B, T] int64.
 
@@ -87,7 +92,10 @@ class DomainModel(nn.Module):
         if self.num_positions is not None:  # examples fit (model_positions.py); the padding of a long row may not
             positions = positions.remainder(self.num_positions)
         decoder = self.causal_lm.get_decoder()
-        hidden = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False)[0]
+        has_router_loss = self.router_loss is not None and self.training
+        extra = {"output_router_logits": True} if has_router_loss else {}
+        output = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
+        hidden = output[0]
         result = self.causal_lm.get_output_embeddings()(
             hidden,
             labels,
@@ -98,8 +106,9 @@ class DomainModel(nn.Module):
             per_token=per_token,
         )
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
+        router_loss = self.router_loss(output.router_logits, is_token) if has_router_loss else hidden.new_zeros(())
         return DomainLosses(
-            result.loss, result.loss_sum_K, result.loss_sq_sum_K, result.num_loss_tokens_K, token_losses
+            result.loss, result.loss_sum_K, result.loss_sq_sum_K, result.num_loss_tokens_K, token_losses, router_loss
         )
 
 
@@ -113,8 +122,14 @@ def compile_layers(causal_lm: nn.Module) -> None:
             module.compile()
 
 
-def model_inputs(batch: Batch, *, device: torch.device) -> dict[str, Any]:
-    """Return a micro-batch as the arguments of `DomainModel.forward`, on a device."""
+def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = False) -> dict[str, Any]:
+    """Return a micro-batch as the arguments of `DomainModel.forward`, on a device.
+
+    Args:
+        batch: Rows on the CPU.
+        device: Where the model runs.
+        marks_tokens: Whether `is_token` is among them, which only a router's loss needs.
+    """
     tensors = {
         "input_ids": batch.input_ids,
         "labels": batch.labels,
@@ -122,8 +137,17 @@ def model_inputs(batch: Batch, *, device: torch.device) -> dict[str, Any]:
         "domain_ids": batch.domain_ids,
         "valid_index": batch.valid_index,
     }
+    if marks_tokens:
+        tensors["is_token"] = _is_token(batch)
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     return {**on_device, "num_valid": batch.num_valid}
+
+
+def _is_token(batch: Batch) -> torch.Tensor:
+    """Return which positions are no padding, bool [B, T]: padding is a row's last segment, and bears no loss."""
+    is_last = batch.segment_ids == batch.segment_ids[:, -1:]
+    bears_loss = ((batch.labels != IGNORE_INDEX) & is_last).any(dim=1, keepdim=True)
+    return ~is_last | bears_loss
 
 
 def softcap_of(causal_lm: PreTrainedModel) -> float:
@@ -268,8 +292,14 @@ def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids
         hint = nearest_name(model_type, list(CONFIG_MAPPING)) if isinstance(model_type, str) else ""
         hint = hint if hint.startswith("did you mean") else "expected llama, qwen3, mistral, ..."
         raise ValueError(f"model.from_config.model_type: {model_type!r} is not known to transformers; {hint}") from None
-    known_keys: Sequence[str] = sorted({*known.to_dict(), "rope_theta"})
+    known_keys: Sequence[str] = sorted({*known.to_dict(), *known.attribute_map, "rope_theta"})
     for key in mapping:
+        other = known.attribute_map.get(key)
         if key != "model_type" and key not in known_keys:
             raise ValueError(f"model.from_config.{key}: unknown to {model_type}; {nearest_name(key, known_keys)}")
-    return AutoConfig.for_model(model_type, **values)
+        if other is not None and mapping.get(other, mapping[key]) != mapping[key]:
+            raise ValueError(
+                f"model.from_config.{key}: {mapping[key]!r}, but {other}, another name of it, is {mapping[other]!r}; "
+                "leave one of the two out"
+            )
+    return AutoConfig.for_model(model_type, **{known.attribute_map.get(key, key): v for key, v in values.items()})

@@ -28,6 +28,7 @@ from versatune_ds.training.check.activations import PassBytes, decoder_pass_byte
 from versatune_ds.training.ds_settings import offload_device, zero_stage
 from versatune_ds.training.model import DTYPES, build_causal_lm
 from versatune_ds.training.model_sizes import num_learned_positions, sizes_of
+from versatune_ds.training.router_loss import router_loss_of
 
 _FP32_BYTES = 4
 
@@ -90,7 +91,10 @@ def measure_model(
     with FakeTensorMode():
         move_to_fake_cpu(causal_lm)
         passes = decoder_pass_bytes(
-            causal_lm, num_rows=config.train.rows_per_micro_batch, row_tokens=config.data.row_tokens
+            causal_lm,
+            num_rows=config.train.rows_per_micro_batch,
+            row_tokens=config.data.row_tokens,
+            has_router_loss=router_loss_of(causal_lm) is not None,
         )
     return _size_of(causal_lm), passes
 
