@@ -212,7 +212,10 @@ def build_engine(
     if config.model.compile:
         compile_layers(causal_lm)
     model = DomainModel(causal_lm, num_domains=len(data.domain_set))
-    return Engine(model, train=config.train, ds_config=ds_config, world=world, device=device, seed=config.run.seed)
+    engine = Engine(model, train=config.train, ds_config=ds_config, world=world, device=device, seed=config.run.seed)
+    if zero_stage(ds_config) == 3:  # its weights are in parts from here on: only the engine gathers them
+        engine.check_losses()
+    return engine
 
 
 def longest_example(data: PreparedData) -> int:

@@ -22,6 +22,7 @@ from versatune_ds.data.batch import Batch
 from versatune_ds.distributed import World
 from versatune_ds.training.learning_rate import learning_rate_at
 from versatune_ds.training.model import DomainModel, model_inputs
+from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.optimizer import build_optimizer
 
 # deepspeed 0.19.8 builds a shared-memory op at the first CPU collective (30 s, needs ninja); gloo serves as well.
@@ -145,6 +146,17 @@ class Engine:
         """Clip under stage 0 in fp32; deepspeed 0.19.8's own raises IndexError where no parameter has a gradient."""
         if any(part.grad is not None for part in self.deepspeed_engine.module.parameters()):
             type(self.deepspeed_engine).clip_fp32_gradients(self.deepspeed_engine)
+
+    def check_losses(self) -> None:
+        """Check that the losses are the model's, weights gathered as they are in training; the same on every rank.
+
+        Communication: ZeRO-3's own.
+
+        Raises:
+            ValueError: See model_check.py.
+        """
+        self.deepspeed_engine.eval()
+        check_losses_are_the_models(self.deepspeed_engine.module.causal_lm)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> torch.Tensor:

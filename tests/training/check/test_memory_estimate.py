@@ -124,7 +124,7 @@ def test_the_estimate_is_near_what_two_ranks_allocate(tmp_path, monkeypatch, sta
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_experts_are_counted_in_every_precision(tmp_path, precision):
-    """torch's fake form of the experts' product takes bf16 alone; activations in fp32 are twice as many bytes."""
+    """Torch's fake form of the experts' product takes bf16 alone; activations in fp32 are twice as many bytes."""
     experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
     config = tiny_config(tmp_path, f"train.precision={precision}")
     mapping = {key: value for key, value in config.model.from_config.items() if key != "attention_dropout"}
