@@ -56,7 +56,7 @@ def adapters_line(name: str, *, key: str = "model.name_or_path") -> str:
         f"{key}: {name} holds adapters ({_ADAPTER_CONFIG}), not a model; merge them into their base model first: "
         "`versatune export RUN` does for a run's own, and for others peft's "
         f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER); "
-        f"then give {key}=FOLDER"
+        "then name that FOLDER here"
     )
 
 
