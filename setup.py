@@ -25,7 +25,7 @@ setup(
     package_data={"versatune_ds": ["py.typed", "kernels/csrc/*", "report/*.css", "report/*.js", "report/*.html"]},
     install_requires=[
         "torch>=2.8,<3",
-        "deepspeed>=0.18,<0.20",
+        "deepspeed>=0.19.5,<0.20",
         "transformers>=5.0,<6",
         "tokenizers>=0.21",
         "datasets>=4.0,<6",

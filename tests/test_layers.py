@@ -26,7 +26,10 @@ HOMES = {
     "peft": {"training/trained.py"},
     "wandb": {"training/monitor/wandb_sink.py"},
     "rich": {"training/monitor/live.py", "training/monitor/live_frame.py"},
-    "transformers": {"training/model.py", "data/tokenize.py", "training/export.py", "knowledge/generate.py"},
+    "transformers": {
+        "training/model.py", "data/tokenize.py", "training/export.py", "knowledge/generate.py",
+        "training/saved_weights.py", "training/trained.py",
+    },
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

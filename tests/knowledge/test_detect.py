@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from base_model import detect_config, save_base_model
 from command_line import command_of, write_recipe
+from safetensors.torch import load_file, save_file
 
-from versatune_ds.config import load_config
+from versatune_ds.config import ModelConfig, load_config
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge import detect as detect_module
+from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.pool import GeneratorPool
 from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
@@ -230,3 +232,12 @@ def test_two_processes_draw_what_one_does(base, tmp_path):
         with GeneratorPool(config, num_processes=num_processes) as pool:
             drawn_by.append(dict(pool.draw([0, 1, 2])))
     assert drawn_by[0] == drawn_by[1]
+
+
+def test_a_model_whose_weights_are_not_its_own_is_refused_before_anything_is_drawn(tmp_path):
+    base = save_base_model(tmp_path)
+    weights = load_file(base / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if ".layers.1." not in name}
+    save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"^model\.name_or_path: .* 9 missing \(model\.layers\.1\."):
+        find_base_model(ModelConfig(name_or_path=str(base)), cache_dir=tmp_path / "cache")

@@ -1,8 +1,11 @@
 """What DeepSpeed would ignore, or refuse late, is refused at once with the setting and the way out."""
 
+import re
 from pathlib import Path
 
+import deepspeed.runtime.config
 import pytest
+from deepspeed.runtime import constants
 
 from versatune_ds.config import ModelConfig, TrainConfig
 from versatune_ds.training import ds_checks
@@ -40,6 +43,53 @@ def test_a_deepspeed_setting_that_cannot_work_is_refused_in_one_line(deepspeed, 
     with pytest.raises(ValueError, match=rf"^train\.deepspeed: .*{message}") as error:
         check(deepspeed)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "message"),
+    [
+        ({"sequence_parallel_size": 2}, r"'sequence_parallel_size': sequence parallelism is not .*row_tokens$"),
+        ({"tensor_parallel": {"autotp_size": 4}}, r"'tensor_parallel': tensor parallelism is not .*zero3\.json\)$"),
+        ({"autotp_size": 4}, r"'autotp_size': tensor parallelism is not supported: "),
+        ({"expert_parallel": {"enabled": True}}, r"'expert_parallel': expert parallelism is not supported: "),
+        ({"pipeline": {"stages": 2}}, r"'pipeline': pipeline parallelism is not supported: "),
+        ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, r"'zero_optimization\.zenflow': Zen"),
+        ({"compile": {"deepcompile": True}}, r"'compile': .*; model\.compile=true compiles the model's layers$"),
+        ({"weight_quantization": {"enabled": True}}, r"'weight_quantization': quantised weights are not supported "),
+        ({"checkpoint": {"load_universal": True}}, r"'checkpoint\.load_universal': a run converts its own "),
+        ({"managed_gradient_accumulation": True}, r"'managed_gradient_accumulation': .*train\.rows_per_batch and "),
+        ({"nebula": {"enabled": False}}, r"'nebula': the installed DeepSpeed no longer has it; leave it out$"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, r"'zero_optimization\.mics_shard_size': the "),
+    ],
+)  # fmt: skip
+def test_what_deepspeed_knows_and_is_not_supported_has_a_sentence_of_its_own(deepspeed, message):
+    with pytest.raises(ValueError, match=rf"^train\.deepspeed: {message}") as error:
+        check(deepspeed)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_no_key_that_deepspeed_reads_is_called_unknown():
+    source = Path(deepspeed.runtime.config.__file__).read_text(encoding="utf-8")
+    read = set(re.findall(r"param_dict(?:\.get\(|\[)['\"]([a-z_]+)['\"]", source))
+    read |= {constants.CHECKPOINT, constants.DATA_TYPES, constants.GRADIENT_CLIPPING, constants.GRADIENT_ALLREDUCE_OP}
+    assert len(read) >= 5
+    unknown = [key for key in read | set(ds_checks._REMOVED) if "unknown key" in refusal({key: {}})]
+    assert not unknown
+
+
+def refusal(settings):
+    try:
+        ds_checks.check_keys(settings)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_feature_that_is_switched_off_passes():
+    check({
+        "sequence_parallel_size": 1, "tensor_parallel": {"autotp_size": 1}, "pipeline": {}, "hybrid_engine":
+        {"enabled": False}, "compile": {"deepcompile": False}, "checkpoint": {"load_universal": False},
+    })  # fmt: skip
 
 
 def test_nvme_offload_without_the_library_for_it_is_refused(monkeypatch, tmp_path):

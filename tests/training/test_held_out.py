@@ -57,7 +57,7 @@ def examples_of(**settings):
 def test_without_a_target_all_examples_that_are_allowed_are_measured():
     examples = examples_of()
     assert examples.measure(token_losses).num_examples().tolist() == [300, 60, 90]
-    assert examples.state_dict() == {"num_chosen": None}
+    assert examples.state_dict()["num_chosen"] is None
 
 
 def test_each_domain_keeps_what_the_error_needs_between_the_fewest_and_what_there_is(caplog):
@@ -85,9 +85,22 @@ def test_a_resumed_run_measures_the_same_examples_and_chooses_no_more():
     first = examples.measure(token_losses)
     resumed.load_state_dict(examples.state_dict())
     assert resumed.measure(token_losses).loss_sum_E.tobytes() == first.loss_sum_E.tobytes()
-    late = examples_of(target_standard_error=0.04)
-    late.load_state_dict(examples_of().state_dict())  # the target was set later on
-    assert late.measure(token_losses).num_examples().tolist() == [300, 60, 90]
+    resumed.load_state_dict({"num_chosen": [3, 4, 5]})  # as saved by an earlier version
+    assert resumed.measure(token_losses).num_examples().tolist() == [3, 4, 5]
+
+
+def test_a_target_that_changed_since_the_checkpoint_chooses_again(caplog):
+    """It was logged as in force from here on, and the old choice was kept."""
+    expected = examples_of(target_standard_error=0.04).measure(token_losses).num_examples().tolist()
+    for before in ({}, {"target_standard_error": 0.4}):
+        earlier, late = examples_of(**before), examples_of(target_standard_error=0.04)
+        earlier.measure(token_losses)
+        late.load_state_dict(earlier.state_dict())
+        assert late.measure(token_losses).num_examples().tolist() == expected
+    assert "held-out examples are chosen again" in caplog.text
+    without = examples_of()
+    without.load_state_dict(late.state_dict())
+    assert without.measure(token_losses).num_examples().tolist() == [300, 60, 90]
 
 
 def test_all_ranks_keep_what_rank_zero_chose(monkeypatch):

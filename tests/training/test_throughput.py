@@ -1,7 +1,9 @@
 """What a token costs, counted by hand on small models."""
 
 import pytest
+import torch
 from torch import nn
+from transformers import AutoConfig
 
 from versatune_ds.training.throughput import Throughput, flops_per_token, peak_memory_gib
 
@@ -25,6 +27,20 @@ def test_a_frozen_matrix_costs_no_weight_gradient():
     model = Tied(is_tied=False)
     model.head.weight.requires_grad_(False)
     assert flops_per_token(model) == 6 * 4 * 3 + 4 * 4 * 10
+
+
+def test_of_the_experts_those_count_that_a_token_is_sent_to():
+    """Two of eight: 6 * 10 of the 6 * 40 FLOPs of their weights."""
+
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = AutoConfig.for_model("mixtral", num_local_experts=8, num_experts_per_tok=2)
+            self.block = nn.Module()
+            self.block.experts = nn.Module()
+            self.block.experts.down_proj = nn.Parameter(torch.zeros(8, 5, 1))
+
+    assert flops_per_token(Mixture()) == 6 * 10
 
 
 def test_mfu_is_shared_over_processes_and_left_out_where_the_peak_is_unknown():

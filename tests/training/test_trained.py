@@ -53,6 +53,30 @@ def test_merged_adapters_leave_plain_weights_that_compute_the_same(use_dora):
     torch.testing.assert_close(merged(ids).logits, before, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("target_modules", [None, ["c_attn"], ["attn.c_proj", "c_fc"]])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_gpt2s_layers_are_linear_layers_that_take_adapters_and_merge(target_modules, use_dora):
+    """Their weights are transposed (Conv1D)."""
+    other = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    arguments = build_arguments("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=32, **dict.fromkeys(other))
+    lora = LoraConfig(rank=4, target_modules=target_modules, use_dora=use_dora)
+    plain = build_causal_lm(**arguments).eval()
+    causal_lm = build_causal_lm(**{**arguments, "model": arguments["model"].model_copy(update={"lora": lora})}).eval()
+    expected = (
+        {"c_attn", "c_proj", "c_fc"} if target_modules is None else {name[-6:].strip(".") for name in target_modules}
+    )
+    assert {name.partition(".lora_")[0].rpartition(".")[2] for name in trained_names(causal_lm)} == expected
+    for name, parameter in causal_lm.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, mean=float("magnitude" in name), std=0.1)
+    before = causal_lm(torch.tensor([A])).logits
+    assert not torch.allclose(before, plain(torch.tensor([A])).logits, atol=1e-3)
+    on_disk = {name: weight.clone() for name, weight in causal_lm.state_dict().items()}
+    weights = merged_weights(causal_lm.to("meta"), on_disk)
+    plain.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, strict=False)
+    torch.testing.assert_close(plain(torch.tensor([A])).logits, before, atol=2e-6, rtol=1e-5)
+
+
 def test_saved_adapters_are_read_by_peft(tmp_path):
     causal_lm, ids = with_adapters_at_work(), torch.tensor([A])
     save_adapters(causal_lm, tmp_path / "adapters", base_model="a/base")

@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from versatune_ds.config import ModelConfig
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.source_digests import SourceDigests
+from versatune_ds.training.model import check_model_weights
 from versatune_ds.training.named_model import check_saved_model
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -40,7 +41,7 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
         cache_dir: Where the digests of large files are remembered.
 
     Raises:
-        ValueError: If the recipe has no saved model, or nothing is found under its name.
+        ValueError: If the recipe has no saved model, nothing is found under its name, or its weights are not its own.
     """
     if model.name_or_path is None:
         raise ValueError(
@@ -48,6 +49,7 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
             "random weights (give model.name_or_path=FOLDER model.from_config=null)"
         )
     check_saved_model(model)
+    check_model_weights(model)
     folder = Path(model.name_or_path)
     if not folder.is_dir():
         folder = _fetched(model.name_or_path)

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from versatune_ds.config import SamplingConfig
 from versatune_ds.knowledge.sequences import DrawnSequence, repeated_share
+from versatune_ds.training.model_sizes import sizes_of
 
 
 class SequenceGenerator:
@@ -38,7 +39,7 @@ class SequenceGenerator:
         self._sampling = sampling
         self._start_ids = start_ids(tokenizer, prefix=sampling.prefix)
         self._end_ids = _end_ids(causal_lm, tokenizer)
-        room = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        room = sizes_of(causal_lm.config).max_positions
         if room is not None and len(self._start_ids) + sampling.max_new_tokens > room:
             raise ValueError(
                 f"detect.sampling.max_new_tokens: {sampling.max_new_tokens} after {len(self._start_ids)} to start "

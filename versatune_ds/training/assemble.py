@@ -36,9 +36,11 @@ from versatune_ds.training.mixture_start import domain_sizes, named_weights, rec
 from versatune_ds.training.mixture_table import mixture_table
 from versatune_ds.training.model import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
 from versatune_ds.training.model_check import check_losses_are_the_models
+from versatune_ds.training.model_positions import check_positions
 from versatune_ds.training.monitor import Monitor, open_monitor
 from versatune_ds.training.prepared import prepare_once_per_node
 from versatune_ds.training.resume import ResumePoint, find_resume_point, record_resume, run_identity
+from versatune_ds.training.router_loss import describe_router_loss
 from versatune_ds.training.run import Run
 from versatune_ds.training.run_folder import (
     RunStart,
@@ -216,12 +218,23 @@ def build_engine(
     """Give the model its loss head, check it, and hand it to DeepSpeed."""
     num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
+    if (line := describe_router_loss(causal_lm)) is not None:
+        logger.info("%s", line)
+    check_positions(causal_lm, longest=longest_example(data))
     if zero_stage(ds_config) < 3:
         check_losses_are_the_models(causal_lm.to(device))
     if config.model.compile:
         compile_layers(causal_lm)
     model = DomainModel(causal_lm, num_domains=len(data.domain_set))
-    return Engine(model, train=config.train, ds_config=ds_config, world=world, device=device, seed=config.run.seed)
+    engine = Engine(model, train=config.train, ds_config=ds_config, world=world, device=device, seed=config.run.seed)
+    if zero_stage(ds_config) == 3:  # its weights are in parts from here on: only the engine gathers them
+        engine.check_losses()
+    return engine
+
+
+def longest_example(data: PreparedData) -> int:
+    """Return the tokens of the longest example, trained on or held out."""
+    return max((int(part.lengths.max()) for part in (*data.train, *data.valid) if len(part.lengths)), default=0)
 
 
 def _training_loader(config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World) -> MixtureLoader:

@@ -38,6 +38,7 @@ from versatune_ds.training.checkpoint_files import (
     write_durably,
     write_manifest,
 )
+from versatune_ds.training.optimizer_settings import OptimizerSettings
 
 __all__ = [
     "SaveError",
@@ -188,10 +189,14 @@ def _drop_oldest(newest: Path, *, keep: int) -> None:
 def load_checkpoint(deepspeed_engine: Any, folder: Path) -> None:
     """Restore weights and optimizer from a checkpoint of as many processes and the same ZeRO stage.
 
+    The optimizer's settings (weight decay, betas, clipping) stay those of the run that resumes.
+
     Raises:
         RuntimeError: If DeepSpeed finds nothing it can load.
     """
+    settings = OptimizerSettings.of(deepspeed_engine.optimizer)
     loaded, _ = deepspeed_engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    settings.restore(deepspeed_engine.optimizer)
     if loaded is None:
         raise RuntimeError(f"{folder}: DeepSpeed could not load it; remove the folder to fall back on the one before")
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from deepspeed.ops.op_builder import AsyncIOBuilder
+from deepspeed.runtime import config as deepspeed_config_module
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from versatune_ds.config import ModelConfig, TrainConfig
 from versatune_ds.domains import nearest_name
 from versatune_ds.training.ds_settings import offload_device, zero_stage
+from versatune_ds.training.ds_unsupported import GONE, UNSUPPORTED, unsupported_lines
 
 TOP_LEVEL_KEYS = frozenset({
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
@@ -26,10 +28,14 @@ TOP_LEVEL_KEYS = frozenset({
     "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor",
     "gradient_allreduce_op", "disable_allgather", "disable_python_gc", "sparse_gradients", "check_overflow",
     "activation_checkpointing", "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet",
-    "checkpoint", "data_types", "aio", "compile", "autotuning", "hybrid_engine", "nebula", "eigenvalue", "timers",
-    "graph_harvesting", "dataloader_drop_last", "use_data_before_expert_parallelism",
+    "checkpoint", "data_types", "aio", "autotuning", "timers", "dataloader_drop_last", "nebula", "eigenvalue",
+    "graph_harvesting",
 })  # fmt: skip
-"""Keys of deepspeed 0.18 and 0.19 that may stand beside the recipe; those that contradict it are named apart."""
+"""Keys of deepspeed 0.19 that may stand beside the recipe; those that contradict it are named apart."""
+
+# Since 0.19.8 DeepSpeed raises for these as it starts, whatever their value.
+_REMOVED = frozenset(getattr(deepspeed_config_module, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", ()))
+_REMOVED_OF_ZERO = frozenset(getattr(deepspeed_config_module, "_REMOVED_ZERO_CONFIG_KEYS", ()))
 
 
 def check_deepspeed_settings(train: TrainConfig, ds_config: Mapping[str, Any], *, device_type: str) -> None:
@@ -76,10 +82,13 @@ def check_keys(settings: Mapping[str, Any]) -> None:
     lines = [
         f"train.deepspeed: unknown key {key!r}; {nearest_name(key, sorted(TOP_LEVEL_KEYS))}"
         for key in settings
-        if key not in TOP_LEVEL_KEYS
+        if key not in TOP_LEVEL_KEYS and key not in UNSUPPORTED and key not in _REMOVED
     ]
+    lines += unsupported_lines(settings, removed=_REMOVED)
+    zero = settings.get("zero_optimization", {})
+    lines += [f"train.deepspeed: 'zero_optimization.{key}': {GONE}" for key in zero if key in _REMOVED_OF_ZERO]
     try:
-        DeepSpeedZeroConfig(**settings.get("zero_optimization", {}))
+        DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if key not in _REMOVED_OF_ZERO})
     except ValidationError as error:
         lines += [_zero_line(details) for details in error.errors()]
     if lines:

@@ -22,6 +22,7 @@ from versatune_ds.data.batch import Batch
 from versatune_ds.distributed import World
 from versatune_ds.training.learning_rate import learning_rate_at
 from versatune_ds.training.model import DomainModel, model_inputs
+from versatune_ds.training.model_check import check_losses_are_the_models
 from versatune_ds.training.optimizer import build_optimizer
 
 # deepspeed 0.19.8 builds a shared-memory op at the first CPU collective (30 s, needs ninja); gloo serves as well.
@@ -86,7 +87,8 @@ class Engine:
 
         The algebra, with W ranks, A micro-steps, L_ra the loss sum of rank r's micro-step a, and M loss tokens in
         the global batch: DeepSpeed divides by A in backward and by W when it averages gradients, so each backward
-        gets L_ra * A * W / M and the gradient is that of (sum over r, a of L_ra) / M.
+        gets L_ra * A * W / M and the gradient is that of (sum over r, a of L_ra) / M. A router's loss is added as it
+        is: divided by A and W it becomes the mean over all micro-steps (router_loss.py).
 
         Args:
             micro_batches: This rank's.
@@ -99,16 +101,18 @@ class Engine:
         self.deepspeed_engine.train()
         num_loss_tokens_global = micro_batches[0].num_loss_tokens_global
         scale = len(micro_batches) * self.world.world_size / max(num_loss_tokens_global, 1)
+        has_router_loss = self.deepspeed_engine.module.router_loss is not None
         sums = []
         for batch in micro_batches:
-            losses = self.deepspeed_engine(**model_inputs(batch, device=self.device))
+            losses = self.deepspeed_engine(**model_inputs(batch, device=self.device, marks_tokens=has_router_loss))
             sums.append(
                 (losses.loss_sum.detach().double(), losses.loss_sum_K, losses.loss_sq_sum_K, losses.num_loss_tokens_K)
             )
             is_last = len(sums) == len(micro_batches)
             if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
                 scale = math.nan  # DeepSpeed takes no step with a gradient that is no number
-            self.deepspeed_engine.backward(losses.loss_sum * scale)
+            loss = losses.loss_sum * scale
+            self.deepspeed_engine.backward(loss + losses.router_loss if has_router_loss else loss)
             is_sound = not is_last or self._drop_unsound_gradients()
             self.deepspeed_engine.step()
         totals = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
@@ -142,6 +146,17 @@ class Engine:
         """Clip under stage 0 in fp32; deepspeed 0.19.8's own raises IndexError where no parameter has a gradient."""
         if any(part.grad is not None for part in self.deepspeed_engine.module.parameters()):
             type(self.deepspeed_engine).clip_fp32_gradients(self.deepspeed_engine)
+
+    def check_losses(self) -> None:
+        """Check that the losses are the model's, weights gathered as they are in training; the same on every rank.
+
+        Communication: ZeRO-3's own.
+
+        Raises:
+            ValueError: See model_check.py.
+        """
+        self.deepspeed_engine.eval()
+        check_losses_are_the_models(self.deepspeed_engine.module.causal_lm)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> torch.Tensor:

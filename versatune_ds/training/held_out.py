@@ -92,12 +92,24 @@ class HeldOutExamples:
         ]
         self.loader = self._make_loader(self._examples)
 
+    def _reasons(self) -> list[float | int | None]:
+        """Return the settings that decide how many examples are chosen; those of a choice only where there is one."""
+        settings = self._settings
+        fewest = None if settings.target_standard_error is None else settings.min_examples_per_domain
+        return [settings.target_standard_error, fewest, settings.max_examples_per_domain]
+
     def state_dict(self) -> dict[str, Any]:
-        """Return JSON-able state: how many examples of each domain were chosen, null where all are measured."""
-        return {"num_chosen": self._num_chosen_K}
+        """Return JSON-able state: how many examples of each domain were chosen, null where all are; and what for."""
+        return {"num_chosen": self._num_chosen_K, "chosen_for": self._reasons()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved state; a run that began without choosing goes on with all."""
+        """Restore saved state, unless it was chosen under other settings: the next measurement then chooses again.
+
+        A state of an earlier version does not say for what it was chosen, and is kept.
+        """
+        if state.get("chosen_for", self._reasons()) != self._reasons():
+            logger.warning("validation: its settings changed since the checkpoint; held-out examples are chosen again")
+            return
         self._is_to_choose = False
         if state["num_chosen"] is not None:
             self._keep(state["num_chosen"])

@@ -22,7 +22,7 @@ from versatune_ds.training.ds_checks import check_deepspeed_settings, check_keys
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.forward_signals import run_and_forward
 from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
-from versatune_ds.training.model import config_from_mapping
+from versatune_ds.training.model import check_model_weights, config_from_mapping
 from versatune_ds.training.named_model import check_saved_model
 from versatune_ds.training.prepared import cache_folder
 from versatune_ds.training.run_folder import check_named_files, check_run_folder
@@ -140,6 +140,7 @@ def check_before_start(
     check_model_keys(config.model)
     if config.slurm.dependency is None:  # the job before this one may make both
         check_saved_model(config.model)
+        check_model_weights(config.model)
         check_data_files(config.data, cache_dir=cache_folder(config))
 
 

@@ -27,10 +27,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from versatune_ds.config import ModelConfig
-from versatune_ds.data.batch import Batch
+from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
+from versatune_ds.training.model_sizes import num_learned_positions, sizes_of
+from versatune_ds.training.named_model import adapters_line, check_saved_model
+from versatune_ds.training.router_loss import router_loss_of
+from versatune_ds.training.saved_weights import check_loading_info, check_saved_weights, without_load_report
 from versatune_ds.training.trained import choose_what_is_trained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,6 +56,8 @@ class DomainLosses(NamedTuple):
     """Loss tokens by domain, int64."""
     token_losses_N: torch.Tensor
     """Loss of every position, zero where no loss is asked for; empty unless asked for."""
+    router_loss: torch.Tensor
+    """Load-balancing loss times its coefficient, a scalar with gradient; 0 in evaluation, and where there is none."""
 
 
 class DomainModel(nn.Module):
@@ -71,6 +77,8 @@ class DomainModel(nn.Module):
         parent, _, attribute = head_name.rpartition(".")
         settings = LossSettings(softcap=softcap_of(causal_lm))
         setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, settings=settings))
+        self.num_positions = num_learned_positions(causal_lm)
+        self.router_loss = router_loss_of(causal_lm)
 
     def forward(
         self,
@@ -82,14 +90,20 @@ class DomainModel(nn.Module):
         valid_index: torch.Tensor | None = None,
         num_valid: int | None = None,
         per_token: bool = False,
+        is_token: torch.Tensor | None = None,
     ) -> DomainLosses:
         """Return the losses of a micro-batch of packed rows, all [B, T] int64.
 
         Attention never crosses examples: positions restart with every example, and from that transformers builds
         its packed mask (sdpa, eager) or sequence lengths (flash attention); a cache or a mask would switch it off.
         """
+        if self.num_positions is not None:  # examples fit (model_positions.py); the padding of a long row may not
+            positions = positions.remainder(self.num_positions)
         decoder = self.causal_lm.get_decoder()
-        hidden = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False)[0]
+        has_router_loss = self.router_loss is not None and self.training
+        extra = {"output_router_logits": True} if has_router_loss else {}
+        output = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
+        hidden = output[0]
         result = self.causal_lm.get_output_embeddings()(
             hidden,
             labels,
@@ -100,8 +114,9 @@ class DomainModel(nn.Module):
             per_token=per_token,
         )
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
+        router_loss = self.router_loss(output.router_logits, is_token) if has_router_loss else hidden.new_zeros(())
         return DomainLosses(
-            result.loss, result.loss_sum_K, result.loss_sq_sum_K, result.num_loss_tokens_K, token_losses
+            result.loss, result.loss_sum_K, result.loss_sq_sum_K, result.num_loss_tokens_K, token_losses, router_loss
         )
 
 
@@ -115,8 +130,14 @@ def compile_layers(causal_lm: nn.Module) -> None:
             module.compile()
 
 
-def model_inputs(batch: Batch, *, device: torch.device) -> dict[str, Any]:
-    """Return a micro-batch as the arguments of `DomainModel.forward`, on a device."""
+def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = False) -> dict[str, Any]:
+    """Return a micro-batch as the arguments of `DomainModel.forward`, on a device.
+
+    Args:
+        batch: Rows on the CPU.
+        device: Where the model runs.
+        marks_tokens: Whether `is_token` is among them, which only a router's loss needs.
+    """
     tensors = {
         "input_ids": batch.input_ids,
         "labels": batch.labels,
@@ -124,13 +145,22 @@ def model_inputs(batch: Batch, *, device: torch.device) -> dict[str, Any]:
         "domain_ids": batch.domain_ids,
         "valid_index": batch.valid_index,
     }
+    if marks_tokens:
+        tensors["is_token"] = _is_token(batch)
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     return {**on_device, "num_valid": batch.num_valid}
 
 
+def _is_token(batch: Batch) -> torch.Tensor:
+    """Return which positions are no padding, bool [B, T]: padding is a row's last segment, and bears no loss."""
+    is_last = batch.segment_ids == batch.segment_ids[:, -1:]
+    bears_loss = ((batch.labels != IGNORE_INDEX) & is_last).any(dim=1, keepdim=True)
+    return ~is_last | bears_loss
+
+
 def softcap_of(causal_lm: PreTrainedModel) -> float:
     """Return the bound a model puts on its logits by softcap * tanh(logits / softcap); 0 for none."""
-    return float(getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None) or 0.0)
+    return sizes_of(causal_lm.config).softcap
 
 
 def special_ids_of_tokenizer(tokenizer: Any) -> dict[str, int]:
@@ -162,7 +192,9 @@ def build_causal_lm(
     Raises:
         ValueError: If a config key is unknown to the model type, or the model cannot hold the tokenizer's ids.
     """
+    check_saved_model(model)
     is_loaded_in_parts = zero3_config is not None and model.from_config is None
+    is_checked = reads_weights and check_model_weights(model)  # before ZeRO-3's loader, which knows half of it, is on
     # transformers looks for this object while it loads; it acts as long as it lives.
     keeper = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
     try:
@@ -172,13 +204,14 @@ def build_causal_lm(
         else:
             causal_lm = _load(model, dtype=DTYPES[precision])
     except (ValueError, ImportError) as error:
-        if "attention implementation" not in str(error) and "flash" not in str(error).lower():
+        is_attention = "attention implementation" in str(error) or "flash" in str(error).lower()
+        if not is_attention or str(error).startswith("model.name_or_path:"):
             raise
         raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
-    num_embeddings = causal_lm.config.get_text_config().vocab_size
+    num_embeddings = sizes_of(causal_lm.config).vocabulary
     if num_embeddings < vocab_size:
         raise ValueError(
             f"model.tokenizer: {vocab_size} token ids, but the model has {num_embeddings} embeddings; "
@@ -186,6 +219,8 @@ def build_causal_lm(
         )
     choose_what_is_trained(causal_lm, model)
     del keeper
+    if is_loaded_in_parts and not is_checked:  # a model of the Hub is here now
+        check_model_weights(model)
     if model.gradient_checkpointing:
         # transformers 5.24 renamed the method and will drop the old name in 6; older versions know only that one.
         is_renamed = hasattr(causal_lm, "activation_checkpointing_enable")
@@ -228,13 +263,37 @@ def _make(model: ModelConfig, config: PretrainedConfig, *, dtype: torch.dtype) -
 
 
 def _load(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with the weights of a folder or Hub name."""
-    return AutoModelForCausalLM.from_pretrained(
-        model.name_or_path,
-        dtype=dtype,
-        attn_implementation=model.attention,
-        trust_remote_code=model.trust_remote_code,
-    )
+    """Return the model with the weights of a folder or Hub name; ValueError where they are not all its own."""
+    with without_load_report():
+        causal_lm, info = AutoModelForCausalLM.from_pretrained(
+            model.name_or_path,
+            dtype=dtype,
+            attn_implementation=model.attention,
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    check_loading_info(str(model.name_or_path), info, causal_lm=causal_lm)
+    if getattr(causal_lm, "peft_config", None):
+        raise ValueError(adapters_line(str(model.name_or_path)))
+    return causal_lm
+
+
+def check_model_weights(model: ModelConfig) -> bool:
+    """Compare a saved model's files with its config before loading; return whether that could be done.
+
+    Raises:
+        ValueError: If they do not fit together, see `check_saved_weights`.
+    """
+    if model.name_or_path is None:
+        return False
+    try:
+        config = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=model.trust_remote_code)
+        with torch.device("meta"):
+            plain = _make(model.model_copy(update={"attention": "eager"}), config, dtype=torch.float32)
+    except (OSError, ImportError, ValueError):
+        return False  # what is wrong with the config is reported by whoever loads it
+    return check_saved_weights(model.name_or_path, model_class=type(plain), config=plain.config)
 
 
 def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids: dict[str, int]) -> Any:
@@ -251,8 +310,14 @@ def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids
         hint = nearest_name(model_type, list(CONFIG_MAPPING)) if isinstance(model_type, str) else ""
         hint = hint if hint.startswith("did you mean") else "expected llama, qwen3, mistral, ..."
         raise ValueError(f"model.from_config.model_type: {model_type!r} is not known to transformers; {hint}") from None
-    known_keys: Sequence[str] = sorted({*known.to_dict(), "rope_theta"})
+    known_keys: Sequence[str] = sorted({*known.to_dict(), *known.attribute_map, "rope_theta"})
     for key in mapping:
+        other = known.attribute_map.get(key)
         if key != "model_type" and key not in known_keys:
             raise ValueError(f"model.from_config.{key}: unknown to {model_type}; {nearest_name(key, known_keys)}")
-    return AutoConfig.for_model(model_type, **values)
+        if other is not None and mapping.get(other, mapping[key]) != mapping[key]:
+            raise ValueError(
+                f"model.from_config.{key}: {mapping[key]!r}, but {other}, another name of it, is {mapping[other]!r}; "
+                "leave one of the two out"
+            )
+    return AutoConfig.for_model(model_type, **{known.attribute_map.get(key, key): v for key, v in values.items()})

@@ -1,19 +1,31 @@
-"""Say that a recipe's base model is not there, before anything asks the Hub for it.
+"""Refuse a base model that is not there, or that is adapters without a model, before anything is loaded.
 
-The one idea: a Hub name is `owner/name`; whatever cannot be one is a folder, and a missing one is most often an export.
+A Hub name is `owner/name`; whatever cannot be one is a folder, and a missing one is most often an export.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from versatune_ds.config import ModelConfig
 
+_ADAPTER_CONFIG = "adapter_config.json"
+
 
 def check_saved_model(model: ModelConfig) -> None:
-    """Raise ValueError if `model.name_or_path` can only be a folder, and there is none; a Hub name is `owner/name`."""
+    """Check that `model.name_or_path` can be loaded as a model; a Hub name is `owner/name`.
+
+    Raises:
+        ValueError: If it can only be a folder, and there is none, or if it holds adapters.
+    """
     name = model.name_or_path
-    if name is None or Path(name).is_dir():
+    if name is None:
+        return
+    check_is_no_adapter(name)
+    if Path(name).is_dir():
         return
     path = Path(name)
     if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2:
@@ -22,3 +34,40 @@ def check_saved_model(model: ModelConfig) -> None:
             f"model.name_or_path: {name}: no such folder; `versatune export {run}` writes a run's model, by default to "
             "RUN/export; a model of the Hub is named owner/name"
         )
+
+
+def check_is_no_adapter(name: str, *, key: str = "model.name_or_path") -> None:
+    """Check that a folder or Hub name is a model, not adapters that belong to one.
+
+    transformers would load the adapters' base model and, where peft is installed, the adapters beside it: neither
+    training nor an export would then be of the model that the folder stands for.
+
+    Raises:
+        ValueError: With the way to merge them.
+    """
+    is_adapter = (Path(name) / _ADAPTER_CONFIG).is_file() if Path(name).is_dir() else _is_adapter_on_hub(name)
+    if is_adapter:
+        raise ValueError(adapters_line(name, key=key))
+
+
+def adapters_line(name: str, *, key: str = "model.name_or_path") -> str:
+    """Return the line that refuses adapters in the place of a model."""
+    return (
+        f"{key}: {name} holds adapters ({_ADAPTER_CONFIG}), not a model; merge them into their base model first: "
+        "`versatune export RUN` does for a run's own, and for others peft's "
+        f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER); "
+        "then name that FOLDER here"
+    )
+
+
+@functools.cache
+def _is_adapter_on_hub(name: str) -> bool:
+    """Return whether a Hub name is known to hold adapters; the Hub is asked only for what was never downloaded."""
+    try:
+        cached = try_to_load_from_cache(name, _ADAPTER_CONFIG)
+        if cached is not None or try_to_load_from_cache(name, "config.json") is not None:
+            return isinstance(cached, str)
+        hf_hub_download(name, _ADAPTER_CONFIG)
+    except Exception:  # no such name, no such file, no network: whoever loads the model says which
+        return False
+    return True

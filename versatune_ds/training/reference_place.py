@@ -13,6 +13,7 @@ from versatune_ds.config import RunConfig, load_config
 from versatune_ds.data.prepare import PreparedData
 from versatune_ds.data.tokenize import load_tokenizer, tokenizer_digest
 from versatune_ds.distributed import World
+from versatune_ds.training.named_model import check_is_no_adapter
 from versatune_ds.training.prepared import prepare_once_per_node
 from versatune_ds.training.reference_task import ReferenceTask
 from versatune_ds.training.worker import take_place
@@ -32,15 +33,18 @@ class Workplace:
 def open_workplace(recipe: Path, overrides: Sequence[str], *, task: ReferenceTask, world: World) -> Workplace:
     """Join the world and prepare the data; raise ValueError where recipe, data or task is wrong."""
     config = load_config(recipe, overrides)
+    model = config.reference.model
+    other = task.scored_model or (model and model.name_or_path)
+    key = "--score" if task.scored_model else "reference.model"
+    if other:
+        check_is_no_adapter(other, key=key)
     device = take_place(world)
     tokenizer, data = prepare_once_per_node(config, world)
     for name in task.domains or ():
         if name not in data.domain_set.names:
             raise ValueError(f"--domains: {name!r} is none of the domains {', '.join(data.domain_set)}")
-    model = config.reference.model
-    other = task.scored_model or (model and model.name_or_path)
     if other:
-        _check_same_tokenizer(other, key="--score" if task.scored_model else "reference.model", tokenizer=tokenizer)
+        _check_same_tokenizer(other, key=key, tokenizer=tokenizer)
     return Workplace(config=config, world=world, device=device, tokenizer=tokenizer, data=data)
 
 

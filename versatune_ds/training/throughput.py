@@ -1,8 +1,8 @@
 """Say how much of the hardware a run uses: model FLOP/s, share of the device's peak, memory.
 
 The one idea: model FLOPs count what the mathematics needs, once: recomputed activations do not count, and attention's
-own products are left out, so that the share (MFU) is a lower bound; of a mixture of experts every expert counts, which
-makes it too high there.
+own products are left out, so that the share (MFU) is a lower bound; of a mixture of experts those count that a token is
+sent to.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from versatune_ds.training.model_sizes import sizes_of
 
 _PEAK_TFLOPS = {
     "B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L40": 181.0, "A10G": 70.0,
@@ -58,16 +60,21 @@ def throughput_of(model: nn.Module, *, precision: str, num_processes: int) -> Th
 def flops_per_token(model: nn.Module) -> float:
     """Return 2 FLOPs a multiplying weight forward, 2 for its input's gradient, and 2 more where it is trained.
 
-    Multiplying weights are matrices other than a lookup table; a tied one multiplies in the head.
+    Multiplying weights are matrices other than a lookup table; a tied one multiplies in the head. Of routed experts a
+    token meets `num_experts_per_token` of `num_experts`.
     """
+    sizes = sizes_of(model.config) if hasattr(model, "config") else None
+    has_experts = sizes is not None and sizes.num_experts and sizes.num_experts_per_token
+    share_met = sizes.num_experts_per_token / sizes.num_experts if has_experts else 1.0
     lookups = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     heads = {id(getattr(part, "weight", None)) for part in model.modules() if not isinstance(part, nn.Embedding)}
     total = 0.0
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if len(shape) < 2 or (id(parameter) in lookups and id(parameter) not in heads):
             continue
-        total += (6.0 if parameter.requires_grad else 4.0) * getattr(parameter, "ds_numel", parameter.numel())
+        num_met = getattr(parameter, "ds_numel", parameter.numel()) * (share_met if ".experts." in name else 1.0)
+        total += (6.0 if parameter.requires_grad else 4.0) * num_met
     return total
 
 

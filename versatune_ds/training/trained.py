@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from versatune_ds.config import LoraConfig, ModelConfig
 from versatune_ds.domains import nearest_name
 from versatune_ds.training.export_weights import Weight, remove_earlier_weights, save_tensors
 
 _ADAPTER = "default"
+_LINEAR = (nn.Linear, Conv1D)
+"""Layers that can have an adapter; Conv1D is GPT-2's linear layer, its weight transposed."""
 
 
 def choose_what_is_trained(causal_lm: Any, model: ModelConfig) -> None:
@@ -72,6 +75,7 @@ def add_adapters(causal_lm: Any, lora: LoraConfig) -> None:
             target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
             use_dora=lora.use_dora,
             use_rslora=lora.use_rslora,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal_lm.modules()),
             task_type="CAUSAL_LM",
         ),
         causal_lm,
@@ -143,7 +147,7 @@ def _check_target_modules(causal_lm: Any, lora: LoraConfig) -> None:
     peft itself is content when one of several names matches.
     """
     head = causal_lm.get_output_embeddings()
-    linear = {name: module for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: module for name, module in causal_lm.named_modules() if isinstance(module, _LINEAR)}
     for target in lora.target_modules or ():
         matched = [module for name, module in linear.items() if f".{name}".endswith(f".{target}")]
         if not matched:

@@ -163,7 +163,7 @@ FAULTS = {
     "a template that is unfinished": (unfinished_template, "template", "data.chat_template", "endfor"),
     "no tokenizer": (["model.tokenizer=gone"], "tokenizer", "model.tokenizer", "cannot load 'gone'"),
     "a misspelt key of the model": (
-        ["model.from_config.hiden_size=32"], "memory", "model.from_config.hiden_size", "did you mean 'hidden_size'?",
+        ["model.from_config.hiden_size=32"], "model", "model.from_config.hiden_size", "did you mean 'hidden_size'?",
     ),
     "an unknown partition": (["slurm.partition=gpus"], "slurm", "slurm.partition", "did you mean 'gpu'?"),
     "a folder that is no run's": (folder_of_something_else, "files", "runs/mine", "is no run's folder"),

@@ -120,3 +120,19 @@ def test_the_estimate_is_near_what_two_ranks_allocate(tmp_path, monkeypatch, sta
     allocated = max(run_ranks(functools.partial(trained_bytes, config), world_size=2, folder=tmp_path))
     estimate = estimates_of(Subject(config, CheckRequest(gpus_per_node=2), num_gpus_here=0)).chosen
     assert estimate.peak == pytest.approx(allocated, rel=0.2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_experts_are_counted_in_every_precision(tmp_path, precision):
+    """Torch's fake form of the experts' product takes bf16 alone; activations in fp32 are twice as many bytes."""
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+    config = tiny_config(tmp_path, f"train.precision={precision}")
+    mapping = {key: value for key, value in config.model.from_config.items() if key != "attention_dropout"}
+    model = config.model.model_copy(update={"from_config": {**mapping, **experts}})
+    config = config.model_copy(update={"model": model})
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    # By layer: attention 4 x 32 x 32, experts 4 x 3 x 32 x 64, router 4 x 32, two norms; the last norm; the embedding.
+    assert size.num_parameters == 2 * (4 * 32 * 32 + 4 * 3 * 32 * 64 + 4 * 32 + 2 * 32) + 32 + 512 * 32
+    num_bytes = 4 if precision == "fp32" else 2
+    tokens = config.train.rows_per_micro_batch * config.data.row_tokens
+    assert passes.saved > 2 * tokens * 2 * 3 * 64 * num_bytes  # gate, up and their product of two experts in two layers

@@ -40,7 +40,10 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count the storages it made."""
-        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._grouped_mm.default:
+            result = _empty_grouped_product(*args, **(kwargs or {}))
+        else:
+            result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
                 self._count(value.untyped_storage())
@@ -60,6 +63,19 @@ class _LiveBytes(TorchDispatchMode):
         """Take a freed storage off; its address may come again."""
         self._seen.discard(address)
         self.now -= num_bytes
+
+
+def _empty_grouped_product(left: torch.Tensor, right: torch.Tensor, offs: Any = None, *_: Any, **__: Any) -> Any:
+    """Return an empty result of a grouped product, which experts are computed with.
+
+    Of torch 2.13 the form for fake tensors refuses all but bf16, which the real operation does not.
+    """
+    rows, columns = left.shape[-2], right.shape[-1]
+    if left.dim() == right.dim() == 2:  # groups along what is summed over: the weights' gradient
+        return left.new_empty(offs.shape[0], rows, columns)
+    if left.dim() == right.dim() == 3:
+        return left.new_empty(left.shape[0], rows, columns)
+    return left.new_empty(rows, columns)
 
 
 def move_to_fake_cpu(model: nn.Module) -> None:
@@ -82,7 +98,7 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int) -> PassBytes:
+def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int, has_router_loss: bool = False) -> PassBytes:
     """Return what a micro-batch of packed rows keeps alive in the decoder of a model of fake tensors.
 
     Gradients of weights are freed as they come: they are counted apart. The caller has fake tensors switched on.
@@ -91,15 +107,17 @@ def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int) -> Pas
         causal_lm: A transformers model, made under the caller's FakeTensorMode.
         num_rows: Rows of the micro-batch.
         row_tokens: Tokens of a row.
+        has_router_loss: Whether the router's logits are kept.
     """
     causal_lm.train()
     for parameter in causal_lm.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     ids = torch.zeros(num_rows, row_tokens, dtype=torch.int64)
+    extra = {"output_router_logits": True} if has_router_loss else {}
     with _LiveBytes([*causal_lm.parameters(), *causal_lm.buffers()]) as live:
         hidden = causal_lm.get_decoder()(
-            input_ids=ids, position_ids=torch.zeros_like(ids), attention_mask=None, use_cache=False
+            input_ids=ids, position_ids=torch.zeros_like(ids), attention_mask=None, use_cache=False, **extra
         )[0]
         saved = live.now
         if hidden.requires_grad:

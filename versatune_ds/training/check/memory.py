@@ -57,9 +57,6 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     size, chosen, other = estimates.size, estimates.chosen, estimates.other
     trained = "" if size.num_trained == size.num_parameters else f", {size.num_trained / 1e6:,.1f} M of them trained"
     yield ok("model", "model", f"{size.name}, {size.num_parameters / 1e6:,.1f} M parameters{trained}")
-    if size.max_positions is not None and size.max_positions < config.data.row_tokens:
-        found = f"{config.data.row_tokens} tokens, but the model was made for {size.max_positions}"
-        yield warn("model", "data.row_tokens", found, f"set data.row_tokens={size.max_positions} or less")
     switch = "without" if config.model.gradient_checkpointing else "with"
     yield ok(
         "memory",

@@ -27,6 +27,8 @@ from versatune_ds.kernels.linear_head import DEFAULT_CHUNK_MIB
 from versatune_ds.training.check.activations import PassBytes, decoder_pass_bytes, move_to_fake_cpu
 from versatune_ds.training.ds_settings import offload_device, zero_stage
 from versatune_ds.training.model import DTYPES, build_causal_lm
+from versatune_ds.training.model_sizes import num_learned_positions, sizes_of
+from versatune_ds.training.router_loss import router_loss_of
 
 _FP32_BYTES = 4
 
@@ -42,7 +44,9 @@ class ModelSize:
     hidden: int
     is_head_trained: bool
     max_positions: int | None
-    """Longest row that the model was made for; None where its config does not say."""
+    """Longest text that the model was made for; None where its config does not say."""
+    num_learned_positions: int | None
+    """Rows of its table of positions; None where it computes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,10 @@ def measure_model(
     with FakeTensorMode():
         move_to_fake_cpu(causal_lm)
         passes = decoder_pass_bytes(
-            causal_lm, num_rows=config.train.rows_per_micro_batch, row_tokens=config.data.row_tokens
+            causal_lm,
+            num_rows=config.train.rows_per_micro_batch,
+            row_tokens=config.data.row_tokens,
+            has_router_loss=router_loss_of(causal_lm) is not None,
         )
     return _size_of(causal_lm), passes
 
@@ -102,7 +109,8 @@ def _size_of(causal_lm: Any) -> ModelSize:
         vocabulary=head.weight.shape[0],
         hidden=head.weight.shape[1],
         is_head_trained=head.weight.requires_grad,
-        max_positions=causal_lm.config.get_text_config().to_dict().get("max_position_embeddings"),
+        max_positions=sizes_of(causal_lm.config).max_positions,
+        num_learned_positions=num_learned_positions(causal_lm),
     )
 
 

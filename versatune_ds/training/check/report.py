@@ -22,6 +22,7 @@ from versatune_ds.training.check.kernels import check_kernels
 from versatune_ds.training.check.launcher import check_launcher, check_slurm
 from versatune_ds.training.check.memory import check_memory
 from versatune_ds.training.check.mixture import check_mixture
+from versatune_ds.training.check.model import check_model
 from versatune_ds.training.check.request import CheckRequest
 from versatune_ds.training.check.rows import check_rows, render_examples
 from versatune_ds.training.check.subject import Subject
@@ -39,6 +40,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "mixture": check_mixture,
     "batch": check_batch,
     "deepspeed": check_deepspeed,
+    "model": check_model,
     "memory": check_memory,
     "disk": check_disk,
     "kernels": check_kernels,

@@ -33,6 +33,8 @@ class SampledRows:
     bad: tuple[str, ...]
     """file:line: reason of each bad row."""
     num_without_loss: int
+    longest_tokens: int
+    """Tokens of the longest example as it is trained on: cut or split."""
     mean_tokens: float
     """Tokens of a row, long ones whole."""
     share_cut: float
@@ -79,6 +81,7 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
         num_rows=len(rows),
         bad=tuple(f"{file.place(record)}: {line['problem']}" for (file, record), line in zip(places, bad, strict=True)),
         num_without_loss=sum(not line["input_ids"] and not line["problem"] for line in rows),
+        longest_tokens=max((len(line["input_ids"]) for line in kept), default=0),
         mean_tokens=num_tokens / max(len(rows) - len(bad), 1),
         share_cut=cut_share(
             num_cut_tokens=sum(line["num_cut_tokens"] for line in rows),

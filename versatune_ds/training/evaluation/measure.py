@@ -22,6 +22,7 @@ from versatune_ds.training.evaluation.option_losses import option_losses
 from versatune_ds.training.evaluation.questions import answer_greedily, text_of_answer
 from versatune_ds.training.evaluation.result import Answers, Evaluation
 from versatune_ds.training.model import DomainModel, model_inputs
+from versatune_ds.training.model_positions import check_positions
 from versatune_ds.training.monitor.progress_lines import with_progress
 
 
@@ -55,6 +56,7 @@ def measure(
 
     No communication: the caller adds the vectors of all ranks.
     """
+    check_positions(causal_lm, longest=_longest(data), what="the longest text")
     was_training = causal_lm.training
     model = DomainModel(causal_lm, num_domains=len(data.domain_set)).eval()
     loader = ValidationLoader(
@@ -78,6 +80,12 @@ def measure(
         parts.append(option_losses(model, data.choices, **share))
     causal_lm.train(was_training)
     return np.concatenate(parts)
+
+
+def _longest(data: EvaluationData) -> int:
+    """Return the tokens of the longest held-out example, or of the longest question with an option."""
+    lengths = [int(part.lengths.max()) for part in data.held_out if len(part.lengths)]
+    return max([*lengths, *(len(ids) for ids, _ in (data.choices.options if data.choices else ()))], default=0)
 
 
 def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray:

@@ -88,10 +88,12 @@ def _losses_of(causal_lm: Any, batch: Sequence[_Asked]) -> np.ndarray:
         inputs = {"input_ids": shared_QP, "attention_mask": is_shared_QP, "position_ids": positions_QP}
         cache = decoder(**_on(device, inputs), use_cache=True)[1]
         cache.reorder_cache(question_O.to(device))
+    own_last_O = torch.tensor([len(ids) - 1 for question in batch for ids, _ in question.options])
+    places_OT = torch.minimum(torch.arange(ids_OT.shape[1])[None], own_last_O[:, None])  # padding takes no position
     inputs = {
         "input_ids": ids_OT,
         "attention_mask": torch.cat([is_shared_QP[question_O], torch.ones_like(ids_OT)], dim=1),
-        "position_ids": length_Q[question_O, None] + torch.arange(ids_OT.shape[1]),
+        "position_ids": length_Q[question_O, None] + places_OT,
     }
     # transformers 5.24 renamed the argument, which 5.40 takes away under its old name.
     name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"

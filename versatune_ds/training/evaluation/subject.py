@@ -17,6 +17,7 @@ from versatune_ds.config import ModelConfig, RunConfig, load_config
 from versatune_ds.data.tokenize import load_tokenizer
 from versatune_ds.training.export import export_run
 from versatune_ds.training.model import build_causal_lm, special_ids_of_tokenizer
+from versatune_ds.training.named_model import check_is_no_adapter
 from versatune_ds.training.run_folder import CONFIG_FILE, ENVIRONMENT_FILE
 
 
@@ -51,6 +52,7 @@ def config_of(model: Path, *, recipe: Path | None, overrides: Sequence[str]) -> 
 def trained_subject(model: Path, *, workspace: Path, step: int | None) -> Subject:
     """Return the model to evaluate; a run's checkpoint is exported to the workspace first."""
     if not is_run(model):
+        check_is_no_adapter(str(model), key="MODEL")
         return Subject(name=str(model), folder=str(model), tokenizer=str(model))
     folder = export_run(model, output=workspace / "trained", step=step)
     return Subject(name=str(model), folder=str(folder), tokenizer=str(folder))

@@ -1,0 +1,102 @@
+"""Read the sizes of a model from its config, whatever they are called there.
+
+transformers' configs have several names for one thing: `n_positions`, `n_ctx` and `max_position_embeddings`;
+`num_experts`, `num_local_experts` and `n_routed_experts`. Every reader of a size asks here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """Sizes of a language model; None where its config does not state one."""
+
+    vocabulary: int
+    hidden: int | None
+    num_layers: int | None
+    num_heads: int | None
+    head_dim: int | None
+    max_positions: int | None
+    """Longest text that the model was made for, in tokens."""
+    num_experts: int | None
+    """Routed experts of a layer; None for a model without any."""
+    num_experts_per_token: int | None
+    softcap: float
+    """Bound c on the logits, as c * tanh(logits / c); 0 for none."""
+
+
+_SPELLINGS = {
+    "vocabulary": ("vocab_size", "n_vocab"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "dim", "model_dim"),
+    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "head_dim": ("head_dim", "d_kv", "attention_head_dim"),
+    "max_positions": (
+        "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length",
+    ),
+    "num_experts": (
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts",
+        "ffn_config.moe_num_experts",
+    ),
+    "num_experts_per_token": (
+        "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k", "top_k_experts",
+        "ffn_config.moe_top_k",
+    ),
+    "softcap": ("final_logit_softcapping",),
+}  # fmt: skip
+"""Size -> its names, the commonest first."""
+
+
+def sizes_of(config: Any) -> ModelSizes:
+    """Return the sizes that a transformers config states; of several models in one, those of the text's."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    found = {size: _first_number(text, names) for size, names in _SPELLINGS.items()}
+    if found["head_dim"] is None and found["hidden"] and found["num_heads"]:
+        found["head_dim"] = found["hidden"] // found["num_heads"]
+    if not found["num_experts"] or found["num_experts"] < 2:  # some dense models of a family with experts state 0 or 1
+        found["num_experts"] = found["num_experts_per_token"] = None
+    return ModelSizes(**{**found, "softcap": float(found["softcap"] or 0.0)})
+
+
+def _first_number(config: Any, names: tuple[str, ...]) -> Any:
+    """Return the first of a config's values that is a number; a dot leads into a part of it."""
+    for name in names:
+        value = config
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def num_learned_positions(causal_lm: Any) -> int | None:
+    """Return how many positions a model has a row of a table for; None where it computes them, as rotary models do.
+
+    Beyond the table a forward pass ends with an index error, on a GPU with one that leaves the process unusable. The
+    table is an embedding, or a constant as in GPT-J, of as many rows as the config states positions; OPT and its kin
+    keep two rows more than they can use.
+    """
+    sizes = sizes_of(causal_lm.config)
+    if sizes.max_positions is None:
+        return None
+    of_tokens = causal_lm.get_input_embeddings()
+    for name, module in causal_lm.named_modules():
+        if isinstance(module, nn.Embedding) and module is not of_tokens and _is_of_positions(name):
+            return min(sizes.max_positions, module.num_embeddings)
+        for table in ("embed_positions", "pos_encoding"):
+            rows = getattr(module, table, None)
+            if isinstance(rows, torch.Tensor) and rows.dim() == 2 and rows.shape[0] == sizes.max_positions:
+                return sizes.max_positions
+    return None
+
+
+def _is_of_positions(name: str) -> bool:
+    """Return whether a module's name is that of a table of positions."""
+    last = name.rpartition(".")[2].lower()
+    return last == "wpe" or "position" in last or last in ("pos_emb", "pos_embed", "pos_embedding")
