@@ -26,6 +26,7 @@ from versatune_ds.training.model import config_from_mapping
 from versatune_ds.training.named_model import check_saved_model
 from versatune_ds.training.prepared import cache_folder
 from versatune_ds.training.run_folder import check_named_files, check_run_folder
+from versatune_ds.training.run_links import check_not_owned
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
         ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
     config = load_config(recipe, overrides)
+    check_not_owned(config.run_dir)
     num_gpus = num_visible_gpus()
     launcher = choose_launcher(start.launcher, environ=os.environ)
     layout = _layout(start, num_gpus=num_gpus)

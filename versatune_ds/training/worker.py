@@ -29,6 +29,7 @@ from versatune_ds.distributed import (
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
 from versatune_ds.training.assemble import assemble_run
+from versatune_ds.training.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
@@ -144,6 +145,7 @@ def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int
     if exit_code == 0 and run.world.is_rank_zero:
         when_complete(run.config.run_dir)
     barrier()  # ranks leave together: the launcher ends those that are left when the first one goes with 75
+    run.release()
     return exit_code
 
 
@@ -176,9 +178,10 @@ def choose_device(world: World) -> torch.device:
     """Return this process's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu asks for it.
 
     Raises:
-        ValueError: If the processes of this machine outnumber its GPUs.
+        ValueError: If the processes of this machine outnumber its GPUs, or torch does not see those there are.
     """
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+    check_torch_sees_gpus(os.environ)
+    if is_cpu_meant(os.environ) or not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return torch.device("cpu")
     num_visible = len([name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])
