@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from versatune_ds.training.folder_owner import Owner, this_process
 
-__all__ = ["SILENT_SECONDS", "FolderLock", "find_owner", "own_folder"]
+__all__ = ["SILENT_SECONDS", "FolderLock", "find_owner", "own_folder", "release_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,12 @@ def own_folder(folder: Path, *, way_out: str) -> FolderLock:
     lock = _HELD[real] = FolderLock(real, stream=stream)
     atexit.register(lock.release)
     return lock
+
+
+def release_all() -> None:
+    """Give up every folder of this process, where it ends without its exit handlers."""
+    for lock in list(_HELD.values()):
+        lock.release()
 
 
 def find_owner(folder: Path) -> Owner | None:
