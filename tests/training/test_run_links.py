@@ -122,15 +122,26 @@ def test_leftovers_of_kills_are_removed_and_a_users_copy_and_what_links_lead_to_
     assert len(names(checkpoints)) == 2
 
 
-def test_train_and_check_say_who_is_at_work_in_a_runs_folder(tmp_path, capsys, monkeypatch):
-    """Played by the parent of this process, which lives as long as the test."""
-    recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
-    monkeypatch.setattr(launch_module, "run_ranks", lambda *arguments, **settings: pytest.fail("started"))
+@pytest.fixture
+def owned(tmp_path, monkeypatch):
+    """Let the parent of this process, which lives as long as the test, own the folder `tiny`."""
     with monkeypatch.context() as parent:
         parent.setattr(os, "getpid", os.getppid)
         owner = this_process()
     (tmp_path / ".locks").mkdir()
     (tmp_path / ".locks" / "tiny.owner.json").write_text(owner.to_json())
+
+
+def test_a_second_export_into_a_folder_is_refused_while_the_first_writes_it(tmp_path, capsys, owned):
+    called = command_of(capsys)("export", tmp_path / "run", "--output", tmp_path / "tiny")
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith(f"versatune: {tmp_path}/tiny: in use by pid {os.getppid()} on ")
+    assert called.err.endswith("or give another --output\n")
+
+
+def test_train_and_check_say_who_is_at_work_in_a_runs_folder(tmp_path, capsys, monkeypatch, owned):
+    recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
+    monkeypatch.setattr(launch_module, "run_ranks", lambda *arguments, **settings: pytest.fail("started"))
     called = command_of(capsys)("train", recipe, "train.learning_rate=1.0")
     assert called.code == 2
     assert called.err.startswith(f"versatune: {tmp_path}/tiny: in use by pid {os.getppid()} on ")

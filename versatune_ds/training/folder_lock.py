@@ -18,12 +18,13 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from versatune_ds.training.folder_owner import Owner, this_process
 
-__all__ = ["SILENT_SECONDS", "FolderLock", "find_owner", "own_folder", "release_all"]
+__all__ = ["SILENT_SECONDS", "FolderLock", "find_owner", "own_folder", "owning", "release_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,16 @@ def own_folder(folder: Path, *, way_out: str) -> FolderLock:
     lock = _HELD[real] = FolderLock(real, stream=stream)
     atexit.register(lock.release)
     return lock
+
+
+@contextlib.contextmanager
+def owning(folder: Path, *, way_out: str) -> Iterator[None]:
+    """Own a folder within a block; see `own_folder`."""
+    lock = own_folder(folder, way_out=way_out)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def release_all() -> None:
