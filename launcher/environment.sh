@@ -1,6 +1,8 @@
 # Make .venv with everything the project needs; sourced by quickstart.sh and test.sh. A second call does nothing.
 #
 # VERSATUNE_PYTHON       the Python to start from (default: the newest python3.x >= 3.10 on the PATH)
+# VERSATUNE_TORCH        cuda or cpu: which torch to install (default: cuda where nvidia-smi lists a GPU, else cpu); on a
+#                        login node without a GPU, cuda for jobs that have some. Set later, it replaces the other one
 # VERSATUNE_TORCH_INDEX  index of torch wheels for machines without a GPU (default: PyTorch's own CPU index)
 
 TORCH_VERSION=2.13.0
@@ -21,10 +23,29 @@ find_python() {
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
 
+# Which torch is wanted: as VERSATUNE_TORCH says, else what suits this machine.
+wanted_torch() {
+  case "${VERSATUNE_TORCH:-}" in
+    cuda | cpu) echo "$VERSATUNE_TORCH" ;;
+    "") if has_gpu; then echo cuda; else echo cpu; fi ;;
+    *) fail "VERSATUNE_TORCH=$VERSATUNE_TORCH: expected cuda or cpu" ;;
+  esac
+}
+
+# Which torch .venv has: cuda (or AMD's), cpu, or nothing. Its version file says so, without a second of importing it.
+installed_torch() {
+  local file
+  for file in "$VENV"/lib/python3*/site-packages/torch/version.py; do
+    [ -f "$file" ] || continue
+    if grep -qE "^(cuda|hip)\b.*= *['\"]" "$file"; then echo cuda; else echo cpu; fi
+    return
+  done
+}
+
 # Without a GPU on Linux x86-64, the default torch wheel brings gigabytes of CUDA: take a CPU wheel pip knows locally,
 # else the CPU index. Everywhere else the default wheel is the right one.
 install_torch() {
-  if has_gpu || [ "$(uname -sm)" != "Linux x86_64" ]; then
+  if [ "$(wanted_torch)" = cuda ] || [ "$(uname -sm)" != "Linux x86_64" ]; then
     "$PIP" install --quiet "torch>=2.8,<3"
   elif "$PIP" install --quiet --no-index --no-deps "torch==$TORCH_VERSION" 2>/dev/null; then
     say "took the local CPU wheel of torch $TORCH_VERSION"
@@ -32,7 +53,26 @@ install_torch() {
     || "$PYTHON" -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)" "$CPU_INDEX/torch/" 2>/dev/null; then
     "$PIP" install --quiet --index-url "$CPU_INDEX" "torch==$TORCH_VERSION"
   else
-    fail "no GPU, and $CPU_INDEX does not answer; install a CPU torch into $VENV yourself, or set VERSATUNE_TORCH_INDEX"
+    fail "no CPU torch: $CPU_INDEX does not answer; install one into $VENV yourself, or set VERSATUNE_TORCH_INDEX"
+  fi
+  if [ "${VERSATUNE_TORCH:-}" = cuda ] && [ "$(installed_torch)" = cpu ]; then
+    fail "VERSATUNE_TORCH=cuda: pip's index gave a torch without CUDA; install one into $VENV yourself (see pytorch.org)"
+  fi
+}
+
+# Replace a torch of the other kind where VERSATUNE_TORCH asks for it; otherwise log one that leaves a GPU idle.
+settle_torch() {
+  local wanted installed
+  wanted=$(wanted_torch) || exit 2
+  installed=$(installed_torch)
+  [ -n "$installed" ] && [ "$installed" != "$wanted" ] && [ "$(uname -sm)" = "Linux x86_64" ] || return 0
+  if [ -n "${VERSATUNE_TORCH:-}" ]; then
+    say "VERSATUNE_TORCH=$wanted: replacing the torch for $installed in $VENV"
+    rm -f "$VENV/versatune_setup"  # not whole until it is replaced
+    "$PIP" uninstall --quiet --yes torch
+    install_torch
+  elif [ "$wanted" = cuda ]; then
+    say "this machine has a GPU, but the torch in $VENV is built without CUDA; VERSATUNE_TORCH=cuda replaces it"
   fi
 }
 
@@ -42,6 +82,7 @@ setup_environment() {
   VENV=$ROOT/.venv; PIP=$VENV/bin/pip; PYTHON=$VENV/bin/python
   stamp=$VENV/versatune_setup
   wanted="$extras $(cksum <"$ROOT/setup.py")"
+  settle_torch
   if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp" && [ -x "$PYTHON" ]; then return; fi
   command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
     || say "no C++ compiler found; the loss runs in PyTorch instead of our own kernel"

@@ -10,6 +10,8 @@ case "${1:-}" in -h | --help)
 esac
 setup_environment ""
 cd "$ROOT"
-if has_gpu; then processes=$(nvidia-smi -L | grep -c GPU); [ "$processes" -gt 2 ] && processes=2; else processes=2; fi
+if [ "${VERSATUNE_TORCH:-}" = cpu ]; then export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}; fi
+processes=2
+if has_gpu && [ "${DS_ACCELERATOR:-}" != cpu ] && [ "$(nvidia-smi -L | grep -c GPU)" = 1 ]; then processes=1; fi
 export PATH=$VENV/bin:$PATH
 exec "$VENV/bin/versatune" train recipes/quickstart.yaml --processes "$processes" "$@"

@@ -20,7 +20,14 @@ from versatune_ds.data.domain_files import check_data_files
 from versatune_ds.distributed import World
 from versatune_ds.training import launch as launch_module
 from versatune_ds.training.launch import Start, check_processes, device_flag, launch
-from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
+from versatune_ds.training.launchers import (
+    Layout,
+    check_started_once,
+    choose_launcher,
+    launcher_command,
+    num_nodes_given,
+    read_hostfile,
+)
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"
@@ -182,6 +189,33 @@ def test_inside_an_allocation_srun_starts_the_processes_unless_another_launcher_
     assert choose_launcher(None, environ={}) == "deepspeed"
     assert choose_launcher(None, environ={"SLURM_JOB_ID": "7"}) == "srun"
     assert choose_launcher("mpirun", environ={"SLURM_JOB_ID": "7"}) == "mpirun"
+
+
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_NUM_NODES": "4"}
+
+
+def test_within_a_step_of_srun_nothing_waits_for_what_the_step_itself_holds(monkeypatch):
+    assert choose_launcher(None, environ=STEP) == "deepspeed"
+    assert choose_launcher(None, environ=STEP, num_nodes=2) == "srun"
+    interactive = {**STEP, "SLURM_STEP_ID": str(2**32 - 6)}  # the shell of salloc, which holds nothing
+    assert choose_launcher(None, environ=interactive) == "srun"
+    assert [num_nodes_given(environ) for environ in (STEP, interactive, {})] == [1, 4, 1]
+    for environ, has_overlap in ((STEP, True), (interactive, False), ({"SLURM_JOB_ID": "7"}, False)):
+        for name in STEP:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        command = launcher_command("srun", Layout(processes=1, nodes=2), hostfile=None, devices="")
+        assert ("--overlap" in command) is has_overlap
+
+
+def test_a_command_that_srun_started_as_several_tasks_is_refused_but_not_in_a_shell_of_srun(recipe, monkeypatch):
+    for name, value in {**STEP, "SLURM_STEP_NUM_TASKS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"^srun started this command 4 times \(SLURM_STEP_NUM_TASKS\)"):
+        launch(recipe, [], start=Start())
+    for changed in ({"SLURM_PTY_PORT": "40001"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_ID": str(2**32 - 5)}):
+        check_started_once({**STEP, "SLURM_STEP_NUM_TASKS": "4", **changed})
 
 
 def test_a_hostfile_names_machines_and_their_processes(tmp_path):

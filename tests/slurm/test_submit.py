@@ -10,7 +10,7 @@ from tiny_run import ROOT, tiny_config
 
 from versatune_ds.slurm.places import log_pattern, newest_step
 from versatune_ds.slurm.steps import prepare_step, train_step
-from versatune_ds.slurm.submit import sbatch_options
+from versatune_ds.slurm.submit import outside_of_jobs, sbatch_options
 
 WORKER = str(ROOT / "launcher" / "train.py")
 
@@ -92,6 +92,20 @@ def test_without_sbatch_or_with_a_refusal_the_user_reads_one_line(versatune, tmp
     called = versatune("submit", recipe)
     assert (called.code, called.out) == (2, "")
     assert called.err == "versatune: sbatch refused the job: error: invalid partition no job\n"
+
+
+def test_a_job_submitted_from_within_another_job_takes_nothing_of_it_for_its_own():
+    shell = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_MEM_PER_CPU": "1000"}
+    users = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_PARTITION": "gpu", "HOME": "/root"}
+    assert outside_of_jobs({**shell, **users}) == users
+    assert outside_of_jobs({"SLURM_NTASKS": "4", **users}) == {"SLURM_NTASKS": "4", **users}
+
+
+def test_within_a_step_of_srun_the_jobs_steps_share_what_it_holds(tmp_path):
+    config, step = tiny_config(tmp_path), {"SLURM_STEP_ID": "0"}
+    assert prepare_step(config, step, python="py")[:2] == ["srun", "--overlap"]
+    assert "--overlap" in train_step(config, step, python="py")
+    assert "--overlap" not in train_step(config, {"SLURM_STEP_ID": str(2**32 - 5)}, python="py")
 
 
 def test_srun_starts_the_ranks_that_the_job_was_asked_for(tmp_path):

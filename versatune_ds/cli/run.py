@@ -75,9 +75,11 @@ def add_export(commands: Commands) -> None:
 
 def _export(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.export import export_run
+    from versatune_ds.training.folder_lock import owning
 
     output = parsed.output or parsed.run_dir / "export"
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
+    alone = owning(output, way_out="give another --output")
+    with alone, contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
         folder = export_run(
             parsed.run_dir,
             output=output,

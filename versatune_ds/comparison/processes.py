@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from versatune_ds.log import configure_logging
+from versatune_ds.training.gpus import check_torch_sees_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,12 @@ _LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MAST
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them; empty without one."""
+    """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them; empty without one.
+
+    Raises:
+        ValueError: If there are some that torch does not see.
+    """
+    check_torch_sees_gpus(os.environ)
     return gpus_of(torch.cuda.device_count(), visible=os.environ.get(_VISIBLE, ""))
 
 

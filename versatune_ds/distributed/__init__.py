@@ -12,11 +12,14 @@ from versatune_ds.distributed.collectives import (
     run_on_rank_zero,
     sum_over_ranks,
 )
+from versatune_ds.distributed.failures import Failure, FailureBoard
 from versatune_ds.distributed.rendezvous import free_port, join_world, leave_world
 from versatune_ds.distributed.slurm import num_tasks_on_this_node
 from versatune_ds.distributed.world import World, discover_world
 
 __all__ = [
+    "Failure",
+    "FailureBoard",
     "World",
     "any_rank",
     "barrier",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from versatune_ds.distributed.failures import FAILED_ON_RANK_ZERO
 from versatune_ds.distributed.world import World
 
 _PATIENT_TIMEOUT = datetime.timedelta(days=7)
@@ -99,11 +100,11 @@ def run_on_rank_zero(action: Callable[[], None], world: World) -> None:
         except ValueError as raised:
             message = str(raised) or "ValueError"
         except BaseException as raised:  # the others must not wait for a rank that is gone
-            message, error = f"rank 0 failed: {raised!r}", raised
+            message, error = f"{FAILED_ON_RANK_ZERO}{raised!r}", raised
     message = broadcast_text(message, world)
     if error is not None:
         raise error
-    if message.startswith("rank 0 failed: "):
+    if message.startswith(FAILED_ON_RANK_ZERO):
         raise RuntimeError(message)
     if message:
         raise ValueError(message)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from versatune_ds.distributed.slurm import slurm_rendezvous
 from versatune_ds.distributed.world import World
 
-_TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def join_world(world: World, *, device: torch.device) -> None:
@@ -28,7 +28,7 @@ def join_world(world: World, *, device: torch.device) -> None:
     _provide_rendezvous(world)
     export_place(world, device=device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=_TIMEOUT)
+    dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)
 
 
 def export_place(world: World, *, device: torch.device) -> None:

@@ -16,6 +16,18 @@ PROJECT_DIR = Path(__file__).resolve().parents[2]
 SRUN = ("srun", "--kill-on-bad-exit=0", "--wait=60")
 """Ranks may go on for a minute after the first one left: time to leave in good order, and the end of a hang."""
 
+_FIRST_RESERVED_STEP = 0xFFFFFFF0
+"""Step ids from here on are no steps of tasks: batch script, interactive shell."""
+
+
+def overlap(environ: Mapping[str, str]) -> list[str]:
+    """Return what srun needs within a step of srun, which holds all its resources: without it srun waits for ever.
+
+    Since Slurm 20.11. A job that was submitted from within a step carries the step's id too, and is not harmed by it.
+    """
+    step = environ.get("SLURM_STEP_ID", "")
+    return ["--overlap"] if step.isdigit() and int(step) < _FIRST_RESERVED_STEP else []
+
 
 def train_step(config: RunConfig, environ: Mapping[str, str], *, python: str) -> list[str]:
     """Return the command that starts every rank, up to the arguments of `launcher/train.py`.
@@ -23,7 +35,7 @@ def train_step(config: RunConfig, environ: Mapping[str, str], *, python: str) ->
     Raises:
         ValueError: If the job's tasks and GPUs do not go together.
     """
-    command = [*SRUN, *_tasks(environ)]
+    command = [*SRUN, *overlap(environ), *_tasks(environ)]
     if "SLURM_CPUS_PER_TASK" in environ:  # since Slurm 22.05 srun does not take it over from sbatch
         command.append(f"--cpus-per-task={environ['SLURM_CPUS_PER_TASK']}")
     return [*command, *_in_container(config, python=python), str(PROJECT_DIR / "launcher" / "train.py")]
@@ -31,7 +43,7 @@ def train_step(config: RunConfig, environ: Mapping[str, str], *, python: str) ->
 
 def prepare_step(config: RunConfig, environ: Mapping[str, str], *, python: str) -> list[str]:
     """Return the command that prepares the data, once, in one process with all cores that the job has on its node."""
-    command = ["srun", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    command = ["srun", *overlap(environ), "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
     if environ.get("SLURM_CPUS_ON_NODE", "").isdigit():
         command.append(f"--cpus-per-task={environ['SLURM_CPUS_ON_NODE']}")
     return [*command, *_in_container(config, python=python), "-m", "versatune_ds.cli", "prepare"]

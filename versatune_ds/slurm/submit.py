@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
@@ -20,6 +20,8 @@ from versatune_ds.slurm.steps import PROJECT_DIR
 logger = logging.getLogger(__name__)
 
 TEMPLATE = PROJECT_DIR / "slurm" / "train.sbatch"
+_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_DEBUG", "SLURM_TIME_FORMAT")
+"""Variables that a user sets for Slurm's programs."""
 
 
 def submission_overrides(*, nodes: int | None, array: str | None, after: str | None) -> list[str]:
@@ -58,6 +60,16 @@ def job_environment(config: RunConfig) -> dict[str, str]:
     return {**variables, "VERSATUNE_SETUP": "\n".join(config.slurm.setup)} if config.slurm.setup else variables
 
 
+def outside_of_jobs(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what Slurm says of the job, or step, in which this process runs.
+
+    sbatch passes it on, and the new job would take the step, the tasks and the memory of the old one for its own.
+    """
+    if "SLURM_JOB_ID" not in environ:
+        return dict(environ)
+    return {name: value for name, value in environ.items() if name in _KEPT or not name.startswith("SLURM_")}
+
+
 def submit(
     recipe: Path, overrides: Sequence[str], *, config: RunConfig, is_fresh: bool, is_dry_run: bool, is_quiet: bool
 ) -> str:
@@ -82,7 +94,8 @@ def submit(
         return shlex.join([*(["env", *(f"{key}={value}" for key, value in environment.items())]), *command])
     job_folder(config).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and the job would leave no log
     try:
-        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+        environ = {**outside_of_jobs(os.environ), **environment}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
     except FileNotFoundError:
         raise ValueError("sbatch: not found; submit on a machine of the cluster, or see --dry-run") from None
     if done.returncode:

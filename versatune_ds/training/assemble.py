@@ -29,6 +29,7 @@ from versatune_ds.training.ds_checks import check_deepspeed_settings, check_mode
 from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.engine import Engine, share_process_group
+from versatune_ds.training.folder_lock import FolderLock
 from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.loss_digests import loss_digests
 from versatune_ds.training.meter import Meter
@@ -49,6 +50,7 @@ from versatune_ds.training.run_folder import (
     open_run_folder,
     write_record,
 )
+from versatune_ds.training.run_links import own_run_folder
 from versatune_ds.training.served import ServedTokens
 from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.throughput import throughput_of
@@ -82,6 +84,8 @@ def assemble_run(
     check_deepspeed_settings(config.train, ds_config, device_type=device.type)
     check_model_settings(config.model, ds_config)
     check_named_files(config)
+    locks: list[FolderLock] = []
+    run_on_rank_zero(lambda: locks.extend(own_run_folder(config.run_dir, is_fresh=is_fresh)), world)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepared or prepare_once_per_node(config, world)
     references = _references(config, tokenizer, data)
@@ -114,6 +118,7 @@ def assemble_run(
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)
     run = _new_run(config, data, start=start, world=world, engine=engine, controller=controller, identity=identity)
+    run.locks = tuple(locks)
     _go_on_from(run, point, start=start)
     return run
 

@@ -34,6 +34,7 @@ from versatune_ds.training.checkpoint_files import (
     checkpoint_folder,
     measure_files,
     read_state,
+    remove_folder,
     whole_checkpoints,
     write_durably,
     write_manifest,
@@ -147,14 +148,14 @@ def _write_engine(deepspeed_engine: Any, partial: Path) -> None:
 
 def _make_empty(folder: Path) -> None:
     """Create a folder, dropping what a killed save left in it."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     folder.mkdir(parents=True)
 
 
 def _make_whole(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> None:
     """Write the manifest, give the folder its name, point `latest` at it."""
     write_manifest(partial, files)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     partial.rename(folder)
     latest = folder.with_name("latest")
     temporary = latest.with_name("latest.partial")
@@ -181,7 +182,7 @@ def _drop_oldest(newest: Path, *, keep: int) -> None:
             renamed = old.with_name(old.name + ".old")
             try:
                 old.rename(renamed)
-                shutil.rmtree(renamed)
+                remove_folder(renamed)
             except OSError as error:
                 logger.warning("%s could not be deleted: %s", old, error)
 

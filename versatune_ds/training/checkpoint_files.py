@@ -6,6 +6,7 @@ So whatever byte of whatever file has changed, the checkpoint is seen to be brok
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ STATE_FILE = "versatune.json"
 MANIFEST_FILE = "MANIFEST"
 _VERSION = 1
 _BLOCK_BYTES = 1 << 24
+_LEFTOVERS = (".partial", ".old", ".universal")
+"""Endings of the folders that saving, deleting and converting use; another one is a user's own copy."""
 
 Files = dict[str, list[int]]
 """{relative path: [bytes, crc32]} of a checkpoint's files."""
@@ -42,8 +45,18 @@ def whole_checkpoints(run_dir: Path) -> list[Path]:
 
 def remove_unfinished(run_dir: Path) -> None:
     """Delete what killed saves and conversions left beside the checkpoints."""
-    for path in (run_dir / "checkpoints").glob("step_????????.*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for ending in _LEFTOVERS:
+        for path in (run_dir / "checkpoints").glob(f"step_????????{ending}"):
+            with contextlib.suppress(OSError):
+                remove_folder(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder where there is one; of a link to a folder elsewhere the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
 
 
 def newest_sound_checkpoint(run_dir: Path, world: World) -> Path | None:

@@ -20,12 +20,22 @@ from versatune_ds.mixture.reference import check_has_references
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config
+from versatune_ds.training.folder_lock import find_owner
 from versatune_ds.training.forward_signals import run_and_forward
-from versatune_ds.training.launchers import Layout, choose_launcher, launcher_command, read_hostfile
+from versatune_ds.training.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.training.launchers import (
+    Layout,
+    check_started_once,
+    choose_launcher,
+    launcher_command,
+    num_nodes_given,
+    read_hostfile,
+)
 from versatune_ds.training.model import check_model_weights, config_from_mapping
 from versatune_ds.training.named_model import check_saved_model
 from versatune_ds.training.prepared import cache_folder
 from versatune_ds.training.run_folder import check_named_files, check_run_folder
+from versatune_ds.training.run_links import check_not_owned
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +69,12 @@ def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
     Raises:
         ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
+    check_started_once(os.environ)
     config = load_config(recipe, overrides)
+    check_not_owned(config.run_dir)
     num_gpus = num_visible_gpus()
-    launcher = choose_launcher(start.launcher, environ=os.environ)
     layout = _layout(start, num_gpus=num_gpus)
+    launcher = choose_launcher(start.launcher, environ=os.environ, num_nodes=layout.nodes)
     is_elsewhere = bool(layout.hosts) or launcher == "srun"  # other machines see for themselves what they have
     device_type = None if is_elsewhere else "cuda" if num_gpus else "cpu"
     check_before_start(config, num_processes=layout.num_processes, device_type=device_type, is_fresh=start.is_fresh)
@@ -74,8 +86,13 @@ def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
 
 
 def num_visible_gpus() -> int:
-    """Return the GPUs this process may use: none where DS_ACCELERATOR=cpu says so."""
-    return 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    """Return the GPUs this process may use: none where DS_ACCELERATOR=cpu says so.
+
+    Raises:
+        ValueError: If there are some that torch does not see.
+    """
+    check_torch_sees_gpus(os.environ)
+    return 0 if is_cpu_meant(os.environ) else torch.cuda.device_count()
 
 
 def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, script: str, words: Sequence[str]) -> int:
@@ -105,7 +122,7 @@ def _layout(start: Start, *, num_gpus: int) -> Layout:
         return Layout(processes=start.processes or 0, hosts=hosts, nodes=len(hosts))
     if start.nodes is not None and start.nodes < 1:
         raise ValueError(f"--nodes={start.nodes}: expected 1 or more")
-    num_nodes = start.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    num_nodes = start.nodes or num_nodes_given(os.environ)
     asked = num_gpus or None if start.processes is None else start.processes
     return Layout(processes=check_processes(asked, num_gpus=num_gpus if num_nodes == 1 else 0), nodes=num_nodes)
 
@@ -142,6 +159,20 @@ def check_before_start(
         check_saved_model(config.model)
         check_model_weights(config.model)
         check_data_files(config.data, cache_dir=cache_folder(config))
+
+
+def check_submission(config: RunConfig) -> None:
+    """Check what only a job needs; a run that still goes on in its folder is logged, since it may end before the job.
+
+    Raises:
+        ValueError: If the job asks for GPUs and this torch cannot use any.
+    """
+    asked = asks_for_gpus(config.slurm, os.environ)
+    if asked is not None:
+        check_torch_for(asked, os.environ)
+    owner = find_owner(config.run_dir)
+    if owner is not None and config.slurm.dependency is None and config.slurm.array is None:
+        logger.warning("%s: in use by %s; the job is refused if that still runs when it starts", config.run_dir, owner)
 
 
 def check_model_keys(model: ModelConfig) -> None:

@@ -11,7 +11,7 @@ from versatune_ds.data.domain_files import check_data_files
 from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.training.ds_settings import deepspeed_config
 from versatune_ds.training.launch import check_model_keys, check_processes, num_visible_gpus, run_ranks
-from versatune_ds.training.launchers import Layout, choose_launcher
+from versatune_ds.training.launchers import Layout, check_started_once, choose_launcher
 from versatune_ds.training.named_model import check_saved_model
 from versatune_ds.training.prepared import cache_folder
 from versatune_ds.training.reference_task import ReferenceTask
@@ -32,6 +32,7 @@ def launch_reference(
     Raises:
         ValueError: If the recipe or the number of processes is wrong, before any process is started.
     """
+    check_started_once(os.environ)
     config = load_config(recipe, overrides)
     num_gpus = num_visible_gpus()
     device_type = "cuda" if num_gpus else "cpu"

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from versatune_ds.distributed import free_port
-from versatune_ds.slurm.steps import SRUN
+from versatune_ds.distributed.slurm import is_slurm_task
+from versatune_ds.slurm.steps import SRUN, overlap
 
 LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "srun")
 
@@ -61,9 +62,38 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
     return dict(list(hosts.items())[:nodes])
 
 
-def choose_launcher(asked: str | None, *, environ: Mapping[str, str]) -> str:
-    """Return the launcher asked for; else srun inside an allocation of Slurm, and deepspeed everywhere else."""
-    return asked or ("srun" if "SLURM_JOB_ID" in environ else "deepspeed")
+def choose_launcher(asked: str | None, *, environ: Mapping[str, str], num_nodes: int = 1) -> str:
+    """Return the launcher asked for; else srun inside an allocation of Slurm, and deepspeed everywhere else.
+
+    In a shell that srun started (`srun --pty bash`) the deepspeed launcher starts processes on this machine: srun can
+    start no more there than the step has tasks and cores for.
+    """
+    if asked is not None:
+        return asked
+    is_here = is_slurm_task(environ) and num_nodes == 1
+    return "srun" if "SLURM_JOB_ID" in environ and not is_here else "deepspeed"
+
+
+def num_nodes_given(environ: Mapping[str, str]) -> int:
+    """Return the machines that Slurm gave the step, else the job, that this process is in; 1 outside of Slurm."""
+    name = "SLURM_STEP_NUM_NODES" if is_slurm_task(environ) else "SLURM_JOB_NUM_NODES"
+    return int(environ.get(name) or environ.get("SLURM_JOB_NUM_NODES") or "1")
+
+
+def check_started_once(environ: Mapping[str, str]) -> None:
+    """Check that srun did not start this command as several tasks, each of which would start a run of its own.
+
+    In the shell of `srun --ntasks=4 --pty bash` it is typed once, whatever the number of tasks.
+
+    Raises:
+        ValueError: With the way to start it.
+    """
+    num_tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
+    if is_slurm_task(environ) and num_tasks.isdigit() and int(num_tasks) > 1 and "SLURM_PTY_PORT" not in environ:
+        raise ValueError(
+            f"srun started this command {num_tasks} times (SLURM_STEP_NUM_TASKS), and each would start a run: type it "
+            "without srun, or let srun start the processes: srun python launcher/train.py RECIPE"
+        )
 
 
 def launcher_command(launcher: str, layout: Layout, *, hostfile: Path | None, devices: str) -> list[str]:
@@ -95,7 +125,7 @@ def launcher_command(launcher: str, layout: Layout, *, hostfile: Path | None, de
     if hostfile is not None:
         raise ValueError("--hostfile: srun reads none; Slurm chooses the machines, --nodes says how many")
     tasks = [f"--nodes={layout.nodes}", f"--ntasks={layout.num_processes}", f"--ntasks-per-node={layout.processes}"]
-    return [*SRUN, *tasks, sys.executable]
+    return [*SRUN, *overlap(os.environ), *tasks, sys.executable]
 
 
 def _deepspeed(layout: Layout, *, hostfile: Path | None, devices: str) -> list[str]:

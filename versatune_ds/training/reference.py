@@ -165,6 +165,7 @@ def _train_domain(place: Workplace, run: Run, name: str) -> bool:
         run.monitor.finish(exit_code=0 if is_done else REQUEUE_EXIT_CODE)
     if is_done:
         run_on_rank_zero(lambda: _keep_result(place, run.config.run_dir, name), place.world)
+    run.release()
     return is_done
 
 

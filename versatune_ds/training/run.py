@@ -27,6 +27,7 @@ from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.checkpoint import SaveError, load_checkpoint, save_checkpoint, whole_checkpoints
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.engine import Engine, StepResult
+from versatune_ds.training.folder_lock import FolderLock
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.monitor import Monitor
@@ -73,6 +74,13 @@ class Run:
     """Optimizer steps done."""
     is_complete: bool = False
     """Whether the last step is done, or the data has ended."""
+    locks: tuple[FolderLock, ...] = ()
+    """On rank 0 only: what makes it the run's one writer."""
+
+    def release(self) -> None:
+        """Let another process have the run's folder: nothing is written into it any more."""
+        for lock in self.locks:
+            lock.release()
 
     def take(self, step: int, result: StepResult, data: StepBatch) -> None:
         """Take in what an optimizer step left; the run stands after it."""

@@ -31,6 +31,13 @@ from versatune_ds.mixture.reference import References
 from versatune_ds.training.end_tokens import ENDINGS_FILE
 from versatune_ds.training.model import save_model_settings
 from versatune_ds.training.run_history import take_over
+from versatune_ds.training.run_links import (
+    CHECKPOINTS,
+    check_links,
+    claim_checkpoints,
+    is_empty_folder,
+    point_to_new_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +94,12 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
     """Check that the folder is free, or a run's that this recipe may go on with. Changes nothing.
 
     Raises:
-        ValueError: If the folder is there but is no run's, or a key that a run may not change has changed.
+        ValueError: If the folder is there but is no run's, a link leads nowhere or to another run's checkpoints, or a
+            key that a run may not change has changed.
     """
     folder = config.run_dir
-    if not folder.exists() or not any(folder.iterdir()):
+    check_links(folder, is_fresh=is_fresh)
+    if not folder.exists() or is_empty_folder(folder):
         return
     if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
@@ -119,6 +128,7 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:
         _drop_former_run(folder)
+    claim_checkpoints(folder)
     if is_fresh or not (folder / CONFIG_FILE).is_file():
         write_record(config, world, start=start, step=0)
     start.tokenizer.save_pretrained(folder / "tokenizer")
@@ -131,11 +141,16 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
 
 
 def _drop_former_run(folder: Path) -> None:
-    """Delete all of a run but the two files by which its folder is known; the new run overwrites them."""
+    """Delete all of a run but the two files by which its folder is known; the new run overwrites them.
+
+    Links are removed, never what they lead to; that to checkpoints leads to a new folder on the same disk.
+    """
+    if (folder / CHECKPOINTS).is_symlink():
+        point_to_new_folder(folder / CHECKPOINTS)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (CONFIG_FILE, ENVIRONMENT_FILE):
+        elif path.name not in (CONFIG_FILE, ENVIRONMENT_FILE) and not (path.name == CHECKPOINTS and path.is_dir()):
             path.unlink()
 
 

@@ -69,6 +69,11 @@ class StopSignals:
             os._exit(128 + number)
         self.received = self.received or number
 
+    @property
+    def has_state(self) -> bool:
+        """Return whether there is something to save: steps are taken."""
+        return self._has_state
+
     def begin_steps(self) -> None:
         """Say that steps are taken from now on: a signal then waits for them to be saved."""
         self._has_state = True

@@ -1,7 +1,7 @@
 """Be one process of a run: join the world, assemble the run, train, leave with the right code.
 
-The one idea: a mistake of the user is found on every rank in the same way, said by rank 0 in one line, and ends all
-ranks with code 2 before a model is built; whatever fails later leaves the last whole checkpoint as it was.
+A mistake of the user is reported in one line, by rank 0 or by the rank that alone sees it, and ends all ranks with code
+2; whatever fails later leaves the last complete checkpoint as it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch
 
 from versatune_ds.config import load_config
 from versatune_ds.distributed import (
+    Failure,
+    FailureBoard,
     World,
     barrier,
     discover_world,
@@ -26,9 +28,11 @@ from versatune_ds.distributed import (
     leave_world,
     num_tasks_on_this_node,
 )
-from versatune_ds.exit_codes import REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
+from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
 from versatune_ds.training.assemble import assemble_run
+from versatune_ds.training.folder_lock import release_all
+from versatune_ds.training.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
@@ -64,13 +68,17 @@ def run_worker(
         run = started(
             lambda: _start(recipe, overrides, world=world, is_fresh=is_fresh, stop_signals=stop_signals), world
         )
-        return USER_ERROR_EXIT_CODE if run is None else _train_to_the_end(run, when_complete=when_complete)
+        return _train_to_the_end(run, when_complete=when_complete)
 
     return be_process(work, is_quiet=is_quiet)
 
 
 def be_process(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> int:
-    """Find this process's place, do the work, leave the world; return the work's exit code, or end with 1."""
+    """Find this process's place, do the work, leave the world; return the work's exit code.
+
+    A failure is reported by the rank that it came from, and ends all ranks with one exit code: 2 for a ValueError, else
+    1. A process that failed ends here: the goodbyes of the process group may wait for a rank that is gone.
+    """
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
@@ -78,29 +86,57 @@ def be_process(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     stop_signals = StopSignals()
     stop_signals.install()
+    board = FailureBoard(world, has_state=lambda: stop_signals.has_state)
     try:
         return work(world, stop_signals)
-    except Exception:
-        logger.exception("rank %d failed; the last whole checkpoint stands", world.rank)
+    except Exception as error:
+        exit_code = _report(error, world, board)
+        if world.world_size == 1 and isinstance(error, StartError):
+            return exit_code
+        board.linger()
+        release_all()
         logging.shutdown()
-        # The others wait in a collective that this rank will never join. Leaving without the goodbyes of the process
-        # group, which may wait for them too, lets the launcher end them now and not at a timeout.
-        os._exit(1)
+        os._exit(exit_code)
     finally:
+        board.close()
         leave_world()
 
 
-def started(start: Callable[[], T], world: World) -> T | None:
-    """Return what `start` returns; None where the user made a mistake.
+def _report(error: Exception, world: World, board: FailureBoard) -> int:
+    """Say why this rank ends, unless another one's failure is the reason, and return the exit code of all ranks."""
+    exit_code = USER_ERROR_EXIT_CODE if isinstance(error, ValueError) else FAILED_EXIT_CODE
+    failure = Failure(rank=world.rank, exit_code=exit_code, text=str(error) or type(error).__name__)
+    first = board.tell(failure)
+    if not board.is_mine_to_report(failure, first):
+        return first.exit_code
+    if not isinstance(error, StartError):
+        logger.exception("rank %d failed; the last whole checkpoint stands", world.rank)
+    if isinstance(error, ValueError):
+        where = f" on {platform.node()}" if world.local_rank != world.rank else ""
+        prefix = "" if world.is_rank_zero else f"rank {world.rank}{where}: "
+        for line in failure.text.splitlines():
+            sys.stderr.write(f"versatune: {prefix}{line}\n")
+        sys.stderr.flush()
+    return exit_code
 
-    Before training a ValueError is about what the user wrote, found by every rank or told by rank 0; rank 0 says it.
+
+class StartError(ValueError):
+    """What the user wrote is wrong, seen before training: one line says it, and no traceback."""
+
+
+def started(start: Callable[[], T], world: World) -> T:
+    """Return what `start` returns.
+
+    Raises:
+        StartError: For a ValueError: before training it is about what the user wrote, found by every rank, told by
+            rank 0, or, where machines differ, found by one rank alone.
     """
     try:
         return start()
     except ValueError as error:
-        for line in str(error).splitlines() if world.is_rank_zero else ():
-            sys.stderr.write(f"versatune: {line}\n")
-        return None
+        if os.environ.get("VERSATUNE_DEBUG", "0") != "0":
+            logger.exception("rank %d", world.rank)
+        raise StartError(str(error) or type(error).__name__) from error
 
 
 def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bool, stop_signals: StopSignals) -> Run:
@@ -144,6 +180,7 @@ def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int
     if exit_code == 0 and run.world.is_rank_zero:
         when_complete(run.config.run_dir)
     barrier()  # ranks leave together: the launcher ends those that are left when the first one goes with 75
+    run.release()
     return exit_code
 
 
@@ -176,9 +213,10 @@ def choose_device(world: World) -> torch.device:
     """Return this process's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu asks for it.
 
     Raises:
-        ValueError: If the processes of this machine outnumber its GPUs.
+        ValueError: If the processes of this machine outnumber its GPUs, or torch does not see those there are.
     """
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+    check_torch_sees_gpus(os.environ)
+    if is_cpu_meant(os.environ) or not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return torch.device("cpu")
     num_visible = len([name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])

@@ -8,6 +8,7 @@ from ranks import run_ranks
 from tiny_run import be_trained, read_lines, tiny_config
 
 from versatune_ds.data.synthetic import DOMAIN_NAMES
+from versatune_ds.training.evaluation.command import _with_way_out
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,18 @@ def test_a_mistake_is_one_line_and_code_two(versatune, trained, tmp_path, argume
     assert (called.code, called.out) == (2, "")
     assert message.format(**places) in called.err
     assert len(called.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "is_helped"),
+    [
+        ("data.folder: good/train is no folder; expected good/train/DOMAIN.jsonl", True),
+        ("data.domains.law.train: no such file or folder: 'law.jsonl'", True),
+        ("data.max_bad_rows: 3 bad rows", False),
+    ],
+)
+def test_a_run_that_was_moved_is_told_how_to_name_its_data(message, is_helped):
+    helped = _with_way_out(message, is_own_recipe=True)
+    assert helped.startswith(message)
+    assert helped.endswith("were moved, say where the data are: data.folder=FOLDER, or --recipe FILE") is is_helped
+    assert _with_way_out(message, is_own_recipe=False) == message

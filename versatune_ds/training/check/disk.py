@@ -46,8 +46,9 @@ def check_disk(subject: Subject) -> Iterator[Finding]:
     there = _size_of(config.run_dir / "checkpoints")
     needed = one * (config.checkpoint.keep + 1)
     about = f"{config.checkpoint.keep} checkpoints and one being written, {gib(one)} each"
+    folder = config.run_dir / "checkpoints"  # may be a link to another disk
     yield _compare(
-        "checkpoint.keep", about, needed=needed - there, folder=config.run_dir, todo="keep fewer, or set run.output_dir"
+        "checkpoint.keep", about, needed=needed - there, folder=folder, todo="keep fewer, or set run.output_dir"
     )
     text, tokens = subject.num_bytes, _num_tokens(subject)
     yield _compare(

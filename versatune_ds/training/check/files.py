@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from versatune_ds.data.domain_files import key_of
 from versatune_ds.training.check.finding import Finding, fail, failures_of, ok, warn
 from versatune_ds.training.check.subject import DomainSample, Subject
+from versatune_ds.training.folder_lock import find_owner
 from versatune_ds.training.run_folder import check_run_folder
 
 
@@ -28,6 +29,10 @@ def check_files(subject: Subject) -> Iterator[Finding]:
         check_run_folder(subject.config, is_fresh=False)
     except ValueError as error:
         yield from failures_of(error, check="files")
+    owner = find_owner(subject.config.run_dir)
+    if owner is not None:
+        found = f"in use by {owner}, and a second start is refused while it is"
+        yield warn("files", str(subject.config.run_dir), found, "wait until it ends, or choose another run.name")
 
 
 def _todo(subject: Subject, domain: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from versatune_ds.domains import nearest_name
 from versatune_ds.training.check.finding import Finding, fail, ok, warn
 from versatune_ds.training.check.subject import Subject
+from versatune_ds.training.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus
 
 _SECONDS = 10.0
 
@@ -23,12 +24,31 @@ def check_launcher(subject: Subject) -> Iterator[Finding]:
         yield fail("launcher", "deepspeed", "not found beside python nor on PATH", "pip install deepspeed")
     else:
         yield ok("launcher", "deepspeed", launcher)
+    yield from _check_torch(subject)
     asked = subject.gpus_per_node
     if subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
         found = f"{asked} processes a node, but this machine has {subject.num_gpus_here} GPUs"
         yield warn("launcher", "--gpus-per-node", found, "fine if the run's node has more")
     else:
         yield ok("launcher", "GPUs here", str(subject.num_gpus_here or "none; the CPU is used"))
+
+
+def _check_torch(subject: Subject) -> Iterator[Finding]:
+    """See that torch can use the GPUs that are asked for, and those of this machine where the run takes place here."""
+    environ, slurm = subject.request.environ, subject.config.slurm
+    given = subject.request.gpus_per_node
+    asked = asks_for_gpus(slurm, environ)
+    if given is not None and slurm.container is None:
+        asked = f"--gpus-per-node={given}"
+    try:
+        if asked is not None:
+            check_torch_for(asked, environ)
+        is_here = subject.num_nodes == 1 and slurm.partition is None and "SBATCH_PARTITION" not in environ
+        if is_here and slurm.container is None:
+            check_torch_sees_gpus(environ)
+    except ValueError as error:
+        found, _, todo = str(error).rpartition("; ")
+        yield fail("launcher", "torch", found, todo)
 
 
 def check_slurm(subject: Subject) -> Iterator[Finding]:

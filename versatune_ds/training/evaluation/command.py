@@ -89,7 +89,10 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     )
     tasks = _tasks(options)
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
-        result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
+        try:
+            result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
+        except ValueError as error:
+            raise ValueError(_with_way_out(str(error), is_own_recipe=options.recipe is None)) from error
     result["asked"] = _asked(options, request)
     if options.output is not None or is_run(model):
         name = result_name(split=request.split, default_split=default_split, step=options.step)
@@ -97,6 +100,15 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     else:
         logger.info("%s is no run's folder, so nothing was written; --output FILE keeps the result", model)
     return result
+
+
+def _with_way_out(message: str, *, is_own_recipe: bool) -> str:
+    """Return a message about data that are not there with what to do where the recipe is the run's: it was moved."""
+    is_about_data = message.startswith(("data.folder: ", "data.domains.")) and "no folder" in message
+    is_about_data |= message.startswith("data.domains.") and "no such file or folder" in message
+    if not is_own_recipe or not is_about_data:
+        return message
+    return f"{message}; if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
 
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:

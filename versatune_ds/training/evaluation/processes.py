@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from versatune_ds.training.evaluation.data import EvaluationData, evaluation_dat
 from versatune_ds.training.evaluation.measure import as_evaluation, measure
 from versatune_ds.training.evaluation.result import Evaluation
 from versatune_ds.training.evaluation.subject import Subject, load_subject
+from versatune_ds.training.gpus import check_torch_sees_gpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,8 @@ def rows_at_a_time(config: RunConfig) -> int:
 
 
 def device_of(rank: int, *, num_processes: int) -> torch.device:
-    """Return a process's GPU, or the CPU, whose threads the processes share."""
+    """Return a process's GPU, or the CPU, whose threads the processes share; ValueError where torch misses the GPUs."""
+    check_torch_sees_gpus(os.environ)
     if torch.cuda.is_available():
         return torch.device("cuda", rank % torch.cuda.device_count())
     if num_processes > 1:

@@ -1,0 +1,173 @@
+"""Tell all ranks that one has failed, so that they end at once, with its exit code and without errors of their own.
+
+A rank that fails inside a step leaves the others in a collective that it never joins. They would wait, or report a
+closed connection, which buries the reason. So the first rank that fails writes it on a board (a store where the process
+group has its own, there before the group is); every other rank watches it, and ends quietly once it has seen a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch.distributed as dist
+
+from versatune_ds.distributed.rendezvous import TIMEOUT, _provide_rendezvous
+from versatune_ds.distributed.world import World
+
+logger = logging.getLogger(__name__)
+
+FAILED_ON_RANK_ZERO = "rank 0 failed: "
+"""How the error begins that the others raise when rank 0 failed while they waited for it: rank 0 tells the reason."""
+
+_FIRST, _NUM_SEEN, _NUM_LEFT = "first_failure", "num_seen", "num_left"
+_POLL_SECONDS = 0.25
+_GRACE_SECONDS = 15.0
+"""How long a rank that trains may take to notice by itself that another one is gone, and to close its records."""
+_GRACE_AT_START_SECONDS = 1.0
+_LINGER_SECONDS = 3.0
+"""How long a rank that ends waits until the others know why."""
+_SAME_SECONDS = 1.0
+"""How long another rank waits whether rank 0 has found the same, which then reports it alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a rank ends."""
+
+    rank: int
+    exit_code: int
+    text: str
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Failure:
+        """Read what the board holds."""
+        return cls(**json.loads(text))
+
+
+class FailureBoard:
+    """Share the first failure among the ranks; in a world of one there is nobody to share it with.
+
+    Args:
+        world: This process's place.
+        has_state: Returns whether this process trains, and so has records to close before it ends.
+
+    Raises:
+        ValueError: If nobody says where rank 0 is.
+    """
+
+    def __init__(self, world: World, *, has_state: Callable[[], bool]) -> None:
+        self._world = world
+        self._has_state = has_state
+        self._seen: Failure | None = None
+        self._is_counted = False
+        self._ended = threading.Event()
+        self._store: dist.Store | None = None
+        if world.world_size > 1:
+            _provide_rendezvous(world)
+            is_host = world.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            self._store = _connect(is_host=is_host)
+            threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
+
+    def tell(self, failure: Failure) -> Failure:
+        """Write this rank's failure on the board; return the first one, which may be another rank's.
+
+        What only follows from rank 0's failure is not written unless rank 0 stays silent.
+        """
+        self._ended.set()  # this process ends by itself now
+        if self._store is None:
+            return failure
+        if failure.text.startswith(FAILED_ON_RANK_ZERO):
+            self._wait_until(lambda: self._store.check([_FIRST]), seconds=_LINGER_SECONDS)
+        text = json.dumps(asdict(failure))
+        with contextlib.suppress(RuntimeError):  # rank 0, which has the board, is gone
+            self._store.set(_key(failure.rank), text)
+            self._seen = Failure.from_json(self._store.compare_set(_FIRST, "", text))
+        return self._seen or failure
+
+    def is_mine_to_report(self, failure: Failure, first: Failure) -> bool:
+        """Return whether this rank reports a failure: the first one does, and of those that found the same, rank 0."""
+        if failure.text != first.text:
+            return failure.rank == first.rank
+        if self._world.is_rank_zero:
+            return True
+        self._wait_until(lambda: self._store.check([_key(0)]), seconds=_SAME_SECONDS)
+        with contextlib.suppress(RuntimeError):
+            if self._store.check([_key(0)]) and Failure.from_json(self._store.get(_key(0))).text == failure.text:
+                return False
+        return failure.rank == first.rank
+
+    def linger(self) -> None:
+        """Wait a moment until all ranks know of the failure: the board goes with rank 0."""
+        self._count_as_seen()
+        if self._store is not None:
+            size = self._world.world_size
+            self._wait_until(lambda: self._store.add(_NUM_SEEN, 0) >= size, seconds=_LINGER_SECONDS)
+
+    def close(self) -> None:
+        """Stop watching; rank 0 waits until all have, since the board goes with it."""
+        self._ended.set()
+        if self._store is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            self._store.add(_NUM_LEFT, 1)
+        if self._world.is_rank_zero:
+            size = self._world.world_size
+            self._wait_until(lambda: self._store.add(_NUM_LEFT, 0) >= size, seconds=_LINGER_SECONDS)
+
+    def _watch(self) -> None:
+        """Look at the board until a failure is there; end this process where it does not end by itself."""
+        try:
+            store = _connect(is_host=False)
+            while not store.check([_FIRST]):
+                if self._ended.wait(_POLL_SECONDS):
+                    return
+            self._seen = Failure.from_json(store.get(_FIRST))
+        except RuntimeError:  # the board is gone, and rank 0 with it
+            return
+        self._count_as_seen()
+        if self._ended.wait(_GRACE_SECONDS if self._has_state() else _GRACE_AT_START_SECONDS):
+            return
+        logging.shutdown()
+        os._exit(self._seen.exit_code)
+
+    def _count_as_seen(self) -> None:
+        """Let those that linger know that this rank knows."""
+        if self._store is not None and not self._is_counted:
+            self._is_counted = True
+            with contextlib.suppress(RuntimeError):
+                self._store.add(_NUM_SEEN, 1)
+
+    def _wait_until(self, condition: Callable[[], bool], *, seconds: float) -> None:
+        """Wait until a condition of the board holds, at most some seconds; not at all where the board is gone."""
+        end = time.monotonic() + seconds
+        with contextlib.suppress(RuntimeError):
+            while not condition() and time.monotonic() < end:
+                time.sleep(0.02)
+
+
+def _key(rank: int) -> str:
+    """Return where a rank's failure is written."""
+    return f"failure_of_rank_{rank}"
+
+
+def _connect(*, is_host: bool) -> dist.Store:
+    """Connect to the store where the ranks meet; the process group shares its server in the process that hosts it.
+
+    torchrun's agent keeps its store when it starts the ranks again: each attempt has names of its own.
+    """
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=is_host,
+        timeout=TIMEOUT,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return dist.PrefixStore(f"versatune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -1,0 +1,125 @@
+"""Refuse to train on the CPU where there is a GPU: a torch wheel without CUDA sees none and says nothing.
+
+Where no GPU exists and none was allocated, the CPU is right, whatever a launcher calls its processes
+(`deepspeed --num_gpus 2`). DS_ACCELERATOR=cpu says that the CPU is meant, and so does hiding the GPUs
+(CUDA_VISIBLE_DEVICES empty or -1).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from versatune_ds.config import SlurmConfig
+
+_ALLOCATED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+"""Variables of a job or step that was given GPUs of its node."""
+_SBATCH_VARIABLES = ("SBATCH_GPUS", "SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK", "SBATCH_GRES")
+_ASKS_FOR_GPUS = re.compile(r"--(gpus|gpus-per-(node|task|socket))=|--(gres|tres-per-(node|task|job|socket))=.*\bgpu\b")
+_SECONDS = 20.0
+_WAYS_OUT = (
+    "install a torch with CUDA (VERSATUNE_TORCH=cuda bash launcher/quickstart.sh does), or set DS_ACCELERATOR=cpu to "
+    "train on the CPU on purpose"
+)
+
+
+def check_torch_sees_gpus(environ: Mapping[str, str]) -> None:
+    """Check that torch sees GPUs where this process has some.
+
+    Raises:
+        ValueError: In one line: which GPUs there are, why torch sees none, what to do.
+    """
+    if is_cpu_meant(environ) or torch.cuda.device_count() > 0:
+        return
+    found = gpus_here(environ)
+    if found is not None:
+        raise ValueError(f"{found}, but {why_torch_sees_none()}: the run would train on the CPU; {_way_out()}")
+
+
+def check_torch_for(asked: str, environ: Mapping[str, str]) -> None:
+    """Check that GPUs which are asked for can be used by this torch, on this machine or another.
+
+    Args:
+        asked: The key or option that asks for them, for the message.
+        environ: The environment's variables.
+
+    Raises:
+        ValueError: If torch is built without CUDA, and DS_ACCELERATOR=cpu does not say that none is used.
+    """
+    if not is_cpu_meant(environ) and not has_cuda():
+        reason = why_torch_sees_none()
+        raise ValueError(f"{asked} asks for GPUs, but {reason}: the run would train on the CPU; {_WAYS_OUT}")
+
+
+def asks_for_gpus(slurm: SlurmConfig, environ: Mapping[str, str]) -> str | None:
+    """Return the key or variable by which a job is given GPUs; None where none is, or a container brings its torch."""
+    if slurm.container is not None:
+        return None
+    if slurm.gpus_per_node is not None:
+        return f"slurm.gpus_per_node={slurm.gpus_per_node}"
+    for option in slurm.sbatch_options:
+        if _ASKS_FOR_GPUS.match(option):
+            return f"slurm.sbatch_options: {option}"
+    names = (name for name in _SBATCH_VARIABLES if "gpu" in environ.get(name, "") or environ.get(name, "").isdigit())
+    return next((f"{name}={environ[name]}" for name in names), None)
+
+
+def is_cpu_meant(environ: Mapping[str, str]) -> bool:
+    """Return whether the environment says that the CPU is used on purpose."""
+    return environ.get("DS_ACCELERATOR") == "cpu"
+
+
+def has_cuda() -> bool:
+    """Return whether torch is built for GPUs, NVIDIA's or AMD's."""
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
+def gpus_here(environ: Mapping[str, str]) -> str | None:
+    """Return how one knows that this process has GPUs; None where it has none, or they are hidden from it."""
+    if environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles"):
+        return None
+    if environ.get("DS_ACCELERATOR") == "cuda":
+        return "DS_ACCELERATOR=cuda asks for GPUs"
+    if "SLURM_JOB_ID" in environ:
+        for name in _ALLOCATED:
+            if environ.get(name, "").strip() not in ("", "0"):
+                return f"Slurm gave this job GPUs ({name}={environ[name]})"
+    listed = _listed(environ)
+    return f"nvidia-smi lists {listed[0]}{' and others' if len(listed) > 1 else ''}" if listed else None
+
+
+def why_torch_sees_none() -> str:
+    """Return why torch sees no GPU: how it is built, or what CUDA says."""
+    if not has_cuda():
+        return f"this torch ({torch.__version__}) is built without CUDA"
+    try:
+        torch.cuda.init()
+        reason = "CUDA sees no device"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+    return f"this torch ({torch.__version__}) sees no GPU ({reason})"
+
+
+def _way_out() -> str:
+    """Return what to do where torch sees no GPU that is there."""
+    if has_cuda():
+        return "install a torch that fits the driver, or set DS_ACCELERATOR=cpu to train on the CPU on purpose"
+    return _WAYS_OUT
+
+
+def _listed(environ: Mapping[str, str]) -> Sequence[str]:
+    """Return the GPUs that nvidia-smi lists, by their numbers and models; none where it is not there or fails."""
+    program = shutil.which("nvidia-smi", path=environ.get("PATH", os.defpath))
+    if program is None:
+        return []
+    try:
+        done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [line.partition(" (")[0].strip() for line in lines if line.startswith("GPU ")]
