@@ -103,7 +103,8 @@ class Engine:
         scale = len(micro_batches) * self.world.world_size / max(num_loss_tokens_global, 1)
         sums = []
         for batch in micro_batches:
-            losses = self.deepspeed_engine(**model_inputs(batch, device=self.device))
+            inputs = model_inputs(batch, device=self.device)
+            losses = self.deepspeed_engine(**inputs, grad_scale=scale * self._loss_scale() / len(micro_batches))
             sums.append(
                 (losses.loss_sum.detach().double(), losses.loss_sum_K, losses.loss_sq_sum_K, losses.num_loss_tokens_K)
             )
@@ -123,6 +124,12 @@ class Engine:
             num_loss_tokens_global=num_loss_tokens_global,
             is_applied=is_sound and self.deepspeed_engine.was_step_applied(),
         )
+
+    def _loss_scale(self) -> float:
+        """Return what DeepSpeed will multiply the loss by under fp16, 1 elsewhere; a number on the host."""
+        if self.train_settings.precision != "fp16":
+            return 1.0
+        return float(getattr(self.deepspeed_engine.optimizer, "loss_scale", 1.0))
 
     def _drop_unsound_gradients(self) -> bool:
         """Return whether gradients are finite, and drop them otherwise; asked under ZeRO stage 0 in fp32 only.
