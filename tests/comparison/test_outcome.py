@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from versatune_ds.comparison.intervals import holm, mean_with_interval, paired_p_value
 from versatune_ds.comparison.outcome import outcome
 from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.table import Results, markdown_table, retention_table
+from versatune_ds.comparison.table import Results, markdown_table, p_values, retention_table
 
 BASE = {"law": {"loss": 2.0}, "code": {"loss": 1.0}}
 
@@ -99,6 +99,43 @@ def test_seeds_are_won_in_the_other_domains_where_there_are_targets():
     table = markdown_table(replace(made, domains=domains_of))
     # With law as target the others are code, 1.0 with both; with code as target they are law, which "moves" keeps.
     assert table.splitlines()[3].endswith("| 2 of 6 |")
+
+
+def results_of_targets(*, seeds, losses):
+    """Return results in which "moves" lowers the target's loss of 1.0 to `losses[target][seed]`, "uniform" does not."""
+    plan = ComparisonPlan(
+        name="c", recipe="r", base=BaseModelPlan(recipe="r"), runs={"uniform": {}, "moves": {}}, seeds=seeds,
+        baseline="uniform", targets=tuple(losses),
+    )  # fmt: skip
+    base = {name: {"loss": 1.0} for name in (*losses, "other")}
+    made = {}
+    for cell in cells_of(plan):
+        loss = losses[cell.target][cell.seed - 1] if cell.label == "moves" else 1.0
+        made[cell] = {**base, cell.target: {"loss": loss}}
+    return Results(plan=plan, base=base, domains=made, split="test", weights={})
+
+
+def test_several_targets_are_the_population_and_their_seeds_are_averaged_first():
+    made = results_of_targets(seeds=(1, 2), losses={"law": (0.9, 0.7), "code": (0.5, 0.3), "art": (0.9, 0.9)})
+    assert made.values("moves", "target") == pytest.approx([0.2, 0.6, 0.1])
+    assert sorted(made.values_of_runs("moves", "target")) == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.5, 0.7])
+    # Mean 0.3, standard deviation 0.26458, standard error 0.15275, t 1.9640 with 2 degrees of freedom: p 0.1885.
+    # Six values taken as independent would give t 2.928 with 5 degrees of freedom, p 0.033, and a star.
+    assert p_values(made, "target")["moves"] == pytest.approx(0.1885, abs=1e-4)
+    moves = markdown_table(made).splitlines()[-1].split(" | ")
+    assert moves[3] == "30.00 % ± 65.72 % (+30.00)"
+
+
+def test_with_one_target_or_none_the_seeds_are_the_population():
+    made = results_of_targets(seeds=(1, 2), losses={"law": (0.9, 0.7)})
+    assert made.values("moves", "target") == pytest.approx([0.1, 0.3])
+    assert results().values("uniform", "loss") == pytest.approx([1.35, 1.45, 1.55])
+
+
+def test_one_seed_of_several_targets_is_enough_for_an_interval():
+    made = results_of_targets(seeds=(1,), losses={"law": (0.9,), "code": (0.8,), "art": (0.7,)})
+    mean = mean_with_interval(made.values("moves", "target"))
+    assert (mean.mean, mean.half_width) == pytest.approx((0.2, 0.2484), abs=1e-4)
 
 
 def test_the_retention_matrix_has_a_row_for_every_target_and_marks_the_targets_own_cell():

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from versatune_ds.kernels import build, ops, recipe
+from versatune_ds.kernels import ops, recipe
+from versatune_ds.kernels.cache_place import cache_roots
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +31,7 @@ def library() -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
         cuda = recipe.recipe_for("cuda")
-    library = build.cache_root() / f"versatune_test_{recipe.digest(cuda)}" / "versatune_cuda.so"
+    library = cache_roots()[0] / f"versatune_test_{recipe.digest(cuda)}" / "versatune_cuda.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         unfinished = library.with_suffix(".unfinished")

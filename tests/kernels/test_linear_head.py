@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.exact_loss import Case, exact_loss, make_case
 from versatune_ds.kernels import DomainLoss, DomainLossHead, LossSettings
-from versatune_ds.kernels.head_loss import chunk_rows
+from versatune_ds.kernels.head_loss import chunk_rows, scale_within_range
 
 D = 24
 EVERYTHING = LossSettings(z_loss=1e-3, softcap=5.0, label_smoothing=0.1)
@@ -73,6 +73,53 @@ def test_loss_and_gradients_agree_with_a_linear_layer_in_float64(
     for actual, expected in zip((hidden_ND.grad, *(p.grad for p in head.parameters())), gradients, strict=True):
         assert relative_error(actual, expected) < tolerance
         assert actual.dtype == dtype
+
+
+@pytest.mark.parametrize("chunk_mib", [ONE_CHUNK, 1.0], ids=["one_chunk", "chunks"])
+@pytest.mark.parametrize("loss_scale", [512.0, 4096.0])
+def test_float16_gradients_over_many_tokens_stay_in_range_when_the_caller_names_its_scale(
+    chunk_mib: float, loss_scale: float
+) -> None:
+    num_tokens, vocabulary = 20_000, 101
+    linear = make_head(vocabulary, dtype=torch.float16)
+    hidden_ND = (make_hidden(num_tokens).detach() + 8.0).half().requires_grad_()
+    ids_N = torch.zeros(num_tokens, dtype=torch.int64)
+    case = Case(
+        logits_NV=torch.empty(0), labels_N=ids_N + 7, domain_ids_N=ids_N, loss_weights_K=torch.ones(1)
+    )
+    _, _, gradients = exact_gradients(hidden_ND, linear, case, LossSettings())
+    assert gradients[1].abs().max() > 2 * torch.finfo(torch.float16).max  # the sum before it is divided
+    scale = loss_scale / num_tokens
+    head = DomainLossHead.from_linear(linear, chunk_mib=chunk_mib)
+    result = head(hidden_ND, case.labels_N, case.domain_ids_N, grad_scale=scale)
+    (result.loss * scale).backward()
+    for actual, expected in zip((hidden_ND.grad, head.weight.grad, head.bias.grad), gradients, strict=True):
+        assert relative_error(actual, expected * scale) < 3e-3
+
+
+def test_the_named_scale_changes_no_gradient_where_another_dtype_or_another_factor_comes() -> None:
+    case = make_case(57, 101)
+
+    def gradients(dtype: torch.dtype, grad_scale: float | None, factor: float) -> list[torch.Tensor]:
+        linear, hidden_ND = make_head(dtype=dtype), make_hidden(57, dtype)
+        head = DomainLossHead.from_linear(linear)
+        loss = head(hidden_ND, case.labels_N, case.domain_ids_N, num_domains=4, grad_scale=grad_scale).loss
+        (loss * factor).backward()
+        return [hidden_ND.grad, linear.weight.grad, linear.bias.grad]
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for one, other in zip(gradients(dtype, 1 / 57, 1 / 57), gradients(dtype, None, 1 / 57), strict=True):
+            assert torch.equal(one, other)
+    for one, other in zip(gradients(torch.float16, 0.25, 1.0), gradients(torch.float16, None, 1.0), strict=True):
+        torch.testing.assert_close(one, other, rtol=4e-3, atol=1e-3)
+
+
+def test_the_scale_is_kept_where_float16_can_hold_terms_and_sums() -> None:
+    def scale(grad_scale: float | None, dtype: torch.dtype = torch.float16) -> float:
+        return scale_within_range(grad_scale, dtype=dtype, num_tokens=1000)
+
+    assert [scale(0.5), scale(1e-6), scale(65536.0), scale(None), scale(float("nan"))] == [0.5, 1e-3, 1024.0, 1.0, 1.0]
+    assert scale(0.5, torch.bfloat16) == scale(0.5, torch.float32) == 1.0
 
 
 def test_rows_and_tokens_may_come_apart_and_ignored_rows_get_exactly_zero_gradient() -> None:

@@ -14,7 +14,13 @@ from versatune_ds.knowledge.label_classifier import (
     expected_calibration_error,
     fit_calibration,
 )
-from versatune_ds.knowledge.label_texts import LabelledTexts, cut_texts, domain_set_of, read_divided_texts
+from versatune_ds.knowledge.label_texts import (
+    LabelledTexts,
+    cut_texts,
+    domain_set_of,
+    read_divided_texts,
+    texts_with_smallest_hashes,
+)
 
 
 def divided(folder, **changes):
@@ -34,6 +40,54 @@ def test_rows_that_say_the_same_count_once_and_bad_ones_not_at_all(tmp_path):
     folder = write_domains(tmp_path, num_rows=40, domains=("law", "code"))
     write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(40, topic="law")] * 3 + ["no json", {"messages": []}])
     assert len(divided(folder).fit) == 2 * 28
+
+
+def test_the_rows_with_the_smallest_hashes_are_kept_whatever_the_order():
+    rows = [(7, "g"), (3, "c"), (9, "i"), (3, "c"), (1, "a"), (9, "i"), (5, "e")]
+    expected = {1: "a", 3: "c", 5: "e"}
+    assert texts_with_smallest_hashes(rows, num_texts=3) == expected
+    assert texts_with_smallest_hashes(rows[::-1], num_texts=3) == expected
+    assert texts_with_smallest_hashes(rows, num_texts=9) == dict(rows)
+
+
+class Text(str):
+    """A text that counts how many of its kind are alive."""
+
+    num_alive = 0
+
+    def __new__(cls, text):
+        cls.num_alive += 1
+        return super().__new__(cls, text)
+
+    def __del__(self):
+        Text.num_alive -= 1
+
+
+def test_no_more_texts_are_in_memory_than_are_kept():
+    most_alive = 0
+
+    def rows():
+        nonlocal most_alive
+        order = list(range(2000))
+        random.Random(0).shuffle(order)
+        for row_hash in order:
+            most_alive = max(most_alive, Text.num_alive)
+            yield row_hash, Text(row_hash)
+
+    kept = texts_with_smallest_hashes(rows(), num_texts=20)
+    assert sorted(kept) == list(range(20))
+    assert most_alive <= 22
+
+
+def test_the_sample_of_a_large_domain_is_that_of_sorting_all_its_rows(tmp_path):
+    folder = write_domains(tmp_path, num_rows=100)
+    every = divided(folder)
+    some = divided(folder, rows_per_domain=40)
+    for part in ("fit", "calibrate", "test"):
+        assert len(getattr(some, part)) < len(getattr(every, part))
+    # 70, 15 and 15 % of a domain's rows in the order of their hashes: the first 28 to fit are among the first 70.
+    assert some.fit.texts[:28] == every.fit.texts[:28]
+    assert some.calibrate.texts[:6] == every.fit.texts[28:34]
 
 
 def test_texts_are_cut_where_a_sequence_would_be():

@@ -1,12 +1,15 @@
 """`versatune reference`: single-domain runs, their held-out minimum, reference.json, and what refuses it."""
 
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ranks import run_ranks
 from references import measure, workplace
-from tiny_run import be_trained, read_lines, tiny_config
+from tiny_run import ROOT, be_trained, read_lines, tiny_config
 
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.training import reference
@@ -127,6 +130,44 @@ def test_an_interrupted_domain_goes_on_and_ends_with_the_same_loss(measured, tmp
     assert measure(config, task, world_size=2, folder=tmp_path / "second") == [0, 0]
     assert results_of(config)["law"] == results_of(measured[0])["law"]
     assert not (tmp_path / "tiny-reference.json").exists()
+
+
+def live_tensor_bytes():
+    """Return the bytes of all tensors' storages in this process."""
+    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def what_is_left_when_a_domain_begins(config, world):
+    """Measure three domains; return, at the start of each, the tensor bytes and the earlier engines still alive."""
+    engines, found, begin_domain = [], [], reference._begin_domain
+
+    def watched(*arguments, **named):
+        found.append((live_tensor_bytes(), sum(engine() is not None for engine in engines)))
+        run = begin_domain(*arguments, **named)
+        engine = run.engine.deepspeed_engine
+        engines.extend(map(weakref.ref, (engine, engine.optimizer, next(engine.module.parameters()))))
+        return run
+
+    reference._begin_domain = watched  # in a process of its own
+    stop_signals = StopSignals()
+    stop_signals.ignore = lambda: None
+    task = ReferenceTask(domains=("code", "law", "medicine"))
+    assert reference.measure_references(workplace(config, world), task=task, stop_signals=stop_signals) == 0
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nothing_of_a_domains_engine_is_in_memory_when_the_next_domain_begins(stage, tmp_path, cache_dir):
+    deepspeed = f"train.deepspeed={ROOT}/ds_configs/zero{stage}.json"
+    config = tiny_config(tmp_path, deepspeed, "reference.steps=1", "reference.evaluate_every=1", cache_dir=cache_dir)
+    for found in run_ranks(
+        lambda world: what_is_left_when_a_domain_begins(config, world), world_size=2, folder=tmp_path
+    ):
+        assert [num_alive for _, num_alive in found] == [0, 0, 0]
+        assert max(num_bytes for num_bytes, _ in found) <= 64  # a scalar may be left; an engine's are 500 kB
 
 
 @pytest.mark.slow

@@ -13,14 +13,14 @@ from versatune_ds.comparison.table import Results, markdown_table, retention_tab
 from versatune_ds.report.document import write_document
 from versatune_ds.training.model_card import escaped
 
-_HOW_IT_WAS_MADE = """One base model, the same data, budget and schedule. Means with Student's 95 % intervals; in
-brackets the paired difference from `{baseline}`, \\* where it differs from 0 at 5 % after Holm's correction over the
+_HOW_IT_WAS_MADE = """One base model, the same data, budget and schedule. Means with Student's 95 % intervals {units};
+in brackets the paired difference from `{baseline}`, \\* where it differs from 0 at 5 % after Holm's correction over the
 policies."""
 
 _HOW_TO_READ = """Mean loss: nats per loss token, plain mean over domains; lower is better. In the other columns higher
 is better. Worst domain: relative fall of the loss where it fell least, negative where the domain was forgotten. Other
 domains: the mean relative fall of the loss over all domains but the target, negative where they degraded. Seeds won: in
-how many of the pairs with `{baseline}` {won}."""
+how many of the pairs of runs with `{baseline}` {won}."""
 
 
 def write_page(results: Results, *, command: str, versions: dict[str, str | None]) -> Path:
@@ -54,7 +54,7 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         "",
         f"`{command}`, {date.today().isoformat()}; {made}.",
         "",
-        f"{len(plan.runs)} policies x {repeats}. {_HOW_IT_WAS_MADE.format(baseline=plan.baseline)}",
+        f"{len(plan.runs)} policies x {repeats}. {_how_it_was_made(results)}",
         _rows_sentence(results),
         "",
         "## What it says",
@@ -85,6 +85,16 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         f"- all of them: `{json.dumps(plan.set, default=str)}`",
         f"- the base model: `{plan.base.recipe.name}` with `{json.dumps(plan.base.set, default=str)}`",
     ]
+
+
+def _how_it_was_made(results: Results) -> str:
+    """Return how the numbers were made, and over which population the intervals and tests are."""
+    plan, units = results.plan, "over the seeds"
+    if len(plan.targets) > 1:
+        units = f"over the {len(plan.targets)} targets, the seeds of each averaged first"
+    elif plan.targets:
+        units = f"over the seeds of the one target, {escaped(plan.targets[0])}"
+    return _HOW_IT_WAS_MADE.format(baseline=plan.baseline, units=units)
 
 
 def _rows_sentence(results: Results) -> str:

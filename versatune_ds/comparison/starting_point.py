@@ -83,7 +83,10 @@ def _digest(files: tuple[tuple[Path, int], ...]) -> str:
     """Return a digest of files; they are read again only when one was written anew, by its time in nanoseconds."""
     digest = hashlib.sha256()
     for path, _ in files:
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:  # weights may be larger than memory
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,7 +1,9 @@
 """Gather the outcomes of all runs, and say them as tables.
 
-The one idea: a table's row is a policy, its numbers are means over repetitions (seeds, and targets where there are any)
-with intervals, and beside each stands the paired difference from the baseline.
+A table's row is a policy; its numbers are means with intervals, and beside each stands the paired difference from the
+baseline. The population is what a claim is about: further targets where several were tried, whose seeds are averaged
+first; further seeds otherwise. Two seeds of one target are more alike than two targets, so seeds x targets are no
+independent pairs: 2 seeds of 5 targets are 5 values, not 10.
 """
 
 from __future__ import annotations
@@ -53,9 +55,23 @@ class Results:
             if cell.label == label
         ]
 
-    def values(self, label: str, measure: str) -> list[float]:
-        """Return one measure of one policy; empty where it was not measured."""
+    def values_of_runs(self, label: str, measure: str) -> list[float]:
+        """Return one measure of one policy, one value a run; empty where it was not measured."""
         return [value for item in self.outcomes(label) if (value := getattr(item, measure)) is not None]
+
+    def values(self, label: str, measure: str) -> list[float]:
+        """Return one measure's independent values of one policy: one a target if there are several, else one a seed.
+
+        Worked example: target law 0.1 and 0.3 with seeds 1 and 2, target code 0.5 and 0.7: 0.2 and 0.6.
+        """
+        if len(self.plan.targets) < 2:
+            return self.values_of_runs(label, measure)
+        means = []
+        for target in self.plan.targets:
+            runs = [outcome(self.domains[cell], self.base, target=target) for cell in self.cells(label, target)]
+            values = [value for item in runs if (value := getattr(item, measure)) is not None]
+            means += [sum(values) / len(values)] if values else []
+        return means
 
     def measures(self) -> list[str]:
         """Return the measures that were taken."""
@@ -106,11 +122,12 @@ def p_values(results: Results, measure: str) -> dict[str, float]:
 
 
 def _won(results: Results, label: str) -> str:
-    """Say in how many of the pairs a policy did better than the baseline: in mean loss, or the other domains."""
+    """Return in how many pairs of runs a policy did better than the baseline: in mean loss, or the other domains."""
     if label == results.plan.baseline:
         return "-"
     measure = "others" if results.plan.targets else "loss"
-    pairs = list(zip(results.values(label, measure), results.values(results.plan.baseline, measure), strict=True))
+    baseline = results.plan.baseline
+    pairs = list(zip(results.values_of_runs(label, measure), results.values_of_runs(baseline, measure), strict=True))
     return f"{sum(is_better(value, other, measure) for value, other in pairs)} of {len(pairs)}"
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from versatune_ds.kernels.cache_place import choose_folder, close_to_others, is_open, make_private
 from versatune_ds.kernels.recipe import Recipe, cuda_architectures, cxx_compiler, digest, recipe_for
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def foresee_kernels(device_type: str) -> Implementation:
     try:
         recipe = recipe_for(device_type)
         library = library_path(recipe)
-        if library.exists():
+        if _is_built(library):
             reason = f"built before: {library.parent.name}"
         else:
             with _ninja_on_path():
@@ -107,9 +108,18 @@ def _tools(recipe: Recipe) -> str:
 
 
 def library_path(recipe: Recipe) -> Path:
-    """Return where the library of a recipe lies once it is built."""
+    """Return where the library of a recipe lies once it is built.
+
+    Raises:
+        RuntimeError: If every place for it can be written by others.
+    """
     name = f"versatune_{recipe.device_type}"
-    return cache_root() / f"{name}_{digest(recipe)}" / f"{name}.so"
+    return choose_folder(f"{name}_{digest(recipe)}", library=f"{name}.so") / f"{name}.so"
+
+
+def _is_built(library: Path) -> bool:
+    """Return whether a library is there, and others could write neither to it nor to its folder."""
+    return library.exists() and not is_open(library.parent) and not is_open(library)
 
 
 def load_library(device_type: str) -> Path:
@@ -123,22 +133,17 @@ def load_library(device_type: str) -> Path:
     """
     recipe = recipe_for(device_type)
     library = library_path(recipe)
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_built(library):
+        make_private(library.parent)
         asked_at = time.time()
         with exclusive(library.parent / "building"):
+            close_to_others(library.parent)
             if not library.exists():
                 _refuse_if_failed_since(asked_at, library.parent / _LOG)
                 _build(recipe, library)
     # In the process that built it, the file is loaded already, under its first name: the loader knows it by its inode.
     torch.ops.load_library(str(library))
     return library
-
-
-def cache_root() -> Path:
-    """Return the directory PyTorch keeps extensions in: TORCH_EXTENSIONS_DIR or the user's cache."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(user_cache) / "torch_extensions")
 
 
 @contextmanager
@@ -167,6 +172,7 @@ def _build(recipe: Recipe, library: Path) -> None:
         _compile(recipe, workspace)
     # cpp_extension adds _v1, _v2 ... to the name if one process builds more than once.
     (built,) = workspace.glob("*.so")
+    built.chmod(0o700)  # the linker follows the umask, which may let the group write
     built.replace(library)
     shutil.rmtree(workspace, ignore_errors=True)
     logger.info("built %s in %.1f s", library.name, time.monotonic() - started)

@@ -11,6 +11,7 @@ Shape legend: **N** tokens, **M** of them kept, **D** hidden, **V** vocabulary, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from versatune_ds.kernels import fixed_point, ops
 _ADDS_INTO_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
 """Whether CUDA's addmm adds half-precision products to a float32 sum: refused by PyTorch 2.8, in use from 2.11 on.
 torch.compile does not know it (pytorch/pytorch#163880). Without it each chunk costs another float32 [V, D]."""
+
+_MAX_FLOAT16_SCALE = 1024.0
+"""A logit's gradient is at most about 1; beyond this factor it could overflow where its products do not."""
 
 
 def chunk_rows(num_rows: int, *, vocabulary: int, element_bytes: int, chunk_mib: float) -> list[slice]:
@@ -137,18 +141,21 @@ class HeadLoss(torch.autograd.Function):
         loss_weights_K: torch.Tensor,
         chunks: Sequence[slice],
         settings: tuple[int, float, float, float],
+        grad_scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (loss, bins_K5, token_losses_M)."""
+        """Return (loss, bins_K5, token_losses_M); the gradients are kept multiplied by grad_scale."""
         hidden_MD = keep_rows(hidden_ND, valid_index_M, num_valid)
         wanted = ctx.needs_input_grad[:3]
         gradients = _Gradients(hidden_MD, weight_VD, bias_V, wanted=wanted, num_chunks=len(chunks))
         buffer_nV = _new_buffer(chunks, hidden_MD, weight_VD)
         bins_K5 = _no_bins(loss_weights_K)
         token_losses_M = torch.zeros_like(labels_M, dtype=torch.float32)
+        gradient_weights_K = loss_weights_K if grad_scale == 1.0 else loss_weights_K * grad_scale
         for rows in chunks:
             logits_nV = logits_into(buffer_nV, hidden_MD[rows], weight_VD, bias_V)
+            # The weights enter the gradient alone: the sums in the bins are unweighted.
             _, chunk_bins_K5, token_losses_M[rows] = torch.ops.versatune.domain_ce_gradient_(
-                logits_nV, labels_M[rows], domain_ids_M[rows], loss_weights_K, *settings
+                logits_nV, labels_M[rows], domain_ids_M[rows], gradient_weights_K, *settings
             )
             bins_K5 += chunk_bins_K5
             gradients.add(rows, logits_nV)
@@ -156,17 +163,37 @@ class HeadLoss(torch.autograd.Function):
         if grad_hidden_MD is not None:
             grad_hidden_MD = return_rows(grad_hidden_MD, valid_index_M, num_valid, num_rows=hidden_ND.shape[0])
         ctx.save_for_backward(grad_hidden_MD, grad_weight_VD, grad_bias_V)
+        ctx.grad_scale = grad_scale
         ctx.mark_non_differentiable(bins_K5, token_losses_M)
         return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, token_losses_M
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of hidden states, weight and bias, scaled in place by grad_loss."""
+        """Return the gradients of hidden states, weight and bias, scaled in place to grad_loss."""
         grads = ctx.saved_tensors
+        factor = grad_loss if ctx.grad_scale == 1.0 else grad_loss / ctx.grad_scale
         for grad in grads:
             if grad is not None:
-                ops.scale_once_(grad, grad_loss)
-        return *grads, *(None,) * 7
+                ops.scale_once_(grad, factor)
+        return *grads, *(None,) * 8
+
+
+def scale_within_range(grad_scale: float | None, *, dtype: torch.dtype, num_tokens: int) -> float:
+    """Return the factor that the logits' gradients get before they are summed over tokens: 1 but for float16.
+
+    The gradient of a weight is a sum over tokens, and float16 ends at 65504. At 8192 tokens a sum of terms of 10 is
+    81920, infinite, though the caller divides it by the number of loss tokens a moment later. So what backward will
+    multiply by (loss scale / loss tokens of the global batch) goes into every term first.
+
+    Args:
+        grad_scale: What backward will multiply by, as far as it is known; None for 1.
+        dtype: Of the products.
+        num_tokens: Terms of the sum. Below 1 / num_tokens the sum is a mean and cannot overflow: a smaller factor would
+            only round small probabilities to zero.
+    """
+    if grad_scale is None or dtype != torch.float16 or not math.isfinite(grad_scale):
+        return 1.0
+    return min(max(grad_scale, 1.0 / max(num_tokens, 1)), _MAX_FLOAT16_SCALE)
 
 
 def evaluate_chunks(

@@ -17,7 +17,7 @@ from torch import nn
 
 from versatune_ds.kernels import ops
 from versatune_ds.kernels.domain_loss import DomainLoss, check_ids_shape, loss_weights_or_ones, pack_result
-from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks, return_rows
+from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks, return_rows, scale_within_range
 from versatune_ds.kernels.settings import LossSettings
 
 DEFAULT_CHUNK_MIB = 1024.0
@@ -77,6 +77,7 @@ class DomainLossHead(nn.Module):
         valid_index: torch.Tensor | None = None,
         num_valid: int | None = None,
         per_token: bool = False,
+        grad_scale: float | None = None,
     ) -> DomainLoss | torch.Tensor:
         """Return the loss by domain, or plain logits (not soft-capped, as `nn.Linear` gives) without labels.
 
@@ -89,6 +90,9 @@ class DomainLossHead(nn.Module):
             valid_index: int64 [M], flat positions to keep; the rest is taken as masked and costs nothing.
             num_valid: How many entries of valid_index are real; entries behind contribute nothing. None means all.
             per_token: Also return the loss of each of the N tokens.
+            grad_scale: What the gradient of the loss will be in backward, as far as it is known on the host. In float16
+                it is applied before gradients are summed over tokens, so that the sum stays in range; the result is the
+                same where it is not exact. Other dtypes do not need it.
 
         Raises:
             ValueError: If shapes do not fit together, or (CPU only) an id of a loss-bearing token is out of range.
@@ -105,7 +109,7 @@ class DomainLossHead(nn.Module):
             labels_N, domain_ids_N = labels_N.index_select(0, valid_index), domain_ids_N.index_select(0, valid_index)
             labels_N[num_valid:] = self.settings.ignore_index
         loss, bins_K5, token_losses = self._loss_of_rows(
-            hidden_ND, valid_index, num_valid, labels_N, domain_ids_N, weights_K
+            hidden_ND, valid_index, num_valid, labels_N, domain_ids_N, weights_K, grad_scale
         )
         if per_token:
             token_losses = return_rows(token_losses, valid_index, num_valid, num_rows=hidden_ND.shape[0])
@@ -128,6 +132,7 @@ class DomainLossHead(nn.Module):
         labels_M: torch.Tensor,
         domain_ids_M: torch.Tensor,
         loss_weights_K: torch.Tensor,
+        grad_scale: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the products and the loss in the compute dtype, with gradients only if somebody wants them."""
         ops.prepare(hidden_ND.device.type)
@@ -144,7 +149,9 @@ class DomainLossHead(nn.Module):
         # Autocast would cast what is cast already, and refuses `out=`.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             if wants_gradient and torch.is_grad_enabled():
-                return HeadLoss.apply(*differentiable, *rest)
+                return HeadLoss.apply(
+                    *differentiable, *rest, scale_within_range(grad_scale, dtype=dtype, num_tokens=num_valid)
+                )
             with torch.no_grad():
                 return evaluate_chunks(*differentiable, *rest)
 

@@ -6,7 +6,8 @@ are one row, and never stand on both sides of a division.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def read_divided_texts(
     parts: tuple[LabelledTexts, ...] = tuple(LabelledTexts(texts=[], domain_ids=[]) for _ in range(3))
     for domain_id, (name, files) in enumerate(domain_files(data, cache_dir=cache_dir).items()):
         key = key_of(data, domain=name)
-        by_hash = dict(_hashed_texts(find_files(files.train, key=key), columns=files.columns))
+        rows = _hashed_texts(find_files(files.train, key=key), columns=files.columns)
+        by_hash = texts_with_smallest_hashes(rows, num_texts=max(rows_per_domain, MIN_ROWS))
         if len(by_hash) < MIN_ROWS:
             raise ValueError(
                 f"{key}: domain {name!r} has {len(by_hash)} different rows, the classifier needs {MIN_ROWS}"
@@ -89,6 +91,30 @@ def read_divided_texts(
             part.texts.extend(kept)
             part.domain_ids.extend([domain_id] * len(kept))
     return DividedTexts(fit=parts[0], calibrate=parts[1], test=parts[2])
+
+
+def texts_with_smallest_hashes(rows: Iterable[tuple[int, str]], *, num_texts: int) -> dict[int, str]:
+    """Return the texts with the smallest different hashes, by hash; in memory are never more than that many.
+
+    Hashes are uniform, so this is a random sample without repetition that depends on the rows, not on their order.
+
+    Args:
+        rows: (hash, text) of every row; rows of the same hash have the same text.
+        num_texts: At most that many are kept.
+    """
+    kept: dict[int, str] = {}
+    negated: list[int] = []  # a heap whose first entry is the largest hash kept
+    for row_hash, text in rows:
+        if row_hash in kept:
+            continue
+        if len(kept) < num_texts:
+            heapq.heappush(negated, -row_hash)
+        elif row_hash < -negated[0]:
+            del kept[-heapq.heapreplace(negated, -row_hash)]
+        else:
+            continue
+        kept[row_hash] = text
+    return kept
 
 
 def cut_texts(texts: list[str], *, tokenizer: Any, max_tokens: int) -> list[str]:

@@ -9,6 +9,7 @@ Shape legend: **K** domains, **B** rows, **T** tokens per row.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.data.batch import Batch
@@ -104,7 +106,8 @@ class Engine:
         has_router_loss = self.deepspeed_engine.module.router_loss is not None
         sums = []
         for batch in micro_batches:
-            losses = self.deepspeed_engine(**model_inputs(batch, device=self.device, marks_tokens=has_router_loss))
+            inputs = model_inputs(batch, device=self.device, marks_tokens=has_router_loss)
+            losses = self.deepspeed_engine(**inputs, grad_scale=scale * self._loss_scale() / len(micro_batches))
             sums.append(
                 (losses.loss_sum.detach().double(), losses.loss_sum_K, losses.loss_sq_sum_K, losses.num_loss_tokens_K)
             )
@@ -125,6 +128,12 @@ class Engine:
             num_loss_tokens_global=num_loss_tokens_global,
             is_applied=is_sound and self.deepspeed_engine.was_step_applied(),
         )
+
+    def _loss_scale(self) -> float:
+        """Return what DeepSpeed will multiply the loss by under fp16, 1 elsewhere; a number on the host."""
+        if self.train_settings.precision != "fp16":
+            return 1.0
+        return float(getattr(self.deepspeed_engine.optimizer, "loss_scale", 1.0))
 
     def _drop_unsound_gradients(self) -> bool:
         """Return whether gradients are finite, and drop them otherwise; asked under ZeRO stage 0 in fp32 only.
@@ -169,6 +178,22 @@ class Engine:
         norm = self.deepspeed_engine.get_global_grad_norm()
         return float(norm) if norm is not None else math.nan
 
+    def close(self) -> None:
+        """Free the model, its gradients and the optimizer's state; the engine cannot be used afterwards.
+
+        Every rank calls it at the same point. Without it, deepspeed 0.19.8 keeps the engines of ZeRO stages 1 to 3
+        until the process ends, 16 bytes a parameter: the hooks on the parameters' gradients, which only `destroy`
+        removes, refer to the optimizer from where Python's garbage collector does not look.
+        """
+        engine = self.deepspeed_engine
+        del self.deepspeed_engine
+        engine.destroy()
+        _forget_zero3_modules(engine.module)
+        del engine
+        gc.collect()  # the engine refers to itself
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _seed_dropout(self, step: int) -> None:
         """Set the generators from (seed, step, rank)."""
         torch.manual_seed(((self.seed * 1_000_003 + step) * 65_537 + self.world.rank) % 2**63)
@@ -177,3 +202,18 @@ class Engine:
         """Set the learning rate of a step on every parameter group."""
         for group in self.deepspeed_engine.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.train_settings)
+
+
+def _forget_zero3_modules(model: torch.nn.Module) -> None:
+    """Remove a model from where deepspeed 0.19.8 keeps it after `destroy` under ZeRO stage 3.
+
+    The model is left at the bottom of a stack of modules in their forward pass, and in the cache of a method of all
+    engines; both would keep its parameters' partitions, 2 or 4 bytes a parameter.
+    """
+    modules = {id(module) for module in model.modules()}
+    stack = getattr(parameter_offload, "FWD_MODULE_STACK", [])
+    stack[:] = [module for module in stack if id(module) not in modules]
+    for method in vars(partitioned_param_coordinator.PartitionedParameterCoordinator).values():
+        for cell in getattr(method, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()

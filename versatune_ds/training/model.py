@@ -91,8 +91,11 @@ class DomainModel(nn.Module):
         num_valid: int | None = None,
         per_token: bool = False,
         is_token: torch.Tensor | None = None,
+        grad_scale: float | None = None,
     ) -> DomainLosses:
         """Return the losses of a micro-batch of packed rows, all [B, T] int64.
+
+        What backward will multiply by is `grad_scale`, where it is known; see `DomainLossHead.forward`.
 
         Attention never crosses examples: positions restart with every example, and from that transformers builds
         its packed mask (sdpa, eager) or sequence lengths (flash attention); a cache or a mask would switch it off.
@@ -112,6 +115,7 @@ class DomainModel(nn.Module):
             valid_index=valid_index,
             num_valid=num_valid,
             per_token=per_token,
+            grad_scale=grad_scale,
         )
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
         router_loss = self.router_loss(output.router_logits, is_token) if has_router_loss else hidden.new_zeros(())

@@ -8,7 +8,6 @@ Source: METHOD.md sections 8 and 11: references are held-out losses, and they ar
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import shutil
@@ -84,8 +83,8 @@ def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: S
         stop_signals.begin_steps()
         if not _train_domain(place, run, name):
             return REQUEUE_EXIT_CODE
+        run.engine.close()  # or this domain's model and optimizer would stay in memory beside the next one's
         del run
-        gc.collect()  # DeepSpeed's engine refers to itself; without this two models would be in memory
     stop_signals.ignore()
     return _conclude(place, _all_results(place), task=task)
 

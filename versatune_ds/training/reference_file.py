@@ -63,7 +63,7 @@ def reference_content(results: Sequence[Result], *, config: RunConfig, digests: 
             "examples_per_domain": config.validation.max_examples_per_domain,
         },
         "seed": config.run.seed,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 

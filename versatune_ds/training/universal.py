@@ -85,6 +85,7 @@ def _convert(folder: Path, copy: Path) -> None:
     try:
         with redirect_stdout(said), redirect_stderr(said):  # its progress bars are for another kind of reader
             ds_to_universal.main(settings)
-    except Exception as error:
-        error.add_note(f"while converting {folder} for another number of processes: {said.getvalue()[-300:]}")
+    except Exception:
+        # Logged and not added as a note to the error: add_note came with Python 3.11.
+        logger.error("converting %s for another number of processes failed: %s", folder, said.getvalue()[-300:])
         raise
