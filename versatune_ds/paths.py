@@ -15,17 +15,18 @@ _BEGINNING_BYTES = 1 << 16
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^{}]*)\}|(?P<plain>[A-Za-z_][A-Za-z0-9_]*))")
 
 
-def expand_path(text: str, *, environ: Mapping[str, str] = os.environ) -> str:
+def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
     """Return a path with a leading `~` or `~user`, and `$NAME` and `${NAME}`, replaced.
 
     Args:
         text: The path as written; names without `~` and `$`, such as `owner/name` of the Hub, stay as they are.
-        environ: Where variables are looked up.
+        environ: Where variables are looked up; this process's environment by default.
 
     Raises:
         ValueError: If a variable is not set or there is no such user, and no such path exists as written.
     """
     text = os.fspath(text)
+    environ = os.environ if environ is None else environ
     missing = [name for name in _names(text) if name not in environ]
     if missing and os.path.lexists(text):
         return text

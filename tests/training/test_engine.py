@@ -18,6 +18,7 @@ class FakeDeepSpeedEngine:
         self.optimizer = SimpleNamespace(param_groups=[], loss_scale=loss_scale, overflow=False)
         self.divisor, self.parameter = num_micro_batches, torch.ones((), requires_grad=True)
         self.grad_scales, self.factors = [], []
+        self.module = SimpleNamespace(router_loss=None)
 
     def train(self):
         pass
@@ -27,7 +28,7 @@ class FakeDeepSpeedEngine:
         loss_sum = self.parameter * 3.0
         loss_sum.register_hook(lambda factor: self.factors.append(float(factor)))
         nothing_K = torch.zeros(1)
-        return DomainLosses(loss_sum, nothing_K, nothing_K, nothing_K, nothing_K)
+        return DomainLosses(loss_sum, nothing_K, nothing_K, nothing_K, nothing_K, torch.zeros(()))
 
     def backward(self, loss):
         (loss.float() * self.optimizer.loss_scale / self.divisor).backward()
