@@ -92,7 +92,8 @@ def check_started_once(environ: Mapping[str, str]) -> None:
     if is_slurm_task(environ) and num_tasks.isdigit() and int(num_tasks) > 1 and "SLURM_PTY_PORT" not in environ:
         raise ValueError(
             f"srun started this command {num_tasks} times (SLURM_STEP_NUM_TASKS), and each would start a run: type it "
-            "without srun, or let srun start the processes: srun python launcher/train.py RECIPE"
+            "without srun, or let srun start the processes: srun python launcher/train.py RECIPE; in a shell where it "
+            "is typed once, unset SLURM_STEP_NUM_TASKS"
         )
 
 
