@@ -8,6 +8,7 @@ from ranks import run_ranks
 from tiny_run import be_trained, read_lines, tiny_config
 
 from versatune_ds.data.synthetic import DOMAIN_NAMES
+from versatune_ds.training.evaluation.command import EvaluateOptions, _with_way_to_the_data
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,14 @@ def test_a_mistake_is_one_line_and_code_two(versatune, trained, tmp_path, argume
     assert (called.code, called.out) == (2, "")
     assert message.format(**places) in called.err
     assert len(called.err.splitlines()) == 1
+
+
+def test_data_that_a_moved_run_no_longer_finds_come_with_the_way_out(tmp_path):
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / name).write_text("{}")
+    error = ValueError("data.folder: good/train is no folder; expected good/train/DOMAIN.jsonl")
+    told = str(_with_way_to_the_data(error, tmp_path, options=EvaluateOptions()))
+    assert told.startswith(f"{error}; this is where the run's config.yaml says its data are")
+    assert "data.folder=PLACE" in told
+    assert _with_way_to_the_data(error, tmp_path, options=EvaluateOptions(overrides=["data.folder=x"])) is error
+    assert _with_way_to_the_data(ValueError("model: no"), tmp_path, options=EvaluateOptions()).args == ("model: no",)

@@ -89,7 +89,10 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     )
     tasks = _tasks(options)
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
-        result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
+        try:
+            result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
+        except ValueError as error:
+            raise _with_way_to_the_data(error, model, options=options) from None
     result["asked"] = _asked(options, request)
     if options.output is not None or is_run(model):
         name = result_name(split=request.split, default_split=default_split, step=options.step)
@@ -97,6 +100,17 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     else:
         logger.info("%s is no run's folder, so nothing was written; --output FILE keeps the result", model)
     return result
+
+
+def _with_way_to_the_data(error: ValueError, model: Path, *, options: EvaluateOptions) -> ValueError:
+    """Return an error about a run's data with the way out: a run that was moved names them from its old place."""
+    is_of_recorded_data = str(error).startswith("data.") and is_run(model) and options.recipe is None
+    if not is_of_recorded_data or any(text.startswith("data.") for text in options.overrides):
+        return error
+    return ValueError(
+        f"{error}; this is where the run's config.yaml says its data are, seen from this folder: say where they are "
+        "now (data.folder=PLACE, data.domains=..., or --recipe FILE), or run the command where the run was started"
+    )
 
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
