@@ -143,3 +143,9 @@ def test_weights_that_move_less_than_shown_do_not_move():
 
 def test_durations_are_minutes_and_seconds_below_an_hour():
     assert [duration(seconds) for seconds in (0, 61, 3_725)] == ["0:00", "1:01", "1:02:05"]
+
+
+def test_safeguards_that_acted_are_named_at_their_update(caplog):
+    with caplog.at_level("INFO"):
+        PlainTerminal(num_steps=40).decision({**decision(), "acted": ["cap: law", "KL limit: 0.3 nats cut to 0.1"]})
+    assert caplog.records[1].getMessage() == "  safeguards: cap: law; KL limit: 0.3 nats cut to 0.1"
