@@ -1,6 +1,7 @@
 # Make .venv with everything the project needs; sourced by quickstart.sh and test.sh. A second call does nothing.
 #
 # VERSATUNE_PYTHON       the Python to start from (default: the newest python3.x >= 3.10 on the PATH)
+# VERSATUNE_VENV         where the environment is made (default: .venv)
 # VERSATUNE_TORCH_INDEX  index of torch wheels for machines without a GPU (default: PyTorch's own CPU index)
 
 TORCH_VERSION=2.13.0
@@ -39,7 +40,7 @@ install_torch() {
 # The set-up is whole when this file says what it was made for; a killed one is made again.
 setup_environment() {
   local extras=$1 stamp wanted
-  VENV=$ROOT/.venv; PIP=$VENV/bin/pip; PYTHON=$VENV/bin/python
+  VENV=${VERSATUNE_VENV:-$ROOT/.venv}; PIP=$VENV/bin/pip; PYTHON=$VENV/bin/python
   stamp=$VENV/versatune_setup
   wanted="$extras $(cksum <"$ROOT/setup.py")"
   if [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp" && [ -x "$PYTHON" ]; then return; fi

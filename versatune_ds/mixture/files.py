@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def no_such_file(path: Path, *, what: str) -> str:
     return f"{what}: {path}: no such file; run {_WRITTEN_BY[what]} with this recipe, which writes it there"
 
 
-def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet) -> tuple[np.ndarray, dict[str, Any]]:
+def read_domain_values(
+    path: Path, *, key: str, what: str, domain_set: DomainSet, allows_null: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return a file's number for every domain, and everything else it says.
 
     Args:
@@ -35,6 +38,7 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
         key: Name of the required mapping from domain to number.
         what: Config key that named the file; it opens every message.
         domain_set: Domains of the run.
+        allows_null: Whether a domain's value may be null, which becomes NaN.
 
     Returns:
         float64 array [K], and the file's other entries (its provenance; empty for a hand-written file).
@@ -46,6 +50,8 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
     values = content.pop(key, None)
     if not isinstance(values, Mapping):
         raise ValueError(f'{what}: {path}: expected {{"{key}": {{domain: number}}}}, found keys {sorted(content)}')
+    if allows_null:
+        values = {name: math.nan if value is None else value for name, value in values.items()}
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{what}: {path}: {key}.{name}: expected a number, got {value!r}")
