@@ -183,7 +183,8 @@ def test_a_domain_without_held_out_rows_gets_no_reference_and_keeps_its_weight_u
     assert run_ranks(lambda world: be_trained(trained, world).step, world_size=1, folder=tmp_path) == [4]
     decisions = read_lines(trained.run_dir / "decisions.jsonl")
     assert [d["losses"]["code"]["mean"] for d in decisions] == [None] * 3
-    assert [d["weights_after"]["code"] for d in decisions] == pytest.approx([0.3] * 3)
+    # It starts half way between the prior and equal shares, and stays there.
+    assert [d["weights_after"]["code"] for d in decisions] == pytest.approx([0.4] * 3)
 
 
 def test_references_of_domains_without_held_out_rows_are_refused_in_one_line_before_training(tmp_path, capfd):
