@@ -34,10 +34,9 @@ def test_a_domain_without_one_valid_example_names_the_key_and_both_ways_out(tmp_
             DataConfig(domains=domains, max_bad_rows=1), tokenizer=tiny_tokenizer(), cache_dir=tmp_path / "cache"
         )
     assert str(caught.value) == (
-        f"data.domains.law.valid: domain 'law' has no valid example: of 1 rows in "
-        f"{valid}, 1 are bad and 0 have "
-        "no token that bears loss within data.row_tokens; give it held-out rows, or data.domains.law.valid=[] to train on the "
-        "domain without measuring its loss"
+        f"data.domains.law.valid: domain 'law' has no valid example: of 1 rows in {valid}, 1 are bad and 0 have no "
+        "token that bears loss within data.row_tokens; give it held-out rows, or data.domains.law.valid=[] to train "
+        "on the domain without measuring its loss"
     )
 
 
