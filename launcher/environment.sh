@@ -3,6 +3,7 @@
 # VERSATUNE_PYTHON       the Python to start from (default: the newest python3.x >= 3.10 on the PATH)
 # VERSATUNE_TORCH        cuda or cpu: which torch to install (default: cuda where nvidia-smi lists a GPU, else cpu); on a
 #                        login node without a GPU, cuda for jobs that have some. Set later, it replaces the other one
+# VERSATUNE_VENV         where the environment is made (default: .venv)
 # VERSATUNE_TORCH_INDEX  index of torch wheels for machines without a GPU (default: PyTorch's own CPU index)
 
 TORCH_VERSION=2.13.0
@@ -79,7 +80,7 @@ settle_torch() {
 # The set-up is whole when this file says what it was made for; a killed one is made again.
 setup_environment() {
   local extras=$1 stamp wanted
-  VENV=$ROOT/.venv; PIP=$VENV/bin/pip; PYTHON=$VENV/bin/python
+  VENV=${VERSATUNE_VENV:-$ROOT/.venv}; PIP=$VENV/bin/pip; PYTHON=$VENV/bin/python
   stamp=$VENV/versatune_setup
   wanted="$extras $(cksum <"$ROOT/setup.py")"
   settle_torch

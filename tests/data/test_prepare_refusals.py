@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from chat_data import chat_row, chat_rows, write_jsonl
+from chat_data import chat_row, chat_rows, tiny_tokenizer, write_jsonl
 from prepare_data import prepare_folder, prepare_rows, prepare_without_valid
 
 from versatune_ds.config import DataConfig
 from versatune_ds.data.domain_files import domain_files
+from versatune_ds.data.prepare import prepare_domains
 
 
 def test_too_many_bad_rows_name_domain_count_places_and_reasons(tmp_path):
@@ -22,6 +23,21 @@ def test_too_many_bad_rows_name_domain_count_places_and_reasons(tmp_path):
     )
     assert f"{path}:5: preference pair" in message
     assert not list((tmp_path / "cache").glob("law-*"))
+
+
+def test_a_domain_without_one_valid_example_names_the_key_and_both_ways_out(tmp_path):
+    train = write_jsonl(tmp_path / "law.jsonl", chat_rows(5))
+    valid = write_jsonl(tmp_path / "held_out.jsonl", ["{broken"])
+    domains = {"law": {"train": [str(train)], "valid": [str(valid)]}}
+    with pytest.raises(ValueError, match="has no valid example") as caught:
+        prepare_domains(
+            DataConfig(domains=domains, max_bad_rows=1), tokenizer=tiny_tokenizer(), cache_dir=tmp_path / "cache"
+        )
+    assert str(caught.value) == (
+        f"data.domains.law.valid: domain 'law' has no valid example: of 1 rows in {valid}, 1 are bad and 0 have no "
+        "token that bears loss within data.row_tokens; give it held-out rows, or data.domains.law.valid=[] to train "
+        "on the domain without measuring its loss"
+    )
 
 
 def test_the_bad_rows_of_a_refused_domain_are_kept_and_named(tmp_path):

@@ -162,11 +162,22 @@ def test_steer_moves_less_by_what_is_within_the_noise_of_the_losses():
     assert update("steer", [0.5, 0.5], signals, steer=relative) == pytest.approx([0.5 + 0.1 * moved, 0.5 - 0.1 * moved])
 
 
-def test_to_steer_a_domain_never_measured_has_as_much_to_learn_as_the_others_not_what_they_are_ahead():
-    # Differences (1, -1, unknown): clipped (1, 0), so the unknown one counts as .5.
-    signals = signals_of(loss_K=[2.0, 1.0, np.nan], reference_K=[1.0, 2.0, np.nan])
-    after_K = update("steer", [1 / 3] * 3, signals, steer={"rate": 1.0, "anchor": 0.0})
-    assert after_K == pytest.approx([2 / 3, 0.0, 1 / 3])
+def test_a_domain_never_measured_keeps_the_share_it_started_with_under_steer():
+    # Nats above the references (.6, .2, unknown): .75 and .25 of the .9 that the unknown one leaves.
+    signals = signals_of(loss_K=[1.6, 1.2, np.nan], reference_K=[1.0, 1.0, np.nan])
+    settings = settings_of("steer", 3, start_K=[0.2, 0.7, 0.1], steer={"rate": 1.0, "anchor": 0.0})
+    assert update("steer", [0.3, 0.5, 0.2], signals, settings) == pytest.approx([0.675, 0.225, 0.1])
+
+
+def test_where_no_domain_was_measured_steer_stays_at_its_start():
+    settings = settings_of("steer", 2, start_K=[0.2, 0.8], steer={"rate": 1.0, "anchor": 0.0})
+    assert update("steer", [0.2, 0.8], signals_of(loss_K=[np.nan, np.nan]), settings) == pytest.approx([0.2, 0.8])
+
+
+def test_a_target_and_a_domain_never_measured_both_keep_their_shares_under_steer():
+    signals = signals_of(loss_K=[2.0, 1.6, 1.2, np.nan], reference_K=[1.0, 1.0, 1.0, np.nan])
+    settings = settings_of("steer", 4, start_K=[0.5, 0.2, 0.2, 0.1], target="a", steer={"rate": 1.0, "anchor": 0.0})
+    assert update("steer", [0.5, 0.2, 0.2, 0.1], signals, settings) == pytest.approx([0.5, 0.3, 0.1, 0.1])
 
 
 @pytest.mark.parametrize("policy", sorted(FIXED_POLICIES))

@@ -126,3 +126,20 @@ def test_training_losses_are_refused_and_memorisation_is_warned_of():
     warnings = check_provenance(memorised, domain_set=DOMAINS, run_digests={})
     assert len(warnings) == 1
     assert "law: the reference model's training loss 0.1000 is far below" in warnings[0]
+
+
+def test_a_reference_file_may_have_no_loss_of_a_domain_that_is_never_measured(tmp_path):
+    path = tmp_path / "reference.json"
+    path.write_text('{"losses": {"law": 1.5, "code": null}}')
+    loaded = load(reference=path)
+    assert loaded.losses_K == pytest.approx([1.5, np.nan], nan_ok=True)
+    assert check_against_start(loaded, start_K=np.array([2.0, np.nan]), domain_set=DOMAINS) == []
+    with pytest.raises(ValueError, match=r"no reference loss for code, whose held-out loss is measured; measure them"):
+        check_against_start(loaded, start_K=np.array([2.0, 3.0]), domain_set=DOMAINS)
+
+
+def test_a_reference_file_without_any_loss_is_refused(tmp_path):
+    path = tmp_path / "reference.json"
+    path.write_text('{"losses": {"law": null, "code": null}}')
+    with pytest.raises(ValueError, match=r"law: expected a positive loss in nats per loss token, got nan"):
+        load(reference=path)

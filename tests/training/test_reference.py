@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from chat_data import chat_rows, write_jsonl
 from ranks import run_ranks
 from references import measure, workplace
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
@@ -156,6 +157,42 @@ def what_is_left_when_a_domain_begins(config, world):
     task = ReferenceTask(domains=("code", "law", "medicine"))
     assert reference.measure_references(workplace(config, world), task=task, stop_signals=stop_signals) == 0
     return found
+
+
+def domains_without_held_out_rows(folder, *, valid):
+    """Return the data overrides of two domains, of which `valid` names those with held-out rows."""
+    for name in ("law", "code"):
+        for split, num_rows in (("train", 40), ("valid", 6)):
+            write_jsonl(folder / split / f"{name}.jsonl", chat_rows(num_rows, topic=f"{name} {split}"))
+    return (
+        "data.synthetic=null",
+        *(f"data.domains.{name}.train=[{folder}/train/{name}.jsonl]" for name in ("law", "code")),
+        *(f"data.domains.{n}.valid=[{f'{folder}/valid/{n}.jsonl' if n in valid else ''}]" for n in ("law", "code")),
+    )
+
+
+@pytest.mark.slow
+def test_a_domain_without_held_out_rows_gets_no_reference_and_keeps_its_weight_under_the_default_policy(tmp_path):
+    data = domains_without_held_out_rows(tmp_path / "data", valid=("law",))
+    config = tiny_config(tmp_path, *data, *STEPS, "train.steps=4", "mixture.update_every=2")
+    assert measure(config, folder=tmp_path / "ranks") == [0]
+    path = tmp_path / "tiny-reference.json"
+    assert json.loads(path.read_text())["losses"]["code"] is None
+    steered = (f"mixture.reference={path}", "mixture.policy=steer", "mixture.prior={law: 0.7, code: 0.3}")
+    trained = tiny_config(tmp_path, *data, "train.steps=4", "mixture.update_every=2", "run.name=steered", *steered)
+    assert run_ranks(lambda world: be_trained(trained, world).step, world_size=1, folder=tmp_path) == [4]
+    decisions = read_lines(trained.run_dir / "decisions.jsonl")
+    assert [d["losses"]["code"]["mean"] for d in decisions] == [None] * 3
+    # It starts half way between the prior and equal shares, and stays there.
+    assert [d["weights_after"]["code"] for d in decisions] == pytest.approx([0.4] * 3)
+
+
+def test_references_of_domains_without_held_out_rows_are_refused_before_training(tmp_path):
+    data = domains_without_held_out_rows(tmp_path / "data", valid=())
+    config = tiny_config(tmp_path, *data, *STEPS)
+    error = "StartError: data: no held-out rows of law, code, so no reference can be measured; give some in `valid`"
+    with pytest.raises(AssertionError, match=error):
+        measure(config, folder=tmp_path / "ranks")
 
 
 @pytest.mark.slow

@@ -153,10 +153,18 @@ def _without_examples(row: PrepareRow, *, task: DomainTask, files: str) -> str:
             f"{task.key}: data.valid_fraction={task.valid_fraction:g} holds out no row of domain {task.name!r}; give "
             f"it files of held-out rows, or a larger fraction"
         )
-    where = files if row.split == "train" or task.valid is None else ", ".join(map(str, task.valid[:3]))
+    is_from_valid_files = row.split == "valid" and task.valid is not None
+    where = ", ".join(map(str, task.valid[:3])) if is_from_valid_files and task.valid else files
+    key, way_out = task.key, ""
+    if is_from_valid_files and key.endswith(".train"):
+        key = key.removesuffix(".train") + ".valid"
+        way_out = f"; give it held-out rows, or {key}=[] to train on the domain without measuring its loss"
+    elif is_from_valid_files:
+        way_out = "; give it held-out rows, or remove the file to train on the domain without measuring its loss"
     return (
-        f"{task.key}: domain {task.name!r} has no {row.split} example: of {row.num_rows} rows in {where}, "
+        f"{key}: domain {task.name!r} has no {row.split} example: of {row.num_rows} rows in {where}, "
         f"{row.num_bad_rows} are bad and {row.num_without_loss} have no token that bears loss within data.row_tokens"
+        f"{way_out}"
     )
 
 

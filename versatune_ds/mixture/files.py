@@ -33,7 +33,9 @@ def no_such_file(path: Path, *, what: str) -> str:
     return f"{what}: {path}: no such file; run {_WRITTEN_BY[what]} with this recipe, which writes it there"
 
 
-def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet) -> tuple[np.ndarray, dict[str, Any]]:
+def read_domain_values(
+    path: Path, *, key: str, what: str, domain_set: DomainSet, allows_null: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return a file's number for every domain, and everything else it says.
 
     Args:
@@ -41,6 +43,7 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
         key: Name of the required mapping from domain to number.
         what: Config key that named the file; it opens every message.
         domain_set: Domains of the run.
+        allows_null: Whether a domain's value may be null, which becomes NaN.
 
     Returns:
         float64 array [K], and the file's other entries (its provenance; empty for a hand-written file).
@@ -54,11 +57,12 @@ def read_domain_values(path: Path, *, key: str, what: str, domain_set: DomainSet
         found = f"found keys {sorted(content)}" if values is None else f"found {key}: {str(values)[:60]}"
         raise ValueError(f'{what}: {path}: expected {{"{key}": {{domain: number}}}}, {found}')
     for name, value in values.items():
-        if not _is_finite_number(value):
+        if not (_is_finite_number(value) or (allows_null and value is None)):
             raise ValueError(f"{what}: {path}: {key}.{name}: expected a number, got {str(value)[:60]!r}")
     _check_provenance(content, path=path, what=what)
     if not content:
         logger.info("%s: %s has no provenance besides %r; taken as written by hand", what, path, key)
+    values = {name: math.nan if value is None else value for name, value in values.items()}
     place = f"{what}: {path}: {key}"
     return domain_set.from_dict(by_domain_name(values, what=place), what=place), content
 

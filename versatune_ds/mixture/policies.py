@@ -126,6 +126,7 @@ def steer(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySe
     e = max(l - l_reference, 0) in nats per loss token, or its share of the loss (the paper's g) where `steer.potential`
     is `relative`;  m = (1 - anchor) * min(sum e / its standard error, 1), so that what is within the noise of the
     losses moves less, and a mixture with nothing left to learn goes back to its start.
+    A domain whose loss was never measured (no held-out rows) keeps the share it started with, as a target does.
     T depends on the losses of now alone and leaves every domain `anchor` of its starting share: nothing drifts or
     collapses. With a target, that domain keeps the share it started with (`mixture.target_share`), and the others do
     this among themselves.
@@ -137,27 +138,38 @@ def steer(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySe
     compares the two.
     """
     left_K, target_id = left_to_learn(signals, settings), settings.target_id
-    target_share = 0.0 if target_id is None else float(settings.start_weights_K[target_id])
+    is_kept_K = _is_unmeasured(signals)
+    if target_id is not None:
+        is_kept_K[target_id] = True
     left, noise = float(left_K.sum()), _noise_of_sum(signals, settings)
     moving = (1.0 - settings.anchor) * (min(left / noise, 1.0) if noise > 0 else float(left > 0))
     tracked_K = (1.0 - moving) * settings.start_weights_K
     if left > 0:
-        tracked_K = tracked_K + moving * (1.0 - target_share) * normalise(left_K)
-    if target_id is not None:
-        tracked_K[target_id] = target_share
+        kept_share = float(settings.start_weights_K[is_kept_K].sum())
+        tracked_K = tracked_K + moving * (1.0 - kept_share) * normalise(left_K)
+    tracked_K[is_kept_K] = settings.start_weights_K[is_kept_K]
     share = 1.0 - (1.0 - settings.rate) ** settings.num_intervals
     return (1.0 - share) * weights_K + share * tracked_K
 
 
 def left_to_learn(signals: Signals, settings: PolicySettings) -> np.ndarray:
-    """Return what `steer` tracks, [K]: loss above its reference in nats, or as a share of the loss; 0 for a target."""
+    """Return what `steer` tracks, [K]: loss above its reference in nats, or as a share of the loss.
+
+    It is 0 for a target, and for a domain whose loss was never measured.
+    """
     if settings.potential == "relative":
         left_K = neutral(signals.learnable_potential_K).copy()
     else:
         left_K = neutral(np.maximum(signals.loss_K - signals.reference_loss_K, 0.0))
+    left_K[_is_unmeasured(signals)] = 0.0
     if settings.target_id is not None:
         left_K[settings.target_id] = 0.0
     return left_K
+
+
+def _is_unmeasured(signals: Signals) -> np.ndarray:
+    """Return which domains have no measured loss, bool [K]."""
+    return np.isnan(signals.loss_K)
 
 
 def _noise_of_sum(signals: Signals, settings: PolicySettings) -> float:

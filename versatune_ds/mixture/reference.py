@@ -77,19 +77,29 @@ def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> Refere
         return References(start_fraction=reference.start_fraction)
     if isinstance(reference, Path):
         losses_K, provenance = read_domain_values(
-            reference, key="losses", what="mixture.reference", domain_set=domain_set
+            reference, key="losses", what="mixture.reference", domain_set=domain_set, allows_null=True
         )
         origin = f"mixture.reference: {reference}"
         return References(
-            losses_K=_checked(losses_K, domain_set=domain_set, origin=origin), origin=origin, provenance=provenance
+            losses_K=_checked(losses_K, domain_set=domain_set, origin=origin, allows_unknown=True),
+            origin=origin,
+            provenance=provenance,
         )
     losses_K = domain_set.from_dict(reference, what="mixture.reference")
     return References(losses_K=_checked(losses_K, domain_set=domain_set, origin="mixture.reference"))
 
 
-def _checked(losses_K: np.ndarray, *, domain_set: DomainSet, origin: str) -> np.ndarray:
-    """Return the losses; raise ValueError naming the first that is not positive and finite."""
+def _checked(
+    losses_K: np.ndarray, *, domain_set: DomainSet, origin: str, allows_unknown: bool = False
+) -> np.ndarray:
+    """Return the losses; raise ValueError naming the first that is not positive and finite.
+
+    In a file, null (NaN here) stands for a domain without held-out rows; one of a domain that is measured is refused
+    at its first measurement.
+    """
     for name, loss in zip(domain_set, losses_K, strict=True):
+        if np.isnan(loss) and allows_unknown and not np.all(np.isnan(losses_K)):
+            continue
         if not np.isfinite(loss) or loss <= 0:
             raise ValueError(f"{origin}: {name}: expected a positive loss in nats per loss token, got {loss}")
     return losses_K

@@ -46,6 +46,10 @@ def fatal_against_start(references: References, *, start_K: np.ndarray, domain_s
     """
     if references.losses_K is None or np.all(np.isnan(start_K)):
         return None
+    is_missing_K = np.isnan(references.losses_K) & ~np.isnan(start_K)
+    if np.any(is_missing_K):
+        names = ", ".join(name for name, is_missing in zip(domain_set, is_missing_K, strict=True) if is_missing)
+        return f"{references.origin}: no reference loss for {names}, whose held-out loss is measured; {_WAY_OUT}"
     potential_K = (1.0 - references.losses_K / start_K)[~np.isnan(start_K)]
     if len(domain_set) > 1 and np.all(potential_K > SATURATED_POTENTIAL):
         return (

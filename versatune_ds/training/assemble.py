@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -176,11 +177,27 @@ def _references(config: RunConfig, tokenizer: Any, data: PreparedData) -> Refere
         ValueError: If they are missing, or cannot steer this run and `mixture.reference_check` is refuse.
     """
     references = load_references(config.mixture, domain_set=data.domain_set)
+    if is_never_measured(config, num_valid_K=[len(shards) for shards in data.valid]):
+        logger.warning("mixture.policy: %s", nothing_measured(config))
     digests = loss_digests(config, tokenizer, data)
     is_refused = config.mixture.reference_check == "refuse"
     for warning in check_provenance(references, domain_set=data.domain_set, run_digests=digests, is_refused=is_refused):
         logger.warning("%s", warning)
     return references
+
+
+def is_never_measured(config: RunConfig, *, num_valid_K: Sequence[int]) -> bool:
+    """Return whether a policy that moves by held-out losses has no held-out row in any domain."""
+    is_fixed = config.mixture.policy in {*FIXED_POLICIES, "schedule"}
+    return not is_fixed and config.mixture.signal != "train" and not any(num_valid_K)
+
+
+def nothing_measured(config: RunConfig) -> str:
+    """Return what to say of such a recipe."""
+    return (
+        f"{config.mixture.policy} moves the mixture by held-out losses, but no domain has held-out rows: it stays at "
+        "its start; give held-out rows, set mixture.signal=train, or mixture.policy=constant"
+    )
 
 
 def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
-from versatune_ds.exit_codes import REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
+from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.mixture.records import read_decisions
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
@@ -54,8 +54,6 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
 
     def work(world: World, stop_signals: StopSignals) -> int:
         place = started(lambda: open_workplace(recipe, overrides, task=task, world=world), world)
-        if place is None:
-            return USER_ERROR_EXIT_CODE
         return measure_references(place, task=task, stop_signals=stop_signals)
 
     return be_process(work, is_quiet=is_quiet)
@@ -63,22 +61,16 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
 
 def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: StopSignals) -> int:
     """Measure all domains asked for, write reference.json where all are known, and return the exit code."""
-    names = task.domains or place.data.domain_set.names
+    names = started(lambda: _measurable(place, task.domains), place.world)
     if task.scored_model is not None:
         results = started(lambda: score_model(place, names=names, model=task.scored_model or ""), place.world)
-        if results is None:
-            return USER_ERROR_EXIT_CODE
         return _conclude(place, results, task=task)
     for number, name in enumerate(names, start=1):
         logger.info("reference %d of %d: %s", number, len(names), name)
         is_known = started(lambda name=name: _is_known(place, name, is_fresh=task.is_fresh), place.world)
-        if is_known is None:
-            return USER_ERROR_EXIT_CODE
         if is_known:
             continue
         run = started(lambda name=name: _begin_domain(place, name, is_fresh=task.is_fresh), place.world)
-        if run is None:
-            return USER_ERROR_EXIT_CODE
         run.stop_signals = stop_signals
         stop_signals.begin_steps()
         if not _train_domain(place, run, name):
@@ -87,6 +79,31 @@ def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: S
         del run
     stop_signals.ignore()
     return _conclude(place, _all_results(place), task=task)
+
+
+def _measurable(place: Workplace, domains: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the domains asked for that have held-out rows; the others have no loss that could be a reference.
+
+    Raises:
+        ValueError: If one was asked for by name, or none is left.
+    """
+    unmeasured = _unmeasured(place)
+    asked = [name for name in domains or () if name in unmeasured]
+    if asked or len(unmeasured) == len(place.data.domain_set):
+        names = ", ".join(asked or unmeasured)
+        raise ValueError(f"data: no held-out rows of {names}, so no reference can be measured; give some in `valid`")
+    if unmeasured:
+        logger.warning(
+            "no held-out rows of %s: no reference is measured, and none is needed, since no loss moves their weights",
+            ", ".join(unmeasured),
+        )
+    return tuple(name for name in domains or place.data.domain_set if name not in unmeasured)
+
+
+def _unmeasured(place: Workplace) -> tuple[str, ...]:
+    """Return the domains without held-out rows."""
+    data = place.data
+    return tuple(name for name, shards in zip(data.domain_set, data.valid, strict=True) if not len(shards))
 
 
 def _is_known(place: Workplace, name: str, *, is_fresh: bool) -> bool:
@@ -187,7 +204,8 @@ def _all_results(place: Workplace) -> list[Result]:
 
     Domains left out by --domains may have been measured before, or by another job.
     """
-    texts = {name: _result_text(place, name) for name in place.data.domain_set} if place.world.is_rank_zero else {}
+    measured = [name for name in place.data.domain_set if name not in _unmeasured(place)]
+    texts = {name: _result_text(place, name) for name in measured} if place.world.is_rank_zero else {}
     results = {name: json.loads(text) for name, text in texts.items() if text}
     return [result for name, result in results.items() if result["made_with"] == _made_with(place, name)]
 
@@ -209,12 +227,14 @@ def _write(place: Workplace, results: Sequence[Result], *, task: ReferenceTask) 
     for note in reference_notes(results, most_steps=recipe.train.steps, origin=str(output)):
         logger.warning("%s", note)
     known = {result["domain"] for result in results}
-    missing = [name for name in place.data.domain_set if name not in known]
+    unmeasured = _unmeasured(place)
+    missing = [name for name in place.data.domain_set if name not in known and name not in unmeasured]
     if missing:
         logger.warning("still to be measured: %s; %s is written when all domains are", ", ".join(missing), output)
         return
     how = f"scored: {task.scored_model}" if task.scored_model else "fine-tuned on each domain alone, held-out minimum"
     digests = loss_digests(place.config, place.tokenizer, place.data)
-    write_reference(output, reference_content(results, config=recipe, digests=digests, how=how))
+    content = reference_content(results, config=recipe, digests=digests, how=how, unmeasured=unmeasured)
+    write_reference(output, content)
     is_named = output == place.config.mixture.reference
     logger.info("wrote %s; %s", output, "the recipe names it" if is_named else f"train with mixture.reference={output}")

@@ -32,7 +32,14 @@ _COLUMNS = {
 """Mapping of reference.json to what it holds of a domain's result; unknown values are left out."""
 
 
-def reference_content(results: Sequence[Result], *, config: RunConfig, digests: Mapping[str, str], how: str) -> Result:
+def reference_content(
+    results: Sequence[Result],
+    *,
+    config: RunConfig,
+    digests: Mapping[str, str],
+    how: str,
+    unmeasured: Sequence[str] = (),
+) -> Result:
     """Return the content of a reference.json.
 
     Args:
@@ -40,14 +47,17 @@ def reference_content(results: Sequence[Result], *, config: RunConfig, digests: 
         config: The recipe of the single-domain runs.
         digests: What `loss_digests` returned for all domains.
         how: How the losses came about, in a few words.
+        unmeasured: Domains without held-out rows; their loss is null.
     """
     columns = {
         name: {result["domain"]: result[key] for result in results if result.get(key) is not None}
         for name, key in _COLUMNS.items()
     }
     train_losses = columns["train_losses"]
+    unknown = dict.fromkeys(unmeasured)
     return {
         **columns,
+        "losses": {**columns["losses"], **unknown},
         "gaps": {name: columns["losses"][name] - loss for name, loss in train_losses.items()},
         "measured_on": "held-out",
         "how": how,

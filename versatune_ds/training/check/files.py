@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from versatune_ds.data.domain_files import key_of
+from versatune_ds.training.assemble import is_never_measured, nothing_measured
 from versatune_ds.training.check.finding import Finding, fail, failures_of, ok, warn
 from versatune_ds.training.check.subject import DomainSample, Subject
 from versatune_ds.training.folder_lock import find_owner
@@ -25,6 +26,8 @@ def check_files(subject: Subject) -> Iterator[Finding]:
         if subject.files_of_domain[name].valid == ():
             found = f"{name} has no held-out rows: its loss is not measured, and no loss of its own moves its weight"
             yield warn("files", key_of(subject.config.data, domain=name, split="valid"), found, _todo(subject, name))
+    if is_never_measured(subject.config, num_valid_K=[files.valid != () for files in subject.files_of_domain.values()]):
+        yield warn("files", "mixture.policy", *nothing_measured(subject.config).split("; "))
     try:
         check_run_folder(subject.config, is_fresh=False)
     except ValueError as error:
