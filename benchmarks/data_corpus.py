@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from versatune_ds.data.shard_writer import ShardWriter
+from versatune_ds.data.prepare.shard_writer import ShardWriter
 from versatune_ds.data.shards import DomainShards
 
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")

@@ -132,8 +132,8 @@ def section_plan() -> Iterator[str]:
     """D6, D9: fill, and examples planned per second, on one core."""
     import numpy as np
 
-    from versatune_ds.data.plan import PlanSettings, plan_step
-    from versatune_ds.data.sampler import SamplerState
+    from versatune_ds.data.order.plan import PlanSettings, plan_step
+    from versatune_ds.data.order.sampler import SamplerState
 
     yield "| plan only, six domains | examples a step | fill, mean | fill, worst | time, median | examples/s |"
     yield "|---|---:|---:|---:|---:|---:|"
@@ -160,8 +160,8 @@ def section_shares() -> Iterator[str]:
     """D4: realised against requested shares while the weights move at every step."""
     import numpy as np
 
-    from versatune_ds.data.plan import PlanSettings, plan_step
-    from versatune_ds.data.sampler import WEIGHT_SCALE, SamplerState
+    from versatune_ds.data.order.plan import PlanSettings, plan_step
+    from versatune_ds.data.order.sampler import WEIGHT_SCALE, SamplerState
 
     orders, settings = _six_orders(longest=4096), PlanSettings(rows_per_batch=16, row_tokens=4096)
     rng, state = np.random.default_rng(0), SamplerState.start(6)
@@ -237,7 +237,7 @@ def _six_orders(*, longest: int) -> list:
     import numpy as np
     from data_corpus import DOMAINS, MEDIAN_TOKENS, realistic_lengths
 
-    from versatune_ds.data.order import DomainOrder
+    from versatune_ds.data.order.permutation import DomainOrder
 
     rng = np.random.default_rng(0)
     orders = []

@@ -20,8 +20,8 @@ from data_corpus import DOMAINS, WEIGHTS
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import collate_rows
 from versatune_ds.data.loader import MixtureLoader
-from versatune_ds.data.packing import pack_prefix
-from versatune_ds.data.plan import Placement
+from versatune_ds.data.order.packing import pack_prefix
+from versatune_ds.data.order.plan import Placement
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.domains import DomainSet
 

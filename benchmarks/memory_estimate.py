@@ -23,12 +23,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World, free_port, join_world, leave_world
+from versatune_ds.engine.checkpoint import whole_checkpoints
+from versatune_ds.preflight.disk import checkpoint_bytes
+from versatune_ds.preflight.memory import estimates_of
+from versatune_ds.preflight.request import CheckRequest
+from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.check.disk import checkpoint_bytes
-from versatune_ds.training.check.memory import estimates_of
-from versatune_ds.training.check.request import CheckRequest
-from versatune_ds.training.check.subject import Subject
-from versatune_ds.training.checkpoint import whole_checkpoints
 from versatune_ds.training.loop import begin, train
 
 NUM_RANKS = 2

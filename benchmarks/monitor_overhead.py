@@ -24,11 +24,11 @@ from typing import Any
 from rich.console import Console
 
 from versatune_ds.config.load import parse_config
-from versatune_ds.training.monitor.json_lines import JsonLines
-from versatune_ds.training.monitor.live import LiveTerminal
-from versatune_ds.training.monitor.sinks import Background, Monitor, Sink
-from versatune_ds.training.monitor.tensorboard_sink import TensorBoard
-from versatune_ds.training.monitor.wandb_sink import Wandb
+from versatune_ds.monitor.live import LiveTerminal
+from versatune_ds.monitor.sinks import Background, Monitor, Sink
+from versatune_ds.monitor.tensorboard_sink import TensorBoard
+from versatune_ds.monitor.wandb_sink import Wandb
+from versatune_ds.run_folder.json_lines import JsonLines
 
 NUM_DOMAINS = 6
 STEPS_PER_DECISION = 5

@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 from versatune_ds.distributed import free_port
+from versatune_ds.engine.checkpoint import open_weights, whole_checkpoints
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
-from versatune_ds.training.checkpoint import open_weights, whole_checkpoints
 from versatune_ds.training.worker import run_worker
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,7 +28,7 @@ from ranks import run_ranks  # noqa: E402
 
 from versatune_ds.config import LoraConfig  # noqa: E402
 from versatune_ds.distributed import World  # noqa: E402
-from versatune_ds.training.ds_checks import check_offload  # noqa: E402
+from versatune_ds.engine.ds_checks import check_offload  # noqa: E402
 
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")

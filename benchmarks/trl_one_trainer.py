@@ -163,10 +163,10 @@ def train_trl(settings: dict[str, Any], *, rows_per_micro_batch: int) -> dict[st
     from trl import SFTConfig, SFTTrainer
 
     from versatune_ds.config.load import parse_config
-    from versatune_ds.data.domain_files import domain_files
-    from versatune_ds.training.ds_settings import deepspeed_config
-    from versatune_ds.training.model import build_causal_lm
-    from versatune_ds.training.prepared import cache_folder, load_or_train_tokenizer
+    from versatune_ds.data.sources.domain_files import domain_files
+    from versatune_ds.engine.ds_settings import deepspeed_config
+    from versatune_ds.model.build import build_causal_lm
+    from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 
     config = parse_config(recipe(settings, policy="uniform"))
     train = config.train.model_copy(update={"rows_per_micro_batch": rows_per_micro_batch})

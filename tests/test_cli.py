@@ -215,7 +215,7 @@ def test_a_failure_shows_its_traceback_where_debugging_is_asked_for(versatune, b
 
 def test_a_mistake_of_our_own_is_never_hidden(versatune, recipe, monkeypatch):
     monkeypatch.setattr(
-        "versatune_ds.training.prepared.prepare_recipe", lambda config: (_ for _ in ()).throw(RecursionError)
+        "versatune_ds.training.prepared_data.prepare_recipe", lambda config: (_ for _ in ()).throw(RecursionError)
     )
     with pytest.raises(RecursionError):
         versatune("prepare", recipe)

@@ -8,27 +8,41 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
 LAYERS = {
-    "domains": 0, "log": 0, "exit_codes": 0, "paths": 0, "text_width": 0, "json_records": 0, "config": 1, "slurm": 2,
-    "distributed": 2,
-    "data": 3, "mixture": 3, "kernels": 3, "training": 4, "report": 4, "knowledge": 5, "comparison": 5, "cli": 6,
+    "domains": 0, "log": 0, "exit_codes": 0, "paths": 0, "text_width": 0, "warn_once": 0,
+    "config": 2,
+    "distributed": 3,
+    "run_folder": 4, "slurm": 4,
+    "data": 5, "mixture": 5, "kernels": 5,
+    "model": 6, "monitor": 6, "report": 6,
+    "engine": 7,
+    "training": 8,
+    "export": 9, "preflight": 9,
+    "launch": 10,
+    "evaluation": 11, "reference": 11, "knowledge": 11,
+    "comparison": 12,
+    "cli": 13,
 }  # fmt: skip
-# knowledge is above training: detection runs the model that training builds, on the devices it chooses.
+"""Room, or module, to its layer: a module imports its own room and lower layers (docs/architecture.md)."""
+
+MOST_MODULES = 25
+"""Modules a room may have: more is more than a newcomer can hold in mind."""
+
 HOMES = {
     "deepspeed": {
-        "training/engine.py",
-        "training/optimizer.py",
-        "training/ds_checks.py",
-        "training/checkpoint.py",
-        "training/universal.py",
+        "engine/engine.py",
+        "engine/optimizer.py",
+        "engine/ds_checks.py",
+        "engine/checkpoint.py",
+        "engine/other_world_size.py",
     },
-    "bitsandbytes": {"training/optimizer.py"},
-    "lm_eval": {"training/evaluation/harness.py"},
-    "peft": {"training/trained.py"},
-    "wandb": {"training/monitor/wandb_sink.py"},
-    "rich": {"training/monitor/live.py", "training/monitor/live_frame.py"},
+    "bitsandbytes": {"engine/optimizer.py"},
+    "lm_eval": {"evaluation/harness.py"},
+    "peft": {"model/trainable_parameters.py"},
+    "wandb": {"monitor/wandb_sink.py"},
+    "rich": {"monitor/live.py", "monitor/live_frame.py"},
     "transformers": {
-        "training/model.py", "data/tokenize.py", "training/export.py", "knowledge/generate.py",
-        "training/saved_weights.py", "training/trained.py",
+        "model/build.py", "data/rows/tokenize.py", "export/run_export.py", "knowledge/generate.py",
+        "model/saved_weights.py", "model/trainable_parameters.py",
     },
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -57,6 +71,14 @@ def test_a_module_imports_its_own_part_or_a_lower_layer_only(path):
             continue
         other = rest.split(".")[0]
         assert other == part or LAYERS[other] < LAYERS[part], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_every_room_has_a_layer_and_few_enough_modules():
+    rooms = {part_of(path) for path in MODULES} - {"__init__"}
+    assert rooms == set(LAYERS)
+    for folder in {path.parent for path in MODULES}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES, folder
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -9,8 +9,8 @@ import pytest
 
 from versatune_ds.cli import parse
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.slurm.submit import submission_overrides
-from versatune_ds.training.ds_settings import deepspeed_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from fake_shards import FakeShards, fake_domain
 
 from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index
 from versatune_ds.data.collate import collate_rows
-from versatune_ds.data.plan import Placement
+from versatune_ds.data.order.plan import Placement
 
 
 def placement_of(*examples: tuple[int, int, int, int, int, int]) -> Placement:

@@ -9,9 +9,9 @@ import pytest
 from fake_shards import fake_domain, fake_domains
 
 from versatune_ds.data.inspect import describe_rows, iterate_plans, render_row
-from versatune_ds.data.order import DomainOrder
-from versatune_ds.data.plan import PlanSettings
-from versatune_ds.data.sampler import SamplerState
+from versatune_ds.data.order.permutation import DomainOrder
+from versatune_ds.data.order.plan import PlanSettings
+from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.domains import DomainSet
 
 DOMAINS = DomainSet(("domain0", "domain1"))

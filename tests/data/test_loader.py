@@ -13,9 +13,9 @@ from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.data.collate import collate_rows
 from versatune_ds.data.inspect import describe_rows, iterate_plans
 from versatune_ds.data.loader import MixtureLoader, StepBatch
-from versatune_ds.data.plan import plan_step
-from versatune_ds.data.sampler import SamplerState
-from versatune_ds.data.supply import DataEndsError
+from versatune_ds.data.order.plan import plan_step
+from versatune_ds.data.order.sampler import SamplerState
+from versatune_ds.data.order.supply import DataEndsError
 from versatune_ds.domains import DomainSet
 
 DOMAINS = DomainSet(("domain0", "domain1", "domain2"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from versatune_ds.data import shard_writer
-from versatune_ds.data.shard_writer import ShardWriter
+from versatune_ds.data.prepare.shard_writer import ShardWriter
 from versatune_ds.data.shards import DomainShards
 
 

@@ -8,8 +8,8 @@ import torch
 from tiny_run import tiny_config
 
 from versatune_ds.config import RunConfig
-from versatune_ds.training.model import build_causal_lm
-from versatune_ds.training.prepared import load_or_train_tokenizer
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.training.prepared_data import load_or_train_tokenizer
 
 
 def save_base_model(folder: Path) -> Path:

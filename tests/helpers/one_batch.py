@@ -7,9 +7,9 @@ from tiny_models import VOCAB, build_arguments, pack
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.data.batch import Batch, padded_valid_index
-from versatune_ds.training.ds_settings import deepspeed_config
-from versatune_ds.training.engine import Engine, share_process_group
-from versatune_ds.training.model import DomainModel, build_causal_lm
+from versatune_ds.engine.ds_settings import deepspeed_config
+from versatune_ds.engine.engine import Engine, share_process_group
+from versatune_ds.model.build import DomainModel, build_causal_lm
 
 STEPS, NUM_EXAMPLES, LEARNING_RATE = 3, 8, 1e-2
 ROW_TOKENS = {"packed": 24, "one by one": 12}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chat_data import chat_rows, tiny_tokenizer, write_jsonl
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.prepare import prepare_domains
+from versatune_ds.data.prepare.domains import prepare_domains
 
 
 def prepare_folder(folder, **settings):

@@ -6,8 +6,8 @@ from chat_data import chat_rows, write_jsonl
 from ranks import run_ranks
 from tiny_run import be_trained, tiny_config
 
+from versatune_ds.export.run_export import export_run
 from versatune_ds.knowledge.detect import detect
-from versatune_ds.training.export import export_run
 
 TRUTH = {"code": 0.25, "law": 0.75}
 

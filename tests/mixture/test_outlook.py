@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
-from versatune_ds.mixture.outlook import collapse_warnings, still_warnings
+from versatune_ds.mixture.offline.outlook import collapse_warnings, still_warnings
 
 DOMAINS = DomainSet(("law", "code", "art", "news"))
 START = (0.25, 0.25, 0.25, 0.25)

@@ -11,16 +11,16 @@ import pytest
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
-from versatune_ds.mixture.curves import synthetic_curves
 from versatune_ds.mixture.explain import decision_at, explain, replay_text, simulation_text, sweep_text, text_table
 from versatune_ds.mixture.inputs import Inputs
-from versatune_ds.mixture.outlook import Supply
-from versatune_ds.mixture.records import read_decisions, read_losses
+from versatune_ds.mixture.offline.curves import synthetic_curves
+from versatune_ds.mixture.offline.outlook import Supply
+from versatune_ds.mixture.offline.recorded_losses import read_decisions, read_losses
+from versatune_ds.mixture.offline.replay import NOT_COUNTERFACTUAL, Part, first_difference, replay
+from versatune_ds.mixture.offline.simulate import simulate, simulate_losses
+from versatune_ds.mixture.offline.sweep import sweep_overrides
 from versatune_ds.mixture.reference import References
-from versatune_ds.mixture.replay import NOT_COUNTERFACTUAL, Part, first_difference, replay
-from versatune_ds.mixture.simulate import simulate, simulate_losses
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.mixture.sweep import sweep_overrides
 
 DOMAINS = DomainSet(("law", "code", "general"))
 PRIOR = {"law": 0.2, "code": 0.3, "general": 0.5}

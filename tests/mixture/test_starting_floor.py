@@ -5,7 +5,7 @@ import pytest
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.outlook import start_warnings
+from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.weights import starting_weights
 

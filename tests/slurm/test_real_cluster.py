@@ -13,7 +13,7 @@ from ranks import run_ranks
 from slurm_cluster import PACKAGES, Cluster, install_packages
 from tiny_run import ROOT, be_trained, losses_by_step, tiny_config
 
-from versatune_ds.training.checkpoint import open_weights, whole_checkpoints
+from versatune_ds.engine.checkpoint import open_weights, whole_checkpoints
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 120

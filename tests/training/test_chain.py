@@ -12,11 +12,11 @@ from tiny_run import ROOT, be_trained, read_lines
 
 from versatune_ds.cli import parse
 from versatune_ds.config import load_config
+from versatune_ds.export.run_export import export_run
 from versatune_ds.knowledge.detect_recipe import default_output as prior_output
 from versatune_ds.knowledge.detect_recipe import detect_recipe
-from versatune_ds.training.export import export_run
-from versatune_ds.training.recorded import replay_run
-from versatune_ds.training.reference_domain import default_output as reference_output
+from versatune_ds.reference.one_domain import default_output as reference_output
+from versatune_ds.training.run_records import replay_run
 
 BASE = ROOT / "recipes" / "base.yaml"
 CHAIN = ROOT / "recipes" / "chain"

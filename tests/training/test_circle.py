@@ -10,10 +10,10 @@ from ranks import run_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from versatune_ds.data.prepare import prepare_domains
+from versatune_ds.data.prepare.domains import prepare_domains
+from versatune_ds.engine.checkpoint import whole_checkpoints
+from versatune_ds.export.run_export import export_run
 from versatune_ds.training import loop
-from versatune_ds.training.checkpoint import whole_checkpoints
-from versatune_ds.training.export import export_run
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
 from versatune_ds.distributed import free_port
+from versatune_ds.engine.checkpoint import whole_checkpoints
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
-from versatune_ds.training.checkpoint import whole_checkpoints
 
 NUM_STEPS = 150
 

@@ -14,9 +14,9 @@ from kills import arm, random_kill
 from ranks import run_ranks, start_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 
+from versatune_ds.engine.checkpoint import open_weights, read_state, whole_checkpoints
 from versatune_ds.training import assemble, loop
-from versatune_ds.training.checkpoint import open_weights, read_state, whole_checkpoints
-from versatune_ds.training.recorded import replay_run
+from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import StopSignals
 
 NO_DROPOUT = "model.from_config.attention_dropout=0.0"
@@ -223,7 +223,7 @@ def spoil(factors, *, rank=1):
     """Return what makes a rank's losses of given steps {step: factor} others; only in training."""
 
     def before(world):
-        from versatune_ds.training.engine import Engine
+        from versatune_ds.engine.engine import Engine
 
         train_step = Engine.train_step
 

@@ -7,9 +7,9 @@ import pytest
 from ranks import run_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 
+from versatune_ds.engine.checkpoint import whole_checkpoints
 from versatune_ds.training import loop
-from versatune_ds.training.checkpoint import whole_checkpoints
-from versatune_ds.training.recorded import replay_run
+from versatune_ds.training.run_records import replay_run
 
 PIN = {"pins": {"law": 0.4}}
 

@@ -9,7 +9,7 @@ from one_batch import LEARNING_RATE, STEPS, build, engine_losses, examples, make
 from ranks import run_ranks
 
 from versatune_ds.config import LoraConfig
-from versatune_ds.training.checkpoint import load_checkpoint, save_checkpoint
+from versatune_ds.engine.checkpoint import load_checkpoint, save_checkpoint
 
 MODELS = {
     "whole": {},

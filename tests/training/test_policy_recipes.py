@@ -10,7 +10,7 @@ from tiny_run import ROOT, be_trained, read_lines, tiny_config
 from versatune_ds.config import load_config
 from versatune_ds.config.mixture import PolicyName
 from versatune_ds.mixture.settings import FIXED_POLICIES
-from versatune_ds.training.recorded import replay_run
+from versatune_ds.training.run_records import replay_run
 
 RECIPES = sorted((ROOT / "recipes" / "policies").glob("*.yaml"))
 STILL = FIXED_POLICIES | {"odm"}

@@ -8,10 +8,10 @@ import torch
 from ranks import run_ranks
 from tiny_run import losses_by_step, read_lines, tiny_config
 
+from versatune_ds.engine.checkpoint import whole_checkpoints
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.checkpoint import whole_checkpoints
 from versatune_ds.training.loop import begin, train
-from versatune_ds.training.recorded import explain_run, replay_run
+from versatune_ds.training.run_records import explain_run, replay_run
 from versatune_ds.training.signals import Agreement
 
 pytestmark = pytest.mark.slow

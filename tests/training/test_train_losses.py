@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from versatune_ds.distributed import World
+from versatune_ds.engine.engine import StepResult
 from versatune_ds.training import train_losses
-from versatune_ds.training.engine import StepResult
 from versatune_ds.training.train_losses import TrainLosses
 
 ALONE = World(rank=0, world_size=1, local_rank=0, launcher="test")

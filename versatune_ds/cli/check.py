@@ -29,7 +29,7 @@ def add_check(commands: Commands) -> None:
 
 def _check(parsed: argparse.Namespace) -> int:
     from versatune_ds.config import load_config
-    from versatune_ds.training.check import CheckRequest, check_recipe
+    from versatune_ds.preflight import CheckRequest, check_recipe
 
     request = CheckRequest(
         nodes=parsed.nodes,

@@ -20,7 +20,7 @@ def add_prepare(commands: Commands) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> int:
     from versatune_ds.config import load_config
-    from versatune_ds.training.prepared import prepare_recipe
+    from versatune_ds.training.prepared_data import prepare_recipe
 
     prepare_recipe(load_config(parsed.recipe, parsed.overrides))
     return 0
@@ -59,7 +59,7 @@ def add_inspect(commands: Commands) -> None:
 
 def _inspect(parsed: argparse.Namespace) -> int:
     from versatune_ds.config import load_config
-    from versatune_ds.training.inspect_recipe import Inspection, StepRange, inspect_as_json, inspect_as_text
+    from versatune_ds.preflight.inspect_recipe import Inspection, StepRange, inspect_as_json, inspect_as_text
 
     inspection = Inspection(
         steps=StepRange.parse(parsed.steps),

@@ -38,8 +38,8 @@ def add_simulate(commands: Commands) -> None:
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
+    from versatune_ds.preflight.simulate_recipe import Learner, simulate_recipe
     from versatune_ds.report.decision_plot import plot_decisions
-    from versatune_ds.training.simulate_recipe import Learner, simulate_recipe
 
     learner = Learner(losses_file=parsed.losses, num_steps=parsed.steps, seed=parsed.seed, noise=parsed.noise)
     if parsed.sweep and (parsed.output or parsed.plot):
@@ -71,7 +71,7 @@ def add_replay(commands: Commands) -> None:
 
 
 def _replay(parsed: argparse.Namespace) -> int:
-    from versatune_ds.training.recorded import replay_run
+    from versatune_ds.training.run_records import replay_run
 
     check_replaceable(parsed.output, mark='"decided_at_step"')
     replay = replay_run(parsed.run_dir, parsed.overrides)
@@ -96,7 +96,7 @@ def add_explain(commands: Commands) -> None:
 
 
 def _explain(parsed: argparse.Namespace) -> int:
-    from versatune_ds.training.recorded import explain_run
+    from versatune_ds.training.run_records import explain_run
 
     write(explain_run(parsed.run_dir, step=parsed.step))
     return 0

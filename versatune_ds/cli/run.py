@@ -9,6 +9,7 @@ import webbrowser
 
 from versatune_ds.cli.arguments import Commands, add_command, add_run_command, comma_separated, path_argument, write
 from versatune_ds.paths import check_replaceable
+from versatune_ds.run_folder.names import EXPORT_FOLDER
 
 
 def add_report(commands: Commands) -> None:
@@ -74,10 +75,10 @@ def add_export(commands: Commands) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    from versatune_ds.training.export import export_run
-    from versatune_ds.training.folder_lock import owning
+    from versatune_ds.export.run_export import export_run
+    from versatune_ds.run_folder.lock import owning
 
-    output = parsed.output or parsed.run_dir / "export"
+    output = parsed.output or parsed.run_dir / EXPORT_FOLDER
     alone = owning(output, way_out="give another --output")
     with alone, contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
         folder = export_run(
@@ -147,7 +148,7 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from versatune_ds.training.evaluation.command import EvaluateOptions, evaluate, shown
+    from versatune_ds.evaluation.command import EvaluateOptions, evaluate, shown
 
     options = EvaluateOptions(
         recipe=parsed.data_recipe,

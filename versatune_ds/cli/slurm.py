@@ -25,8 +25,8 @@ def add_submit(commands: Commands) -> None:
 
 def _submit(parsed: argparse.Namespace) -> int:
     from versatune_ds.config import load_config
+    from versatune_ds.launch.start import check_before_start, check_submission
     from versatune_ds.slurm.submit import submission_overrides, submit
-    from versatune_ds.training.launch import check_before_start, check_submission
 
     options = submission_overrides(nodes=parsed.nodes, array=parsed.array, after=parsed.after)
     overrides = [*parsed.overrides, *options]

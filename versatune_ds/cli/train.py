@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument
 
@@ -31,7 +32,7 @@ def add_train(commands: Commands) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from versatune_ds.training.launch import Start, launch
+    from versatune_ds.launch.start import Start, launch
 
     start = Start(
         launcher=parsed.launcher,
@@ -63,5 +64,17 @@ def _worker(parsed: argparse.Namespace) -> int:
     from versatune_ds.training.worker import run_worker
 
     return run_worker(
-        parsed.recipe, parsed.overrides, is_fresh=parsed.fresh, is_quiet=parsed.quiet, when_complete=show_summary
+        parsed.recipe,
+        parsed.overrides,
+        is_fresh=parsed.fresh,
+        is_quiet=parsed.quiet,
+        when_complete=show_summary,
+        export_model=_export,
     )
+
+
+def _export(run_dir: Path) -> Path:
+    from versatune_ds.export.run_export import export_run
+    from versatune_ds.run_folder.names import EXPORT_FOLDER
+
+    return export_run(run_dir, output=run_dir / EXPORT_FOLDER)

@@ -20,8 +20,8 @@ from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, o
 from versatune_ds.comparison.processes import places, start_process
 from versatune_ds.comparison.starting_point import digest_of_start
 from versatune_ds.config import load_config
-from versatune_ds.data.domain_files import has_test_rows
-from versatune_ds.training.evaluation.command import RESULT_FILE, EvaluateOptions, evaluate
+from versatune_ds.data.sources.domain_files import has_test_rows
+from versatune_ds.evaluation.command import RESULT_FILE, EvaluateOptions, evaluate
 from versatune_ds.training.worker import run_worker
 
 logger = logging.getLogger(__name__)

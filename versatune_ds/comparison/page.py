@@ -10,8 +10,8 @@ from pathlib import Path
 from versatune_ds.comparison.findings import findings
 from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw_weights
 from versatune_ds.comparison.table import Results, markdown_table, retention_table
+from versatune_ds.export.model_card import escaped
 from versatune_ds.report.document import write_document
-from versatune_ds.training.model_card import escaped
 
 _HOW_IT_WAS_MADE = """One base model, the same data, budget and schedule. Means with Student's 95 % intervals {units};
 in brackets the paired difference from `{baseline}`, \\* where it differs from 0 at 5 % after Holm's correction over the

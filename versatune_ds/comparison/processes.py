@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from versatune_ds.distributed.gpus import check_torch_sees_gpus
 from versatune_ds.log import configure_logging
-from versatune_ds.training.gpus import check_torch_sees_gpus
 
 logger = logging.getLogger(__name__)
 

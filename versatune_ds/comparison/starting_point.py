@@ -19,9 +19,10 @@ from typing import Any
 
 from versatune_ds.comparison.plan import ComparisonPlan, texts
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.data.cache import locked
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
 from versatune_ds.report.summary import flat_values
+from versatune_ds.run_folder.names import PRIOR_FILE, REFERENCE_FILE
+from versatune_ds.run_folder.whole_folder import locked
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def digest_of_start(plan: ComparisonPlan) -> str:
     """
     folder = plan.start_folder
     files = sorted((folder / "base_model").glob("*.safetensors"))
-    files += [folder / "prior.json"] * plan.detect + [folder / "reference.json"] * plan.reference
+    files += [folder / PRIOR_FILE] * plan.detect + [folder / REFERENCE_FILE] * plan.reference
     return _digest(tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
@@ -117,7 +118,7 @@ def check_settings(plan: ComparisonPlan) -> None:
     }
     is_made = {
         "base": (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model"),
-        "stages": any((plan.start_folder / name).exists() for name in ("start", "prior.json", "reference.json")),
+        "stages": any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE)),
     }
     for part, values in asked.items():
         if is_made[part] and part in kept and kept[part] != values:

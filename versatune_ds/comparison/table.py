@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from versatune_ds.comparison.intervals import Mean, holm, mean_with_interval, paired_p_value
 from versatune_ds.comparison.outcome import MEASURES, SMALLER_IS_BETTER, Domains, Outcome, loss_fall, outcome
 from versatune_ds.comparison.plan import Cell, ComparisonPlan
-from versatune_ds.training.model_card import escaped
+from versatune_ds.export.model_card import escaped
 
 HEADINGS = {
     "loss": "mean loss",

@@ -16,7 +16,7 @@ import torch
 from numba import njit
 
 from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index
-from versatune_ds.data.plan import Placement
+from versatune_ds.data.order.plan import Placement
 
 
 class Shards(Protocol):

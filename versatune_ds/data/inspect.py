@@ -15,9 +15,9 @@ import numpy as np
 
 from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.data.collate import Shards, collate_rows
-from versatune_ds.data.order import DomainOrder
-from versatune_ds.data.plan import PlanSettings, StepPlan, plan_step
-from versatune_ds.data.sampler import SamplerState
+from versatune_ds.data.order.permutation import DomainOrder
+from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
+from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.domains import DomainSet
 
 MASK_OPEN, MASK_CLOSE = "\u27e6", "\u27e7"

@@ -22,10 +22,10 @@ import numpy as np
 from versatune_ds.data.background import BackgroundThread
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
-from versatune_ds.data.order import DomainOrder
-from versatune_ds.data.place_in_run import identity_of, state_from_json, state_to_json
-from versatune_ds.data.plan import PlanSettings, StepPlan, plan_step
-from versatune_ds.data.sampler import SamplerState, WeightUnit
+from versatune_ds.data.order.permutation import DomainOrder
+from versatune_ds.data.order.place_in_run import identity_of, state_from_json, state_to_json
+from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
+from versatune_ds.data.order.sampler import SamplerState, WeightUnit
 from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)

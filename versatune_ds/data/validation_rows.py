@@ -15,8 +15,8 @@ import torch
 
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
-from versatune_ds.data.packing import order_by_place, order_rows_by_cost, pack_all
-from versatune_ds.data.plan import Placement
+from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_all
+from versatune_ds.data.order.plan import Placement
 from versatune_ds.domains import DomainSet
 
 

@@ -13,9 +13,9 @@ from huggingface_hub import snapshot_download
 
 from versatune_ds.config import ModelConfig
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.source_digests import SourceDigests
-from versatune_ds.training.model import check_model_weights
-from versatune_ds.training.named_model import check_saved_model
+from versatune_ds.data.sources.source_digests import SourceDigests
+from versatune_ds.model.build import check_model_weights
+from versatune_ds.model.named_model import check_saved_model
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS = ("config.json", "generation_config.json")

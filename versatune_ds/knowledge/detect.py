@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import DetectConfig, RunConfig
-from versatune_ds.data.cache import locked
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.tokenize import tokenizer_digest
+from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of
@@ -30,8 +29,9 @@ from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import Labeller, make_labeller
 from versatune_ds.knowledge.pool import GeneratorPool
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
-from versatune_ds.training.monitor.plain import duration
-from versatune_ds.training.prepared import cache_folder, load_or_train_tokenizer
+from versatune_ds.monitor.plain import duration
+from versatune_ds.run_folder.whole_folder import locked
+from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.config.unread import unread_detect_settings
+from versatune_ds.config.unread_settings import unread_detect_settings
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
-from versatune_ds.training.launch import check_processes, num_visible_gpus
+from versatune_ds.launch.start import check_processes, num_visible_gpus
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from versatune_ds.config import SamplingConfig
 from versatune_ds.knowledge.sequences import DrawnSequence, repeated_share
-from versatune_ds.training.model_sizes import sizes_of
+from versatune_ds.model.sizes import sizes_of
 
 
 class SequenceGenerator:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from versatune_ds.config import LocalLabellerConfig, ModelConfig
-from versatune_ds.data.templates import choose_template
-from versatune_ds.data.tokenize import load_tokenizer, render_conversation
+from versatune_ds.data.rows.templates import choose_template
+from versatune_ds.data.rows.tokenize import load_tokenizer, render_conversation
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.questions import LabelStore, Question
-from versatune_ds.training.model import build_causal_lm
-from versatune_ds.training.monitor.progress_lines import with_progress
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.training.worker import choose_device, set_threads
 
 _ANSWER = "Answer with the name of one domain and nothing else."

@@ -21,7 +21,7 @@ from versatune_ds.config import EndpointConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.in_threads import ask_in_threads
 from versatune_ds.knowledge.questions import LabelStore, Question
-from versatune_ds.training.monitor.progress_lines import with_progress
+from versatune_ds.monitor.progress_lines import with_progress
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"

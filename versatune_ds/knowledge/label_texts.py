@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.domain_files import domain_files, key_of
-from versatune_ds.data.encode_rows import content_hash
-from versatune_ds.data.readers import read_records
-from versatune_ds.data.rows import Row, parse_row
-from versatune_ds.data.sources import find_files
-from versatune_ds.data.turns import BadRowError, is_unicode
+from versatune_ds.data.prepare.encode_rows import content_hash
+from versatune_ds.data.rows.forms import Row, parse_row
+from versatune_ds.data.rows.turns import BadRowError, is_unicode
+from versatune_ds.data.sources.domain_files import domain_files, key_of
+from versatune_ds.data.sources.find_files import find_files
+from versatune_ds.data.sources.readers import read_records
 from versatune_ds.domains import DomainSet
 
 MIN_ROWS = 20

@@ -19,8 +19,8 @@ from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.generate import SequenceGenerator
 from versatune_ds.knowledge.sequences import DrawnSequence
-from versatune_ds.training.model import build_causal_lm
-from versatune_ds.training.prepared import load_or_train_tokenizer
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.training.prepared_data import load_or_train_tokenizer
 from versatune_ds.training.worker import choose_device, set_threads
 
 

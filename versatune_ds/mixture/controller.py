@@ -23,13 +23,13 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
+from versatune_ds.mixture.missing_losses import kept_signals
 from versatune_ds.mixture.reason import BASELINE_REASON, reason_to_skip
 from versatune_ds.mixture.reference import POLICIES_WITH_REFERENCES, References
 from versatune_ds.mixture.reference_checks import check_against_start
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
 from versatune_ds.mixture.signals import History, Signals, from_list, signals_from, to_list
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
-from versatune_ds.mixture.uncertain import kept_signals
 from versatune_ds.mixture.update import Move, Occasion, move_weights, write_decision
 from versatune_ds.mixture.weights import as_weights
 

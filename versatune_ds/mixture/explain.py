@@ -11,8 +11,8 @@ import numpy as np
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, above_reference
-from versatune_ds.mixture.replay import NOT_COUNTERFACTUAL, first_difference
-from versatune_ds.mixture.simulate import Simulation
+from versatune_ds.mixture.offline.replay import NOT_COUNTERFACTUAL, first_difference
+from versatune_ds.mixture.offline.simulate import Simulation
 from versatune_ds.mixture.weights import effective_num_domains
 from versatune_ds.text_width import pad_left, pad_right, width_of
 

@@ -40,6 +40,12 @@ class References:
     origin: str = "mixture.reference"
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_dict(self, domain_set: DomainSet) -> dict[str, Any] | None:
+        """Return the content of a reference.json, None where no losses were given."""
+        if self.losses_K is None:
+            return None
+        return {**self.provenance, "losses": domain_set.to_dict(self.losses_K)}
+
     def at_start(self, start_K: np.ndarray) -> np.ndarray:
         """Return the reference losses [K], given the first measured loss of each domain (NaN where none yet)."""
         if self.losses_K is not None:

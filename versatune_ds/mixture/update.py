@@ -15,12 +15,12 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, by_domain
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
+from versatune_ds.mixture.missing_losses import confidence_bound
 from versatune_ds.mixture.policies import POLICIES, is_target_capped
 from versatune_ds.mixture.reason import reason_for
 from versatune_ds.mixture.safeguards import apply_safeguards
 from versatune_ds.mixture.settings import PolicySettings, SafeguardSettings
 from versatune_ds.mixture.signals import Signals
-from versatune_ds.mixture.uncertain import confidence_bound
 from versatune_ds.mixture.weights import as_weights
 
 

@@ -11,6 +11,7 @@ from versatune_ds.report.page import write_page
 from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import read_series
 from versatune_ds.report.table import summary_table
+from versatune_ds.run_folder.names import REPORT_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,10 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
         ValueError: If a folder is no run's.
     """
     runs = [read_series(run_dir) for run_dir in run_dirs]
-    page = output or run_dirs[0] / "report" / ("index.html" if len(runs) == 1 else "compare.html")
+    page = output or run_dirs[0] / REPORT_FOLDER / ("index.html" if len(runs) == 1 else "compare.html")
     write_page(runs, page)
     for run in runs:
-        plots = [plot_weights(run, run.run_dir / "report" / f"weights.{ending}") for ending in pictures]
+        plots = [plot_weights(run, run.run_dir / REPORT_FOLDER / f"weights.{ending}") for ending in pictures]
         lines = [summary_table(run), "", f"run directory  {run.run_dir}", *(f"weights' plot  {plot}" for plot in plots)]
         sys.stdout.write("\n{}\n".format("\n".join(lines)))
     sys.stdout.write(f"report         {page}\n")

@@ -35,6 +35,7 @@ from versatune_ds.report.summary import (
     state_of,
     time_text,
 )
+from versatune_ds.run_folder.names import EVALUATION_FILE, PRIOR_FILE, REFERENCE_FILE
 
 _FOLDER = Path(__file__).parent
 
@@ -114,9 +115,9 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
         "files": [
             (title, name, domain_file(values, run.domain_names))
             for title, name, values in (
-                ("Detection: the prior mixture", "prior.json", run.prior),
-                ("References", "reference.json", run.reference),
-                ("Evaluation", "evaluation.json", run.evaluation),
+                ("Detection: the prior mixture", PRIOR_FILE, run.prior),
+                ("References", REFERENCE_FILE, run.reference),
+                ("Evaluation", EVALUATION_FILE, run.evaluation),
             )
         ],
         "environment": flat_items(run.environment),

@@ -16,12 +16,21 @@ from typing import Any
 
 import yaml
 
-from versatune_ds.json_records import json_lines
 from versatune_ds.mixture.decision import above_reference
+from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.names import (
+    CONFIG_FILE,
+    DECISIONS_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    PRIOR_FILE,
+    REFERENCE_FILE,
+)
 
 logger = logging.getLogger(__name__)
 
-_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "decisions.jsonl")
+_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, DECISIONS_FILE)
 """Files by which a folder is known as a run's."""
 
 
@@ -94,19 +103,19 @@ def read_series(run_dir: Path) -> RunSeries:
         raise ValueError(
             f"{run_dir}: no {', '.join(_FILES[:-1])} or {_FILES[-1]}; expected the folder of a run (runs/NAME)"
         )
-    decisions = tuple(line for line in read_json_lines(run_dir / "decisions.jsonl") if _is_decision(line))
-    metrics = tuple(line for line in read_json_lines(run_dir / "metrics.jsonl") if is_number(line.get("step")))
-    prior = _read_mapping(run_dir / "prior.json")
+    decisions = tuple(line for line in read_json_lines(run_dir / DECISIONS_FILE) if _is_decision(line))
+    metrics = tuple(line for line in read_json_lines(run_dir / METRICS_FILE) if is_number(line.get("step")))
+    prior = _read_mapping(run_dir / PRIOR_FILE)
     return RunSeries(
         run_dir=run_dir,
         domain_names=_domain_names(decisions, metrics, prior),
         metrics=metrics,
         decisions=decisions,
-        config=_read_mapping(run_dir / "config.yaml"),
-        environment=_read_mapping(run_dir / "environment.json"),
+        config=_read_mapping(run_dir / CONFIG_FILE),
+        environment=_read_mapping(run_dir / ENVIRONMENT_FILE),
         prior=prior,
-        reference=_read_mapping(run_dir / "reference.json"),
-        evaluation=_read_mapping(run_dir / "evaluation.json"),
+        reference=_read_mapping(run_dir / REFERENCE_FILE),
+        evaluation=_read_mapping(run_dir / EVALUATION_FILE),
     )
 
 

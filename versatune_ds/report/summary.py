@@ -16,6 +16,7 @@ from versatune_ds.report.losses import loss_errors, reference_loss
 from versatune_ds.report.scales import format_value
 from versatune_ds.report.series import RunSeries, requested_weights
 from versatune_ds.report.story import mean_of_losses, rise_from_start, times
+from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 
 DOMAIN_COLUMNS = (
     "domain", "loss before", "loss after", "reference", "against its start", "weight before", "after", "change",
@@ -85,7 +86,7 @@ def state_of(series: RunSeries, *, now: float) -> str:
     if series.num_steps is not None and series.last_step >= series.num_steps:
         return f"Complete: {series.num_steps:,} steps."
     of_all = f" of {series.num_steps:,}" if series.num_steps else ""
-    files = [series.run_dir / name for name in ("metrics.jsonl", "decisions.jsonl")]
+    files = [series.run_dir / name for name in (METRICS_FILE, DECISIONS_FILE)]
     written = [path.stat().st_mtime for path in files if path.is_file()]
     if not written:
         return "Nothing has been measured yet."

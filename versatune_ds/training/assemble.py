@@ -7,54 +7,62 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from versatune_ds.config import RunConfig
-from versatune_ds.config.unread import unread_settings
+from versatune_ds.config.unread_settings import unread_settings
 from versatune_ds.data.loader import MixtureLoader
-from versatune_ds.data.prepare import PreparedData
-from versatune_ds.data.tokenize import pad_token_id
+from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.data.rows.tokenize import pad_token_id
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
+from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_model_settings
+from versatune_ds.engine.ds_settings import deepspeed_config, zero_stage
+from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.mixture.controller import Controller
-from versatune_ds.mixture.outlook import start_warnings
+from versatune_ds.mixture.files import check_named_files
+from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import FIXED_POLICIES
+from versatune_ds.model.build import (
+    DomainModel,
+    build_causal_lm,
+    compile_layers,
+    save_model_settings,
+    special_ids_of_tokenizer,
+)
+from versatune_ds.model.model_check import check_losses_are_the_models
+from versatune_ds.model.positions import check_positions
+from versatune_ds.model.router_loss import describe_router_loss
+from versatune_ds.monitor import Monitor, open_monitor
+from versatune_ds.run_folder.folder import (
+    RunStart,
+    check_run_folder,
+    open_run_folder,
+    write_record,
+)
+from versatune_ds.run_folder.links import own_run_folder
+from versatune_ds.run_folder.lock import FolderLock
+from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
-from versatune_ds.training.ds_checks import check_deepspeed_settings, check_model_settings
-from versatune_ds.training.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.training.end_tokens import endings_of_data
-from versatune_ds.training.engine import Engine, share_process_group
-from versatune_ds.training.folder_lock import FolderLock
 from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.loss_digests import loss_digests
 from versatune_ds.training.meter import Meter
 from versatune_ds.training.mixture_start import domain_sizes, named_weights, recipe_weights
 from versatune_ds.training.mixture_table import mixture_table
-from versatune_ds.training.model import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
-from versatune_ds.training.model_check import check_losses_are_the_models
-from versatune_ds.training.model_positions import check_positions
-from versatune_ds.training.monitor import Monitor, open_monitor
-from versatune_ds.training.prepared import prepare_once_per_node
+from versatune_ds.training.prepared_data import prepare_once_per_node
 from versatune_ds.training.resume import ResumePoint, find_resume_point, record_resume, run_identity
-from versatune_ds.training.router_loss import describe_router_loss
 from versatune_ds.training.run import Run
-from versatune_ds.training.run_folder import (
-    RunStart,
-    check_named_files,
-    check_run_folder,
-    open_run_folder,
-    write_record,
-)
-from versatune_ds.training.run_links import own_run_folder
-from versatune_ds.training.served import ServedTokens
+from versatune_ds.training.served_tokens import ServedTokens
 from versatune_ds.training.signals import SaveClock, StopSignals
-from versatune_ds.training.throughput import throughput_of
+from versatune_ds.training.throughput import Throughput, throughput_of
 from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.update_clock import UpdateClock
 
@@ -68,6 +76,7 @@ def assemble_run(
     device: torch.device,
     is_fresh: bool,
     prepared: tuple[Any, PreparedData] | None = None,
+    export_model: Callable[[Path], Path] | None = None,
 ) -> Run:
     """Return the run, ready for the loop, at the step of its newest sound checkpoint.
 
@@ -77,6 +86,7 @@ def assemble_run(
         device: Where the model runs.
         is_fresh: Whether an existing run folder is deleted first.
         prepared: Tokenizer and data, where they are at hand; without them the recipe's are prepared.
+        export_model: Exports the model of a run's folder, for a monitor that keeps it at the end.
 
     Raises:
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
@@ -84,7 +94,7 @@ def assemble_run(
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
     check_deepspeed_settings(config.train, ds_config, device_type=device.type)
     check_model_settings(config.model, ds_config)
-    check_named_files(config)
+    check_named_files(config.mixture)
     locks: list[FolderLock] = []
     run_on_rank_zero(lambda: locks.extend(own_run_folder(config.run_dir, is_fresh=is_fresh)), world)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
@@ -109,30 +119,40 @@ def assemble_run(
             logger.warning("%s", line)
     causal_lm = build_model(config, tokenizer, ds_config=ds_config)
     start = RunStart(
-        tokenizer=tokenizer,
-        causal_lm=causal_lm,
-        weights_K=weights_K,
-        references=references,
-        domain_set=data.domain_set,
+        prior={"weights": data.domain_set.to_dict(weights_K), "origin": str(config.mixture.prior)},
+        reference=references.to_dict(data.domain_set),
         endings=endings_of_data(config, tokenizer, data) if world.is_rank_zero else {},
+        save_parts=lambda folder: _save_parts(causal_lm, tokenizer, run_dir=folder),
     )
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(config, causal_lm, data, ds_config=ds_config, world=world, device=device)
-    run = _new_run(config, data, start=start, world=world, engine=engine, controller=controller, identity=identity)
+    throughput = throughput_of(causal_lm, precision=config.train.precision, num_processes=world.world_size)
+    run = _new_run(
+        config, data, tokenizer, world=world, engine=engine, controller=controller, identity=identity,
+        schedule=Schedule(weights_K), throughput=throughput,
+    )  # fmt: skip
     run.locks = tuple(locks)
-    _go_on_from(run, point, start=start)
+    _go_on_from(run, point, start=start, export_model=export_model)
     return run
+
+
+def _save_parts(causal_lm: Any, tokenizer: Any, *, run_dir: Path) -> None:
+    """Write the tokenizer and the model's config into a run's folder."""
+    tokenizer.save_pretrained(run_dir / TOKENIZER_FOLDER)
+    save_model_settings(causal_lm, run_dir / MODEL_FOLDER)
 
 
 def _new_run(
     config: RunConfig,
     data: PreparedData,
+    tokenizer: Any,
     *,
-    start: RunStart,
     world: World,
     engine: Engine,
     controller: Controller,
     identity: dict[str, Any],
+    schedule: Schedule,
+    throughput: Throughput,
 ) -> Run:
     """Return a run at step 0, with nothing recorded yet."""
     return Run(
@@ -140,9 +160,9 @@ def _new_run(
         world=world,
         domain_set=data.domain_set,
         engine=engine,
-        loader=_training_loader(config, data, start.tokenizer, world=world),
-        validation=held_out_examples(config, data, start.tokenizer, world=world),
-        schedule=Schedule(start.weights_K),
+        loader=_training_loader(config, data, tokenizer, world=world),
+        validation=held_out_examples(config, data, tokenizer, world=world),
+        schedule=schedule,
         controller=controller if world.is_rank_zero else None,
         inputs=_decision_inputs(config, data) if world.is_rank_zero else None,
         monitor=Monitor([]),
@@ -151,14 +171,16 @@ def _new_run(
         train_losses=TrainLosses(len(data.domain_set), world=world) if config.mixture.signal == "train" else None,
         updates=UpdateClock(update_every=config.mixture.update_every, max_share=config.validation.max_share),
         served=ServedTokens(len(data.domain_set)),
-        throughput=throughput_of(start.causal_lm, precision=config.train.precision, num_processes=world.world_size),
+        throughput=throughput,
         save_clock=SaveClock(config.checkpoint.every_minutes),
         bad_steps=BadSteps(config.train, run_dir=config.run_dir),
         identity=identity,
     )
 
 
-def _go_on_from(run: Run, point: ResumePoint | None, *, start: RunStart) -> None:
+def _go_on_from(
+    run: Run, point: ResumePoint | None, *, start: RunStart, export_model: Callable[[Path], Path] | None
+) -> None:
     """Bring a run to its checkpoint, if it has one, and open its records at that step."""
     config, world = run.config, run.world
     if point is not None:
@@ -167,7 +189,9 @@ def _go_on_from(run: Run, point: ResumePoint | None, *, start: RunStart) -> None
     if run.inputs is not None:
         run.inputs.go_on_after(run.step)
     run_on_rank_zero(lambda: write_record(config, world, start=start, step=run.step), world)
-    run.monitor = _monitor(config, world=world, resumed_step=-1 if point is None else run.step)
+    run.monitor = _monitor(
+        config, world=world, resumed_step=-1 if point is None else run.step, export_model=export_model
+    )
 
 
 def _references(config: RunConfig, tokenizer: Any, data: PreparedData) -> References:
@@ -276,8 +300,15 @@ def _training_loader(config: RunConfig, data: PreparedData, tokenizer: Any, *, w
     )
 
 
-def _monitor(config: RunConfig, *, world: World, resumed_step: int) -> Monitor:
+def _monitor(
+    config: RunConfig, *, world: World, resumed_step: int, export_model: Callable[[Path], Path] | None
+) -> Monitor:
     """Open the monitor; if it cannot be opened on rank 0, every rank raises."""
     opened: list[Monitor] = []
-    run_on_rank_zero(lambda: opened.append(open_monitor(config, is_rank_zero=True, resumed_step=resumed_step)), world)
+
+    def open_it() -> None:
+        monitor = open_monitor(config, is_rank_zero=True, resumed_step=resumed_step, export_model=export_model)
+        opened.append(monitor)
+
+    run_on_rank_zero(open_it, world)
     return opened[0] if opened else Monitor([])

@@ -19,7 +19,7 @@ import numpy as np
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.distributed import sum_over_ranks
-from versatune_ds.training.checkpoint_files import whole_checkpoints
+from versatune_ds.run_folder.checkpoint_files import whole_checkpoints
 
 logger = logging.getLogger(__name__)
 

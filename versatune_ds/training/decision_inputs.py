@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from versatune_ds.domains import DomainSet
-from versatune_ds.json_records import json_lines
 from versatune_ds.mixture.inputs import Inputs, read_control_or_keep, supply_caps
+from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.names import CONTROL_FILE, DECISIONS_FILE
 
 logger = logging.getLogger(__name__)
 
-CONTROL_FILE = "control.json"
-"""Name of the watched file in a run's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,7 +115,7 @@ class DecisionInputs:
 
         It must be called before the record is cut back to that step. A record that is missing or broken says nothing.
         """
-        decided = read_recorded_inputs(self._run_dir / "decisions.jsonl")
+        decided = read_recorded_inputs(self._run_dir / DECISIONS_FILE)
         before = [inputs for decided_at_step, inputs in decided.items() if decided_at_step <= step]
         self._in_force = before[-1].control() if before else Inputs()
         self._recorded = {at_step: inputs for at_step, inputs in decided.items() if at_step > step}

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.encode import encode_messages
-from versatune_ds.data.loss_spans import TemplateMismatchError
-from versatune_ds.data.prepare import PreparedData
-from versatune_ds.data.templates import choose_template
-from versatune_ds.data.tokenize import render_conversation
-from versatune_ds.training.evaluation.special_ids import special_ids_of
+from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.data.rows.encode import encode_messages
+from versatune_ds.data.rows.loss_spans import TemplateMismatchError
+from versatune_ds.data.rows.special_ids import special_ids_of
+from versatune_ds.data.rows.templates import choose_template
+from versatune_ds.data.rows.tokenize import render_conversation
+from versatune_ds.run_folder.names import ENDINGS_FILE
 
 logger = logging.getLogger(__name__)
 
-ENDINGS_FILE = "endings.json"
 """File of a run's folder: the ids that ended turns, and the chat template that conversations were written with."""
 
 _EXAMPLES_PER_DOMAIN = 200

@@ -17,8 +17,8 @@ import torch
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.validation_rows import ValidationLoader
 from versatune_ds.distributed import sum_over_ranks
+from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.training.engine import Engine
 
 
 def measure_validation(engine: Engine, loader: ValidationLoader, *, num_domains: int) -> ExampleLosses:

@@ -21,7 +21,7 @@ from versatune_ds.distributed import sum_over_ranks
 from versatune_ds.domains import DomainSet
 
 if TYPE_CHECKING:
-    from versatune_ds.training.engine import StepResult
+    from versatune_ds.engine.engine import StepResult
 
 
 class Meter:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.prepare import PreparedData
-from versatune_ds.data.sampler import WeightUnit
-from versatune_ds.mixture.outlook import Supply
+from versatune_ds.data.order.sampler import WeightUnit
+from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.mixture.offline.outlook import Supply
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.weights import starting_weights
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.prepare import PreparedData
-from versatune_ds.data.supply import epochs_at_end
+from versatune_ds.data.order.supply import epochs_at_end
+from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.text_width import pad_right
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 

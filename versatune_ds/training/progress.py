@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from versatune_ds.data.plan import StepPlan
-from versatune_ds.training.learning_rate import learning_rate_at
+from versatune_ds.data.order.plan import StepPlan
+from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.training.throughput import peak_memory_gib
 
 if TYPE_CHECKING:

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.prepare import PreparedData
-from versatune_ds.data.tokenize import tokenizer_digest
+from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.distributed import World, run_on_rank_zero
+from versatune_ds.engine.other_world_size import is_convertible
 from versatune_ds.mixture.reference import References
-from versatune_ds.training.checkpoint_files import newest_sound_checkpoint, read_state, remove_unfinished
-from versatune_ds.training.universal import is_convertible
+from versatune_ds.run_folder.checkpoint_files import newest_sound_checkpoint, read_state, remove_unfinished
+from versatune_ds.run_folder.names import RESUMES_FILE
 
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 2
-RESUMES_FILE = "resumes.jsonl"
 
 _PARTS = {"data": "data", "validation": "data", "tokenizer": "tokenizer", "weights": "mixture", "references": "mixture",
           "world_size": "world_size", "zero_stage": "zero_stage"}  # fmt: skip

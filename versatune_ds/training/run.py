@@ -18,25 +18,25 @@ from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader, StepBatch
 from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
+from versatune_ds.engine.checkpoint import SaveError, load_checkpoint, save_checkpoint, whole_checkpoints
+from versatune_ds.engine.engine import Engine, StepResult
+from versatune_ds.engine.other_world_size import load_converted
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
+from versatune_ds.monitor import Monitor
+from versatune_ds.run_folder.lock import FolderLock
 from versatune_ds.training.bad_steps import BadSteps
-from versatune_ds.training.checkpoint import SaveError, load_checkpoint, save_checkpoint, whole_checkpoints
 from versatune_ds.training.decision_inputs import DecisionInputs
-from versatune_ds.training.engine import Engine, StepResult
-from versatune_ds.training.folder_lock import FolderLock
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.meter import Meter
-from versatune_ds.training.monitor import Monitor
 from versatune_ds.training.resume import STATE_VERSION, ResumePoint, log_resume, restart_changed
-from versatune_ds.training.served import ServedTokens
+from versatune_ds.training.served_tokens import ServedTokens
 from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 from versatune_ds.training.throughput import Throughput
 from versatune_ds.training.train_losses import TrainLosses
-from versatune_ds.training.universal import load_converted
 from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)

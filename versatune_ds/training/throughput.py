@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from versatune_ds.training.model_sizes import sizes_of
+from versatune_ds.model.sizes import sizes_of
 
 _PEAK_TFLOPS = {
     "B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L40": 181.0, "A10G": 70.0,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from versatune_ds.distributed import World, sum_over_ranks
+from versatune_ds.engine.engine import StepResult
 from versatune_ds.mixture.statistics import DomainStatistics
-from versatune_ds.training.engine import StepResult
 
 _SCALE = 2.0**16
 """Sums below 2^53 / 2^16 = 1.4e11 nats (squared nats) are exact; a step is rounded by at most 8e-6 of them."""

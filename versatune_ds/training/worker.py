@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from versatune_ds.config import load_config
+from versatune_ds.config import RunConfig, load_config
 from versatune_ds.distributed import (
     Failure,
     FailureBoard,
@@ -28,11 +28,11 @@ from versatune_ds.distributed import (
     leave_world,
     num_tasks_on_this_node,
 )
+from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
+from versatune_ds.run_folder.lock import release_all
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.folder_lock import release_all
-from versatune_ds.training.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
@@ -49,6 +49,7 @@ def run_worker(
     is_fresh: bool,
     is_quiet: bool,
     when_complete: Callable[[Path], None],
+    export_model: Callable[[Path], Path] | None = None,
 ) -> int:
     """Run one process of a training run and return its exit code.
 
@@ -58,6 +59,7 @@ def run_worker(
         is_fresh: Whether an existing run folder is deleted first.
         is_quiet: Whether only warnings are shown.
         when_complete: Called on rank 0 with the run's folder after the last step.
+        export_model: Exports the model of a run's folder, for a monitor that keeps it at the end.
 
     Returns:
         0 when complete, 2 for a user's mistake, 75 when a signal stopped the run and it should be requeued; whatever
@@ -65,8 +67,12 @@ def run_worker(
     """
 
     def work(world: World, stop_signals: StopSignals) -> int:
+        config = started(lambda: load_config(recipe, overrides), world)
         run = started(
-            lambda: _start(recipe, overrides, world=world, is_fresh=is_fresh, stop_signals=stop_signals), world
+            lambda: _start(
+                config, world=world, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
+            ),
+            world,
         )
         return _train_to_the_end(run, when_complete=when_complete)
 
@@ -139,11 +145,17 @@ def started(start: Callable[[], T], world: World) -> T:
         raise StartError(str(error) or type(error).__name__) from error
 
 
-def _start(recipe: Path, overrides: Sequence[str], *, world: World, is_fresh: bool, stop_signals: StopSignals) -> Run:
+def _start(
+    config: RunConfig,
+    *,
+    world: World,
+    is_fresh: bool,
+    stop_signals: StopSignals,
+    export_model: Callable[[Path], Path] | None,
+) -> Run:
     """Join the world, assemble the run and take its first measurement."""
-    config = load_config(recipe, overrides)
     device = take_place(world)
-    run = assemble_run(config, world=world, device=device, is_fresh=is_fresh)
+    run = assemble_run(config, world=world, device=device, is_fresh=is_fresh, export_model=export_model)
     run.stop_signals = stop_signals
     begin(run)
     return run

@@ -1,0 +1,154 @@
+"""Paths, globs, folders, saved data sets and Hub names end as the same ordered list of files."""
+
+from __future__ import annotations
+
+import os
+
+import datasets
+import pytest
+from chat_data import chat_rows, write_jsonl
+
+from versatune_ds.config import HubDataset
+from versatune_ds.data.rows.forms import parse_row
+from versatune_ds.data.sources.find_files import find_files
+from versatune_ds.data.sources.readers import read_records
+
+
+def find(*sources):
+    return find_files(
+        [str(source) if not isinstance(source, HubDataset) else source for source in sources], key="data.x"
+    )
+
+
+def names(files):
+    return [file.name for file in files]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl.gz", "notes.md", ".hidden.jsonl", ".git/d.jsonl"):
+        write_jsonl(tmp_path / "rows" / name, [])
+    return tmp_path / "rows"
+
+
+def test_a_file_a_glob_and_a_folder_are_found_in_sorted_order(folder):
+    assert names(find(folder / "b.jsonl")) == ["b.jsonl"]
+    assert names(find(folder / "*.jsonl")) == ["a.jsonl", "b.jsonl"]
+    assert names(find(folder / "**/*.jsonl*")) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
+
+
+def test_a_list_keeps_its_own_order(folder):
+    assert names(find(folder / "b.jsonl", folder / "deep")) == ["b.jsonl", "c.jsonl.gz"]
+    assert names(find(folder / "deep", folder / "b.jsonl")) == ["c.jsonl.gz", "b.jsonl"]
+
+
+def test_a_folder_passes_over_what_is_no_data_and_says_so(folder, caplog):
+    assert names(find(folder)) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
+    assert "notes.md is no data file; passed over" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_a_linked_folder_is_read_by_its_folder_as_by_a_glob(tmp_path):
+    write_jsonl(tmp_path / "law" / "part0" / "x.jsonl", [])
+    write_jsonl(tmp_path / "disk" / "y.jsonl", [])
+    (tmp_path / "law" / "part1").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "round").symlink_to(tmp_path / "disk")
+    assert names(find(tmp_path / "law")) == ["x.jsonl", "y.jsonl"]
+    assert names(find(tmp_path / "law/**/*.jsonl")) == ["x.jsonl", "y.jsonl"]
+
+
+def test_a_folder_that_exists_by_its_literal_name_is_no_pattern(tmp_path):
+    for name in ("da ta [x]/[1] a?.jsonl", "da ta [x]/b.jsonl", "da ta x/c.jsonl"):
+        write_jsonl(tmp_path / name, [])
+    assert names(find(tmp_path / "da ta [x]" / "*.jsonl")) == ["[1] a?.jsonl", "b.jsonl"]
+    assert names(find(tmp_path / "da ta [x]" / "[1] a?.jsonl")) == ["[1] a?.jsonl"]
+    assert names(find(tmp_path / "da ta [xyz]" / "*.jsonl")) == ["c.jsonl"]
+    with pytest.raises(ValueError, match=r"matches no file; \[ \] are pattern characters: write \[\[\] for a \["):
+        find(tmp_path / "*" / "[x]" / "*.jsonl")
+
+
+def test_a_glob_leaves_descriptions_and_folders_out_and_says_so(folder, caplog):
+    write_jsonl(folder / "LICENSE.txt", [])
+    (folder / "notes.md").unlink()
+    assert names(find(folder / "*")) == ["a.jsonl", "b.jsonl"]
+    assert "LICENSE.txt is no data file; passed over" in caplog.text
+    assert "deep matches" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"matches no file; it matches the folder .*rows/deep, whose files are .*/d\*/\*"
+    ):
+        find(folder / "d*")
+
+
+def test_one_file_under_two_names_is_refused_in_a_list(folder):
+    (folder / "deep" / "link.jsonl").symlink_to(folder / "a.jsonl")
+    with pytest.raises(ValueError, match=r"a.jsonl is named 2 times"):
+        find(folder / "a.jsonl", folder / "deep" / "link.jsonl")
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "a.jsonl")
+    with pytest.raises(ValueError, match=r"^data.x: .*a.jsonl cannot be read: permission denied$"):
+        find(folder)
+
+
+def test_splits_below_a_folder_ask_for_one(tmp_path):
+    split = datasets.Dataset.from_list(chat_rows(2))
+    datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "law" / "saved")
+    with pytest.raises(ValueError, match=r"law/saved holds several splits \(test, train\); name one"):
+        find(tmp_path / "law")
+
+
+@pytest.mark.parametrize(
+    ("sources", "reason"),
+    [
+        (["absent.jsonl"], r"no such file or folder: '.*absent.jsonl'; a Hub data set is written \{hub: owner/name\}"),
+        (["*.csv"], "matches no file"),
+        (["notes.md"], r"notes.md: unknown format '.md'; known: .jsonl"),
+        (["a.jsonl", "*.jsonl"], "a.jsonl is named 2 times, so its rows would count 2 times"),
+        (["empty"], "empty holds no data file"),
+    ],
+)
+def test_sources_that_name_nothing_readable_are_refused(folder, sources, reason):
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match=reason) as caught:
+        find(*(folder / source for source in sources))
+    assert str(caught.value).startswith("data.x: ")
+
+
+def messages_of(files):
+    return [list(parse_row(record.json_text).turns) for file in files for record in read_records(file)]
+
+
+def test_a_data_set_saved_to_disk_is_read(tmp_path):
+    rows = chat_rows(5)
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    assert messages_of(find(tmp_path / "saved")) == [row["messages"] for row in rows]
+
+
+def test_several_saved_splits_ask_for_one(tmp_path):
+    split = datasets.Dataset.from_list(chat_rows(2))
+    datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"holds several splits \(test, train\); name one, for example .*saved/train"):
+        find(tmp_path / "saved")
+    assert len(messages_of(find(tmp_path / "saved" / "train"))) == 2
+
+
+def test_a_hub_name_is_loaded_through_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = chat_rows(4)
+    write_jsonl(tmp_path / "owner_name" / "train.jsonl", rows)
+    write_jsonl(tmp_path / "owner_name" / "test.jsonl", rows[:1])
+    source = HubDataset(hub=str(tmp_path / "owner_name"), split="train")
+    assert messages_of(find(source)) == [row["messages"] for row in rows]
+    with pytest.raises(ValueError, match=r"data.x: cannot load '.*owner_name' \(split 'dev'\): Unknown split"):
+        find(HubDataset(hub=str(tmp_path / "owner_name"), split="dev"))
+
+
+def test_code_that_comes_with_a_data_set_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    proof = tmp_path / "was_run"
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "evil.py").write_text(f"open({str(proof)!r}, 'w')\n")
+    with pytest.raises(ValueError, match="cannot load"):
+        find(HubDataset(hub=str(tmp_path / "evil")))
+    assert not proof.exists()

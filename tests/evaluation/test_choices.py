@@ -1,0 +1,98 @@
+"""Multiple choice: what is read, what bears loss, which option wins."""
+
+import numpy as np
+import pytest
+from chat_data import CHATML, tiny_tokenizer, write_jsonl
+
+from versatune_ds.evaluation.choices import ChoiceQuestion, encode_choices, read_choices
+
+
+def row(question="what?", choices=("a", "b"), answer=0):
+    return {"question": question, "choices": list(choices), "answer": answer, "source": "somewhere"}
+
+
+def asked(*questions):
+    return [ChoiceQuestion(question=q, choices=choices, answer=answer) for q, choices, answer in questions]
+
+
+def encoded(questions, *, row_tokens=64, template=CHATML):
+    return encode_choices(questions, tokenizer=tiny_tokenizer(), template=template, row_tokens=row_tokens)
+
+
+def test_files_and_folders_are_read_by_the_files_names(tmp_path):
+    write_jsonl(tmp_path / "all" / "law.jsonl", [row(), row(answer=1)])
+    write_jsonl(tmp_path / "all" / "README.txt", ["Questions of law."])
+    write_jsonl(tmp_path / "art.jsonl.gz".removesuffix(".gz"), [row(choices=("x", "y", "z"), answer=2)])
+    found = read_choices([tmp_path / "all", tmp_path / "art.jsonl"])
+    assert {name: [question.answer for question in questions] for name, questions in found.items()} == {
+        "law": [0, 1], "art": [2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [row(answer=2), row(answer="A"), row(choices=("only",)), row(choices=("a", " ")), {"question": "q"}, "not json", 3],
+)
+def test_a_row_that_is_no_question_is_named_with_file_and_line(tmp_path, bad):
+    path = write_jsonl(tmp_path / "law.jsonl", [row(), bad])
+    with pytest.raises(ValueError, match=rf"^--choices: {path}:2: .*expected"):
+        read_choices([path])
+
+
+def test_a_place_without_questions_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"^--choices: .*no such file, or a folder without data files"):
+        read_choices([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="a second file named 'law'"):
+        read_choices([write_jsonl(tmp_path / "law.jsonl", [row()]), write_jsonl(tmp_path / "x" / "law.jsonl", [row()])])
+
+
+def test_the_options_text_bears_loss_and_nothing_else():
+    choices = encoded({"law": asked(("what is seven", ("the answer", "sky"), 1))})
+    texts = []
+    for index in range(2):
+        input_ids, is_loss = choices.options[index]
+        texts.append(tiny_tokenizer().decode(input_ids[is_loss].tolist()))
+    assert texts == ["the answer<|im_end|>", "sky<|im_end|>"]  # no special token of this tokenizer
+    built_in = encode_choices(
+        {"law": asked(("what is seven", ("the answer", "sky"), 1))}, tokenizer=tiny_tokenizer(),
+        template=tiny_tokenizer().chat_template, row_tokens=64,
+    )  # fmt: skip
+    input_ids, is_loss = built_in.options[1]
+    assert tiny_tokenizer().decode(input_ids[is_loss].tolist()) == "sky"
+    assert choices.num_bytes_C.tolist() == [10, 3]
+
+
+def test_the_likeliest_option_a_byte_wins_question_by_question():
+    choices = encoded(
+        {"law": asked(("q", ("ab", "abcd"), 1), ("q", ("ab", "cd", "efgh"), 0)), "art": asked(("q", ("é", "e"), 0))}
+    )
+    assert choices.num_bytes_C.tolist() == [2, 4, 2, 2, 4, 2, 1]
+    loss_sum_C = np.array([3.0, 4.0, 1.0, 3.0, 4.0, 3.0, 1.0])  # a byte: 1.5 1.0 | 0.5 1.5 1.0 | 1.5 1.0
+    assert choices.is_right(loss_sum_C).tolist() == [True, True, False]
+    assert choices.domain_id_Q.tolist() == [0, 0, 1]
+
+
+def test_a_question_too_long_for_a_row_keeps_its_end_and_its_option():
+    choices = encoded({"law": asked(("what is the colour " * 30, ("the sky", "court"), 0))}, row_tokens=24)
+    input_ids, is_loss = choices.options[0]
+    assert len(input_ids) == 24
+    assert not is_loss[0]
+    assert "the sky" in tiny_tokenizer().decode(input_ids[is_loss].tolist())
+
+
+@pytest.mark.parametrize("option", ["the sky is the colour of the court " * 5, "the sky"])
+def test_an_option_that_would_be_cut_is_refused_by_name(option):
+    questions = {"law": asked(("q", (option, "court"), 0))}
+    own_tokens = len(tiny_tokenizer().encode(f"{option}<|im_end|>"))
+    with pytest.raises(
+        ValueError, match=rf"^--choices: law: option '{option[:40]}' has .*data\.row_tokens={own_tokens}"
+    ):
+        encoded(questions, row_tokens=own_tokens)
+
+
+def test_the_options_of_a_question_are_found_by_its_number():
+    choices = encoded(
+        {"law": asked(("q", ("a", "b"), 0)), "art": asked(("q", ("a", "b", "c"), 1), ("q", ("a", "b"), 0))}
+    )
+    assert [choices.options_of(question) for question in range(3)] == [range(2), range(2, 5), range(5, 7)]

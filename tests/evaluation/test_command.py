@@ -1,0 +1,114 @@
+"""`versatune evaluate` on a run, on its exported folder, and against what it began from."""
+
+import json
+
+import pytest
+from command_line import command_of, write_recipe
+from ranks import run_ranks
+from tiny_run import be_trained, read_lines, tiny_config
+
+from versatune_ds.data.synthetic import DOMAIN_NAMES
+from versatune_ds.evaluation.command import _with_way_out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config(
+        folder,
+        "validation.max_examples_per_domain=8",
+        "data.synthetic={num_rows: 60, num_valid_rows: 8, num_test_rows: 6}",
+    )
+    (folder / "results").mkdir()
+    run_ranks(lambda world: be_trained(config, world).step, world_size=1, folder=folder / "results")
+    write_recipe(config, folder / "recipe.yaml")
+    return config
+
+
+@pytest.fixture
+def versatune(capsys):
+    return command_of(capsys)
+
+
+def evaluated(versatune, *arguments):
+    called = versatune("evaluate", *arguments, "--json")
+    assert called.code == 0, called.err
+    return json.loads(called.out)
+
+
+@pytest.mark.slow
+def test_a_runs_losses_before_and_after_are_those_it_recorded(versatune, trained):
+    result = evaluated(versatune, trained.run_dir, "--split", "valid", "--exact", "0")
+    recorded = [line for line in read_lines(trained.run_dir / "metrics.jsonl") if "validation/loss" in line]
+    for name, numbers in result["domains"].items():
+        assert numbers["loss"] == pytest.approx(recorded[-1][f"domain/{name}/loss"], rel=1e-5)
+        before = result["base"]["domains"][name]["loss"]
+        assert before == pytest.approx(recorded[0][f"domain/{name}/loss"], rel=1e-5)
+        assert result["retention"][name]["loss_change"] == pytest.approx(numbers["loss"] - before, abs=1e-6)
+    assert json.loads((trained.run_dir / "evaluation-valid.json").read_text()) == result
+
+
+@pytest.mark.slow
+def test_test_rows_are_answered_and_the_table_says_how_well(versatune, trained, tmp_path):
+    choices = tmp_path / "law.jsonl"
+    choices.write_text(json.dumps({"question": "q", "choices": ["yes", "no"], "answer": 0}) + "\n")
+    called = versatune("evaluate", trained.run_dir, "--choices", choices, "--no-base", "--quiet")
+    assert called.code == 0
+    title, header, _, *lines = called.out.splitlines()
+    assert title == f"{trained.run_dir}, test rows"
+    assert "exact match [95 %]" in header
+    assert "choices [95 %]" in header
+    assert [line.split()[0] for line in lines if line[0] != "-"] == [*sorted(DOMAIN_NAMES), "mean"]
+    result = json.loads((trained.run_dir / "evaluation.json").read_text())
+    assert min(numbers["exact_match"]["num_questions"] for numbers in result["domains"].values()) > 3  # some are cut
+    assert result["domains"]["law"]["choices"]["num_questions"] == 1
+    assert "base" not in result
+
+
+@pytest.mark.slow
+def test_an_exported_folder_evaluates_as_its_run_and_processes_share_the_work(versatune, trained, tmp_path):
+    assert versatune("export", trained.run_dir, "--output", tmp_path / "model").code == 0
+    run = evaluated(versatune, trained.run_dir, "--no-base")
+    recipe = ("--recipe", trained.run_dir.parent / "recipe.yaml", "--output", tmp_path / "e.json")
+    folder = evaluated(versatune, tmp_path / "model", *recipe, "--processes", "2", "--no-base")
+    against = evaluated(versatune, tmp_path / "model", *recipe, "--against", trained.run_dir, "--exact", "0")
+    for name, numbers in run["domains"].items():
+        assert folder["domains"][name]["loss"] == pytest.approx(numbers["loss"], rel=1e-6)
+        assert folder["domains"][name]["exact_match"] == numbers["exact_match"]
+        assert against["retention"][name]["loss_change"] == pytest.approx(0, abs=1e-6)
+    assert json.loads((tmp_path / "e.json").read_text()) == against
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{folder}"], "no run's folder, so name the data: --recipe FILE"),
+        (["{run}", "--against", "nowhere"], "--against: nowhere: no such folder"),
+        (["{run}", "--choices", "nowhere"], "--choices: nowhere: no such file"),
+        (["{run}", "--step", "3"], "--step 3: {run} has no checkpoint of that step; there are those of 10, 12"),
+        (["{run}", "--processes", "0"], "--processes=0: expected 1 or more"),
+        (["{run}", "--output", "{folder}/no/e.json"], "--output: {folder}/no/e.json: expected a file in a folder"),
+        (["{run}", "--output", "{folder}"], "--output: {folder}: expected a file in a folder that is there"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_two(versatune, trained, tmp_path, arguments, message):
+    places = {"folder": str(tmp_path), "run": str(trained.run_dir)}
+    called = versatune("evaluate", *(argument.format(**places) for argument in arguments), "--quiet")
+    assert (called.code, called.out) == (2, "")
+    assert message.format(**places) in called.err
+    assert len(called.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "is_helped"),
+    [
+        ("data.folder: good/train is no folder; expected good/train/DOMAIN.jsonl", True),
+        ("data.domains.law.train: no such file or folder: 'law.jsonl'", True),
+        ("data.max_bad_rows: 3 bad rows", False),
+    ],
+)
+def test_a_run_that_was_moved_is_told_how_to_name_its_data(message, is_helped):
+    helped = _with_way_out(message, is_own_recipe=True)
+    assert helped.startswith(message)
+    assert helped.endswith("were moved, say where the data are: data.folder=FOLDER, or --recipe FILE") is is_helped
+    assert _with_way_out(message, is_own_recipe=False) == message

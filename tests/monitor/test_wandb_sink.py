@@ -1,0 +1,106 @@
+"""W&B gets one history whatever was stopped in between, and can never stop a run; read back with W&B's own reader."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from monitor_data import decision, recipe, step_metrics
+
+from versatune_ds.monitor import open_monitor
+from versatune_ds.monitor import wandb_sink as module
+
+
+def records_of(path):
+    """Return a run file's records, as `wandb leet inspect` prints them."""
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def history_as_synced(run_dir):
+    """Return {step: row} of all parts in the order of their start: a step the server has is not taken again."""
+    rows = {}
+    for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
+        for record in records_of(path):
+            if record["type"] == "history" and record["history"]["step"]["num"] > max(rows, default=-1):
+                rows[record["history"]["step"]["num"]] = record["history"]["item"]
+    return rows
+
+
+def record_part(config, *, resumed_step, first, last):
+    monitor = open_monitor(config, is_rank_zero=True, resumed_step=resumed_step)
+    for step in range(first, last + 1):
+        monitor.metrics(step, step_metrics(**{"train/loss": 1.0 / step}))
+        if step % 10 == 0:
+            monitor.metrics(step, {"domain/law/loss": 2.0})
+            monitor.decision(decision(step // 10))
+    monitor.finish(exit_code=75)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_and_resumed_offline_is_one_history_without_gaps_or_doubled_steps(tmp_path):
+    config = recipe(tmp_path, wandb={"mode": "offline", "group": "g", "tags": ["t"]})
+    config.run_dir.mkdir()
+    record_part(config, resumed_step=-1, first=1, last=14)  # killed after 14, its checkpoint was of step 10
+    record_part(config, resumed_step=10, first=11, last=20)
+    paths = list(config.run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert len(paths) == 2
+    (run_id,) = {path.stem for path in paths}
+    assert run_id == f"run-{(config.run_dir / 'wandb_id').read_text()}"
+    history = history_as_synced(config.run_dir)
+    assert list(history) == list(range(1, 21))
+    assert [row["step"] for row in history.values()] == list(history)
+    assert history[15]["train/loss"] == pytest.approx(1 / 15)
+    for step in (10, 20):
+        assert history[step]["domain/law/weight_decided"] == 0.75
+        assert history[step]["domain/law/loss"] == 2.0
+        assert history[step]["domain/law/excess_loss"] == 1.0
+    assert history[20]["charts/weights._type"] == "image-file"
+    table = json.loads(next(iter(sorted(config.run_dir.glob("wandb/*/files/media/table/*.json"))[-1:])).read_text())
+    assert [row[:3] for row in table["data"]] == [[1, 10, 13], [2, 20, 23]]
+
+
+def test_online_without_a_key_is_the_users_mistake_and_names_the_variable(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    config = recipe(tmp_path, wandb={"mode": "online"})
+    config.run_dir.mkdir()
+    with pytest.raises(ValueError, match=r"^monitor.wandb.mode=online: no key found; set WANDB_API_KEY"):
+        open_monitor(config, is_rank_zero=True, resumed_step=-1)
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_is_said_once_and_the_run_is_recorded_offline(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = recipe(tmp_path, wandb={"mode": "online", "start_timeout_seconds": 2})
+    config.run_dir.mkdir()
+    with caplog.at_level("WARNING"):
+        record_part(config, resumed_step=-1, first=1, last=3)
+    assert sum("recording offline" in record.getMessage() for record in caplog.records) == 1
+    assert list(history_as_synced(config.run_dir)) == [1, 2, 3]
+
+
+def test_the_key_is_found_in_netrc_for_the_server_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine other.example.org login user password secret\n")
+    assert not module.has_key()
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password secret\n")
+    assert module.has_key()
+
+
+def test_the_key_reaches_no_file_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "5ecre7" * 7)
+    config = recipe(tmp_path, wandb={"mode": "offline"})
+    config.run_dir.mkdir()
+    record_part(config, resumed_step=-1, first=1, last=2)
+    files = [path for path in config.run_dir.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert not [path for path in files if b"5ecre7" in path.read_bytes()]
+    assert os.environ["WANDB_API_KEY"] == "5ecre7" * 7

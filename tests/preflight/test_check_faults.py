@@ -1,0 +1,357 @@
+"""`versatune check`: a sound recipe is all green, and every planted fault is found by name, with the way out."""
+
+import json
+import os
+import shutil
+import socket
+
+import pytest
+import yaml
+from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_jsonl
+from command_line import command_of
+from model_templates import LAST_REASONING
+
+from versatune_ds.data.rows.templates import template_digest
+from versatune_ds.data.rows.tokenize import tokenizer_digest
+
+SECRET = "a-key-that-nobody-may-see"
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture
+def versatune(capsys):
+    return command_of(capsys)
+
+
+@pytest.fixture
+def server():
+    """Listen where W&B's server is said to be."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, server):
+    """Write a sound recipe that uses all there is to check, and give it a cluster with a partition `gpu`."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_domains(tmp_path / "data", num_rows=200)
+    digests = {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(tokenizer.chat_template)}
+    write_json(tmp_path / "prior.json", {"weights": {"code": 0.25, "law": 0.75}})
+    write_json(tmp_path / "reference.json", {"losses": {"code": 1.0, "law": 2.0}, "digests": digests})
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, script in (("sbatch", "exit 0"), ("sinfo", "echo gpu; echo cpu")):
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    monkeypatch.setenv("VERSATUNE_KERNELS", "torch")
+    values = {
+        "run": {"name": "mine", "output_dir": str(tmp_path / "runs")},
+        "model": {"from_config": LLAMA, "tokenizer": str(tmp_path / "tokenizer")},
+        "data": {"folder": str(tmp_path / "data"), "row_tokens": 128},
+        "train": {"steps": 10, "rows_per_batch": 8, "precision": "bf16"},
+        "mixture": {
+            "prior": str(tmp_path / "prior.json"),
+            "reference": str(tmp_path / "reference.json"),
+            "update_every": 3,
+        },
+        "monitor": {"wandb": {"mode": "online"}},
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def write_json(path, values):
+    path.write_text(json.dumps(values))
+
+
+def checked(versatune, recipe, *arguments):
+    """Return the exit code and the findings that are not ok."""
+    called = versatune("check", recipe, "--json", "--nodes=2", "--gpus-per-node=2", "--gpu-memory=80", *arguments)
+    assert SECRET not in called.out + called.err
+    return called.code, [found for found in json.loads(called.out)["findings"] if found["level"] != "ok"]
+
+
+def test_a_sound_recipe_is_all_green(versatune, recipe):
+    code, findings = checked(versatune, recipe)
+    assert findings == []
+    assert code == 0
+
+
+def missing_file(folder):
+    return [
+        "data.folder=null",
+        f"data.domains={{law: {{train: {folder}/data/train/law.jsonl}}, code: {{train: gone}}}}",
+    ]
+
+
+def broken_rows(folder):
+    rows = chat_rows(60, topic="law")
+    write_jsonl(
+        folder / "data" / "train" / "law.jsonl", ['{"messages": ' if i % 5 == 0 else rows[i] for i in range(60)]
+    )
+    return []
+
+
+def prior_of_other_domains(folder):
+    write_json(folder / "prior.json", {"weights": {"code": 0.25, "lore": 0.75}})
+    return []
+
+
+def reference_of_other_tokenizer(folder):
+    values = json.loads((folder / "reference.json").read_text())
+    write_json(folder / "reference.json", {**values, "digests": {"tokenizer": "another"}})
+    return []
+
+
+def reference_without_a_domain(folder):
+    write_json(folder / "reference.json", {"losses": {"code": 1.0}})
+    return []
+
+
+def failing_template(folder):
+    (folder / "template.jinja").write_text("{{ raise_exception('no') }}")
+    return [f"data.chat_template={folder}/template.jinja"]
+
+
+def unfinished_template(folder):
+    (folder / "template.jinja").write_text("{% for message in messages %}{{ message.content }}")
+    return [f"data.chat_template={folder}/template.jinja"]
+
+
+def folder_of_something_else(folder):
+    write_jsonl(folder / "runs" / "mine" / "thesis.txt", ["..."])
+    return []
+
+
+FAULTS = {
+    "a missing file": (missing_file, "files", "data.domains.code.train", "no such file or folder: 'gone'"),
+    "broken rows": (broken_rows, "rows", "data.max_bad_rows", "law: 12 of all 65 rows bad"),
+    "a prior of other domains": (prior_of_other_domains, "prior", "mixture.prior", "lore"),
+    "no reference": (["mixture.reference=gone.json"], "reference", "mixture.reference", "gone.json"),
+    "a reference without a domain": (reference_without_a_domain, "reference", "mixture.reference", "law"),
+    "a reference of another tokenizer": (
+        reference_of_other_tokenizer, "reference", "mixture.reference", "measured with another tokenizer",
+    ),
+    "a batch that does not divide": (["train.rows_per_batch=6"], "batch", "train.rows_per_batch", "multiple of 4"),
+    "ZeRO against the recipe": (
+        ["train.deepspeed={zero_optimization: {stage: 2}, fp16: {enabled: true}}"],
+        "deepspeed", "train.deepspeed", "contradicts train.precision",
+    ),
+    "bf16 without ZeRO": (
+        ["train.deepspeed={zero_optimization: {stage: 0}}"], "deepspeed", "train.precision", "stage 0",
+    ),
+    "compiled under ZeRO-3": (
+        ["train.deepspeed={zero_optimization: {stage: 3}}", "model.compile=true"], "deepspeed", "model.compile",
+        "not supported under ZeRO stage 3",
+    ),
+    "too little memory": (["--gpu-memory=1.5"], "memory", "--gpu-memory", "model.gradient_checkpointing=true"),
+    "too little disk": (["checkpoint.keep=100000000"], "disk", "checkpoint.keep", "free"),
+    "a template that fails": (failing_template, "template", "data.chat_template", "the chat template refuses"),
+    "a template that is unfinished": (unfinished_template, "template", "data.chat_template", "endfor"),
+    "no tokenizer": (["model.tokenizer=gone"], "tokenizer", "model.tokenizer", "cannot load 'gone'"),
+    "a misspelt key of the model": (
+        ["model.from_config.hiden_size=32"], "model", "model.from_config.hiden_size", "did you mean 'hidden_size'?",
+    ),
+    "an unknown partition": (["slurm.partition=gpus"], "slurm", "slurm.partition", "did you mean 'gpu'?"),
+    "a folder that is no run's": (folder_of_something_else, "files", "runs/mine", "is no run's folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_by_name(versatune, recipe, fault):
+    plant, check, key, words = FAULTS[fault]
+    arguments = plant(recipe.parent) if callable(plant) else plant
+    code, findings = checked(versatune, recipe, *arguments)
+    failures = [found for found in findings if found["level"] == "FAIL"]
+    assert code == 1
+    assert {found["check"] for found in failures} == {check}
+    (failure,) = failures
+    assert key in failure["key"] + ": " + failure["found"]
+    assert words in failure["found"] + "; " + failure["todo"]
+    assert failure["todo"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "check", "key"),
+    [
+        ("WANDB_API_KEY", None, "wandb", "WANDB_API_KEY"),
+        ("WANDB_BASE_URL", "http://127.0.0.1:9", "wandb", "connection"),
+        ("SBATCH_PARTITION", "gpus", "slurm", "SBATCH_PARTITION"),
+    ],
+)
+def test_a_fault_of_the_environment_is_found_by_name(versatune, recipe, monkeypatch, variable, value, check, key):
+    monkeypatch.setenv("HOME", str(recipe.parent))  # no netrc
+    monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable)
+    code, findings = checked(versatune, recipe)
+    assert (code, [(found["level"], found["check"], found["key"]) for found in findings]) == (1, [("FAIL", check, key)])
+    assert findings[0]["todo"]
+
+
+def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_said(versatune, recipe, monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "gpus")
+    monkeypatch.setenv("HOME", str(recipe.parent))
+    monkeypatch.delenv("WANDB_API_KEY")
+    broken_rows(recipe.parent)
+    prior_of_other_domains(recipe.parent)
+    reference_of_other_tokenizer(recipe.parent)
+    folder_of_something_else(recipe.parent)
+    few = ["train.rows_per_batch=6", "--gpu-memory=2", "checkpoint.keep=100000000"]
+    code, findings = checked(
+        versatune, recipe, *few, "train.deepspeed={bf16: {enabled: true}, optimizer: {type: Adam}}"
+    )
+    failed = {(found["check"], found["key"]) for found in findings if found["level"] == "FAIL"}
+    assert code == 1
+    assert failed >= {
+        ("files", f"{recipe.parent}/runs/mine"), ("rows", "data.max_bad_rows"), ("prior", "mixture.prior"),
+        ("reference", "mixture.reference"), ("batch", "train.rows_per_batch"), ("deepspeed", "train.deepspeed"),
+        ("slurm", "SBATCH_PARTITION"), ("wandb", "WANDB_API_KEY"),
+    }  # fmt: skip
+    not_checked = {found["check"]: found for found in findings if found["key"] == "not checked"}
+    assert not_checked["memory"]["found"] == "needs train.deepspeed, see above"
+
+
+def test_a_memorised_reference_is_a_warning_that_says_what_to_do(versatune, recipe):
+    path = recipe.parent / "reference.json"
+    write_json(path, {**json.loads(path.read_text()), "train_losses": {"code": 0.1, "law": 1.9}})
+    code, findings = checked(versatune, recipe)
+    (warning,) = [found for found in findings if "memorised" in found["found"]]
+    assert (code, warning["level"], warning["key"]) == (0, "warn", "mixture.reference")
+    assert warning["found"].startswith(f"{path}: code: the reference model's training loss 0.1000")
+    assert warning["todo"] == "stop it earlier (reference.patience) or give it more rows"
+
+
+def no_held_out_rows(folder):
+    (folder / "data" / "valid" / "law.jsonl").unlink()
+    return []
+
+
+def long_rows(folder):
+    rows = [*chat_rows(200, topic="law"), chat_row("Why?", "because " * 300)]
+    write_jsonl(folder / "data" / "train" / "law.jsonl", rows)
+    return []
+
+
+def lost_reasoning(folder):
+    (folder / "template.jinja").write_text(LAST_REASONING)
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "<think>I add.</think>So."}] * 2
+    write_jsonl(folder / "data" / "train" / "law.jsonl", [*chat_rows(30, topic="law"), {"messages": turns}])
+    return [f"data.chat_template={folder}/template.jinja", "mixture.reference={start_fraction: 0.03}"]
+
+
+def forged_turns(folder):
+    rows = [*chat_rows(30, topic="law"), chat_row("a<|end|><|assistant|>b", "c")]
+    write_jsonl(folder / "data" / "train" / "law.jsonl", rows)
+    return []
+
+
+WARNINGS = {
+    "long rows": (
+        long_rows, "rows", "data.row_tokens", "of the tokens cut off",
+        "raise data.row_tokens from 128, or set data.long_examples=split",
+    ),
+    "lost reasoning": (
+        lost_reasoning, "rows", "data.chat_template",
+        "law: 1 of 36 sampled rows: the chat template leaves the reasoning of earlier assistant turns out",
+        "make a row of each assistant turn",
+    ),
+    "forged turns": (
+        forged_turns, "rows", "model.tokenizer", "law: 1 of 36 sampled rows: control tokens of the chat template",
+        "take them out",
+    ),
+    "a domain without held-out rows": (
+        no_held_out_rows, "files", "data.folder", "law has no held-out rows", "data/valid/law.jsonl",
+    ),
+    "a domain repeated often": (
+        ["train.steps=100"], "supply", "train.steps", "about: law goes beyond 4 epochs from step ", "more rows",
+    ),
+    "a domain that ends": (
+        ["data.max_epochs_per_domain=0.5"], "supply", "train.steps", "about: law exhausts its 0.5 epochs from",
+        "goes to the other domains",
+    ),
+    "no update at all": (
+        ["mixture.update_every=10"], "policy", "mixture.update_every", "steer, 0 updates in 10 steps",
+        "lower mixture.update_every (10) or train longer, or the weights move once, before training",
+    ),
+    "no update at all of a policy that does not move before training": (
+        ["mixture.update_every=10", "mixture.policy=versatune"], "policy", "mixture.update_every",
+        "versatune, 0 updates in 10 steps", "or no weight ever moves",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_what_a_user_may_not_have_meant_is_a_warning_with_the_way_out(versatune, recipe, name):
+    plant, check, key, found, todo = WARNINGS[name]
+    code, findings = checked(versatune, recipe, *(plant(recipe.parent) if callable(plant) else plant))
+    assert code == 0
+    (warning,) = [line for line in findings if found in line["found"]]
+    assert (warning["level"], warning["check"], warning["key"]) == ("warn", check, key)
+    assert todo in warning["todo"]
+
+
+def test_columns_that_are_not_trained_on_are_listed_once(versatune, recipe):
+    rows = [{**row, "hint": "think of it", "source": "web"} for row in chat_rows(200, topic="law")]
+    path = write_jsonl(recipe.parent / "data" / "train" / "law.jsonl", rows)
+    code, (warning,) = checked(versatune, recipe)
+    assert (code, warning["level"], warning["check"], warning["key"]) == (0, "warn", "rows", "data.folder")
+    assert warning["found"] == (
+        f"law: columns with text that is not trained on: hint (200 rows, first {path}:1), of 205 sampled rows"
+    )
+    assert "columns not trained on: source" in versatune("check", recipe, "--nodes=2", "--gpus-per-node=2").out
+
+
+def test_a_policy_that_never_moves_needs_no_update(versatune, recipe):
+    code, findings = checked(versatune, recipe, "mixture.policy=constant", "mixture.update_every=10")
+    assert (code, findings) == (0, [])
+
+
+def test_an_unreadable_recipe_is_code_two_and_nothing_else(versatune, recipe):
+    called = versatune("check", recipe, "train.steps=many")
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith("versatune: train.steps: ")
+
+
+def test_a_number_of_nodes_must_be_positive(versatune, recipe):
+    called = versatune("check", recipe, "--nodes=0")
+    assert (called.code, called.err) == (2, "versatune: --nodes=0: expected a positive number\n")
+
+
+def test_the_table_has_a_line_a_finding_and_shows_where_loss_falls_in_each_domain(versatune, recipe):
+    hostile = [{"messages": [{"role": "user", "content": "a\x1b[2Jb"}, {"role": "assistant", "content": "c"}]}]
+    write_jsonl(recipe.parent / "data" / "train" / "code.jsonl", hostile)
+    called = versatune("check", recipe, "train.rows_per_batch=7", "--gpus-per-node=2")
+    assert called.code == 1
+    assert "\x1b" not in called.out
+    examples, table = called.out.split("\n\n")[0], called.out.split("\n\n")[1].splitlines()
+    assert "--- code\n\u27e6<|begin|><|user|>\na\\x1b[2Jb\n<|assistant|>\n\u27e7c<|end|>" in examples
+    assert "--- law\n" in examples
+    assert all(line.split()[0] in ("ok", "warn", "FAIL") for line in table)
+    (red,) = [line for line in table if line.startswith("FAIL")]
+    assert red.split()[:3] == ["FAIL", "batch", "train.rows_per_batch"]
+    assert called.out.endswith("1 FAIL\n")
+
+
+def test_checking_leaves_neither_run_nor_shards_behind(versatune, recipe):
+    before = sorted(recipe.parent.rglob("*"))
+    checked(versatune, recipe)
+    assert sorted(recipe.parent.rglob("*")) == before
+
+
+def test_without_slurm_programs_a_cluster_run_is_a_warning(versatune, recipe, monkeypatch):
+    shutil.rmtree(recipe.parent / "programs")
+    monkeypatch.setenv("PATH", str(recipe.parent))
+    code, findings = checked(versatune, recipe)
+    assert (code, [(found["level"], found["check"]) for found in findings]) == (0, [("warn", "slurm")])

@@ -1,0 +1,138 @@
+"""The estimate of a GPU's memory: exact where it counts, near what two ranks really allocate."""
+
+import functools
+import itertools
+
+import pytest
+from ranks import run_ranks
+from tiny_run import be_trained, tiny_config
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+
+from versatune_ds.engine.ds_settings import deepspeed_config
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.preflight.activations import decoder_pass_bytes
+from versatune_ds.preflight.disk import checkpoint_bytes
+from versatune_ds.preflight.memory import estimates_of
+from versatune_ds.preflight.memory_estimate import estimate_memory, measure_model
+from versatune_ds.preflight.request import CheckRequest
+from versatune_ds.preflight.subject import Subject
+
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+class Decoder(nn.Module):
+    """Square an embedding: what is saved can be said by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+
+    def get_decoder(self):
+        return self
+
+    def forward(self, *, input_ids, **_):
+        return (self.embed(input_ids) ** 2,)
+
+
+def test_what_is_saved_is_counted_to_the_byte():
+    with FakeTensorMode():
+        found = decoder_pass_bytes(Decoder(), num_rows=2, row_tokens=16)
+    states = 2 * 16 * 8 * 4
+    # alive behind the forward pass: the embedded tokens, which the square saved, and its result
+    assert found.saved == 2 * states
+    assert found.peak > found.saved
+
+
+def test_parameters_are_those_of_the_real_model_and_checkpointing_saves_less(tmp_path):
+    config = tiny_config(tmp_path)
+    arguments = {"vocab_size": 512, "special_ids": SPECIAL}
+    size, whole = measure_model(config, is_checkpointed=False, **arguments)
+    _, checkpointed = measure_model(config, is_checkpointed=True, **arguments)
+    real = build_causal_lm(config.model, precision="fp32", **arguments)
+    assert size.num_parameters == size.num_trained == sum(parameter.numel() for parameter in real.parameters())
+    assert (size.vocabulary, size.hidden) == (512, 32)
+    assert checkpointed.saved < whole.saved / 3
+
+
+def test_with_adapters_only_they_are_trained_and_counted(tmp_path):
+    config = tiny_config(tmp_path, "model.lora={rank: 2}")
+    size, _ = measure_model(config, vocab_size=512, is_checkpointed=True, special_ids=SPECIAL)
+    real = build_causal_lm(config.model, precision="fp32", vocab_size=512, special_ids=SPECIAL)
+    trained = sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
+    assert 0 < size.num_trained == trained < size.num_parameters / 2
+    assert not size.is_head_trained
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_states_shrink_with_stage_and_ranks_as_zero_says(tmp_path, precision):
+    config = tiny_config(tmp_path, f"train.precision={precision}")
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    found = {}
+    for stage, world_size in itertools.product((1, 2, 3), (1, 4)):
+        train = config.train.model_copy(update={"deepspeed": {"zero_optimization": {"stage": stage}}})
+        found[stage, world_size] = estimate_memory(
+            config, size=size, passes=passes, ds_config=deepspeed_config(train, world_size=world_size),
+            world_size=world_size,
+        )  # fmt: skip
+    num_bytes, count = (4 if precision == "fp32" else 2), size.num_parameters
+    assert found[2, 1].parameters == found[2, 4].parameters == count * num_bytes
+    assert found[3, 4].parameters == count * num_bytes // 4
+    assert (found[1, 1].optimizer, found[1, 4].optimizer) == (12 * count, 3 * count)
+    assert found[2, 4].gradients < found[1, 4].gradients
+    assert found[2, 4].buffers == 500_000_000 * num_bytes
+    on_disk = [
+        checkpoint_bytes(config, size=size, ds_config={"zero_optimization": {"stage": stage}}) for stage in (2, 3)
+    ]
+    assert on_disk == [(12 + num_bytes) * count, 12 * count]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_setting_left_to_deepspeed_counts_as_its_default(tmp_path, stage):
+    config = tiny_config(tmp_path)
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    keys = ("reduce_bucket_size", "stage3_max_live_parameters", "sub_group_size", "overlap_comm")
+    estimates = [
+        estimate_memory(
+            config, size=size, passes=passes, ds_config={"zero_optimization": {"stage": stage, **zero}}, world_size=2
+        )
+        for zero in ({}, dict.fromkeys(keys, "auto"))
+    ]
+    assert estimates[0] == estimates[1]
+
+
+def trained_bytes(config, world):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        be_trained(config, world)
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(num_bytes for _, num_bytes in changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_estimate_is_near_what_two_ranks_allocate(tmp_path, monkeypatch, stage):
+    monkeypatch.setenv("VERSATUNE_KERNELS", "torch")
+    zero = f"{{stage: {stage}, reduce_bucket_size: 100000, overlap_comm: false}}"
+    overrides = ["train.steps=2", "data.row_tokens=512", "model.from_config.hidden_size=64"]
+    config = tiny_config(tmp_path, *overrides, f"train.deepspeed={{zero_optimization: {zero}}}")
+    allocated = max(run_ranks(functools.partial(trained_bytes, config), world_size=2, folder=tmp_path))
+    estimate = estimates_of(Subject(config, CheckRequest(gpus_per_node=2), num_gpus_here=0)).chosen
+    assert estimate.peak == pytest.approx(allocated, rel=0.2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_experts_are_counted_in_every_precision(tmp_path, precision):
+    """Torch's fake form of the experts' product takes bf16 alone; activations in fp32 are twice as many bytes."""
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+    config = tiny_config(tmp_path, f"train.precision={precision}")
+    mapping = {key: value for key, value in config.model.from_config.items() if key != "attention_dropout"}
+    model = config.model.model_copy(update={"from_config": {**mapping, **experts}})
+    config = config.model_copy(update={"model": model})
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    # By layer: attention 4 x 32 x 32, experts 4 x 3 x 32 x 64, router 4 x 32, two norms; the last norm; the embedding.
+    assert size.num_parameters == 2 * (4 * 32 * 32 + 4 * 3 * 32 * 64 + 4 * 32 + 2 * 32) + 32 + 512 * 32
+    num_bytes = 4 if precision == "fp32" else 2
+    tokens = config.train.rows_per_micro_batch * config.data.row_tokens
+    assert passes.saved > 2 * tokens * 2 * 3 * 64 * num_bytes  # gate, up and their product of two experts in two layers

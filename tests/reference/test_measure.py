@@ -1,0 +1,261 @@
+"""`versatune reference`: single-domain runs, their held-out minimum, reference.json, and what refuses it."""
+
+import gc
+import json
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from chat_data import chat_rows, write_jsonl
+from ranks import run_ranks
+from references import measure, workplace
+from tiny_run import ROOT, be_trained, read_lines, tiny_config
+
+from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
+from versatune_ds.export.run_export import export_run
+from versatune_ds.reference.file import reference_notes
+from versatune_ds.reference.one_domain import EarlyStop, domain_recipe, folder_name, result_of_run
+from versatune_ds.reference.score import score_model
+from versatune_ds.reference.task import ReferenceTask
+from versatune_ds.training import reference
+from versatune_ds.training.run_records import replay_run
+from versatune_ds.training.signals import Agreement, StopSignals
+
+STEPS = ("reference.steps=4", "reference.evaluate_every=2")
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def decided(loss):
+    return SimpleNamespace(losses={"law": {"mean": loss}})
+
+
+def results_of(config):
+    folder = config.run.output_dir / "reference" / "tiny"
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, cache_dir):
+    """Measure the references of the tiny recipe once, on two ranks: (config, path of reference.json)."""
+    config = tiny_config(tmp_path_factory.mktemp("measured"), *STEPS, cache_dir=cache_dir)
+    assert measure(config, world_size=2, folder=config.run.output_dir / "ranks") == [0, 0]
+    return config, config.run.output_dir / "tiny-reference.json"
+
+
+def test_a_domain_stops_after_as_many_measurements_without_a_new_minimum_as_patience_says():
+    stop = EarlyStop("law", patience=2)
+    assert [stop(decided(loss)) for loss in (3.0, 2.0, 2.5, 1.9, 1.9, None)] == [False] * 5 + [True]
+
+
+def test_a_resumed_domain_stops_where_the_uninterrupted_one_does():
+    losses = [3.0, 2.0, 2.5, 2.4]
+    whole = EarlyStop("law", patience=2)
+    answers = [whole(decided(loss)) for loss in losses]
+    for cut in range(4):
+        resumed = EarlyStop("law", patience=2, losses=losses[:cut])
+        assert [resumed(decided(loss)) for loss in losses[cut:]] == answers[cut:]
+
+
+def test_the_recipe_of_one_domain_rounds_its_steps_up_to_a_measurement(tmp_path):
+    config = tiny_config(tmp_path, "train.steps=50", "reference.evaluate_every=4", "reference.learning_rate=0.5")
+    recipe = domain_recipe(config, "law")
+    assert (recipe.train.steps, recipe.mixture.update_every, recipe.train.learning_rate) == (28, 4, 0.5)
+    assert recipe.run_dir == tmp_path / "reference" / "tiny" / "law"
+    assert recipe.data.cache_dir == config.data.cache_dir
+
+
+def test_domains_whose_names_make_no_folder_get_folders_of_their_own():
+    assert folder_name("law") == "law"
+    names = [folder_name(name) for name in ("a b", "a_b", "../x", "é", "")]
+    assert len(set(names)) == 5
+    assert not any("/" in name or name.startswith(".") for name in names)
+
+
+@pytest.mark.slow
+def test_every_domain_gets_the_lowest_held_out_loss_of_its_run_with_its_origin(measured):
+    config, path = measured
+    content = json.loads(path.read_text())
+    folder = config.run.output_dir / "reference" / "tiny"
+    assert sorted(content["losses"]) == ["code", "finance", "general", "law", "medicine", "science"]
+    for name, loss in content["losses"].items():
+        decisions = read_lines(folder / name / "decisions.jsonl")
+        held_out = {d["decided_at_step"]: d["losses"][name]["mean"] for d in decisions}
+        assert sorted(held_out) == [0, 2, 4]
+        assert loss == min(held_out.values()) == held_out[content["steps"][name]]
+        assert loss < content["base_losses"][name]
+        assert content["gaps"][name] == loss - content["train_losses"][name]
+        assert content["stderrs"][name] > 0
+        assert not (folder / name / "checkpoints").exists()
+    assert set(content["digests"]) == {"tokenizer", "template", "mask", "held-out split"}
+    assert (content["measured_on"], content["seed"], content["settings"]["steps"]) == ("held-out", 3, 4)
+
+
+@pytest.mark.slow
+def test_every_domain_starts_from_the_same_base_model_as_the_run(measured, tmp_path, cache_dir):
+    _, path = measured
+    config = tiny_config(tmp_path, "train.steps=1", f"mixture.reference={path}", cache_dir=cache_dir)
+    run_ranks(lambda world: be_trained(config, world).step, world_size=2, folder=tmp_path)
+    start = read_lines(config.run_dir / "decisions.jsonl")[0]["losses"]
+    base = json.loads(path.read_text())["base_losses"]
+    assert base == pytest.approx({name: losses["mean"] for name, losses in start.items()}, abs=1e-6)
+    assert json.loads((config.run_dir / "reference.json").read_text()) == json.loads(path.read_text())
+    assert "All 1 decisions are the recorded ones" in replay_run(config.run_dir).text
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_not_measured_again_and_other_settings_are_refused(measured, tmp_path, monkeypatch, capfd):
+    config, path = measured
+    monkeypatch.setattr(reference, "train", lambda *_, **__: pytest.fail("trained again"))
+    before = json.loads(path.read_text())
+    assert measure(config, folder=tmp_path / "again") == [0]
+    assert json.loads(path.read_text())["losses"] == before["losses"]
+    slower = config.model_copy(update={"reference": config.reference.model_copy(update={"learning_rate": 0.1})})
+    assert measure(slower, folder=tmp_path / "slower") == [2]
+    assert "code: measured with learning_rate 0.003, now 0.1; give it back" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_domain_goes_on_and_ends_with_the_same_loss(measured, tmp_path, cache_dir, monkeypatch):
+    config = tiny_config(tmp_path, *STEPS, cache_dir=cache_dir)
+    task = ReferenceTask(domains=("law",))
+    with monkeypatch.context() as patch:
+        stopped = Agreement(is_stopped=True, is_save_due=False)
+        patch.setattr(StopSignals, "agreed", lambda signals, *, is_save_due: stopped)
+        assert measure(config, task, world_size=2, folder=tmp_path / "first") == [REQUEUE_EXIT_CODE] * 2
+    assert results_of(config) == {}
+    assert measure(config, task, world_size=2, folder=tmp_path / "second") == [0, 0]
+    assert results_of(config)["law"] == results_of(measured[0])["law"]
+    assert not (tmp_path / "tiny-reference.json").exists()
+
+
+def live_tensor_bytes():
+    """Return the bytes of all tensors' storages in this process."""
+    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def what_is_left_when_a_domain_begins(config, world):
+    """Measure three domains; return, at the start of each, the tensor bytes and the earlier engines still alive."""
+    engines, found, begin_domain = [], [], reference._begin_domain
+
+    def watched(*arguments, **named):
+        found.append((live_tensor_bytes(), sum(engine() is not None for engine in engines)))
+        run = begin_domain(*arguments, **named)
+        engine = run.engine.deepspeed_engine
+        engines.extend(map(weakref.ref, (engine, engine.optimizer, next(engine.module.parameters()))))
+        return run
+
+    reference._begin_domain = watched  # in a process of its own
+    stop_signals = StopSignals()
+    stop_signals.ignore = lambda: None
+    task = ReferenceTask(domains=("code", "law", "medicine"))
+    assert reference.measure_references(workplace(config, world), task=task, stop_signals=stop_signals) == 0
+    return found
+
+
+def domains_without_held_out_rows(folder, *, valid):
+    """Return the data overrides of two domains, of which `valid` names those with held-out rows."""
+    for name in ("law", "code"):
+        for split, num_rows in (("train", 40), ("valid", 6)):
+            write_jsonl(folder / split / f"{name}.jsonl", chat_rows(num_rows, topic=f"{name} {split}"))
+    return (
+        "data.synthetic=null",
+        *(f"data.domains.{name}.train=[{folder}/train/{name}.jsonl]" for name in ("law", "code")),
+        *(f"data.domains.{n}.valid=[{f'{folder}/valid/{n}.jsonl' if n in valid else ''}]" for n in ("law", "code")),
+    )
+
+
+@pytest.mark.slow
+def test_a_domain_without_held_out_rows_gets_no_reference_and_keeps_its_weight_under_the_default_policy(tmp_path):
+    data = domains_without_held_out_rows(tmp_path / "data", valid=("law",))
+    config = tiny_config(tmp_path, *data, *STEPS, "train.steps=4", "mixture.update_every=2")
+    assert measure(config, folder=tmp_path / "ranks") == [0]
+    path = tmp_path / "tiny-reference.json"
+    assert json.loads(path.read_text())["losses"]["code"] is None
+    steered = (f"mixture.reference={path}", "mixture.policy=steer", "mixture.prior={law: 0.7, code: 0.3}")
+    trained = tiny_config(tmp_path, *data, "train.steps=4", "mixture.update_every=2", "run.name=steered", *steered)
+    assert run_ranks(lambda world: be_trained(trained, world).step, world_size=1, folder=tmp_path) == [4]
+    decisions = read_lines(trained.run_dir / "decisions.jsonl")
+    assert [d["losses"]["code"]["mean"] for d in decisions] == [None] * 3
+    # It starts half way between the prior and equal shares, and stays there.
+    assert [d["weights_after"]["code"] for d in decisions] == pytest.approx([0.4] * 3)
+
+
+def test_references_of_domains_without_held_out_rows_are_refused_before_training(tmp_path):
+    data = domains_without_held_out_rows(tmp_path / "data", valid=())
+    config = tiny_config(tmp_path, *data, *STEPS)
+    error = "StartError: data: no held-out rows of law, code, so no reference can be measured; give some in `valid`"
+    with pytest.raises(AssertionError, match=error):
+        measure(config, folder=tmp_path / "ranks")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nothing_of_a_domains_engine_is_in_memory_when_the_next_domain_begins(stage, tmp_path, cache_dir):
+    deepspeed = f"train.deepspeed={ROOT}/ds_configs/zero{stage}.json"
+    config = tiny_config(tmp_path, deepspeed, "reference.steps=1", "reference.evaluate_every=1", cache_dir=cache_dir)
+    for found in run_ranks(
+        lambda world: what_is_left_when_a_domain_begins(config, world), world_size=2, folder=tmp_path
+    ):
+        assert [num_alive for _, num_alive in found] == [0, 0, 0]
+        assert max(num_bytes for num_bytes, _ in found) <= 64  # a scalar may be left; an engine's are 500 kB
+
+
+@pytest.mark.slow
+def test_references_of_other_data_are_refused_before_training_and_accepted_with_a_warning(
+    measured, tmp_path, cache_dir, caplog
+):
+    _, path = measured
+    other = ("data.synthetic.num_valid_rows=6", f"mixture.reference={path}", "train.steps=1")
+    config = tiny_config(tmp_path, *other, cache_dir=cache_dir)
+    with pytest.raises(AssertionError, match=r"measured with another held-out split .*measure the references again"):
+        run_ranks(lambda world: be_trained(config, world).step, world_size=1, folder=tmp_path)
+    assert not config.run_dir.exists()
+    warned = tiny_config(tmp_path, *other, "mixture.reference_check=warn", cache_dir=cache_dir)
+    assert run_ranks(lambda world: be_trained(warned, world).step, world_size=1, folder=tmp_path) == [1]
+
+
+@pytest.mark.slow
+def test_a_given_model_is_scored_with_the_losses_its_own_run_measured(tmp_path, cache_dir):
+    config = tiny_config(tmp_path, "train.steps=2", "mixture.update_every=2", cache_dir=cache_dir)
+    run_ranks(lambda world: be_trained(config, world).step, world_size=1, folder=tmp_path)
+    folder = export_run(config.run_dir, output=tmp_path / "exported")
+    last = read_lines(config.run_dir / "decisions.jsonl")[-1]["losses"]
+    names = ("law", "code")
+    (results,) = run_ranks(
+        lambda world: score_model(workplace(config, world), names=names, model=str(folder)),
+        world_size=1,
+        folder=tmp_path,
+    )
+    assert {result["domain"] for result in results} == set(names)
+    for result in results:
+        assert result["loss"] == pytest.approx(last[result["domain"]]["mean"], abs=2e-5)
+        assert result["stderr"] == pytest.approx(last[result["domain"]]["stderr"], abs=2e-5)
+        assert result["train_loss"] > 0
+
+
+def test_the_result_of_a_run_without_a_finite_loss_is_refused(tmp_path):
+    decision = SimpleNamespace(losses={"law": {"mean": None}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("versatune_ds.reference.one_domain.read_decisions", lambda path: [decision])
+        with pytest.raises(ValueError, match=r"no held-out loss of law is a number; lower reference.learning_rate"):
+            result_of_run(tmp_path, "law")
+
+
+def test_notes_name_memorised_saturated_and_unfinished_references():
+    def note(**values):
+        result = {"domain": "law", "loss": 1.0, "base_loss": 2.0, "train_loss": 0.9, "step": 4, **values}
+        return reference_notes([result, {**result, "domain": "code"}], most_steps=8, origin="r.json")
+
+    assert note() == []
+    assert "memorised its rows" in note(train_loss=0.4)[0]
+    assert "potential exceeds 0.95 in all domains" in note(loss=0.01, train_loss=None)[0]
+    assert "still falling at the last step" in note(step=8)[0]
+    assert "nothing would be left to learn" in note(loss=2.0, train_loss=None)[0]
+    assert any("never fell below the base model's" in text for text in note(loss=2.0, step=0))

@@ -1,0 +1,127 @@
+"""A run's folder is made once and come back to; what would make it another run is refused."""
+
+import json
+
+import pytest
+import yaml
+from opened_run import config, open_folder
+
+from versatune_ds.config import SlurmConfig
+from versatune_ds.config.load import parse_config
+from versatune_ds.mixture.files import check_named_files
+from versatune_ds.run_folder.folder import check_run_folder, flatten
+from versatune_ds.run_folder.history import file_at
+
+
+def test_the_resolved_config_and_the_environment_lie_in_the_folder(tmp_path):
+    folder = open_folder(config(tmp_path))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"] == 10
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["world_size"] == 1
+    assert environment["versions"]["torch"]
+    assert json.loads((folder / "prior.json").read_text())["weights"] == {"law": 0.25, "code": 0.75}
+    assert json.loads((folder / "reference.json").read_text())["losses"] == {"law": 1.5, "code": 2.0}
+
+
+def test_a_key_that_may_change_is_said(tmp_path, caplog):
+    open_folder(config(tmp_path))
+    with caplog.at_level("INFO", logger="versatune_ds"):
+        open_folder(config(tmp_path, learning_rate=1.0))
+    assert f"train.learning_rate: 1.0 from here on; the run in {tmp_path}/r had 2e-05 so far" in caplog.text
+
+
+def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_said(tmp_path, caplog):
+    folder = open_folder(config(tmp_path))
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    del saved["slurm"], saved["monitor"]["log_every"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(saved))
+    now = config(tmp_path)
+    with caplog.at_level("INFO", logger="versatune_ds"):
+        check_run_folder(now.model_copy(update={"slurm": SlurmConfig(partition="gpu")}), is_fresh=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"slurm.partition: gpu from here on; the run in {folder} did without it so far"
+    ]
+
+
+def test_a_key_that_makes_the_run_is_refused_and_fresh_starts_over(tmp_path):
+    folder = open_folder(config(tmp_path))
+    (folder / "metrics.jsonl").write_text("old")
+    with pytest.raises(ValueError, match=r"^train\.rows_per_batch: 16, but the run in .* began with 8; give it back"):
+        open_folder(config(tmp_path, rows_per_batch=16))
+    open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
+    assert not (folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_a_start_that_is_killed_while_the_engine_is_built_is_no_obstacle_to_the_next(tmp_path, is_fresh):
+    if is_fresh:
+        (open_folder(config(tmp_path)) / "checkpoints").mkdir()
+    folder = open_folder(config(tmp_path, rows_per_batch=16), is_fresh=is_fresh, is_killed=True)
+    assert not (folder / "checkpoints").exists()
+    open_folder(config(tmp_path, rows_per_batch=16))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["rows_per_batch"] == 16
+
+
+def test_a_run_that_is_half_deleted_is_still_known_as_one(tmp_path, monkeypatch):
+    folder = open_folder(config(tmp_path))
+    (folder / "metrics.jsonl").write_text("old")
+    monkeypatch.setattr("versatune_ds.run_folder.folder.write_record", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "environment.json"]
+    check_run_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_a_folder_that_is_no_runs_is_never_touched(tmp_path, is_fresh):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.tex").write_text("years of work")
+    (tmp_path / "r" / "config.yaml").write_text("title: thesis")
+    with pytest.raises(ValueError, match="is no run's folder"):
+        open_folder(config(tmp_path), is_fresh=is_fresh)
+    assert (tmp_path / "r" / "thesis.tex").read_text() == "years of work"
+
+
+def test_another_policy_needs_to_be_allowed_by_name(tmp_path):
+    def with_policy(policy, **sections):
+        return parse_config({**config(tmp_path).model_dump(mode="json"), "mixture": {"policy": policy}, **sections})
+
+    open_folder(config(tmp_path))
+    with pytest.raises(ValueError, match=r"^mixture\.policy: 'uniform', but the run in .* began with 'versatune'"):
+        open_folder(with_policy("uniform"), step=4)
+    folder = open_folder(with_policy("uniform", resume={"allow": ["mixture"]}), step=4)
+    assert yaml.safe_load((folder / "config_until_step_00000004.yaml").read_text())["mixture"]["policy"] == "versatune"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["mixture"]["policy"] == "uniform"
+
+
+def test_what_was_in_force_before_is_kept_and_forgotten_with_the_steps_it_decided(tmp_path):
+    def rate_at(step):
+        return yaml.safe_load(file_at(tmp_path / "r" / "config.yaml", step=step).read_text())["train"]["learning_rate"]
+
+    open_folder(config(tmp_path, learning_rate=1.0))
+    open_folder(config(tmp_path, learning_rate=1.0), step=3)
+    open_folder(config(tmp_path, learning_rate=2.0), step=5, losses=(1.0, 1.0))
+    open_folder(config(tmp_path, learning_rate=3.0), step=9, losses=(1.0, 1.0))
+    assert [rate_at(step) for step in (0, 5, 6, 9, 10)] == [1.0, 1.0, 2.0, 2.0, 3.0]
+    assert json.loads((tmp_path / "r" / "reference_until_step_00000005.json").read_text())["losses"]["law"] == 1.5
+    open_folder(config(tmp_path, learning_rate=4.0), step=7, losses=(1.0, 1.0))  # steps 8 and 9 were lost
+    assert [rate_at(step) for step in (5, 6, 7, 8, 10)] == [1.0, 2.0, 2.0, 4.0, 4.0]
+    open_folder(config(tmp_path, learning_rate=1.0), step=5)
+    assert [rate_at(step) for step in (5, 6)] == [1.0, 1.0]
+    open_folder(config(tmp_path, learning_rate=5.0))  # no checkpoint: the run begins
+    assert [path.name for path in (tmp_path / "r").glob("*until*")] == []
+
+
+def test_nested_keys_are_compared_by_their_dotted_names():
+    assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
+
+
+def test_every_file_that_is_missing_is_named_with_the_command_that_writes_it(tmp_path):
+    settings = config(tmp_path)
+    named = {"prior": tmp_path / "p.json", "reference": tmp_path / "r.json"}
+    settings = settings.model_copy(update={"mixture": settings.mixture.model_copy(update=named)})
+    with pytest.raises(ValueError, match="no such file") as caught:
+        check_named_files(settings.mixture)
+    prior, reference = str(caught.value).splitlines()
+    assert "p.json: no such file; run versatune detect" in prior
+    assert "r.json: no such file; run versatune reference" in reference

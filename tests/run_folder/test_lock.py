@@ -1,0 +1,208 @@
+"""A folder has one owner: a second one is refused while the first lives, and a dead one stands in nobody's way."""
+
+import dataclasses
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import ROOT
+
+from versatune_ds.run_folder.lock import find_owner, own_folder
+from versatune_ds.run_folder.owner import Owner, process_start_of, this_process
+from versatune_ds.training import folder_lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from versatune_ds.run_folder.lock import own_folder
+try:
+    lock = own_folder(Path(sys.argv[1]), way_out="choose another")
+except ValueError as error:
+    sys.exit(str(error))
+print("owned", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(folder, *, seconds):
+    """Start a process that owns a folder for some seconds, and wait until it does."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "owned\n", process.stderr.read()
+    return process
+
+
+def take(folder):
+    return own_folder(folder, way_out="choose another")
+
+
+def record(folder, **changes):
+    """Write the owner of a folder as another process, or another machine, left it."""
+    (folder.parent / ".locks").mkdir(exist_ok=True)
+    owner = dataclasses.replace(this_process(), **changes)
+    path = folder.parent / ".locks" / f"{folder.name}.owner.json"
+    path.write_text(owner.to_json())
+    return path
+
+
+@pytest.fixture
+def living():
+    """Start a process that only lives."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_while_the_first_lives_and_takes_over_once_it_is_killed(tmp_path, caplog):
+    folder, link = tmp_path / "run", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    first = hold(link, seconds=60)
+    assert find_owner(folder).pid == first.pid
+    who, todo = rf"in use by pid {first.pid} on \S+ since [\d: -]+ UTC", rf"stop it \(kill {first.pid}\)"
+    with pytest.raises(ValueError, match=rf"^{folder}: {who}; wait until it ends, {todo}, or choose another$"):
+        take(folder)
+    first.kill()
+    first.wait()
+    assert find_owner(folder) is None
+    with caplog.at_level("INFO", logger="versatune_ds"):
+        lock = take(folder)
+    assert f"{folder}: taken over from pid {first.pid} on" in caplog.text
+    lock.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+
+
+def test_the_owner_takes_its_folder_again_and_a_forked_child_does_not_give_it_up(tmp_path):
+    lock = take(tmp_path / "run")
+    assert take(tmp_path / "run") is lock
+    if (child := os.fork()) == 0:
+        lock.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert sorted(path.name for path in (tmp_path / ".locks").iterdir()) == ["run.lock", "run.owner.json"]
+    lock.release()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pid_that_was_given_to_another_process_deceives_nobody(tmp_path, living):
+    record(tmp_path / "run", pid=living.pid, process_start=process_start_of(living.pid) - 1)
+    assert find_owner(tmp_path / "run") is None
+    take(tmp_path / "run").release()
+    record(tmp_path / "run", pid=living.pid, process_start=process_start_of(living.pid))
+    assert find_owner(tmp_path / "run").pid == living.pid
+    with pytest.raises(ValueError, match=f"in use by pid {living.pid}"):
+        take(tmp_path / "run")
+
+
+def test_a_process_that_ended_and_was_not_collected_yet_is_gone(tmp_path, living):
+    start = process_start_of(living.pid)
+    living.kill()
+    os.waitid(os.P_PID, living.pid, os.WEXITED | os.WNOWAIT)
+    record(tmp_path / "run", pid=living.pid, process_start=start)
+    assert find_owner(tmp_path / "run") is None
+
+
+def test_an_owner_on_another_machine_counts_while_its_file_is_touched(tmp_path, monkeypatch, caplog):
+    path = record(tmp_path / "run", host="elsewhere", boot_id="another")
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(path, (time.time() + 5, time.time() + 5)))
+    with caplog.at_level("INFO", logger="versatune_ds"), pytest.raises(ValueError, match=r"elsewhere.* on elsewhere\)"):
+        take(tmp_path / "run")
+    assert "waiting up to 1" in caplog.text
+
+
+def test_an_owner_on_another_machine_that_falls_silent_is_gone(tmp_path, monkeypatch, caplog):
+    path = record(tmp_path / "run", host="elsewhere", boot_id="another")
+    long_ago = time.time() - folder_lock.SILENT_SECONDS - 5
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(path, (long_ago, long_ago)))
+    with caplog.at_level("INFO", logger="versatune_ds"):
+        take(tmp_path / "run").release()
+    assert "on elsewhere" in caplog.text
+    assert "which is gone and did not close it" in caplog.text
+
+
+@pytest.mark.parametrize(("job", "restarts", "is_refused"), [("7", "1", False), ("7", None, True), ("8", "1", True)])
+def test_a_requeued_job_resumes_at_once_also_on_another_node(tmp_path, monkeypatch, job, restarts, is_refused):
+    path = record(tmp_path / "run", host="elsewhere", boot_id="another", slurm_job_id="7")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    if restarts is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(path, (time.time() + 5, time.time() + 5)))
+    if is_refused:
+        with pytest.raises(ValueError, match=r"\(Slurm job 7\) since .* stop it \(scancel 7\)"):
+            take(tmp_path / "run")
+    else:
+        take(tmp_path / "run").release()
+
+
+@pytest.mark.slow
+def test_a_lock_that_a_server_keeps_for_a_crashed_machine_is_explained_and_passed_by(tmp_path, caplog):
+    first = hold(tmp_path / "run", seconds=60)
+    path = record(tmp_path / "run", host="elsewhere", boot_id="another")
+    with pytest.raises(ValueError, match=r"in use by pid .* on elsewhere"):
+        take(tmp_path / "run")
+    os.utime(path, (0, 0))
+    take(tmp_path / "run").release()
+    assert "whose machine no longer answers though its lock is held" in caplog.text
+    first.kill()
+    first.wait()
+
+
+def test_where_a_file_system_has_no_locks_one_warning_is_logged_and_the_owners_file_still_counts(
+    tmp_path, monkeypatch, caplog, living
+):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    lock = take(tmp_path / "run")
+    (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
+    assert "cannot be locked ([Errno" in warning
+    lock.release()
+    record(tmp_path / "run", pid=living.pid, process_start=process_start_of(living.pid))
+    with pytest.raises(ValueError, match=f"in use by pid {living.pid}"):
+        take(tmp_path / "run")
+
+
+def test_a_place_where_nothing_may_be_written_is_one_warning(tmp_path, caplog):
+    (tmp_path / ".locks").write_text("a file")
+    take(tmp_path / "run").release()
+    assert caplog.text.count("cannot be locked") == 1
+
+
+def test_an_owner_whose_folder_was_taken_over_ends_at_once(tmp_path, monkeypatch):
+    class Ended(BaseException):
+        pass
+
+    def leave(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(folder_lock, "_BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(folder_lock.threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(os, "_exit", leave)
+    lock = take(tmp_path / "run")
+    record(tmp_path / "run", host="elsewhere")
+    with pytest.raises(Ended):
+        lock._beat()
+    lock.release()
+    assert (tmp_path / ".locks" / "run.owner.json").exists()  # it is the other's now
+
+
+def test_an_unfinished_owners_file_is_none(tmp_path):
+    record(tmp_path / "run").write_text('{"host": "a')
+    take(tmp_path / "run").release()
+    with pytest.raises(ValueError, match=r"^no owner"):
+        Owner.from_json('{"host": "a"}')
+
+
+def test_asking_for_the_owner_leaves_nothing_behind(tmp_path):
+    assert find_owner(tmp_path / "run") is None
+    assert list(Path(tmp_path).iterdir()) == []

@@ -1,0 +1,215 @@
+"""Plan one optimizer step: which examples, in which rows, for all ranks at once.
+
+The one idea: a plan is a pure function of (seed, weights, state). It touches lengths only, takes milliseconds, and
+every rank makes the same one and reads its own rows, so no index is ever communicated. World size does not enter:
+row r of the batch is the same row on one rank and on a thousand.
+
+    weights --> draws in order --> the longest prefix that packs --> rows          state after = K counters, K deficits
+             (sampler, window)        (packing)
+
+Shape legend: **K** domains, **E** examples of the batch in row order, **n** draws in drawing order, **R** rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from versatune_ds.data.order.counting_sort import stable_order
+from versatune_ds.data.order.draws import Draws, draw_batch, sum_by_domain
+from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_prefix
+from versatune_ds.data.order.permutation import DomainOrder
+from versatune_ds.data.order.sampler import MAX_UNITS, WEIGHT_UNITS, SamplerState, WeightUnit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """Fix the shape of a batch and the meaning of a weight.
+
+    Attributes:
+        rows_per_batch: Rows of one optimizer step over all ranks.
+        row_tokens: Tokens a row holds (the context).
+        weight_unit: What a weight is a share of: `tokens`, `loss_tokens` or `examples`.
+        max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
+    """
+
+    rows_per_batch: int
+    row_tokens: int
+    weight_unit: WeightUnit = "tokens"
+    max_epochs_per_domain: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If a size is not positive, the batch is beyond 2^31 tokens, or the unit is unknown.
+        """
+        if self.rows_per_batch < 1 or self.row_tokens < 1 or self.rows_per_batch * self.row_tokens >= MAX_UNITS:
+            raise ValueError(
+                f"rows_per_batch {self.rows_per_batch} x row_tokens {self.row_tokens}: expected 1 or more each, and "
+                f"less than {MAX_UNITS} tokens"
+            )
+        if self.weight_unit not in WEIGHT_UNITS:
+            raise ValueError(f"weight_unit {self.weight_unit!r}: expected one of {', '.join(WEIGHT_UNITS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Say where examples lie in packed rows; sorted by row, then by offset.
+
+    Attributes:
+        domain_id_E: int32 [E].
+        index_E: int64 [E], example index within its domain.
+        length_E: int32 [E], tokens.
+        loss_length_E: int32 [E], tokens that bear loss.
+        row_E: int64 [E], row of the batch.
+        offset_E: int64 [E], token of the row at which the example begins.
+    """
+
+    domain_id_E: np.ndarray
+    index_E: np.ndarray
+    length_E: np.ndarray
+    loss_length_E: np.ndarray
+    row_E: np.ndarray
+    offset_E: np.ndarray
+
+    def rows(self, first: int, last: int) -> slice:
+        """Return the slice of the examples in rows first..last-1."""
+        return slice(*np.searchsorted(self.row_E, [first, last]).tolist())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """Describe the batch of one optimizer step, the same on every rank.
+
+    Attributes:
+        step: Optimizer step.
+        weights_K: float64 [K], weights asked for.
+        placement: Which examples lie where.
+        epoch_E: int64 [E], epoch of its domain each example belongs to.
+        num_rows: Rows of the batch, R.
+        row_tokens: Tokens of a row.
+        num_tokens_K: int64 [K], tokens of each domain.
+        num_loss_tokens_K: int64 [K], tokens of each domain that bear loss.
+        requested_units_K: float64 [K], units the weights asked for, exhausted domains' share passed on.
+        realised_units_K: int64 [K], units drawn.
+        exhausted: Ids of domains that could not be drawn, for all or for part of the step.
+        is_last: Whether the data ended within the step, which then has room left.
+        state_after: State from which the next step is planned.
+    """
+
+    step: int
+    weights_K: np.ndarray
+    placement: Placement
+    epoch_E: np.ndarray
+    num_rows: int
+    row_tokens: int
+    num_tokens_K: np.ndarray
+    num_loss_tokens_K: np.ndarray
+    requested_units_K: np.ndarray
+    realised_units_K: np.ndarray
+    exhausted: tuple[int, ...]
+    is_last: bool
+    state_after: SamplerState
+
+    @property
+    def num_examples(self) -> int:
+        """Return the number of examples, E."""
+        return len(self.epoch_E)
+
+    @property
+    def num_loss_tokens_global(self) -> int:
+        """Return the loss tokens of the step over all ranks and micro-steps: what the loss sum is divided by."""
+        return int(self.num_loss_tokens_K.sum())
+
+    @property
+    def fill(self) -> float:
+        """Return the share of the rows' tokens that are not padding."""
+        return int(self.num_tokens_K.sum()) / (self.num_rows * self.row_tokens)
+
+    @property
+    def requested_share_K(self) -> np.ndarray:
+        """Return the share of units the weights asked for, float64 [K]."""
+        return self.requested_units_K / max(float(self.requested_units_K.sum()), 1.0)
+
+    @property
+    def realised_share_K(self) -> np.ndarray:
+        """Return the share of units drawn, float64 [K]."""
+        return self.realised_units_K / max(int(self.realised_units_K.sum()), 1)
+
+
+def plan_step(
+    state: SamplerState, weights_K: np.ndarray, *, step: int, orders: Sequence[DomainOrder], settings: PlanSettings
+) -> StepPlan:
+    """Plan the batch of a step.
+
+    Args:
+        state: Where the draws stand.
+        weights_K: float64 [K], non-negative, summing to 1.
+        step: Number of the step, for the record only.
+        orders: One per domain, in id order.
+        settings: Shape of the batch.
+
+    Raises:
+        ValueError: If the weights are no distribution, an empty domain has weight, or an example is too long.
+        DataEndsError: If every domain with weight has reached its cap.
+    """
+    weights_K = np.asarray(weights_K, dtype=np.float64)
+    draws = draw_batch(
+        state,
+        weights_K,
+        orders=orders,
+        num_tokens=settings.rows_per_batch * settings.row_tokens,
+        row_tokens=settings.row_tokens,
+        unit=settings.weight_unit,
+        max_epochs_per_domain=settings.max_epochs_per_domain,
+    )
+    row_n, offset_n = pack_prefix(draws.length_n, num_rows=settings.rows_per_batch, row_tokens=settings.row_tokens)
+    draws = draws.prefix(len(row_n))
+    placement, epoch_E = place(draws, row_n, offset_n, orders=orders, settings=settings)
+    num_domains = len(orders)
+    return StepPlan(
+        step=step,
+        weights_K=weights_K,
+        placement=placement,
+        epoch_E=epoch_E,
+        num_rows=settings.rows_per_batch,
+        row_tokens=settings.row_tokens,
+        num_tokens_K=sum_by_domain(placement.domain_id_E, placement.length_E, num_domains),
+        num_loss_tokens_K=sum_by_domain(placement.domain_id_E, placement.loss_length_E, num_domains),
+        requested_units_K=draws.requested_units_K,
+        realised_units_K=draws.realised_units_K,
+        exhausted=draws.exhausted,
+        is_last=draws.is_last,
+        state_after=draws.state_after(state),
+    )
+
+
+def place(
+    draws: Draws, row_n: np.ndarray, offset_n: np.ndarray, *, orders: Sequence[DomainOrder], settings: PlanSettings
+) -> tuple[Placement, np.ndarray]:
+    """Return draws in row order, rows ordered by cost, and the epochs in the same order."""
+    row_n = order_rows_by_cost(row_n, draws.length_n, num_rows=settings.rows_per_batch)[row_n]
+    by_row = order_by_place(row_n, offset_n, num_rows=settings.rows_per_batch, row_tokens=settings.row_tokens)
+    domain_id_E, index_E = draws.domain_n[by_row], draws.index_n[by_row]
+    placement = Placement(
+        domain_id_E=domain_id_E,
+        index_E=index_E,
+        length_E=draws.length_n[by_row],
+        loss_length_E=gather_loss_lengths(domain_id_E, index_E, orders=orders),
+        row_E=row_n[by_row],
+        offset_E=offset_n[by_row],
+    )
+    return placement, draws.epoch_n[by_row]
+
+
+def gather_loss_lengths(domain_id_E: np.ndarray, index_E: np.ndarray, *, orders: Sequence[DomainOrder]) -> np.ndarray:
+    """Return the loss tokens of examples of any domains, int32 [E]."""
+    loss_length_E = np.empty(len(index_E), dtype=np.int32)
+    borders = np.cumsum(np.bincount(domain_id_E, minlength=len(orders)))[:-1]
+    for order, examples in zip(orders, np.split(stable_order(domain_id_E, len(orders)), borders), strict=True):
+        if len(examples):
+            loss_length_E[examples] = np.take(order.loss_lengths, index_E[examples])
+    return loss_length_E

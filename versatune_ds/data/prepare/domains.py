@@ -1,0 +1,250 @@
+"""Bring every domain of a recipe into shards, once: what was prepared before is found by its fingerprint.
+
+The one idea: a domain's folder is named by a digest of all that its tokens depend on: the bytes of its files, the
+tokenizer, the template, the settings. So nothing stale is ever read, and a changed file costs its own domain only.
+
+One process of a node calls `prepare_domains`; the others wait and then call it too: they find everything prepared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.prepare.encode_rows import EncodeSettings, RowEncoder
+from versatune_ds.data.prepare.one_domain import (
+    BAD_ROWS_NAME,
+    DomainSummary,
+    DomainTask,
+    build_domain,
+    check_summary,
+    read_summary,
+)
+from versatune_ds.data.prepare.table import PrepareRow, format_table
+from versatune_ds.data.rows.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
+from versatune_ds.data.rows.template_probe import probe_template
+from versatune_ds.data.rows.templates import choose_template, template_digest
+from versatune_ds.data.rows.tokenize import tokenizer_digest
+from versatune_ds.data.rows.unread_columns import UNREAD_WAY_OUT, describe_labels, describe_text
+from versatune_ds.data.shards import DomainShards
+from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
+from versatune_ds.data.sources.find_files import find_files
+from versatune_ds.data.sources.source_digests import SourceDigests
+from versatune_ds.domains import DomainSet
+from versatune_ds.run_folder.whole_folder import building, locked
+
+__all__ = ["PreparedData", "iter_texts", "prepare_domains"]
+
+_logger = logging.getLogger(__name__)
+
+_PREPARE_VERSION = 3  # raise it whenever the same input would give other tokens: older shards are then built anew
+
+_MAX_VERIFIED_BYTES = 2 << 30  # about 3 s of reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedData:
+    """Hold the shards of all domains, in the order of their ids."""
+
+    domain_set: DomainSet
+    train: tuple[DomainShards, ...]
+    valid: tuple[DomainShards, ...]
+    counts: tuple[PrepareRow, ...]
+    """What became of the rows of every domain's train and valid split."""
+
+    @property
+    def table(self) -> str:
+        """Return the counts as a text table, one line a split."""
+        return format_table(self.counts)
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of the domains and the content of all their shards, equal wherever they were prepared."""
+        return digest_of_texts([*self.domain_set, *(shards.digest for shards in (*self.train, *self.valid))])
+
+
+def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> PreparedData:
+    """Prepare every domain that is not prepared yet, and open the shards of all.
+
+    What is held out depends on the rows alone, not on a seed, so that runs compare whatever their seeds.
+
+    Shards found prepared are compared with their digests when they are below 2 GiB together; of more, which would cost
+    1.5 s a GB at every start, only sizes, headers and footers are checked. Shards built in this call are not read back.
+
+    Args:
+        data: The recipe's data section.
+        tokenizer: A transformers tokenizer.
+        cache_dir: Folder of prepared shards; made when absent, shared by any number of runs and processes.
+
+    Raises:
+        ValueError: If files are missing or unreadable, or a domain has no rows or too many bad ones.
+        RuntimeError: If shards prepared before are damaged.
+    """
+    files_of_domain = domain_files(data, cache_dir=cache_dir)
+    domain_set = DomainSet(tuple(files_of_domain))
+    template = choose_template(tokenizer, path=data.chat_template)
+    abilities = probe_template(template, tokenizer=tokenizer)
+    identity = {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(template)}
+    digests = SourceDigests(cache_dir)
+    folders, found, counts = [], [], []
+    for name, files in files_of_domain.items():
+        encoder = RowEncoder(
+            tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
+        )
+        task = _task(data, name=name, files=files)
+        folder, is_found = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
+        folders.append(folder)
+        found += [folder] * is_found
+        counts += read_summary(folder).rows
+    verified = _to_verify(found)
+    return PreparedData(
+        domain_set=domain_set,
+        train=tuple(DomainShards(folder / "train", verify=folder in verified) for folder in folders),
+        valid=tuple(DomainShards(folder / "valid", verify=folder in verified) for folder in folders),
+        counts=tuple(counts),
+    )
+
+
+def _to_verify(found: Sequence[Path]) -> set[Path]:
+    """Return the folders found prepared whose every byte is worth reading: all of them, or none when they are large."""
+    num_bytes = sum(path.stat().st_size for folder in found for path in folder.glob("*/*.arrow"))
+    return set(found) if num_bytes < _MAX_VERIFIED_BYTES else set()
+
+
+def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
+    """Return the settings of a domain's encoder."""
+    return EncodeSettings(
+        row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
+    )
+
+
+def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
+    """Return what a domain is made of, with its sources resolved to files."""
+    key, valid_key = (key_of(data, domain=name, split=split) for split in ("train", "valid"))
+    return DomainTask(
+        name=name,
+        key=key,
+        train=find_files(files.train, key=key),
+        valid=None if files.valid is None else find_files(files.valid, key=valid_key),
+        valid_fraction=data.valid_fraction,
+    )
+
+
+def _prepare_domain(
+    task: DomainTask, *, encoder: RowEncoder, identity: dict[str, str], data: DataConfig, digests: SourceDigests
+) -> tuple[Path, bool]:
+    """Return a domain's folder of shards, built when it is not there, and whether it was.
+
+    Raises:
+        ValueError: If the domain cannot be prepared, or was, with more bad rows than are allowed now.
+    """
+    settings = {**identity, **dataclasses.asdict(encoder.settings)}
+    folder = digests.cache_dir / f"{_file_name(task.name)}-{_fingerprint(task, settings=settings, digests=digests)}"
+    with locked(digests.cache_dir / "locks" / folder.name):
+        is_found = folder.is_dir()
+        if not is_found:
+            with building(folder) as place:
+                summary = build_domain(
+                    place, task=task, encoder=encoder, num_processes=data.num_processes, settings=settings
+                )
+                bad_rows = digests.cache_dir / "refused" / f"{_file_name(task.name)}-{BAD_ROWS_NAME}"
+                _check_built(place, summary=summary, task=task, max_bad_rows=data.max_bad_rows, kept_bad_rows=bad_rows)
+    summary, bad_rows = read_summary(folder), folder / BAD_ROWS_NAME
+    check_summary(summary, task=task, max_bad_rows=data.max_bad_rows, bad_rows=bad_rows)
+    _warn(summary, bad_rows=bad_rows, encoder=encoder)
+    _log_unread(summary, domain=task.name)
+    return folder, is_found
+
+
+def _check_built(
+    place: Path, *, summary: DomainSummary, task: DomainTask, max_bad_rows: float, kept_bad_rows: Path
+) -> None:
+    """Check a domain just built; when it is refused, its list of bad rows is kept, unlike the rest.
+
+    Raises:
+        ValueError: If the domain is refused.
+    """
+    try:
+        check_summary(summary, task=task, max_bad_rows=max_bad_rows, bad_rows=kept_bad_rows)
+    except ValueError:
+        kept_bad_rows.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / BAD_ROWS_NAME, kept_bad_rows)
+        raise
+
+
+def _fingerprint(task: DomainTask, *, settings: dict[str, Any], digests: SourceDigests) -> str:
+    """Return 16 hexadecimal digits of all that a domain's shards depend on; files count by name and content."""
+    split = ["by files", *digests.of(task.valid)] if task.valid is not None else ["by hash", repr(task.valid_fraction)]
+    parts = [str(_PREPARE_VERSION), task.name, json.dumps(settings, sort_keys=True), *split, *digests.of(task.train)]
+    return digest_of_texts(parts)[:16]
+
+
+def _file_name(domain: str) -> str:
+    """Return a domain's name as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", domain)[:64].lstrip(".") or "domain"
+
+
+def _log_unread(summary: DomainSummary, *, domain: str) -> None:
+    """Log once what of the domain's files is not trained on: columns with text, columns that describe rows, files."""
+    if text := describe_text(summary.unread):
+        _logger.warning("%s: columns with text that is not trained on: %s; %s", domain, text, UNREAD_WAY_OUT)
+    if labels := describe_labels(summary.unread):
+        _logger.info("%s: columns not trained on: %s", domain, labels)
+    for path in summary.empty_files:
+        _logger.warning("%s: %s holds no row", domain, path)
+
+
+def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RowEncoder) -> None:
+    """Log what a user should look at: rows left out, held-out rows that are trained on, turns without an end."""
+    train, valid = summary.rows
+    if not encoder.abilities.closes_turns:
+        _logger.warning("%s: the chat template ends no turn, so a model does not learn to stop", train.domain)
+    for row in summary.rows:
+        if row.num_without_loss:
+            _logger.warning(
+                "%s: %d of %d %s rows left out: within data.row_tokens nothing of them bears loss; raise it, or set "
+                "data.long_examples: split",
+                row.domain,
+                row.num_without_loss,
+                row.num_rows,
+                row.split,
+            )
+    num_bad = train.num_bad_rows + valid.num_bad_rows
+    if num_bad:
+        first = "; ".join(summary.problems)
+        _logger.warning("%s: %d bad rows left out (%s); all in %s", train.domain, num_bad, first, bad_rows)
+    if valid.num_in_train:
+        _logger.warning(
+            "%s: %d of %d held-out rows are also trained on; their loss says less than it seems",
+            train.domain,
+            valid.num_in_train,
+            valid.num_rows,
+        )
+    _log_remarks(summary, encoder=encoder)
+
+
+def _log_remarks(summary: DomainSummary, *, encoder: RowEncoder) -> None:
+    """Log what is odd about the rows that are trained on, a line each, and that too much of them is cut off."""
+    name, settings = summary.rows[0].domain, encoder.settings
+    share = cut_share(
+        num_cut_tokens=sum(row.num_cut_tokens for row in summary.rows),
+        num_kept_tokens=sum(row.num_tokens for row in summary.rows),
+    )
+    if share > MAX_CUT_SHARE:
+        found, todo = describe_cut(share, row_tokens=settings.row_tokens, is_split=settings.long_examples == "split")
+        _logger.warning("%s: %s; %s", name, found, todo)
+    counts = sum((Counter(row.remarks) for row in summary.rows), Counter())
+    num_rows = sum(row.num_rows for row in summary.rows)
+    for found, remark in describe_remarks(counts, num_rows=num_rows, what="rows", abilities=encoder.abilities):
+        level = logging.WARNING if remark.is_warning else logging.INFO
+        _logger.log(level, "%s: %s", name, "; ".join(filter(None, (found, remark.todo))))

@@ -1,0 +1,111 @@
+"""Run the encoder over files in many processes, through `datasets`, in constant memory.
+
+The one idea: records go to disk as text with their place, cheap to write from one process; parsing, templates and
+tokenising, which cost, happen where `datasets` maps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from versatune_ds.data.prepare.child_processes import ending_with_parent
+from versatune_ds.data.prepare.encode_rows import OUTPUT_SCHEMA, RowEncoder
+from versatune_ds.data.sources.readers import read_records
+
+_RECORD_SCHEMA = pa.schema(
+    [("file", pa.int32()), ("line", pa.int64()), ("json_text", pa.large_string()), ("problem", pa.string())]
+)
+_RECORDS_PER_BATCH = 256
+_MIN_RECORDS_PER_PROCESS = 2000  # below, starting a process costs more than it saves
+
+
+def encode_files(
+    files: Sequence[Path], *, work: Path, encoder: RowEncoder, num_processes: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the encoder's output lines over all records of files, in their order.
+
+    Args:
+        files: Data files; `file` in the output is a position in this sequence.
+        work: Existing empty folder for what lies between the passes; the caller deletes it.
+        encoder: Turns record batches into output lines.
+        num_processes: Processes that encode.
+
+    Raises:
+        ValueError: If a file as a whole cannot be read.
+    """
+    num_records = _write_records(files, path=work / "records.arrow")
+    if num_records == 0:
+        return
+    records = datasets.Dataset.from_file(str(work / "records.arrow")).with_format("arrow")
+    num_processes = min(num_processes, max(1, num_records // _MIN_RECORDS_PER_PROCESS))
+    with _quiet_progress(), _one_thread_each(num_processes), ending_with_parent():
+        encoded = records.map(
+            encoder,
+            batched=True,
+            batch_size=_RECORDS_PER_BATCH,
+            writer_batch_size=_RECORDS_PER_BATCH,
+            remove_columns=_RECORD_SCHEMA.names,
+            features=datasets.Features.from_arrow_schema(OUTPUT_SCHEMA),
+            num_proc=num_processes if num_processes > 1 else None,
+            load_from_cache_file=False,
+            cache_file_name=str(work / "encoded.arrow"),
+            new_fingerprint="encoded",  # nothing is looked up by it; hashing the tokenizer would take seconds
+            desc="tokenising",
+        )
+    for start in range(0, len(encoded), _RECORDS_PER_BATCH):
+        yield from encoded.data.fast_slice(start, _RECORDS_PER_BATCH).to_batches()
+
+
+def _write_records(files: Sequence[Path], *, path: Path) -> int:
+    """Write the records of files, in order, as one Arrow stream; return how many there are."""
+    num_records = 0
+    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_stream(stream, _RECORD_SCHEMA) as writer:
+        rows = _rows(files)
+        while batch := list(islice(rows, _RECORDS_PER_BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_RECORD_SCHEMA))
+            num_records += len(batch)
+    return num_records
+
+
+def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the records of files as rows of the record schema."""
+    for number, file in enumerate(files):
+        for record in read_records(file):
+            yield {"file": number, "line": record.line, "json_text": record.json_text, "problem": record.problem}
+
+
+@contextlib.contextmanager
+def _quiet_progress() -> Iterator[None]:
+    """Switch the progress bars of `datasets` off where nobody watches: when stderr is no terminal."""
+    was_enabled = datasets.utils.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            datasets.utils.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _one_thread_each(num_processes: int) -> Iterator[None]:
+    """Keep tokenizers from starting threads in each of several processes, and from warning that they do not."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    if num_processes > 1:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

@@ -1,0 +1,197 @@
+"""Prepare one domain: its files become the shards of two splits, with every row accounted for.
+
+The one idea: which side of the held-out border a row falls on is decided by its content alone, so it never changes with
+the order or the number of rows, and rows that say the same fall on the same side.
+
+Shape legend: **L** output lines of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from versatune_ds.data.prepare.encode_files import encode_files
+from versatune_ds.data.prepare.encode_rows import RowEncoder
+from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder
+from versatune_ds.data.prepare.table import PrepareRow
+from versatune_ds.data.rows.unread_columns import UnreadColumn, UnreadCounter, columns_from_json
+
+SUMMARY_NAME = "summary.json"
+BAD_ROWS_NAME = "bad_rows.jsonl"
+_NUM_PROBLEMS_SHOWN = 3
+_MAX_PROBLEM_CHARACTERS = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainTask:
+    """Say what one domain is made of."""
+
+    name: str
+    key: str
+    """Dotted key of the recipe, for messages."""
+    train: tuple[Path, ...]
+    valid: tuple[Path, ...] | None
+    """Files of held-out rows, none for a domain that is not measured; None holds out a share of the training rows."""
+    valid_fraction: float
+    """Share of training rows held out when there are no files of held-out rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainSummary:
+    """Hold what preparing a domain counted, for the table and for the limit on bad rows."""
+
+    rows: tuple[PrepareRow, PrepareRow]
+    """Counts of train and of valid."""
+    problems: tuple[str, ...]
+    """The first bad rows: file:line: reason."""
+    unread: tuple[UnreadColumn, ...] = ()
+    """Columns whose text is not trained on."""
+    empty_files: tuple[str, ...] = ()
+    """Files without a row."""
+
+
+def build_domain(
+    folder: Path, *, task: DomainTask, encoder: RowEncoder, num_processes: int, settings: dict[str, Any]
+) -> DomainSummary:
+    """Write the shards of a domain into a folder: `train/`, `valid/`, `bad_rows.jsonl`, `summary.json`.
+
+    Args:
+        folder: Existing empty folder.
+        task: The domain's files.
+        encoder: Turns records into examples.
+        num_processes: Processes that encode.
+        settings: What the tokens depend on, for the manifests.
+
+    Raises:
+        ValueError: If a file as a whole cannot be read.
+    """
+    max_tokens = encoder.settings.row_tokens
+    train, valid = (SplitBuilder(folder / name, max_tokens=max_tokens) for name in ("train", "valid"))
+    unread, empty_files = UnreadCounter(), []
+    with (folder / BAD_ROWS_NAME).open("w", encoding="utf-8") as bad_rows:
+        for files, is_held_out in ((task.train, False), (task.valid or (), True)):
+            work = folder / "work"
+            work.mkdir()
+            num_rows = np.zeros(len(files), dtype=np.int64)
+            for batch in encode_files(files, work=work, encoder=encoder, num_processes=num_processes):
+                lines = Lines.from_batch(batch)
+                _write_bad_rows(bad_rows, lines=lines, files=files)
+                _count_unread(unread, lines=lines, files=files)
+                num_rows += np.bincount(lines.file, minlength=len(files))
+                is_valid_L = np.full(batch.num_rows, is_held_out)
+                if task.valid is None:
+                    is_valid_L = is_held_out_by_hash(lines.content_hash, fraction=task.valid_fraction)
+                train.take(lines, is_taken_L=~is_valid_L)
+                valid.take(lines, is_taken_L=is_valid_L)
+            shutil.rmtree(work)
+            empty_files += [str(files[i]) for i in np.flatnonzero(num_rows == 0)]
+    num_valid_files = len(task.train if task.valid is None else task.valid)
+    train_row = train.close(domain=task.name, split="train", num_files=len(task.train), settings=settings)
+    valid_row = valid.close(domain=task.name, split="valid", num_files=num_valid_files, settings=settings)
+    num_in_train = int(np.isin(valid.row_hashes(), train.row_hashes()).sum())
+    rows = (train_row, dataclasses.replace(valid_row, num_in_train=num_in_train))
+    summary = DomainSummary(
+        rows=rows,
+        problems=_first_problems(folder / BAD_ROWS_NAME),
+        unread=unread.columns(),
+        empty_files=tuple(empty_files),
+    )
+    (folder / SUMMARY_NAME).write_text(json.dumps(dataclasses.asdict(summary), indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def read_summary(folder: Path) -> DomainSummary:
+    """Return the summary of a domain prepared before."""
+    values = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+    train, valid = (PrepareRow(**row) for row in values["rows"])
+    return DomainSummary(
+        rows=(train, valid),
+        problems=tuple(values["problems"]),
+        unread=columns_from_json(values["unread"]),
+        empty_files=tuple(values["empty_files"]),
+    )
+
+
+def is_held_out_by_hash(content_hash_L: np.ndarray, *, fraction: float) -> np.ndarray:
+    """Return which rows are held out, bool [L], by their content hashes, uint64 [L], alone.
+
+    The hash is uniform over 64 bits, so the rows below `fraction` of its range are that share of the different rows.
+    """
+    return content_hash_L < np.uint64(int(fraction * 2**64))
+
+
+def check_summary(summary: DomainSummary, *, task: DomainTask, max_bad_rows: float, bad_rows: Path) -> None:
+    """Raise ValueError when a domain has too many bad rows, all listed in a file, or a split without an example."""
+    num_rows = sum(row.num_rows for row in summary.rows)
+    num_bad = sum(row.num_bad_rows for row in summary.rows)
+    files = ", ".join(map(str, task.train[:3]))
+    if num_rows == 0:
+        raise ValueError(f"{task.key}: domain {task.name!r} has no rows: {files} holds none")
+    allowed = int(max_bad_rows * num_rows) if max_bad_rows < 1 else int(max_bad_rows)
+    if num_bad > allowed:
+        raise ValueError(
+            f"{task.key}: domain {task.name!r} has {num_bad} bad rows of {num_rows}, and data.max_bad_rows allows "
+            f"{allowed}: {'; '.join(summary.problems)}; all in {bad_rows}"
+        )
+    for row in summary.rows:
+        if row.num_examples == 0 and not (row.split == "valid" and task.valid == ()):
+            raise ValueError(_without_examples(row, task=task, files=files))
+
+
+def _without_examples(row: PrepareRow, *, task: DomainTask, files: str) -> str:
+    """Say that a split is empty, and why."""
+    if row.num_rows == 0 and task.valid is None and row.split == "valid":
+        return (
+            f"{task.key}: data.valid_fraction={task.valid_fraction:g} holds out no row of domain {task.name!r}; give "
+            f"it files of held-out rows, or a larger fraction"
+        )
+    is_from_valid_files = row.split == "valid" and task.valid is not None
+    where = ", ".join(map(str, task.valid[:3])) if is_from_valid_files and task.valid else files
+    key, way_out = task.key, ""
+    if is_from_valid_files and key.endswith(".train"):
+        key = key.removesuffix(".train") + ".valid"
+        way_out = f"; give it held-out rows, or {key}=[] to train on the domain without measuring its loss"
+    elif is_from_valid_files:
+        way_out = "; give it held-out rows, or remove the file to train on the domain without measuring its loss"
+    return (
+        f"{key}: domain {task.name!r} has no {row.split} example: of {row.num_rows} rows in {where}, "
+        f"{row.num_bad_rows} are bad and {row.num_without_loss} have no token that bears loss within data.row_tokens"
+        f"{way_out}"
+    )
+
+
+def _write_bad_rows(stream: TextIO, *, lines: Lines, files: Sequence[Path]) -> None:
+    """Append the bad rows of a batch, with file, line and reason."""
+    for i in np.flatnonzero(lines.is_bad).tolist():
+        place = {"file": str(files[lines.file[i]]), "line": int(lines.line[i])}
+        stream.write(json.dumps({**place, "reason": lines.problem[i]}, ensure_ascii=True) + "\n")
+
+
+def _count_unread(counter: UnreadCounter, *, lines: Lines, files: Sequence[Path]) -> None:
+    """Count the columns of a batch that are not trained on; a row's first line names them."""
+    for i, (text, labels) in enumerate(zip(lines.unread, lines.unread_labels, strict=True)):
+        if text or labels:
+            place = f"{files[lines.file[i]]}:{lines.line[i]}"
+            counter.add(text, is_label=False, place=place)
+            counter.add(labels, is_label=True, place=place)
+
+
+def _first_problems(path: Path) -> tuple[str, ...]:
+    """Return the first bad rows as file:line: reason."""
+    with path.open(encoding="utf-8") as stream:
+        first = [json.loads(line) for line, _ in zip(stream, range(_NUM_PROBLEMS_SHOWN), strict=False)]
+    return tuple(_printable(f"{entry['file']}:{entry['line']}: {entry['reason']}") for entry in first)
+
+
+def _printable(text: str) -> str:
+    """Return a text that is safe on a terminal, whatever a data file put into it, and not too long."""
+    shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= _MAX_PROBLEM_CHARACTERS else shown[:_MAX_PROBLEM_CHARACTERS] + "..."

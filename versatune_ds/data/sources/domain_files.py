@@ -1,0 +1,184 @@
+"""Say which domains a recipe has, in which order, and which files each is made of.
+
+The one idea: a folder, a mapping and the built-in corpus all become one ordered mapping from domain to files; what
+follows knows no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.rows.forms import parse_row
+from versatune_ds.data.rows.turns import BadRowError, is_unicode
+from versatune_ds.data.sources.data_folders import entries_of_folder, is_description, warn_of_left_out
+from versatune_ds.data.sources.find_files import find_files, is_saved_dataset
+from versatune_ds.data.sources.readers import format_of, read_records
+from versatune_ds.data.sources.records import Record
+from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
+from versatune_ds.domains import domain_name
+from versatune_ds.run_folder.whole_folder import locked
+from versatune_ds.warn_once import silence, warn_once
+
+
+def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
+    """Return every domain's files, in the order of the domains' ids.
+
+    A folder's domains are the files and folders of its `train/`, sorted by name; a mapping keeps its own order.
+
+    Args:
+        data: The recipe's data section.
+        cache_dir: Where the built-in corpus is written when the recipe asks for it.
+
+    Raises:
+        ValueError: If the folder has no `train/`, nothing in it, or one domain twice.
+    """
+    if data.domains is not None:
+        return dict(data.domains)
+    if data.synthetic is not None:
+        return _files_by_domain(_write_synthetic(data.synthetic, cache_dir=cache_dir))
+    return _files_by_domain(data.folder)
+
+
+def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
+    """Check that every file a recipe names for its rows is there; reads none, and fetches and writes nothing.
+
+    What is merely odd is left for the run to say, which looks again.
+
+    Raises:
+        ValueError: One line for each domain and split whose files are not there, or cannot be read by their names.
+    """
+    if data.synthetic is not None:
+        return
+    with silence():
+        problems = list(_missing_files(data, cache_dir=cache_dir))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
+    """Yield what is wrong with each domain's and split's files."""
+    for name, files in domain_files(data, cache_dir=cache_dir).items():
+        for split in ("train", "valid"):
+            local = [source for source in getattr(files, split) or () if isinstance(source, str)]
+            try:
+                find_files(local, key=key_of(data, domain=name, split=split))
+            except ValueError as error:
+                yield str(error)
+
+
+def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
+    """Yield every text of every domain's training rows, for training a tokenizer; bad rows are passed over.
+
+    Preparing the data counts and reports the bad rows.
+    """
+    for name, files in domain_files(data, cache_dir=cache_dir).items():
+        for path in find_files(files.train, key=key_of(data, domain=name)):
+            for record in read_records(path):
+                yield from _texts(record, columns=files.columns)
+
+
+def _texts(record: Record, *, columns: Mapping[str, str] | None) -> list[str]:
+    """Return the texts of a record, none if it is bad, without those that hold half of a surrogate pair."""
+    try:
+        texts = [] if record.problem else parse_row(record.json_text, columns=columns).texts()
+    except BadRowError:
+        return []
+    return [text for text in texts if is_unicode(text)]
+
+
+def key_of(data: DataConfig, *, domain: str, split: str = "train") -> str:
+    """Return the dotted key of the recipe that a message about a domain's files names."""
+    return f"data.domains.{domain}.{split}" if data.domains is not None else "data.folder"
+
+
+def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
+    """Return the domains of a folder with `train/` and perhaps `valid/`."""
+    if not (folder / "train").is_dir():
+        raise ValueError(f"data.folder: {folder}/train is no folder; expected {folder}/train/DOMAIN.jsonl")
+    train, valid = _paths_by_domain(folder / "train"), {}
+    if not train:
+        raise ValueError(f"data.folder: {folder}/train holds no data file; expected {folder}/train/DOMAIN.jsonl")
+    if (folder / "valid").is_dir():
+        valid = _paths_by_domain(folder / "valid")
+    unknown = [str(valid[name]) for name in valid if name not in train]
+    if unknown:
+        raise ValueError(f"data.folder: {unknown[0]} belongs to no domain of {folder}/train ({', '.join(train)})")
+    missing = [name for name in train if valid and name not in valid]
+    if missing:
+        warn_once(
+            f"data.folder: {folder}/valid has no file for {', '.join(missing)}: the loss there is not measured, "
+            "and does not move the mixture"
+        )
+    held_out = {name: (str(valid[name]),) if name in valid else () for name in train} if valid else {}
+    return {name: DomainFiles(train=(str(path),), valid=held_out.get(name)) for name, path in train.items()}
+
+
+def test_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
+    """Return every domain's test rows as if they were its training rows, held-out rows none.
+
+    The built-in corpus has test rows; a folder has them in `test/`, for some of its domains at least.
+
+    Raises:
+        ValueError: If the recipe's data have no test rows.
+    """
+    if data.domains is not None:
+        raise ValueError("--split test: data.domains names no test rows; use data.folder with test/, or --split valid")
+    folder = data.folder if data.synthetic is None else _write_synthetic(data.synthetic, cache_dir=cache_dir)
+    if not (folder / "test").is_dir():
+        raise ValueError(f"--split test: {folder}/test is no folder; expected {folder}/test/DOMAIN.jsonl")
+    paths = _paths_by_domain(folder / "test")
+    if not paths:
+        raise ValueError(f"--split test: {folder}/test holds no data file; expected {folder}/test/DOMAIN.jsonl")
+    return {name: DomainFiles(train=(str(path),), valid=()) for name, path in paths.items()}
+
+
+def has_test_rows(data: DataConfig) -> bool:
+    """Return whether there are test rows: the built-in corpus has them, a folder with data files in `test/` does."""
+    if data.folder is None:
+        return data.synthetic is not None
+    test = data.folder / "test"
+    return test.is_dir() and bool(_paths_by_domain(test))
+
+
+def _paths_by_domain(folder: Path) -> dict[str, Path]:
+    """Return the data files and folders in a folder by the name before their suffixes, sorted by it.
+
+    Raises:
+        ValueError: If two have one name, the folder is itself a data set saved by `datasets`, or a link leads nowhere.
+    """
+    if is_saved_dataset(folder):
+        raise ValueError(
+            f"data.folder: {folder} is one saved data set, not a folder of domains; name it in data.domains"
+        )
+    paths: dict[str, Path] = {}
+    entries = entries_of_folder(folder, key="data.folder")
+    no_data = [path for path in entries if is_description(path) or not (path.is_dir() or format_of(path))]
+    warn_of_left_out(no_data, (), key="data.folder")
+    for path in entries:
+        if path in no_data:
+            continue
+        name = path.name[: path.name.lower().rindex(format_of(path))] if path.is_file() else path.name
+        name = domain_name(name)
+        if name in paths:
+            both = f"{paths[name].name} and {path.name} in {folder}"
+            raise ValueError(f"data.folder: {both} are both domain {name!r}; put them into one folder {name}/")
+        paths[name] = path
+    return dict(sorted(paths.items()))
+
+
+def _write_synthetic(corpus: SyntheticCorpus, *, cache_dir: Path) -> Path:
+    """Write the built-in corpus, unless it is there, and return its folder."""
+    num_rows = DEFAULT_NUM_ROWS if corpus.num_rows is None else corpus.num_rows
+    folder = cache_dir / f"synthetic-{digest_of_texts([corpus.model_dump_json()])[:12]}"
+    with locked(cache_dir / "locks" / folder.name):
+        write_corpus(
+            folder,
+            num_rows=num_rows,
+            num_valid_rows=corpus.num_valid_rows,
+            num_test_rows=corpus.num_test_rows,
+            seed=corpus.seed,
+        )
+    return folder

@@ -1,0 +1,137 @@
+"""Read the records of a `.json` file: an array, an object of records, or JSON Lines under another name.
+
+The one idea: an array is parsed while it is read, element by element, so its size does not matter. Only a file that
+holds one object is held in memory whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from versatune_ds.data.sources.records import Record, json_text, open_text, parse_json, read_lines
+
+_CHARACTERS_PER_READ = 1 << 16
+_KEYS_OF_A_ROW = ("messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
+_MAX_FIRST_LINE_CHARACTERS = 1 << 26  # a longer first line is taken for part of one object
+
+
+def read_json_lines(path: Path) -> Iterator[Record]:
+    """Yield one record a line; the JSON itself is parsed later, in parallel."""
+    for number, text, problem in read_lines(path):
+        yield Record(line=number, json_text=text.strip(), problem=problem)
+
+
+def read_json(path: Path) -> Iterator[Record]:
+    """Yield the elements of a JSON array, the lines of JSON Lines under another name, or the entries of an object."""
+    with open_text(path) as stream:
+        start = _read_first_block(stream).lstrip()
+    if start.startswith("["):
+        yield from _read_json_array(path)
+    elif _is_json_lines(path):
+        yield from read_json_lines(path)
+    else:
+        with open_text(path) as stream:
+            yield from _read_json_object(path, text=stream.read())
+
+
+def _read_json_array(path: Path) -> Iterator[Record]:
+    """Yield the elements of an array while reading it: what is held is one element and one block.
+
+    Raises:
+        ValueError: If the file ends within an element, an element is no JSON, or something follows the array, with
+            file and line.
+    """
+    decoder, line = json.JSONDecoder(parse_int=str), 1  # only the place is used: integers may have any length
+    with open_text(path) as stream:
+        buffer = _read_first_block(stream)
+        place = buffer.index("[") + 1
+        line += buffer.count("\n", 0, place)
+        while True:
+            start = _after_separators(buffer, place)
+            line += buffer.count("\n", place, start)
+            try:
+                _, end = decoder.raw_decode(buffer, start)
+            except ValueError:
+                end = -1
+            except RecursionError:
+                raise ValueError(f"{path}:{line}: nested too deep to be read") from None
+            if buffer.startswith("]", start):
+                _check_nothing_follows(buffer[start + 1 :], stream, place=f"{path}:{line}")
+                return
+            if end < 0 or end == len(buffer):  # cut off by the block's end, perhaps: a number could go on
+                more = stream.read(max(_CHARACTERS_PER_READ, len(buffer) - start))
+                if not more:
+                    raise ValueError(f"{path}:{line}: not valid JSON, or the array is not closed")
+                buffer, place = buffer[start:] + more, 0
+                continue
+            yield Record(line=line, json_text=buffer[start:end])
+            line += buffer.count("\n", start, end)
+            place = end
+
+
+def _check_nothing_follows(text: str, stream: TextIO, *, place: str) -> None:
+    """Raise ValueError, naming the place, when an array is followed by more than white space."""
+    found = text.strip() or _read_first_block(stream).strip()
+    if found:
+        raise ValueError(
+            f"{place}: the array ends here, but {found[:20]!r} follows; expected one array, or JSON Lines of objects"
+        )
+
+
+def _read_first_block(stream: TextIO) -> str:
+    """Return what a file begins with, up to a block that holds more than white space."""
+    text = block = stream.read(_CHARACTERS_PER_READ)
+    while block and not text.strip():
+        block = stream.read(_CHARACTERS_PER_READ)
+        text += block
+    return text
+
+
+def _after_separators(text: str, place: int) -> int:
+    """Return the first position from `place` on that is neither white space nor a comma."""
+    while place < len(text) and text[place] in " \t\r\n,":
+        place += 1
+    return place
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Return whether the first line that is not blank is a whole object, and more follows it."""
+    with open_text(path) as stream:
+        line = stream.readline(_MAX_FIRST_LINE_CHARACTERS)
+        while line and not line.strip():
+            line = stream.readline(_MAX_FIRST_LINE_CHARACTERS)
+        return _is_json_object(line) and bool(_read_first_block(stream).strip())
+
+
+def _is_json_object(text: str) -> bool:
+    """Return whether a text is a whole JSON object."""
+    try:
+        return isinstance(parse_json(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_json_object(path: Path, *, text: str) -> Iterator[Record]:
+    """Yield an object's entries when they are records (a dict of dicts, or one list of them), else the object."""
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep to be read") from None
+    for number, entry in enumerate(_entries(value), start=1):
+        yield Record(line=number, json_text=json_text(entry))
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return the records an object holds."""
+    if not isinstance(value, dict):
+        return [value]
+    if value and all(isinstance(entry, dict) for entry in value.values()):
+        return list(value.values())
+    lists = [entry for entry in value.values() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
+    is_row = any(key in value for key in _KEYS_OF_A_ROW)
+    return lists[0] if len(lists) == 1 and not is_row else [value]

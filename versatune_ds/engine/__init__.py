@@ -1,0 +1,1 @@
+"""Run a model through DeepSpeed: its settings, optimizer steps, checkpoints. Nothing else imports DeepSpeed."""

@@ -1,0 +1,184 @@
+"""Evaluate a run or a model's folder, compare it with what it began from, and write the result as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.evaluation.choices import read_choices
+from versatune_ds.evaluation.harness import (
+    HarnessTasks,
+    TaskScores,
+    find_tasks,
+    run_tasks,
+    score_changes,
+    scores_to_dict,
+)
+from versatune_ds.evaluation.processes import Request, device_of, evaluate_subject, rows_at_a_time
+from versatune_ds.evaluation.result import retention
+from versatune_ds.evaluation.result_file import result_name, write_result
+from versatune_ds.evaluation.subject import (
+    Subject,
+    base_subject,
+    config_of,
+    is_run,
+    load_subject,
+    trained_subject,
+)
+from versatune_ds.evaluation.table import evaluation_table
+from versatune_ds.run_folder.names import EVALUATION_FILE
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["EVALUATION_FILE", "EvaluateOptions", "evaluate", "shown"]
+
+_NUM_EXACT_SYNTHETIC = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """Hold what `versatune evaluate` was asked for besides the model; None leaves a choice to the data."""
+
+    recipe: Path | None = None
+    overrides: Sequence[str] = ()
+    split: str | None = None
+    """`test` where the recipe uses the built-in corpus, else `valid`."""
+    choice_paths: Sequence[Path] = ()
+    harness_tasks: Sequence[str] = ()
+    """Tasks of lm-evaluation-harness."""
+    harness_include: Path | None = None
+    harness_limit: int | None = None
+    num_exact: int | None = None
+    """Answers written in each domain: 100 on the built-in corpus, else none."""
+    against: Path | None = None
+    has_base: bool = True
+    step: int | None = None
+    processes: int = 1
+    output: Path | None = None
+
+
+def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluate a model, write the result as JSON, and return it.
+
+    Args:
+        model: A run's folder, or one that transformers loads.
+        options: Data, questions, base model, output.
+
+    Raises:
+        ValueError: If anything that was named is not there or not as expected, before a model is loaded.
+    """
+    if options.processes < 1:
+        raise ValueError(f"--processes={options.processes}: expected 1 or more")
+    if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
+        raise ValueError(f"--output: {options.output}: expected a file in a folder that is there")
+    if options.against is not None and not options.against.is_dir():
+        raise ValueError(f"--against: {options.against}: no such folder; give a run's, or one that transformers loads")
+    config = config_of(model, recipe=options.recipe, overrides=options.overrides)
+    is_synthetic = config.data.synthetic is not None
+    default_split = "test" if is_synthetic else "valid"
+    request = Request(
+        config=config,
+        split=options.split or default_split,
+        choices=read_choices(options.choice_paths),
+        num_exact=_NUM_EXACT_SYNTHETIC * is_synthetic if options.num_exact is None else options.num_exact,
+        num_processes=options.processes,
+    )
+    tasks = _tasks(options)
+    with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
+        try:
+            result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
+        except ValueError as error:
+            raise ValueError(_with_way_out(str(error), is_own_recipe=options.recipe is None)) from error
+    result["asked"] = _asked(options, request)
+    if options.output is not None or is_run(model):
+        name = result_name(split=request.split, default_split=default_split, step=options.step)
+        write_result(result, options.output or model / name)
+    else:
+        logger.info("%s is no run's folder, so nothing was written; --output FILE keeps the result", model)
+    return result
+
+
+def _with_way_out(message: str, *, is_own_recipe: bool) -> str:
+    """Return a message about data that are not there with what to do where the recipe is the run's: it was moved."""
+    is_about_data = message.startswith(("data.folder: ", "data.domains.")) and "no folder" in message
+    is_about_data |= message.startswith("data.domains.") and "no such file or folder" in message
+    if not is_own_recipe or not is_about_data:
+        return message
+    return f"{message}; if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
+
+
+def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
+    """Return what the result depends on besides the model's and the data's files."""
+    return {
+        "recipe": None if options.recipe is None else str(options.recipe),
+        "overrides": list(options.overrides),
+        "split": request.split,
+        "step": options.step,
+        "exact": request.num_exact,
+        "choices": [str(path) for path in options.choice_paths],
+        "harness": list(options.harness_tasks),
+        "harness_include": None if options.harness_include is None else str(options.harness_include),
+        "harness_limit": options.harness_limit,
+        "base": str(options.against or "what the run began from") if options.has_base else None,
+    }
+
+
+def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
+    """Return the tasks of lm-evaluation-harness that were asked for."""
+    if not options.harness_tasks:
+        if options.harness_include is not None or options.harness_limit is not None:
+            raise ValueError("--harness-include and --harness-limit: without tasks; name them, --harness TASK[,TASK]")
+        return None
+    return find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
+
+
+def _compare(
+    model: Path, request: Request, *, tasks: HarnessTasks | None, options: EvaluateOptions, workspace: Path
+) -> dict[str, Any]:
+    """Return the evaluation of the model and, where there is a base, of that and of what changed."""
+    subject = trained_subject(model, workspace=workspace, step=options.step)
+    logger.info("evaluating %s", subject.name)
+    after = evaluate_subject(subject, request)
+    scores_after = _scores(subject, request, tasks)
+    result: dict[str, Any] = {
+        "model": subject.name,
+        "split": request.split,
+        "precision": request.config.train.precision,
+        "domains": after.to_dict(),
+    }
+    base = None
+    if options.has_base:
+        base = base_subject(model, request.config, against=options.against, workspace=workspace)
+    if base is not None:
+        logger.info("evaluating %s", base.name)
+        before = evaluate_subject(base, request)
+        result["base"] = {"model": base.name, "domains": before.to_dict()}
+        result["retention"] = retention(after, before)
+    if scores_after is not None:
+        result["harness"] = scores_to_dict(scores_after)
+        scores_before = _scores(base, request, tasks)
+        if scores_before is not None:
+            result["base"]["harness"] = scores_to_dict(scores_before)
+            result["harness_retention"] = score_changes(scores_after, scores_before)
+    logger.info("evaluated %s", subject.name)
+    return result
+
+
+def _scores(subject: Subject | None, request: Request, tasks: HarnessTasks | None) -> TaskScores | None:
+    """Return what a model scores in the harness's tasks, in this process; None without a model or a task."""
+    if subject is None or tasks is None:
+        return None
+    logger.info("running %s on %s", ", ".join(tasks.names), subject.name)
+    causal_lm, tokenizer = load_subject(subject, request.config)
+    device = device_of(0, num_processes=1)
+    return run_tasks(causal_lm.to(device), tokenizer, tasks, batch_size=rows_at_a_time(request.config))
+
+
+def shown(result: dict[str, Any], *, as_json: bool) -> str:
+    """Return a result as a table, or as JSON."""
+    return json.dumps(result, indent=1) if as_json else evaluation_table(result)

@@ -1,0 +1,135 @@
+"""Find questions in tokenised examples, and compare what a model writes with the row's own answer.
+
+The one idea: a question is an example cut before its last part that bears loss. So the prompt is made of exactly the
+tokens that training put before the answer, whatever the template, and nothing is rendered a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from versatune_ds.data.collate import Shards
+from versatune_ds.data.order.permutation import domain_key, draw_indices
+from versatune_ds.data.rows.special_ids import special_ids_of
+from versatune_ds.monitor.progress_lines import with_progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Hold a prompt and the answer that its row gives."""
+
+    domain_id: int
+    prompt_ids: np.ndarray
+    answer_ids: np.ndarray
+    """Tokens of the answer, its end of turn included."""
+
+
+def find_questions(shards: Sequence[Shards], *, max_per_domain: int, row_tokens: int) -> tuple[Question, ...]:
+    """Return questions of every domain, always the same ones, domain by domain.
+
+    Left out: plain text, which asks nothing, and examples as long as a row, whose answer may have been cut.
+
+    Args:
+        shards: One per domain, in id order.
+        max_per_domain: Examples of a domain that are looked at; 0 asks nothing.
+        row_tokens: Longest example that preparation leaves.
+    """
+    questions = []
+    for domain_id, part in enumerate(shards):
+        count = min(max_per_domain, part.num_examples)
+        if not count:
+            continue
+        key = domain_key(0, f"questions of {part.name}")
+        _, indices = draw_indices(key, first_draw=0, count=count, size=part.num_examples)
+        for index in np.sort(indices):
+            if part.lengths[index] < row_tokens:
+                questions += _question_of(*part.read(int(index)), domain_id=domain_id)
+    return tuple(questions)
+
+
+def _question_of(input_ids: np.ndarray, is_loss: np.ndarray, *, domain_id: int) -> list[Question]:
+    """Return an example cut before its last answer; nothing where the loss begins with the text.
+
+    Example: tokens [a b c d e f] with loss on c, e and f ask [a b c d] and expect [e f].
+    """
+    bears_loss = np.flatnonzero(is_loss)
+    start = int(bears_loss[-1])
+    while is_loss[start - 1]:
+        start -= 1
+    if start < 2:
+        return []
+    end = int(bears_loss[-1]) + 1
+    return [Question(domain_id=domain_id, prompt_ids=input_ids[:start], answer_ids=input_ids[start:end])]
+
+
+@torch.no_grad()
+def answer_greedily(
+    causal_lm: Any, questions: Sequence[Question], *, tokenizer: Any, batch_size: int = 32
+) -> list[str]:
+    """Return what the model writes to each question, taking the likeliest token at every step.
+
+    It may write one token more than the longest answer of its batch has: who has not stopped by then is wrong anyway.
+
+    Args:
+        causal_lm: A transformers model in evaluation mode.
+        questions: In any order.
+        tokenizer: The model's.
+        batch_size: Questions answered at a time.
+    """
+    special_ids = set(special_ids_of(tokenizer).tolist())
+    stops = {int(question.answer_ids[-1]) for question in questions} & special_ids
+    stops |= {tokenizer.eos_token_id} - {None}
+    pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    answers = [""] * len(questions)
+    by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
+    firsts = range(0, len(by_length), batch_size)
+    for first in with_progress(firsts, num_items=len(firsts), what="written answers: %s batches"):
+        places = by_length[first : first + batch_size]
+        prompts = [questions[i].prompt_ids for i in places]
+        num_new_tokens = 1 + max(len(questions[i].answer_ids) for i in places)
+        written = _generate(causal_lm, prompts, stops=sorted(stops), pad_id=pad_id, num_new_tokens=num_new_tokens)
+        for i, ids in zip(places, written, strict=True):
+            answers[i] = text_of_answer(_until_stop(ids, stops=stops), tokenizer=tokenizer)
+    return answers
+
+
+def _generate(
+    causal_lm: Any, prompts: Sequence[np.ndarray], *, stops: list[int], pad_id: int, num_new_tokens: int
+) -> list[list[int]]:
+    """Return the new tokens of prompts padded on the left; the model's own taste in sampling is switched off."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for b, prompt in enumerate(prompts):
+        ids[b, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[b, width - len(prompt) :] = 1
+    generated = causal_lm.generate(
+        ids.to(causal_lm.device),
+        attention_mask=mask.to(causal_lm.device),
+        max_new_tokens=num_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=stops or None,
+        pad_token_id=pad_id,
+    )
+    return generated[:, width:].tolist()
+
+
+def _until_stop(ids: list[int], *, stops: set[int]) -> list[int]:
+    """Return the tokens before the first that ends a turn; behind it stands padding."""
+    return ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
+
+
+def text_of_answer(ids: Sequence[int] | np.ndarray, *, tokenizer: Any) -> str:
+    """Return an answer's text without special tokens and without white space at its ends."""
+    return tokenizer.decode(list(map(int, ids)), skip_special_tokens=True).strip()

@@ -1,0 +1,95 @@
+"""Find the model that is evaluated, and the one it began from.
+
+The one idea: whatever is named, a run or a folder, becomes a folder that transformers loads. A run's checkpoint is
+exported first, so what is measured is what a user of the exported model gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from versatune_ds.config import ModelConfig, RunConfig, load_config
+from versatune_ds.data.rows.tokenize import load_tokenizer
+from versatune_ds.export.run_export import export_run
+from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
+from versatune_ds.model.named_model import check_is_no_adapter
+from versatune_ds.run_folder.names import CONFIG_FILE, ENVIRONMENT_FILE, TOKENIZER_FOLDER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Name a model on disk, or on the Hub, and the tokenizer that reads for it."""
+
+    name: str
+    """What a reader of the result calls it."""
+    folder: str
+    tokenizer: str
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run's."""
+    return (folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file()
+
+
+def config_of(model: Path, *, recipe: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """Return the recipe that says on which data a model is evaluated: a run's own unless another is given.
+
+    Raises:
+        ValueError: If there is no such folder, or it is no run's and no recipe is given.
+    """
+    if not model.is_dir():
+        raise ValueError(f"{model}: no such folder; give a run's, or one that transformers loads")
+    if recipe is None and not is_run(model):
+        raise ValueError(f"{model}: no run's folder, so name the data: --recipe FILE")
+    return load_config(recipe or model / CONFIG_FILE, overrides)
+
+
+def trained_subject(model: Path, *, workspace: Path, step: int | None) -> Subject:
+    """Return the model to evaluate; a run's checkpoint is exported to the workspace first."""
+    if not is_run(model):
+        check_is_no_adapter(str(model), key="MODEL")
+        return Subject(name=str(model), folder=str(model), tokenizer=str(model))
+    folder = export_run(model, output=workspace / "trained", step=step)
+    return Subject(name=str(model), folder=str(folder), tokenizer=str(folder))
+
+
+def base_subject(model: Path, config: RunConfig, *, against: Path | None, workspace: Path) -> Subject | None:
+    """Return the model to compare with: the one named, else what a run began from, else none.
+
+    A run that began from random weights begins from the same ones again: they are a function of its seed.
+    """
+    if against is not None:
+        return trained_subject(against, workspace=workspace / "against", step=None)
+    if not is_run(model):
+        return None
+    tokenizer, name = str(model / TOKENIZER_FOLDER), config.model.name_or_path
+    if name is not None:
+        return Subject(name=name, folder=name, tokenizer=tokenizer)
+    loaded = load_tokenizer(tokenizer)
+    torch.manual_seed(config.run.seed)
+    causal_lm = build_causal_lm(
+        config.model.model_copy(update={"lora": None, "freeze": ()}),
+        precision=config.train.precision,
+        vocab_size=len(loaded),
+        special_ids=special_ids_of_tokenizer(loaded),
+    )
+    causal_lm.save_pretrained(workspace / "base")
+    return Subject(name="its random initial weights", folder=str(workspace / "base"), tokenizer=tokenizer)
+
+
+def load_subject(subject: Subject, config: RunConfig) -> tuple[Any, Any]:
+    """Return (causal_lm, tokenizer) of a model, in the recipe's precision, on the CPU."""
+    tokenizer = load_tokenizer(subject.tokenizer, trust_remote_code=config.model.trust_remote_code)
+    settings = ModelConfig(
+        name_or_path=subject.folder,
+        attention=config.model.attention,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    precision = config.train.precision
+    causal_lm = build_causal_lm(settings, precision=precision, vocab_size=len(tokenizer), special_ids={})
+    return causal_lm.eval(), tokenizer

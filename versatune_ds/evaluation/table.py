@@ -1,0 +1,117 @@
+"""Lay an evaluation out as a table for the terminal.
+
+The one idea: a column appears only when it was measured; every number that has an error shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from versatune_ds.evaluation.result import mean_over_domains
+from versatune_ds.text_width import pad_left, pad_right, width_of
+
+Numbers = Mapping[str, Any]
+_NONE = "-"
+
+
+def evaluation_table(result: Mapping[str, Any]) -> str:
+    """Return what `evaluate` found as aligned text; what changed against the base model stands in a table below."""
+    parts = [f"{result['model']}, {result['split']} rows\n{_block(result['domains'], _COLUMNS)}"]
+    if "retention" in result:
+        parts.append(f"change against {result['base']['model']}\n{_block(result['retention'], _CHANGES)}")
+    if "harness" in result:
+        parts.append(f"lm-evaluation-harness\n{_harness_block(result)}")
+    return "\n\n".join(parts)
+
+
+def _harness_block(result: Mapping[str, Any]) -> str:
+    """Return a line a task and metric, with what changed where there is a base; tasks have no mean in common."""
+    changes = result.get("harness_retention")
+    lines = [["task", "metric", "value ±s.e.", *(["change"] if changes else [])]]
+    for task, metrics in result["harness"].items():
+        for metric, numbers in metrics.items():
+            change = [_HARNESS_CHANGE(changes[task][metric])] if changes else []
+            lines.append([task, metric, _HARNESS_VALUE(numbers), *change])
+    header, *rows = _aligned(lines, num_left=2)
+    return "\n".join([header, "-" * len(header), *rows])
+
+
+def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callable[[Numbers], str]]]) -> str:
+    """Return a line a domain and the plain mean over domains; only columns with a number in them."""
+    columns = [column for column in possible if any(column[1](numbers) != _NONE for numbers in domains.values())]
+    lines = [["domain", *(title for title, _ in columns)]]
+    for name, numbers in (*domains.items(), ("mean", _mean_line(domains))):
+        lines.append([name, *(cell(numbers) for _, cell in columns)])
+    header, *rows, mean = _aligned(lines, num_left=1)
+    return "\n".join([header, "-" * len(header), *rows, "-" * len(header), mean])
+
+
+def _aligned(lines: Sequence[Sequence[str]], *, num_left: int) -> list[str]:
+    """Return lines whose columns are of one width, the first ones to the left and the others to the right."""
+    widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            pad_right(text, width) if i < num_left else pad_left(text, width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+
+
+def _mean_line(domains: Mapping[str, Numbers]) -> dict[str, Any]:
+    """Return the mean over domains of every number; errors are left out."""
+    keys = {key for numbers in domains.values() for key, value in numbers.items() if not isinstance(value, dict)}
+    line: dict[str, Any] = {key: mean_over_domains(domains, key) for key in keys if "standard_error" not in key}
+    for key in ("exact_match", "choices"):
+        parts = {name: numbers[key] for name, numbers in domains.items() if key in numbers}
+        if parts:
+            line[key] = {"accuracy": mean_over_domains(parts, "accuracy")}
+    return line
+
+
+def _plain(key: str, form: str) -> Callable[[Numbers], str]:
+    """Return a cell with one number."""
+    return lambda numbers: _NONE if numbers.get(key) is None else format(numbers[key], form)
+
+
+def _with_error(key: str, form: str, error_key: str) -> Callable[[Numbers], str]:
+    """Return a cell with a number and its standard error."""
+
+    def cell(numbers: Numbers) -> str:
+        if numbers.get(key) is None:
+            return _NONE
+        error = numbers.get(error_key)
+        return format(numbers[key], form) + (f" ±{error:{form.lstrip('+')}}" if error is not None else "")
+
+    return cell
+
+
+def _accuracy(key: str) -> Callable[[Numbers], str]:
+    """Return a cell with an accuracy and its 95 % interval."""
+
+    def cell(numbers: Numbers) -> str:
+        found = numbers.get(key)
+        if not found:
+            return _NONE
+        interval = f" [{found['low']:.2f}, {found['high']:.2f}]" if "low" in found else ""
+        return f"{found['accuracy']:.3f}{interval}"
+
+    return cell
+
+
+_COLUMNS = (
+    ("loss ±s.e.", _with_error("loss", ".3f", "loss_standard_error")),
+    ("perplexity", _plain("perplexity", ".2f")),
+    ("bits/byte", _plain("bits_per_byte", ".3f")),
+    ("exact match [95 %]", _accuracy("exact_match")),
+    ("choices [95 %]", _accuracy("choices")),
+)
+_CHANGES = (
+    ("loss change", _with_error("loss_change", "+.3f", "loss_change_standard_error")),
+    ("bits/byte change", _plain("bits_per_byte_change", "+.3f")),
+    ("exact change", _with_error("exact_match_change", "+.3f", "exact_match_change_standard_error")),
+    ("choices change", _with_error("choices_change", "+.3f", "choices_change_standard_error")),
+)
+_HARNESS_VALUE = _with_error("value", ".3f", "standard_error")
+_HARNESS_CHANGE = _with_error("change", "+.3f", "change_standard_error")

@@ -1,0 +1,101 @@
+"""Write an export whole or not at all, and only where it takes nobody's place.
+
+The files are written to a hidden folder inside the output and moved out of it when all of them are there. A folder
+that holds something else than an earlier export of the same run is refused unless the user insists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from versatune_ds.model.weight_files import remove_earlier_weights
+from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MODEL_FOLDER, REPORT_FOLDER, TOKENIZER_FOLDER
+
+EXPORT_FILE = "versatune_export.json"
+"""File of an export by which it is known as one, and whose."""
+
+_PARTIAL = ".versatune_export.partial"
+_LAST = "tokenizer_config.json"
+"""Moved last: who waits for an export looks for it."""
+
+_EARLIER_CARD = "tags: [versatune, multi-domain]"
+"""Stands in the README.md of exports of earlier versions, which have no EXPORT_FILE."""
+
+
+def check_output(output: Path, *, run_name: str, run_dir: Path, base_model: str | None, is_forced: bool) -> None:
+    """Check that an export may be written to a folder.
+
+    Args:
+        output: The folder, which may exist.
+        run_name: Name of the run; an earlier export of it is replaced.
+        run_dir: The run's folder.
+        base_model: Folder or Hub name of the model the run began from.
+        is_forced: Whether files of other origin may be replaced.
+
+    Raises:
+        ValueError: If the output is a file, the base model's or the run's own folder, or holds something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output: {output} is a file; give a folder")
+    if base_model is not None and Path(base_model).is_dir() and output.resolve() == Path(base_model).resolve():
+        raise ValueError(f"--output: {output} holds the model the run began from, which would be lost; give another")
+    own = [run_dir, *(run_dir / name for name in (MODEL_FOLDER, TOKENIZER_FOLDER, CHECKPOINTS_FOLDER, REPORT_FOLDER))]
+    if output.resolve() in [folder.resolve() for folder in own]:
+        raise ValueError(f"--output: {output} belongs to the run itself; give another folder")
+    found = _what_is_there(output, run_name=run_name)
+    if found and not is_forced:
+        raise ValueError(f"--output: {output} holds {found}; give another folder, or replace files there with --force")
+
+
+def _what_is_there(output: Path, *, run_name: str) -> str:
+    """Return what a folder holds besides an earlier export of a run, empty where there is nothing."""
+    names = sorted(path.name for path in output.iterdir() if path.name != _PARTIAL) if output.is_dir() else []
+    if not names:
+        return ""
+    owner = _owner_of(output)
+    if owner is None:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"something else ({', '.join(names[:3])}{more})"
+    return "" if owner == run_name else f"the export of another run, {owner}"
+
+
+def _owner_of(output: Path) -> str | None:
+    """Return the name of the run whose export a folder holds, None where it holds none."""
+    try:
+        return str(json.loads((output / EXPORT_FILE).read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    card = output / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    titles = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ") and ":" not in line]
+    return titles[0] if _EARLIER_CARD in text and titles else None
+
+
+@contextlib.contextmanager
+def export_folder(output: Path, *, run_name: str) -> Iterator[Path]:
+    """Give a folder to write an export to; its files take their place in the output when the block has ended well.
+
+    Args:
+        output: Made if missing. Weights of an earlier export are removed, other files of other names stay.
+        run_name: Name of the run, kept in EXPORT_FILE.
+    """
+    is_new, partial = not output.exists(), output / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # what a kill left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        (partial / EXPORT_FILE).write_text(json.dumps({"run": run_name}) + "\n", encoding="utf-8")
+        remove_earlier_weights(output)
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == _LAST):
+            place = output / path.relative_to(partial)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_new and not any(output.iterdir()):
+            output.rmdir()

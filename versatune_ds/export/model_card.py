@@ -1,0 +1,222 @@
+"""Write the README.md of an exported model from what its run recorded.
+
+The one idea: a reader who finds the folder alone learns what the model is made of: the model and the domains it began
+from, how the mixture moved, what it won and lost. What only its owner can say, the licence, is left open and marked.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from versatune_ds.config import RunConfig
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.settings import FIXED_POLICIES
+from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.names import METRICS_FILE
+from versatune_ds.training.run_records import recorded_config, recorded_decisions
+
+_NUM_DECISIONS_SHOWN = 8
+
+_CARD = """\
+---
+# license: (yours to state; the licences of the base model and of the data set its limits)
+library_name: transformers
+pipeline_tag: text-generation
+tags: [versatune, multi-domain]{base_line}
+---
+# {name}
+
+{base}, fine-tuned on {num_domains} domains with {method}.
+These are the weights after step {step} of {num_steps}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForCausalLM.from_pretrained("PATH")
+messages = [{{"role": "user", "content": "..."}}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+written = model.generate(**prompt, max_new_tokens=100)
+print(tokenizer.decode(written[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+{adapter_note}
+## Domains and held-out losses
+
+Nats per loss token on held-out rows, by the run's own measurements.
+
+{losses}
+
+## How the mixture moved
+
+Policy `{policy}`; {num_updates} updates{shown}.
+
+{mixture}
+
+## Training
+
+{steps} steps of {rows} rows of {row_tokens} tokens, learning rate {learning_rate} ({schedule}), precision {precision},
+loss on {loss_on} tokens. The run's whole recipe is in its `config.yaml`.
+
+## Licence
+
+Not stated yet. It is yours to choose within what the base model's and the data's licences allow; write it into the
+first lines of this file.
+
+## Citation
+
+{cited}. Please cite it, and the base model and data sets, in what you build on this.
+"""
+
+_OF_VERSATUNE = ("versatune", "expansion", "authors_code")
+_RIVALS = {
+    "doremi": ("DoReMi", "2305.10429"),
+    "sheared": ("Sheared LLaMA", "2310.06694"),
+    "odm": ("Online Data Mixing", "2312.02406"),
+}
+"""Papers that other policies come from, and their numbers in arXiv."""
+
+
+def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool = False) -> None:
+    """Write README.md into an exported model's folder.
+
+    Args:
+        run_dir: The run's folder.
+        folder: The exported model.
+        step: Step of the exported checkpoint; later decisions are left out.
+        is_adapter: Whether the folder holds adapters, which need their base model.
+    """
+    config = recorded_config(run_dir)
+    decisions = [decision for decision in recorded_decisions(run_dir) if decision.decided_at_step <= step]
+    measured = _last_measurement(run_dir / METRICS_FILE, step=step, domains=tuple(decisions[0].weights_after))
+    text = _text(config, decisions, measured=measured, step=step, is_adapter=is_adapter)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _last_measurement(path: Path, *, step: int, domains: Sequence[str]) -> tuple[int, dict[str, float | None]]:
+    """Return the step and the held-out losses by domain of the last measurement at or before a step."""
+    found: tuple[int, dict[str, float | None]] = (0, {})
+    for line in json_lines(path):
+        values = line.value or {}  # a line may be damaged, or still being written
+        losses = {name: values.get(f"domain/{name}/loss") for name in domains}
+        if values.get("step", math.inf) <= step and any(loss is not None for loss in losses.values()):
+            found = values["step"], losses
+    return found
+
+
+def _text(
+    config: RunConfig,
+    decisions: Sequence[Decision],
+    *,
+    measured: tuple[int, Mapping[str, float | None]],
+    step: int,
+    is_adapter: bool,
+) -> str:
+    """Return the card."""
+    named = config.model.name_or_path
+    is_hub_name = named is not None and not Path(named).exists()
+    shown = _spread(decisions, count=_NUM_DECISIONS_SHOWN)
+    adapter_note = (
+        "\nThe folder holds adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
+    )
+    return _CARD.format(
+        name=config.run.name,
+        base_line=f"\nbase_model: {named}" if is_hub_name else "",
+        base=_base(config),
+        num_domains=len(decisions[0].weights_after),
+        method=_method(config.mixture.policy),
+        cited=_cited(config.mixture.policy),
+        step=step,
+        num_steps=config.train.steps,
+        adapter_note=adapter_note if is_adapter else "",
+        losses=_losses(decisions[0], measured),
+        policy=config.mixture.policy,
+        num_updates=sum(decision.is_update for decision in decisions),
+        shown="" if len(shown) == len(decisions) else f", of which {len(shown)} are shown",
+        mixture=_mixture(shown),
+        steps=step,
+        rows=config.train.rows_per_batch,
+        row_tokens=config.data.row_tokens,
+        learning_rate=f"{config.train.learning_rate:g}",
+        schedule=config.train.learning_rate_schedule,
+        precision=config.train.precision,
+        loss_on=config.data.loss_on,
+    )
+
+
+def _base(config: RunConfig) -> str:
+    """Return what the model was before, without a path of the machine it was trained on."""
+    if config.model.name_or_path is None:
+        return f"A {config.model.from_config['model_type']} model that began from random weights"
+    named = config.model.name_or_path
+    return f"`{Path(named).name if Path(named).exists() else named}`"
+
+
+def _method(policy: str) -> str:
+    """Return by what the mixture was steered, with a link to where the rule comes from."""
+    if policy in _OF_VERSATUNE:
+        return f"{_link('VersaTune', '2411.11266')} (`versatune_ds`), whose data mixture moves while the model trains"
+    if policy in FIXED_POLICIES:
+        return "`versatune_ds` on a fixed data mixture"
+    if policy == "schedule":
+        return "`versatune_ds` on a data mixture that changes at steps set beforehand"
+    rule = "a rule of its own, with the reference losses of " + _link("VersaTune", "2411.11266")
+    if policy in _RIVALS:
+        rule = "the rule of " + _link(*_RIVALS[policy])
+    return f"`versatune_ds`, whose data mixture moves while the model trains, by {rule}"
+
+
+def _cited(policy: str) -> str:
+    """Return what the method is to be cited as."""
+    if policy in _OF_VERSATUNE:
+        return "The method: VersaTune, arXiv 2411.11266"
+    if policy in _RIVALS:
+        name, number = _RIVALS[policy]
+        return f"The rule of the mixture: {name}, arXiv {number}; the software: `versatune_ds`"
+    if policy == "steer":
+        return "The software and its rule `steer`: `versatune_ds`; the reference losses: VersaTune, arXiv 2411.11266"
+    return "The software: `versatune_ds`"
+
+
+def _link(name: str, number: str) -> str:
+    """Return a link to a paper in arXiv."""
+    return f"[{name}](https://arxiv.org/abs/{number})"
+
+
+def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> str:
+    """Return the losses before training and at the last measurement as a table."""
+    step, after = last
+    lines = [f"| domain | step {first.decided_at_step} | step {step} |", "|---|---:|---:|"]
+    for name in first.weights_after:
+        before = first.losses.get(name, {}).get("mean")
+        lines.append(f"| {escaped(name)} | {_number(before)} | {_number(after.get(name))} |")
+    return "\n".join(lines)
+
+
+def _number(loss: float | None) -> str:
+    """Return a loss, or that there is none."""
+    return "not measured" if loss is None else f"{loss:.3f}"
+
+
+def _mixture(decisions: Sequence[Decision]) -> str:
+    """Return the weights after each of some decisions as a table."""
+    names = list(decisions[0].weights_after)
+    lines = [f"| after step | {' | '.join(map(escaped, names))} |", f"|---:|{'---:|' * len(names)}"]
+    for decision in decisions:
+        weights = " | ".join(f"{decision.weights_after[name]:.3f}" for name in names)
+        lines.append(f"| {decision.decided_at_step} | {weights} |")
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table too; underscores within words mean nothing to it."""
+    return re.sub(r"[\\`*<>\[\]|~]|\b_|_\b", r"\\\g<0>", text)
+
+
+def _spread(decisions: Sequence[Decision], *, count: int) -> list[Decision]:
+    """Return at most `count` decisions spread evenly, the first and the last among them."""
+    if len(decisions) <= count:
+        return list(decisions)
+    return [decisions[round(i * (len(decisions) - 1) / (count - 1))] for i in range(count)]

@@ -1,0 +1,157 @@
+"""Write a run's model as a folder that transformers loads.
+
+The one idea: parameter names never changed while training, so exporting is copying the checkpoint's weights, one file
+at a time, beside the config, the tokenizer with its chat template, and a card that says what the model is made of.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from versatune_ds.config import RunConfig
+from versatune_ds.engine.checkpoint import check_sound, checkpoint_folder, open_weights, read_state, whole_checkpoints
+from versatune_ds.export.folder import check_output, export_folder
+from versatune_ds.export.model_card import write_model_card
+from versatune_ds.model.build import DTYPES, save_model_settings
+from versatune_ds.model.trainable_parameters import add_adapters, merged_weights, save_adapters
+from versatune_ds.model.weight_files import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
+from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
+from versatune_ds.training.end_tokens import recorded_endings, stop_at_ends
+from versatune_ds.training.run_records import recorded_config
+
+logger = logging.getLogger(__name__)
+
+_WRAPPER_PREFIX = "causal_lm."
+
+
+def export_run(
+    run_dir: Path,
+    *,
+    output: Path,
+    precision: str | None = None,
+    step: int | None = None,
+    lora: str = "merged",
+    max_shard_size: str = DEFAULT_MAX_SHARD_SIZE,
+    is_forced: bool = False,
+) -> Path:
+    """Write a checkpoint's model, config, tokenizer and model card in Hugging Face form.
+
+    The model stops at the tokens that ended answers in training: they are added to `eos_token_id`.
+    Under ZeRO-3 no more than one file's weights are in memory at a time, adapters merged or not.
+
+    Args:
+        run_dir: The run's folder.
+        output: Folder to write; may exist, where it is empty or holds an earlier export of the run, which is replaced.
+        precision: fp32, bf16 or fp16: the number format of the written weights; the run's own by default.
+        step: The checkpoint's step; the newest sound one by default.
+        lora: `merged` adds a run's adapters into its weights, in fp32; `adapter` writes the adapters alone.
+        max_shard_size: Size of a weights file, such as 500MB.
+        is_forced: Whether files of another origin in the output may be replaced.
+
+    Raises:
+        ValueError: If the folder is no run, has no such checkpoint, or trained no adapters to write alone, or if the
+            output holds something else.
+        RuntimeError: If no checkpoint that may be taken is sound, or its weights are not those of the model.
+    """
+    checkpoint = choose_checkpoint(run_dir, step=step)
+    config = recorded_config(run_dir)
+    base, name = config.model.name_or_path, config.run.name
+    check_output(output, run_name=name, run_dir=run_dir, base_model=base, is_forced=is_forced)
+    is_adapter = lora == "adapter"
+    if is_adapter and config.model.lora is None:
+        raise ValueError("--lora adapter: the run trained no adapters (model.lora); leave the option out")
+    dtype = DTYPES[precision or config.train.precision]
+    causal_lm = _model_without_weights(run_dir, config, dtype=dtype)
+    weights = _weights_of(checkpoint, causal_lm)
+    trust = config.model.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / TOKENIZER_FOLDER, trust_remote_code=trust)
+    endings = recorded_endings(run_dir, config, tokenizer)
+    if endings["chat_template"] is not None:
+        tokenizer.chat_template = endings["chat_template"]
+    with export_folder(output, run_name=name) as folder:
+        if is_adapter:
+            adapters = {name: weight.contiguous().to(dtype) for name, weight in weights.items() if "lora_" in name}
+            causal_lm.load_state_dict(adapters, strict=False, assign=True)
+            save_adapters(causal_lm, folder, base_model=base)
+            causal_lm.generation_config.save_pretrained(folder)
+        else:
+            weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
+            write_weights(weights, folder=folder, dtype=dtype, max_shard_size=max_shard_size)
+            save_model_settings(causal_lm, folder)
+        stop_at_ends(folder, endings["end_token_ids"], tokenizer=tokenizer)
+        tokenizer.save_pretrained(folder)
+        write_model_card(run_dir, folder=folder, step=read_state(checkpoint)["step"], is_adapter=is_adapter)
+    logger.info("exported %s to %s", checkpoint.name, output)
+    return output
+
+
+def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dtype) -> Any:
+    """Return a run's model, its adapters too, without memory for its weights; its config says what it will be."""
+    folder, trust = run_dir / MODEL_FOLDER, {"trust_remote_code": config.model.trust_remote_code}
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **trust), dtype=dtype, **trust)
+        if config.model.lora is not None:
+            add_adapters(causal_lm, config.model.lora)
+    causal_lm.config.architectures = [type(causal_lm).__name__]
+    causal_lm.config.dtype = dtype
+    has_generation = (folder / "generation_config.json").is_file()
+    causal_lm.generation_config = (
+        GenerationConfig.from_pretrained(folder)
+        if has_generation
+        else GenerationConfig.from_model_config(causal_lm.config)
+    )
+    return causal_lm
+
+
+def _weights_of(checkpoint: Path, causal_lm: Any) -> dict[str, Weight]:
+    """Return a checkpoint's weights, opened, each under one name: tied ones under that of their source.
+
+    Raises:
+        RuntimeError: If they are not those of the model.
+    """
+    found = {name.removeprefix(_WRAPPER_PREFIX): weight for name, weight in open_weights(checkpoint).items()}
+    expected = {name: weight.shape for name, weight in causal_lm.state_dict().items()}
+    sources: Mapping[str, str] = getattr(causal_lm, "all_tied_weights_keys", None) or {}
+    for target, source in sources.items():
+        expected.pop(target, None)
+        weight = found.pop(target, None)
+        if source not in found and weight is not None:
+            found[source] = weight
+    wrong = {name for name in {*found, *expected} if name not in found or found[name].shape != expected.get(name)}
+    if wrong:
+        named = ", ".join(sorted(wrong)[:5])
+        raise RuntimeError(f"{checkpoint}: its weights are not those of {type(causal_lm).__name__}: {named}")
+    return found
+
+
+def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
+    """Return the checkpoint of a step, or the newest one that is sound, naming each that is not.
+
+    Raises:
+        ValueError: If there is none, or none of that step.
+        RuntimeError: If the one asked for is broken, or all are.
+    """
+    checkpoints = whole_checkpoints(run_dir)
+    if not checkpoints:
+        raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
+    if step is not None:
+        folder = checkpoint_folder(run_dir, step=step)
+        if folder not in checkpoints:
+            saved = ", ".join(str(int(path.name.removeprefix("step_"))) for path in reversed(checkpoints))
+            raise ValueError(f"--step {step}: {run_dir} has no checkpoint of that step; there are those of {saved}")
+        check_sound(folder)
+        return folder
+    for folder in checkpoints:
+        try:
+            check_sound(folder)
+        except RuntimeError as error:
+            logger.warning("%s", error)
+        else:
+            return folder
+    raise RuntimeError(f"{run_dir}: every checkpoint is broken; copy one back from a backup, or train again")

@@ -1,0 +1,1 @@
+"""Decide without training: simulate, replay, sweep, and look ahead."""

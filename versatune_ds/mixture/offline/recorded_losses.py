@@ -1,0 +1,161 @@
+"""Read losses that were recorded: plain JSON lines, or the decisions of a run.
+
+The one idea: either way a line becomes a `Measurement`, and from there on nothing knows where it came from.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.domains import DomainSet, by_domain_name, nearest_name
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.measurement import Measurement
+from versatune_ds.run_folder.json_records import JsonLine, complete_lines, json_lines
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossRecord:
+    """Hold one recorded measurement.
+
+    Attributes:
+        update: Number of the update; 0 is the measurement before training.
+        step: Optimizer steps done.
+        measurement: What was measured.
+    """
+
+    update: int
+    step: int
+    measurement: Measurement
+
+
+def read_decisions(path: Path) -> list[Decision]:
+    """Return the decisions of a decisions.jsonl, each with its digest verified.
+
+    Raises:
+        ValueError: If there is no such file, or it holds no decision.
+        RuntimeError: If a line is no decision or was changed; the message has file and line. A last line that is not
+            complete is left out, and logged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the folder of a run that has decided")
+    decisions = []
+    for line in complete_lines(path, when_damaged=_refuse_damaged):
+        try:
+            decisions.append(Decision.from_json(line.text))
+            decisions[-1].verify()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RuntimeError(f"{path}:{line.number}: {error}") from None
+    if not decisions:
+        raise ValueError(f"{path}: no decision yet")
+    return decisions
+
+
+def _refuse_damaged(problem: str) -> None:
+    """Raise RuntimeError for a line in the middle of a record: what follows it depends on what it held."""
+    raise RuntimeError(f"{problem}; copy the file back from a backup, or resume the run from a checkpoint before it")
+
+
+def measurement_of(decision: Decision, *, domain_set: DomainSet) -> Measurement:
+    """Return the measurement a decision was made on, exactly."""
+    losses, signals = decision.losses, decision.signals
+
+    def column(values: Mapping[str, Mapping[str, Any]], key: str) -> np.ndarray:
+        return np.array([np.nan if values[name][key] is None else values[name][key] for name in domain_set])
+
+    return Measurement(
+        loss_K=column(losses, "mean").astype(np.float64),
+        loss_stderr_K=column(losses, "stderr").astype(np.float64),
+        num_loss_tokens_K=column(losses, "num_loss_tokens").astype(np.int64),
+        change_stderr_K=column(signals, "change_stderr").astype(np.float64),
+        change_from_best_stderr_K=column(signals, "change_from_best_stderr").astype(np.float64),
+        change_from_start_stderr_K=column(signals, "change_from_start_stderr").astype(np.float64),
+    )
+
+
+def read_losses(path: Path, *, domain_set: DomainSet) -> list[LossRecord]:
+    """Return the measurements of a file with one JSON object a line: {update, step, losses {domain: nats}}.
+
+    A loss may be null (the domain was absent) or a mapping with `mean`, as in decisions.jsonl, which is read too.
+
+    Raises:
+        ValueError: If the file is missing, empty, or a line is wrong; the message has file and line.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected JSON lines with update, step and losses")
+    lines = list(json_lines(path))
+    if lines and _is_cut_decision(lines[-1]):
+        logger.warning("%s:%d: the last line is left out: %s", path, lines[-1].number, lines[-1].problem)
+        lines.pop()
+    records = list(_records(lines, what=str(path), domain_set=domain_set))
+    if not records:
+        raise ValueError(f"{path}: no line; expected JSON lines with update, step and losses")
+    return records
+
+
+def _is_cut_decision(line: JsonLine) -> bool:
+    """Return whether a line is the end of a run's record that a kill or a power cut left; not a slip of a hand."""
+    return line.value is None and ("\0" in line.text or '"decided_at_step"' in line.text)
+
+
+def _records(lines: Iterable[JsonLine], *, what: str, domain_set: DomainSet) -> Iterable[LossRecord]:
+    """Yield the record of each line, checking that steps rise."""
+    previous_step = -1
+    for line in lines:
+        record = _record(line.text, what=f"{what}:{line.number}", domain_set=domain_set)
+        if record.step <= previous_step:
+            raise ValueError(f"{what}:{line.number}: step {record.step} after step {previous_step}; steps must rise")
+        previous_step = record.step
+        yield record
+
+
+def _record(line: str, *, what: str, domain_set: DomainSet) -> LossRecord:
+    """Return the record of one line."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what}: not valid JSON: {error.msg}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("losses"), dict):
+        raise ValueError(f"{what}: expected a mapping with update, step and losses {{domain: nats}}")
+    step = values.get("step", values.get("decided_at_step"))
+    update = values.get("update")
+    for key, value in (("step", step), ("update", update)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{what}: {key}: expected a whole number of at least 0, got {value!r}")
+    if "decided_at_step" in values and "signals" in values:
+        decided = _decided_measurement(values, what=what, domain_set=domain_set)
+        return LossRecord(update=update, step=step, measurement=decided)
+    loss_K = _losses(values["losses"], what=what, domain_set=domain_set)
+    return LossRecord(update=update, step=step, measurement=Measurement.of_means(loss_K))
+
+
+def _decided_measurement(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> Measurement:
+    """Return the measurement of a line of decisions.jsonl; raise ValueError where it is of other domains or broken."""
+    domain_set.from_dict(dict.fromkeys(values["losses"], 0.0), what=f"{what}: losses")
+    try:
+        return measurement_of(Decision.from_dict(values), domain_set=domain_set)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{what}: no whole decision ({error})") from None
+
+
+def _losses(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> np.ndarray:
+    """Return a line's losses [K], NaN for an absent domain."""
+    loss_K = np.full(len(domain_set), np.nan)
+    for name, value in by_domain_name(values, what=f"{what}: losses").items():
+        if name not in domain_set.names:
+            raise ValueError(f"{what}: losses: unknown domain {name!r}; {nearest_name(name, domain_set.names)}")
+        mean = value.get("mean") if isinstance(value, Mapping) else value
+        if isinstance(mean, bool) or not isinstance(mean, int | float | None):
+            raise ValueError(f"{what}: losses.{name}: expected nats per loss token or null, got {value!r}")
+        loss_K[domain_set.id_of(name)] = np.nan if mean is None else mean
+    return loss_K

@@ -1,0 +1,228 @@
+"""Let the real controller decide on losses that cost nothing: synthetic curves or a recorded file.
+
+The one idea: no second implementation. What is simulated is the learner; weights, safeguards, schedule and decisions
+are those of training.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from versatune_ds.config import MixtureConfig
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.controller import Controller
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.measurement import Measurement
+from versatune_ds.mixture.offline.curves import LearningCurves, synthetic_curves
+from versatune_ds.mixture.offline.outlook import (
+    Supply,
+    collapse_warnings,
+    epochs_by_domain,
+    exhaustion_warnings,
+    still_warnings,
+)
+from versatune_ds.mixture.offline.recorded_losses import LossRecord
+from versatune_ds.mixture.reference import POLICIES_WITH_REFERENCES, References, load_references
+from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.mixture.settings import FIXED_POLICIES, guarded_start
+from versatune_ds.mixture.weights import prior_weights, starting_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Simulation:
+    """Hold what a simulation came to.
+
+    Attributes:
+        decisions: As in decisions.jsonl; the first is the baseline.
+        epochs_K: Passes over each domain's data by the last step; None where the data is unknown.
+        warnings: What a person should look at before training like this.
+    """
+
+    decisions: tuple[Decision, ...]
+    epochs_K: np.ndarray | None
+    warnings: tuple[str, ...]
+
+    def to_jsonl(self) -> str:
+        """Return the decisions as the text of a decisions.jsonl."""
+        return "".join(decision.to_json() + "\n" for decision in self.decisions)
+
+
+def simulate(
+    settings: MixtureConfig,
+    *,
+    domain_set: DomainSet,
+    num_steps: int,
+    sizes_K: Sequence[float] | np.ndarray | None = None,
+    supply: Supply | None = None,
+    seed: int = 0,
+    noise: float = 0.0,
+    prefetch: int = 2,
+) -> Simulation:
+    """Return what the controller would do to a synthetic learner.
+
+    Where the policy needs references and the recipe names none, those of the learner itself are taken, and said.
+
+    Args:
+        settings: The recipe's mixture section.
+        domain_set: Domains of the run.
+        num_steps: Optimizer steps of the run.
+        sizes_K: Sizes of the data, for a proportional prior.
+        supply: Data and draw rate, for epochs and exhaustion.
+        seed: Seed of the learner and of its noise.
+        noise: Relative standard error of a measured change.
+        prefetch: Steps planned ahead; a decision acts prefetch + 1 steps later.
+    """
+    start_K = guarded_start(
+        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
+    )
+    has_references = settings.reference is not None
+    given = load_references(settings, domain_set=domain_set) if has_references else References()
+    known_K = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+    curves = synthetic_curves(known_K, seed=seed, reference_K=given.losses_K)
+    is_stand_in = not has_references and settings.policy in POLICIES_WITH_REFERENCES
+    references = References(losses_K=curves.reference_losses(share_of_run=0.5)) if is_stand_in else given
+    controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
+    schedule = Schedule(start_K)
+    decisions = simulate_curves(
+        controller,
+        curves=curves,
+        schedule=schedule,
+        num_steps=num_steps,
+        update_every=settings.update_every,
+        measure=_noisy(seed=seed, noise=noise),
+        prefetch=prefetch,
+    )
+    said = ("mixture.reference is not given: the synthetic learner's own references were taken",) if is_stand_in else ()
+    return _simulation(
+        decisions,
+        schedule,
+        num_steps=num_steps,
+        settings=settings,
+        domain_set=domain_set,
+        supply=supply,
+        said=said,
+    )
+
+
+def simulate_losses(
+    settings: MixtureConfig,
+    records: Sequence[LossRecord],
+    *,
+    domain_set: DomainSet,
+    sizes_K: Sequence[float] | np.ndarray | None = None,
+    supply: Supply | None = None,
+    prefetch: int = 2,
+) -> Simulation:
+    """Return what the controller decides on recorded losses; they do not answer to its weights.
+
+    Raises:
+        ValueError: If the start, the references or the settings are wrong.
+    """
+    start_K = guarded_start(
+        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
+    )
+    references = load_references(settings, domain_set=domain_set)
+    controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
+    schedule = Schedule(start_K)
+    decisions = []
+    for record in records:
+        decision = controller.decide_measured(
+            record.measurement,
+            step=record.step,
+            effective_step=record.step + prefetch + 1,
+            is_baseline=record.update == 0,
+        )
+        schedule.append(decision.effective_step, controller.weights_K)
+        decisions.append(decision)
+    said = ("the losses are recorded: under other weights they would have been others",)
+    return _simulation(
+        decisions,
+        schedule,
+        num_steps=records[-1].step,
+        settings=settings,
+        domain_set=domain_set,
+        supply=supply,
+        said=said,
+    )
+
+
+def simulate_curves(
+    controller: Controller,
+    *,
+    curves: LearningCurves,
+    schedule: Schedule,
+    num_steps: int,
+    update_every: int,
+    measure: Callable[[np.ndarray, int], Measurement],
+    prefetch: int,
+) -> list[Decision]:
+    """Train a learner step by step under a controller's decisions, which are appended to the schedule.
+
+    Args:
+        controller: Fresh controller.
+        curves: The learner.
+        schedule: Fresh schedule.
+        num_steps: Steps of the run.
+        update_every: Steps between updates.
+        measure: Makes a measurement of the true losses [K] and the step.
+        prefetch: A decision acts prefetch + 1 steps later.
+    """
+    knowledge_K, decisions = curves.start_K, []
+    for step in range(num_steps + 1):
+        if step > 0:
+            weights_K = schedule.weights_at(step)
+            knowledge_K = curves.trained(knowledge_K, weights_K=weights_K, share_of_run=1.0 / num_steps)
+        if step % update_every == 0:
+            measurement = measure(curves.loss(knowledge_K), step)
+            decision = controller.decide_measured(measurement, step=step, effective_step=step + prefetch + 1)
+            schedule.append(decision.effective_step, controller.weights_K)
+            decisions.append(decision)
+    return decisions
+
+
+def _noisy(*, seed: int, noise: float) -> Callable[[np.ndarray, int], Measurement]:
+    """Return a measuring function with a relative error, drawn from (seed, step)."""
+
+    def measure(loss_K: np.ndarray, step: int) -> Measurement:
+        measured = Measurement.of_means(loss_K)
+        if noise == 0.0:
+            return measured
+        drawn_K = np.random.default_rng([seed, step]).normal(0.0, noise / np.sqrt(2), loss_K.shape)
+        error_K = noise * loss_K
+        return Measurement(
+            loss_K=loss_K * (1.0 + drawn_K),
+            loss_stderr_K=error_K,
+            num_loss_tokens_K=measured.num_loss_tokens_K,
+            change_stderr_K=error_K,
+            change_from_best_stderr_K=error_K,
+            change_from_start_stderr_K=error_K,
+        )
+
+    return measure
+
+
+def _simulation(
+    decisions: Sequence[Decision],
+    schedule: Schedule,
+    *,
+    num_steps: int,
+    settings: MixtureConfig,
+    domain_set: DomainSet,
+    supply: Supply | None,
+    said: tuple[str, ...],
+) -> Simulation:
+    """Return the simulation with its epochs after `num_steps` steps and its warnings."""
+    epochs = None if supply is None or num_steps < 1 else epochs_by_domain(schedule, supply=supply, num_steps=num_steps)
+    warnings = [*said, *collapse_warnings(decisions, policy=settings.policy, domain_set=domain_set)]
+    if settings.policy not in FIXED_POLICIES:
+        warnings += still_warnings(decisions, policy=settings.policy, domain_set=domain_set)
+    if supply is not None and epochs is not None:
+        warnings += exhaustion_warnings(epochs, supply=supply, domain_set=domain_set)
+    return Simulation(
+        decisions=tuple(decisions), epochs_K=None if epochs is None else epochs[-1], warnings=tuple(warnings)
+    )

@@ -1,0 +1,1 @@
+"""Build the model a recipe names, choose what is trained, check that its losses can be computed our way."""

@@ -1,0 +1,73 @@
+"""Check, before training, that a model's losses can be computed the way we compute them.
+
+Tiny forward passes show what reading a model's code would have to find out: whether its logits are its head applied to
+its decoder's output (some models scale them in between), whether an example's output depends on its neighbours in a
+packed row (some models ignore the positions that tell examples apart), and whether its router's loss is the one added.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from versatune_ds.model.build import softcap_of
+from versatune_ds.model.router_loss import router_loss_of
+from versatune_ds.model.sizes import sizes_of
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference of two logits, relative to the largest logit."""
+
+
+@torch.no_grad()
+def check_losses_are_the_models(causal_lm: Any) -> None:
+    """Compare our way through the model with its own, on eight tokens.
+
+    A head that was replaced gives logits too, so this holds before and after. Under ZeRO-3 the model's hooks gather its
+    weights, and every rank makes the same calls.
+
+    Raises:
+        ValueError: If the logits differ, or packed examples see each other.
+    """
+    if causal_lm.config._attn_implementation.startswith("flash") and causal_lm.device.type == "cpu":
+        return  # cannot run here; the real device will
+    was_training = causal_lm.training
+    causal_lm.eval()
+    ids = torch.arange(8, device=causal_lm.device)[None] % sizes_of(causal_lm.config).vocabulary
+    alone, half = torch.arange(8, device=ids.device)[None], torch.arange(4, device=ids.device)
+    router_loss = router_loss_of(causal_lm)
+    extra = {} if router_loss is None else {"output_router_logits": True}
+    own = causal_lm(input_ids=ids, position_ids=alone, use_cache=False, **extra)
+    output = _run_decoder(causal_lm, ids, alone, **extra)
+    _check_equal(own.logits, _our_logits(causal_lm, output), problem="scales its logits outside its head")
+    if router_loss is not None:
+        theirs, ours = router_loss.coefficient * own.aux_loss, router_loss(output.router_logits)
+        _check_equal(theirs, ours, problem="balances its experts in another way than its config says")
+    packed = _our_logits(causal_lm, _run_decoder(causal_lm, ids, torch.cat([half, half])[None]))[:, 4:]
+    apart = _our_logits(causal_lm, _run_decoder(causal_lm, ids[:, 4:], half[None]))
+    _check_equal(apart, packed, problem="lets the examples of a packed row see each other")
+    causal_lm.train(was_training)
+
+
+def _run_decoder(causal_lm: Any, ids: torch.Tensor, positions: torch.Tensor, **extra: bool) -> Any:
+    """Return what the decoder makes of tokens, called as in training."""
+    decoder = causal_lm.get_decoder()
+    return decoder(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
+
+
+def _our_logits(causal_lm: Any, output: Any) -> torch.Tensor:
+    """Return the logits as training computes them: the decoder's output through the head, soft-capped."""
+    hidden = output[0]
+    logits = causal_lm.get_output_embeddings()(hidden)
+    softcap = softcap_of(causal_lm)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def _check_equal(expected: torch.Tensor, found: torch.Tensor, *, problem: str) -> None:
+    """Raise when logits differ by more than their number format explains."""
+    difference = (expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
+    if not difference <= _TOLERANCE.get(expected.dtype, 0.1):
+        raise ValueError(
+            f"model: this model {problem} (results differ by {float(difference):.1%}), which is not supported; "
+            "its losses would be wrong"
+        )

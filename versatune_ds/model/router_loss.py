@@ -1,0 +1,92 @@
+"""Add the router's load-balancing loss of a mixture of experts to the training loss, as transformers does.
+
+A model whose config says `output_router_logits` trains with loss + router_aux_loss_coef * L, where L is the model's own
+`load_balancing_loss_func` of the router logits of one forward pass. Here that pass is a micro-batch, so
+
+    loss of a step = sum of token losses / loss tokens of the global batch + coef * mean of L over all micro-batches
+
+on every rank and in every micro-step. L is no sum over tokens: unlike the token loss it depends a little on how rows
+are divided into micro-batches. Padding is left out of it. Losses by domain, held-out losses and `train/loss` are token
+losses alone.
+
+Differences from transformers' Trainer: that one adds up L over the micro-steps of a step instead of averaging it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from versatune_ds.model.sizes import sizes_of
+
+logger = logging.getLogger(__name__)
+
+_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterLoss:
+    """The load-balancing loss of one model, with its coefficient."""
+
+    function: Callable[..., torch.Tensor]
+    """The model's own `load_balancing_loss_func(router_logits, num_experts, top_k, mask)`."""
+    coefficient: float
+    num_experts: int
+    num_experts_per_token: int
+
+    def __call__(self, router_logits: tuple[torch.Tensor, ...], is_token: torch.Tensor | None = None) -> torch.Tensor:
+        """Return coefficient * L, fp32 scalar with gradient.
+
+        Args:
+            router_logits: [B*T, experts] of each layer.
+            is_token: bool [B, T], False in the padding; None where there is none. A micro-batch of padding alone has
+                no loss: 0 / 0 would be no number.
+        """
+        if is_token is None:
+            return self.coefficient * self.function(router_logits, self.num_experts, self.num_experts_per_token, None)
+        has_tokens = is_token.any()
+        mask = (is_token | ~has_tokens).long()
+        loss = self.function(router_logits, self.num_experts, self.num_experts_per_token, mask)
+        return self.coefficient * loss * has_tokens
+
+
+def describe_router_loss(causal_lm: Any) -> str | None:
+    """Return what the log says of a model's router's loss; None for a model without experts."""
+    sizes, loss = sizes_of(causal_lm.config), router_loss_of(causal_lm)
+    if sizes.num_experts is None:
+        return None
+    if loss is None:
+        return "router's loss: none; output_router_logits: true in the model's config.json would ask for it"
+    return f"router's loss: added at {loss.coefficient:g}; train/loss and losses by domain are token losses alone"
+
+
+def router_loss_of(causal_lm: Any) -> RouterLoss | None:
+    """Return the router loss that a model's config asks for; None for a model without, or one whose loss is unknown."""
+    text = causal_lm.config.get_text_config(decoder=True)
+    if not getattr(text, "output_router_logits", False):
+        return None
+    owners = (causal_lm, text)
+    coefficients = (getattr(owner, name, None) for owner in owners for name in _COEFFICIENTS)
+    coefficient = next((float(value) for value in coefficients if value is not None), 0.0)
+    sizes = sizes_of(causal_lm.config)
+    function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
+    if coefficient == 0.0 or sizes.num_experts is None:
+        return None
+    if function is None or sizes.num_experts_per_token is None:
+        logger.warning(
+            "model: its config asks for the router's loss (output_router_logits), but %s has none that is known here; "
+            "it is trained without",
+            type(causal_lm).__name__,
+        )
+        return None
+    return RouterLoss(
+        function=function,
+        coefficient=coefficient,
+        num_experts=sizes.num_experts,
+        num_experts_per_token=sizes.num_experts_per_token,
+    )

@@ -1,0 +1,211 @@
+"""Send a run to Weights & Biases.
+
+The one idea: every row is logged at its optimizer step, so the parts of a run that was stopped and resumed are one
+history, online or, after `wandb sync`, from offline folders: W&B keeps one row a step, and a resumed run repeats the
+steps after its checkpoint with the same values.
+
+The key comes from the environment (or W&B's own netrc) alone; it appears in no file, log line or record of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import wandb
+
+from versatune_ds.config import RunConfig
+from versatune_ds.monitor.decision_metrics import decision_metrics
+from versatune_ds.monitor.figures import draw_losses, draw_weights
+from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.names import (
+    CONFIG_FILE,
+    DECISIONS_FILE,
+    ENVIRONMENT_FILE,
+    PRIOR_FILE,
+    REFERENCE_FILE,
+    WANDB_ID_FILE,
+)
+
+logger = logging.getLogger(__name__)
+
+FINISH_SECONDS = 120
+"""How long a run's end waits for W&B to take what is left."""
+
+_DECISIONS_PER_CHART = 10
+_KEPT_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, PRIOR_FILE, REFERENCE_FILE, DECISIONS_FILE)
+
+
+class Wandb:
+    """Log metrics, decisions, charts and alerts of one run.
+
+    Args:
+        config: The run's config.
+        resumed_step: Step the run resumed after, -1 for a new run.
+        export_model: Exports the model of a run's folder and returns the exported folder; asked at the end where the
+            model is to be kept.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None = None
+    ) -> None:
+        self._config = config
+        self._export_model = export_model
+        self._decisions = _read_decisions(config.run_dir)
+        self._step = max(resumed_step, 0)
+        self._run = start_run(config, run_id=_run_id(config.run_dir, is_new=resumed_step < 0))
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log a step's metrics."""
+        self._step = step
+        self._run.log({"step": step, **values}, step=step)
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Log the signals and the weights a decision sets, at the step it was decided; now and then the charts."""
+        self._decisions.append(dict(decision))
+        self.metrics(decision["decided_at_step"], decision_metrics(decision))
+        if len(self._decisions) % _DECISIONS_PER_CHART == 0:
+            self._log_charts()
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Raise an alert, which W&B sends on as the user's settings there say."""
+        self._run.alert(title=title, text=f"step {step}: {text}", level=wandb.AlertLevel.WARN)
+
+    def finish(self, *, exit_code: int) -> None:
+        """Log charts and the table of decisions, keep what is to be kept, close with the process's exit code."""
+        if self._decisions:
+            self._log_charts()
+            self._run.log({"decisions": decision_table(self._decisions)}, step=self._step)
+        if exit_code == 0:
+            self._keep_artifacts()
+        self._run.finish(exit_code=exit_code)
+
+    def _log_charts(self) -> None:
+        """Log the weights as stacked areas, and the losses with their references."""
+        charts = {"charts/weights": draw_weights(self._decisions), "charts/losses": draw_losses(self._decisions)}
+        images = {name: wandb.Image(_as_pixels(figure)) for name, figure in charts.items()}
+        self._run.log({"step": self._step, **images}, step=self._step)
+
+    def _keep_artifacts(self) -> None:
+        """Keep the files that say what the run was and, where asked for, its exported model."""
+        kept, run_dir = self._config.monitor.wandb.artifacts, self._config.run_dir
+        if kept == "none":
+            return
+        record = wandb.Artifact(f"{self._config.run.name}-record", type="record")
+        for name in _KEPT_FILES:
+            if (run_dir / name).is_file():
+                record.add_file(str(run_dir / name))
+        self._run.log_artifact(record)
+        if kept == "model" and self._export_model is not None:
+            model = wandb.Artifact(f"{self._config.run.name}-model", type="model")
+            try:
+                model.add_dir(str(self._export_model(run_dir)))
+            except ValueError as error:  # the run is trained: a folder in the way must not fail it
+                logger.warning("the model was not kept in W&B: %s", error)
+                return
+            self._run.log_artifact(model)
+
+
+def start_run(config: RunConfig, *, run_id: str) -> Any:
+    """Return the W&B run, recording offline where the server does not answer.
+
+    Raises:
+        ValueError: If it is to be online and there is no key.
+    """
+    mode = config.monitor.wandb.mode
+    if mode == "online" and not has_key():
+        raise ValueError(
+            "monitor.wandb.mode=online: no key found; set WANDB_API_KEY in the environment, "
+            "or use monitor.wandb.mode=offline"
+        )
+    try:
+        return _init(config, run_id=run_id, mode=mode)
+    except Exception as error:  # an unreachable server must not cost a run its nodes
+        if mode != "online":
+            raise
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning(
+            "W&B did not start (%s); recording offline, training goes on; later: wandb sync %s/wandb/offline-run-*",
+            first_line,
+            config.run_dir,
+        )
+    wandb.teardown()  # the service still holds the run's id
+    return _init(config, run_id=run_id, mode="offline")
+
+
+def _init(config: RunConfig, *, run_id: str, mode: str) -> Any:
+    """Start a W&B run in a mode."""
+    settings = config.monitor.wandb
+    return wandb.init(
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        name=config.run.name,
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group,
+        tags=settings.tags,
+        mode=mode,
+        dir=str(config.run_dir),
+        config=config.model_dump(mode="json"),
+        settings=wandb.Settings(
+            console="off",  # the terminal shows a live view, whose control codes nobody wants to read there
+            silent=True,
+            init_timeout=settings.start_timeout_seconds,
+            login_timeout=settings.start_timeout_seconds,
+            finish_timeout=FINISH_SECONDS,
+        ),
+    )
+
+
+def has_key() -> bool:
+    """Return whether W&B will find a key without asking: in the environment, or in netrc for its server."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _run_id(run_dir: Path, *, is_new: bool) -> str:
+    """Return the run's W&B id, kept in its folder so that a resumed run goes on under it."""
+    path = run_dir / WANDB_ID_FILE
+    if is_new or not path.is_file():
+        path.write_text(secrets.token_hex(4), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _read_decisions(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the decisions made before this process began."""
+    return [line.value for line in json_lines(run_dir / DECISIONS_FILE) if line.value is not None]
+
+
+def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
+    """Return all decisions as a table: when, why, what acted, and the weight of every domain after it."""
+    names = list(decisions[0]["weights_after"])
+    rows = [
+        [d["update"], d["decided_at_step"], d["effective_step"], d["reason"], "; ".join(d["acted"])]
+        + [d["weights_after"][name] for name in names]
+        for d in decisions
+    ]
+    columns = ["update", "decided_at_step", "effective_step", "reason", "acted", *(f"weight {name}" for name in names)]
+    return wandb.Table(columns=columns, data=rows)
+
+
+def _as_pixels(figure: Any) -> Any:
+    """Return a matplotlib figure as an array of pixels, drawn without any window system."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())

@@ -1,0 +1,182 @@
+"""Show the packed rows a recipe, or a run, trains on: as JSON lines, or as text.
+
+The one idea: the rows are planned by the code that plans training, from lengths alone, so that the lines of two calls
+may be compared byte by byte: world size and resume point change nothing but the rank.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config import RunConfig
+from versatune_ds.data.inspect import describe_rows, iterate_plans, render_row
+from versatune_ds.data.loader import orders_of
+from versatune_ds.data.order.place_in_run import DataIdentity, identity_of, state_from_json, state_to_json
+from versatune_ds.data.order.plan import PlanSettings, StepPlan
+from versatune_ds.data.order.sampler import SamplerState
+from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.training.mixture_start import recipe_weights
+from versatune_ds.training.prepared_data import load_or_train_tokenizer, prepare_recipe
+from versatune_ds.training.run_records import recorded_decisions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRange:
+    """Name the steps after step `after` up to step `last`; 0:20 are steps 1 to 20."""
+
+    after: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> StepRange:
+        """Return the range of a text `AFTER:LAST`; raise ValueError where it is none."""
+        after, colon, last = text.partition(":")
+        if not (colon and after.isdecimal() and last.isdecimal() and int(after) < int(last)):
+            raise ValueError(f"--steps {text}: expected AFTER:LAST, for example 0:20 for the first 20 steps")
+        return cls(after=int(after), last=int(last))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """Say what to show.
+
+    Attributes:
+        steps: Steps whose rows are shown.
+        world_size: Processes that share the rows; None leaves the rank out.
+        resume_at: Step after which the state of the data goes through JSON, as in a checkpoint; None never.
+        run_dir: Run whose recorded decisions set the weights; None keeps the recipe's weights of step 0.
+    """
+
+    steps: StepRange
+    world_size: int | None = None
+    resume_at: int | None = None
+    run_dir: Path | None = None
+
+
+def inspect_as_json(config: RunConfig, inspection: Inspection) -> Iterator[str]:
+    """Yield one JSON object a packed row: {step, row, rank, examples [[domain, epoch, index, tokens], ...], fill}.
+
+    Raises:
+        ValueError: If the recipe, its data, the run or the inspection is wrong.
+    """
+    _check(config, inspection)
+    data = prepare_recipe(config)
+    rows = _describe(config, _plans(config, data, inspection), data=data, world_size=inspection.world_size)
+    return (json.dumps(row) for row in rows)
+
+
+def inspect_as_text(config: RunConfig, inspection: Inspection) -> Iterator[str]:
+    """Yield every packed row as the model reads it, parts that bear no loss in brackets, control characters escaped.
+
+    Raises:
+        ValueError: As `inspect_as_json`.
+    """
+    _check(config, inspection)
+    data, tokenizer = prepare_recipe(config), load_or_train_tokenizer(config)
+
+    def decode(token_ids: list[int]) -> str:
+        return escape_control_characters(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
+
+    for plan in _plans(config, data, inspection):
+        for row in _describe(config, [plan], data=data, world_size=inspection.world_size):
+            heading = " ".join(f"{key} {value}" for key, value in row.items() if key != "examples")
+            text = render_row(plan, row["row"], shards=data.train, domain_set=data.domain_set, decode=decode)
+            yield f"=== {heading}\n{text}"
+
+
+def _describe(
+    config: RunConfig, plans: Iterable[StepPlan], *, data: PreparedData, world_size: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the description of every row of plans."""
+    rows_per_micro_batch = config.train.rows_per_micro_batch
+    return describe_rows(
+        plans, domain_set=data.domain_set, world_size=world_size, rows_per_micro_batch=rows_per_micro_batch
+    )
+
+
+def escape_control_characters(text: str) -> str:
+    """Return text that cannot steer a terminal: control and format characters as escapes, line ends and tabs kept."""
+    return "".join(
+        character
+        if character in "\n\t" or not unicodedata.category(character).startswith("C")
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def _check(config: RunConfig, inspection: Inspection) -> None:
+    """Raise ValueError if the rows do not divide among the processes, or the resume point is not within the steps."""
+    world_size = 1 if inspection.world_size is None else inspection.world_size
+    rows_per_micro_step = world_size * config.train.rows_per_micro_batch
+    if rows_per_micro_step < 1 or config.train.rows_per_batch % rows_per_micro_step:
+        raise ValueError(
+            f"--world-size {inspection.world_size}: train.rows_per_batch {config.train.rows_per_batch} is no multiple "
+            f"of processes x train.rows_per_micro_batch {config.train.rows_per_micro_batch}"
+        )
+    if inspection.resume_at is not None and not 0 <= inspection.resume_at <= inspection.steps.last:
+        raise ValueError(f"--resume-at {inspection.resume_at}: expected a step from 0 to {inspection.steps.last}")
+
+
+def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Iterator[StepPlan]:
+    """Yield the plans of the steps to show; those before them are planned too, from their lengths alone."""
+    schedule = _schedule(config, data, run_dir=inspection.run_dir)
+    orders = orders_of(data.train, seed=config.run.seed, domain_set=data.domain_set)
+    settings = PlanSettings(
+        rows_per_batch=config.train.rows_per_batch,
+        row_tokens=config.data.row_tokens,
+        weight_unit=config.mixture.weight_unit,
+        max_epochs_per_domain=config.data.max_epochs_per_domain,
+    )
+    identity = identity_of(orders, seed=config.run.seed, weight_unit=config.mixture.weight_unit)
+    last = min(inspection.steps.last, config.train.steps)
+    state, resume_at = SamplerState.start(len(data.domain_set)), min(inspection.resume_at or 0, last)
+    for first_step, last_step in ((1, resume_at), (resume_at + 1, last)):
+        state = _through_json(state, step=first_step - 1, identity=identity)
+        for plan in iterate_plans(
+            state,
+            orders=orders,
+            settings=settings,
+            first_step=first_step,
+            last_step=last_step,
+            weights_at=schedule.weights_at,
+        ):
+            state = plan.state_after
+            if plan.step > inspection.steps.after:
+                yield plan
+            if plan.is_last:
+                logger.warning("the data ends in step %d", plan.step)
+                return
+
+
+def _through_json(state: SamplerState, *, step: int, identity: DataIdentity) -> SamplerState:
+    """Return a state that has been written to a checkpoint and read again."""
+    text = json.dumps(state_to_json(state, step=step, identity=identity))
+    return state_from_json(json.loads(text), identity=identity)[0]
+
+
+def _schedule(config: RunConfig, data: PreparedData, *, run_dir: Path | None) -> Schedule:
+    """Return the weights of every step: those a run decided, or the recipe's weights of step 0 for all."""
+    return Schedule(recipe_weights(config, data)) if run_dir is None else recorded_schedule(run_dir, data.domain_set)
+
+
+def recorded_schedule(run_dir: Path, domain_set: DomainSet) -> Schedule:
+    """Return the weights that a run's decisions set, step by step.
+
+    Raises:
+        ValueError: If the run has no decisions, or decided on other domains.
+    """
+    decisions = recorded_decisions(run_dir)
+    schedule = Schedule(domain_set.from_dict(decisions[0].weights_before, what=f"decisions of {run_dir}"))
+    for decision in decisions:
+        schedule.append(decision.effective_step, decision.weights_K(domain_set))
+    return schedule

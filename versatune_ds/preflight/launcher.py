@@ -1,0 +1,91 @@
+"""Check what starts the processes: the deepspeed launcher, the GPUs seen, Slurm and its partitions."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus
+from versatune_ds.domains import nearest_name
+from versatune_ds.preflight.finding import Finding, fail, ok, warn
+from versatune_ds.preflight.subject import Subject
+
+_SECONDS = 10.0
+
+
+def check_launcher(subject: Subject) -> Iterator[Finding]:
+    """Look for the launcher, and compare the GPUs of this machine with those asked for."""
+    beside = Path(sys.executable).with_name("deepspeed")
+    launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
+    if launcher is None:
+        yield fail("launcher", "deepspeed", "not found beside python nor on PATH", "pip install deepspeed")
+    else:
+        yield ok("launcher", "deepspeed", launcher)
+    yield from _check_torch(subject)
+    asked = subject.gpus_per_node
+    if subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
+        found = f"{asked} processes a node, but this machine has {subject.num_gpus_here} GPUs"
+        yield warn("launcher", "--gpus-per-node", found, "fine if the run's node has more")
+    else:
+        yield ok("launcher", "GPUs here", str(subject.num_gpus_here or "none; the CPU is used"))
+
+
+def _check_torch(subject: Subject) -> Iterator[Finding]:
+    """See that torch can use the GPUs that are asked for, and those of this machine where the run takes place here."""
+    environ, slurm = subject.request.environ, subject.config.slurm
+    given = subject.request.gpus_per_node
+    asked = asks_for_gpus(slurm, environ)
+    if given is not None and slurm.container is None:
+        asked = f"--gpus-per-node={given}"
+    try:
+        if asked is not None:
+            check_torch_for(asked, environ)
+        is_here = subject.num_nodes == 1 and slurm.partition is None and "SBATCH_PARTITION" not in environ
+        if is_here and slurm.container is None:
+            check_torch_sees_gpus(environ)
+    except ValueError as error:
+        found, _, todo = str(error).rpartition("; ")
+        yield fail("launcher", "torch", found, todo)
+
+
+def check_slurm(subject: Subject) -> Iterator[Finding]:
+    """Look for sbatch where Slurm is asked for, and for the partition among those the cluster knows."""
+    key, partition = "slurm.partition", subject.config.slurm.partition
+    if partition is None:
+        key, partition = "SBATCH_PARTITION", subject.request.environ.get("SBATCH_PARTITION")
+    has_sbatch = shutil.which("sbatch", path=subject.request.environ.get("PATH")) is not None
+    is_asked_for = partition is not None or subject.num_nodes > 1
+    if not is_asked_for:
+        yield ok("slurm", "sbatch", "there, but not asked for" if has_sbatch else "not asked for")
+        return
+    known = _partitions(subject) if has_sbatch else None
+    if not has_sbatch:
+        found = "sbatch is not on PATH, so nothing of Slurm was checked"
+        yield warn("slurm", "sbatch", found, "run this check on the cluster's login node")
+    elif known is None:
+        yield warn("slurm", "sinfo", "Slurm's controller does not answer", "is slurmctld running?")
+    elif partition is None:
+        yield ok("slurm", "partitions", ", ".join(known))
+    elif not set(partition.split(",")) <= set(known):
+        unknown = sorted(set(partition.split(",")) - set(known))
+        yield fail("slurm", key, f"no partition {unknown[0]!r}", nearest_name(unknown[0], known))
+    else:
+        yield ok("slurm", key, f"partition {partition} is known")
+
+
+def _partitions(subject: Subject) -> list[str] | None:
+    """Return the names of the cluster's partitions, None where Slurm does not answer."""
+    try:
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--format=%R"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env=dict(subject.request.environ),
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return sorted(set(done.stdout.split())) if done.returncode == 0 else None

@@ -1,0 +1,188 @@
+"""Estimate the memory of one GPU: weights, gradients, optimizer, buffers by ZeRO stage, and what a micro-batch needs.
+
+The one idea: everything is a sum of named parts, each with its formula here; `benchmarks/memory_estimate.py` compares
+the sum with measured runs and `benchmarks/results/memory_estimate.md` says how far it is off.
+
+What DeepSpeed keeps (0.19.8, from its sources and measured), for P parameters of b bytes, T of them trained, W ranks:
+
+    stage   weights   gradients            fp32 copies and Adam       buffers
+    0       P b       T b                  8 T (fp16: + 4 T)          min(T, bucket) b   one flattened all-reduce
+    1, 2    P b       T b, partition b     12 T / W                   bucket b (twice with overlap_comm)
+    3       P b / W   T / W                12 T / W                   bucket b, min(P, max_live) b of gathered weights
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from versatune_ds.config import RunConfig
+from versatune_ds.engine.ds_settings import offload_device, zero_stage
+from versatune_ds.kernels.head_loss import chunk_rows
+from versatune_ds.kernels.linear_head import DEFAULT_CHUNK_MIB
+from versatune_ds.model.build import DTYPES, build_causal_lm
+from versatune_ds.model.router_loss import router_loss_of
+from versatune_ds.model.sizes import num_learned_positions, sizes_of
+from versatune_ds.preflight.activations import PassBytes, decoder_pass_bytes, move_to_fake_cpu
+
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """Hold what the estimate needs to know of a model; counted without its weights."""
+
+    name: str
+    num_parameters: int
+    num_trained: int
+    vocabulary: int
+    hidden: int
+    is_head_trained: bool
+    max_positions: int | None
+    """Longest text that the model was made for; None where its config does not say."""
+    num_learned_positions: int | None
+    """Rows of its table of positions; None where it computes them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Hold the parts of one GPU's memory, in bytes."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    buffers: int
+    step: int
+    """Beyond the states while the optimizer steps, when activations are gone."""
+
+    @property
+    def peak(self) -> int:
+        """Return the most that is alive at once: in the passes, or in the optimizer's step."""
+        states = self.parameters + self.gradients + self.optimizer
+        return states + max(self.activations + self.head + self.buffers, self.step)
+
+
+def measure_model(
+    config: RunConfig, *, vocab_size: int, is_checkpointed: bool, special_ids: dict[str, int]
+) -> tuple[ModelSize, PassBytes]:
+    """Return a recipe's model in numbers, and what a micro-batch needs in its decoder; no weights are read or made.
+
+    Raises:
+        ValueError: If the model's config is wrong or cannot be found.
+    """
+    attention = "sdpa" if config.model.attention == "flash_attention_2" else config.model.attention
+    model = config.model.model_copy(update={"attention": attention, "gradient_checkpointing": is_checkpointed})
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers 5 renames its switch for gradient checkpointing
+        causal_lm = build_causal_lm(
+            model,
+            precision=config.train.precision,
+            vocab_size=vocab_size,
+            special_ids=special_ids,
+            reads_weights=False,
+        )
+    with FakeTensorMode():
+        move_to_fake_cpu(causal_lm)
+        passes = decoder_pass_bytes(
+            causal_lm,
+            num_rows=config.train.rows_per_micro_batch,
+            row_tokens=config.data.row_tokens,
+            has_router_loss=router_loss_of(causal_lm) is not None,
+        )
+    return _size_of(causal_lm), passes
+
+
+def _size_of(causal_lm: Any) -> ModelSize:
+    """Return a transformers model in numbers."""
+    head, parameters = causal_lm.get_output_embeddings(), list(causal_lm.parameters())
+    return ModelSize(
+        name=type(causal_lm).__name__,
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        num_trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        vocabulary=head.weight.shape[0],
+        hidden=head.weight.shape[1],
+        is_head_trained=head.weight.requires_grad,
+        max_positions=sizes_of(causal_lm.config).max_positions,
+        num_learned_positions=num_learned_positions(causal_lm),
+    )
+
+
+def estimate_memory(
+    config: RunConfig, *, size: ModelSize, passes: PassBytes, ds_config: Mapping[str, Any], world_size: int
+) -> MemoryEstimate:
+    """Return the memory of one of `world_size` GPUs.
+
+    Offloaded optimizer states and parameters count as nothing here: they lie in the host's memory.
+    """
+    dtype, stage = DTYPES[config.train.precision], zero_stage(ds_config)
+    given, num_bytes = ds_config.get("zero_optimization", {}), dtype.itemsize
+    zero = {key: value for key, value in given.items() if value != "auto"}  # DeepSpeed then takes its default
+    num_tokens = config.train.rows_per_micro_batch * config.data.row_tokens
+    head_now, head_kept = _head_bytes(size, num_tokens=num_tokens, dtype=dtype)
+    is_sharded = stage > 0
+    share = size.num_trained / world_size if is_sharded else size.num_trained
+    copies = _FP32_BYTES * share if is_sharded or dtype != torch.float32 else 0
+    is_offloaded = offload_device(ds_config, "offload_optimizer") is not None
+    moments = 2 if config.train.optimizer == "adamw_8bit" else 2 * _FP32_BYTES
+    gathered = min(size.num_parameters, int(zero.get("stage3_max_live_parameters", 1e9)))
+    parameters = size.num_parameters * num_bytes
+    if stage == 3:
+        parameters = 0 if offload_device(ds_config, "offload_param") else parameters // world_size
+    return MemoryEstimate(
+        parameters=parameters,
+        gradients=int(_gradient_elements(size, stage=stage, share=share) * num_bytes),
+        optimizer=0 if is_offloaded else int(copies + moments * share),
+        activations=max(passes.saved + head_now, passes.peak + head_kept) - head_now,
+        head=head_now,
+        buffers=int(
+            _bucket_elements(size, zero=zero, stage=stage) * num_bytes + (gathered * num_bytes if stage == 3 else 0)
+        ),
+        step=0 if is_offloaded else int(_step_bytes(share, zero=zero, stage=stage)),
+    )
+
+
+def _gradient_elements(size: ModelSize, *, stage: int, share: float) -> float:
+    """Return the gradients held through a backward pass."""
+    return {0: size.num_trained, 1: size.num_trained + share, 2: share, 3: share}[stage]
+
+
+def _bucket_elements(size: ModelSize, *, zero: Mapping[str, Any], stage: int) -> int:
+    """Return the elements of the buffers that gradients are reduced in.
+
+    With contiguous gradients (DeepSpeed's default) ZeRO makes them of full size whatever the model's size.
+    """
+    bucket = int(zero.get("reduce_bucket_size", 5e8))
+    if stage == 0 or not zero.get("contiguous_gradients", True):
+        return min(size.num_trained, bucket)
+    return bucket * (2 if zero.get("overlap_comm", False) and stage < 3 else 1)
+
+
+def _step_bytes(share: float, *, zero: Mapping[str, Any], stage: int) -> float:
+    """Return what the optimizer's step adds: gradients in fp32, and two temporaries of AdamW."""
+    elements = min(share, float(zero.get("sub_group_size", 1e9))) if stage == 3 else share
+    return 3 * _FP32_BYTES * elements
+
+
+def _head_bytes(size: ModelSize, *, num_tokens: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the head's bytes while it computes the loss, and those it keeps for the backward pass.
+
+    The head computes its gradients in the forward pass: of the hidden states, and of its weight where it is trained,
+    summed in fp32 when there is more than one chunk.
+    """
+    chunks = chunk_rows(
+        num_tokens, vocabulary=size.vocabulary, element_bytes=dtype.itemsize, chunk_mib=DEFAULT_CHUNK_MIB
+    )
+    logits = chunks[0].stop * size.vocabulary * dtype.itemsize
+    hidden = num_tokens * size.hidden * dtype.itemsize
+    weight = size.vocabulary * size.hidden * dtype.itemsize * size.is_head_trained
+    summed = size.vocabulary * size.hidden * _FP32_BYTES * size.is_head_trained if len(chunks) > 1 else 0
+    is_half = dtype != torch.float32
+    kept = hidden + weight
+    return max(logits + 2 * hidden + (summed or weight), (summed if is_half else 0) + kept + logits), kept

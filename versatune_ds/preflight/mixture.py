@@ -1,0 +1,147 @@
+"""Check prior and references (there, of the run's domains, measured with its tokens), the data's supply, the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from versatune_ds.config.unread_settings import unread_detect_settings, unread_settings
+from versatune_ds.data.rows.templates import template_digest
+from versatune_ds.data.rows.tokenize import tokenizer_digest
+from versatune_ds.mixture.controller import Controller
+from versatune_ds.mixture.offline.outlook import (
+    MANY_EPOCHS,
+    Supply,
+    epochs_by_domain,
+    exhaustion_warnings,
+    start_warnings,
+)
+from versatune_ds.mixture.reference import References, load_references
+from versatune_ds.mixture.reference_checks import digest_mismatches, memorisation_warnings, not_held_out
+from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.mixture.settings import FIXED_POLICIES, guarded_start, policy_settings
+from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.preflight.finding import Finding, failures_of, ok, warn
+from versatune_ds.preflight.rows import encode_sample
+from versatune_ds.preflight.subject import Subject
+
+
+def check_mixture(subject: Subject) -> Iterator[Finding]:
+    """Start the mixture as training would, on estimated sizes of the domains."""
+    settings, domain_set = subject.config.mixture, subject.domain_set
+    for finding in _findings([*unread_settings(subject.config), *unread_detect_settings(subject.config)], check="keys"):
+        yield warn("keys", finding.key, finding.found, finding.todo)
+    weights_K, references = None, None
+    supply = _estimated_supply(subject)
+    sizes_K = np.ones(len(domain_set)) if supply is None else supply.sizes_K
+    try:
+        named_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+        weights_K = guarded_start(settings, named_K, domain_set=domain_set)
+        shown = ", ".join(f"{name} {weight:.3f}" for name, weight in domain_set.to_dict(weights_K).items())
+        yield ok("prior", "mixture.prior", f"step 0 draws about {shown}")
+        lines = start_warnings(settings, named_K=named_K, start_K=weights_K, domain_set=domain_set)
+        for finding in _findings(lines, check="prior"):
+            yield warn("prior", finding.key, finding.found, finding.todo)
+    except ValueError as error:
+        yield from failures_of(error, check="prior")
+    try:
+        references = load_references(settings, domain_set=domain_set)
+    except ValueError as error:
+        yield from failures_of(error, check="reference")
+    if references is not None:
+        yield from _check_references(subject, references)
+    if weights_K is not None and supply is not None:
+        yield from _check_supply(subject, supply, weights_K)
+    if weights_K is not None and references is not None:
+        yield from _check_controller(subject, references, weights_K)
+
+
+def _estimated_supply(subject: Subject) -> Supply | None:
+    """Return about how much data there is, in the weights' unit; loss tokens are taken as a fixed share of tokens.
+
+    None where files, tokenizer or template fail, which their checks report.
+    """
+    config = subject.config
+    try:
+        rows = [encode_sample(subject, name) for name in subject.domain_set]
+        num_rows_K = subject.num_rows_K
+    except ValueError:
+        return None
+    num_tokens_K = num_rows_K * [max(sample.mean_tokens * (1.0 - sample.share_cut), 1.0) for sample in rows]
+    sizes_K = num_rows_K if config.mixture.weight_unit == "examples" else num_tokens_K
+    return Supply(
+        sizes_K=sizes_K,
+        units_per_step=config.train.rows_per_batch * config.data.row_tokens * sizes_K.sum() / num_tokens_K.sum(),
+        max_epochs=config.data.max_epochs_per_domain,
+    )
+
+
+def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray) -> Iterator[Finding]:
+    """Say which domains are repeated often, or end, under the weights of step 0."""
+    epochs = epochs_by_domain(Schedule(weights_K), supply=supply, num_steps=subject.config.train.steps)
+    todo = "give it more rows or less weight (mixture.prior), or train fewer steps"
+    if supply.max_epochs is not None:
+        todo = "its share then goes to the other domains"
+    for found in exhaustion_warnings(
+        epochs, supply=supply, domain_set=subject.domain_set, tolerated_epochs=MANY_EPOCHS
+    ):
+        yield warn("supply", "train.steps", f"about: {found}, under the weights of step 0", todo)
+
+
+def _check_references(subject: Subject, references: References) -> Iterator[Finding]:
+    """Compare where references come from with the run, as training does before the model is loaded."""
+    key, is_refused = "mixture.reference", subject.config.mixture.reference_check == "refuse"
+    stated = references.provenance.get("digests", {})
+    problems = not_held_out(references)
+    if stated and subject.has_own_tokenizer:
+        problems += digest_mismatches(references, run_digests=_digests(subject))
+    elif stated:
+        yield warn("reference", key, "its digests are compared when the tokenizer is trained", "run versatune prepare")
+    for finding in _findings(problems):
+        yield finding if is_refused else warn("reference", key, finding.found, finding.todo)
+    for finding in _findings(memorisation_warnings(references, domain_set=subject.domain_set)):
+        yield warn("reference", key, finding.found, finding.todo)
+    if not problems:
+        yield ok("reference", key, _describe(references, stated=bool(stated)))
+
+
+def _findings(lines: Sequence[str], *, check: str = "reference") -> list[Finding]:
+    """Return messages `key: what came; what to do` as failures."""
+    return [finding for line in lines for finding in failures_of(ValueError(line), check=check)]
+
+
+def _describe(references: References, *, stated: bool) -> str:
+    """Say what the references are."""
+    if references.losses_K is not None:
+        origin = references.origin.removeprefix("mixture.reference").removeprefix(": ") or "the recipe"
+        return f"{len(references.losses_K)} losses from {origin}, {'digests fit' if stated else 'no digests stated'}"
+    if references.start_fraction is not None:
+        return f"{references.start_fraction:g} of each first loss, a stand-in for measured references"
+    return "not needed by this policy"
+
+
+def _digests(subject: Subject) -> dict[str, str]:
+    """Return what the run's losses depend on."""
+    return {
+        "tokenizer": tokenizer_digest(subject.tokenizer),
+        "template": template_digest(subject.template),
+        "mask": subject.config.data.loss_on,
+    }
+
+
+def _check_controller(subject: Subject, references: References, weights_K: np.ndarray) -> Iterator[Finding]:
+    """Let the controller check its settings; raises ValueError where they contradict each other."""
+    settings = subject.config.mixture
+    Controller(domain_set=subject.domain_set, settings=settings, weights_K=weights_K, references=references)
+    num_steps = subject.config.train.steps
+    num_updates = (num_steps - 1) // settings.update_every
+    most = "" if subject.config.validation.max_share is None else "at most "
+    found = f"{settings.policy}, {most}{num_updates} updates in {num_steps} steps"
+    if num_updates or settings.policy in FIXED_POLICIES:
+        yield ok("policy", "mixture.policy", found)
+        return
+    policy = policy_settings(settings, domain_set=subject.domain_set, start_weights_K=weights_K)
+    otherwise = "the weights move once, before training" if policy.steps_before_training else "no weight ever moves"
+    todo = f"lower mixture.update_every ({settings.update_every}) or train longer, or {otherwise}"
+    yield warn("policy", "mixture.update_every", found, todo)

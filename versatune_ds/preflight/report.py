@@ -1,0 +1,115 @@
+"""Run all checks and show what they found, as a table or as JSON.
+
+The one idea: a check that raises has found something; no check stops another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from versatune_ds.config import RunConfig
+from versatune_ds.preflight.batch import check_batch, check_deepspeed
+from versatune_ds.preflight.disk import check_disk
+from versatune_ds.preflight.files import check_files
+from versatune_ds.preflight.finding import Finding, Level, fail, failures_of, warn
+from versatune_ds.preflight.kernels import check_kernels
+from versatune_ds.preflight.launcher import check_launcher, check_slurm
+from versatune_ds.preflight.memory import check_memory
+from versatune_ds.preflight.mixture import check_mixture
+from versatune_ds.preflight.model import check_model
+from versatune_ds.preflight.request import CheckRequest
+from versatune_ds.preflight.rows import check_rows, render_examples
+from versatune_ds.preflight.subject import Subject
+from versatune_ds.preflight.tokens import check_endings, check_template, check_tokenizer
+from versatune_ds.preflight.tracking import check_tracking
+
+logger = logging.getLogger(__name__)
+
+CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
+    "files": check_files,
+    "tokenizer": check_tokenizer,
+    "template": check_template,
+    "rows": check_rows,
+    "endings": check_endings,
+    "mixture": check_mixture,
+    "batch": check_batch,
+    "deepspeed": check_deepspeed,
+    "model": check_model,
+    "memory": check_memory,
+    "disk": check_disk,
+    "kernels": check_kernels,
+    "launcher": check_launcher,
+    "slurm": check_slurm,
+    "wandb": check_tracking,
+}
+"""The checks, in the order in which they are made and shown."""
+
+_COLOURS: dict[Level, str] = {"ok": "32", "warn": "33", "FAIL": "31"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """Hold everything that was found, and one example a domain."""
+
+    findings: tuple[Finding, ...]
+    examples: dict[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 if anything failed, else 0."""
+        return int(any(finding.level == "FAIL" for finding in self.findings))
+
+    def as_json(self) -> str:
+        """Return the report as one JSON object."""
+        findings = [dataclasses.asdict(finding) for finding in self.findings]
+        return json.dumps({"ok": self.exit_code == 0, "findings": findings, "examples": self.examples}, indent=1)
+
+    def as_text(self, *, is_coloured: bool) -> str:
+        """Return examples, then the table, one line a finding, then how many failed."""
+        examples = [f"--- {name}\n{text}" for name, text in self.examples.items()]
+        counts = {level: sum(finding.level == level for finding in self.findings) for level in _COLOURS}
+        total = ", ".join(f"{count} {level}" for level, count in counts.items())
+        return "\n".join([*examples, "", *self._table(is_coloured=is_coloured), "", total])
+
+    def _table(self, *, is_coloured: bool) -> Iterator[str]:
+        """Yield one line a finding: level, check, key, what was found and what to do."""
+        check_width = max(len(finding.check) for finding in self.findings)
+        key_width = max(len(finding.key) for finding in self.findings if len(finding.key) <= 28)
+        for finding in self.findings:
+            level = f"{finding.level:<4}"
+            level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m" if is_coloured else level
+            yield f"{level}  {finding.check:<{check_width}}  {finding.key:<{key_width}}  {finding.text}"
+
+
+def check_recipe(config: RunConfig, request: CheckRequest) -> CheckReport:
+    """Check everything about a recipe that can be known before nodes are taken."""
+    subject = Subject(config, request, num_gpus_here=torch.cuda.device_count())
+    findings: list[Finding] = []
+    for name, check in CHECKS.items():
+        findings += _run(name, check, subject, said={(finding.key, finding.text) for finding in findings})
+    try:
+        examples = render_examples(subject)
+    except Exception as error:  # whatever failed is reported above
+        logger.debug("no examples: %s", error)
+        examples = {}
+    return CheckReport(findings=tuple(findings), examples=examples)
+
+
+def _run(
+    name: str, check: Callable[[Subject], Iterator[Finding]], subject: Subject, *, said: set[tuple[str, str]]
+) -> Iterator[Finding]:
+    """Yield what a check finds, and what it raises as a finding; what was said before is not said again."""
+    try:
+        yield from check(subject)
+    except ValueError as error:
+        new = [line for line in failures_of(error, check=name) if (line.key, line.text) not in said]
+        yield from new or [warn(name, "not checked", f"needs {next(failures_of(error, check=name)).key}, see above")]
+    except Exception as error:  # a check that breaks must not hide what the others find
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        yield fail(name, "not checked", f"{type(error).__name__}: {reason}", "training may meet it too")

@@ -1,0 +1,188 @@
+"""Check a sample of the rows of every domain, and show one of each as the model reads it.
+
+The one idea: sampled rows go through the encoder that prepares them, so what is bad here is bad there, in its words.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from versatune_ds.data.inspect import mark_masked
+from versatune_ds.data.rows.encode import Encoded
+from versatune_ds.data.rows.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
+from versatune_ds.data.rows.unread_columns import (
+    UNREAD_WAY_OUT,
+    UnreadColumn,
+    UnreadCounter,
+    describe_labels,
+    describe_text,
+)
+from versatune_ds.preflight.finding import Finding, fail, ok, warn
+from versatune_ds.preflight.inspect_recipe import escape_control_characters
+from versatune_ds.preflight.subject import Subject
+
+_MAX_EXAMPLE_CHARACTERS, _MAX_EXAMPLE_LINES = 600, 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledRows:
+    """Hold what became of a domain's sampled rows."""
+
+    num_rows: int
+    bad: tuple[str, ...]
+    """file:line: reason of each bad row."""
+    num_without_loss: int
+    longest_tokens: int
+    """Tokens of the longest example as it is trained on: cut or split."""
+    mean_tokens: float
+    """Tokens of a row, long ones whole."""
+    share_cut: float
+    """Share of the tokens that is cut off."""
+    remarks: dict[str, int]
+    """Rows that are odd in some way, by the keys of `remarks.REMARKS`."""
+    example: Encoded | None
+    """The first row that bears loss."""
+    unread: tuple[UnreadColumn, ...]
+    """Columns that are not trained on."""
+
+
+def encode_sample(subject: Subject, domain: str) -> SampledRows:
+    """Return what became of a domain's sampled rows in the encoder.
+
+    Raises:
+        ValueError: If the tokenizer or the template fails.
+    """
+    return subject.once(f"rows of {domain}", lambda: _encode_sample(subject, domain))
+
+
+def _encode_sample(subject: Subject, domain: str) -> SampledRows:
+    """Send a domain's sampled rows through the encoder."""
+    files = subject.sound_files(domain)
+    records = [(file, record) for file in files for record in file.records]
+    table = pa.Table.from_pylist(
+        [
+            {"file": 0, "line": number, "json_text": record.json_text, "problem": record.problem}
+            for number, (_, record) in enumerate(records)
+        ]
+    )
+    lines = subject.encoder(domain)(table).to_pylist() if records else []
+    rows = [line for line in lines if line["piece"] == 0]
+    bad = [line for line in rows if line["problem"]]
+    places = [records[line["line"]] for line in bad]
+    kept = [line for line in lines if line["input_ids"]]
+    unread = UnreadCounter()
+    for line in lines:
+        file, record = records[line["line"]]
+        unread.add(line["unread"], is_label=False, place=file.place(record))
+        unread.add(line["unread_labels"], is_label=True, place=file.place(record))
+    num_tokens = sum(line["num_row_tokens"] for line in rows)
+    return SampledRows(
+        num_rows=len(rows),
+        bad=tuple(f"{file.place(record)}: {line['problem']}" for (file, record), line in zip(places, bad, strict=True)),
+        num_without_loss=sum(not line["input_ids"] and not line["problem"] for line in rows),
+        longest_tokens=max((len(line["input_ids"]) for line in kept), default=0),
+        mean_tokens=num_tokens / max(len(rows) - len(bad), 1),
+        share_cut=cut_share(
+            num_cut_tokens=sum(line["num_cut_tokens"] for line in rows),
+            num_kept_tokens=sum(len(line["input_ids"]) for line in kept),
+        ),
+        remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["remarks"])),
+        example=_encoded(kept[0]) if kept else None,
+        unread=unread.columns(),
+    )
+
+
+def _encoded(line: dict[str, Any]) -> Encoded:
+    """Return the example of an output line."""
+    columns = (np.array(line[name], dtype=np.int32) for name in ("input_ids", "loss_spans"))
+    return Encoded(**dict(zip(("input_ids", "loss_spans"), columns, strict=True)))
+
+
+def check_rows(subject: Subject) -> Iterator[Finding]:
+    """Encode sampled rows of every domain: bad ones against data.max_bad_rows, loss, lengths."""
+    row_tokens = subject.config.data.row_tokens
+    for name in subject.readable_domains():
+        rows = encode_sample(subject, name)
+        is_whole = all(file.is_whole for file in subject.sound_files(name))
+        yield _judge_bad_rows(subject, name, rows, is_whole=is_whole)
+        if text := describe_text(rows.unread):
+            found = f"{name}: columns with text that is not trained on: {text}, of {rows.num_rows:,} sampled rows"
+            key = f"data.domains.{name}.columns" if subject.config.data.domains else "data.folder"
+            yield warn("rows", key, found, UNREAD_WAY_OUT)
+        if rows.example is None:
+            yield fail(
+                "rows",
+                "data.row_tokens",
+                f"{name}: none of {rows.num_rows} sampled rows bears loss within {row_tokens} tokens",
+                "raise it, or set data.long_examples=split",
+            )
+        elif rows.num_without_loss > MAX_CUT_SHARE * rows.num_rows:
+            found = f"{name}: {rows.num_without_loss} of {rows.num_rows} sampled rows bear no loss within"
+            yield warn(
+                "rows",
+                "data.row_tokens",
+                f"{found} {row_tokens} tokens",
+                "raise it, or set data.long_examples=split",
+            )
+        yield from _judge_remarks(subject, name, rows)
+
+
+def _judge_remarks(subject: Subject, domain: str, rows: SampledRows) -> Iterator[Finding]:
+    """Yield what is odd about a domain's sampled rows, as preparing them would log it, and too large a cut."""
+    data = subject.config.data
+    if rows.share_cut > MAX_CUT_SHARE:
+        found, todo = describe_cut(rows.share_cut, row_tokens=data.row_tokens, is_split=data.long_examples == "split")
+        yield warn("rows", "data.row_tokens", f"{domain}: {found}", todo)
+    described = describe_remarks(
+        rows.remarks, num_rows=rows.num_rows, what="sampled rows", abilities=subject.encoder(domain).abilities
+    )
+    for found, remark in described:
+        text = escape_control_characters(f"{domain}: {found}")
+        yield warn("rows", subject.template_key, text, remark.todo) if remark.is_warning else ok("rows", domain, text)
+
+
+def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whole: bool) -> Finding:
+    """Compare a domain's bad rows with the limit, as preparing it would."""
+    limit = subject.config.data.max_bad_rows
+    num_rows = sum(file.num_rows for file in subject.sound_files(domain))
+    expected = len(rows.bad) / max(rows.num_rows, 1) * num_rows
+    allowed = int(limit * num_rows) if limit < 1 else int(limit)
+    looked_at = f"all {rows.num_rows:,}" if is_whole else f"{rows.num_rows:,} sampled"
+    if not rows.bad:
+        cut = f", {rows.share_cut:.1%} cut off" if 0 < rows.share_cut <= MAX_CUT_SHARE else ""
+        labels = describe_labels(rows.unread)
+        left_out = f"; columns not trained on: {labels}" if labels else ""
+        return ok("rows", domain, f"{looked_at} rows sound, {rows.mean_tokens:,.0f} tokens each{cut}{left_out}")
+    first = escape_control_characters("; ".join(rows.bad[:2])).replace("\n", " ")[:400]
+    found = f"{domain}: {len(rows.bad)} of {looked_at} rows bad ({first})"
+    todo = f"mend them, or raise the limit of {allowed:,} rows"
+    return (fail if expected > allowed else warn)("rows", "data.max_bad_rows", found, todo)
+
+
+def render_examples(subject: Subject) -> dict[str, str]:
+    """Return one example a domain as the model reads it, parts that bear no loss in brackets, safe for a terminal."""
+
+    def decode(token_ids: list[int]) -> str:
+        return escape_control_characters(subject.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
+
+    examples = {}
+    for name in subject.readable_domains():
+        example = encode_sample(subject, name).example
+        if example is not None:
+            text = mark_masked(example.input_ids.tolist(), example.is_loss.tolist(), decode)
+            examples[name] = _shortened(text)
+    return examples
+
+
+def _shortened(text: str) -> str:
+    """Return a text's beginning, of few lines and characters."""
+    lines = "\n".join(itertools.islice(text.splitlines(), _MAX_EXAMPLE_LINES))
+    kept = lines[:_MAX_EXAMPLE_CHARACTERS]
+    return kept if kept == text.rstrip("\n") else f"{kept} ..."

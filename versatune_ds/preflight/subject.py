@@ -1,0 +1,234 @@
+"""Hold what is being checked, and find out each thing about it once.
+
+The one idea: what several checks need (the tokenizer, the files, sampled rows) is found by the first that asks; if
+that fails, all get the same error, so the report says it once and names what could not be checked for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.config import DomainFiles, RunConfig
+from versatune_ds.data.prepare.encode_rows import EncodeSettings, RowEncoder
+from versatune_ds.data.rows.forms import parse_row
+from versatune_ds.data.rows.loss_spans import TemplateMismatchError, render_row
+from versatune_ds.data.rows.template_probe import probe_template
+from versatune_ds.data.rows.templates import choose_template
+from versatune_ds.data.rows.tokenize import load_tokenizer, train_tokenizer
+from versatune_ds.data.rows.turns import BadRowError, is_unicode
+from versatune_ds.data.sources.domain_files import domain_files, key_of
+from versatune_ds.data.sources.find_files import find_files
+from versatune_ds.domains import DomainSet
+from versatune_ds.engine.ds_settings import deepspeed_config
+from versatune_ds.preflight.request import CheckRequest
+from versatune_ds.preflight.sample import FileSample, sample_file
+from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
+
+_CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
+_RECORDS_PER_SPLIT = 400
+_MAX_BYTES_FOR_TOKENIZER = 32 << 20
+"""Data up to this size are read whole to train the tokenizer that the run will have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainSample:
+    """Hold what was sampled of one domain's files of one split."""
+
+    domain: str
+    split: str
+    key: str
+    files: tuple[FileSample, ...]
+
+    @property
+    def num_rows(self) -> float:
+        """Return the rows of the files, an estimate where they are large."""
+        return sum(file.num_rows for file in self.files)
+
+
+class Subject:
+    """The recipe being checked, with everything about it that several checks ask for.
+
+    Args:
+        config: The recipe.
+        request: Where it is to run.
+    """
+
+    def __init__(self, config: RunConfig, request: CheckRequest, *, num_gpus_here: int) -> None:
+        self.config = config
+        self.request = request
+        self.num_gpus_here = num_gpus_here
+        slurm = config.slurm
+        is_asked_of_slurm = slurm.processes_per_node is not None or slurm.gpus_per_node is not None
+        self.num_nodes = request.nodes or slurm.nodes
+        self.gpus_per_node = request.gpus_per_node or (
+            slurm.num_processes_per_node if is_asked_of_slurm else max(num_gpus_here, 1)
+        )
+        self._found: dict[str, Any] = {}
+
+    @property
+    def world_size(self) -> int:
+        """Return the processes of the run."""
+        return self.num_nodes * self.gpus_per_node
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return what `find` returned at the first call, or raise what it raised then."""
+        if name not in self._found:
+            try:
+                self._found[name] = find()
+            except Exception as error:
+                self._found[name] = error
+        if isinstance(self._found[name], Exception):
+            raise self._found[name]
+        return self._found[name]
+
+    @property
+    def cache_dir(self) -> Path:
+        """Return the folder of prepared data."""
+        return cache_folder(self.config)
+
+    @property
+    def files_of_domain(self) -> dict[str, DomainFiles]:
+        """Return every domain's files; the built-in corpus is written if it is asked for."""
+        return self.once("files", lambda: domain_files(self.config.data, cache_dir=self.cache_dir))
+
+    @property
+    def domain_set(self) -> DomainSet:
+        """Return the run's domains."""
+        return self.once("domains", lambda: DomainSet(tuple(self.files_of_domain)))
+
+    def paths(self, domain: str, split: str) -> tuple[Path, ...]:
+        """Return the files of a domain's split, none where it has no files of its own."""
+        sources = getattr(self.files_of_domain[domain], split)
+        key = key_of(self.config.data, domain=domain, split=split)
+        return () if sources is None else self.once(f"{domain} {split}", lambda: find_files(sources, key=key))
+
+    def sample(self, domain: str, split: str) -> DomainSample:
+        """Return sampled rows of a domain's split."""
+        return self.once(f"sample of {domain} {split}", lambda: self._sample(domain, split))
+
+    def _sample(self, domain: str, split: str) -> DomainSample:
+        """Read some rows of each file of a domain's split."""
+        paths = self.paths(domain, split)
+        num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
+        files = tuple(sample_file(path, num_records=num_records) for path in paths)
+        return DomainSample(
+            domain=domain, split=split, key=key_of(self.config.data, domain=domain, split=split), files=files
+        )
+
+    def readable_domains(self) -> list[str]:
+        """Return the domains whose training files were found and sampled; the others are reported by their check."""
+        names = []
+        for name in self.files_of_domain:
+            with contextlib.suppress(ValueError):
+                names += [name] * bool(self.sample(name, "train").files)
+        return names
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of all domains' files that were found."""
+        return sum(file.path.stat().st_size for name in self.readable_domains() for file in self.sound_files(name))
+
+    def sound_files(self, domain: str) -> list[FileSample]:
+        """Return the sampled files of both splits of a domain, without those that could not be read."""
+        files: list[FileSample] = []
+        for split in ("train", "valid"):
+            with contextlib.suppress(ValueError):
+                files += self.sample(domain, split).files
+        return files
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Return whether the tokenizer is the one the run will have, not a stand-in trained on sampled rows."""
+        names = self.config.model.tokenizer or self.config.model.name_or_path
+        is_all_readable = len(self.readable_domains()) == len(self.files_of_domain)
+        return bool(names) or (is_all_readable and self.num_bytes <= _MAX_BYTES_FOR_TOKENIZER)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Return the run's tokenizer; one that is to be trained on large data is replaced by a stand-in."""
+        find = functools.partial(load_or_train_tokenizer, self.config)
+        names = self.config.model.tokenizer or self.config.model.name_or_path
+        return self.once("tokenizer", find if names or self.has_own_tokenizer else self._stand_in_tokenizer)
+
+    def _stand_in_tokenizer(self) -> Any:
+        """Return a tokenizer trained on the sampled rows."""
+        texts = [text for name in self.readable_domains() for text in _texts(self.sample(name, "train"))]
+        with tempfile.TemporaryDirectory() as folder:
+            train_tokenizer(texts, vocab_size=self.config.model.tokenizer_vocab_size, folder=folder)
+            return load_tokenizer(folder)
+
+    @property
+    def template_key(self) -> str:
+        """Return the key that the chat template comes from."""
+        return "data.chat_template" if self.config.data.chat_template else "model.tokenizer"
+
+    @property
+    def template(self) -> str:
+        """Return the chat template's text, seen to render a conversation."""
+        return self.once("template", self._sound_template)
+
+    def _sound_template(self) -> str:
+        """Return the chat template's text; raise ValueError where it cannot render a question and an answer."""
+        template = choose_template(self.tokenizer, path=self.config.data.chat_template)
+        try:
+            render_row(
+                list(_CONVERSATION), tokenizer=self.tokenizer, template=template, loss_on=self.config.data.loss_on
+            )
+        except TemplateMismatchError as error:
+            reason = " ".join(str(error).split()).replace("; ", ", ")
+            raise ValueError(f"{self.template_key}: {reason}; mend it, or give data.chat_template=FILE") from None
+        return template
+
+    def encoder(self, domain: str) -> RowEncoder:
+        """Return what turns a domain's records into tokens, the same as when data are prepared."""
+        data = self.config.data
+        return RowEncoder(
+            tokenizer=self.tokenizer,
+            template=self.template,
+            abilities=self.once("abilities", lambda: probe_template(self.template, tokenizer=self.tokenizer)),
+            settings=EncodeSettings(
+                row_tokens=data.row_tokens,
+                loss_on=data.loss_on,
+                long_examples=data.long_examples,
+                columns=self.files_of_domain[domain].columns,
+            ),
+        )
+
+    @property
+    def num_rows_K(self) -> np.ndarray:
+        """Return the training rows of every domain, estimated where files are large, float64 [K]."""
+        return np.array([max(self.sample(name, "train").num_rows, 1.0) for name in self.domain_set])
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the tokenizer's length; the most it can have where it is still to be trained on large data."""
+        return len(self.tokenizer) if self.has_own_tokenizer else self.config.model.tokenizer_vocab_size
+
+    @property
+    def ds_config(self) -> dict[str, Any]:
+        """Return DeepSpeed's config; rows that do not divide are reported by their check, and made to divide here."""
+        train = self.config.train
+        rows_at_once = train.rows_per_micro_batch * self.world_size
+        if train.rows_per_batch % rows_at_once:
+            train = train.model_copy(update={"rows_per_batch": rows_at_once})
+        return self.once("deepspeed", lambda: deepspeed_config(train, world_size=self.world_size))
+
+
+def _texts(sample: DomainSample) -> list[str]:
+    """Return the texts of sampled rows, without bad ones."""
+    texts: list[str] = []
+    for file in sample.files:
+        for record in file.records:
+            try:
+                texts += [] if record.problem else parse_row(record.json_text).texts()
+            except BadRowError:
+                continue
+    return [text for text in texts if is_unicode(text)]

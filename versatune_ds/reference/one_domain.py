@@ -1,0 +1,144 @@
+"""Say what fine-tuning on one domain alone is, and read from its record what it came to.
+
+The one idea: it is a run like any other, of one domain; so it stops, resumes and is reported like any other, and its
+reference is the lowest held-out loss in its decisions.jsonl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config import MixtureConfig, MonitorConfig, RunConfig
+from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.offline.recorded_losses import read_decisions
+from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
+from versatune_ds.training.prepared_data import cache_folder
+
+MEASUREMENTS = 10
+"""Held-out measurements of a domain where the recipe does not say how often."""
+
+
+def reference_folder(config: RunConfig) -> Path:
+    """Return the folder of a recipe's single-domain runs; it lies outside the run's, whose --fresh would delete it."""
+    return config.run.output_dir / "reference" / config.run.name
+
+
+def default_output(config: RunConfig) -> Path:
+    """Return where reference.json goes by default: where `mixture.reference` looks, else beside the run's folder."""
+    named = config.mixture.reference
+    return named if isinstance(named, Path) else config.run.output_dir / f"{config.run.name}-reference.json"
+
+
+def domain_folder(config: RunConfig, name: str) -> Path:
+    """Return the folder of the run on one domain alone."""
+    return reference_folder(config) / folder_name(name)
+
+
+def folder_name(name: str) -> str:
+    """Return a domain's name where it may name a run; another one is made safe, and told apart by a digest."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:64].lstrip("._-")
+    return safe if safe == name else f"{safe or 'domain'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def domain_recipe(config: RunConfig, name: str) -> RunConfig:
+    """Return the recipe of fine-tuning on one domain alone: the run's own, without a mixture.
+
+    The steps are rounded up to a multiple of the measurements' interval, so that the last one is measured too.
+    """
+    settings = config.reference
+    most_steps = settings.steps or max(1, config.train.steps // 2)
+    every = min(settings.evaluate_every or max(1, most_steps // MEASUREMENTS), most_steps)
+    steps, warmup_steps = -(-most_steps // every) * every, config.train.warmup_steps
+    train = config.train.model_copy(
+        update={
+            "steps": steps,
+            "learning_rate": settings.learning_rate or config.train.learning_rate,
+            "warmup_steps": None if warmup_steps is None else warmup_steps * steps // config.train.steps,
+        }
+    )
+    data = config.data.model_copy(update={"cache_dir": cache_folder(config), "max_epochs_per_domain": None})
+    run = config.run.model_copy(update={"name": folder_name(name), "output_dir": reference_folder(config)})
+    return config.model_copy(
+        update={
+            "run": run,
+            "data": data,
+            "train": train,
+            "model": settings.model or config.model,
+            "mixture": MixtureConfig(policy="uniform", update_every=every, weight_unit=config.mixture.weight_unit),
+            "monitor": MonitorConfig(log_every=every),
+            "validation": config.validation.model_copy(update={"max_share": None}),
+        }
+    )
+
+
+def domain_data(data: PreparedData, name: str) -> PreparedData:
+    """Return the prepared data of one domain alone."""
+    i = data.domain_set.id_of(name)
+    return PreparedData(
+        domain_set=DomainSet((name,)),
+        train=(data.train[i],),
+        valid=(data.valid[i],),
+        counts=tuple(row for row in data.counts if row.domain == name),
+    )
+
+
+class EarlyStop:
+    """Say when a domain's held-out loss has stopped falling; the same on every rank, which all see the same decisions.
+
+    Args:
+        name: The domain.
+        patience: Measurements in a row without a new minimum that are enough.
+        losses: Held-out losses of the measurements made before a resume, in order.
+    """
+
+    def __init__(self, name: str, *, patience: int, losses: Sequence[float] = ()) -> None:
+        self._name = name
+        self._patience = patience
+        self._losses = list(losses)
+
+    def __call__(self, decision: Decision) -> bool:
+        """Take in a measurement and return whether it is enough."""
+        self._losses.append(loss_of(decision, self._name))
+        return len(self._losses) - 1 - self._losses.index(min(self._losses)) >= self._patience
+
+
+def loss_of(decision: Decision, name: str) -> float:
+    """Return a decision's held-out loss of a domain; infinity where it was no number."""
+    mean = decision.losses[name]["mean"]
+    return float("inf") if mean is None else float(mean)
+
+
+def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
+    """Return what a finished single-domain run came to, from its record alone.
+
+    `train_loss` is the mean loss of the training batches between the last measurement before the minimum and the
+    minimum. Approximate: the model was a little worse while it read them than at the minimum.
+
+    Raises:
+        ValueError: If no held-out loss was a number.
+    """
+    decisions = read_decisions(run_dir / DECISIONS_FILE)
+    best = min(decisions, key=lambda decision: loss_of(decision, name))
+    if loss_of(best, name) == float("inf"):
+        raise ValueError(f"{run_dir}: no held-out loss of {name} is a number; lower reference.learning_rate")
+    losses = best.losses[name]
+    lines = [line.value for line in json_lines(run_dir / METRICS_FILE) if line.value is not None]
+    train_losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    return {
+        "domain": name,
+        "loss": losses["mean"],
+        "stderr": losses["stderr"],
+        "num_loss_tokens": losses["num_loss_tokens"],
+        "base_loss": decisions[0].losses[name]["mean"],
+        "step": best.decided_at_step,
+        "steps_done": decisions[-1].decided_at_step,
+        "train_loss": train_losses.get(best.decided_at_step),
+        "held_out_losses": {str(decision.decided_at_step): decision.losses[name]["mean"] for decision in decisions},
+    }

@@ -1,9 +1,0 @@
-"""Say how good a model is on every domain: held-out losses, answers written, choices made, and what it forgot."""
-
-from __future__ import annotations
-
-from versatune_ds.training.evaluation.data import EvaluationData, evaluation_data
-from versatune_ds.training.evaluation.measure import evaluate_model
-from versatune_ds.training.evaluation.result import Answers, Evaluation
-
-__all__ = ["Answers", "Evaluation", "EvaluationData", "evaluate_model", "evaluation_data"]

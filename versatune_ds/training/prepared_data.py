@@ -1,0 +1,143 @@
+"""Get a recipe's tokenizer and its tokenised data, once for all processes.
+
+The one idea: rank 0 does the work and leaves it on disk; the others are told the folders and open what lies there. On
+a node that does not see rank 0's disk, that node's first process does the same work again; the digests in the folders'
+names, and the run's identity compared over all ranks, make sure that it is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config import RunConfig
+from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.prepare.domains import PreparedData, prepare_domains
+from versatune_ds.data.rows.tokenize import load_tokenizer, train_tokenizer
+from versatune_ds.data.shards import DomainShards
+from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
+from versatune_ds.data.sources.find_files import find_files
+from versatune_ds.data.sources.source_digests import SourceDigests
+from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
+from versatune_ds.domains import DomainSet
+from versatune_ds.model.named_model import check_saved_model
+from versatune_ds.run_folder.whole_folder import building, locked
+
+logger = logging.getLogger(__name__)
+
+
+_POLL_SECONDS = 0.5
+_TRAINED_TOKENIZER_VERSION = "2"  # raise it when the same texts would give another tokenizer
+
+
+def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, PreparedData]:
+    """Return tokenizer and data on every rank; the work is done by one process of a node while the others wait.
+
+    Communication: two broadcasts when rank 0 is done: whether all went well, and the folders of the shards; then one
+    barrier, which waits for the slowest node.
+
+    Raises:
+        ValueError: On every rank, if the recipe's data are not as expected.
+        RuntimeError: If this node's files hold other data than rank 0's.
+    """
+    prepared: list[PreparedData] = []
+    run_on_rank_zero(lambda: prepared.append(prepare_recipe(config)), world)
+    text = _folders_as_text(prepared[0], cache_dir=cache_folder(config)) if prepared else None
+    folders = broadcast_text(text, world)
+    data = prepared[0] if prepared else _open_or_prepare(folders, config, world)
+    barrier()
+    return load_or_train_tokenizer(config), data
+
+
+def _folders_as_text(data: PreparedData, *, cache_dir: Path) -> str:
+    """Return where the shards lie within the cache, as JSON."""
+    splits = {
+        split: [shards.folder.relative_to(cache_dir).as_posix() for shards in getattr(data, split)]
+        for split in ("train", "valid")
+    }
+    return json.dumps({"domains": list(data.domain_set), **splits})
+
+
+def _open_or_prepare(text: str, config: RunConfig, world: World) -> PreparedData:
+    """Open the shards that rank 0 names; where this node does not have them, its first process prepares them."""
+    folders = json.loads(text)
+    paths = {split: [cache_folder(config) / name for name in folders[split]] for split in ("train", "valid")}
+    if world.local_rank == 0 and not _are_there(paths):
+        data = prepare_recipe(config)
+        if _folders_as_text(data, cache_dir=cache_folder(config)) != text:
+            raise RuntimeError(
+                "data: the files on this node hold other data than those on rank 0's; make them the same"
+            )
+        return data
+    while not _are_there(paths):
+        time.sleep(_POLL_SECONDS)  # should the first process fail, the launcher ends this one too
+    return PreparedData(
+        domain_set=DomainSet(tuple(folders["domains"])),
+        train=tuple(DomainShards(folder) for folder in paths["train"]),
+        valid=tuple(DomainShards(folder) for folder in paths["valid"]),
+        counts=(),
+    )
+
+
+def _are_there(paths: dict[str, list[Path]]) -> bool:
+    """Return whether all folders exist; a prepared folder appears whole, by a rename."""
+    return all(path.is_dir() for folders in paths.values() for path in folders)
+
+
+def prepare_recipe(config: RunConfig) -> PreparedData:
+    """Get the tokenizer and tokenise a recipe's data; the log shows what is in them.
+
+    Raises:
+        ValueError: If a file, a row or the tokenizer is not as expected.
+    """
+    data = prepare_domains(config.data, tokenizer=load_or_train_tokenizer(config), cache_dir=cache_folder(config))
+    logger.info("data\n%s", data.table)
+    return data
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """Return the folder of prepared shards and trained tokenizers."""
+    return config.data.cache_dir or config.run.output_dir / ".cache"
+
+
+def load_or_train_tokenizer(config: RunConfig) -> Any:
+    """Return the recipe's tokenizer, the model's, or one trained on the training data and kept in the cache."""
+    name = config.model.tokenizer or config.model.name_or_path
+    if name is not None:
+        return _load_named(name, config)
+    folder = _trained_tokenizer_folder(config)
+    if folder.is_dir():
+        return load_tokenizer(folder)
+    logger.info("training a tokenizer of %d tokens on the training data", config.model.tokenizer_vocab_size)
+    texts = iter_texts(config.data, cache_dir=cache_folder(config))
+    with locked(cache_folder(config) / "locks" / folder.name):
+        if not folder.is_dir():
+            with building(folder) as place:
+                train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=place)
+    return load_tokenizer(folder)
+
+
+def _load_named(name: str, config: RunConfig) -> Any:
+    """Return the tokenizer of a folder or Hub name; a mistake is said under the key the user wrote."""
+    if config.model.tokenizer is None:
+        check_saved_model(config.model)
+    try:
+        return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code)
+    except ValueError as error:
+        if config.model.tokenizer is not None:
+            raise
+        raise ValueError(str(error).replace("model.tokenizer:", "model.name_or_path:", 1)) from None
+
+
+def _trained_tokenizer_folder(config: RunConfig) -> Path:
+    """Return the folder of a tokenizer trained on this data: it is named by the files' content and the size."""
+    cache_dir = cache_folder(config)
+    digests = SourceDigests(cache_dir)
+    parts = [_TRAINED_TOKENIZER_VERSION, str(config.model.tokenizer_vocab_size)]
+    for name, files in domain_files(config.data, cache_dir=cache_dir).items():
+        parts.append(json.dumps(files.columns, sort_keys=True))
+        parts += digests.of(find_files(files.train, key=key_of(config.data, domain=name)))
+    return cache_dir / f"tokenizer-{digest_of_texts(parts)[:16]}"

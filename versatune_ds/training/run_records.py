@@ -1,0 +1,156 @@
+"""Read what a run recorded about its mixture: config and decisions, and decide them again.
+
+The one idea: a run's folder is enough. With its own settings a run must give its own decisions, digest for digest; each
+part of a run that was resumed with other settings decides with those of its time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from versatune_ds.config import MixtureConfig, RunConfig, load_config
+from versatune_ds.config.unread_settings import unread_settings
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.explain import decision_at, explain, replay_text
+from versatune_ds.mixture.offline.recorded_losses import read_decisions
+from versatune_ds.mixture.offline.replay import Part, replay
+from versatune_ds.mixture.reference import load_references
+from versatune_ds.mixture.settings import guarded_start
+from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.run_folder.history import file_at, former_files
+from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, REFERENCE_FILE
+from versatune_ds.training.mixture_start import domain_sizes
+from versatune_ds.training.prepared_data import prepare_recipe
+
+logger = logging.getLogger(__name__)
+
+_START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit")
+"""Keys of the mixture section on which the weights of step 0 depend."""
+
+_MEASURED_KEYS = ("mixture.update_every", "mixture.signal")
+"""Keys that say when which losses are measured: a record cannot answer for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Hold a replay: the run's decisions beside those of the settings asked for."""
+
+    domain_set: DomainSet
+    recorded: tuple[Decision, ...]
+    replayed: tuple[Decision, ...]
+
+    @property
+    def text(self) -> str:
+        """Return how the two compare."""
+        return replay_text(self.recorded, self.replayed, domain_set=self.domain_set)
+
+    def to_jsonl(self) -> str:
+        """Return the replayed decisions as the text of a decisions.jsonl."""
+        return "".join(decision.to_json() + "\n" for decision in self.replayed)
+
+
+def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return a run's resolved config with overrides; raise ValueError if the folder is no run's."""
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise ValueError(f"{run_dir}: no {CONFIG_FILE}; expected the folder of a run (runs/NAME)")
+    return load_config(run_dir / CONFIG_FILE, overrides)
+
+
+def recorded_decisions(run_dir: Path) -> list[Decision]:
+    """Return a run's decisions, their digests verified.
+
+    Raises:
+        ValueError: If there is none yet, or a line was changed; the message has file and line.
+    """
+    try:
+        return read_decisions(run_dir / DECISIONS_FILE)
+    except RuntimeError as error:  # the record of a run is a file in the user's hands
+        raise ValueError(str(error)) from None
+
+
+def explain_run(run_dir: Path, *, step: int | None = None) -> str:
+    """Return in words and numbers the last decision a run made at or before a step; its newest one by default.
+
+    Raises:
+        ValueError: If the folder is no run's, or the step lies before the first decision or beyond the run.
+    """
+    num_steps = recorded_config(run_dir).train.steps
+    decisions = recorded_decisions(run_dir)
+    if step is not None and step > num_steps:
+        raise ValueError(f"--step {step}: the run in {run_dir} has {num_steps} steps")
+    return explain(decisions[-1] if step is None else decision_at(decisions, step))
+
+
+def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
+    """Decide a run's recorded measurements again, with the inputs it recorded.
+
+    Args:
+        run_dir: Folder of the run.
+        overrides: `mixture.` keys to decide with instead of the run's own.
+
+    Raises:
+        ValueError: If the folder is no run's, or a key cannot be answered from a record.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith("mixture.") or key in _MEASURED_KEYS:
+            raise ValueError(
+                f"{key}: a replay decides anew on the losses that the run measured, when it measured them; expected "
+                f"a key of mixture other than {' and '.join(_MEASURED_KEYS)}"
+            )
+    _warn_of_unread(recorded_config(run_dir, overrides), overrides)  # a folder that is no run's is said first
+    recorded = recorded_decisions(run_dir)
+    domain_set = DomainSet(tuple(recorded[0].weights_before))
+    config_files = [*former_files(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
+    own, first = load_config(config_files[0][1], ()), load_config(config_files[0][1], overrides)
+    is_start_kept = all(getattr(own.mixture, key) == getattr(first.mixture, key) for key in _START_KEYS)
+    replayed = replay(
+        recorded,
+        parts=[
+            _part(run_dir, path, overrides=overrides, until_step=until, domain_set=domain_set)
+            for until, path in config_files
+        ],
+        domain_set=domain_set,
+        start_weights_K=None if is_start_kept else _start_weights(first, domain_set=domain_set),
+    )
+    return Replay(domain_set=domain_set, recorded=tuple(recorded), replayed=tuple(replayed))
+
+
+def _warn_of_unread(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Log which of the keys to decide with the policy does not read: the replay is then that of the run."""
+    named = [override.partition("=")[0] for override in overrides]
+    for line in unread_settings(config, named=named):
+        logger.warning("%s", line)
+
+
+def _part(
+    run_dir: Path, config_file: Path, *, overrides: Sequence[str], until_step: float, domain_set: DomainSet
+) -> Part:
+    """Return what decides again in place of a part of a run; its own references are read from its folder."""
+    own, settings = load_config(config_file, ()).mixture, load_config(config_file, overrides).mixture
+    kept = file_at(run_dir / REFERENCE_FILE, step=until_step)
+    if isinstance(settings.reference, Path) and settings.reference == own.reference and kept.is_file():
+        settings = settings.model_copy(update={"reference": kept})
+    references = load_references(settings, domain_set=domain_set)
+    return Part(settings=settings, references=references, until_step=until_step)
+
+
+def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:
+    """Return the weights [K] at step 0 under other settings; the data is opened only where their sizes matter."""
+    sizes_K = None
+    if _asks_for_sizes(config.mixture):
+        sizes_K = domain_sizes(prepare_recipe(config), unit=config.mixture.weight_unit)
+    named_K = starting_weights(config.mixture, domain_set=domain_set, sizes_K=sizes_K)
+    return guarded_start(config.mixture, named_K, domain_set=domain_set)
+
+
+def _asks_for_sizes(settings: MixtureConfig) -> bool:
+    """Return whether the weights of step 0 may depend on the sizes of the data."""
+    return "proportional" in (settings.policy, settings.prior)
