@@ -16,7 +16,7 @@ from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.pool import GeneratorPool
 from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
 from versatune_ds.knowledge.sequences import DrawnSequence
-from versatune_ds.mixture.weights import prior_weights
+from versatune_ds.mixture.start import prior_weights
 
 DOMAINS = ("law", "code")
 TEXTS = {"law": "the tenant shall pay", "code": "print(x)"}

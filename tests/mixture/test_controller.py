@@ -17,8 +17,8 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.mixture.reference import load_references
+from versatune_ds.mixture.start import starting_weights
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
-from versatune_ds.mixture.weights import starting_weights
 
 DOMAINS = DomainSet(("law", "code"))
 SIX = DomainSet(("law", "medicine", "finance", "science", "code", "general"))

@@ -9,6 +9,7 @@ import pytest
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs, read_control, read_control_or_keep
+from versatune_ds.mixture.policies import POLICIES
 
 DOMAINS = DomainSet(("law", "code"))
 
@@ -69,8 +70,9 @@ def test_the_rates_of_steer_may_be_set_and_survive_the_record(tmp_path):
     inputs = control(tmp_path, {"rate": 1, "anchor": 0.25})
     assert Inputs.from_dict(json.loads(json.dumps(inputs.to_dict()))) == inputs
     assert inputs.rates() == {"rate": 1.0, "anchor": 0.25}
-    assert inputs.unread_rates("steer") == ()
-    assert inputs.unread_rates("versatune") == inputs.unread_rates("uniform") == ("rate", "anchor")
+    assert inputs.unread_rates(POLICIES["steer"]) == ()
+    assert inputs.unread_rates(POLICIES["versatune"]) == ("rate", "anchor")
+    assert inputs.unread_rates(POLICIES["uniform"]) == ("rate", "anchor")
 
 
 def test_only_caps_that_bind_are_recorded():

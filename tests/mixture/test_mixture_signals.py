@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from versatune_ds.mixture.measurement import Measurement, Remembered
-from versatune_ds.mixture.signals import History, Signals, forgetting_degree, learnable_potential, signals_from
+from versatune_ds.mixture.policies import Signals
+from versatune_ds.mixture.signals import History, forgetting_degree, learnable_potential, signals_from
 from versatune_ds.mixture.statistics import ExampleLosses
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.outlook import collapse_warnings, still_warnings
+from versatune_ds.mixture.policies import POLICIES
 
 DOMAINS = DomainSet(("law", "code", "art", "news"))
 START = (0.25, 0.25, 0.25, 0.25)
@@ -25,22 +26,22 @@ def decisions_of(*weights):
 
 def test_a_collapse_before_training_is_one_and_each_policys_own_key_is_the_way_out():
     decisions = decisions_of(START, ONE, ONE)
-    (warning,) = collapse_warnings(decisions, policy="steer", domain_set=DOMAINS)
+    (warning,) = collapse_warnings(decisions, policy=POLICIES["steer"], domain_set=DOMAINS)
     assert warning == (
         "collapse: the effective number of domains fell from 4.00 to 1.00 by step 0; raise mixture.steer.anchor or "
         "raise mixture.safeguards.prior_pull"
     )
-    (warning,) = collapse_warnings(decisions, policy="versatune", domain_set=DOMAINS)
+    (warning,) = collapse_warnings(decisions, policy=POLICIES["versatune"], domain_set=DOMAINS)
     assert "lower mixture.sigma or raise" in warning
 
 
 def test_a_mixture_that_moves_before_training_alone_is_no_constant():
-    assert still_warnings(decisions_of(START, ONE, ONE), policy="steer", domain_set=DOMAINS) == []
+    assert still_warnings(decisions_of(START, ONE, ONE), policy=POLICIES["steer"], domain_set=DOMAINS) == []
 
 
 def test_a_constant_is_explained_by_the_keys_of_its_policy():
     decisions = decisions_of(START, START, START)
-    (warning,) = still_warnings(decisions, policy="steer", domain_set=DOMAINS)
+    (warning,) = still_warnings(decisions, policy=POLICIES["steer"], domain_set=DOMAINS)
     assert "mixture.steer.rate is small or mixture.steer.anchor near 1" in warning
-    (warning,) = still_warnings(decisions, policy="versatune", domain_set=DOMAINS)
+    (warning,) = still_warnings(decisions, policy=POLICIES["versatune"], domain_set=DOMAINS)
     assert "the potentials are nearly equal or sigma is small" in warning

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs, supply_caps
+from versatune_ds.mixture.policies import Signals
+from versatune_ds.mixture.policies.simplex import normalise
 from versatune_ds.mixture.safeguards import (
     apply_safeguards,
     effective_domains_alarm,
@@ -20,8 +22,7 @@ from versatune_ds.mixture.safeguards import (
     prior_pull,
 )
 from versatune_ds.mixture.settings import SafeguardSettings, policy_settings, safeguard_settings
-from versatune_ds.mixture.signals import Signals
-from versatune_ds.mixture.weights import kl_divergence, normalise
+from versatune_ds.mixture.weights import kl_divergence
 
 DOMAINS = DomainSet(("law", "code", "general"))
 EVEN = np.full(3, 1 / 3)

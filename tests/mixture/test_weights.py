@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.policies.simplex import inverse_weights, normalise, target_weights, with_share
+from versatune_ds.mixture.start import starting_weights
 from versatune_ds.mixture.weights import (
     as_weights,
     effective_num_domains,
-    inverse_weights,
     kl_divergence,
-    normalise,
     project_to_bounds,
-    starting_weights,
-    target_weights,
     with_floor,
-    with_share,
 )
 
 DOMAINS = DomainSet(("law", "medicine", "code"))

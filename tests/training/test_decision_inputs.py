@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
 
 DOMAINS = DomainSet(("law", "code"))
@@ -25,7 +26,7 @@ def limits(**values):
 
 
 def inputs_of(tmp_path, supply=None, policy="versatune"):
-    return DecisionInputs(tmp_path, domain_set=DOMAINS, policy=policy, limits=supply)
+    return DecisionInputs(tmp_path, domain_set=DOMAINS, policy=POLICIES[policy], limits=supply)
 
 
 def write_control(tmp_path, **values):

@@ -9,39 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.section import Section
 from versatune_ds.config.wording import shown_value
-from versatune_ds.domains import by_domain_name, domain_name, nearest_name
+from versatune_ds.domains import by_domain_name, domain_name
+from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, Policy, policy_named
+from versatune_ds.mixture.policies.named import check_own_name, is_own
 from versatune_ds.paths import expand_path
-
-PolicyName = Literal[
-    "versatune",
-    "expansion",
-    "steer",
-    "uniform",
-    "constant",
-    "inverse",
-    "proportional",
-    "target_only",
-    "target_uniform",
-    "schedule",
-    "authors_code",
-    "doremi",
-    "sheared",
-    "odm",
-]
-
-TARGETED_POLICIES = frozenset({"expansion", "target_only", "target_uniform"})
-"""Policies that need `mixture.target`."""
-
-
-_STEER_UNIFORM_SHARE = 0.5
-"""Uniform share of `steer`'s start: from the prior alone it learns weak domains too late, from uniform it forgets the
-strong ones (benchmarks/results/comparisons)."""
 
 
 class StartFraction(Section):
@@ -116,8 +93,9 @@ class Stage(Section):
 class MixtureConfig(Section):
     """Say how the mixture starts and by which rule it moves."""
 
-    policy: PolicyName = "steer"
-    """Update rule of the weights; `versatune` by default where `paper` is true."""
+    policy: str = DEFAULT.name
+    """Update rule of the weights: the name of a built-in policy, or a user's own as `my_module:my_policy`; `versatune`
+    by default where `paper` is true."""
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
     """Weights at step 0: a prior.json, a mapping, uniform, or proportional to the data."""
     prior_uniform_share: float | None = Field(default=None, ge=0, le=1)
@@ -156,14 +134,29 @@ class MixtureConfig(Section):
     schedule: tuple[Stage, ...] = ()
     """Stages of the policy `schedule`, by step; the first starts at step 0."""
 
+    @property
+    def rule(self) -> Policy:
+        """Return the policy that `policy` names."""
+        return policy_named(self.policy)
+
+    @property
+    def has_target(self) -> bool:
+        """Return whether the policy has a target domain under these settings."""
+        return self.rule.target == "required" or (self.rule.target == "optional" and self.target is not None)
+
     @field_validator("policy", mode="before")
     @classmethod
     def _read_policy(cls, value: Any) -> Any:
-        """Name the nearest policy where none has the given name."""
-        names = get_args(PolicyName)
-        if value not in names:
-            raise ValueError(f"mixture.policy: unknown policy {shown_value(value)}; {nearest_name(str(value), names)}")
-        return value
+        """Check that there is such a policy; a misspelt one is answered with the nearest name.
+
+        Of a user's own only the form is checked here: reading a recipe, or a run's record, executes nothing.
+        """
+        name = str(value)
+        if is_own(name):
+            check_own_name(name)
+        else:
+            policy_named(name)
+        return name
 
     @field_validator("prior", mode="before")
     @classmethod
@@ -213,24 +206,36 @@ class MixtureConfig(Section):
     def _has_what_the_policy_needs(self) -> MixtureConfig:
         """Check that the policy's own keys are there, ordered, and not at odds with others."""
         if self.paper and "policy" not in self.model_fields_set:
-            object.__setattr__(self, "policy", "versatune")
-        if self.prior_uniform_share is None:
-            object.__setattr__(self, "prior_uniform_share", _STEER_UNIFORM_SHARE if self.policy == "steer" else 0.0)
-        if self.paper and self.policy == "steer":
-            raise ValueError("mixture.paper: 'steer' is no rule of the paper's; set mixture.policy=versatune as well")
-        if self.policy == "steer" and self.target is not None and self.target_share > self.safeguards.cap:
+            object.__setattr__(self, "policy", PAPER_DEFAULT.name)
+        steps = [stage.step for stage in self.schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"mixture.schedule: the steps of stages must rise, got {steps}")
+        if not is_own(self.policy):  # a user's own is checked where it is imported, in policy_settings
+            if self.prior_uniform_share is None:
+                object.__setattr__(self, "prior_uniform_share", self.rule.uniform_share)
+            self.check_for_rule(self.rule)
+        return self
+
+    def check_for_rule(self, rule: Policy) -> None:
+        """Check the keys that a policy needs.
+
+        Raises:
+            ValueError: If a key is missing, or contradicts the policy.
+        """
+        if self.paper and not rule.is_in_paper_mode:
+            raise ValueError(
+                f"mixture.paper: {self.policy!r} is no rule of the paper's; set mixture.policy={PAPER_DEFAULT.name} "
+                "as well"
+            )
+        if rule.has_given_target_share and self.target is not None and self.target_share > self.safeguards.cap:
             raise ValueError(
                 f"mixture.target_share: {self.target_share} is more than a domain may have, {self.safeguards.cap} "
                 "(mixture.safeguards.cap); lower the one or raise the other"
             )
-        if self.policy in TARGETED_POLICIES and self.target is None:
+        if rule.target == "required" and self.target is None:
             raise ValueError(f"mixture.target: policy {self.policy!r} needs it; name the domain to strengthen")
-        if self.policy == "schedule" and (not self.schedule or self.schedule[0].step != 0):
-            raise ValueError("mixture.schedule: policy 'schedule' needs stages, the first with step: 0")
-        steps = [stage.step for stage in self.schedule]
-        if steps != sorted(set(steps)):
-            raise ValueError(f"mixture.schedule: the steps of stages must rise, got {steps}")
-        return self
+        if rule.needs_stages and (not self.schedule or self.schedule[0].step != 0):
+            raise ValueError(f"mixture.schedule: policy {self.policy!r} needs stages, the first with step: 0")
 
 
 def _path(text: str, *, what: str) -> Path:

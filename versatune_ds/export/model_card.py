@@ -13,7 +13,7 @@ from pathlib import Path
 
 from versatune_ds.config import RunConfig
 from versatune_ds.mixture.decision import Decision
-from versatune_ds.mixture.settings import FIXED_POLICIES
+from versatune_ds.mixture.policies import POLICIES, Policy, fixed
 from versatune_ds.run_folder.json_records import json_lines
 from versatune_ds.run_folder.names import METRICS_FILE
 from versatune_ds.training.run_records import recorded_config, recorded_decisions
@@ -70,14 +70,6 @@ first lines of this file.
 {cited}. Please cite it, and the base model and data sets, in what you build on this.
 """
 
-_OF_VERSATUNE = ("versatune", "expansion", "authors_code")
-_RIVALS = {
-    "doremi": ("DoReMi", "2305.10429"),
-    "sheared": ("Sheared LLaMA", "2310.06694"),
-    "odm": ("Online Data Mixing", "2312.02406"),
-}
-"""Papers that other policies come from, and their numbers in arXiv."""
-
 
 def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool = False) -> None:
     """Write README.md into an exported model's folder.
@@ -126,8 +118,8 @@ def _text(
         base_line=f"\nbase_model: {named}" if is_hub_name else "",
         base=_base(config),
         num_domains=len(decisions[0].weights_after),
-        method=_method(config.mixture.policy),
-        cited=_cited(config.mixture.policy),
+        method=_rule(config.mixture.policy).method,
+        cited=_rule(config.mixture.policy).citation,
         step=step,
         num_steps=config.train.steps,
         adapter_note=adapter_note if is_adapter else "",
@@ -154,35 +146,14 @@ def _base(config: RunConfig) -> str:
     return f"`{Path(named).name if Path(named).exists() else named}`"
 
 
-def _method(policy: str) -> str:
-    """Return by what the mixture was steered, with a link to where the rule comes from."""
-    if policy in _OF_VERSATUNE:
-        return f"{_link('VersaTune', '2411.11266')} (`versatune_ds`), whose data mixture moves while the model trains"
-    if policy in FIXED_POLICIES:
-        return "`versatune_ds` on a fixed data mixture"
-    if policy == "schedule":
-        return "`versatune_ds` on a data mixture that changes at steps set beforehand"
-    rule = "a rule of its own, with the reference losses of " + _link("VersaTune", "2411.11266")
-    if policy in _RIVALS:
-        rule = "the rule of " + _link(*_RIVALS[policy])
-    return f"`versatune_ds`, whose data mixture moves while the model trains, by {rule}"
+def _rule(policy: str) -> Policy:
+    """Return the policy of a run; for a user's own, whose module may not be here, what every policy states."""
+    return POLICIES.get(policy) or Policy(name=policy, update=fixed.update, method=_own_method(policy))
 
 
-def _cited(policy: str) -> str:
-    """Return what the method is to be cited as."""
-    if policy in _OF_VERSATUNE:
-        return "The method: VersaTune, arXiv 2411.11266"
-    if policy in _RIVALS:
-        name, number = _RIVALS[policy]
-        return f"The rule of the mixture: {name}, arXiv {number}; the software: `versatune_ds`"
-    if policy == "steer":
-        return "The software and its rule `steer`: `versatune_ds`; the reference losses: VersaTune, arXiv 2411.11266"
-    return "The software: `versatune_ds`"
-
-
-def _link(name: str, number: str) -> str:
-    """Return a link to a paper in arXiv."""
-    return f"[{name}](https://arxiv.org/abs/{number})"
+def _own_method(policy: str) -> str:
+    """Return how a model card describes a user's own policy."""
+    return f"`versatune_ds`, whose data mixture moves while the model trains, by the policy `{policy}`"
 
 
 def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> str:

@@ -24,11 +24,13 @@ from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
 from versatune_ds.mixture.missing_losses import kept_signals
+from versatune_ds.mixture.policies import Policy, Signals
+from versatune_ds.mixture.policies.signals import from_list, to_list
 from versatune_ds.mixture.reason import BASELINE_REASON, reason_to_skip
-from versatune_ds.mixture.reference import POLICIES_WITH_REFERENCES, References
+from versatune_ds.mixture.reference import References
 from versatune_ds.mixture.reference_checks import check_against_start
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
-from versatune_ds.mixture.signals import History, Signals, from_list, signals_from, to_list
+from versatune_ds.mixture.signals import History, signals_from
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.mixture.update import Move, Occasion, move_weights, write_decision
 from versatune_ds.mixture.weights import as_weights
@@ -49,6 +51,7 @@ class Controller:
         settings: MixtureConfig,
         weights_K: np.ndarray,
         references: References | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Start from the weights of step 0.
 
@@ -57,6 +60,7 @@ class Controller:
             settings: The recipe's mixture section.
             weights_K: Starting weights [K], as `starting_weights` returns them.
             references: As `load_references` returns them; None for policies that need none.
+            policy: The rule; by default the one that `settings.policy` names.
 
         Raises:
             ValueError: If the policy needs references and there are none, or a setting names an unknown domain.
@@ -64,8 +68,9 @@ class Controller:
         self._domain_set = domain_set
         self._settings = settings
         self._references = References() if references is None else references
-        self._needs_references = settings.policy in POLICIES_WITH_REFERENCES
-        if self._needs_references and self._references.losses_K is None and self._references.start_fraction is None:
+        self._policy = settings.rule if policy is None else policy
+        has_references = self._references.losses_K is not None or self._references.start_fraction is not None
+        if self._policy.needs_references and not has_references:
             raise ValueError(
                 f"mixture.reference: policy {settings.policy!r} needs reference losses; see load_references"
             )
@@ -96,7 +101,8 @@ class Controller:
 
         Args:
             losses: Losses of the same examples as ever, summed over all ranks.
-            step: Optimizer steps done. The first call at step 0 is the baseline: only `steer` moves then.
+            step: Optimizer steps done. The first call at step 0 is the baseline: only policies that
+                decide before training move then.
             effective_step: Step from which new weights can hold.
             inputs: Live control and supply caps.
 
@@ -166,13 +172,14 @@ class Controller:
         signals = self._signals(measurement, history=history, update=occasion.update, z=self._safeguard_settings.z)
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
         move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
-        if occasion.update > 0 or self._policy_settings.steps_before_training > 0:
+        if occasion.update > 0 or self._steps_before_training > 0:
             move = move_weights(
                 self._weights_K,
                 signals=signals,
                 unbounded=self._signals(measurement, history=history, update=occasion.update, z=0.0),
                 occasion=occasion,
                 elapsed_steps=self._elapsed_steps(occasion),
+                rule=self._policy,
                 policy=self._policy_settings,
                 safeguards=self._safeguard_settings,
                 domain_set=self._domain_set,
@@ -184,17 +191,26 @@ class Controller:
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
 
+    @property
+    def _steps_before_training(self) -> int:
+        """Return the steps that the measurement before training covers: one interval, for policies that use it.
+
+        The rules of the paper move from one measurement to the next, so the first one moves nothing.
+        """
+        interval_steps = self._policy_settings.interval_steps
+        return interval_steps if self._policy.decides_before_training and interval_steps is not None else 0
+
     def _elapsed_steps(self, occasion: Occasion) -> int:
         """Return over how many steps an update acts."""
         if occasion.update == 0:
-            return self._policy_settings.steps_before_training
+            return self._steps_before_training
         return occasion.step - self._last_moved_step
 
     def _started(self, measurement: Measurement) -> History:
         """Return the history with the first losses of a measurement; check the references against the very first."""
         is_first = self._history.signals.update < 0
         history = self._history.started(measurement)
-        if is_first and self._needs_references:
+        if is_first and self._policy.needs_references:
             is_refused = self._settings.reference_check == "refuse"
             for warning in check_against_start(
                 self._references, start_K=history.start_K, domain_set=self._domain_set, is_refused=is_refused

@@ -18,12 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from versatune_ds.domains import DomainSet, by_domain_name, domain_name, nearest_name
+from versatune_ds.mixture.policies import Policy
 
 logger = logging.getLogger(__name__)
 
 _BY_DOMAIN = ("pins", "caps", "supply_caps")
-_RATES_OF_POLICY = {"versatune": ("sigma",), "expansion": ("sigma", "delta", "epsilon"), "steer": ("rate", "anchor")}
-"""The rates of the control file that a policy reads; those that are not named here read none."""
 _SHARES = ("rate", "anchor")
 _NUMBERS = ("sigma", "delta", "epsilon", *_SHARES)
 CONTROL_KEYS = ("pins", "caps", "freeze", *_NUMBERS)
@@ -82,9 +81,9 @@ class Inputs:
         """Return the rates that are replaced."""
         return {key: getattr(self, key) for key in _NUMBERS if getattr(self, key) is not None}
 
-    def unread_rates(self, policy: str) -> tuple[str, ...]:
+    def unread_rates(self, policy: Policy) -> tuple[str, ...]:
         """Return the rates that are replaced although a policy does not read them."""
-        return tuple(key for key in self.rates() if key not in _RATES_OF_POLICY.get(policy, ()))
+        return tuple(key for key in self.rates() if key not in policy.live_rates)
 
     def with_supply_caps(self, caps_K: np.ndarray | None, *, domain_set: DomainSet) -> Inputs:
         """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above say nothing."""

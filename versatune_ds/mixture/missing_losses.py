@@ -14,10 +14,8 @@ import numpy as np
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.measurement import Measurement
-from versatune_ds.mixture.policies import forgetting_against_tolerance
+from versatune_ds.mixture.policies import Signals
 from versatune_ds.mixture.safeguards import rise_beyond_earlier
-from versatune_ds.mixture.settings import PolicySettings
-from versatune_ds.mixture.signals import Signals
 
 
 def kept_signals(measurement: Measurement, *, previous: Signals, domain_set: DomainSet) -> tuple[str, ...]:
@@ -30,32 +28,19 @@ def kept_signals(measurement: Measurement, *, previous: Signals, domain_set: Dom
     return (f"previous signals kept: {', '.join(named)}",) if named else ()
 
 
-def confidence_bound(
-    signals: Signals,
-    *,
-    unbounded: Signals,
-    policy: PolicySettings,
-    budget: float | None,
-    domain_set: DomainSet,
+def eased_budget(
+    signals: Signals, *, unbounded: Signals, budget: float | None, domain_set: DomainSet
 ) -> tuple[str, ...]:
-    """Return one text for each thing that the bound at z standard errors changed.
+    """Return one text that names the domains for which the bound at z standard errors eased the forgetting budget.
 
     Args:
         signals: Signals whose rises are lower bounds.
         unbounded: The same with the rises as measured.
-        policy: Settings of this update.
         budget: Forgetting budget, None without one.
         domain_set: Domains of the run.
     """
-    texts = []
-    if policy.policy == "expansion":
-        bounded, tolerated = forgetting_against_tolerance(signals, policy)
-        measured, _ = forgetting_against_tolerance(unbounded, policy)
-        if bounded < tolerated <= measured:
-            texts.append(f"confidence bound: the mean forgetting {measured:.4f} counts as {bounded:.4f}")
-    if budget is not None:
-        rise_K, measured_K = rise_beyond_earlier(signals), rise_beyond_earlier(unbounded)
-        eased = [domain_set.names[i] for i in np.flatnonzero((measured_K > budget) & (rise_K < measured_K))]
-        if eased:
-            texts.append(f"confidence bound: less of the budget is used by {', '.join(eased)}")
-    return tuple(texts)
+    if budget is None:
+        return ()
+    rise_K, measured_K = rise_beyond_earlier(signals), rise_beyond_earlier(unbounded)
+    eased = [domain_set.names[i] for i in np.flatnonzero((measured_K > budget) & (rise_K < measured_K))]
+    return (f"confidence bound: less of the budget is used by {', '.join(eased)}",) if eased else ()

@@ -20,9 +20,6 @@ from versatune_ds.config.mixture import StartFraction
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.files import read_domain_values
 
-POLICIES_WITH_REFERENCES = frozenset({"versatune", "expansion", "steer", "doremi", "sheared"})
-"""Policies that cannot decide without reference losses."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class References:
@@ -56,7 +53,7 @@ class References:
 
 def check_has_references(settings: MixtureConfig) -> None:
     """Raise ValueError if the policy needs references and the recipe names none."""
-    if settings.reference is None and settings.policy in POLICIES_WITH_REFERENCES:
+    if settings.reference is None and settings.rule.needs_references:
         raise ValueError(
             f"mixture.reference: policy {settings.policy!r} needs reference losses and none are given; run "
             "versatune reference with this recipe and set mixture.reference to the reference.json it writes, or "

@@ -17,9 +17,10 @@ import numpy as np
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs
+from versatune_ds.mixture.policies import Signals
+from versatune_ds.mixture.policies.simplex import normalise
 from versatune_ds.mixture.settings import SafeguardSettings
-from versatune_ds.mixture.signals import Signals
-from versatune_ds.mixture.weights import effective_num_domains, kl_divergence, normalise, project_to_bounds
+from versatune_ds.mixture.weights import effective_num_domains, kl_divergence, project_to_bounds
 
 _MAX_BUDGET_FACTOR = 2.0
 """Largest factor per interval by which the forgetting budget raises a weight."""

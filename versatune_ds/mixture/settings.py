@@ -8,76 +8,18 @@ Shape legend: **K** domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from versatune_ds.config import MixtureConfig
-from versatune_ds.config.mixture import TARGETED_POLICIES
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.weights import as_weights, effective_num_domains, project_to_bounds, target_id_of
-
-FIXED_POLICIES = frozenset({"uniform", "constant", "inverse", "proportional", "target_only", "target_uniform"})
-"""Baselines whose weights never move: no safeguard may touch them."""
+from versatune_ds.mixture.policies import PolicySettings
+from versatune_ds.mixture.start import stages_of, target_id_of
+from versatune_ds.mixture.weights import effective_num_domains, project_to_bounds
 
 _FLOOR_SHARE = 0.1
 """Default floor as a share of the uniform weight 1/K."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PolicySettings:
-    """Hold the numbers of the policies.
-
-    Attributes:
-        policy: Name of the policy.
-        sigma: Step size of `versatune` and `expansion`.
-        delta: Weight that `expansion` adds to the target per interval.
-        epsilon: Forgetting per unit of the target's potential that `expansion` tolerates per interval.
-        otherwise: What `expansion` does beyond it: hold or multi_ability.
-        interval_steps: Steps the rates are stated for; None means once per update, as in the paper.
-        num_intervals: Over how many intervals this update acts (exponent of 1 + sigma * g); 1 in paper mode.
-        target_id: The target domain, None where the policy has none.
-        cap: Largest weight of the target.
-        step_size: eta of `doremi` and `sheared`.
-        smoothing: c of `doremi` and `sheared`.
-        rate: Share of the way that `steer` goes per interval.
-        anchor: Share of the starting mixture in what `steer` goes towards.
-        potential: What `steer` tracks: nats or relative.
-        start_weights_K: Weights at step 0.
-        stages: Stages of `schedule`: (first step, weights [K]), by step.
-    """
-
-    policy: str
-    sigma: float
-    delta: float
-    epsilon: float
-    otherwise: str
-    interval_steps: int | None
-    target_id: int | None
-    cap: float
-    step_size: float
-    smoothing: float
-    rate: float
-    anchor: float
-    potential: str
-    start_weights_K: np.ndarray
-    stages: tuple[tuple[int, np.ndarray], ...] = ()
-    num_intervals: float = 1.0
-
-    @property
-    def steps_before_training(self) -> int:
-        """Return over how many steps the measurement before training acts: none, but one interval for `steer`.
-
-        What `steer` tracks depends on the losses of now alone, so it is known before the first step; the rules of the
-        paper move from one measurement to the next.
-        """
-        return self.interval_steps if self.policy == "steer" and self.interval_steps is not None else 0
-
-    def after_steps(self, elapsed_steps: int) -> PolicySettings:
-        """Return the settings of an update that acts over so many steps: elapsed / interval intervals."""
-        if self.interval_steps is None:
-            return self
-        return replace(self, num_intervals=elapsed_steps / self.interval_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +51,8 @@ def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_wei
     Raises:
         ValueError: If the target or a stage names an unknown domain, or a targeted policy has a single domain.
     """
-    is_targeted = settings.policy in TARGETED_POLICIES or (settings.policy == "steer" and settings.target is not None)
+    settings.check_for_rule(settings.rule)
+    is_targeted = settings.has_target
     if is_targeted and len(domain_set) < 2:
         raise ValueError(
             f"mixture.policy: {settings.policy!r} needs at least two domains where it has a target, this run has one"
@@ -129,7 +72,7 @@ def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_wei
         anchor=settings.steer.anchor,
         potential=settings.steer.potential,
         start_weights_K=start_weights_K,
-        stages=_stages(settings, domain_set),
+        stages=stages_of(settings, domain_set),
     )
 
 
@@ -142,7 +85,7 @@ def safeguard_settings(settings: MixtureConfig, *, num_domains: int, start_weigh
     chosen = settings.safeguards
     if settings.paper:
         return SafeguardSettings()
-    if settings.policy in FIXED_POLICIES or settings.policy == "schedule":
+    if settings.rule.is_fixed:
         return SafeguardSettings(z=chosen.z)
     floor, cap = _bounds(settings, num_domains=num_domains)
     return SafeguardSettings(
@@ -160,14 +103,14 @@ def guarded_start(settings: MixtureConfig, start_weights_K: np.ndarray, *, domai
     """Return starting weights [K] with the safeguards' floor, where one is in force; the same where none is below it.
 
     A weight of 0 never grows under a rule that multiplies, so the floor holds from the first step on. Fixed mixtures,
-    schedules and the paper's rule keep what was asked for, and a target of `steer` its share.
+    schedules and the paper's rule keep what was asked for, and a target with a given share that share.
     """
     num_domains = len(domain_set)
     floor = safeguard_settings(settings, num_domains=num_domains, start_weights_K=start_weights_K).floor
     if np.all(start_weights_K >= floor):
         return start_weights_K
     lower_K, upper_K = np.full(num_domains, floor), np.ones(num_domains)
-    if settings.policy == "steer" and settings.target is not None:
+    if settings.rule.has_given_target_share and settings.target is not None:
         target_id = target_id_of(settings, domain_set)
         share = min(max(float(start_weights_K[target_id]), floor), 1.0 - floor * (num_domains - 1))
         lower_K[target_id] = upper_K[target_id] = share
@@ -188,12 +131,3 @@ def _bounds(settings: MixtureConfig, *, num_domains: int) -> tuple[float, float]
             f"{chosen.cap}; expected at most {min(chosen.cap, 1 / num_domains):.4g}"
         )
     return floor, chosen.cap
-
-
-def _stages(settings: MixtureConfig, domain_set: DomainSet) -> tuple[tuple[int, np.ndarray], ...]:
-    """Return the schedule's stages as (step, weights [K]), each checked to be a distribution."""
-    stages = []
-    for index, stage in enumerate(settings.schedule):
-        key = f"mixture.schedule.{index}.weights"
-        stages.append((stage.step, as_weights(domain_set.from_dict(stage.weights, what=key), key)))
-    return tuple(stages)

@@ -11,64 +11,13 @@ Shape legend: **K** domains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from versatune_ds.mixture.measurement import Measurement
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Signals:
-    """Hold one update's signals, float64 vectors [K]; a domain absent from the measurement keeps its previous ones.
-
-    Attributes:
-        loss_K: Mean loss, nats per loss token.
-        loss_stderr_K: Its standard error; NaN where unknown.
-        reference_loss_K: Reference loss, NaN for policies without references.
-        learnable_potential_K: g in [0, 1).
-        forgetting_degree_K: f against the previous measurement, its lower bound at z standard errors.
-        forgetting_from_best_K: The same against the domain's best earlier loss.
-        forgetting_from_start_K: The same against its first loss.
-        change_stderr_K: Standard error of the loss's change since the previous measurement.
-        change_from_best_stderr_K: The same since the best.
-        change_from_start_stderr_K: The same since the first.
-        loss_per_weight_sum_K: Sum over updates of loss / weight: the importance-weighted losses of a bandit.
-        update: Number of the update, 0 for the measurement before training.
-    """
-
-    update: int
-    loss_K: np.ndarray
-    loss_stderr_K: np.ndarray
-    reference_loss_K: np.ndarray
-    learnable_potential_K: np.ndarray
-    forgetting_degree_K: np.ndarray
-    forgetting_from_best_K: np.ndarray
-    forgetting_from_start_K: np.ndarray
-    change_stderr_K: np.ndarray
-    change_from_best_stderr_K: np.ndarray
-    change_from_start_stderr_K: np.ndarray
-    loss_per_weight_sum_K: np.ndarray
-
-    @classmethod
-    def vector_names(cls) -> tuple[str, ...]:
-        """Return the names of the fields with one value a domain."""
-        return tuple(field.name for field in fields(cls) if field.name.endswith("_K"))
-
-    @classmethod
-    def unknown(cls, num_domains: int) -> Signals:
-        """Return signals of nothing measured yet: NaN everywhere."""
-        return cls(update=-1, **{name: np.full(num_domains, np.nan) for name in cls.vector_names()})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return JSON-able lists by field name; NaN becomes null."""
-        return {"update": self.update} | {name: to_list(getattr(self, name)) for name in self.vector_names()}
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Signals:
-        """Return the signals of a `state_dict`."""
-        return cls(update=state["update"], **{name: from_list(state[name]) for name in cls.vector_names()})
+from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -200,21 +149,3 @@ def _kept_where_absent(measured: Signals, *, is_present_K: np.ndarray, previous:
         for name in Signals.vector_names()
     }
     return replace(measured, **kept)
-
-
-def neutral(values_K: np.ndarray) -> np.ndarray:
-    """Return values with NaN (never measured) replaced by the mean of the others, or by 0 where there are none."""
-    is_unknown_K = np.isnan(values_K)
-    if not np.any(is_unknown_K):
-        return values_K
-    return np.where(is_unknown_K, 0.0 if np.all(is_unknown_K) else np.nanmean(values_K), values_K)
-
-
-def to_list(values_K: np.ndarray) -> list[float | None]:
-    """Return plain numbers, null for NaN."""
-    return [None if np.isnan(value) else float(value) for value in values_K]
-
-
-def from_list(values: list[float | None]) -> np.ndarray:
-    """Return the float64 vector of `to_list`."""
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

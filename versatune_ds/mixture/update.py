@@ -15,12 +15,11 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, by_domain
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
-from versatune_ds.mixture.missing_losses import confidence_bound
-from versatune_ds.mixture.policies import POLICIES, is_target_capped
+from versatune_ds.mixture.missing_losses import eased_budget
+from versatune_ds.mixture.policies import Policy, PolicySettings, Signals
 from versatune_ds.mixture.reason import reason_for
 from versatune_ds.mixture.safeguards import apply_safeguards
-from versatune_ds.mixture.settings import PolicySettings, SafeguardSettings
-from versatune_ds.mixture.signals import Signals
+from versatune_ds.mixture.settings import SafeguardSettings
 from versatune_ds.mixture.weights import as_weights
 
 
@@ -63,6 +62,7 @@ def move_weights(
     unbounded: Signals,
     occasion: Occasion,
     elapsed_steps: int,
+    rule: Policy,
     policy: PolicySettings,
     safeguards: SafeguardSettings,
     domain_set: DomainSet,
@@ -75,12 +75,13 @@ def move_weights(
         unbounded: The same without the confidence bound, to say where that bound decided.
         occasion: Its steps and inputs; rates set by live control replace the policy's.
         elapsed_steps: Steps since the weights were last decided on a measurement.
-        policy: Resolved policy settings.
+        rule: The policy.
+        policy: Its resolved settings.
         safeguards: Resolved safeguard settings.
         domain_set: Domains of the run.
     """
     settings = replace(policy.after_steps(elapsed_steps), **occasion.inputs.rates())
-    proposed_K = POLICIES[settings.policy](weights_K, signals, occasion.effective_step, settings)
+    proposed_K = rule.update(weights_K, signals, occasion.effective_step, settings)
     guarded_K, acted = apply_safeguards(
         proposed_K,
         before_K=weights_K,
@@ -92,26 +93,13 @@ def move_weights(
         domain_set=domain_set,
     )
     after_K = as_weights(guarded_K, "decided weights")
-    reason = reason_for(signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
-    by_confidence = confidence_bound(
-        signals,
-        unbounded=unbounded,
-        policy=settings,
-        budget=safeguards.forgetting_budget,
-        domain_set=domain_set,
+    reason = reason_for(rule, signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
+    by_rule = rule.limits(weights_K, signals, settings, domain_set.names) if rule.limits else ()
+    by_confidence = (
+        *(rule.bound_effect(signals, unbounded, settings) if rule.bound_effect else ()),
+        *eased_budget(signals, unbounded=unbounded, budget=safeguards.forgetting_budget, domain_set=domain_set),
     )
-    by_policy_cap = _policy_cap(weights_K, signals=signals, settings=settings, domain_set=domain_set)
-    return Move(weights_K=after_K, acted=(*by_confidence, *by_policy_cap, *acted), reason=reason)
-
-
-def _policy_cap(
-    weights_K: np.ndarray, *, signals: Signals, settings: PolicySettings, domain_set: DomainSet
-) -> tuple[str, ...]:
-    """Return a text where `expansion` itself stopped its target at the cap: the bounds then find nothing to cut."""
-    if settings.policy != "expansion" or not is_target_capped(weights_K, signals, settings):
-        return ()
-    assert settings.target_id is not None, "policy_settings resolves the target of a targeted policy"
-    return (f"cap: {domain_set.names[settings.target_id]}",)
+    return Move(weights_K=after_K, acted=(*by_confidence, *by_rule, *acted), reason=reason)
 
 
 def write_decision(

@@ -20,8 +20,8 @@ from versatune_ds.mixture.offline.outlook import (
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import digest_mismatches, memorisation_warnings, not_held_out
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import FIXED_POLICIES, guarded_start, policy_settings
-from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.mixture.settings import guarded_start
+from versatune_ds.mixture.start import starting_weights
 from versatune_ds.preflight.finding import Finding, failures_of, ok, warn
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
@@ -138,10 +138,10 @@ def _check_controller(subject: Subject, references: References, weights_K: np.nd
     num_updates = (num_steps - 1) // settings.update_every
     most = "" if subject.config.validation.max_share is None else "at most "
     found = f"{settings.policy}, {most}{num_updates} updates in {num_steps} steps"
-    if num_updates or settings.policy in FIXED_POLICIES:
+    if num_updates or not settings.rule.moves:
         yield ok("policy", "mixture.policy", found)
         return
-    policy = policy_settings(settings, domain_set=subject.domain_set, start_weights_K=weights_K)
-    otherwise = "the weights move once, before training" if policy.steps_before_training else "no weight ever moves"
+    moves_once = settings.rule.decides_before_training and not settings.paper
+    otherwise = "the weights move once, before training" if moves_once else "no weight ever moves"
     todo = f"lower mixture.update_every ({settings.update_every}) or train longer, or {otherwise}"
     yield warn("policy", "mixture.update_every", found, todo)

@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from versatune_ds.mixture.settings import FIXED_POLICIES
+from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.report.series import RunSeries, loss_above_reference, number_or_none, of_domain
 
 _SMALLEST_MOVE = 5e-5
-_POTENTIAL_POLICIES = ("versatune", "steer", "expansion")
 
 
 def headline(series: RunSeries) -> list[str]:
@@ -53,7 +52,8 @@ def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
     first, last = updates[0]["weights_before"], updates[-1]["weights_after"]
     changes = changes_of_weights(first, last)
     if not changes or max(map(abs, changes.values())) < _SMALLEST_MOVE:
-        because = ": it is a fixed mixture" if policy in FIXED_POLICIES else ""
+        rule = POLICIES.get(policy)
+        because = ": it is a fixed mixture" if rule is not None and not rule.moves else ""
         return f"Policy {policy} left the mixture as it was over {count}{because}."
     up, down = max(changes, key=lambda name: changes[name]), min(changes, key=lambda name: changes[name])
     moved = (
@@ -65,14 +65,17 @@ def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
 
 def _why(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
     """Say who had most and least left to learn, where the policy acts on that, in the measure that it follows."""
-    policy = series.setting("mixture.policy")
-    is_nats = policy == "steer" and series.setting("mixture.steer.potential") != "relative"
+    rule = POLICIES.get(series.setting("mixture.policy"))  # a user's own module is not imported to read a run
+    measure = rule.measure(lambda key: series.setting(f"mixture.{key}")) if rule is not None else None
+    if rule is None or measure is None:
+        return ""
+    is_nats = measure == "nats"
     left = loss_above_reference if is_nats else _potential
-    given = series.setting("mixture.target") if policy == "steer" else None  # a target's share does not move
+    given = series.setting("mixture.target") if rule.has_given_target_share else None  # that share does not move
     names = [name for name in series.domain_names if name != given]
     by_name = {name: [x for update in updates if (x := left(update, name)) is not None] for name in names}
     means = {name: sum(values) / len(values) for name, values in by_name.items() if values}
-    if policy not in _POTENTIAL_POLICIES or not means:
+    if not means:
         return ""
     most, least = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
     found = f"{means[most]:.3f} nats above its reference" if is_nats else f"potential {means[most]:.3f}"

@@ -28,7 +28,6 @@ from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import FIXED_POLICIES
 from versatune_ds.model.build import (
     DomainModel,
     build_causal_lm,
@@ -212,8 +211,7 @@ def _references(config: RunConfig, tokenizer: Any, data: PreparedData) -> Refere
 
 def is_never_measured(config: RunConfig, *, num_valid_K: Sequence[int]) -> bool:
     """Return whether a policy that moves by held-out losses has no held-out row in any domain."""
-    is_fixed = config.mixture.policy in {*FIXED_POLICIES, "schedule"}
-    return not is_fixed and config.mixture.signal != "train" and not any(num_valid_K)
+    return not config.mixture.rule.is_fixed and config.mixture.signal != "train" and not any(num_valid_K)
 
 
 def nothing_measured(config: RunConfig) -> str:
@@ -227,7 +225,7 @@ def nothing_measured(config: RunConfig) -> str:
 def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
     """Return what decisions take in besides losses; supply bounds a policy that moves, never a mixture as given."""
     limits, max_epochs = None, config.data.max_epochs_per_domain
-    is_as_given = config.mixture.paper or config.mixture.policy in {*FIXED_POLICIES, "schedule"}
+    is_as_given = config.mixture.paper or config.mixture.rule.is_fixed
     if max_epochs is not None and not is_as_given:
         limits = SupplyLimits(
             num_examples_K=domain_sizes(data, unit="examples"),
@@ -235,8 +233,7 @@ def _decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
             max_epochs=max_epochs,
             num_steps=config.train.steps,
         )
-    policy = config.mixture.policy
-    return DecisionInputs(config.run_dir, domain_set=data.domain_set, policy=policy, limits=limits)
+    return DecisionInputs(config.run_dir, domain_set=data.domain_set, policy=config.mixture.rule, limits=limits)
 
 
 def build_model(config: RunConfig, tokenizer: Any, *, ds_config: dict[str, Any]) -> Any:

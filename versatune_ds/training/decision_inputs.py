@@ -17,6 +17,7 @@ import numpy as np
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs, read_control_or_keep, supply_caps
+from versatune_ds.mixture.policies import Policy
 from versatune_ds.run_folder.json_records import json_lines
 from versatune_ds.run_folder.names import CONTROL_FILE, DECISIONS_FILE
 
@@ -67,11 +68,11 @@ class DecisionInputs:
     Args:
         run_dir: Folder of the run.
         domain_set: Domains of the run.
-        policy: Name of the run's policy.
+        policy: The run's policy.
         limits: How much data the run may take; None where it may repeat it freely or no weight ever moves.
     """
 
-    def __init__(self, run_dir: Path, *, domain_set: DomainSet, policy: str, limits: SupplyLimits | None) -> None:
+    def __init__(self, run_dir: Path, *, domain_set: DomainSet, policy: Policy, limits: SupplyLimits | None) -> None:
         self._run_dir = run_dir
         self._domain_set = domain_set
         self._policy = policy
@@ -106,7 +107,7 @@ class DecisionInputs:
         if control != self._in_force:
             logger.info("live control: %s", json.dumps(control.to_dict()) if control.to_dict() else "none any more")
             if unread := control.unread_rates(self._policy):
-                logger.warning("live control: policy %s does not read %s", self._policy, ", ".join(unread))
+                logger.warning("live control: policy %s does not read %s", self._policy.name, ", ".join(unread))
         self._in_force = control
         return inputs
 

@@ -14,7 +14,7 @@ from versatune_ds.data.order.sampler import WeightUnit
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.mixture.offline.outlook import Supply
 from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.mixture.start import starting_weights
 
 
 def domain_sizes(data: PreparedData, *, unit: WeightUnit) -> np.ndarray:

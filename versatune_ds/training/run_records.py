@@ -23,7 +23,7 @@ from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.mixture.offline.replay import Part, replay
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.mixture.start import starting_weights
 from versatune_ds.run_folder.history import file_at, former_files
 from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, REFERENCE_FILE
 from versatune_ds.training.mixture_start import domain_sizes
@@ -153,4 +153,4 @@ def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:
 
 def _asks_for_sizes(settings: MixtureConfig) -> bool:
     """Return whether the weights of step 0 may depend on the sizes of the data."""
-    return "proportional" in (settings.policy, settings.prior)
+    return settings.rule.needs_sizes or settings.prior == "proportional"

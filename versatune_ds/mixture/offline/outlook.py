@@ -15,6 +15,7 @@ import numpy as np
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.policies import Policy
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.weights import effective_num_domains
 
@@ -48,34 +49,28 @@ def epochs_by_domain(schedule: Schedule, *, supply: Supply, num_steps: int) -> n
     return np.cumsum(weights, axis=0) * supply.units_per_step / supply.sizes_K
 
 
-def collapse_warnings(decisions: Sequence[Decision], *, policy: str, domain_set: DomainSet) -> list[str]:
+def collapse_warnings(decisions: Sequence[Decision], *, policy: Policy, domain_set: DomainSet) -> list[str]:
     """Say at which step the effective number of domains first fell below half of the start's, if it did."""
     start = effective_num_domains(_start_K(decisions, domain_set))
-    todo = "raise mixture.steer.anchor" if policy == "steer" else "lower mixture.sigma"
     for decision in decisions:
         effective = effective_num_domains(decision.weights_K(domain_set))
         if effective < 0.5 * start:
             warning = (
                 f"collapse: the effective number of domains fell from {start:.2f} to {effective:.2f} by step "
-                f"{decision.decided_at_step}; {todo} or raise mixture.safeguards.prior_pull"
+                f"{decision.decided_at_step}; {policy.when_collapsing} or raise mixture.safeguards.prior_pull"
             )
             return [warning]
     return []
 
 
-def still_warnings(decisions: Sequence[Decision], *, policy: str, domain_set: DomainSet) -> list[str]:
+def still_warnings(decisions: Sequence[Decision], *, policy: Policy, domain_set: DomainSet) -> list[str]:
     """Say when the controller is a constant: no weight ever moved visibly."""
     start_K = _start_K(decisions, domain_set)
     moved = max(float(np.max(np.abs(decision.weights_K(domain_set) - start_K))) for decision in decisions)
     if moved > STILL_WEIGHTS or len(decisions) < 2:
         return []
-    why = "the potentials are nearly equal or sigma is small"
-    if policy == "steer":
-        why = (
-            "what is left to learn is spread like the start, mixture.steer.rate is small or mixture.steer.anchor near 1"
-        )
     warning = (
-        f"no weight moved by more than {STILL_WEIGHTS}: {why}; "
+        f"no weight moved by more than {STILL_WEIGHTS}: {policy.when_still}; "
         "honest references are what moves weights: held-out losses of the base model fine-tuned on each domain alone, "
         "which `versatune reference RECIPE` measures"
     )
@@ -124,14 +119,14 @@ def start_warnings(
 
 def _ever_at_zero(settings: MixtureConfig, name: str) -> bool:
     """Return whether a domain's weight of 0 is worth a word: not where the policy's very idea gives it none."""
-    if settings.policy == "target_only":
+    if settings.rule.may_start_at_zero:
         return False
-    return settings.policy != "schedule" or not any(stage.weights.get(name) for stage in settings.schedule)
+    return not settings.rule.needs_stages or not any(stage.weights.get(name) for stage in settings.schedule)
 
 
 def _start_key(settings: MixtureConfig) -> str:
     """Return the key that the starting weights come from."""
-    return "mixture.schedule" if settings.policy == "schedule" else "mixture.prior"
+    return "mixture.schedule" if settings.rule.needs_stages else "mixture.prior"
 
 
 def exhaustion_warnings(

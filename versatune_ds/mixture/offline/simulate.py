@@ -27,10 +27,10 @@ from versatune_ds.mixture.offline.outlook import (
     still_warnings,
 )
 from versatune_ds.mixture.offline.recorded_losses import LossRecord
-from versatune_ds.mixture.reference import POLICIES_WITH_REFERENCES, References, load_references
+from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import FIXED_POLICIES, guarded_start
-from versatune_ds.mixture.weights import prior_weights, starting_weights
+from versatune_ds.mixture.settings import guarded_start
+from versatune_ds.mixture.start import prior_weights, starting_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,7 +84,7 @@ def simulate(
     given = load_references(settings, domain_set=domain_set) if has_references else References()
     known_K = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
     curves = synthetic_curves(known_K, seed=seed, reference_K=given.losses_K)
-    is_stand_in = not has_references and settings.policy in POLICIES_WITH_REFERENCES
+    is_stand_in = not has_references and settings.rule.needs_references
     references = References(losses_K=curves.reference_losses(share_of_run=0.5)) if is_stand_in else given
     controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
     schedule = Schedule(start_K)
@@ -218,9 +218,9 @@ def _simulation(
 ) -> Simulation:
     """Return the simulation with its epochs after `num_steps` steps and its warnings."""
     epochs = None if supply is None or num_steps < 1 else epochs_by_domain(schedule, supply=supply, num_steps=num_steps)
-    warnings = [*said, *collapse_warnings(decisions, policy=settings.policy, domain_set=domain_set)]
-    if settings.policy not in FIXED_POLICIES:
-        warnings += still_warnings(decisions, policy=settings.policy, domain_set=domain_set)
+    warnings = [*said, *collapse_warnings(decisions, policy=settings.rule, domain_set=domain_set)]
+    if settings.rule.moves:
+        warnings += still_warnings(decisions, policy=settings.rule, domain_set=domain_set)
     if supply is not None and epochs is not None:
         warnings += exhaustion_warnings(epochs, supply=supply, domain_set=domain_set)
     return Simulation(

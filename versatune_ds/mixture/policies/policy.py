@@ -1,0 +1,165 @@
+"""Define what a policy is: one frozen value that holds a rule and everything the rest of the package asks about it.
+
+A policy is a pure function update(weights_K, signals, step, settings) -> weights_K in float64. It knows nothing of
+files, ranks or safeguards. Rates are per interval; `settings.num_intervals` is the number of intervals that an update
+covers, so updating twice as often makes two half steps.
+
+A signal is NaN for a domain that was never measured: `neutral` replaces it by the mean of the others, which leaves
+that domain's share alone.
+
+Shape legend: **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from versatune_ds.mixture.policies.signals import Signals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicySettings:
+    """Numbers that a policy may read, resolved from the recipe's `mixture` section.
+
+    Attributes:
+        policy: Name of the policy.
+        sigma: Step size of `versatune` and `expansion`.
+        delta: Weight that `expansion` adds to the target per interval.
+        epsilon: Forgetting per unit of the target's potential that `expansion` tolerates per interval.
+        otherwise: What `expansion` does beyond it: hold or multi_ability.
+        interval_steps: Steps the rates are stated for; None means once per update, as in the paper.
+        num_intervals: Intervals that this update covers (exponent of 1 + sigma * g); 1 in paper mode.
+        target_id: The target domain, None where the policy has none.
+        cap: Largest weight of the target.
+        step_size: eta of `doremi` and `sheared`.
+        smoothing: c of `doremi` and `sheared`.
+        rate: Share of the way that `steer` goes per interval.
+        anchor: Share of the starting mixture in what `steer` goes towards.
+        potential: What `steer` tracks: nats or relative.
+        start_weights_K: Weights at step 0.
+        stages: Stages of `schedule`: (first step, weights [K]), by step.
+    """
+
+    policy: str
+    sigma: float
+    delta: float
+    epsilon: float
+    otherwise: str
+    interval_steps: int | None
+    target_id: int | None
+    cap: float
+    step_size: float
+    smoothing: float
+    rate: float
+    anchor: float
+    potential: str
+    start_weights_K: np.ndarray
+    stages: tuple[tuple[int, np.ndarray], ...] = ()
+    num_intervals: float = 1.0
+
+    def after_steps(self, elapsed_steps: int) -> PolicySettings:
+        """Return the settings of an update that covers so many steps: elapsed / interval intervals."""
+        if self.interval_steps is None:
+            return self
+        return replace(self, num_intervals=elapsed_steps / self.interval_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a policy may build its starting weights from. Prior and sizes are read only when a policy asks for them."""
+
+    num_domains: int
+    prior: Callable[[], np.ndarray]
+    """Returns `mixture.prior` as weights [K]."""
+    proportional: Callable[[], np.ndarray]
+    """Returns the domains' shares of the training data [K]."""
+    target_id: int | None
+    """Id of `mixture.target`, None where the recipe names none."""
+    target_share: float
+    """`mixture.target_share`."""
+    uniform_share: float
+    """`mixture.prior_uniform_share`, or the policy's default."""
+    stages: tuple[tuple[int, np.ndarray], ...] = ()
+    """Stages of `mixture.schedule`: (first step, weights [K])."""
+
+
+Update = Callable[[np.ndarray, Signals, int, PolicySettings], np.ndarray]
+Measure = Literal["potential", "nats"]
+"""What a policy follows: the loss above its reference, as a share of the loss (the paper's g) or in nats per token."""
+
+
+def from_prior(start: Start) -> np.ndarray:
+    """Return the prior [K] with the uniform mixture's share blended in: how most policies start."""
+    prior_K = start.prior()
+    if start.uniform_share == 0.0:
+        return prior_K
+    return (1.0 - start.uniform_share) * prior_K + start.uniform_share / start.num_domains
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One rule that decides the weights, and what the package, the report and the model card state about it.
+
+    Only `name` and `update` are required; the defaults describe a rule that starts from the prior, needs no references
+    and has no target.
+    """
+
+    name: str
+    """The value of `mixture.policy`."""
+    update: Update
+    """(weights [K], signals, step they take effect, settings) -> weights [K]."""
+    start: Callable[[Start], np.ndarray] = from_prior
+    """Returns the weights of step 0 [K]."""
+    uniform_share: float = 0.0
+    """Default of `mixture.prior_uniform_share`."""
+    needs_sizes: bool = False
+    """Whether its starting weights depend on the sizes of the data whatever the prior is."""
+    is_fixed: bool = False
+    """Whether the weights are given and no safeguard may change them: a baseline or a schedule."""
+    moves: bool = True
+    """Whether the weights change at all; a policy that never moves them gets no warning for it."""
+    needs_references: bool = False
+    """Whether it cannot decide without reference losses."""
+    target: Literal["none", "optional", "required"] = "none"
+    """Whether it reads `mixture.target`."""
+    has_given_target_share: bool = False
+    """Whether a target keeps `mixture.target_share`, which then may not lie above the cap."""
+    needs_stages: bool = False
+    """Whether it reads `mixture.schedule`, whose first stage then starts at step 0."""
+    decides_before_training: bool = False
+    """Whether the measurement before training already moves the weights."""
+    is_in_paper_mode: bool = True
+    """Whether `mixture.paper: true` makes sense for it."""
+    reads: tuple[str, ...] = ()
+    """Keys of the `mixture` section that it reads beside the common ones."""
+    live_rates: tuple[str, ...] = ()
+    """Rates that live control may replace while it runs."""
+    measure: Callable[[Callable[[str], Any]], Measure | None] = lambda setting: None
+    """What it follows, given a function that returns the value of a `mixture` key."""
+    explain: Callable[[Signals, PolicySettings, Sequence[str]], str] | None = None
+    """Returns one clause that explains an update, from signals, settings and domain names."""
+    limits: Callable[[np.ndarray, Signals, PolicySettings, Sequence[str]], tuple[str, ...]] | None = None
+    """Returns texts of limits that the rule itself applied, such as a target stopped at its cap."""
+    bound_effect: Callable[[Signals, Signals, PolicySettings], tuple[str, ...]] | None = None
+    """Returns texts where the confidence bound changed the rule's choice, from bounded and unbounded signals."""
+    when_still: str = "the potentials are nearly equal or sigma is small"
+    """Why its weights may not have moved, for a warning."""
+    when_collapsing: str = "lower mixture.sigma"
+    """What to do when it puts nearly all weight on few domains."""
+    method: str = "a data mixture that moves while the model trains"
+    """What it is, for a model card: Markdown."""
+    citation: str = "The software: `versatune_ds`"
+    """What a model trained with it cites: Markdown."""
+    source: str = ""
+    """Paper, equation or page the rule comes from."""
+    differences: str = ""
+    """Where the rule differs from its source."""
+
+
+def arxiv(name: str, number: str) -> str:
+    """Return a Markdown link to a paper."""
+    return f"[{name}](https://arxiv.org/abs/{number})"
