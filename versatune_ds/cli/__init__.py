@@ -17,6 +17,7 @@ from versatune_ds import __version__
 from versatune_ds.cli.check import add_check
 from versatune_ds.cli.comparison import add_compare
 from versatune_ds.cli.data import add_inspect, add_prepare
+from versatune_ds.cli.keys import add_keys
 from versatune_ds.cli.knowledge import add_detect
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
 from versatune_ds.cli.reference import add_reference
@@ -33,6 +34,7 @@ ADD_COMMANDS = (
     add_train,
     add_worker,
     add_check,
+    add_keys,
     add_submit,
     add_job,
     add_prepare,

@@ -142,7 +142,7 @@ class MixtureConfig(Section):
     @property
     def has_target(self) -> bool:
         """Return whether the policy has a target domain under these settings."""
-        return self.rule.target == "required" or (self.rule.target == "optional" and self.target is not None)
+        return self.rule.has_target(self.target)
 
     @field_validator("policy", mode="before")
     @classmethod

@@ -85,10 +85,10 @@ class Controller:
         """Resolve the settings that depend on the starting weights."""
         self._start_weights_K = start_weights_K
         self._policy_settings = policy_settings(
-            self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K
+            self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K, rule=self._policy
         )
         self._safeguard_settings = safeguard_settings(
-            self._settings, num_domains=len(self._domain_set), start_weights_K=start_weights_K
+            self._settings, num_domains=len(self._domain_set), start_weights_K=start_weights_K, rule=self._policy
         )
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.policies import PolicySettings
+from versatune_ds.mixture.policies import Policy, PolicySettings
 from versatune_ds.mixture.start import stages_of, target_id_of
 from versatune_ds.mixture.weights import effective_num_domains, project_to_bounds
 
@@ -45,14 +45,17 @@ class SafeguardSettings:
     z: float = 0.0
 
 
-def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_weights_K: np.ndarray) -> PolicySettings:
-    """Return the policies' numbers of a mixture section.
+def policy_settings(
+    settings: MixtureConfig, *, domain_set: DomainSet, start_weights_K: np.ndarray, rule: Policy | None = None
+) -> PolicySettings:
+    """Return the policies' numbers of a mixture section, checked for the policy, by default the one it names.
 
     Raises:
         ValueError: If the target or a stage names an unknown domain, or a targeted policy has a single domain.
     """
-    settings.check_for_rule(settings.rule)
-    is_targeted = settings.has_target
+    rule = settings.rule if rule is None else rule
+    settings.check_for_rule(rule)
+    is_targeted = rule.has_target(settings.target)
     if is_targeted and len(domain_set) < 2:
         raise ValueError(
             f"mixture.policy: {settings.policy!r} needs at least two domains where it has a target, this run has one"
@@ -76,7 +79,9 @@ def policy_settings(settings: MixtureConfig, *, domain_set: DomainSet, start_wei
     )
 
 
-def safeguard_settings(settings: MixtureConfig, *, num_domains: int, start_weights_K: np.ndarray) -> SafeguardSettings:
+def safeguard_settings(
+    settings: MixtureConfig, *, num_domains: int, start_weights_K: np.ndarray, rule: Policy | None = None
+) -> SafeguardSettings:
     """Return the safeguards' numbers; all off in paper mode and for the fixed mixtures.
 
     Raises:
@@ -85,7 +90,7 @@ def safeguard_settings(settings: MixtureConfig, *, num_domains: int, start_weigh
     chosen = settings.safeguards
     if settings.paper:
         return SafeguardSettings()
-    if settings.rule.is_fixed:
+    if (settings.rule if rule is None else rule).is_fixed:
         return SafeguardSettings(z=chosen.z)
     floor, cap = _bounds(settings, num_domains=num_domains)
     return SafeguardSettings(

@@ -159,6 +159,10 @@ class Policy:
     differences: str = ""
     """Where the rule differs from its source."""
 
+    def has_target(self, target: str | None) -> bool:
+        """Return whether it has a target domain, given `mixture.target`."""
+        return self.target == "required" or (self.target == "optional" and target is not None)
+
 
 def arxiv(name: str, number: str) -> str:
     """Return a Markdown link to a paper."""

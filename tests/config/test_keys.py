@@ -1,0 +1,54 @@
+"""The list of recipe keys is read off the config classes, and docs/keys.md is what it prints."""
+
+from pathlib import Path
+
+import pytest
+
+from versatune_ds.cli import main
+from versatune_ds.config import RunConfig
+from versatune_ds.config.keys import keys_as_markdown, recipe_keys
+
+ROOT = Path(__file__).parents[2]
+KEYS = {key.name: key for key in recipe_keys()}
+
+
+def test_a_key_has_its_type_limits_default_and_meaning():
+    rate = KEYS["train.learning_rate"]
+    assert (rate.type, rate.default, rate.meaning) == ("number (> 0)", "2e-05", "Peak learning rate.")
+    assert KEYS["train.steps"].default == "required"
+    assert KEYS["data.loss_on"].type == "assistant, all"
+    assert KEYS["model.gradient_checkpointing"].default == "false"
+
+
+def test_keys_within_mappings_and_optional_sections_are_listed():
+    names = {"model.lora.rank", "data.domains.DOMAIN.train", "mixture.steer.anchor", "slurm.container.image"}
+    assert names <= set(KEYS)
+
+
+def test_a_section_that_may_stand_in_two_places_is_listed_once():
+    assert KEYS["reference.model"].meaning.endswith("Keys as under `model`.")
+    assert not any(name.startswith("reference.model.") for name in KEYS)
+
+
+def test_every_section_is_listed_and_every_key_has_a_meaning():
+    assert {name.split(".")[0] for name in KEYS} == set(RunConfig.model_fields)
+    assert [name for name, key in KEYS.items() if not key.meaning] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("learning_rate_sch", ["train.learning_rate_schedule"]), ("TRAIN.*NORM", ["train.max_grad_norm"])],
+)
+def test_a_pattern_chooses_keys_by_name_or_meaning(pattern, found):
+    assert [key.name for key in recipe_keys(pattern)] == found
+
+
+def test_a_pattern_that_no_key_has_is_one_line_and_code_2(capsys):
+    assert main(["keys", "nosuchkey"]) == 2
+    message = "versatune: 'nosuchkey': no key of a recipe has that; `versatune keys` lists all\n"
+    assert capsys.readouterr().err == message
+
+
+def test_docs_keys_md_is_what_the_command_prints():
+    text = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
+    assert text == keys_as_markdown(recipe_keys()), "write it again: versatune keys --markdown > docs/keys.md"
