@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from versatune_ds.config.load import load_config
-from versatune_ds.config.mixture import PolicyName
-from versatune_ds.config.unread_settings import _READERS, unread_detect_settings, unread_settings
+from versatune_ds.config.unread_settings import readers_of, unread_detect_settings, unread_settings
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.policies import POLICIES
+from versatune_ds.mixture.policies.signals import Signals
 from versatune_ds.mixture.settings import policy_settings
-from versatune_ds.mixture.signals import Signals
-from versatune_ds.mixture.weights import starting_weights
+from versatune_ds.mixture.start import starting_weights
 
 RECIPE = """
 run: {name: mine}
@@ -97,13 +96,13 @@ def weights_after(settings, domain_set):
     values |= {"loss_K": 2.0 + ramp_K, "reference_loss_K": np.array([1.0, 1.9, 2.0])}
     signals = Signals(**values, update=3)
     resolved = policy_settings(settings, domain_set=domain_set, start_weights_K=start_K).after_steps(50)
-    return np.concatenate([start_K, POLICIES[settings.policy](start_K, signals, 50, resolved)])
+    return np.concatenate([start_K, POLICIES[settings.policy].update(start_K, signals, 50, resolved)])
 
 
-@pytest.mark.parametrize("policy", [name for name in PolicyName.__args__ if name != "schedule"])
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "schedule"])
 def test_the_table_of_readers_is_what_the_policies_do(load, policy):
     domain_set = DomainSet(("law", "code", "art"))
-    needed = ["mixture.target=law"] if policy in _READERS["target"] else []
+    needed = ["mixture.target=law"] if policy in readers_of("target") else []
     for key, value in SETS.items():
         if policy == "expansion" and key in ("delta", "expansion.otherwise"):
             needed_here = ["mixture.epsilon=9"] if key == "delta" else ["mixture.epsilon=0"]
@@ -114,6 +113,6 @@ def test_the_table_of_readers_is_what_the_policies_do(load, policy):
         is_changed = not np.allclose(weights_after(changed.mixture, domain_set), base_K)
         is_listed = any(f"mixture.{key}" in line.partition(":")[0] for line in unread_settings(changed))
         assert not (is_changed and is_listed), f"{policy} reads mixture.{key}, which is listed as unread"
-        is_for_safeguards = key == "sigma_interval_steps" and policy in _READERS[key]
+        is_for_safeguards = key == "sigma_interval_steps" and policy in readers_of(key)
         if not is_changed and key != "epsilon" and not is_for_safeguards:
             assert is_listed, f"{policy} does not read mixture.{key}, which is not listed"

@@ -53,7 +53,7 @@ def test_pure_noise_reads_as_forgetting_without_the_bound_and_hardly_with_it():
     earlier_K, loss_K = rng.normal(2, 0.02, 20_000), rng.normal(2, 0.02, 20_000)
     stderr_K = np.full(20_000, 0.02 * np.sqrt(2))
     raw = forgetting_degree(loss_K, earlier_K, change_stderr_K=stderr_K, z=0.0)
-    assert raw.mean() == pytest.approx(0.56 * 0.01, rel=0.05)  # METHOD.md section 8: 0.56 s
+    assert raw.mean() == pytest.approx(0.56 * 0.01, rel=0.05)  # docs/method.md section 8: 0.56 s
     assert forgetting_degree(loss_K, earlier_K, change_stderr_K=stderr_K, z=2.0).mean() < 0.03 * raw.mean()
 
 

@@ -46,6 +46,7 @@ class EndpointConfig(Section):
     max_retries: int = Field(default=6, ge=0)
     """Further attempts after a failed one (429, 5xx, no connection), with growing pauses or as Retry-After says."""
     timeout_seconds: float = Field(default=120, gt=0)
+    """Time after which one request counts as failed."""
 
     @field_validator("url")
     @classmethod

@@ -15,8 +15,8 @@ from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.section import Section
 from versatune_ds.config.wording import shown_value
-from versatune_ds.domains import by_domain_name, domain_name
-from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, Policy, policy_named
+from versatune_ds.domains import by_domain_name, domain_name, nearest_name
+from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, POLICIES, Policy, policy_named
 from versatune_ds.mixture.policies.named import check_own_name, is_own
 from versatune_ds.paths import expand_path
 
@@ -29,7 +29,7 @@ class StartFraction(Section):
 
 
 class SafeguardConfig(Section):
-    """Bound what one update, and all of them together, may do to the weights (METHOD.md section 8)."""
+    """Bound what one update, and all of them together, may do to the weights (docs/method.md section 8)."""
 
     floor: float | None = Field(default=None, ge=0, lt=1)
     """Smallest weight of a domain; 0.1 / number of domains by default. A weight of 0 could never grow again."""
@@ -108,7 +108,7 @@ class MixtureConfig(Section):
     sigma: float = Field(default=0.5, ge=0)
     """Step size: a domain's weight grows by 1 + sigma * potential per `sigma_interval_steps`, then renormalised."""
     sigma_interval_steps: int = Field(default=50, ge=1)
-    """Optimizer steps that sigma, delta and the other rates are stated for (METHOD.md's reference interval)."""
+    """Optimizer steps that sigma, delta and the other rates are stated for (docs/method.md's reference interval)."""
     update_every: int = Field(default=50, ge=1)
     """Optimizer steps between updates; how often we look, not how far we go."""
     signal: Literal["validation", "train"] = "validation"
@@ -151,12 +151,12 @@ class MixtureConfig(Section):
 
         Of a user's own only the form is checked here: reading a recipe, or a run's record, executes nothing.
         """
-        name = str(value)
-        if is_own(name):
-            check_own_name(name)
-        else:
-            policy_named(name)
-        return name
+        if isinstance(value, str) and is_own(value):
+            check_own_name(value)
+        elif value not in tuple(POLICIES):
+            hint = nearest_name(str(value)[:60], tuple(POLICIES))
+            raise ValueError(f"mixture.policy: unknown policy {shown_value(value)}; {hint}")
+        return value
 
     @field_validator("prior", mode="before")
     @classmethod

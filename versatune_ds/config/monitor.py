@@ -15,11 +15,15 @@ class WandbConfig(Section):
     """Set up Weights & Biases. Its key comes from the environment alone."""
 
     mode: Literal["online", "offline", "off"] = "off"
+    """Send the run to the server while it trains, record it in the run's folder for `wandb sync`, or neither."""
     project: str = "versatune"
+    """Project at W&B; made there if it does not exist."""
     entity: str | None = None
+    """User or team that owns the project; your default one without it."""
     group: str | None = None
     """Runs compared with each other share a group."""
     tags: tuple[str, ...] = ()
+    """Labels to find the run by."""
     artifacts: Literal["none", "files", "model"] = "none"
     """What to keep there at the end: the recipe, prior and reference (files), and the exported model too (model)."""
     start_timeout_seconds: float = Field(default=30.0, gt=0)

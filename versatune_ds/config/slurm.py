@@ -43,11 +43,17 @@ class SlurmConfig(Section):
     """Ask Slurm for nodes, and say how often the job may go on by itself."""
 
     partition: str | None = None
+    """Partition, as `sbatch --partition` takes it."""
     account: str | None = None
+    """Account that is charged."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
+    """Features that nodes must have, such as h100."""
     nodes: int = Field(default=1, ge=1)
+    """Nodes of the job."""
     gpus_per_node: int | None = Field(default=None, ge=1)
+    """GPUs on each node; without it none is asked for."""
     processes_per_node: int | None = Field(default=None, ge=1)
     """Processes on each node; by default one per GPU, or 1 where no GPU is asked for."""
     cpus_per_task: int | None = Field(default=None, ge=1)
@@ -70,6 +76,7 @@ class SlurmConfig(Section):
     """Folder on each node's own disk for compiled kernels; by default $SLURM_TMPDIR, $TMPDIR or /tmp. Variables are
     those of the job."""
     container: ContainerConfig | None = None
+    """Container in which the processes run; without it they run on the node itself."""
     sbatch_options: tuple[str, ...] = ()
     """Further options of sbatch, for example `--exclusive`."""
 

@@ -42,7 +42,9 @@ class TrainConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay; biases and norms are left out."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay of the mean of gradients."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's decay of the mean of squared gradients."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
     max_bad_steps: int = Field(default=20, ge=1)

@@ -11,33 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.recipe import RunConfig
 from versatune_ds.config.section import Section
-
-_STARTS_FROM_PRIOR = frozenset(
-    {"versatune", "expansion", "steer", "constant", "inverse", "authors_code", "doremi", "sheared", "odm"}
-)
-_MOVES = frozenset({"versatune", "expansion", "steer", "authors_code", "doremi", "sheared", "odm"})
-"""Policies that safeguards bound; the others are mixtures as given."""
-
-_READERS = {
-    "prior": _STARTS_FROM_PRIOR,
-    "prior_uniform_share": _STARTS_FROM_PRIOR - {"inverse"},
-    "sigma": frozenset({"versatune", "expansion"}),
-    "target": frozenset({"expansion", "steer", "target_only", "target_uniform"}),
-    "target_share": frozenset({"steer", "target_uniform"}),
-    "delta": frozenset({"expansion"}),
-    "epsilon": frozenset({"expansion"}),
-    "expansion.otherwise": frozenset({"expansion"}),
-    "exponentiated.step_size": frozenset({"doremi", "sheared"}),
-    "exponentiated.smoothing": frozenset({"doremi", "sheared"}),
-    "steer.rate": frozenset({"steer"}),
-    "steer.anchor": frozenset({"steer"}),
-    "steer.potential": frozenset({"steer"}),
-    "schedule": frozenset({"schedule"}),
-    "sigma_interval_steps": _MOVES,
-    **{f"safeguards.{key}": _MOVES
-       for key in ("floor", "cap", "max_kl", "prior_pull", "effective_domains_alarm", "forgetting_budget")},
-}  # fmt: skip
-"""Key of `mixture` to the policies that read it; every policy reads those that are not here."""
+from versatune_ds.mixture.policies import POLICIES
 
 _OFF_IN_PAPER = ("sigma_interval_steps", "safeguards.")
 
@@ -124,23 +98,29 @@ def _set_keys(section: Section, *, with_defaults: bool, prefix: str = "") -> Ite
 
 def _of_policy(keys: Sequence[str], settings: MixtureConfig) -> list[str]:
     """Return lines for the keys of `mixture` that its policy, or the paper's rule, does not read."""
-    own = [key.removeprefix("mixture.") for key in keys if key.startswith("mixture.")]
-    unread = [key for key in own if settings.policy not in _READERS.get(key, {settings.policy})]
-    if settings.policy == "steer" and settings.target is None and "target_share" in own:
+    rule, own = settings.rule, [key.removeprefix("mixture.") for key in keys if key.startswith("mixture.")]
+    unread = [key for key in own if readers_of(key) and key not in rule.all_reads]
+    if rule.target == "optional" and settings.target is None and "target_share" in own:
         unread.append("target_share")
     lines = []
     if unread:
-        readers = "; ".join(f"{key}: {', '.join(sorted(_READERS[key]))}" for key in unread)
+        readers = "; ".join(f"{key}: {', '.join(readers_of(key))}" for key in unread)
         names = ", ".join(f"mixture.{key}" for key in unread)
+        with_target = [f"{name} with a target" if name == rule.name else name for name in readers_of("target_share")]
         lines.append(
             f"{names}: policy {settings.policy!r} does not read {_it(unread)}; leave {_it(unread)} out, or choose a "
-            f"policy that does ({readers if unread != ['target_share'] else 'target_uniform, or steer with a target'})"
+            f"policy that does ({readers if unread != ['target_share'] else ', or '.join(reversed(with_target))})"
         )
     off = [key for key in own if settings.paper and key.startswith(_OFF_IN_PAPER) and key not in unread]
     if off:
         names = ", ".join(f"mixture.{key}" for key in off)
         lines.append(f"{names}: mixture.paper=true switches {_it(off)} off; leave {_it(off)} out, or paper")
     return lines
+
+
+def readers_of(key: str) -> list[str]:
+    """Return the policies that read a key of `mixture`; none for a key that every policy reads."""
+    return sorted(name for name, policy in POLICIES.items() if key in policy.all_reads)
 
 
 def _of_table(keys: Sequence[str], config: RunConfig, table: dict[str, tuple[_Unread, str]]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Find out what a base model knows before it is fine-tuned (METHOD.md section 1)."""
+"""Find out what a base model knows before it is fine-tuned (docs/method.md section 1)."""

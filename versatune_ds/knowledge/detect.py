@@ -4,7 +4,7 @@ The one idea: everything slow is kept on disk under a digest of what it depends 
 detection that was killed goes on, one with more sequences begins with those it has, and another labeller reads the
 same sequences again.
 
-Source: VersaTune (arXiv 2411.11266), knowledge detection; METHOD.md section 1.
+Source: VersaTune (arXiv 2411.11266), knowledge detection; docs/method.md section 1.
 """
 
 from __future__ import annotations

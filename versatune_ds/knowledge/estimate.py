@@ -7,9 +7,9 @@ interval by as much.
 Prior shift. A classifier fitted with equal shares says p(j|x) for equal shares; where domains overlap, the mean of such
 labels leans towards equal. The shares under which labels and mean agree are found by EM: label each sequence with the
 shares so far, p_ij proportional to pi_j p(j|x_i), take the mean as the next shares. At its end P_j = mean_i p_ij as
-METHOD.md section 1 has it, with labels that are calibrated for the shares themselves.
+docs/method.md section 1 has it, with labels that are calibrated for the shares themselves.
 
-Source: VersaTune (arXiv 2411.11266), knowledge detection; METHOD.md section 1. EM: Saerens, Latinne, Decaestecker
+Source: VersaTune (arXiv 2411.11266), knowledge detection; docs/method.md section 1. EM: Saerens, Latinne, Decaestecker
 2002, equations 2.11-2.12. Differences from the paper: soft labels are moved to the detected shares, which
 `detect.prior_shift` switches off; unread answers stay in; intervals; shares of tokens beside those of sequences.
 

@@ -4,7 +4,7 @@ The one idea: the controller is bookkeeping around pure functions. It remembers 
 safeguards and writes down everything a decision depended on; `decide_measured` is the same code path for training,
 simulation and replay.
 
-Source: METHOD.md sections 8 and 10.
+Source: docs/method.md sections 8 and 10.
 
 Shape legend: **K** domains.
 """

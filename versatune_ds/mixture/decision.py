@@ -3,7 +3,7 @@
 The one idea: a decision is a JSON object that carries everything it depends on besides the recipe, so it can be
 broadcast, stored, questioned and decided again. Numbers survive the round trip exactly (shortest repr of float64).
 
-Source: METHOD.md section 10.
+Source: docs/method.md section 10.
 """
 
 from __future__ import annotations

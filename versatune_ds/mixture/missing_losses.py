@@ -3,7 +3,7 @@
 The one idea: the signals are computed a second time without the confidence bound; where policy or budget would then
 have acted otherwise, the bound has acted, and the decision says so.
 
-Source: METHOD.md section 8.
+Source: docs/method.md section 8.
 
 Shape legend: **K** domains.
 """

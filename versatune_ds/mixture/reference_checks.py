@@ -4,7 +4,7 @@ The one idea: wrong references do not crash: they make every potential equal, an
 `steer` nothing but the bare losses. So what makes the method void is refused, what weakens it is said, each in words
 that name the way out.
 
-Source: METHOD.md section 8.
+Source: docs/method.md section 8.
 
 Shape legend: **K** domains.
 """

@@ -4,7 +4,7 @@ The one idea: each safeguard is a pure function that returns (weights, what it d
 says in which order. Floors, caps, pins, frozen domains and exhausted data are all bounds on single weights and are
 met by one projection; the KL limit then shortens the step inside them (both sets are convex, so bounds still hold).
 
-Source: METHOD.md section 8.
+Source: docs/method.md section 8.
 
 Shape legend: **K** domains.
 """
@@ -74,7 +74,7 @@ def forgetting_budget(
     """Pull weight back to domains whose loss rose over their best or first one by more than the budget.
 
     With v = rise / budget > 1, a domain gets at least the weight it had, times min(v, 2)^n. The rises are lower bounds
-    at z standard errors. Source: METHOD.md section 11 ("constraint first").
+    at z standard errors. Source: docs/method.md section 11 ("constraint first").
     """
     if budget is None:
         return weights_K, None

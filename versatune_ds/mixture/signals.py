@@ -3,7 +3,7 @@
 The one idea: potential feeds every rule of the paper, forgetting against the *previous* measurement feeds domain
 expansion alone; forgetting against the best and the first loss is reported and never mixed into it.
 
-Source: VersaTune (arXiv 2411.11266), figure of the pipeline; METHOD.md section 2.
+Source: VersaTune (arXiv 2411.11266), figure of the pipeline; docs/method.md section 2.
 
 Shape legend: **K** domains.
 """
@@ -70,7 +70,7 @@ def learnable_potential(loss_K: np.ndarray, reference_loss_K: np.ndarray) -> np.
     """Return g = max((l - r) / l, 0): the share of the loss that the reference says can still go, [K] in [0, 1).
 
     NaN where the loss or the reference is unknown; 0 for a loss of 0.
-    Source: VersaTune, figure of the pipeline (verified); METHOD.md section 2.
+    Source: VersaTune, figure of the pipeline (verified); docs/method.md section 2.
     Differences from the paper: none in the formula; r is a held-out loss.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -83,7 +83,7 @@ def forgetting_degree(
 ) -> np.ndarray:
     """Return f = max((l - l_earlier - z * stderr) / l_earlier, 0), [K]; 0 where there is no earlier loss.
 
-    Source: VersaTune, figure of the pipeline (verified, with z = 0); METHOD.md sections 2 and 8.
+    Source: VersaTune, figure of the pipeline (verified, with z = 0); docs/method.md sections 2 and 8.
     Differences from the paper: the lower bound. max(., 0) of a noisy difference is positive by itself: with relative
     noise s in each loss its mean is 0.56 s without any forgetting. An unknown standard error counts as 0.
     """

@@ -51,7 +51,7 @@ def as_weights(values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
 def effective_num_domains(weights_K: np.ndarray) -> float:
     """Return exp(entropy): K for uniform weights, 1 when one domain has everything.
 
-    Source: METHOD.md section 8 (the perplexity of the mixture; Hill number of order 1).
+    Source: docs/method.md section 8 (the perplexity of the mixture; Hill number of order 1).
     """
     positive = weights_K[weights_K > 0]
     return float(np.exp(-np.sum(positive * np.log(positive))))

@@ -3,7 +3,7 @@
 The one idea: all domains in one process group, one after another. Imports, tokens and data are paid once; the model is
 made anew for each domain from the same base; what is finished lies in result.json and is not done again.
 
-Source: METHOD.md sections 8 and 11: references are held-out losses, and they are the whole signal.
+Source: docs/method.md sections 8 and 11: references are held-out losses, and they are the whole signal.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
 AUTHORS_CODE = Policy(
     name="authors_code",
     update=update,
-    reads=("sigma_interval_steps",),
     method=VERSATUNE.method,
     citation=VERSATUNE.citation,
     source="The repository published with VersaTune (8023looker/VersaTune); docs/method.md section 6",

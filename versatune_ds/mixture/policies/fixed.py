@@ -33,6 +33,7 @@ def _baseline(
     target: Literal["none", "required"] = "none",
     reads: tuple[str, ...] = (),
     needs_sizes: bool = False,
+    may_start_at_zero: bool = False,
 ) -> Policy:
     """Return a baseline that keeps its starting mixture."""
     return Policy(
@@ -40,6 +41,7 @@ def _baseline(
         update=update,
         start=start,
         needs_sizes=needs_sizes,
+        may_start_at_zero=may_start_at_zero,
         is_fixed=True,
         moves=False,
         target=target,
@@ -51,11 +53,15 @@ def _baseline(
 
 
 UNIFORM = _baseline("uniform", lambda start: equal_weights(start.num_domains))
-CONSTANT = _baseline("constant", from_prior, reads=("prior", "prior_uniform_share"))
+CONSTANT = _baseline("constant", from_prior)
 INVERSE = _baseline("inverse", lambda start: inverse_weights(start.prior()), reads=("prior",))
 PROPORTIONAL = _baseline("proportional", lambda start: start.proportional(), needs_sizes=True)
 TARGET_ONLY = _baseline(
-    "target_only", lambda start: _target_weights(start, share=1.0), target="required", reads=("target",)
+    "target_only",
+    lambda start: _target_weights(start, share=1.0),
+    target="required",
+    reads=("target",),
+    may_start_at_zero=True,
 )
 TARGET_UNIFORM = _baseline(
     "target_uniform",

@@ -27,7 +27,7 @@ def is_own(name: str) -> bool:
 def check_own_name(name: str) -> None:
     """Raise ValueError unless a name has the form `module:attribute`."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
-        raise ValueError(f"mixture.policy: {name!r}: expected a policy's name, or my_module:my_policy for your own")
+        raise ValueError(f"mixture.policy: {name[:60]!r}: expected a name, or my_module:my_policy for your own")
 
 
 def import_policy(name: str) -> Policy:

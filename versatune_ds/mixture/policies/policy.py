@@ -92,6 +92,19 @@ Measure = Literal["potential", "nats"]
 """What a policy follows: the loss above its reference, as a share of the loss (the paper's g) or in nats per token."""
 
 
+_FROM_PRIOR = ("prior", "prior_uniform_share")
+_SAFEGUARDED = (
+    "sigma_interval_steps",
+    "safeguards.floor",
+    "safeguards.cap",
+    "safeguards.max_kl",
+    "safeguards.prior_pull",
+    "safeguards.effective_domains_alarm",
+    "safeguards.forgetting_budget",
+)
+"""Keys that are read for every policy whose weights the safeguards bound."""
+
+
 def from_prior(start: Start) -> np.ndarray:
     """Return the prior [K] with the uniform mixture's share blended in: how most policies start."""
     prior_K = start.prior()
@@ -130,12 +143,14 @@ class Policy:
     """Whether a target keeps `mixture.target_share`, which then may not lie above the cap."""
     needs_stages: bool = False
     """Whether it reads `mixture.schedule`, whose first stage then starts at step 0."""
+    may_start_at_zero: bool = False
+    """Whether a starting weight of 0 is what it is for, so that nobody needs a warning."""
     decides_before_training: bool = False
     """Whether the measurement before training already moves the weights."""
     is_in_paper_mode: bool = True
     """Whether `mixture.paper: true` makes sense for it."""
     reads: tuple[str, ...] = ()
-    """Keys of the `mixture` section that it reads beside the common ones."""
+    """Keys of the `mixture` section that it reads and others may not; see `all_reads`."""
     live_rates: tuple[str, ...] = ()
     """Rates that live control may replace while it runs."""
     measure: Callable[[Callable[[str], Any]], Measure | None] = lambda setting: None
@@ -158,6 +173,12 @@ class Policy:
     """Paper, equation or page the rule comes from."""
     differences: str = ""
     """Where the rule differs from its source."""
+
+    @property
+    def all_reads(self) -> frozenset[str]:
+        """Return the keys of the `mixture` section that decide under this policy, of those that not every one reads."""
+        keys = {*self.reads, *(_FROM_PRIOR if self.start is from_prior else ())}
+        return frozenset(keys if self.is_fixed else {*keys, *_SAFEGUARDED})
 
     def has_target(self, target: str | None) -> bool:
         """Return whether it has a target domain, given `mixture.target`."""

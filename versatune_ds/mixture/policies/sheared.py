@@ -23,7 +23,7 @@ SHEARED = Policy(
     name="sheared",
     update=update,
     needs_references=True,
-    reads=("exponentiated.step_size", "exponentiated.smoothing", "sigma_interval_steps"),
+    reads=("exponentiated.step_size", "exponentiated.smoothing"),
     when_collapsing="lower mixture.exponentiated.step_size",
     method=(
         "`versatune_ds`, whose data mixture moves while the model trains, by the rule of "

@@ -27,32 +27,43 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
     losses move the weights less, and a mixture with nothing left to learn returns to its start.
     T depends on the current losses alone and leaves every domain `anchor` of its starting share: nothing drifts or
     collapses. A target keeps the share it started with (`mixture.target_share`), and the others do this among
-    themselves.
+    themselves. A domain whose loss was never measured (no held-out rows) keeps the share it started with too.
 
     Example: P = P(0) = (.5, .5), e (.6, .2), anchor .5, rate .4, n 1 -> T = (.625, .375), P = (.55, .45).
     """
-    left_K, target_id = left_to_learn(signals, settings), settings.target_id
-    target_share = 0.0 if target_id is None else float(settings.start_weights_K[target_id])
+    left_K = left_to_learn(signals, settings)
+    is_kept_K = _is_unmeasured(signals)
+    if settings.target_id is not None:
+        is_kept_K[settings.target_id] = True
     left, noise = float(left_K.sum()), _noise_of_sum(signals, settings)
     moving = (1.0 - settings.anchor) * (min(left / noise, 1.0) if noise > 0 else float(left > 0))
     tracked_K = (1.0 - moving) * settings.start_weights_K
     if left > 0:
-        tracked_K = tracked_K + moving * (1.0 - target_share) * normalise(left_K)
-    if target_id is not None:
-        tracked_K[target_id] = target_share
+        kept_share = float(settings.start_weights_K[is_kept_K].sum())
+        tracked_K = tracked_K + moving * (1.0 - kept_share) * normalise(left_K)
+    tracked_K[is_kept_K] = settings.start_weights_K[is_kept_K]
     share = 1.0 - (1.0 - settings.rate) ** settings.num_intervals
     return (1.0 - share) * weights_K + share * tracked_K
 
 
 def left_to_learn(signals: Signals, settings: PolicySettings) -> np.ndarray:
-    """Return what `steer` tracks [K]: loss above its reference in nats, or as a share of the loss; 0 for a target."""
+    """Return what `steer` tracks [K]: loss above its reference in nats, or as a share of the loss.
+
+    It is 0 for a target, and for a domain whose loss was never measured.
+    """
     if settings.potential == "relative":
         left_K = neutral(signals.learnable_potential_K).copy()
     else:
         left_K = neutral(np.maximum(signals.loss_K - signals.reference_loss_K, 0.0))
+    left_K[_is_unmeasured(signals)] = 0.0
     if settings.target_id is not None:
         left_K[settings.target_id] = 0.0
     return left_K
+
+
+def _is_unmeasured(signals: Signals) -> np.ndarray:
+    """Return which domains have no measured loss, bool [K]."""
+    return np.isnan(signals.loss_K)
 
 
 def _noise_of_sum(signals: Signals, settings: PolicySettings) -> float:
@@ -89,7 +100,7 @@ STEER = Policy(
     has_given_target_share=True,
     decides_before_training=True,
     is_in_paper_mode=False,
-    reads=("steer.rate", "steer.anchor", "steer.potential", "sigma_interval_steps", "target", "target_share"),
+    reads=("prior", "prior_uniform_share", "steer.rate", "steer.anchor", "steer.potential", "target", "target_share"),
     live_rates=("rate", "anchor"),
     measure=_measure,
     explain=_explain,
