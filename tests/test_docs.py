@@ -12,7 +12,7 @@ from versatune_ds.run_folder import names
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
 LAYERS = runpy.run_path(str(ROOT / "tests" / "test_layers.py"))["LAYERS"]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "slurm/README.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGE_IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 FILE = re.compile(r"(?<![\w/.*<])([\w./-]+\.(?:py|sh|sbatch|yaml|cu|cpp|css|js))(?::([A-Za-z_][\w.]*))?(?![\w/*])")
 ELSEWHERE = re.compile(r".*[A-Z]{3}|my_|runs/|config_until_step|config\.yaml$")
@@ -102,9 +102,7 @@ def test_every_relative_link_leads_somewhere(page):
 def test_the_table_of_layers_has_every_room_in_its_layer():
     table = re.search(r"^\| layer \|.*?\n\n", text_of(ROOT / "docs" / "architecture.md"), re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", table.group(), re.MULTILINE)
-    found = {
-        room.removesuffix(".py").rstrip("/"): int(layer) for layer, cell in rows for room in re.findall(r"`(.+?)`", cell)
-    }
+    found = {room: int(layer) for layer, cell in rows for room in re.findall(r"`(.+?)(?:/|\.py)`", cell)}
     assert found == LAYERS
 
 

@@ -15,16 +15,23 @@ from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.slurm.submit import submission_overrides
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "slurm/README.md", *sorted(ROOT.glob("docs/*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def blocks_of(language):
+    """Return (page, code) of every block of code in a language."""
+    fence = re.compile(rf"```{language}\n(.*?)```", re.DOTALL)
+    return [(page, block) for page, text in TEXTS.items() for block in fence.findall(text)]
+
+
 COMMANDS = [
     (page, line.split("  #")[0].strip())
-    for page, text in TEXTS.items()
-    for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    for page, block in blocks_of("bash")
     for line in block.splitlines()
     if line.strip() and not line.startswith(("#", ". "))
 ]
-YAML_BLOCKS = [(page, block) for page, text in TEXTS.items() for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+YAML_BLOCKS = blocks_of("yaml")
 WRITTEN_RECIPES = {block.split()[1]: block for _, block in YAML_BLOCKS if block.startswith("# ")}
 """Recipes that a page writes out, by the file name in their first line: later commands use them."""
 SECTIONS = "|".join(RunConfig.model_fields)
