@@ -73,6 +73,23 @@ def test_every_function_that_a_page_places_in_a_file_is_defined_there(page):
     assert missing == []
 
 
+def test_every_value_of_the_architecture_is_defined_where_its_table_says():
+    text = text_of(ROOT / "docs" / "architecture.md")
+    table = re.search(r"## The values that travel\n(.*?)\n## ", text, re.DOTALL).group(1)
+    rows = re.findall(r"^\| (`[^|]+) \|[^|]+\| `([\w/]+\.py)` \|$", table, re.MULTILINE)
+    values = [(value, path) for cell, path in rows for value in re.findall(r"`([A-Z]\w+)`", cell)]
+    assert len(values) > 10
+    assert [(value, path) for value, path in values if value not in defined_in(PACKAGE / path)] == []
+
+
+def test_every_name_in_the_guide_to_extending_exists():
+    name_in_code = re.compile(r"`(?:\w+\.)?(_?[A-Z][A-Z_]{3,}|_[a-z]\w+|[A-Z][a-z]+[A-Z]\w+)`")
+    named = set(name_in_code.findall(prose_of(ROOT / "docs" / "extend.md"))) - {"DOMAIN", "NAME_K"}  # placeholders
+    sources = "".join(text_of(path) for folder in (PACKAGE, ROOT / "tests") for path in folder.rglob("*.py"))
+    assert len(named) > 10
+    assert {name for name in named if not re.search(rf"\b{name}\b", sources)} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
 def test_every_test_that_a_page_mentions_exists(page):
     mentioned = {name for name in re.findall(r"`(test_\w+)`", text_of(page)) if name != "test_NAME"}
