@@ -1,7 +1,7 @@
-"""Make the corpora of the data benchmarks: lengths like those of instruction data, tokens without meaning.
+"""Write the corpora of the data benchmarks: lengths like those of instruction data, tokens without meaning.
 
 Lengths are log-normal per domain (medians 90 to 700 tokens, sigma 0.9, cut at the row), two thirds of each example bear
-loss. The same examples are written once for every contender, each in its own format.
+loss. The same examples are written in the format of every contender.
 """
 
 from __future__ import annotations

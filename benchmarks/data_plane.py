@@ -1,10 +1,10 @@
-"""Measure the data plane against its targets D1-D4 and D6-D9 of the project, without rivals (data_rivals_timing.py).
+"""Measure data loading against targets D1-D4 and D6-D9 (docs/targets.md); rivals: data_rivals_timing.py.
 
     python benchmarks/data_plane.py            all sections, as Markdown
     python benchmarks/data_plane.py first      one section
 
 Sections that need a fresh process (D1) start one. The case of 1e9 examples in 256 domains is a synthetic manifest:
-every domain has 3,906,250 examples whose lengths lie in a memory-mapped file; tokens are made up when read.
+every domain has 3,906,250 examples whose lengths are in a memory-mapped file; tokens are generated when they are read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Give the mixtures of other loaders the same packing and the same tensors as ours, so that only they differ.
+"""Wrap other libraries' mixture loaders with our packing and tensors, so that only the loaders differ.
 
-A contender is an object with `start()`, `next_batch()`, `resume()` (make it anew where it stands and give the next
-batch) and `change_weights()` (the same with other weights). What a rival cannot do is said in its docstring.
+A contender is an object with `start()`, `next_batch()`, `resume()` (rebuild it at its current position and return the
+next batch) and `change_weights()` (the same with other weights). What a rival cannot do is in its docstring.
 """
 
 from __future__ import annotations

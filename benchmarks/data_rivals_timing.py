@@ -2,7 +2,7 @@
 
     python benchmarks/data_rivals_timing.py --size 10000
 
-Every contender mixes the same six domains, packs with the same best fit and ends in the same tensors. Rounds are
+Every contender mixes the same six domains, packs with the same best fit and returns the same tensors. Rounds are
 interleaved, after a warm-up; medians are printed as a Markdown table. One core: the process is pinned to it.
 """
 

@@ -1,8 +1,8 @@
-"""Measure what one decision of the controller costs, and what of it is writing it down.
+"""Measure the cost of one decision of the controller, and how much of it is recording it.
 
     python benchmarks/decision.py
 
-Times are CPU time of one process, medians over many updates, so that other processes on the machine do not show.
+Times are CPU time of one process, medians over many updates, so other processes on the machine hardly matter.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(num_domains: int, *, examples_per_domain: int) -> tuple[float, float, float]:
-    """Return the CPU milliseconds of a decision, of writing it down within that, and of checking it on a rank."""
+    """Return the CPU milliseconds of a decision, of recording it (part of the former), and of checking it on a rank."""
     domain_set = DomainSet(tuple(f"domain{k:03}" for k in range(num_domains)))
     settings = MixtureConfig(policy="versatune", prior="uniform", reference={"start_fraction": 0.6}, sigma=0.1)
     controller = Controller(
@@ -68,7 +68,7 @@ def measure(num_domains: int, *, examples_per_domain: int) -> tuple[float, float
 
 
 class Timer:
-    """Call a function and keep the CPU time of each call."""
+    """Call a function and record the CPU time of each call."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -88,7 +88,7 @@ class Timer:
 
 
 def losses_at(update: int, *, num_domains: int, examples_per_domain: int) -> dict[str, Any]:
-    """Return what losses of the same examples are made of at an update: each domain falls at its own pace."""
+    """Return synthetic losses of the same examples at an update: each domain's falls at its own pace."""
     rng = np.random.default_rng(0)
     num_examples = num_domains * examples_per_domain
     tokens_E, hardness_E = rng.integers(5, 60, num_examples), rng.normal(3.0, 0.5, num_examples)

@@ -1,10 +1,10 @@
-"""Detect mixtures that are known: base models trained on the built-in corpus in given shares of tokens.
+"""Test `versatune detect` on known mixtures: base models trained on given shares of the built-in corpus.
 
     python benchmarks/detect_truth.py [--folder DIR] [--steps 300] [--sequences 1024] [key=value ...]
 
 Trains one base model for each true mixture (recipes/base.yaml, every token bears loss), exports it, detects, and
 writes benchmarks/results/detect.md: total variation between the detected and the true shares of tokens, with its
-bootstrap interval. What is there already is not trained or drawn again. Goal: total variation of 0.08 at most.
+bootstrap interval. Models and sequences that exist already are not made again. Goal: total variation of 0.08 at most.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GOAL = 0.08
 
 
 def run_versatune(*arguments: str) -> None:
-    """Run a command of versatune; what it says stays on the terminal."""
+    """Run a command of versatune; its messages go to the terminal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "versatune_ds.cli", *arguments], check=True, cwd=ROOT, env=environment)
 

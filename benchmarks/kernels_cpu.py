@@ -124,7 +124,7 @@ def measure(repetitions: int) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Measure and keep the report."""
+    """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)

@@ -2,8 +2,8 @@
 
     python benchmarks/kernels_cuda.py [--repetitions 20]
 
-Rivals that are not installed (liger-kernel, cut-cross-entropy) are left out with a line saying so. Chunks of Liger are
-timed at its default and at 8 and 16 times it.
+Rivals that are not installed (liger-kernel, cut-cross-entropy) are left out, and the report says so. Liger is timed at
+its default chunk size and at 8 and 16 times it.
 
 Shape legend: **N** tokens, **V** vocabulary, **K** domains, **D** hidden.
 """
@@ -154,7 +154,7 @@ def measure(repetitions: int) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Measure and keep the report."""
+    """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=20)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """Time contestants side by side and print the result as Markdown: shared by the kernel benchmarks.
 
-The one idea: contestants take turns within each repetition, so that a machine that slows down slows all of them, and a
-contestant's number is the median of its turns.
+Contestants take turns within each repetition, so that a machine that slows down slows all of them. A contestant's
+number is the median of its turns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compare the memory that `versatune check` estimates with what real training allocates, on two CPU processes.
 
-The one idea: PyTorch's profiler sees every allocation of a tensor, on the CPU as on a GPU, so the peak of their running
-sum is what a GPU's allocator would have to hold, without the gaps between blocks that it also holds.
+PyTorch's profiler sees every allocation of a tensor, on the CPU as on a GPU. The peak of their running sum is what a
+GPU's allocator would need, without the gaps between its blocks.
 
     python benchmarks/memory_estimate.py
 """
@@ -42,7 +42,7 @@ BUCKET = 2_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Hold one case: estimated and measured bytes of memory on one rank, and of a checkpoint."""
+    """One case: estimated and measured bytes of memory on one rank, and of a checkpoint."""
 
     case: str
     estimated: int

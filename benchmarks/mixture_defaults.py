@@ -1,9 +1,9 @@
-"""Measure what the defaults of the mixture section do to synthetic learners: the tables of mixture/DEFAULTS.md.
+"""Measure the defaults of the mixture section on synthetic learners: the tables of docs/defaults.md.
 
     python benchmarks/mixture_defaults.py
 
-The one idea: the controller is the one of training, the learners are those of `versatune simulate`; every figure is a
-mean over eight of them, so a table says how settings differ and nothing about a real model's losses.
+The controller is the one of training, the learners are those of `versatune simulate`. Every figure is a mean over eight
+of them: a table shows how settings differ, and nothing about a real model's losses.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def row_of(label: str, settings: Settings, *, num_steps: int) -> tuple[str, ...]
 
 
 def main() -> None:
-    """Print every table, or those whose title holds a text."""
+    """Print every table, or those whose title contains a text."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="tables whose title holds this text, for example floor")
     only = parser.parse_args().only

@@ -1,8 +1,8 @@
-"""Measure what monitoring costs: main-thread time and all CPU time a logged step, by sink, against a step's length.
+"""Measure the cost of monitoring by sink: main-thread time and all CPU time a logged step, against a step's length.
 
     python benchmarks/monitor_overhead.py --step-seconds 0.25
 
-The main thread's share is what a step waits for; all CPU time includes the sinks' own threads (W&B's service process is
+A step waits for the main thread's time only; all CPU time includes the sinks' own threads (W&B's service process is
 not counted), which compete for the interpreter's lock.
 """
 
@@ -104,7 +104,7 @@ def _wandb(folder: Path) -> Sink:
 
 
 def _live(folder: Path) -> Sink:
-    """Return the live view, drawn on a terminal that keeps nothing."""
+    """Return the live view, drawn on a terminal whose output is discarded."""
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
     return LiveTerminal(name="r", num_steps=1000, step=0, console=console)
 

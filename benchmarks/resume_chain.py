@@ -1,8 +1,8 @@
-"""Show that a run loses nothing: kill it ten times, and move it over 2, 4, 1 and 2 processes.
+"""Check that a run loses nothing when it is killed ten times, or moved over 2, 4, 1 and 2 processes.
 
-The one idea: the same recipe is also trained without a break; weights, decisions and metrics of both are compared,
-byte for byte where the number of processes stays and as numbers where it changes. The processes are forked after the
-imports, so that twenty starts take minutes; that launchers end a run whose rank was killed is a test's matter.
+The same recipe is also trained without a break. Weights, decisions and metrics of both are compared, byte for byte
+where the number of processes stays and as numbers where it changes. The processes are forked after the imports, so that
+twenty starts take minutes. Real launchers are not used here; their tests check that a run whose rank was killed ends.
 
     python benchmarks/resume_chain.py --output /tmp/chain --steps 44 --kills 10
 """
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Run the chains and print what came out as Markdown."""
+    """Run the chains and print the results as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=44)
@@ -71,7 +71,7 @@ class Runs:
         output.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, *, processes: int) -> list[ForkProcess]:
-        """Start, or go on with, a run."""
+        """Start or resume a run."""
         overrides = [
             f"run.name={name}", f"run.output_dir={self.output}", f"train.steps={self.num_steps}",
             "train.rows_per_batch=8", "train.rows_per_micro_batch=2", "checkpoint.every=2", "mixture.update_every=10",
@@ -97,7 +97,7 @@ class Runs:
             raise RuntimeError(f"{name}: exit codes {codes}; see {self.output / name}.log")
 
     def wait_for_step(self, name: str, step: int, processes: list[ForkProcess]) -> None:
-        """Wait until a run's record holds a step."""
+        """Wait until a run has recorded a step."""
         while not any(line["step"] >= step for line in self.metrics(name)):
             if not all(process.is_alive() for process in processes):
                 raise RuntimeError(f"{name}: ended before step {step}; see {self.output / name}.log")
@@ -118,17 +118,17 @@ class Runs:
         return digest.hexdigest()[:16]
 
     def record_number(self, name: str) -> int:
-        """Return the file system's number of a run's record: another one after each start, which cuts it back."""
+        """Return the inode of a run's metrics file: a new one after each start, which cuts the file back."""
         path = self.output / name / "metrics.jsonl"
         return path.stat().st_ino if path.is_file() else 0
 
     def newest_step(self, name: str) -> int:
-        """Return the step of a run's newest whole checkpoint, 0 without one."""
+        """Return the step of a run's newest complete checkpoint, 0 without one."""
         return next((int(path.name.removeprefix("step_")) for path in whole_checkpoints(self.output / name)), 0)
 
 
 def be_rank(overrides: list[str], place: dict[str, str], log: Path) -> None:
-    """Be one process of a run: what a launcher's process does, after imports that were done once."""
+    """Run one process of a run, as a launcher's process does, after imports that were done once."""
     os.environ.update(place)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -145,7 +145,7 @@ def wait_for(processes: list[ForkProcess]) -> list[int | None]:
 
 
 def random_kills(runs: Runs, *, num_kills: int, choice: random.Random) -> None:
-    """Kill one rank or all, at random moments, and compare what comes out with the run that was not killed."""
+    """Kill one rank or all, at random moments, and compare the result with the run that was not killed."""
     say(
         f"## {num_kills} kills\n\n"
         "| kill | exit codes of the ranks | seconds until both were gone | newest checkpoint |\n|---:|---|---:|---:|"

@@ -1,7 +1,7 @@
 """Train the same small model under every ZeRO stage, precision and way of saving memory, and print the final losses.
 
-The one idea: in fp32 every cell of a column must show one number, because a ZeRO stage, offload, accumulation and
-gradient checkpointing change where numbers live and in which order they are added, never what is computed.
+In fp32 every cell of a column must show one number: a ZeRO stage, offload, accumulation and gradient checkpointing
+change where numbers are stored and in which order they are added, never what is computed.
 
     python benchmarks/stage_matrix.py --output benchmarks/results/stage_matrix.md
 """
@@ -75,7 +75,7 @@ def rows_of_table(world: World) -> list[str]:
 
 
 def page(lines: list[str], *, command: str) -> str:
-    """Return the result as a page that says how it was made."""
+    """Return the result as a page, with versions and command."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "transformers", "peft"))
     head = (
         f"Loss of step {STEPS} of a tiny Llama with tied embeddings on two processes, every step on the same four\n"

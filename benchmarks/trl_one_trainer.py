@@ -1,8 +1,8 @@
-"""Train a small Llama on the built-in corpus with our trainer or TRL's, and say how fast and where the time went.
+"""Train a small Llama on the built-in corpus with our trainer or TRL's, and report speed and where time is spent.
 
-The one idea: both run their own unchanged loop; timers are put around what the loop calls. A step's time is the time
-between two ends of optimizer steps, so nothing can hide between the timers. Tokens per second of processor time say the
-same on a machine that others use too.
+Both run their own unchanged loop, with timers around the functions it calls. A step's time is the time between two ends
+of optimizer steps, so no work goes uncounted. Tokens per second of processor time are comparable on a machine that
+others use too.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class StepClock:
 
 
 def peak_mib() -> float:
-    """Return the largest resident size this process has had."""
+    """Return the peak resident size of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

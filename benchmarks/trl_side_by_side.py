@@ -1,7 +1,7 @@
 """Measure tokens per second and peak memory beside TRL's SFTTrainer: same model, data, precision, ZeRO stage, packing.
 
-The one idea: every measurement is a process of its own (`trl_one_trainer.py`), so that peak memory is that trainer's
-alone; rounds are interleaved, so that a busy machine is busy for all; medians of the steps after the first ones count.
+Every measurement is a process of its own (`trl_one_trainer.py`), so that peak memory is that trainer's alone. Rounds
+are interleaved, so that a busy machine slows all of them. The result is the median of the steps after the first ones.
 
     python benchmarks/trl_side_by_side.py --rounds 3 --output benchmarks/results/trl_cpu.json
 """

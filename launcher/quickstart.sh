@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train on the built-in corpus with two processes on this machine, GPU or not: set up once, then a few minutes.
-# Further arguments are passed on: key=value overrides, or --fresh to start over.
+# Train on the built-in corpus with two processes on this machine, with or without a GPU. Sets up once; then a few minutes.
+# Arguments: key=value overrides, or --fresh to start over.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/launcher/environment.sh"

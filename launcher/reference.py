@@ -1,4 +1,4 @@
-"""Be one process of `versatune reference`: what deepspeed, torchrun, srun and mpirun start."""
+"""Run one process of `versatune reference`; deepspeed, torchrun, srun and mpirun start it."""
 
 import sys
 

@@ -7,5 +7,5 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 setup_environment "[dev]"
 cd "$ROOT"
 export PATH=$VENV/bin:$PATH HF_HUB_OFFLINE=1 WANDB_MODE=offline
-"$VENV/bin/ruff" check versatune_ds launcher tests benchmarks setup.py
+"$VENV/bin/ruff" check versatune_ds launcher tests benchmarks examples setup.py
 exec "$VENV/bin/python" -m pytest "$@"

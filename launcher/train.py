@@ -1,4 +1,4 @@
-"""Be one process of a training run: what deepspeed, torchrun, srun and mpirun start."""
+"""Run one process of training; deepspeed, torchrun, srun and mpirun start it."""
 
 import sys
 

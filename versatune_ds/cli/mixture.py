@@ -15,7 +15,7 @@ def add_simulate(commands: Commands) -> None:
         commands,
         "simulate",
         help_text,
-        example="versatune simulate recipes/quickstart.yaml --sweep mixture.sigma=0.1,0.3,1",
+        example="versatune simulate recipes/quickstart.yaml --sweep mixture.steer.anchor=0,0.5,1",
     )
     command.add_argument(
         "--losses", type=path_argument, metavar="FILE",
@@ -61,7 +61,7 @@ def add_replay(commands: Commands) -> None:
         commands,
         "replay",
         help_text,
-        example="versatune replay runs/quickstart mixture.sigma=0.1",
+        example="versatune replay runs/quickstart mixture.steer.anchor=0.2",
     )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of mixture, e.g. mixture.sigma=0.1")
     command.add_argument(

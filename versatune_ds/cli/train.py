@@ -14,7 +14,7 @@ def add_train(commands: Commands) -> None:
         commands,
         "train",
         "Start a run, here or on several machines, or resume it if its folder exists.",
-        example="versatune train recipes/quickstart.yaml --processes 2 mixture.sigma=0.3 run.name=slow",
+        example="versatune train recipes/quickstart.yaml --processes 2 mixture.steer.anchor=0.2 run.name=bold",
     )
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
     command.add_argument(
