@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from versatune_ds.text_width import pad_right
+from versatune_ds.text_table import text_table
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +38,13 @@ class PlainTerminal:
     def decision(self, decision: Mapping[str, Any]) -> None:
         """Show why the weights moved, then one line per domain: validation loss, weight before and after."""
         log_decision(decision)
+        rows = []
         for name, after in decision["weights_after"].items():
             before, loss = decision["weights_before"][name], decision["losses"][name]["mean"]
-            logger.info(
-                "  %s loss %-7s weight %.4f -> %.4f  %s",
-                pad_right(name, 12),
-                "-" if loss is None else f"{loss:.3f}",
-                before,
-                after,
-                direction(before, after),
-            )
+            loss_text = "loss -" if loss is None else f"loss {loss:.3f}"
+            rows.append((name, loss_text, f"weight {before:.4f} -> {after:.4f}", direction(before, after)))
+        for line in text_table((), rows, num_left=4).splitlines():
+            logger.info("  %s", line)
 
     def alert(self, step: int, *, title: str, text: str) -> None:
         """Show nothing: whoever found the cause has logged a warning."""

@@ -8,39 +8,20 @@ from __future__ import annotations
 
 from versatune_ds.report.losses import rise_beyond_noise
 from versatune_ds.report.series import RunSeries, requested_weights
-from versatune_ds.text_width import pad_left, pad_right, width_of
+from versatune_ds.text_table import text_table
 
-_HEADER = ("domain", "before", "after", "before", "after", "requested", "realised", "tokens")
-_GROUPS = ((1, "loss"), (3, "weight"), (5, "share"))
-"""First column of a group, and its title above the header."""
+_HEADER = (
+    "\ndomain", "loss\nbefore", "loss\nafter", "weight\nbefore", "weight\nafter", "share\nrequested", "share\nrealised",
+    "\ntokens",
+)  # fmt: skip
 
 
 def summary_table(series: RunSeries) -> str:
     """Return the table as aligned text, within 80 columns for names up to 14 characters."""
-    rows = [_HEADER, *(_domain_row(series, name) for name in series.domain_names)]
-    widths = [max(width_of(row[i]) for row in rows) for i in range(len(_HEADER))]
-    header, *lines = [_line(row, widths) for row in rows]
-    worse = {name: rise for name in series.domain_names if (rise := rise_beyond_noise(series, name)) > 0}
-    notes = [f"* worse than before training: {', '.join(f'{n} (+{rise:.3f})' for n, rise in worse.items())}"] * bool(
-        worse
-    )
-    return "\n".join([_group_line(widths), header, "-" * len(header), *lines, *notes])
-
-
-def _group_line(widths: list[int]) -> str:
-    """Return the line of group titles, each above the left edge of its first column."""
-    line = ""
-    for column, title in _GROUPS:
-        line = line.ljust(sum(widths[:column]) + 2 * column) + title
-    return line
-
-
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    """Return one line: the name to the left, numbers to the right."""
-    name, *numbers = (
-        pad_right(cell, w) if i == 0 else pad_left(cell, w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-    )
-    return "  ".join([name, *numbers])
+    table = text_table(_HEADER, [_domain_row(series, name) for name in series.domain_names])
+    rises = {name: rise_beyond_noise(series, name) for name in series.domain_names}
+    worse = ", ".join(f"{name} (+{rise:.3f})" for name, rise in rises.items() if rise > 0)
+    return f"{table}\n* worse than before training: {worse}" if worse else table
 
 
 def _domain_row(series: RunSeries, name: str) -> tuple[str, ...]:
