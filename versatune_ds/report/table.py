@@ -1,7 +1,7 @@
-"""Sum a run up in one table: per domain, losses and weights before and after, shares requested and realised.
+"""Summarise a run as a text table: losses and weights of each domain before and after, shares requested and realised.
 
-The one idea: "before" is the measurement at step 0, "after" the last one on record, a dash while there is no other.
-A loss that ended higher, by more than its noise, is marked.
+"before" is the measurement at step 0, "after" the last one recorded, a dash while there is no other. A loss that ended
+higher by more than its noise is marked.
 """
 
 from __future__ import annotations
