@@ -46,3 +46,8 @@ def text_table(
     with console.capture() as capture:
         console.print(table, overflow="ignore", crop=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def number_cell(value: float | None, form: str = ".3f") -> str:
+    """Return a number as the text of a cell, a dash for an unknown one."""
+    return "-" if value is None else format(value, form)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from versatune_ds.report.losses import rise_beyond_noise
 from versatune_ds.report.series import RunSeries, requested_weights
-from versatune_ds.text_table import text_table
+from versatune_ds.text_table import number_cell, text_table
 
 _HEADER = (
     "\ndomain", "loss\nbefore", "loss\nafter", "weight\nbefore", "weight\nafter", "share\nrequested", "share\nrealised",
@@ -28,21 +28,14 @@ def _domain_row(series: RunSeries, name: str) -> tuple[str, ...]:
     """Return a domain's cells."""
     losses = series.of(f"domain/{name}/loss")
     _, requested = requested_weights(series)
-    weight_before = requested[name][0]
-    weight_after = series.last(f"domain/{name}/weight")
-    num_tokens = series.last(f"domain/{name}/num_tokens")
+    mark = "*" if rise_beyond_noise(series, name) > 0 else ""
     return (
         name,
-        _number(losses[0][1] if losses else None),
-        _number(losses[-1][1] if len(losses) > 1 else None) + "*" * (rise_beyond_noise(series, name) > 0),
-        _number(weight_before),
-        _number(weight_after),
-        _number(series.last(f"domain/{name}/requested_share"), digits=4),
-        _number(series.last(f"domain/{name}/realised_share"), digits=4),
-        "-" if num_tokens is None else f"{num_tokens:,.0f}",
+        number_cell(losses[0][1] if losses else None),
+        number_cell(losses[-1][1] if len(losses) > 1 else None) + mark,
+        number_cell(requested[name][0]),
+        number_cell(series.last(f"domain/{name}/weight")),
+        number_cell(series.last(f"domain/{name}/requested_share"), ".4f"),
+        number_cell(series.last(f"domain/{name}/realised_share"), ".4f"),
+        number_cell(series.last(f"domain/{name}/num_tokens"), ",.0f"),
     )
-
-
-def _number(value: float | None, *, digits: int = 3) -> str:
-    """Return a number with fixed digits, a dash for none."""
-    return "-" if value is None else f"{value:.{digits}f}"
