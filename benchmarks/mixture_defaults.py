@@ -16,9 +16,9 @@ import numpy as np
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.explain import text_table
 from versatune_ds.mixture.offline.simulate import Simulation, simulate
 from versatune_ds.mixture.weights import effective_num_domains
+from versatune_ds.text_table import text_table
 
 PRIOR = {"general": 0.46, "code": 0.25, "medicine": 0.10, "finance": 0.08, "science": 0.06, "law": 0.05}
 DOMAINS = DomainSet(tuple(PRIOR))

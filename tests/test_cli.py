@@ -194,7 +194,7 @@ def test_a_state_that_cannot_be_worked_with_is_one_line_and_code_one(versatune, 
     assert (called.code, called.out) == (1, "")
     *_, said = called.err.splitlines()
     assert said.startswith(f"versatune: {broken_run}: every checkpoint is broken; ")
-    assert said.endswith(" (VERSATUNE_DEBUG=1 shows where)")
+    assert said.endswith(" (VERSATUNE_DEBUG=1 shows the traceback)")
     assert "Traceback" not in called.err
 
 

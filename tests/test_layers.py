@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
 LAYERS = {
-    "domains": 0, "log": 0, "exit_codes": 0, "paths": 0, "text_width": 0, "warn_once": 0,
+    "domains": 0, "log": 0, "exit_codes": 0, "paths": 0, "text_table": 0, "warn_once": 0,
     "mixture/policies": 1,
     "config": 2,
     "distributed": 3,
@@ -40,7 +40,7 @@ HOMES = {
     "lm_eval": {"evaluation/harness.py"},
     "peft": {"model/trainable_parameters.py"},
     "wandb": {"monitor/wandb_sink.py"},
-    "rich": {"monitor/live.py", "monitor/live_frame.py"},
+    "rich": {"text_table.py", "monitor/live.py", "monitor/live_frame.py"},
     "transformers": {
         "model/build.py", "data/rows/tokenize.py", "export/run_export.py", "knowledge/generate.py",
         "model/saved_weights.py", "model/trainable_parameters.py",

@@ -11,7 +11,7 @@ import pytest
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
-from versatune_ds.mixture.explain import decision_at, explain, replay_text, simulation_text, sweep_text, text_table
+from versatune_ds.mixture.explain import decision_at, explain, replay_text, simulation_text, sweep_text
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.offline.curves import synthetic_curves
 from versatune_ds.mixture.offline.outlook import Supply
@@ -245,17 +245,13 @@ def test_a_step_before_the_first_decision_is_refused():
         decision_at(decisions[1:], 10)
 
 
-def test_tables_are_aligned():
-    assert text_table(("name", "x"), [("a", "10"), ("long", "1")]) == "name   x\na     10\nlong   1"
-
-
 def test_a_simulation_and_a_sweep_are_told_in_short():
     simulation = run(num_steps=2000)
     text = simulation_text(simulation, domain_set=DOMAINS)
     assert len(text.splitlines()) < 40
     assert "note: mixture.reference is not given" in text
     sweep = sweep_text({"mixture.sigma=0.1": run(sigma=0.1), "mixture.sigma=1": run(sigma=1.0)}, domain_set=DOMAINS)
-    assert [line.split("  ")[0] for line in sweep.splitlines()[1:]] == ["mixture.sigma=0.1", "mixture.sigma=1"]
+    assert [line.split("  ")[0] for line in sweep.splitlines()[2:]] == ["mixture.sigma=0.1", "mixture.sigma=1"]
 
 
 def test_a_sweep_is_every_combination_of_its_values():

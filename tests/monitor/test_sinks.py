@@ -6,7 +6,7 @@ import time
 import pytest
 from monitor_data import decision
 
-from versatune_ds.monitor.decision_metrics import decision_metrics
+from versatune_ds.monitor.decision_views import decision_metrics
 from versatune_ds.monitor.sinks import Background, Monitor
 
 
@@ -66,7 +66,7 @@ def test_a_failure_is_said_once_with_the_way_out_and_the_sink_is_left_alone(capl
         monitor.finish(exit_code=0)
     assert sink.calls == [("metrics", 1, {})]
     (said,) = [record.getMessage() for record in caplog.records]
-    assert "Service takes no more data (unreachable)" in said
+    assert "Service failed and gets no more data (unreachable)" in said
     assert "send it later" in said
 
 
@@ -79,7 +79,7 @@ def test_a_sink_that_never_answers_neither_holds_up_metrics_nor_the_end(caplog):
     with caplog.at_level("WARNING"):
         monitor.finish(exit_code=0)
     assert time.monotonic() - started < 60  # the sink itself would never have come back
-    assert "did not take everything" in caplog.text
+    assert "did not receive everything" in caplog.text
     never.set()
 
 

@@ -116,8 +116,8 @@ def test_plain_lines_carry_the_same_numbers_and_no_control_codes(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "step 10/40  loss 1.500  grad 0.25  12,345 tokens/s  1:00 left",
         "update 1 after step 10: law has most left to learn",
-        "  law          loss 2.000   weight 0.5000 -> 0.7500  up",
-        "  code         loss 0.500   weight 0.5000 -> 0.2500  down",
+        "  law   loss 2.000  weight 0.5000 -> 0.7500  up",
+        "  code  loss 0.500  weight 0.5000 -> 0.2500  down",
     ]
     assert "\x1b" not in caplog.text
 

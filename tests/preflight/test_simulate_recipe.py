@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another_learner(simu
 
 def test_a_sweep_has_a_line_for_every_combination(simulate):
     lines = simulate("--sweep", "mixture.sigma=0,0.5", "--sweep", "mixture.policy=versatune,steer").splitlines()
-    assert [line.split("  ")[0] for line in lines[1:]] == [
+    assert [line.split("  ")[0] for line in lines[2:]] == [
         f"mixture.sigma={sigma} mixture.policy={policy}" for sigma in ("0", "0.5") for policy in ("versatune", "steer")
     ]
 

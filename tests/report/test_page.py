@@ -215,8 +215,8 @@ def test_a_run_that_has_measured_nothing_yet_says_so(tmp_path):
     for name in ("decisions.jsonl", "metrics.jsonl"):
         (run_dir / name).write_text("")
     text = shown(page_of(run_dir))
-    assert "No decision is on record yet" in text
-    assert "No validation loss is on record yet" in text
+    assert "No decision has been recorded yet" in text
+    assert "No validation loss has been recorded yet" in text
     assert data_of(page_of(run_dir))["charts"]["run1-weights"]["lines"][0]["values"] == [1 / 3, 1 / 3]
 
 
@@ -262,7 +262,7 @@ def test_a_report_that_fails_at_the_end_of_a_run_is_one_warning(tmp_path, caplog
     with caplog.at_level(logging.WARNING):
         finish.show_summary(run_dir)
     assert len(caplog.records) == 1
-    assert caplog.records[0].getMessage().startswith(f"no report of {run_dir}: ")
+    assert caplog.records[0].getMessage().startswith(f"no report of {run_dir} was written: ")
     (run_dir / "report").unlink()
     finish.show_summary(run_dir)
     assert capsys.readouterr().out.endswith(f"report         {run_dir / 'report' / 'index.html'}\n")

@@ -69,8 +69,8 @@ def test_each_domain_keeps_what_the_error_needs_between_the_fewest_and_what_ther
     assert (even, far) == (10, 90)
     assert first.standard_error()[0] == pytest.approx(0.04, rel=0.3)
     table = caplog.records[-1].message.splitlines()
-    assert len(table) == 5
-    assert [line.endswith("all there are") for line in table[2:]] == [False, False, True]
+    assert len(table) == 6
+    assert [line.endswith("all there are") for line in table[3:]] == [False, False, True]
 
 
 def test_the_first_losses_are_those_of_the_examples_that_are_measured_ever_after():

@@ -1,8 +1,7 @@
-"""Define the `versatune` command: parse, wire, exit. No logic lives here.
+"""Define the `versatune` command: parse arguments, call the right function, return its exit code.
 
-The one idea: every subcommand returns an exit code. What a user got wrong is one line on stderr and code 2; a bad state
-(every checkpoint broken, an endpoint down for good, a full disk) is one line and code 1, or its traceback with
-VERSATUNE_DEBUG=1 in the environment.
+A user's mistake is one line on stderr and exit code 2. A failure (no complete checkpoint, an endpoint that is down, a
+full disk) is one line and exit code 1, or a traceback with VERSATUNE_DEBUG=1 in the environment.
 """
 
 from __future__ import annotations
@@ -14,14 +13,11 @@ import sys
 from collections.abc import Sequence
 
 from versatune_ds import __version__
-from versatune_ds.cli.check import add_check
-from versatune_ds.cli.comparison import add_compare
+from versatune_ds.cli.base_model import add_detect, add_reference
 from versatune_ds.cli.data import add_inspect, add_prepare
-from versatune_ds.cli.keys import add_keys
-from versatune_ds.cli.knowledge import add_detect
 from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
-from versatune_ds.cli.reference import add_reference
-from versatune_ds.cli.run import add_evaluate, add_export, add_report
+from versatune_ds.cli.recipe import add_check, add_keys
+from versatune_ds.cli.run import add_compare, add_evaluate, add_export, add_report
 from versatune_ds.cli.slurm import add_job, add_submit
 from versatune_ds.cli.train import add_train, add_worker
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, USER_ERROR_EXIT_CODE
@@ -49,7 +45,7 @@ ADD_COMMANDS = (
     add_evaluate,
     add_compare,
 )
-"""One function a subcommand, in the order of the help."""
+"""One function per subcommand, in the order of the help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,33 +55,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.run(parsed)
     except ValueError as error:
-        _say(str(error))
+        _print_error(str(error))
         return USER_ERROR_EXIT_CODE
     except BrokenPipeError:
         return 0
     except (RecursionError, NotImplementedError):
-        raise  # RuntimeErrors too, but mistakes of ours: only their traceback says anything
+        raise  # RuntimeErrors too, but bugs of ours: only the traceback helps
     except (RuntimeError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE, "0") != "0":
             raise
         text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
-        _say(f"{text} ({DEBUG_VARIABLE}=1 shows where)")
+        _print_error(f"{text} ({DEBUG_VARIABLE}=1 shows the traceback)")
         return FAILED_EXIT_CODE
     except KeyboardInterrupt:
         return 130
 
 
-def _say(message: str) -> None:
-    """Write a message to stderr, each of its lines under the program's name."""
+def _print_error(message: str) -> None:
+    """Write a message to stderr, each line prefixed with the program's name."""
     for line in message.splitlines():
         sys.stderr.write(f"versatune: {line}\n")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; `key=value` may stand before and behind options, which argparse alone refuses."""
+    """Parse the command line; unlike argparse alone, allow `key=value` before and after options."""
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(parsed, "overrides")):
+    are_overrides = all("=" in text and not text.startswith("-") for text in rest)
+    if rest and not (are_overrides and hasattr(parsed, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides = [*parsed.overrides, *rest]
@@ -95,7 +92,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
     parser = argparse.ArgumentParser(
-        prog="versatune", description="Fine-tune a language model on several domains with a mixture that moves."
+        prog="versatune",
+        description="Fine-tune a language model on several domains, with a data mixture that adapts during training.",
     )
     parser.add_argument("--version", action="version", version=f"versatune_ds {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

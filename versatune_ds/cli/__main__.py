@@ -1,4 +1,4 @@
-"""Let `python -m versatune_ds.cli` be the versatune command."""
+"""Run the versatune command as `python -m versatune_ds.cli`."""
 
 import sys
 

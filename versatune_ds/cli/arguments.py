@@ -1,7 +1,4 @@
-"""Build arguments that several subcommands share, and write to stdout.
-
-The one idea: every subcommand has a sentence and an example, and both are tested.
-"""
+"""Arguments that several subcommands share, and writing to stdout. Every subcommand has a sentence and an example."""
 
 from __future__ import annotations
 
@@ -29,9 +26,11 @@ def add_command(commands: Commands, name: str, help_text: str, *, example: str) 
 def add_recipe_command(commands: Commands, name: str, help_text: str, *, example: str) -> argparse.ArgumentParser:
     """Add a subcommand that takes a recipe and overrides."""
     command = add_command(commands, name, help_text, example=example)
-    command.add_argument("recipe", type=path_argument, help="YAML file; see recipes/")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. mixture.sigma=0.3")
-    command.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+    command.add_argument("recipe", type=path_argument, help="YAML file, see recipes/")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="recipe keys to change, e.g. mixture.sigma=0.3"
+    )
+    command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
     return command
 
 
@@ -43,17 +42,17 @@ def add_run_command(commands: Commands, name: str, help_text: str, *, example: s
 
 
 def path_argument(text: str) -> Path:
-    """Return a path of the command line; shells leave the ~ of --output=~/x, and $VARIABLES in quotes, to us."""
+    """Return a path argument, expanded: shells do not expand the ~ of --output=~/x, nor $VARIABLES in quotes."""
     return Path(_expanded(text))
 
 
 def path_or_name(text: str) -> str:
-    """Return a path, or a name of the Hub, of the command line."""
+    """Return an argument that is a path or a Hub name, expanded."""
     return _expanded(text)
 
 
 def _expanded(text: str) -> str:
-    """Return a path with ~ and variables replaced; what cannot be is told under the option's name."""
+    """Return a path with ~ and variables expanded; argparse reports an error under the option's name."""
     try:
         return expand_path(text)
     except ValueError as error:
@@ -66,6 +65,6 @@ def comma_separated(text: str) -> tuple[str, ...]:
 
 
 def write(text: str) -> None:
-    """Write text and a line end to stdout; what its encoding lacks is written as an escape."""
+    """Write text and a line end to stdout; characters that its encoding lacks are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")

@@ -1,4 +1,4 @@
-"""Wire the subcommands about data: prepare and inspect."""
+"""Subcommands about data: prepare and inspect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add_prepare(commands: Commands) -> None:
     command = add_recipe_command(
         commands,
         "prepare",
-        "Tokenise a recipe's data and show what is in it.",
+        "Tokenise a recipe's data and print the counts of each domain.",
         example="versatune prepare recipes/six_domains.yaml data.folder=my_data",
     )
     command.set_defaults(run=_prepare)
@@ -28,7 +28,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
 
 def add_inspect(commands: Commands) -> None:
     """Add `versatune inspect`."""
-    help_text = "Show the packed rows that training reads, as JSON lines or as text."
+    help_text = "Print the packed rows that training reads, as JSON lines or as text."
     command = add_recipe_command(
         commands,
         "inspect",
@@ -36,23 +36,26 @@ def add_inspect(commands: Commands) -> None:
         example="versatune inspect recipes/quickstart.yaml --steps 0:20 --world-size 4",
     )
     command.add_argument(
-        "--steps", required=True, metavar="AFTER:LAST", help="steps after AFTER up to LAST, e.g. 0:20 for the first 20"
+        "--steps",
+        required=True,
+        metavar="AFTER:LAST",
+        help="steps after AFTER up to LAST, e.g. 0:20 for the first 20 steps",
     )
     command.add_argument(
-        "--world-size", type=int, metavar="N", help="add the rank that reads a row when N processes train"
+        "--world-size", type=int, metavar="N", help="also print which rank reads each row when N processes train"
     )
     command.add_argument(
         "--resume-at",
         type=int,
         metavar="S",
-        help="save and restore the place in the data after step S, which must change no row",
+        help="save and restore the position in the data after step S; no row may change",
     )
     command.add_argument(
         "--run", type=path_argument, dest="run_dir", metavar="RUN",
-        help="take the weights that this run decided; without it those of step 0 hold throughout",
+        help="use the weights that this run decided (default: the weights of step 0 throughout)",
     )  # fmt: skip
     command.add_argument(
-        "--text", action="store_true", help="show rows as the model reads them, parts without loss in brackets"
+        "--text", action="store_true", help="print rows as the model reads them, with text without loss in brackets"
     )
     command.set_defaults(run=_inspect)
 

@@ -1,4 +1,4 @@
-"""Wire the subcommands that question the controller: simulate, replay and explain."""
+"""Subcommands about the controller's decisions: simulate, replay and explain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from versatune_ds.paths import check_replaceable
 
 def add_simulate(commands: Commands) -> None:
     """Add `versatune simulate`."""
-    help_text = "Let the controller decide without training, on a synthetic learner or on recorded losses."
+    help_text = "Run the controller without training, on a synthetic learner or on recorded losses."
     command = add_recipe_command(
         commands,
         "simulate",
@@ -19,20 +19,22 @@ def add_simulate(commands: Commands) -> None:
     )
     command.add_argument(
         "--losses", type=path_argument, metavar="FILE",
-        help='JSON lines {"update", "step", "losses": {domain: nats}}, or a decisions.jsonl; default: synthetic',
+        help='JSON lines {"update", "step", "losses": {domain: nats}}, or a decisions.jsonl (default: synthetic)',
     )  # fmt: skip
     command.add_argument(
         "--sweep", action="append", default=[], metavar="KEY=A,B,...",
-        help="compare values of a key, e.g. mixture.sigma=0.1,0.3,1; may be given several times",
+        help="compare values of a key, e.g. mixture.sigma=0.1,0.3,1; repeat it for combinations of keys",
     )  # fmt: skip
     command.add_argument("--steps", type=int, metavar="N", help="steps of the synthetic run (default: train.steps)")
-    command.add_argument("--noise", type=float, default=0.0, help="relative error of a measured change, e.g. 0.004")
-    command.add_argument("--seed", type=int, default=0, help="which synthetic learner (default: 0)")
     command.add_argument(
-        "--output", type=path_argument, metavar="FILE", help="write the decisions as in decisions.jsonl"
+        "--noise", type=float, default=0.0, help="relative error of a measured change, e.g. 0.004 (default: 0)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the synthetic learner (default: 0)")
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write the decisions, in the format of decisions.jsonl"
     )
     command.add_argument(
-        "--plot", type=path_argument, metavar="FILE", help="draw weights, losses, potential and forgetting"
+        "--plot", type=path_argument, metavar="FILE", help="plot weights, losses, potential and forgetting"
     )
     command.set_defaults(run=_simulate)
 
@@ -56,16 +58,21 @@ def _simulate(parsed: argparse.Namespace) -> int:
 
 def add_replay(commands: Commands) -> None:
     """Add `versatune replay`."""
-    help_text = "Decide a run's recorded losses again, with its own settings or with others."
+    help_text = "Decide again from a run's recorded losses, with its own settings or with others."
     command = add_run_command(
         commands,
         "replay",
         help_text,
         example="versatune replay runs/quickstart mixture.steer.anchor=0.2",
     )
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of mixture, e.g. mixture.sigma=0.1")
     command.add_argument(
-        "--output", type=path_argument, metavar="FILE", help="write the decisions as in decisions.jsonl"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="keys of the mixture section to change, e.g. mixture.sigma=0.1",
+    )
+    command.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write the decisions, in the format of decisions.jsonl"
     )
     command.set_defaults(run=_replay)
 
@@ -86,11 +93,11 @@ def add_explain(commands: Commands) -> None:
     command = add_run_command(
         commands,
         "explain",
-        "Say one decision of a run in words and numbers.",
+        "Explain one decision of a run in words and numbers.",
         example="versatune explain runs/quickstart --step 100",
     )
     command.add_argument(
-        "--step", type=int, metavar="N", help="the last decision made at or before step N (default: the newest)"
+        "--step", type=int, metavar="N", help="explain the last decision made at or before step N (default: the newest)"
     )
     command.set_defaults(run=_explain)
 

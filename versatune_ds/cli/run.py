@@ -1,4 +1,4 @@
-"""Wire the subcommands about a run that is there: report, export and evaluate."""
+"""Subcommands about the result of runs: report, export, evaluate and compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from versatune_ds.run_folder.names import EXPORT_FOLDER
 
 def add_report(commands: Commands) -> None:
     """Add `versatune report`."""
-    help_text = "Write one HTML page about a run, or several side by side; works while a run is going on."
+    help_text = "Write an HTML page about one run, or several side by side; works while a run is in progress."
     command = add_command(commands, "report", help_text, example="versatune report runs/quickstart")
     command.add_argument(
         "run_dirs", type=path_argument, nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart"
@@ -29,7 +29,7 @@ def add_report(commands: Commands) -> None:
             action="append_const",
             const=ending,
             default=[],
-            help=f"also draw the weights and losses as RUN/report/weights.{ending}",
+            help=f"also plot weights and losses as RUN/report/weights.{ending}",
         )
     command.add_argument("--open", action="store_true", help="open the page in a browser")
     command.set_defaults(run=_report)
@@ -47,7 +47,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 def add_export(commands: Commands) -> None:
     """Add `versatune export`."""
-    help_text = "Write a run's model as a folder that transformers loads."
+    help_text = "Export a run's model as a folder that transformers can load."
     command = add_run_command(
         commands,
         "export",
@@ -56,20 +56,23 @@ def add_export(commands: Commands) -> None:
     )
     command.add_argument("--output", type=path_argument, metavar="FOLDER", help="folder to write (default: RUN/export)")
     command.add_argument(
-        "--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest sound one)"
+        "--step", type=int, metavar="N", help="checkpoint to export (default: the newest complete one)"
     )
     command.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="number format of the weights (default: the run's)"
+        "--precision", choices=("fp32", "bf16", "fp16"), help="precision of the weights (default: the run's)"
     )
     command.add_argument(
         "--lora", choices=("merged", "adapter"), default="merged",
-        help="adapters of model.lora: added into the weights (default), or written alone",
+        help="adapters of model.lora: merged into the weights (default), or exported alone",
     )  # fmt: skip
     command.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="largest weights file, e.g. 500MB (default: 5GB)"
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="maximum size of a weights file, e.g. 500MB (default: 5GB)",
     )
     command.add_argument(
-        "--force", action="store_true", help="write into a folder that holds something else, replacing files there"
+        "--force", action="store_true", help="write into a folder that has other content, overwriting its files"
     )
     command.set_defaults(run=_export)
 
@@ -96,54 +99,68 @@ def _export(parsed: argparse.Namespace) -> int:
 
 def add_evaluate(commands: Commands) -> None:
     """Add `versatune evaluate`."""
-    help_text = "Measure a model by domain: held-out loss, written answers, multiple choice, and what it forgot."
+    help_text = "Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot."
     command = add_command(
         commands, "evaluate", help_text, example="versatune evaluate runs/quickstart --choices choices/ --split test"
     )
     command.add_argument(
-        "model", type=path_argument, metavar="RUN|FOLDER", help="a run's folder, or one that transformers loads"
+        "model",
+        type=path_argument,
+        metavar="RUN|FOLDER",
+        help="folder of a run, or of a model that transformers can load",
     )
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, e.g. data.folder=my_data")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="recipe keys to change, e.g. data.folder=my_data"
+    )
     command.add_argument(
         "--recipe",
         type=path_argument,
         dest="data_recipe",
         metavar="FILE",
-        help="recipe that names the data (default: the run's)",
+        help="recipe that defines the data (default: the run's)",
     )
     command.add_argument(
-        "--split", choices=("valid", "test"), help="rows to use (default: test of the built-in corpus, else valid)"
+        "--split",
+        choices=("valid", "test"),
+        help="split to evaluate on (default: test for the built-in corpus, else valid)",
     )
     command.add_argument(
         "--choices", type=path_argument, nargs="+", default=[], metavar="PATH",
-        help='multiple choice, DOMAIN.jsonl or folders of them: {"question", "choices", "answer": from 0}',
+        help='multiple choice: DOMAIN.jsonl or folders of them, {"question", "choices", "answer": index from 0}',
     )  # fmt: skip
     command.add_argument(
         "--harness", type=comma_separated, default=(), metavar="TASK[,TASK]",
-        help="also tasks of lm-evaluation-harness, e.g. hellaswag,arc_easy or my_task.yaml; needs the extra `harness`",
+        help="lm-evaluation-harness tasks to run too, e.g. arc_easy or my_task.yaml (needs the extra `harness`)",
     )  # fmt: skip
     command.add_argument(
-        "--harness-include", type=path_argument, metavar="FOLDER", help="YAML files of more harness tasks"
+        "--harness-include", type=path_argument, metavar="FOLDER", help="folder with YAML files of more harness tasks"
     )
-    command.add_argument("--harness-limit", type=int, metavar="N", help="examples of each harness task (default: all)")
+    command.add_argument("--harness-limit", type=int, metavar="N", help="examples per harness task (default: all)")
     command.add_argument(
         "--exact", type=int, metavar="N",
-        help="answers a domain written out and compared with the rows' own (default: 100 on the built-in corpus)",
+        help="answers to generate per domain and compare with the data's (default: 100 on the built-in corpus, else 0)",
     )  # fmt: skip
     command.add_argument(
         "--against",
         type=path_argument,
         metavar="BASE",
-        help="run or folder to compare with (default: what the run began from)",
+        help="run or model folder to compare with (default: the model that the run started from)",
     )
-    command.add_argument("--no-base", action="store_true", help="compare with nothing")
-    command.add_argument("--step", type=int, metavar="N", help="the run's checkpoint of this step")
-    command.add_argument("--processes", type=int, default=1, metavar="N", help="processes that share the work")
+    command.add_argument("--no-base", action="store_true", help="do not compare with another model")
     command.add_argument(
-        "--output", type=path_argument, metavar="FILE", help="where the JSON goes (default: into the run)"
+        "--step", type=int, metavar="N", help="checkpoint to evaluate (default: the newest complete one)"
     )
-    command.add_argument("--json", action="store_true", help="write JSON to stdout, not a table")
-    command.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+    command.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="processes that share the work (default: 1)"
+    )
+    command.add_argument(
+        "--output",
+        type=path_argument,
+        metavar="FILE",
+        help="JSON file to write (default: evaluation.json in the run's folder)",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
     command.set_defaults(run=_evaluate)
 
 
@@ -168,4 +185,31 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the result
         result = evaluate(parsed.model, options)
     write(shown(result, as_json=parsed.json))
+    return 0
+
+
+def add_compare(commands: Commands) -> None:
+    """Add `versatune compare`."""
+    command = add_command(
+        commands,
+        "compare",
+        "Train and evaluate several policies on one base model, over several seeds, and write a page of the results.",
+        example="versatune compare recipes/compare/multi_ability.yaml seeds=[1,2,3] --jobs 2",
+    )
+    command.add_argument("comparison", type=path_argument, help="YAML file, see recipes/compare/")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value",
+        help="keys of the comparison to change, e.g. seeds=[1,2] or data.folder=my_data; keys of its recipe start with "
+        "`set.`, e.g. set.train.steps=50",
+    )  # fmt: skip
+    command.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, else one per CPU core)"
+    )
+    command.set_defaults(run=_compare)
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from versatune_ds.comparison.compare import compare
+
+    write(str(compare(parsed.comparison, parsed.overrides, num_jobs=parsed.jobs)))
     return 0

@@ -1,4 +1,4 @@
-"""Wire the subcommands about Slurm: submit, and job, which the batch script runs."""
+"""Subcommands for Slurm: submit, and job, which the batch script runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def add_submit(commands: Commands) -> None:
     command = add_recipe_command(
         commands,
         "submit",
-        "Submit a run to Slurm; it goes on by itself after preemptions and time limits.",
+        "Submit a run to Slurm; it resumes by itself after preemptions and time limits.",
         example="versatune submit recipes/quickstart.yaml --nodes 2 slurm.gpus_per_node=1 slurm.time=1:00:00",
     )
-    command.add_argument("--nodes", type=int, metavar="N", help="short for slurm.nodes=N")
-    command.add_argument("--array", metavar="IDS", help="short for slurm.array=IDS, a run of its own for each, as 0-3")
-    command.add_argument("--after", metavar="JOB", help="start when this job has ended well (slurm.dependency)")
-    command.add_argument("--fresh", action="store_true", help="delete the run's folder at the job's first start")
-    command.add_argument("--dry-run", action="store_true", help="show the command, submit nothing")
+    command.add_argument("--nodes", type=int, metavar="N", help="same as slurm.nodes=N")
+    command.add_argument("--array", metavar="IDS", help="same as slurm.array=IDS: one run for each index, e.g. 0-3")
+    command.add_argument("--after", metavar="JOB", help="start after this job has succeeded (slurm.dependency)")
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder when the job first starts")
+    command.add_argument("--dry-run", action="store_true", help="print the sbatch command, submit nothing")
     command.set_defaults(run=_submit)
 
 
@@ -52,10 +52,10 @@ def add_job(commands: Commands) -> None:
     command = add_recipe_command(
         commands,
         "job",
-        "Be the batch job of a run; slurm/train.sbatch runs it inside an allocation.",
+        "Run the batch job of a run; slurm/train.sbatch calls this inside an allocation.",
         example="sbatch --nodes 2 slurm/train.sbatch recipes/quickstart.yaml",
     )
-    command.add_argument("--fresh", action="store_true", help="delete the run's folder at the job's first start")
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder when the job first starts")
     command.set_defaults(run=_job)
 
 

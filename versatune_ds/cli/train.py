@@ -1,4 +1,4 @@
-"""Wire the subcommands that start a run: train, and worker, which launchers start."""
+"""Subcommands that train: train, and worker, which launchers start."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ def add_train(commands: Commands) -> None:
     command = add_recipe_command(
         commands,
         "train",
-        "Start a run, here or on several machines, or resume it if its folder exists.",
+        "Train a model, on this machine or several; resumes the run if its folder exists.",
         example="versatune train recipes/quickstart.yaml --processes 2 mixture.steer.anchor=0.2 run.name=bold",
     )
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
     command.add_argument(
-        "--processes", type=int, metavar="N", help="processes on each machine; default: one per GPU, or 1 without a GPU"
+        "--processes", type=int, metavar="N", help="processes per machine (default: one per GPU, or 1 without a GPU)"
     )
     command.add_argument(
         "--launcher", choices=("deepspeed", "torchrun", "mpirun", "srun"),
-        help="what starts them (default: srun inside a Slurm allocation, else deepspeed)",
+        help="program that starts the processes (default: srun inside a Slurm allocation, else deepspeed)",
     )  # fmt: skip
-    command.add_argument("--nodes", type=int, metavar="N", help="machines: of the allocation, or first of the file")
     command.add_argument(
-        "--hostfile", type=path_argument, metavar="FILE", help="machines to start on, NAME slots=N a line"
+        "--nodes", type=int, metavar="N", help="number of machines: of the allocation, or the first N of the hostfile"
+    )
+    command.add_argument(
+        "--hostfile", type=path_argument, metavar="FILE", help="machines to start on, one `NAME slots=N` per line"
     )
     command.set_defaults(run=_train)
 
@@ -47,7 +49,7 @@ def _train(parsed: argparse.Namespace) -> int:
 
 def add_worker(commands: Commands) -> None:
     """Add `versatune worker`."""
-    help_text = "Be one process of a run; deepspeed, torchrun, srun and mpirun start it through launcher/train.py."
+    help_text = "Run one process of a training run; launchers start it through launcher/train.py."
     command = add_recipe_command(
         commands,
         "worker",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from versatune_ds.evaluation.result import mean_over_domains
-from versatune_ds.text_width import pad_left, pad_right, width_of
+from versatune_ds.text_table import text_table
 
 Numbers = Mapping[str, Any]
 _NONE = "-"
@@ -28,38 +28,25 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
 def _harness_block(result: Mapping[str, Any]) -> str:
     """Return a line a task and metric, with what changed where there is a base; tasks have no mean in common."""
     changes = result.get("harness_retention")
-    lines = [["task", "metric", "value ±s.e.", *(["change"] if changes else [])]]
+    header = ["task", "metric", "value ±s.e.", *(["change"] if changes else [])]
+    rows = []
     for task, metrics in result["harness"].items():
         for metric, numbers in metrics.items():
             change = [_HARNESS_CHANGE(changes[task][metric])] if changes else []
-            lines.append([task, metric, _HARNESS_VALUE(numbers), *change])
-    header, *rows = _aligned(lines, num_left=2)
-    return "\n".join([header, "-" * len(header), *rows])
+            rows.append([task, metric, _HARNESS_VALUE(numbers), *change])
+    return text_table(header, rows, num_left=2)
 
 
 def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callable[[Numbers], str]]]) -> str:
     """Return a line a domain and the plain mean over domains; only columns with a number in them."""
     columns = [column for column in possible if any(column[1](numbers) != _NONE for numbers in domains.values())]
-    lines = [["domain", *(title for title, _ in columns)]]
-    for name, numbers in (*domains.items(), ("mean", _mean_line(domains))):
-        lines.append([name, *(cell(numbers) for _, cell in columns)])
-    header, *rows, mean = _aligned(lines, num_left=1)
-    return "\n".join([header, "-" * len(header), *rows, "-" * len(header), mean])
+    header = ["domain", *(title for title, _ in columns)]
+    rows = [[name, *(cell(numbers) for _, cell in columns)] for name, numbers in domains.items()]
+    means = _means(domains)
+    return text_table(header, rows, footer=["mean", *(cell(means) for _, cell in columns)])
 
 
-def _aligned(lines: Sequence[Sequence[str]], *, num_left: int) -> list[str]:
-    """Return lines whose columns are of one width, the first ones to the left and the others to the right."""
-    widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            pad_right(text, width) if i < num_left else pad_left(text, width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-
-
-def _mean_line(domains: Mapping[str, Numbers]) -> dict[str, Any]:
+def _means(domains: Mapping[str, Numbers]) -> dict[str, Any]:
     """Return the mean over domains of every number; errors are left out."""
     keys = {key for numbers in domains.values() for key, value in numbers.items() if not isinstance(value, dict)}
     line: dict[str, Any] = {key: mean_over_domains(domains, key) for key in keys if "standard_error" not in key}

@@ -19,7 +19,7 @@ from versatune_ds.config import DetectConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.detect import Detection
 from versatune_ds.knowledge.estimate import Shares
-from versatune_ds.text_width import pad_right, width_of
+from versatune_ds.text_table import text_table
 
 _BAR_CHARACTERS = 30
 _LIBRARIES = ("versatune_ds", "torch", "transformers", "scikit-learn")
@@ -85,17 +85,15 @@ def plot_prior(values: dict[str, Any], path: Path) -> Path:
 
 def prior_table(values: dict[str, Any]) -> str:
     """Return the weights as a table with bars, and below it what was odd about the sequences."""
-    width = max(len("domain"), *(width_of(name) for name in values["weights"]))
     largest = max(values["weights"].values())
-    lines = [f"{'domain'.ljust(width)}  weight  95 % interval"]
+    rows = []
     for name, weight in values["weights"].items():
         low, high = values["intervals"][name]
         bar = "#" * round(_BAR_CHARACTERS * weight / largest)
-        lines.append(f"{pad_right(name, width)}  {weight:6.3f}  {low:.3f} - {high:.3f}  {bar}".rstrip())
+        rows.append((name, f"{weight:.3f}", f"{low:.3f} - {high:.3f}", bar))
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in values["rates"].items())
-    return "\n".join(
-        [*lines, "", f"shares of {values['weight_unit']} in {values['num_sequences']:,} sequences; of these: {rates}"]
-    )
+    table = text_table(("domain", "weight", "95 % interval", ""), rows, num_left=4)
+    return f"{table}\n\nshares of {values['weight_unit']} in {values['num_sequences']:,} sequences; of these: {rates}"
 
 
 def _intervals(shares: Shares, names: DomainSet) -> dict[str, list[float]]:

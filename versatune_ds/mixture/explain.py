@@ -14,23 +14,10 @@ from versatune_ds.mixture.decision import Decision, above_reference
 from versatune_ds.mixture.offline.replay import NOT_COUNTERFACTUAL, first_difference
 from versatune_ds.mixture.offline.simulate import Simulation
 from versatune_ds.mixture.weights import effective_num_domains
-from versatune_ds.text_width import pad_left, pad_right, width_of
+from versatune_ds.text_table import text_table
 
 _MAX_ROWS = 24
 """Rows of a table over updates; longer histories are thinned evenly, first and last kept."""
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an aligned table: the first column to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(width_of(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            pad_right(cell, width) if column == 0 else pad_left(cell, width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def decision_at(decisions: Sequence[Decision], step: int) -> Decision:

@@ -1,7 +1,7 @@
-"""Record and show what a run measures: JSON lines always, a terminal, W&B and TensorBoard where asked for.
+"""Record and show what a run measures: JSON lines and the terminal always, W&B and TensorBoard where asked for.
 
-The one idea: a metric is a flat name (`domain/law/loss`) and a number at a step; whoever takes such mappings is a sink.
-Only `metrics.jsonl` and `decisions.jsonl` are the record; every other sink may fail, and training goes on.
+A metric is a flat name (`domain/law/loss`) with a number at a step; a sink receives mappings of them. The record is
+`metrics.jsonl` and `decisions.jsonl`; every other sink may fail, and training continues.
 """
 
 from versatune_ds.monitor.opening import open_monitor

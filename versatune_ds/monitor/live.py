@@ -1,7 +1,7 @@
-"""Show a run as a live view at the foot of the terminal; log lines scroll above it.
+"""Show a run as a live view at the bottom of the terminal; log lines scroll above it.
 
-The one idea: the view is drawn by rank 0 alone, when something was recorded and at most a few times a second, without a
-thread; while it stands, this package's log lines go through it, so that the two never overwrite each other.
+Rank 0 alone draws, when something is recorded and at most a few times a second, without a thread. While the view is
+shown, this package's log lines are written through it, so that the two never overwrite each other.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _SECONDS_BETWEEN_FRAMES = 0.25
 
 
 class LiveTerminal:
-    """Draw the state of a run on stderr until it is finished.
+    """A sink that draws the state of a run on stderr until it is finished.
 
     Args:
         name: The run's name.
         num_steps: Optimizer steps of the run.
-        step: Steps done already.
+        step: Steps completed before.
         console: Where to draw; stderr by default.
     """
 
@@ -42,35 +42,35 @@ class LiveTerminal:
         self._drawn_at = time.monotonic()
         self._live = Live(get_renderable=self._frame, console=self._console, auto_refresh=False)
         self._live.start(refresh=True)
-        self._streams = _send_log_lines_to(sys.stderr)  # which rich replaced, to draw below what is written
+        self._streams = _send_log_lines_to(sys.stderr)  # rich replaced it, to draw below what is written
 
     def _frame(self) -> RenderableType:
-        """Return the current picture, as high as the terminal allows."""
+        """Return the current frame, as high as the terminal allows."""
         return frame(self._state, max_domains=max(1, self._console.height - _LINES_AROUND_DOMAINS))
 
     def _draw(self) -> None:
-        """Draw the current picture, unless the last one is too fresh."""
+        """Draw the current frame, unless the last one was drawn just before."""
         if time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN_FRAMES:
             self._live.refresh()
             self._drawn_at = time.monotonic()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Take over a step's training metrics."""
+        """Show a step's training metrics."""
         train = values if "train/loss" in values else self._state.train
         self._state = replace(self._state, step=step, train=train)
         self._draw()
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Take over a decision, and leave its reason among the lines that scroll."""
+        """Show a decision, and log its reason above the view."""
         self._state = replace(self._state, decision=decision)
         self._draw()
         log_decision(decision)
 
     def alert(self, step: int, *, title: str, text: str) -> None:
-        """Show nothing: whoever found the cause has logged a warning, which scrolls by above the view."""
+        """Show nothing: a warning was logged where the cause was found."""
 
     def finish(self, *, exit_code: int) -> None:
-        """Draw the last picture, leave it standing, and give the terminal back."""
+        """Draw the last frame, leave it on the screen, and restore the log handlers."""
         self._live.refresh()
         self._live.stop()
         for handler, stream in self._streams:

@@ -1,6 +1,6 @@
-"""Compose the live view's picture from the last metrics and the last decision.
+"""Compose a frame of the live view from the last metrics and the last decision.
 
-The one idea: a frame is a pure function of what was recorded and of the terminal's size, so it can be tested as text.
+A frame is a pure function of the recorded values and the terminal's size, so it can be tested as text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from versatune_ds.monitor.plain import direction, duration
+from versatune_ds.text_table import number_cell
 
 _BAR_CELLS = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -25,13 +26,13 @@ _FORGETTING_SHOWN = 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveState:
-    """Hold what a frame is made of.
+    """The values that a frame shows.
 
     Attributes:
         name: The run's name.
         num_steps: Its optimizer steps.
-        step: The last step known.
-        train: Its metrics of the last interval; empty before the first.
+        step: The last step recorded.
+        train: Training metrics of the last interval; empty before the first.
         decision: The last decision; None before the first.
     """
 
@@ -43,11 +44,11 @@ class LiveState:
 
 
 def frame(state: LiveState, *, max_domains: int) -> RenderableType:
-    """Return the picture: progress, the last interval's numbers, one line a domain.
+    """Return the frame: progress, the last interval's numbers, one line a domain.
 
     Args:
         state: What to show.
-        max_domains: Lines for domains; the ones with the largest weights are shown, the others counted.
+        max_domains: Lines for domains: those with the largest weights are shown, the others counted.
     """
     parts: list[RenderableType] = [_progress(state), _numbers(state)]
     if state.decision is not None:
@@ -56,7 +57,7 @@ def frame(state: LiveState, *, max_domains: int) -> RenderableType:
 
 
 def _progress(state: LiveState) -> RenderableType:
-    """Return name, step, bar and time left on one line."""
+    """Return name, step, bar and remaining time on one line."""
     seconds = state.train.get("perf/step_seconds")
     left = f"{duration((state.num_steps - state.step) * seconds)} left" if seconds else "measuring"
     line = Table.grid(padding=(0, 1), expand=True)
@@ -86,7 +87,7 @@ def _numbers(state: LiveState) -> RenderableType:
 
 
 def _domains(decision: Mapping[str, Any], *, max_domains: int) -> RenderableType:
-    """Return one line a domain as the last decision saw and set it."""
+    """Return one line a domain: the weight that the last decision set, and the losses it was based on."""
     weights = decision["weights_after"]
     shown = sorted(sorted(weights, key=weights.get, reverse=True)[:max_domains], key=list(weights).index)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -112,7 +113,7 @@ def _domain_cells(decision: Mapping[str, Any], name: str, *, largest: float) -> 
     forgot = signals["forgetting_from_best"]
     is_marked = forgot is not None and forgot >= _FORGETTING_SHOWN
     mark = Text(f"! {forgot:.1%}", style="yellow") if is_marked else Text("")
-    return Text(name), weight, Text(_number(loss)), Text(_number(signals["reference_loss"])), mark
+    return Text(name), weight, Text(number_cell(loss)), Text(number_cell(signals["reference_loss"])), mark
 
 
 def bar(share: float) -> str:
@@ -123,8 +124,3 @@ def bar(share: float) -> str:
     eighths = max(round(share * _BAR_CELLS * 8), int(share > 0))
     full, rest = divmod(eighths, 8)
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR_CELLS)
-
-
-def _number(value: float | None) -> str:
-    """Return a loss with three decimals, a dash where it is unknown."""
-    return "-" if value is None else f"{value:.3f}"

@@ -1,6 +1,6 @@
-"""Open the sinks that a recipe and the terminal ask for.
+"""Open the sinks that a recipe asks for.
 
-The one idea: the record comes first, so that whatever else fails to open leaves it in place.
+The record is opened first, so that it exists whatever fails after it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def open_monitor(
         config: The run's config.
         is_rank_zero: Whether this is rank 0; the others record nothing.
         resumed_step: Step the run resumed after, -1 for a new run.
-        export_model: Exports the model of a run's folder, for a sink that keeps it.
+        export_model: Exports the model of a run's folder, for a sink that uploads it.
 
     Raises:
-        ValueError: If W&B or TensorBoard cannot be had as asked for; the way out is named.
+        ValueError: If W&B or TensorBoard cannot be opened as asked for; the message says what to do.
     """
     if not is_rank_zero:
         return Monitor([])
@@ -42,17 +42,15 @@ def open_monitor(
     return Monitor([*sinks, _open_terminal(config, resumed_step=resumed_step)])
 
 
-def _open_wandb(
-    config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None
-) -> Sink:
+def _open_wandb(config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None) -> Sink:
     """Return W&B in a thread of its own."""
-    from versatune_ds.monitor.wandb_sink import FINISH_SECONDS, Wandb  # half a second, starts a service
+    from versatune_ds.monitor.wandb_sink import FINISH_SECONDS, Wandb  # takes half a second, and starts a service
 
     return Background(
         Wandb(config, resumed_step=resumed_step, export_model=export_model),
         name="W&B",
         patience_seconds=None if config.monitor.wandb.artifacts == "model" else 1.5 * FINISH_SECONDS,
-        way_out=f"wandb sync {config.run_dir}/wandb/*run-* sends on what it recorded",
+        way_out=f"wandb sync {config.run_dir}/wandb/*run-* uploads what it recorded",
     )
 
 
@@ -65,7 +63,7 @@ def _open_tensorboard(config: RunConfig, *, resumed_step: int) -> Sink:
 
 
 def _open_terminal(config: RunConfig, *, resumed_step: int) -> Sink:
-    """Return the live view where stderr is a terminal and lines are asked for at all, plain lines elsewhere."""
+    """Return the live view if stderr is a terminal and info lines are shown, else plain lines."""
     is_live = config.monitor.terminal == "auto" and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
     if not is_live:
         return PlainTerminal(num_steps=config.train.steps)

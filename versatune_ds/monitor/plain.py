@@ -1,4 +1,4 @@
-"""Show a run as log lines: one an interval, one a domain at every decision; no control codes, so that tail reads it."""
+"""Show a run as plain log lines: one an interval, and one a domain at every decision."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from versatune_ds.text_width import pad_right
+from versatune_ds.text_table import number_cell, text_table
 
 logger = logging.getLogger(__name__)
 
 
 class PlainTerminal:
-    """Log what a person wants to follow.
+    """A sink that logs the progress of a run.
 
     Args:
         num_steps: Optimizer steps of the run.
@@ -22,7 +22,7 @@ class PlainTerminal:
         self._num_steps = num_steps
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Show one line for a step's training metrics; the validation's are shown with the decision."""
+        """Log one line for a step's training metrics; those of validation are logged with the decision."""
         if "train/loss" not in values:
             return
         logger.info(
@@ -36,24 +36,21 @@ class PlainTerminal:
         )
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Show why the weights moved, then one line per domain: validation loss, weight before and after."""
+        """Log why the weights moved, then one line per domain: validation loss, weight before and after."""
         log_decision(decision)
+        rows = []
         for name, after in decision["weights_after"].items():
             before, loss = decision["weights_before"][name], decision["losses"][name]["mean"]
-            logger.info(
-                "  %s loss %-7s weight %.4f -> %.4f  %s",
-                pad_right(name, 12),
-                "-" if loss is None else f"{loss:.3f}",
-                before,
-                after,
-                direction(before, after),
-            )
+            weight = f"weight {before:.4f} -> {after:.4f}"
+            rows.append((name, f"loss {number_cell(loss)}", weight, direction(before, after)))
+        for line in text_table((), rows, num_left=4).splitlines():
+            logger.info("  %s", line)
 
     def alert(self, step: int, *, title: str, text: str) -> None:
-        """Show nothing: whoever found the cause has logged a warning."""
+        """Log nothing: a warning was logged where the cause was found."""
 
     def finish(self, *, exit_code: int) -> None:
-        """Leave the terminal as it is."""
+        """Do nothing."""
 
 
 def log_decision(decision: Mapping[str, Any]) -> None:
@@ -64,7 +61,7 @@ def log_decision(decision: Mapping[str, Any]) -> None:
 
 
 def direction(before: float, after: float) -> str:
-    """Return up, down or = for a weight's move; less than half of the last digit shown is no move."""
+    """Return up, down or =; a move below half of the last digit shown counts as none."""
     return "=" if abs(after - before) < 5e-5 else "up" if after > before else "down"
 
 

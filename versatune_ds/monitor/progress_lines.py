@@ -1,7 +1,7 @@
-"""Say in log lines how far a long piece of work is.
+"""Log the progress of long work: a line every few seconds, with the remaining time.
 
-The one idea: a line every few seconds, with what is left; plain text, so that a terminal, a file and a Slurm log all
-show it. Work that is done before the first line is due says nothing.
+The lines are plain text, so a terminal, a file and a Slurm log show them alike. Work that ends before the first line is
+due logs nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _LOG_SECONDS = 5.0
 
 
 def with_progress(items: Iterable[Item], *, num_items: int, what: str) -> Iterator[Item]:
-    """Yield items, and log how many are done; an item is done when the next one is asked for.
+    """Yield items, and log how many are done; an item counts as done when the next one is requested.
 
     Example: `labelled: 120 of 600 sequences  0:42 left`.
 
     Args:
         items: The work.
         num_items: How many there are.
-        what: What is done, with `%s` where the numbers stand: `labelled: %s sequences`.
+        what: Text of the line, with `%s` for the numbers: `labelled: %s sequences`.
     """
     started = logged = time.monotonic()
     for num_done, item in enumerate(items):

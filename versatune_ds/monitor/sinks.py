@@ -1,7 +1,7 @@
-"""Define what a sink is, hand values to several, and keep a slow or broken one away from training.
+"""Define a sink, pass values to several, and keep a slow or failing one from holding up training.
 
-The one idea: rank 0 calls `Monitor`; the files and the terminal answer at once, everything that talks to a service
-runs in a thread of its own.
+Rank 0 calls `Monitor`. The files and the terminal are written at once; whatever talks to a service runs in a thread of
+its own.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Take metrics, decisions and alerts of a run."""
+    """Receiver of a run's metrics, decisions and alerts."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the metrics of a step."""
+        """Record the metrics of a step."""
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Take a decision of the controller, as `Decision.to_dict` returns it."""
+        """Record a decision of the controller, as `Decision.to_dict` returns it."""
 
     def alert(self, step: int, *, title: str, text: str) -> None:
-        """Take something a person should look at."""
+        """Report something that a person should look at."""
 
     def finish(self, *, exit_code: int) -> None:
         """Close; no call follows."""
 
 
 class Monitor:
-    """Hand values to all sinks; on ranks other than 0 there are none.
+    """Pass values to all sinks; ranks other than 0 have none.
 
     Args:
-        sinks: Where values go, in order.
+        sinks: Receivers, called in this order.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -48,7 +48,7 @@ class Monitor:
             sink.metrics(step, values)
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Record a decision; an alarm among what acted is an alert too."""
+        """Record a decision; an alarm among its safeguards is an alert too."""
         for sink in self._sinks:
             sink.decision(decision)
         for text in decision["acted"]:
@@ -56,7 +56,7 @@ class Monitor:
                 self.alert(decision["decided_at_step"], title="the mixture collapses", text=text)
 
     def alert(self, step: int, *, title: str, text: str) -> None:
-        """Tell what a person should look at; a title that was told is not told again."""
+        """Report something that a person should look at; a title is reported only once."""
         if title in self._titles:
             return
         self._titles.add(title)
@@ -70,16 +70,16 @@ class Monitor:
 
 
 class Background:
-    """Call a sink from a thread of its own: one that is slow, unreachable or broken never holds up training.
+    """Call a sink from a thread of its own: one that is slow, unreachable or failing never holds up training.
 
-    What it has not taken yet waits in memory, without bound: metrics are small. A failure is said once; from then on
-    the sink is left alone, for the files have everything.
+    Calls wait in a queue in memory, without bound, as metrics are small. A failure is logged once; after it the sink is
+    not called again, as the files have everything.
 
     Args:
         sink: Any sink.
-        name: How a message names it.
-        patience_seconds: How long `finish` waits for what is still to be taken; None waits to the end.
-        way_out: What the user can do when the sink lost something.
+        name: Its name in messages.
+        patience_seconds: How long `finish` waits for the queued calls; None waits until all are made.
+        way_out: What the user can do if the sink missed something.
     """
 
     def __init__(self, sink: Sink, *, name: str, patience_seconds: float | None, way_out: str) -> None:
@@ -105,20 +105,20 @@ class Background:
         self._put(lambda: self._sink.alert(step, title=title, text=text))
 
     def finish(self, *, exit_code: int) -> None:
-        """Let the sink take what is queued and close; give up after the patience is spent, and say so."""
+        """Make the queued calls and close the sink; after `patience_seconds` give up with a warning."""
         self._put(lambda: self._sink.finish(exit_code=exit_code))
         self._calls.put(None)
         self._thread.join(self._patience_seconds)
         if self._thread.is_alive():
             logger.warning(
-                "%s did not take everything within %g s; metrics.jsonl has it all; %s",
+                "%s did not receive everything within %g s; metrics.jsonl is complete; %s",
                 self._name,
                 self._patience_seconds,
                 self._way_out,
             )
 
     def _put(self, call: Callable[[], None]) -> None:
-        """Queue a call, unless nobody takes calls any more."""
+        """Queue a call, unless the sink has failed."""
         if not self._has_failed:
             self._calls.put(call)
 
@@ -130,7 +130,7 @@ class Background:
             except Exception as error:  # whatever a service's client raises must not stop training
                 self._has_failed = True
                 logger.warning(
-                    "%s takes no more data (%s); training goes on, metrics.jsonl has everything; %s",
+                    "%s failed and gets no more data (%s); training continues, metrics.jsonl is complete; %s",
                     self._name,
                     error or type(error).__name__,
                     self._way_out,

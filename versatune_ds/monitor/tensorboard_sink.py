@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.monitor.decision_metrics import decision_metrics
-from versatune_ds.monitor.figures import draw_losses, draw_weights
+from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
 
 
 class TensorBoard:
-    """Write scalars, decisions as text and the charts; steps after a resumed one replace those written before.
+    """A sink that writes scalars, decisions as text, and charts; a resumed run replaces the steps after its checkpoint.
 
     Args:
         folder: Folder of the event files.
-        resumed_step: Step the run goes on after, -1 for a new run.
+        resumed_step: Step the run resumed after, -1 for a new run.
 
     Raises:
         ValueError: If the package tensorboard is not installed.
@@ -23,7 +22,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, resumed_step: int) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter  # takes more than a second: only where asked for
+            from torch.utils.tensorboard import SummaryWriter  # takes over a second
         except ImportError:
             raise ValueError(
                 "monitor.tensorboard: the package tensorboard is missing; pip install 'versatune_ds[tensorboard]'"
@@ -38,7 +37,7 @@ class TensorBoard:
         self._writer.flush()
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Write a decision's numbers as scalars, and its reason and what acted as text."""
+        """Write a decision's numbers as scalars, and its reason and safeguards as text."""
         self._decisions.append(dict(decision))
         step = decision["decided_at_step"]
         self.metrics(step, decision_metrics(decision))

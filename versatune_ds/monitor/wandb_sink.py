@@ -1,10 +1,9 @@
 """Send a run to Weights & Biases.
 
-The one idea: every row is logged at its optimizer step, so the parts of a run that was stopped and resumed are one
-history, online or, after `wandb sync`, from offline folders: W&B keeps one row a step, and a resumed run repeats the
-steps after its checkpoint with the same values.
+Values are logged at their optimizer step. W&B keeps one entry a step, and a resumed run repeats the steps after its
+checkpoint with the same values, so the parts of a resumed run form one history, also after `wandb sync`.
 
-The key comes from the environment (or W&B's own netrc) alone; it appears in no file, log line or record of ours.
+The key is read from the environment or from netrc, by W&B; we write it to no file, log line or record.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from urllib.parse import urlsplit
 import wandb
 
 from versatune_ds.config import RunConfig
-from versatune_ds.monitor.decision_metrics import decision_metrics
-from versatune_ds.monitor.figures import draw_losses, draw_weights
+from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
 from versatune_ds.run_folder.json_records import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
@@ -36,20 +34,20 @@ from versatune_ds.run_folder.names import (
 logger = logging.getLogger(__name__)
 
 FINISH_SECONDS = 120
-"""How long a run's end waits for W&B to take what is left."""
+"""How long the end of a run waits for W&B to upload the rest."""
 
 _DECISIONS_PER_CHART = 10
 _KEPT_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, PRIOR_FILE, REFERENCE_FILE, DECISIONS_FILE)
 
 
 class Wandb:
-    """Log metrics, decisions, charts and alerts of one run.
+    """A sink that logs metrics, decisions, charts and alerts of one run.
 
     Args:
         config: The run's config.
         resumed_step: Step the run resumed after, -1 for a new run.
-        export_model: Exports the model of a run's folder and returns the exported folder; asked at the end where the
-            model is to be kept.
+        export_model: Exports the model of a run's folder and returns the exported folder; called at the end if the
+            model is to be uploaded.
     """
 
     def __init__(
@@ -69,18 +67,18 @@ class Wandb:
         self._run.log({"step": step, **values}, step=step)
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Log the signals and the weights a decision sets, at the step it was decided; now and then the charts."""
+        """Log a decision's signals and weights at its step, and the charts every `_DECISIONS_PER_CHART` decisions."""
         self._decisions.append(dict(decision))
         self.metrics(decision["decided_at_step"], decision_metrics(decision))
         if len(self._decisions) % _DECISIONS_PER_CHART == 0:
             self._log_charts()
 
     def alert(self, step: int, *, title: str, text: str) -> None:
-        """Raise an alert, which W&B sends on as the user's settings there say."""
+        """Raise an alert, which W&B forwards according to the user's settings there."""
         self._run.alert(title=title, text=f"step {step}: {text}", level=wandb.AlertLevel.WARN)
 
     def finish(self, *, exit_code: int) -> None:
-        """Log charts and the table of decisions, keep what is to be kept, close with the process's exit code."""
+        """Log charts and the table of decisions, upload artifacts, and close with the process's exit code."""
         if self._decisions:
             self._log_charts()
             self._run.log({"decisions": decision_table(self._decisions)}, step=self._step)
@@ -95,7 +93,7 @@ class Wandb:
         self._run.log({"step": self._step, **images}, step=self._step)
 
     def _keep_artifacts(self) -> None:
-        """Keep the files that say what the run was and, where asked for, its exported model."""
+        """Upload the files that describe the run and, where asked for, its exported model."""
         kept, run_dir = self._config.monitor.wandb.artifacts, self._config.run_dir
         if kept == "none":
             return
@@ -108,17 +106,17 @@ class Wandb:
             model = wandb.Artifact(f"{self._config.run.name}-model", type="model")
             try:
                 model.add_dir(str(self._export_model(run_dir)))
-            except ValueError as error:  # the run is trained: a folder in the way must not fail it
-                logger.warning("the model was not kept in W&B: %s", error)
+            except ValueError as error:  # training has succeeded: an existing folder must not fail the run
+                logger.warning("the model was not uploaded to W&B: %s", error)
                 return
             self._run.log_artifact(model)
 
 
 def start_run(config: RunConfig, *, run_id: str) -> Any:
-    """Return the W&B run, recording offline where the server does not answer.
+    """Start the W&B run, offline if the server does not answer.
 
     Raises:
-        ValueError: If it is to be online and there is no key.
+        ValueError: If the mode is online and there is no key.
     """
     mode = config.monitor.wandb.mode
     if mode == "online" and not has_key():
@@ -128,16 +126,17 @@ def start_run(config: RunConfig, *, run_id: str) -> Any:
         )
     try:
         return _init(config, run_id=run_id, mode=mode)
-    except Exception as error:  # an unreachable server must not cost a run its nodes
+    except Exception as error:  # an unreachable server must not end a run
         if mode != "online":
             raise
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         logger.warning(
-            "W&B did not start (%s); recording offline, training goes on; later: wandb sync %s/wandb/offline-run-*",
+            "W&B did not start (%s); training continues and is recorded offline; upload later: wandb sync "
+            "%s/wandb/offline-run-*",
             first_line,
             config.run_dir,
         )
-    wandb.teardown()  # the service still holds the run's id
+    wandb.teardown()  # the service has still registered the run's id
     return _init(config, run_id=run_id, mode="offline")
 
 
@@ -156,7 +155,7 @@ def _init(config: RunConfig, *, run_id: str, mode: str) -> Any:
         dir=str(config.run_dir),
         config=config.model_dump(mode="json"),
         settings=wandb.Settings(
-            console="off",  # the terminal shows a live view, whose control codes nobody wants to read there
+            console="off",  # would upload the control codes of the live view
             silent=True,
             init_timeout=settings.start_timeout_seconds,
             login_timeout=settings.start_timeout_seconds,
@@ -166,7 +165,7 @@ def _init(config: RunConfig, *, run_id: str, mode: str) -> Any:
 
 
 def has_key() -> bool:
-    """Return whether W&B will find a key without asking: in the environment, or in netrc for its server."""
+    """Return whether there is a key in the environment, or in netrc for W&B's server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
@@ -177,7 +176,7 @@ def has_key() -> bool:
 
 
 def _run_id(run_dir: Path, *, is_new: bool) -> str:
-    """Return the run's W&B id, kept in its folder so that a resumed run goes on under it."""
+    """Return the run's W&B id, which its folder stores so that a resumed run keeps it."""
     path = run_dir / WANDB_ID_FILE
     if is_new or not path.is_file():
         path.write_text(secrets.token_hex(4), encoding="utf-8")
@@ -185,12 +184,12 @@ def _run_id(run_dir: Path, *, is_new: bool) -> str:
 
 
 def _read_decisions(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the decisions made before this process began."""
+    """Return the decisions made before this process started."""
     return [line.value for line in json_lines(run_dir / DECISIONS_FILE) if line.value is not None]
 
 
 def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
-    """Return all decisions as a table: when, why, what acted, and the weight of every domain after it."""
+    """Return all decisions as a table: step, reason, safeguards, and the weights after each."""
     names = list(decisions[0]["weights_after"])
     rows = [
         [d["update"], d["decided_at_step"], d["effective_step"], d["reason"], "; ".join(d["acted"])]
@@ -202,7 +201,7 @@ def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
 
 
 def _as_pixels(figure: Any) -> Any:
-    """Return a matplotlib figure as an array of pixels, drawn without any window system."""
+    """Return a matplotlib figure as an array of pixels, drawn without a display."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

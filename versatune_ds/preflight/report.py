@@ -28,6 +28,7 @@ from versatune_ds.preflight.rows import check_rows, render_examples
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.preflight.tokens import check_endings, check_template, check_tokenizer
 from versatune_ds.preflight.tracking import check_tracking
+from versatune_ds.text_table import text_table
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
 """The checks, in the order in which they are made and shown."""
 
 _COLOURS: dict[Level, str] = {"ok": "32", "warn": "33", "FAIL": "31"}
+_MAX_KEY_LENGTH = 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +81,17 @@ class CheckReport:
 
     def _table(self, *, is_coloured: bool) -> Iterator[str]:
         """Yield one line a finding: level, check, key, what was found and what to do."""
-        check_width = max(len(finding.check) for finding in self.findings)
-        key_width = max(len(finding.key) for finding in self.findings if len(finding.key) <= 28)
-        for finding in self.findings:
-            level = f"{finding.level:<4}"
-            level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m" if is_coloured else level
-            yield f"{level}  {finding.check:<{check_width}}  {finding.key:<{key_width}}  {finding.text}"
+        lines = text_table((), [_cells(finding) for finding in self.findings], num_left=4).splitlines()
+        for finding, line in zip(self.findings, lines, strict=True):
+            level = f"\033[{_COLOURS[finding.level]}m{finding.level}\033[0m" if is_coloured else finding.level
+            yield level + line.removeprefix(finding.level)
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    """Return a finding's cells; a long key, such as a path, stands before the text so that the column stays narrow."""
+    if len(finding.key) > _MAX_KEY_LENGTH:
+        return finding.level, finding.check, "", f"{finding.key}  {finding.text}"
+    return finding.level, finding.check, finding.key, finding.text
 
 
 def check_recipe(config: RunConfig, request: CheckRequest) -> CheckReport:

@@ -1,1 +1,1 @@
-"""Read a run's directory and show what happened: table, plots."""
+"""Read a run's folder and show what happened: table, HTML page, pictures."""

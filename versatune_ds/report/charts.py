@@ -1,7 +1,6 @@
-"""Hold what a chart of the page shows: lines with their styles, axes, labels, numbers and words.
+"""Charts of the report page as values: lines with their styles, axes, labels, and the same in numbers and words.
 
-The one idea: domains are told apart by colour, dash and a label at the line's end, and each chart can say itself in
-numbers and in a sentence.
+Domains differ in colour, dash and a label at the line's end, so colour is never the only difference.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ _LABELLED_HEIGHT = 150
 """Pixels from which a chart has labels at its lines' ends; a small one has the values above it."""
 _MAX_ROWS = 40
 """Rows of a chart's table of numbers."""
-_MAX_NAMED = 12
-"""Lines named in a chart's sentence."""
+_MAX_DESCRIBED = 12
+"""Lines described in a chart's sentence."""
 _MAX_NUMBERS = 9600
 _POINTS = (150, 600)
 """Fewest and most points drawn of each line; between them, as many as keep a chart within _MAX_NUMBERS numbers."""
@@ -27,17 +26,17 @@ _POINTS = (150, 600)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """Hold one series of a chart: a value, or None, for each of the chart's steps."""
+    """One series of a chart: a value, or None, for each of the chart's steps."""
 
     name: str
     values: Values
     slot: int = 0
-    """Number of the domain: chooses colour and dash."""
+    """Number of the domain; it chooses colour and dash."""
     errors: Values | None = None
     """Standard errors."""
     is_reference: bool = False
     is_sparse: bool = False
-    """Whether the line has a value at few of the chart's steps: it is drawn from one to the next, each with a dot."""
+    """Whether few of the chart's steps have a value: these are connected, and each is marked with a dot."""
 
     def at(self, indices: Sequence[int]) -> Line:
         """Return the line at some of its points."""
@@ -66,22 +65,22 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Hold what one chart shows.
+    """One chart of the page.
 
     Attributes:
-        key: Name within the page.
+        key: Its id within the page.
         title: What is shown.
         kind: Of the values: weight, loss, share, count, seconds, epochs.
         steps: Optimizer steps, ascending.
         lines: At least one.
-        last_step: Last step on the run's record.
+        last_step: Last step that the run recorded.
         x_end: Right end of the axis of steps, which begins at 0: the last step of the longest run of the page.
         note: One sentence on what to look for.
         height: In pixels.
         y_axis: None for one that fits the values.
         is_stacked: Whether the values are shares of 1 that hold until the next step, drawn as areas, the first on top.
         is_step: Whether a value holds until the next step.
-        num_steps_recorded: Points on record, where fewer are drawn.
+        num_steps_recorded: Points that the run recorded; fewer may be drawn.
     """
 
     key: str
@@ -99,12 +98,14 @@ class Chart:
     num_steps_recorded: int = 0
 
     def thinned(self) -> Chart:
-        """Return the chart with no more points than can be seen."""
+        """Return the chart with fewer points, as many as can be told apart."""
         limit = min(max(_MAX_NUMBERS // len(self.lines), _POINTS[0]), _POINTS[1])
         weights = range(1, len(self.lines) + 1)  # a plain mean of shares is constant; this one moves when they do
-        columns = zip(*(line.values for line in self.lines), strict=True)
-        course = [sum(w * v for w, v in zip(weights, column, strict=True) if v is not None) for column in columns]
-        kept = kept_indices(course, limit)
+        values_by_step = zip(*(line.values for line in self.lines), strict=True)
+        weighted_sums = [
+            sum(w * v for w, v in zip(weights, values, strict=True) if v is not None) for values in values_by_step
+        ]
+        kept = kept_indices(weighted_sums, limit)
         steps, lines = [self.steps[i] for i in kept], [line.at(kept) for line in self.lines]
         return replace(self, steps=steps, lines=lines, num_steps_recorded=len(self.steps))
 
@@ -147,21 +148,21 @@ class Chart:
         return [(100 * place, line) for (line, _), place in zip(ends, moved, strict=True)]
 
     def table(self) -> list[tuple[int, list[str]]]:
-        """Return the numbers as (step, texts), thinned evenly where they are many."""
+        """Return the numbers as (step, texts), at most `_MAX_ROWS` of them, evenly spaced."""
         rows = evenly(len(self.steps), _MAX_ROWS)
         return [(self.steps[i], [format_value(line.values[i], self.kind) for line in self.lines]) for i in rows]
 
     def words(self) -> str:
-        """Return the chart in words: where each line begins and ends."""
+        """Describe the chart in words: where each line begins and ends."""
         shown = [line for line in self.lines if line.known and not line.is_reference]
         if not shown:
-            return "Nothing is on record yet."
-        most_moved = sorted(shown, key=lambda line: -abs(line.known[-1] - line.known[0]))[:_MAX_NAMED]
+            return "Nothing is recorded yet."
+        most_moved = sorted(shown, key=lambda line: -abs(line.known[-1] - line.known[0]))[:_MAX_DESCRIBED]
         changes = [
             f"{line.name} from {format_value(line.known[0], self.kind)} to {format_value(line.known[-1], self.kind)}"
             for line in most_moved
         ]
-        which = f" (the {_MAX_NAMED} that moved most)" if len(shown) > _MAX_NAMED else ""
+        which = f" (the {_MAX_DESCRIBED} that moved most)" if len(shown) > _MAX_DESCRIBED else ""
         return f"Steps {self.steps[0]} to {self.last_step}{which}: {'; '.join(changes)}."
 
     def last_text(self, line: Line) -> str:

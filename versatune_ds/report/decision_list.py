@@ -1,6 +1,6 @@
-"""Prepare decisions for the page: what each one saw, did and why, and by what it can be found.
+"""List a run's decisions for the report page: the losses and signals of each, what it changed and why.
 
-The one idea: the numbers are those of decisions.jsonl, rounded and nothing else.
+The numbers are those of decisions.jsonl, only rounded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VISIBLE_MOVE = 5e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRow:
-    """Hold one decision as text.
+    """One decision as text.
 
     Attributes:
         update: Its number.
@@ -33,7 +33,7 @@ class DecisionRow:
         effective_step: Step from which it holds.
         reason: One sentence.
         acted: Each safeguard's text.
-        kinds: The safeguards' names.
+        kinds: Names of the safeguards.
         moved: Numbers of the domains whose weight moved visibly.
         inputs: Inputs besides losses, as text.
         digest: Of the decision.
@@ -53,7 +53,7 @@ class DecisionRow:
 
 
 def decision_rows(series: RunSeries, *, slots: Mapping[str, int]) -> list[DecisionRow]:
-    """Return the decisions to list: all of them, or where that is too much those with safeguards, and evenly."""
+    """Return the decisions to list: all, or where they are too many a choice, half of it of those with safeguards."""
     limit = min(max(_MAX_ROWS // max(len(series.domain_names), 1), 20), _MAX_DECISIONS)
     decisions = series.decisions
     kept = set(range(len(decisions)))

@@ -1,7 +1,6 @@
-"""Draw decisions alone: what a simulation came to, or a replay.
+"""Draw the decisions of a simulation: six panels over the same steps, one line a domain.
 
-The one idea: six small panels over the same steps, one line a domain; colour and line style together tell domains
-apart.
+Domains differ in colour and in line style.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _PANELS: dict[str, Value] = {
 
 
 def plot_decisions(decisions: Sequence[Decision], path: Path) -> Path:
-    """Write one picture with weights, losses, what is left to learn and forgetting at every decision; return its path.
+    """Write one picture with weights, losses, potential and forgetting at every decision; return its path.
 
     Args:
         decisions: At least one, in the order they were made.
@@ -52,7 +51,7 @@ def plot_decisions(decisions: Sequence[Decision], path: Path) -> Path:
 
 
 def _draw(axes: Axes, decisions: Sequence[Decision], value: Value) -> None:
-    """Draw one line a domain; what is unknown at a step leaves a gap."""
+    """Draw one line a domain; an unknown value leaves a gap."""
     steps, marker = [decision.decided_at_step for decision in decisions], "." if len(decisions) <= 30 else ""
     for i, name in enumerate(decisions[0].weights_after):
         known = [float("nan") if (number := value(decision, name)) is None else number for decision in decisions]

@@ -1,7 +1,7 @@
-"""Write a Markdown page as one HTML file that needs nothing else, in the report's style.
+"""Make HTML files that need nothing else: the template that all pages share, and a Markdown text as a page.
 
-The one idea: the HTML is made from the Markdown, so both say the same; pictures go into the file, HTML within the text
-is shown and not obeyed, and a policy in the file's head lets the browser load nothing.
+Everything is in the one file: style, pictures, numbers. What a page shows is escaped, HTML in a Markdown text too, and
+a content policy in its head stops the browser from loading anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
+"""Folder of the templates, the style and the script."""
 
 
 def write_document(markdown: str, path: Path, *, title: str) -> Path:
@@ -31,20 +32,29 @@ def write_document(markdown: str, path: Path, *, title: str) -> Path:
     for token in tokens:
         for child in token.children or ():
             if child.type == "image":
-                _put_in(child, path.parent)
+                _embed(child, path.parent)
     body = parser.renderer.render(tokens, parser.options, {})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
     body = body.replace("<table>", '<div class="card scroll"><table>').replace("</table>", "</table></div>")
-    text = environment.get_template("document.html").render(title=title, style=style, body=Markup(body))
+    text = html_environment().get_template("document.html").render(title=title, body=Markup(body))
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def _put_in(image: Token, folder: Path) -> None:
-    """Replace a picture's address by its content."""
+def html_environment() -> jinja2.Environment:
+    """Return the environment of the templates: what they show is escaped, a missing value is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["style"] = Markup((FOLDER / "style.css").read_text(encoding="utf-8"))
+    return environment
+
+
+def _embed(image: Token, folder: Path) -> None:
+    """Replace the address of a picture by its content."""
     file = folder / str(image.attrs["src"])
     kind, _ = mimetypes.guess_type(file.name)
     image.attrs["src"] = f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"

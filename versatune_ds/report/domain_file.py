@@ -1,7 +1,7 @@
-"""Show a file that holds numbers by domain, such as prior.json, as a table and its other entries as a list.
+"""Show a file with numbers by domain, such as prior.json, as a table, and its other entries as a list.
 
-The one idea: any entry that is keyed by domains becomes a column, whatever it is called; so a file that says more than
-we know of today is still shown whole.
+Every entry that is keyed by domains becomes a column, whatever its name, so entries added to a file later are shown
+too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from versatune_ds.report.summary import flat_items, flat_values
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainFile:
-    """Hold a file's view.
+    """A file as it is shown.
 
     Attributes:
         columns: Titles; the first is "domain".
@@ -36,10 +36,10 @@ class DomainFile:
 
 
 def domain_file(values: Mapping[str, Any], names: Sequence[str]) -> DomainFile:
-    """Return the view of a file's mapping.
+    """Return a file's mapping as table and list.
 
     Args:
-        values: What the file holds; empty for a missing file.
+        values: Content of the file; empty for a missing file.
         names: The run's domains, the rows of the table.
     """
     columns: dict[str, Mapping[str, Any]] = {}
@@ -57,8 +57,9 @@ def domain_file(values: Mapping[str, Any], names: Sequence[str]) -> DomainFile:
 def _entries(values: Mapping[str, Any], names: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of all values; a mapping whose keys are mostly domains is one value."""
     for key, value in values.items():
-        is_by_domain = isinstance(value, Mapping) and 2 * len(names & set(value)) >= max(len(value), 1)
-        if isinstance(value, Mapping) and not is_by_domain:
+        is_mapping = isinstance(value, Mapping)
+        is_by_domain = is_mapping and 2 * len(names & set(value)) >= max(len(value), 1)
+        if is_mapping and not is_by_domain:
             yield from _entries(value, names, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -1,4 +1,4 @@
-"""Show at the end of a run, or when asked, what came out of it: a table, and the path of the page."""
+"""Write the report of a run, and print its table and the path of the page: at the end of a run, or when asked."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def show_summary(run_dir: Path) -> None:
-    """Write a run's page, then its table and the page's path to stdout; what goes wrong here never fails the run."""
+    """Write a run's page, and its table to stdout; an error here is logged and never fails the run."""
     try:
         write_report([run_dir])
     except Exception as error:  # the run is trained and saved: a full disk or an odd file must not end it with 1
-        logger.warning("no report of %s: %s: %s; versatune report %s", run_dir, type(error).__name__, error, run_dir)
+        reason = f"{type(error).__name__}: {error}"
+        logger.warning("no report of %s was written: %s; try: versatune report %s", run_dir, reason, run_dir)
 
 
 def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictures: Sequence[str] = ()) -> Path:
-    """Write the page of one or several runs, show their tables and all paths on stdout; return the page's path.
+    """Write the page of one or several runs, print their tables and all paths to stdout; return the page's path.
 
     Args:
         run_dirs: Folders of runs.
@@ -33,7 +34,7 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
         pictures: "png", "svg": also draw each run's weights and losses as weights.png or weights.svg in its report/.
 
     Raises:
-        ValueError: If a folder is no run's.
+        ValueError: If a folder is not a run's.
     """
     runs = [read_series(run_dir) for run_dir in run_dirs]
     page = output or run_dirs[0] / REPORT_FOLDER / ("index.html" if len(runs) == 1 else "compare.html")

@@ -1,7 +1,7 @@
-"""Read a run's losses by domain: those of held-out rows, those of training batches that steered, and the references.
+"""Read a run's losses by domain: of held-out examples, of training batches, and of the reference.
 
-The one idea: held-out and training losses are never one series. Under `mixture.signal: train` decisions hold the
-losses of training batches, and rows are held out at the start and at the end alone.
+Held-out and training losses are separate series. Under `mixture.signal: train` the decisions record losses of training
+batches, and held-out examples are measured only at the start and at the end.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def measured_losses(series: RunSeries, name: str) -> dict[int, float]:
 
 
 def loss_errors(series: RunSeries, name: str) -> dict[int, float]:
-    """Return {step: standard error of the validation loss} of a domain, where one is on record."""
+    """Return {step: standard error of the validation loss} of a domain, where one is recorded."""
     return _decided(series, name, "stderr", is_trained=False) | dict(series.of(f"domain/{name}/loss_stderr"))
 
 
 def training_losses(series: RunSeries, name: str) -> dict[int, float]:
-    """Return {step: mean loss of a domain's training batches since the update before}, where it steered."""
+    """Return {step: mean loss of a domain's training batches since the last update}, under `mixture.signal: train`."""
     return _decided(series, name, "mean", is_trained=True)
 
 
@@ -37,7 +37,7 @@ def training_errors(series: RunSeries, name: str) -> dict[int, float]:
 
 
 def _decided(series: RunSeries, name: str, key: str, *, is_trained: bool) -> dict[int, float]:
-    """Return {step: number} of what decisions say of a domain's loss, on training batches or on held-out rows."""
+    """Return {step: number} of a domain's loss in the decisions, on training batches or on held-out examples."""
     numbers = {
         decision["decided_at_step"]: number_or_none(of_domain(decision, "losses", name).get(key))
         for decision in series.decisions
@@ -56,7 +56,7 @@ def rise_beyond_noise(series: RunSeries, name: str) -> float:
     """Return by how many nats a domain's last held-out loss lies above its first; 0 within the noise of the change.
 
     The noise is twice the standard error of the change: that of the last decision, whose losses are of the same
-    examples, or else that of two independent losses. Where none is on record every rise counts.
+    examples, or else that of two independent losses. Where no error is recorded every rise counts.
     """
     losses = series.of(f"domain/{name}/loss")
     if len(losses) < 2:
@@ -76,7 +76,7 @@ def _error_of_change(series: RunSeries, name: str) -> float:
 
 
 def reference_loss(series: RunSeries, name: str) -> float | None:
-    """Return a domain's reference loss: of the last decision, or of reference.json."""
+    """Return a domain's reference loss, from the last decision or else from reference.json."""
     if series.decisions:
         value = number_or_none(of_domain(series.decisions[-1], "signals", name).get("reference_loss"))
         if value is not None:

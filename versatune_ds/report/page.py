@@ -1,7 +1,7 @@
-"""Write one HTML file that shows a run, or several side by side, and needs nothing else.
+"""Write the report of a run, or of several side by side, as one HTML file that works offline.
 
-The one idea: everything is text in one file, escaped by the template, and a policy in its head lets the browser load
-nothing and run no script but the page's own, whatever a domain's name or a reason may hold.
+Whatever a domain's name or a reason may hold, it is escaped, and the content policy in the head lets the browser load
+nothing and run no script but the page's own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
 from versatune_ds import __version__
 from versatune_ds.report.charts import Line
 from versatune_ds.report.decision_list import COLUMNS, decision_rows
+from versatune_ds.report.document import FOLDER, html_environment
 from versatune_ds.report.domain_file import domain_file
 from versatune_ds.report.run_charts import RunCharts, charts_of
 from versatune_ds.report.series import RunSeries
@@ -37,14 +37,12 @@ from versatune_ds.report.summary import (
 )
 from versatune_ds.run_folder.names import EVALUATION_FILE, PRIOR_FILE, REFERENCE_FILE
 
-_FOLDER = Path(__file__).parent
-
 
 def write_page(runs: Sequence[RunSeries], path: Path) -> Path:
     """Write the page of the runs, at least one, to a file; return its path."""
     text = render_page(runs, now=time.time())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")  # a browser that reloads sees the old page or the new one
+    temporary = path.with_name(path.name + ".partial")  # a browser that reloads sees the old page or the new
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path
@@ -55,7 +53,7 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
 
     Args:
         runs: At least one.
-        now: Seconds since the epoch; the page says when it was made.
+        now: Seconds since the epoch, shown as the time the page was made.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.domain_names))
     slots = {name: number for number, name in enumerate(names)}
@@ -63,13 +61,14 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
     charts = [
         charts_of(run, prefix=f"run{number}", slots=slots, x_end=x_end) for number, run in enumerate(runs, start=1)
     ]
-    script = (_FOLDER / "script.js").read_text(encoding="utf-8")
-    return _template().render(
+    script = (FOLDER / "script.js").read_text(encoding="utf-8")
+    environment = html_environment()
+    environment.filters |= {"draw": draw, "sample": sample}
+    return environment.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
         runs=[_run_view(run, c, slots=slots, now=now) for run, c in zip(runs, charts, strict=True)],
         comparison=comparison(runs, names) if len(runs) > 1 else [],
         domain_keys=[Line(name=name, values=(), slot=slot) for name, slot in slots.items()],
-        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=Markup(_json_in_html(_page_data(runs, charts))),
@@ -78,21 +77,8 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
     )
 
 
-def _template() -> jinja2.Template:
-    """Return the page's template; whatever it shows is escaped, whatever it lacks is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"draw": draw, "sample": sample}
-    return environment.get_template("page.html")
-
-
 def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], now: float) -> dict[str, Any]:
-    """Return what the template shows of one run."""
+    """Return the values of one run for the template."""
     decisions = decision_rows(run, slots=slots)
     return {
         "name": run.name,
@@ -126,7 +112,7 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
 
 
 def _page_data(runs: Sequence[RunSeries], charts: Sequence[RunCharts]) -> dict[str, Any]:
-    """Return the numbers that the page's script reads out."""
+    """Return the numbers for the page's script."""
     return {
         "last_step": max(run.last_step for run in runs),
         "charts": {chart.key: chart.data() for of_run in charts for chart in of_run},
@@ -134,6 +120,6 @@ def _page_data(runs: Sequence[RunSeries], charts: Sequence[RunCharts]) -> dict[s
 
 
 def _json_in_html(values: Mapping[str, Any]) -> str:
-    """Return JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    """Return JSON that is safe in a script element: nothing in it ends the element or opens a comment."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,6 +1,6 @@
-"""Draw a run's weights and losses.
+"""Draw a run's weights and losses as one picture.
 
-The one idea: domains are told apart by colour, line style and a label at the line's end, so colour is never alone.
+Domains differ in colour, line style and a label at the line's end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def plot_weights(series: RunSeries, path: Path) -> Path:
     """Write one picture with the weights over the steps above the losses that steered; return its path.
 
     Args:
-        series: The run; what it has not recorded yet is left empty.
+        series: The run; a panel without recorded values stays empty.
         path: Picture to write; its ending (png, svg, pdf) chooses the format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def _weight_points(series: RunSeries) -> dict[str, list[tuple[int, float]]]:
 
 
 def _loss_points(series: RunSeries) -> tuple[dict[str, list[tuple[int, float]]], str]:
-    """Return {domain: [(step, loss)]} of the losses that steered, and whether they are of validation or training."""
+    """Return {domain: [(step, loss)]} of the losses that decisions used, and `Training` or `Validation`."""
     trained = {name: sorted(training_losses(series, name).items()) for name in series.domain_names}
     if any(trained.values()):
         return trained, "Training"

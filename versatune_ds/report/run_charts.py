@@ -1,6 +1,6 @@
-"""Choose what is drawn of a run: mixture, losses, signals, data, speed.
+"""Make the charts of a run: mixture, losses, signals, data, speed.
 
-The one idea: a chart is made only of what the run recorded; what is not there is left out and said.
+A chart that would have no recorded value is left out, and the page says so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORGETTING = (
     ("forgetting_from_best", "against the domain's best loss"),
     ("forgetting_from_start", "against the loss before training"),
 )
-_POTENTIAL_NOTE = "What its reference says can still go of a domain's loss: (loss - reference) / loss, at least 0."
+_POTENTIAL_NOTE = "The share of a domain's loss that lies above its reference: (loss - reference) / loss, at least 0."
 _TRAINING = (
     ("train/loss", "Training loss", "loss", "nats per loss token, mean of the steps since the last point"),
     ("perf/tokens_per_second", "Throughput", "count", "tokens per second, all processes"),
@@ -44,7 +44,7 @@ _TRAINING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCharts:
-    """Hold the charts of one run; a list is empty, or a chart None, where there is nothing to draw."""
+    """The charts of one run; a list is empty, or a chart None, where there is nothing to draw."""
 
     weights: Chart | None
     moves: Chart | None
@@ -57,7 +57,7 @@ class RunCharts:
     training: list[Chart]
 
     def __iter__(self) -> Iterator[Chart]:
-        """Go over all charts."""
+        """Yield all charts."""
         single = (self.weights, self.moves, self.served, self.above_reference, self.potential, self.epochs)
         yield from (chart for chart in single if chart is not None)
         yield from (*self.losses, *self.forgetting, *self.training)
@@ -68,7 +68,7 @@ def charts_of(series: RunSeries, *, prefix: str, slots: Mapping[str, int], x_end
 
     Args:
         series: The run.
-        prefix: Begins every chart's key, so that several runs share a page.
+        prefix: Start of every chart's key, so that several runs can share a page.
         slots: Number of each domain, the same for all runs of the page.
         x_end: Right end of every chart's axis of steps, the same for all runs of the page.
     """
@@ -102,21 +102,21 @@ class _Maker:
         return self._chart("weights", "Requested mixture", "weight", steps, weights_by_name, note=note, is_stacked=True)
 
     def moves(self) -> Chart | None:
-        """Return how far each weight has moved from its start."""
+        """Return how far each weight has moved since the start."""
         steps, weights_by_name = requested_weights(self.series)
         moved = {
             name: [None if weight is None or weights[0] is None else weight - weights[0] for weight in weights]
             for name, weights in weights_by_name.items()
         }
-        note = "Each domain's weight less its weight at the start: above 0 it gained."
+        note = "Each domain's weight minus its weight at the start: above 0 it gained."
         return self._chart("moves", "Weights against their start", "change", steps, moved, note=note, is_step=True)
 
     def served(self) -> Chart | None:
-        """Return the shares of tokens served between log lines."""
+        """Return each domain's share of the tokens served between log lines."""
         counts = {name: dict(self.series.of(f"domain/{name}/num_tokens")) for name in self.series.domain_names}
         steps = sorted({step for by_step in counts.values() for step in by_step})
         shares = served_shares(counts, steps)
-        note = "What training got: each domain's share of the tokens between two log lines."
+        note = "What training received: each domain's share of the tokens between two log lines."
         unit = self.series.setting("mixture.weight_unit")
         if unit not in (None, "tokens"):
             note += f" The weights above are shares of {unit}, so the two may differ."
@@ -146,7 +146,7 @@ class _Maker:
     def _loss_lines(self, name: str) -> tuple[list[int], list[Line]]:
         """Return a domain's steps, and its losses with errors and its reference.
 
-        Where training losses steered they are a line of their own, beside the few measurements on held-out rows.
+        Training losses, where decisions used them, are a line of their own beside the few held-out measurements.
         """
         slot = self.slots[name]
         held_out, trained = measured_losses(self.series, name), training_losses(self.series, name)
@@ -174,7 +174,7 @@ class _Maker:
         return self._chart(key, title, kind, steps, values, note=note, height=200)
 
     def above_reference(self) -> Chart | None:
-        """Return how far each loss lay above its reference."""
+        """Return each loss minus its reference, at least 0."""
         decisions, names = self.series.decisions, self.series.domain_names
         steps = [decision["decided_at_step"] for decision in decisions]
         values = {name: [loss_above_reference(decision, name) for decision in decisions] for name in names}
@@ -182,7 +182,7 @@ class _Maker:
         return self._chart("above", "Loss above its reference", "loss", steps, values, note=note, height=200)
 
     def epochs(self) -> Chart | None:
-        """Return passes over the data."""
+        """Return the passes over each domain's data."""
         counts = {name: dict(self.series.of(f"domain/{name}/epochs")) for name in self.series.domain_names}
         steps = sorted({step for by_step in counts.values() for step in by_step})
         if not steps:
@@ -192,7 +192,7 @@ class _Maker:
         return self._chart("epochs", "Epochs consumed", "epochs", [0, *steps], values, note=note)
 
     def training(self) -> list[Chart]:
-        """Return small charts of single numbers."""
+        """Return small charts of single metrics, such as throughput."""
         made = []
         for metric, title, kind, note in _TRAINING:
             points = self.series.of(metric)
@@ -200,7 +200,8 @@ class _Maker:
                 steps, values = zip(*points, strict=True)
                 key = metric.replace("/", "-")
                 chart = self._chart(key, title, kind, steps, {title: values}, note=note, height=110)
-                made += [chart] if chart else []
+                if chart is not None:
+                    made.append(chart)
         return made
 
     def _chart(

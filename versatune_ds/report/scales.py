@@ -1,7 +1,7 @@
-"""Place numbers on a page: axes, ticks, labels that do not overlap, and fewer points than a run has steps.
+"""Compute a chart's axes, ticks and labels, and choose the points to draw of a long run.
 
-The one idea: positions are shares of the plot (0 to 1, from the left and from the top), so a chart has the width of
-whatever it is shown on while its text keeps its size.
+Positions are shares of the plot (0 to 1, from the left and from the top), so a chart takes any width while its text
+keeps its size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 Values = Sequence[float | None]
 
 UNKNOWN = "–"  # noqa: RUF001 - a dash as wide as a digit
-"""What stands for a number that is not on record."""
+"""Shown for a number that was not recorded."""
 
 _FORMATS = {
     "weight": ".4f",
@@ -51,7 +51,9 @@ class Axis:
 
     def place(self, value: float) -> float:
         """Return a value's share of the way from `low` to `high`, kept within 0 and 1."""
-        low, high, value = (math.log(max(v, 1e-300)) if self.is_log else v for v in (self.low, self.high, value))
+        low, high = self.low, self.high
+        if self.is_log:
+            low, high, value = (math.log(max(v, 1e-300)) for v in (low, high, value))
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
     def ticks(self, num: int = 4) -> list[float]:
@@ -64,7 +66,7 @@ class Axis:
 
 
 def axis_for(values: Sequence[float], *, is_log: bool = False, is_from_zero: bool = False) -> Axis:
-    """Return an axis that holds all values with a little room above, also where there are none or all are equal."""
+    """Return an axis that covers all values with a little room above, also for no values or equal ones."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if is_log and low > 0:
         return Axis(low=low / 1.15, high=high * 1.15, is_log=True)
@@ -74,7 +76,7 @@ def axis_for(values: Sequence[float], *, is_log: bool = False, is_from_zero: boo
 
 
 def tick_text(value: float) -> str:
-    """Return an axis label in as few signs as it takes: 0.25, 7, 1,200, 1.2M."""
+    """Return a short axis label, such as 0.25, 7, 1,200 or 1.2M."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if suffix == 'k' else size):g}{suffix}"
@@ -105,7 +107,7 @@ def spread(places: Sequence[float], distance: float) -> list[float]:
     """Move labels apart until neighbours are `distance` away, all within 0 and 1 where there is room.
 
     Args:
-        places: Where each label would like to be.
+        places: Position that each label should be near.
         distance: Smallest distance, in the same unit.
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
@@ -120,13 +122,13 @@ def spread(places: Sequence[float], distance: float) -> list[float]:
 
 
 def _round_step(rough: float) -> float:
-    """Return the nearest of 1, 2, 2.5, 5 times a power of ten that is not smaller."""
+    """Return the smallest of 1, 2, 2.5, 5 times a power of ten that is at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))
 
 
 def _log_ticks(low: float, high: float, num: int) -> list[float]:
-    """Return 1, 2, 5 times powers of ten within the axis, thinned to powers where they are many."""
+    """Return 1, 2, 5 times powers of ten within the axis, only the powers where these are too many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     inside = [value for value in fine if low <= value <= high]

@@ -1,6 +1,6 @@
 "use strict";
-// One step for the whole page: every chart's cursor and every value beside a name follow it. All of it can be reached
-// by pointer, touch and keyboard; without this script the page still shows everything, at the last step.
+// One step for the whole page: the cursor of every chart and the values in every legend follow it. Everything works
+// by pointer, touch and keyboard; without this script the page shows everything at the last step.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -105,7 +105,7 @@
     });
   }
 
-  // ---- one domain in front of the others ------------------------------------------------------------------------
+  // ---- highlight one domain --------------------------------------------------------------------------------------
   let pinned = null;
 
   function focusDomain(slot) {
@@ -156,16 +156,16 @@
   const button = document.getElementById("theme");
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (document.documentElement.dataset.theme || (prefersDark.matches ? "dark" : "light")) === "dark";
-  const nameTheme = () => { button.textContent = isDark() ? "Light" : "Dark"; };
+  const showTheme = () => { button.textContent = isDark() ? "Light" : "Dark"; };
   button.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    nameTheme();
+    showTheme();
   });
-  prefersDark.addEventListener("change", nameTheme);
+  prefersDark.addEventListener("change", showTheme);
 
-  // ---- begin ----------------------------------------------------------------------------------------------------
+  // ---- start ----------------------------------------------------------------------------------------------------
   for (const element of all(".needs-script")) element.hidden = false;
-  nameTheme();
+  showTheme();
   showStep(data.last_step);
   plots.forEach((plot) => plot.classList.remove("has-cursor"));
   followLink();

@@ -1,7 +1,7 @@
-"""Read a run directory into series of numbers.
+"""Read a run's folder into series of numbers.
 
-The one idea: every table, plot and page is made from the files of the run directory alone, so it works on a run that
-is finished, running or killed: a file that is not there yet is empty, a line that is not whole is left out.
+Tables, plots and pages are made from these files alone, so they work on a run that is finished, running or killed: a
+missing file counts as empty, and an incomplete line is left out.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from versatune_ds.run_folder.names import (
 logger = logging.getLogger(__name__)
 
 _FILES = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, DECISIONS_FILE)
-"""Files by which a folder is known as a run's."""
+"""Files of which a run's folder has at least one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSeries:
-    """Hold what a run recorded, in the order of its steps; what it did not record is empty."""
+    """What a run recorded, in the order of its steps; what it did not record is empty."""
 
     run_dir: Path
     domain_names: tuple[str, ...]
@@ -49,7 +49,7 @@ class RunSeries:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, name: str) -> list[tuple[int, float]]:
-        """Return the (step, value) pairs of one metric; what is missing or no finite number is left out."""
+        """Return the (step, value) pairs of one metric; missing values and those that are not finite are left out."""
         return [(line["step"], line[name]) for line in self.metrics if is_number(line.get(name))]
 
     def last(self, name: str) -> float | None:
@@ -58,7 +58,7 @@ class RunSeries:
         return values[-1][1] if values else None
 
     def setting(self, dotted_key: str) -> Any:
-        """Return a key of the resolved config, None where it is not on record."""
+        """Return a key of the resolved config, None where it is not recorded."""
         value: Any = self.config
         for key in dotted_key.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -77,27 +77,27 @@ class RunSeries:
 
     @property
     def last_step(self) -> int:
-        """The last step on record, 0 before the first."""
+        """The last step recorded, 0 before the first."""
         decided = self.decisions[-1]["decided_at_step"] if self.decisions else 0
         return max([decided, *(line["step"] for line in self.metrics[-1:])])
 
     @property
     def updates(self) -> tuple[dict[str, Any], ...]:
-        """The decisions that may move weights; the measurement before training is one where it did move them."""
+        """The decisions that may move weights; the one before training counts only if it did."""
         return tuple(d for d in self.decisions if d.get("update") or d["weights_after"] != d["weights_before"])
 
     @property
     def num_steps(self) -> int | None:
-        """The steps the recipe asks for, None where the config is not on record."""
+        """The steps the recipe asks for, None where the config is not recorded."""
         steps = self.setting("train.steps")
         return steps if isinstance(steps, int) else None
 
 
 def read_series(run_dir: Path) -> RunSeries:
-    """Return the series of a run directory.
+    """Read the files of a run's folder.
 
     Raises:
-        ValueError: If the folder is no run's.
+        ValueError: If the folder is not a run's.
     """
     if not any((run_dir / name).is_file() for name in _FILES):
         raise ValueError(
@@ -120,9 +120,9 @@ def read_series(run_dir: Path) -> RunSeries:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; a line that is not complete is left out, a missing file is empty.
+    """Yield the objects of a JSON-lines file, none for a missing one; incomplete lines are left out.
 
-    What is left out is logged, but for a last line that may still be being written.
+    Lines left out are logged, except for the last one, which may just be being written.
     """
     for line in json_lines(path):
         if line.value is not None:
@@ -137,7 +137,7 @@ def is_number(value: Any) -> bool:
 
 
 def _is_decision(line: Mapping[str, Any]) -> bool:
-    """Return whether a line holds what every decision has."""
+    """Return whether a line has the fields of a decision."""
     weights = (line.get("weights_before"), line.get("weights_after"))
     return all(isinstance(w, Mapping) and w for w in weights) and is_number(line.get("decided_at_step"))
 
@@ -155,7 +155,7 @@ def _domain_names(
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    """Return a JSON or YAML file's mapping; empty where the file is missing, broken, or holds something else."""
+    """Return a JSON or YAML file's mapping; empty where the file is missing, corrupt, or no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
         value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
@@ -167,8 +167,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def requested_weights(series: RunSeries) -> tuple[list[int], dict[str, list[float | None]]]:
     """Return the steps at which the requested mixture changed, and the weights of each domain from there on.
 
-    The start comes first (or the prior, before the first decision), then every decision in effect by the last step on
-    record; the last weights are held to that step, and to step 1 of a run that has not made one.
+    The weights of step 0 come first (the prior, before the first decision), then every decision in effect by the last
+    recorded step. The last weights are repeated at that step, or at step 1 of a run without steps.
     """
     start, last_step = _weights_at_start(series), series.last_step
     points = [(0, start)] + [

@@ -1,7 +1,7 @@
 """Draw charts as SVG shapes without text.
 
-The one idea: the SVG is stretched to the width it is given while strokes keep theirs, and every text beside it is
-HTML; so a chart fits a phone and a sheet of paper, and needs no script. Nothing here comes from a file but numbers.
+The SVG is stretched to any width while strokes keep theirs, and all text around it is HTML; so a chart fits a phone and
+a sheet of paper, and needs no script. Only numbers come from a run's files into the SVG, no text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def draw(chart: Chart) -> Markup:
 
 
 def sample(line: Line) -> Markup:
-    """Return a short piece of a line as it is drawn, for its key."""
+    """Return a short sample of a line, for the legend."""
     dash = escape(line.dash)
     return Markup('<svg class="sample" viewBox="0 0 26 8" aria-hidden="true"><path d="M0 4H26" {}/></svg>').format(
         Markup('stroke-dasharray="{}"').format(dash) if line.dash else ""
@@ -42,7 +42,7 @@ def _rule(place: float) -> str:
 
 
 def _y(place: float) -> str:
-    """Return a share from the bottom as the SVG's y."""
+    """Return the SVG's y of a share from the bottom."""
     return f"{_SIZE * (1 - place):.1f}"
 
 
@@ -60,7 +60,7 @@ def _line_shape(chart: Chart, line: Line, axis: Axis) -> str:
 
 
 def _error_shape(line: Line, xs: Sequence[float], axis: Axis) -> str:
-    """Return one upright bar a point, a standard error to either side."""
+    """Return one vertical bar a point, of one standard error to either side."""
     if line.errors is None:
         return ""
     bars = [
@@ -72,7 +72,7 @@ def _error_shape(line: Line, xs: Sequence[float], axis: Axis) -> str:
 
 
 def _path(xs: Sequence[float], places: Values, *, is_step: bool, has_gaps: bool = True) -> str:
-    """Return a path through the known points; unknown ones leave a gap, unless it has none."""
+    """Return a path through the known points; unknown ones leave a gap if `has_gaps`."""
     parts: list[str] = []
     is_drawing = False
     for x, place in zip(xs, places, strict=True):

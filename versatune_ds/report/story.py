@@ -1,6 +1,6 @@
-"""Say in plain sentences what the mixture did, why, and what it came to.
+"""Describe a run in plain sentences: how the mixture moved, why, and how the losses changed.
 
-The one idea: every sentence is computed from the decisions and losses on record, so it cannot flatter.
+Every sentence is computed from the recorded decisions and losses.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _SMALLEST_MOVE = 5e-5
 
 
 def headline(series: RunSeries) -> list[str]:
-    """Return what the mixture did and why, what became of the losses, and which safeguards acted."""
+    """Return how the mixture moved and why, how the losses changed, and which safeguards acted."""
     if not series.decisions:
-        return ["No decision is on record yet: the losses before training have not been measured."]
+        return ["No decision has been recorded yet: the losses before training have not been measured."]
     updates = series.updates
     if not updates:
         return ["The losses before training are measured; the mixture has not been updated yet."]
@@ -27,7 +27,7 @@ def headline(series: RunSeries) -> list[str]:
 
 
 def safeguard_kinds(acted: Any) -> list[str]:
-    """Return which safeguards a decision's texts name: `floor: law; cap: code` is floor and cap."""
+    """Return the safeguards in a decision's texts: `floor: law; cap: code` is floor and cap."""
     texts = [part for text in (acted if isinstance(acted, list) else []) for part in str(text).split("; ")]
     return list(dict.fromkeys(re.sub(r"\s+[\d.]+%?$", "", text.split(":")[0]).strip() for text in texts))
 
@@ -47,7 +47,7 @@ def mean_of_losses(series: RunSeries) -> tuple[float, float] | None:
 
 
 def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
-    """Say where weight went and why."""
+    """Describe which domains gained and lost most weight, and why."""
     policy, count = series.setting("mixture.policy") or "of this run", times(len(updates), "update")
     first, last = updates[0]["weights_before"], updates[-1]["weights_after"]
     changes = changes_of_weights(first, last)
@@ -64,7 +64,7 @@ def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _why(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
-    """Say who had most and least left to learn, where the policy acts on that, in the measure that it follows."""
+    """Describe who had most and least left to learn, in the measure of the policy; empty where it follows none."""
     rule = POLICIES.get(series.setting("mixture.policy"))  # a user's own module is not imported to read a run
     measure = rule.measure(lambda key: series.setting(f"mixture.{key}")) if rule is not None else None
     if rule is None or measure is None:
@@ -90,12 +90,12 @@ def _potential(decision: Mapping[str, Any], name: str) -> float | None:
 
 
 def _losses(series: RunSeries) -> str:
-    """Say how far the mean loss went, and who ended above its first loss."""
+    """Describe how the mean loss changed, and which domains ended above their first loss."""
     means = mean_of_losses(series)
     if means is None:
         return ""
     before, after = means
-    moved = "fell" if after < before else "rose" if after > before else "stayed"
+    moved = "stayed" if after == before else "fell" if after < before else "rose"
     risen = {name: rise for name in series.domain_names if (rise := rise_from_start(series, name)) > 0}
     named = ", ".join(f"{name} by {rise:.1%}" for name, rise in sorted(risen.items(), key=lambda item: -item[1])[:6])
     end = f"above its first loss ended: {named}" if risen else "no domain ended above its first loss"
@@ -109,7 +109,7 @@ def rise_from_start(series: RunSeries, name: str) -> float:
 
 
 def _safeguards(updates: Sequence[Mapping[str, Any]]) -> str:
-    """Say which safeguards acted, and how often."""
+    """Describe which safeguards acted, and how often."""
     kinds = [safeguard_kinds(update.get("acted")) for update in updates]
     counts = Counter(kind for of_update in kinds for kind in of_update)
     if not counts:

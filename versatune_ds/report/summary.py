@@ -1,6 +1,6 @@
-"""Sum a run up for the top of the page, and several runs for their comparison.
+"""Summarise a run for the top of the page, and compare several runs.
 
-The one idea: the last validation loss on record is a run's result; the first run is what others are compared with.
+A run's result is its last recorded validation loss; the other runs are compared with the first one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _domain_row(series: RunSeries, name: str, weights: Sequence[float | None]) -
 
 
 def _against_start(series: RunSeries, name: str, *, has_losses: bool) -> str:
-    """Say in words whether a domain ended below or above its first loss."""
+    """Describe whether a domain ended below or above its first loss."""
     if not has_losses:
         return format_value(None, "loss")
     rise = rise_from_start(series, name)
@@ -63,7 +63,7 @@ def _against_start(series: RunSeries, name: str, *, has_losses: bool) -> str:
 
 
 def facts(series: RunSeries) -> list[tuple[str, str]]:
-    """Return the few numbers of a run that a reader asks for first."""
+    """Return the few numbers of a run that a reader looks for first."""
     means = mean_of_losses(series)
     num_tokens = [series.last(f"domain/{name}/num_tokens") for name in series.domain_names]
     known_tokens = [value for value in num_tokens if value is not None]
@@ -82,7 +82,7 @@ def facts(series: RunSeries) -> list[tuple[str, str]]:
 
 
 def state_of(series: RunSeries, *, now: float) -> str:
-    """Say how far the run is, and when it last wrote; whether it still runs cannot be told from its files."""
+    """Describe how far the run is, and when it last wrote; its files cannot show whether it still runs."""
     if series.num_steps is not None and series.last_step >= series.num_steps:
         return f"Complete: {series.num_steps:,} steps."
     of_all = f" of {series.num_steps:,}" if series.num_steps else ""
@@ -102,7 +102,7 @@ def time_text(now: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Hold one run's last loss of a domain.
+    """One run's last loss of a domain.
 
     Attributes:
         text: The loss.
@@ -132,7 +132,7 @@ def _last_loss(run: RunSeries, name: str) -> float | None:
 
 
 def _last_error(run: RunSeries, name: str) -> float | None:
-    """Return the standard error of a domain's last validation loss, where it is on record."""
+    """Return the standard error of a domain's last validation loss, where it is recorded."""
     losses = run.of(f"domain/{name}/loss")
     return loss_errors(run, name).get(losses[-1][0]) if losses else None
 
@@ -154,8 +154,10 @@ def _cells(losses: Sequence[float | None], errors: Sequence[float | None]) -> li
 
 def _difference(first: float | None, loss: float | None) -> str:
     """Return a loss's difference to the first run's, with a word."""
-    if first is None or loss is None or first == loss:
-        return "" if first is None or loss is None else "the same"
+    if first is None or loss is None:
+        return ""
+    if first == loss:
+        return "the same"
     return f"{abs(loss - first):.4f} {'lower' if loss < first else 'higher'}"
 
 
@@ -169,7 +171,7 @@ def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def flat_items(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a file's entries as (dotted key, text), for what has no better view."""
+    """Return a mapping's entries as (dotted key, text)."""
     return [
         (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for key, value in flat_values(values)

@@ -25,7 +25,7 @@ from versatune_ds.data.validation_rows import ValidationLoader
 from versatune_ds.distributed import World, broadcast_text
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.text_width import pad_right
+from versatune_ds.text_table import text_table
 from versatune_ds.training.evaluate import measure_validation
 
 logger = logging.getLogger(__name__)
@@ -170,12 +170,11 @@ def _places(chosen: Subsets, *, within: Subsets) -> np.ndarray:
 
 def choice_table(measured: ExampleLosses, kept: ExampleLosses, *, target: float, examples: Subsets) -> str:
     """Return one line a domain: examples measured and kept, the error of each, and whether the target is met."""
-    lines = [f"{'domain':<12}  {'measured':>8}  {'error':>7}  {'kept':>6}  {'error':>7}  (asked for: {target:g} nats)"]
+    header = ("domain", "measured", "error", "kept", "error", f"(asked for: {target:g} nats)")
     columns = (measured.num_examples(), measured.standard_error(), kept.num_examples(), kept.standard_error())
+    rows = []
     for part, num_measured, error, num_kept, kept_error in zip(examples, *columns, strict=True):
         is_short = num_kept == num_measured and not error <= target
-        mark = "  all there are" if is_short and num_kept else ""
-        lines.append(
-            f"{pad_right(part.name, 12)}  {num_measured:>8,}  {error:7.4f}  {num_kept:>6,}  {kept_error:7.4f}{mark}"
-        )
-    return "\n".join(lines)
+        mark = "all there are" if is_short and num_kept else ""
+        rows.append((part.name, f"{num_measured:,}", f"{error:.4f}", f"{num_kept:,}", f"{kept_error:.4f}", mark))
+    return text_table(header, rows)

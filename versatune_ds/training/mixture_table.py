@@ -10,7 +10,7 @@ import numpy as np
 from versatune_ds.config import RunConfig
 from versatune_ds.data.order.supply import epochs_at_end
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.text_width import pad_right
+from versatune_ds.text_table import text_table
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 
 
@@ -24,12 +24,12 @@ def mixture_table(config: RunConfig, data: PreparedData, weights_K: np.ndarray) 
     num_tokens_K = domain_sizes(data, unit="tokens")
     epochs_K = forecast_epochs(config, data, weights_K)
     limit = config.data.max_epochs_per_domain
-    lines = [f"{'domain':<12}  {'weight':>6}  {'examples':>10}  {'tokens':>14}  {'epochs':>7}"]
+    rows = []
     for i, name in enumerate(data.domain_set):
-        mark = f"  ends at {limit:g}" if limit is not None and epochs_K[i] > limit else ""
-        sizes = f"{num_examples_K[i]:10,.0f}  {num_tokens_K[i]:14,.0f}"
-        lines.append(f"{pad_right(name, 12)}  {weights_K[i]:6.3f}  {sizes}  {epochs_K[i]:7.2f}{mark}")
-    return "\n".join(lines)
+        mark = f"ends at {limit:g}" if limit is not None and epochs_K[i] > limit else ""
+        sizes = (f"{num_examples_K[i]:,.0f}", f"{num_tokens_K[i]:,.0f}")
+        rows.append((name, f"{weights_K[i]:.3f}", *sizes, f"{epochs_K[i]:.2f}", mark))
+    return text_table(("domain", "weight", "examples", "tokens", "epochs", ""), rows)
 
 
 def forecast_epochs(config: RunConfig, data: PreparedData, weights_K: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from versatune_ds.text_width import pad_left, pad_right, width_of
+from versatune_ds.text_table import text_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +65,9 @@ _NOTES = {
 
 def format_table(rows: Sequence[PrepareRow]) -> str:
     """Return the counts as aligned text, one line a split; what double rows are is said where there are any."""
-    cells = [list(_HEADINGS.values()), *([_cell(getattr(row, name)) for name in _HEADINGS] for row in rows)]
-    widths = [max(width_of(line[column]) for line in cells) for column in range(len(_HEADINGS))]
+    cells = [[_cell(getattr(row, name)) for name in _HEADINGS] for row in rows]
     notes = [f"{_HEADINGS[name]}: {meaning}" for name, meaning in _NOTES.items() if any(getattr(r, name) for r in rows)]
-    return "\n".join([*(_aligned(line, widths=widths) for line in cells), *notes])
+    return "\n".join([text_table(list(_HEADINGS.values()), cells, num_left=2), *notes])
 
 
 def _cell(value: str | int) -> str:
@@ -76,10 +75,3 @@ def _cell(value: str | int) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return value if value.isprintable() else value.encode("unicode_escape").decode("ascii")
-
-
-def _aligned(line: list[str], *, widths: list[int]) -> str:
-    """Return a line with names to the left and numbers to the right."""
-    names = [pad_right(text, width) for text, width in zip(line[:2], widths, strict=False)]
-    numbers = [pad_left(text, width) for text, width in zip(line[2:], widths[2:], strict=True)]
-    return "  ".join(names + numbers)

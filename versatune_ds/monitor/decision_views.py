@@ -1,4 +1,4 @@
-"""Draw the two pictures a user looks at first, from decisions alone: stacked weights, losses with their references."""
+"""Turn decisions into what W&B and TensorBoard show: flat metrics, and charts of the weights and the losses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from matplotlib.figure import Figure
 
 _HATCHES = ("", "//", "..", "\\\\", "xx", "--")
 _STYLES = ("-", "--", "-.", ":")
+
+
+def decision_metrics(decision: Mapping[str, Any]) -> dict[str, float]:
+    """Return a decision's numbers as {`domain/NAME/...`: value}; unknown ones are left out.
+
+    `excess_loss` is the validation loss minus the reference loss, not clipped.
+    """
+    values: dict[str, float | None] = {}
+    for name, weight in decision["weights_after"].items():
+        signals, loss = decision["signals"][name], decision["losses"][name]
+        values |= {f"domain/{name}/{key}": value for key, value in signals.items()}
+        values[f"domain/{name}/weight_decided"] = weight
+        values[f"domain/{name}/loss_stderr"] = loss["stderr"]
+        if loss["mean"] is not None and signals.get("reference_loss") is not None:
+            values[f"domain/{name}/excess_loss"] = loss["mean"] - signals["reference_loss"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:

@@ -2,7 +2,7 @@
 
 from monitor_data import decision
 
-from versatune_ds.monitor.figures import draw_weights
+from versatune_ds.monitor.decision_views import draw_weights
 
 
 def area_at(figure, step):
