@@ -112,7 +112,7 @@ def test_a_shard_that_is_not_there_and_one_that_is_cut_off_are_named(tmp_path):
     with pytest.raises(ValueError, match=rf"cannot read {shard.name}: .*; copy it again$"):
         load(tmp_path)
     shard.unlink()
-    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json names {shard.name}, which is missing"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json lists {shard.name}, which is missing"):
         load(tmp_path)
     shard.write_bytes(content)
     load(tmp_path)
