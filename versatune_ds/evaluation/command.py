@@ -72,12 +72,14 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         ValueError: If a file, folder or option is missing or invalid, before a model is loaded.
     """
+    # Check the options, before anything slow.
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected 1 or more")
     if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
         raise ValueError(f"--output: {options.output}: expected a file in an existing folder")
     if options.against is not None and not options.against.is_dir():
         raise ValueError(f"--against: {options.against}: no such folder; give a run's or a transformers model's")
+    # Find the data, the questions and the tasks.
     config = config_of(model, recipe=options.recipe, overrides=options.overrides)
     is_synthetic = config.data.synthetic is not None
     default_split, default_num_exact = ("test", _NUM_EXACT_SYNTHETIC) if is_synthetic else ("valid", 0)
@@ -89,6 +91,7 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         num_processes=options.processes,
     )
     tasks = _tasks(options)
+    # Evaluate, and write the result.
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
         try:
             result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
@@ -141,6 +144,7 @@ def _compare(
     model: Path, request: Request, *, tasks: HarnessTasks | None, options: EvaluateOptions, workspace: Path
 ) -> dict[str, Any]:
     """Evaluate the model and, where there is one, the base model, and return both results with the changes."""
+    # The model itself.
     subject = trained_subject(model, workspace=workspace, step=options.step)
     logger.info("evaluating %s", subject.name)
     after = evaluate_subject(subject, request)
@@ -151,6 +155,7 @@ def _compare(
         "precision": request.config.train.precision,
         "domains": after.to_dict(),
     }
+    # The model it started from, or another one.
     base = None
     if options.has_base:
         base = base_subject(model, request.config, against=options.against, workspace=workspace)
@@ -159,6 +164,7 @@ def _compare(
         before = evaluate_subject(base, request)
         result["base"] = {"model": base.name, "domains": before.to_dict()}
         result["retention"] = retention(after, before)
+    # Changes in the harness's tasks.
     if scores_after is not None:
         result["harness"] = scores_to_dict(scores_after)
         scores_before = _scores(base, request, tasks)

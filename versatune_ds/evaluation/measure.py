@@ -105,6 +105,7 @@ def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray
 
 def as_evaluation(sums: np.ndarray, data: EvaluationData) -> Evaluation:
     """Turn the sums of `measure`, added over all processes, into the result."""
+    # Split the vector as `measure` joined it.
     domain_ids_E = np.repeat(np.arange(len(data.held_out)), [part.num_examples for part in data.held_out])
     loss_sum_E, is_right_Q, loss_sum_C = np.split(sums, np.cumsum([len(domain_ids_E), len(data.questions)]))
     losses = ExampleLosses(
@@ -113,6 +114,7 @@ def as_evaluation(sums: np.ndarray, data: EvaluationData) -> Evaluation:
         domain_ids_E=domain_ids_E,
         num_domains=len(data.domain_set),
     )
+    # Answers, where there were questions.
     exact, choices = None, None
     if data.questions:
         domain_id_Q = np.array([question.domain_id for question in data.questions])

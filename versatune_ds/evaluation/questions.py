@@ -104,12 +104,14 @@ def _generate(
     causal_lm: Any, prompts: Sequence[np.ndarray], *, stops: list[int], pad_id: int, num_new_tokens: int
 ) -> list[list[int]]:
     """Return the new tokens of prompts, padded on the left; the model's own sampling settings are overridden."""
+    # Pad on the left.
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for b, prompt in enumerate(prompts):
         ids[b, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[b, width - len(prompt) :] = 1
+    # Greedy, whatever the model's generation settings are.
     generated = causal_lm.generate(
         ids.to(causal_lm.device),
         attention_mask=mask.to(causal_lm.device),

@@ -143,6 +143,7 @@ def retention(after: Evaluation, before: Evaluation) -> dict[str, dict[str, Any]
     Losses per token and written answers are compared only if both models have the same tokenizer: with another one,
     other examples are too long to be questions. Bits per byte and multiple choice are always compared.
     """
+    # Held-out losses.
     has_same_tokens = after.tokenizer_digest == before.tokenizer_digest
     bits_K = after.bits_per_byte() - before.bits_per_byte()
     changes: dict[str, dict[str, Any]] = {
@@ -152,6 +153,7 @@ def retention(after: Evaluation, before: Evaluation) -> dict[str, dict[str, Any]
         loss_K, error_K = after.losses.mean() - before.losses.mean(), after.losses.change_standard_error(before.losses)
         for k, name in enumerate(after.domain_set):
             changes[name] |= {"loss_change": number(loss_K[k]), "loss_change_standard_error": number(error_K[k])}
+    # Answers.
     for key, now, then in (
         ("exact_match", after.exact if has_same_tokens else None, before.exact),
         ("choices", after.choices, before.choices),

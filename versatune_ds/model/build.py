@@ -309,6 +309,7 @@ def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids
     Raises:
         ValueError: If the model type or a key is unknown; transformers itself would ignore a misspelt key.
     """
+    # Find the model type.
     values = {"vocab_size": vocab_size, **special_ids, **mapping}
     model_type = values.pop("model_type")
     try:
@@ -317,6 +318,7 @@ def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids
         hint = nearest_name(model_type, list(CONFIG_MAPPING)) if isinstance(model_type, str) else ""
         hint = hint if hint.startswith("did you mean") else "expected llama, qwen3, mistral, ..."
         raise ValueError(f"model.from_config.model_type: {model_type!r} is not known to transformers; {hint}") from None
+    # Refuse unknown keys, and two names of one key with different values.
     known_keys: Sequence[str] = sorted({*known.to_dict(), *known.attribute_map, "rope_theta"})
     for key in mapping:
         other = known.attribute_map.get(key)

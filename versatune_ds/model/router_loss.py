@@ -70,6 +70,7 @@ def router_loss_of(causal_lm: Any) -> RouterLoss | None:
     text = causal_lm.config.get_text_config(decoder=True)
     if not getattr(text, "output_router_logits", False):
         return None
+    # Some models store the coefficient on themselves, some in their config.
     owners = (causal_lm, text)
     coefficients = (getattr(owner, name, None) for owner in owners for name in _COEFFICIENTS)
     coefficient = next((float(value) for value in coefficients if value is not None), 0.0)

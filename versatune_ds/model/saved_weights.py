@@ -154,6 +154,7 @@ def _first(names: list[str]) -> str:
 
 def _headers_of(name: str) -> dict[str, torch.Tensor] | None:
     """Return the weights of a saved model as tensors without memory; None if its files are not on this machine."""
+    # One file, or an index of several.
     path = next((path for file in _WEIGHT_FILES if (path := _local_file(name, file)) is not None), None)
     if path is None:
         return None
