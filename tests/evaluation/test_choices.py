@@ -43,7 +43,7 @@ def test_a_place_without_questions_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"^--choices: .*no such file, or a folder without data files"):
         read_choices([tmp_path / "empty"])
-    with pytest.raises(ValueError, match="a second file named 'law'"):
+    with pytest.raises(ValueError, match="a second file for domain 'law'"):
         read_choices([write_jsonl(tmp_path / "law.jsonl", [row()]), write_jsonl(tmp_path / "x" / "law.jsonl", [row()])])
 
 

@@ -55,7 +55,7 @@ def test_test_rows_are_answered_and_the_table_says_how_well(versatune, trained, 
     called = versatune("evaluate", trained.run_dir, "--choices", choices, "--no-base", "--quiet")
     assert called.code == 0
     title, header, _, *lines = called.out.splitlines()
-    assert title == f"{trained.run_dir}, test rows"
+    assert title == f"{trained.run_dir}, test split"
     assert "exact match [95 %]" in header
     assert "choices [95 %]" in header
     assert [line.split()[0] for line in lines if line[0] != "-"] == [*sorted(DOMAIN_NAMES), "mean"]
@@ -82,13 +82,13 @@ def test_an_exported_folder_evaluates_as_its_run_and_processes_share_the_work(ve
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{folder}"], "no run's folder, so name the data: --recipe FILE"),
+        (["{folder}"], "not a run's folder, so give a recipe with the data: --recipe FILE"),
         (["{run}", "--against", "nowhere"], "--against: nowhere: no such folder"),
         (["{run}", "--choices", "nowhere"], "--choices: nowhere: no such file"),
         (["{run}", "--step", "3"], "--step 3: {run} has no checkpoint of that step; there are those of 10, 12"),
         (["{run}", "--processes", "0"], "--processes=0: expected 1 or more"),
-        (["{run}", "--output", "{folder}/no/e.json"], "--output: {folder}/no/e.json: expected a file in a folder"),
-        (["{run}", "--output", "{folder}"], "--output: {folder}: expected a file in a folder that is there"),
+        (["{run}", "--output", "{folder}/no/e.json"], "--output: {folder}/no/e.json: expected a file in an existing"),
+        (["{run}", "--output", "{folder}"], "--output: {folder}: expected a file in an existing folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_two(versatune, trained, tmp_path, arguments, message):
@@ -110,5 +110,5 @@ def test_a_mistake_is_one_line_and_code_two(versatune, trained, tmp_path, argume
 def test_a_run_that_was_moved_is_told_how_to_name_its_data(message, is_helped):
     helped = _with_way_out(message, is_own_recipe=True)
     assert helped.startswith(message)
-    assert helped.endswith("were moved, say where the data are: data.folder=FOLDER, or --recipe FILE") is is_helped
+    assert helped.endswith("were moved, give their place: data.folder=FOLDER, or --recipe FILE") is is_helped
     assert _with_way_out(message, is_own_recipe=False) == message

@@ -178,8 +178,8 @@ def mistaken(versatune, place, *arguments):
     [
         (["--harness", "trivia", "--harness-include", "nowhere"], "--harness-include: nowhere: no such folder"),
         (["--harness", "trivia", "--harness-limit", "0"], "--harness-limit=0: expected 1 example or more"),
-        (["--harness-limit", "3"], "without tasks; name them, --harness TASK[,TASK]"),
-        (["--harness", "trivia,"], "--harness: a task without a name"),
+        (["--harness-limit", "3"], "need tasks: --harness TASK[,TASK]"),
+        (["--harness", "trivia,"], "--harness: an empty task name"),
     ],
 )
 def test_a_mistake_is_one_line_before_the_package_is_needed(versatune, place, without_package, arguments, message):

@@ -48,7 +48,7 @@ def test_a_change_of_accuracy_is_measured_on_pairs():
 
 
 def test_answers_to_other_questions_do_not_compare():
-    with pytest.raises(ValueError, match="the same questions"):
+    with pytest.raises(ValueError, match="to different questions"):
         answers([[1], [0]]).change_from(answers([[1, 1]]))
 
 
@@ -87,7 +87,7 @@ def test_the_table_has_the_measured_columns_only_and_a_line_of_means():
     result = {"model": "m", "split": "test", "domains": after.to_dict(), "retention": retention(after, before)}
     result["base"] = {"model": "b", "domains": before.to_dict()}
     title, header, _, law, code, art, _, mean, *changes = evaluation_table(result).splitlines()
-    assert title == "m, test rows"
+    assert title == "m, test split"
     assert changes[:2] == ["", "change against b"]
     assert changes[4].split()[:2] == ["law", "+0.500"]
     assert "choices" not in header

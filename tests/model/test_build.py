@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import A, B, C, build_arguments, make_model, pack
 
+from versatune_ds.model import build
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.model_check import check_losses_are_the_models
-from versatune_ds.training import model
 
 
 def test_a_row_of_packed_examples_has_the_loss_transformers_gives_them_one_by_one():
@@ -45,7 +45,7 @@ def test_an_attention_the_model_cannot_do_is_refused_with_the_way_out(monkeypatc
     def refuse(*_, **__):  # which models transformers refuses it for depends on its version
         raise ValueError("Gemma2ForCausalLM does not support this attention implementation")
 
-    monkeypatch.setattr(model, "_make", refuse)
+    monkeypatch.setattr(build, "_make", refuse)
     with pytest.raises(ValueError, match=r"^model\.attention: sdpa is not supported here; use eager"):
         make_model("gemma2")
 

@@ -1,4 +1,4 @@
-"""A mixture of experts trains with its router's loss, as transformers adds it; reported losses leave it out."""
+"""A mixture of experts trains with its router loss, as transformers adds it; reported losses leave it out."""
 
 import deepspeed
 import pytest
@@ -94,7 +94,7 @@ def test_the_check_of_a_models_losses_holds_for_its_router_too(model_type, monke
     monkeypatch.setattr(
         "versatune_ds.model.router_loss.RouterLoss.__call__", lambda self, logits, mask=None: logits[0].mean()
     )
-    with pytest.raises(ValueError, match=r"^model: this model balances its experts in another way"):
+    with pytest.raises(ValueError, match=r"^model: this model computes its router loss in another way"):
         check_losses_are_the_models(build(model_type))
 
 

@@ -93,7 +93,7 @@ def test_buffers_that_a_model_computes_itself_may_be_there_or_not(tmp_path):
 def test_a_reward_head_beside_a_complete_model_is_left_out_and_named(tmp_path, caplog):
     folder = save(tmp_path / "model", change=with_one("score.weight", 1, 32))
     load(folder)
-    assert "1 of its weights belong to another head and stay out of the model: score.weight" in caplog.text
+    assert "1 of its weights belong to another head and are not loaded: score.weight" in caplog.text
 
 
 def test_a_reward_model_in_the_place_of_a_language_model_is_refused(tmp_path):
@@ -112,7 +112,7 @@ def test_a_shard_that_is_not_there_and_one_that_is_cut_off_are_named(tmp_path):
     with pytest.raises(ValueError, match=rf"cannot read {shard.name}: .*; copy it again$"):
         load(tmp_path)
     shard.unlink()
-    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json names {shard.name}, which is missing"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json lists {shard.name}, which is missing"):
         load(tmp_path)
     shard.write_bytes(content)
     load(tmp_path)
@@ -151,7 +151,7 @@ def test_a_model_loaded_in_parts_is_judged_the_same_on_every_rank(name, tmp_path
 
 def test_adapters_in_the_place_of_a_model_are_refused_with_the_way_to_merge_them(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base", "peft_type": "LORA"}')
-    message = r"^model\.name_or_path: .* holds adapters \(adapter_config\.json\), not a model; merge .*`versatune"
+    message = r"^model\.name_or_path: .* contains adapters \(adapter_config\.json\), not a model; merge .*`versatune"
     with pytest.raises(ValueError, match=message):
         check_saved_model(ModelConfig(name_or_path=str(tmp_path)))
     save(tmp_path)  # beside a model's files too: which of both is meant nobody can know

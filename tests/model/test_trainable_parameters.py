@@ -139,9 +139,9 @@ def test_a_frozen_head_gives_hidden_states_the_gradients_it_gave_before():
     [
         ({"freeze": ("model.embed_token.weight",)},
          r"^model\.freeze: 'model\.embed_token\.weight' matches no parameter; did you mean 'model\.embed_tok"),
-        ({"freeze": ("*",)}, r"^model\.freeze: \* leave nothing to train$"),
+        ({"freeze": ("*",)}, r"^model\.freeze: \* freeze every parameter; leave some to train$"),
         ({"lora": LoraConfig(target_modules=("q_proj", "v_porj"))},
-         r"^model\.lora\.target_modules: 'v_porj' names no linear layer; did you mean 'v_proj'"),
+         r"^model\.lora\.target_modules: 'v_porj' matches no linear layer; did you mean 'v_proj'"),
         ({"lora": LoraConfig(target_modules=("q_proj", "lm_head"))},
          r"^model\.lora\.target_modules: 'lm_head' is the head, .* leave it out$"),
     ],

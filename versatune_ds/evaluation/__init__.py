@@ -1,4 +1,4 @@
-"""Say how good a model is on every domain: held-out losses, answers written, choices made, and what it forgot."""
+"""Evaluate a model on every domain: held-out losses, written answers, multiple choice, and what it forgot."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Read multiple-choice questions and score their options by likelihood.
 
-The one idea: the model is never asked for a letter. Every option is put as the assistant's whole answer, and the one
-with the highest log-likelihood a byte wins. A byte, because a token is worth another amount in every tokenizer, and a
-long option must not lose for being long.
+The model is never asked for a letter. Every option is rendered as the assistant's whole answer, and the one with the
+highest log-likelihood per byte wins. Per byte, so that models with different tokenizers compare, and a long option does
+not lose for being long.
 
 Shape legend: **C** options of all questions, **Q** questions.
 """
@@ -31,7 +31,7 @@ Option = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoiceQuestion:
-    """Hold a question, its options and the number of the right one, from 0."""
+    """A question, its options and the index of the right one, from 0."""
 
     question: str
     choices: tuple[str, ...]
@@ -40,12 +40,12 @@ class ChoiceQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChoiceSet:
-    """Hold the options of all questions, numbered question by question, domain by domain.
+    """The options of all questions, numbered question by question, domain by domain.
 
     Attributes:
-        domain_set: Names of the files the questions come from.
+        domain_set: Names of the files that the questions come from.
         options: The options' tokens, with loss on their own text; as many as C.
-        question_C: int64, the question each option belongs to; it never falls.
+        question_C: int64, the question that each option belongs to, ascending.
         num_bytes_C: int64, UTF-8 bytes of each option.
         answer_Q: int64, the right option of each question, as a number among all options.
         domain_id_Q: int64.
@@ -63,7 +63,7 @@ class ChoiceSet:
         return range(*np.searchsorted(self.question_C, [question, question + 1]).tolist())
 
     def is_right(self, loss_sum_C: np.ndarray) -> np.ndarray:
-        """Return whether the likeliest option a byte is the right one, bool [Q]; a tie goes to the first option."""
+        """Return whether the right option has the lowest loss per byte, bool [Q]; a tie goes to the first option."""
         loss_per_byte_C = loss_sum_C / self.num_bytes_C
         by_question = np.lexsort((loss_per_byte_C, self.question_C))
         _, first = np.unique(self.question_C[by_question], return_index=True)
@@ -74,44 +74,44 @@ def read_choices(paths: Sequence[Path]) -> dict[str, list[ChoiceQuestion]]:
     """Return the questions of files, or of all files in folders, by the file's name without its suffixes.
 
     Raises:
-        ValueError: If there is no file, two have one name, or a row is no question; file and line are named.
+        ValueError: If there is no file, two have the same name, or a record is not a question, with file and line.
     """
     questions: dict[str, list[ChoiceQuestion]] = {}
     for path in (file for place in paths for file in _files_of(place)):
         name = domain_name(path.name.split(".")[0])
         if name in questions:
-            raise ValueError(f"--choices: {path}: a second file named {name!r}; names are domains, give each once")
+            raise ValueError(f"--choices: {path}: a second file for domain {name!r}; give each domain one")
         questions[name] = [
             _parse(record.json_text, problem=record.problem, where=f"{path}:{record.line}")
             for record in read_records(path)
         ]
         if not questions[name]:
-            raise ValueError(f"--choices: {path} holds no question")
+            raise ValueError(f"--choices: {path} has no question; expected one JSON object per line")
     return questions
 
 
 def _files_of(path: Path) -> list[Path]:
-    """Return a file, or the data files of a folder, sorted by name."""
+    """Return the file itself, or the data files of a folder sorted by name."""
     if path.is_file():
         return [path]
     files = sorted(file for file in path.glob("*") if file.is_file() and format_of(file) and not is_description(file))
     if not files:
         raise ValueError(
-            f"--choices: {path}: no such file, or a folder without data files; expected DOMAIN.jsonl with rows "
+            f"--choices: {path}: no such file, or a folder without data files; expected DOMAIN.jsonl with lines "
             '{"question", "choices", "answer"}'
         )
     return files
 
 
 def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
-    """Return the question of a row."""
+    """Return the question of a record."""
     try:
-        row = json.loads(text)
+        record = json.loads(text)
     except ValueError as error:
-        row, problem = {}, problem or f"not valid JSON: {error}"
-    row = row if isinstance(row, dict) else {}
-    question, choices, answer = (row.get(key) for key in ("question", "choices", "answer"))
-    is_good = (
+        record, problem = {}, problem or f"not valid JSON: {error}"
+    record = record if isinstance(record, dict) else {}
+    question, choices, answer = (record.get(key) for key in ("question", "choices", "answer"))
+    is_valid = (
         isinstance(question, str)
         and isinstance(choices, list)
         and len(choices) > 1
@@ -120,10 +120,10 @@ def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
         and not isinstance(answer, bool)
         and 0 <= answer < len(choices)
     )
-    if not is_good:
+    if not is_valid:
         raise ValueError(
-            f'--choices: {where}: {problem or "no multiple-choice question"}; expected {{"question": text, "choices": '
-            '[two texts or more], "answer": number of the right one, from 0}}'
+            f'--choices: {where}: {problem or "not a multiple-choice question"}; expected {{"question": text, '
+            '"choices": [two texts or more], "answer": index of the right one, from 0}}'
         )
     return ChoiceQuestion(question=question, choices=tuple(choices), answer=answer)
 
@@ -131,16 +131,16 @@ def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
 def encode_choices(
     questions: Mapping[str, Sequence[ChoiceQuestion]], *, tokenizer: Any, template: str, row_tokens: int
 ) -> ChoiceSet:
-    """Return the options as tokens; a question too long for a row loses its beginning.
+    """Tokenise the options; a question too long for a row loses its beginning.
 
     Args:
         questions: By domain.
         tokenizer: The model's.
         template: Chat template; the question is the user's turn, an option the assistant's.
-        row_tokens: Longest question with an option, in tokens.
+        row_tokens: Maximum tokens of a question with an option.
 
     Raises:
-        ValueError: If an option alone is too long for a row, or its text has no token.
+        ValueError: If an option alone is too long for a row, or has no token.
     """
     options, counts, num_bytes, answers, domain_ids = [], [], [], [], []
     for domain_id, (name, asked) in enumerate(questions.items()):
@@ -164,7 +164,7 @@ def encode_choices(
 def _encode(
     pairs: Sequence[tuple[str, str]], *, name: str, tokenizer: Any, template: str, row_tokens: int
 ) -> list[Option]:
-    """Return the tokens of each question with an option; the end of the turn bears no loss."""
+    """Tokenise each question with an option; the end of the turn bears no loss."""
     control = probe_template(template, tokenizer=tokenizer).control
     rendered = [
         render_row(
@@ -181,11 +181,11 @@ def _encode(
     for (_, choice), encoded in zip(pairs, all_encoded, strict=True):
         is_loss = encoded.is_loss & ~np.isin(encoded.input_ids, special_ids)
         bears_loss = np.flatnonzero(is_loss)
-        # An option cut short, or without a token, would win for lack of loss; its first token needs one before it.
+        # A truncated option, or an empty one, would win for lack of loss; its first token needs one before it.
         if not len(bears_loss) or len(is_loss) - bears_loss[0] >= row_tokens:
             raise ValueError(
                 f"--choices: {name}: option {choice[:40]!r} has {len(bears_loss)} tokens, expected 1 or more that fit "
-                f"into data.row_tokens={row_tokens} with what follows them; give more row_tokens or leave it out"
+                f"into data.row_tokens={row_tokens} with the end of the turn; raise data.row_tokens or drop the option"
             )
         options.append((encoded.input_ids[-row_tokens:], is_loss[-row_tokens:]))
     return options

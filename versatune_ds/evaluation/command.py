@@ -1,4 +1,4 @@
-"""Evaluate a run or a model's folder, compare it with what it began from, and write the result as JSON."""
+"""Evaluate a run or a model's folder, compare it with the model it started from, and write the result as JSON."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ _NUM_EXACT_SYNTHETIC = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
-    """Hold what `versatune evaluate` was asked for besides the model; None leaves a choice to the data."""
+    """Options of `versatune evaluate`; None chooses a default that depends on the data."""
 
     recipe: Path | None = None
     overrides: Sequence[str] = ()
     split: str | None = None
-    """`test` where the recipe uses the built-in corpus, else `valid`."""
+    """By default `test` for the built-in corpus, else `valid`."""
     choice_paths: Sequence[Path] = ()
     harness_tasks: Sequence[str] = ()
     """Tasks of lm-evaluation-harness."""
     harness_include: Path | None = None
     harness_limit: int | None = None
     num_exact: int | None = None
-    """Answers written in each domain: 100 on the built-in corpus, else none."""
+    """Answers generated in each domain: by default 100 on the built-in corpus, else none."""
     against: Path | None = None
     has_base: bool = True
     step: int | None = None
@@ -70,25 +70,28 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         options: Data, questions, base model, output.
 
     Raises:
-        ValueError: If anything that was named is not there or not as expected, before a model is loaded.
+        ValueError: If a file, folder or option is missing or invalid, before a model is loaded.
     """
+    # Check the options, before anything slow.
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected 1 or more")
     if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
-        raise ValueError(f"--output: {options.output}: expected a file in a folder that is there")
+        raise ValueError(f"--output: {options.output}: expected a file in an existing folder")
     if options.against is not None and not options.against.is_dir():
-        raise ValueError(f"--against: {options.against}: no such folder; give a run's, or one that transformers loads")
+        raise ValueError(f"--against: {options.against}: no such folder; give a run's or a transformers model's")
+    # Find the data, the questions and the tasks.
     config = config_of(model, recipe=options.recipe, overrides=options.overrides)
     is_synthetic = config.data.synthetic is not None
-    default_split = "test" if is_synthetic else "valid"
+    default_split, default_num_exact = ("test", _NUM_EXACT_SYNTHETIC) if is_synthetic else ("valid", 0)
     request = Request(
         config=config,
         split=options.split or default_split,
         choices=read_choices(options.choice_paths),
-        num_exact=_NUM_EXACT_SYNTHETIC * is_synthetic if options.num_exact is None else options.num_exact,
+        num_exact=default_num_exact if options.num_exact is None else options.num_exact,
         num_processes=options.processes,
     )
     tasks = _tasks(options)
+    # Evaluate, and write the result.
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
         try:
             result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
@@ -99,21 +102,21 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         name = result_name(split=request.split, default_split=default_split, step=options.step)
         write_result(result, options.output or model / name)
     else:
-        logger.info("%s is no run's folder, so nothing was written; --output FILE keeps the result", model)
+        logger.info("%s is not a run's folder, so no file was written; --output FILE writes the result", model)
     return result
 
 
 def _with_way_out(message: str, *, is_own_recipe: bool) -> str:
-    """Return a message about data that are not there with what to do where the recipe is the run's: it was moved."""
-    is_about_data = message.startswith(("data.folder: ", "data.domains.")) and "no folder" in message
-    is_about_data |= message.startswith("data.domains.") and "no such file or folder" in message
-    if not is_own_recipe or not is_about_data:
+    """Add what to do to a message about missing data if the recipe is the run's: the data may have been moved."""
+    is_folder_missing = message.startswith(("data.folder: ", "data.domains.")) and "no folder" in message
+    is_file_missing = message.startswith("data.domains.") and "no such file or folder" in message
+    if not is_own_recipe or not (is_folder_missing or is_file_missing):
         return message
-    return f"{message}; if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
+    return f"{message}; if the run or its data were moved, give their place: data.folder=FOLDER, or --recipe FILE"
 
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
-    """Return what the result depends on besides the model's and the data's files."""
+    """Return the options that the result depends on."""
     return {
         "recipe": None if options.recipe is None else str(options.recipe),
         "overrides": list(options.overrides),
@@ -129,10 +132,10 @@ def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
 
 
 def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
-    """Return the tasks of lm-evaluation-harness that were asked for."""
+    """Find the tasks of lm-evaluation-harness that were asked for."""
     if not options.harness_tasks:
         if options.harness_include is not None or options.harness_limit is not None:
-            raise ValueError("--harness-include and --harness-limit: without tasks; name them, --harness TASK[,TASK]")
+            raise ValueError("--harness-include and --harness-limit need tasks: --harness TASK[,TASK]")
         return None
     return find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
 
@@ -140,7 +143,8 @@ def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
 def _compare(
     model: Path, request: Request, *, tasks: HarnessTasks | None, options: EvaluateOptions, workspace: Path
 ) -> dict[str, Any]:
-    """Return the evaluation of the model and, where there is a base, of that and of what changed."""
+    """Evaluate the model and, where there is one, the base model, and return both results with the changes."""
+    # The model itself.
     subject = trained_subject(model, workspace=workspace, step=options.step)
     logger.info("evaluating %s", subject.name)
     after = evaluate_subject(subject, request)
@@ -151,6 +155,7 @@ def _compare(
         "precision": request.config.train.precision,
         "domains": after.to_dict(),
     }
+    # The model it started from, or another one.
     base = None
     if options.has_base:
         base = base_subject(model, request.config, against=options.against, workspace=workspace)
@@ -159,6 +164,7 @@ def _compare(
         before = evaluate_subject(base, request)
         result["base"] = {"model": base.name, "domains": before.to_dict()}
         result["retention"] = retention(after, before)
+    # Changes in the harness's tasks.
     if scores_after is not None:
         result["harness"] = scores_to_dict(scores_after)
         scores_before = _scores(base, request, tasks)
@@ -170,7 +176,7 @@ def _compare(
 
 
 def _scores(subject: Subject | None, request: Request, tasks: HarnessTasks | None) -> TaskScores | None:
-    """Return what a model scores in the harness's tasks, in this process; None without a model or a task."""
+    """Run the harness's tasks on a model, in this process; None without a model or tasks."""
     if subject is None or tasks is None:
         return None
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)

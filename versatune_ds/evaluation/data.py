@@ -1,7 +1,7 @@
-"""Gather what a model is evaluated on: held-out rows of every domain, questions to answer, choices to make.
+"""Prepare the data of an evaluation: held-out examples of every domain, questions to answer, multiple choice.
 
-The one idea: all of it is tokenised with the model's own tokenizer and template by the code that prepares training, and
-kept in the same cache, so a second evaluation starts at once.
+Everything is tokenised with the model's own tokenizer and template, by the code that prepares training data and into
+the same cache, so a second evaluation starts at once.
 
 Shape legend: **K** domains.
 """
@@ -32,16 +32,16 @@ SPLITS = ("valid", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvaluationData:
-    """Hold what one model is evaluated on.
+    """The data that one model is evaluated on.
 
     Attributes:
-        domain_set: Domains of the held-out rows.
-        held_out: Tokenised rows, one per domain in this order; a domain may have none.
-        num_bytes_K: int64, UTF-8 bytes of the text whose tokens bear loss; special tokens are no text.
-        questions: What is answered by greedy generation.
+        domain_set: Domains of the held-out examples.
+        held_out: Tokenised examples, one entry per domain in this order; a domain may have none.
+        num_bytes_K: int64, UTF-8 bytes of the text whose tokens bear loss, without special tokens.
+        questions: Questions to answer by greedy generation.
         choices: Multiple choice, or None.
         row_tokens: Tokens of a packed row.
-        tokenizer_digest: Losses a token compare only where it is the same.
+        tokenizer_digest: Losses per token compare only if it is equal.
     """
 
     domain_set: DomainSet
@@ -68,10 +68,10 @@ def evaluation_data(
         tokenizer: The model's.
         split: `valid`, or `test` (the built-in corpus, or a data folder with `test/`).
         choices: Multiple-choice questions by domain, as `read_choices` returns them.
-        num_exact: Questions of each domain that are answered in writing; 0 for none.
+        num_exact: Questions per domain to answer by generation; 0 for none.
 
     Raises:
-        ValueError: If the recipe's data have no such split, or a file or row is not as expected.
+        ValueError: If the recipe's data have no such split, or a file or record is invalid.
     """
     data = config.data
     domain_set, held_out = _held_out(data, split=split, tokenizer=tokenizer, cache_dir=cache_folder(config))
@@ -91,11 +91,11 @@ def evaluation_data(
 
 
 def _held_out(data: DataConfig, *, split: str, tokenizer: Any, cache_dir: Path) -> tuple[DomainSet, tuple[Shards, ...]]:
-    """Return the domains and the tokenised rows of a split."""
+    """Return the domains and the tokenised examples of a split."""
     if split == "valid":
         prepared = prepare_domains(data, tokenizer=tokenizer, cache_dir=cache_dir)
         return prepared.domain_set, prepared.valid
-    # Test rows are prepared as the only rows of their domains: what prepares training rows prepares them as well.
+    # Test files are prepared as the only files of their domains, by the code that prepares training files.
     files = test_files(data, cache_dir=cache_dir)
     only_test = data.model_copy(update={"folder": None, "synthetic": None, "domains": files})
     prepared = prepare_domains(only_test, tokenizer=tokenizer, cache_dir=cache_dir)

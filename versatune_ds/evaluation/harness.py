@@ -1,10 +1,9 @@
-"""Run tasks of lm-evaluation-harness on a model: its built-in ones, or a user's own YAML files.
+"""Run tasks of lm-evaluation-harness on a model: built-in ones, or a user's own YAML files.
 
-The one idea: the harness asks and scores as it does everywhere, so its numbers compare with published ones (prompts are
-the task's own text, without a chat template). What is added here is the change since another model with its error,
-paired question by question.
+The harness builds prompts and scores as usual, without a chat template, so its numbers compare with published ones.
+This module adds the change against another model, with its error, paired question by question.
 
-The package lm_eval is an extra; it is imported where a task was asked for, and nowhere else.
+The package lm_eval is an extra; it is imported only when a task is asked for.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ import numpy as np
 from versatune_ds.evaluation.result import number
 
 _NO_FILTER = "none"
-"""What the harness calls an answer that is scored as it was written."""
+"""The harness's name for scoring an answer unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarnessTasks:
-    """Hold the tasks that were asked for, all known and loadable.
+    """The tasks to run, all known and loadable.
 
     Attributes:
         names: Tasks, groups and tags of the harness, or YAML files.
@@ -42,13 +41,13 @@ class HarnessTasks:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TaskScore:
-    """Hold one metric of one task.
+    """One metric of one task.
 
     Attributes:
         value: As the harness aggregates it.
-        standard_error: NaN where the harness gives none.
+        standard_error: NaN where the harness has none.
         num_examples: Of the task.
-        value_E: Each example's own value, in the task's order, where `value` is their mean; else None.
+        value_E: The value of each example, in the task's order, if `value` is their mean; else None.
     """
 
     value: float
@@ -66,11 +65,11 @@ class TaskScore:
 
 
 TaskScores = dict[str, dict[str, TaskScore]]
-"""{task: {metric: score}}; an answer that was filtered before it was scored stands in the name, `metric,filter`."""
+"""{task: {metric: score}}; a metric of filtered answers is named `metric,filter`."""
 
 
 def find_tasks(names: Sequence[str], *, include: Path | None = None, limit: int | None = None) -> HarnessTasks:
-    """Find tasks and load them once, so that a name or a data set that is not there is known before a model is loaded.
+    """Find tasks and load them once, so that a missing task or data set is an error before a model is loaded.
 
     Args:
         names: Tasks, groups or tags of the harness, patterns of them (`mmlu_*`), or YAML files.
@@ -78,34 +77,34 @@ def find_tasks(names: Sequence[str], *, include: Path | None = None, limit: int 
         limit: Examples of each task at most; None for all.
 
     Raises:
-        ValueError: If lm_eval is not installed, or a task is not known or cannot be loaded.
+        ValueError: If lm_eval is not installed, or a task is unknown or cannot be loaded.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--harness-limit={limit}: expected 1 example or more")
     if include is not None and not include.is_dir():
         raise ValueError(
-            f"--harness-include: {include}: no such folder; give one with tasks' YAML files, or a file in --harness"
+            f"--harness-include: {include}: no such folder; give one with YAML files of tasks, or a file in --harness"
         )
     if not names or not all(names):
-        raise ValueError("--harness: a task without a name; expected TASK[,TASK], e.g. hellaswag,arc_easy")
+        raise ValueError("--harness: an empty task name; expected TASK[,TASK], e.g. hellaswag,arc_easy")
     manager = _manager_that_knows(names, include=include)
     found = tuple(dict.fromkeys(task for name in names for task in _matching(name, manager)))
     for name in found:
         try:
             manager.load([name])
-        except Exception as error:  # a task is a file of its author's, with code and data: it fails in any way
+        except Exception as error:  # a task may run its author's code, which can raise anything
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(f"--harness: {name} cannot be loaded: {type(error).__name__}: {reason}") from error
     return HarnessTasks(names=found, manager=manager, limit=limit)
 
 
 def _manager_that_knows(names: Sequence[str], *, include: Path | None) -> Any:
-    """Return the index of the user's tasks where it has all that is asked, else of the thousands built in as well."""
+    """Return an index of the user's tasks if it has all names, else one with the built-in tasks too."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ValueError("--harness: the package lm_eval is missing; pip install 'versatune_ds[harness]'") from None
-    # Reading the built-in ones takes seconds. Single tasks only: a user's group may hold tasks that are built in.
+    # Indexing the built-in ones takes seconds. Only single tasks count: a user's group may contain built-in tasks.
     own = TaskManager(include_path=include, include_defaults=False)
     if all(_is_file(name) or name in own.all_subtasks for name in names):
         return own
@@ -113,34 +112,34 @@ def _manager_that_knows(names: Sequence[str], *, include: Path | None) -> Any:
 
 
 def _matching(name: str, manager: Any) -> list[str]:
-    """Return the tasks that a name or pattern stands for."""
+    """Return the tasks that match a name or pattern."""
     found = [name] if _is_file(name) else manager.match_tasks([name])
     if not found:
         close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "name its YAML file, or its folder: --harness-include FOLDER"
+        hint = f"did you mean {close[0]!r}?" if close else "give its YAML file, or its folder: --harness-include FOLDER"
         raise ValueError(f"--harness: no task {name!r}; {hint}")
     return found
 
 
 def _is_file(name: str) -> bool:
-    """Return whether a task is named by its file."""
+    """Return whether a task is given as a YAML file."""
     return Path(name).suffix in (".yaml", ".yml") and Path(name).is_file()
 
 
 def run_tasks(causal_lm: Any, tokenizer: Any, tasks: HarnessTasks, *, batch_size: int) -> TaskScores:
-    """Return what a model scores in every task, and in every group that adds its tasks up.
+    """Return a model's scores in every task, and in every group that aggregates tasks.
 
     Args:
         causal_lm: A transformers model, on its device.
         tokenizer: The model's.
         tasks: What `find_tasks` returned.
-        batch_size: Sequences that go through the model at a time.
+        batch_size: Sequences per forward pass.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     log = logging.getLogger("lm_eval.models.huggingface")
-    log.addFilter(_is_no_remark_on_loaded_models)
+    log.addFilter(_is_not_model_warning)
     try:
         found = simple_evaluate(
             model=HFLM(pretrained=causal_lm, tokenizer=tokenizer, batch_size=batch_size),
@@ -149,17 +148,17 @@ def run_tasks(causal_lm: Any, tokenizer: Any, tasks: HarnessTasks, *, batch_size
             limit=tasks.limit,
         )
     finally:
-        log.removeFilter(_is_no_remark_on_loaded_models)
+        log.removeFilter(_is_not_model_warning)
     return {task: scores for task in found["results"] if (scores := _scores_of(task, found))}
 
 
-def _is_no_remark_on_loaded_models(record: logging.LogRecord) -> bool:
-    """Return whether a record is none of the warning that every model handed over loaded calls forth."""
+def _is_not_model_warning(record: logging.LogRecord) -> bool:
+    """Filter out the harness's warning about models passed as objects."""
     return not record.getMessage().startswith("`pretrained` model kwarg is not of type `str`")
 
 
 def _scores_of(task: str, found: Mapping[str, Any]) -> dict[str, TaskScore]:
-    """Return a task's or group's metrics; the harness names them `metric,filter` and `metric_stderr,filter`."""
+    """Return a task's or group's metrics; the harness's keys are `metric,filter` and `metric_stderr,filter`."""
     numbers, scores = found["results"][task], {}
     samples = found["samples"].get(task, [])
     for key, value in numbers.items():
@@ -181,7 +180,7 @@ def _number_or_nan(value: Any) -> float:
 
 
 def _values_of(samples: Sequence[Mapping[str, Any]], *, metric: str, filtered: str, mean: float) -> np.ndarray | None:
-    """Return every example's value, where the metric is their plain mean (a perplexity or an F1 is not)."""
+    """Return every example's value if the metric is their mean, which a perplexity or an F1 is not; else None."""
     values = [sample.get(metric) for sample in samples if sample["filter"] == filtered]
     if not values or not all(isinstance(value, int | float | np.number) for value in values):
         return None
@@ -195,9 +194,9 @@ def scores_to_dict(scores: TaskScores) -> dict[str, dict[str, Any]]:
 
 
 def score_changes(after: TaskScores, before: TaskScores) -> dict[str, dict[str, Any]]:
-    """Return {task: {metric: what changed from one model to another}}, with the error of a mean of paired differences.
+    """Return {task: {metric: change between two models}}, with the standard error of the mean paired difference.
 
-    The error is None where the metric is no mean over examples, or of a group.
+    The error is None for a metric that is not a mean over examples, and for groups.
     """
     return {
         task: {metric: _change(score, before[task][metric]) for metric, score in metrics.items()}
@@ -206,7 +205,7 @@ def score_changes(after: TaskScores, before: TaskScores) -> dict[str, dict[str, 
 
 
 def _change(after: TaskScore, before: TaskScore) -> dict[str, float | None]:
-    """Return how much a metric changed, and the standard error."""
+    """Return the change of a metric and its standard error."""
     error = math.nan
     if after.value_E is not None and before.value_E is not None and len(after.value_E) > 1:
         error = float(np.std(after.value_E - before.value_E, ddof=1)) / math.sqrt(len(after.value_E))

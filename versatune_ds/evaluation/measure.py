@@ -1,7 +1,7 @@
-"""Measure one model on its evaluation data, alone or as one of several processes.
+"""Measure one model on its evaluation data, in one process or as one of several.
 
-The one idea: a process fills its share of one vector of sums and leaves zeros elsewhere, so the whole measurement is
-the sum of the vectors, whoever computed which part.
+Each process fills its share of one vector of sums and leaves zeros elsewhere, so the result is the sum of the vectors
+of all processes.
 
 Shape legend: **E** held-out examples, **Q** questions, **C** options of multiple-choice questions, **K** domains.
 """
@@ -31,14 +31,14 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate a model on the device it is on.
 
-    Its head is replaced by one that returns losses as well; it goes on giving logits.
+    Its head is replaced by one that returns losses too; it still returns logits.
 
     Args:
         causal_lm: A transformers model.
         tokenizer: The tokenizer that `data` was made with.
         data: What `evaluation_data` returned.
-        rows_per_micro_batch: Packed rows, questions with all their options, and a quarter of the prompts of written
-            answers, that go through the model at a time.
+        rows_per_micro_batch: Packed rows, or questions with all their options, per forward pass; written answers use
+            four times as many prompts.
     """
     return as_evaluation(measure(causal_lm, tokenizer, data, rows_per_micro_batch=rows_per_micro_batch), data)
 
@@ -67,7 +67,9 @@ def measure(
         rank=rank,
         world_size=world_size,
     )
+    # Losses of held-out examples.
     parts = [_held_out_losses(model, loader)]
+    # Written answers: this process answers every world_size-th question.
     is_right_Q = np.zeros(len(data.questions))
     mine = range(rank, len(data.questions), world_size)
     asked = [data.questions[q] for q in mine]
@@ -75,6 +77,7 @@ def measure(
     for q, question, answer in zip(mine, asked, answers, strict=True):
         is_right_Q[q] = answer == text_of_answer(question.answer_ids, tokenizer=tokenizer)
     parts.append(is_right_Q)
+    # Multiple choice.
     if data.choices is not None:
         share = {"questions_per_batch": rows_per_micro_batch, "rank": rank, "world_size": world_size}
         parts.append(option_losses(model, data.choices, **share))
@@ -83,13 +86,13 @@ def measure(
 
 
 def _longest(data: EvaluationData) -> int:
-    """Return the tokens of the longest held-out example, or of the longest question with an option."""
+    """Return the tokens of the longest held-out example or question with an option."""
     lengths = [int(part.lengths.max()) for part in data.held_out if len(part.lengths)]
     return max([*lengths, *(len(ids) for ids, _ in (data.choices.options if data.choices else ()))], default=0)
 
 
 def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray:
-    """Return the summed loss of every example that is this process's, 0 for the others: float64 [E]."""
+    """Return the summed loss of each of this process's examples, 0 for the others: float64 [E]."""
     device = next(model.parameters()).device
 
     def token_losses(batch: Batch) -> torch.Tensor:
@@ -101,7 +104,8 @@ def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray
 
 
 def as_evaluation(sums: np.ndarray, data: EvaluationData) -> Evaluation:
-    """Return what the sums of `measure`, added over all processes, say of the model."""
+    """Turn the sums of `measure`, added over all processes, into the result."""
+    # Split the vector as `measure` joined it.
     domain_ids_E = np.repeat(np.arange(len(data.held_out)), [part.num_examples for part in data.held_out])
     loss_sum_E, is_right_Q, loss_sum_C = np.split(sums, np.cumsum([len(domain_ids_E), len(data.questions)]))
     losses = ExampleLosses(
@@ -110,6 +114,7 @@ def as_evaluation(sums: np.ndarray, data: EvaluationData) -> Evaluation:
         domain_ids_E=domain_ids_E,
         num_domains=len(data.domain_set),
     )
+    # Answers, where there were questions.
     exact, choices = None, None
     if data.questions:
         domain_id_Q = np.array([question.domain_id for question in data.questions])

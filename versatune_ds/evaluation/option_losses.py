@@ -1,7 +1,7 @@
-"""Measure the losses of multiple-choice options, with the question's own tokens read once for all of its options.
+"""Measure the losses of multiple-choice options, computing the question's tokens only once.
 
-The one idea: the options of a question begin with the same tokens. These go through the model once, and the keys and
-values they leave behind serve every option: four options of 20 tokens after a question of 150 cost 230 tokens, not 680.
+All options of a question start with the question. Its tokens go through the model once, and their cached keys and
+values serve every option: four options of 20 tokens after a question of 150 cost 230 tokens, not 680.
 
 Shape legend: **C** options of all questions, **Q** questions of a batch, **O** their options, **P** tokens of the
 longest question, **T** of the longest option.
@@ -25,7 +25,7 @@ from versatune_ds.monitor.progress_lines import with_progress
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Asked:
-    """Hold a question divided into what its options share and what is their own."""
+    """A question split into the tokens its options share and the options' own."""
 
     numbers: range
     """The options' numbers among all options."""
@@ -37,18 +37,18 @@ class _Asked:
 def option_losses(
     model: DomainModel, choices: ChoiceSet, *, questions_per_batch: int, rank: int = 0, world_size: int = 1
 ) -> np.ndarray:
-    """Return the summed loss of every option of this process's questions, 0 for the others: float64 [C].
+    """Return the summed loss of each option of this process's questions, 0 for the others: float64 [C].
 
     Args:
         model: In evaluation mode, on its device.
         choices: The questions.
-        questions_per_batch: Questions, with all their options, that go through the model at a time.
+        questions_per_batch: Questions, with all their options, per forward pass.
         rank: This process; it takes every world_size-th question.
         world_size: Number of processes.
     """
     loss_sum_C = np.zeros(len(choices.options))
     asked = [_divide(choices, question) for question in range(rank, len(choices.answer_Q), world_size)]
-    asked.sort(key=lambda question: len(question.shared_ids))  # like with like, so that little is padding
+    asked.sort(key=lambda question: len(question.shared_ids))  # similar lengths together, for little padding
     firsts = range(0, len(asked), questions_per_batch)
     for first in with_progress(firsts, num_items=len(firsts), what="multiple choice: %s batches"):
         batch = asked[first : first + questions_per_batch]
@@ -58,9 +58,9 @@ def option_losses(
 
 
 def _divide(choices: ChoiceSet, question: int) -> _Asked:
-    """Return a question with the tokens its options share taken off them, up to one before the first that bears loss.
+    """Split a question into the tokens its options share and the rest.
 
-    That one stays with the options: what is said after it is what predicts their first token.
+    The token before the first one that bears loss stays with the options: its output predicts their first token.
     """
     numbers = choices.options_of(question)
     options = [choices.options[number] for number in numbers]
@@ -74,20 +74,23 @@ def _divide(choices: ChoiceSet, question: int) -> _Asked:
 def _losses_of(causal_lm: Any, batch: Sequence[_Asked]) -> np.ndarray:
     """Return the summed loss of every option of a batch of questions, float64 [O].
 
-    Questions are padded on the left, so that the options follow all of them at one place; options on the right, where a
-    causal model's earlier positions do not see it.
+    Questions are padded on the left, so that all options start at the same column; options on the right, where a causal
+    model's earlier positions do not see the padding.
     """
     device, decoder = causal_lm.device, causal_lm.get_decoder()
+    # Pad questions and options.
     shared_QP, is_shared_QP = _padded_left([question.shared_ids for question in batch])
     question_O = torch.repeat_interleave(torch.tensor([len(question.options) for question in batch]))
     ids_OT, labels_OT = _padded_options([option for question in batch for option in question.options])
     length_Q = is_shared_QP.sum(dim=1)
+    # Run the shared tokens once, and copy their cache to each option.
     cache = None
     if shared_QP.shape[1]:
         positions_QP = (is_shared_QP.cumsum(dim=1) - 1).clamp(min=0)
         inputs = {"input_ids": shared_QP, "attention_mask": is_shared_QP, "position_ids": positions_QP}
         cache = decoder(**_on(device, inputs), use_cache=True)[1]
         cache.reorder_cache(question_O.to(device))
+    # Run the options on top of the cache.
     own_last_O = torch.tensor([len(ids) - 1 for question in batch for ids, _ in question.options])
     places_OT = torch.minimum(torch.arange(ids_OT.shape[1])[None], own_last_O[:, None])  # padding takes no position
     inputs = {
@@ -95,7 +98,7 @@ def _losses_of(causal_lm: Any, batch: Sequence[_Asked]) -> np.ndarray:
         "attention_mask": torch.cat([is_shared_QP[question_O], torch.ones_like(ids_OT)], dim=1),
         "position_ids": length_Q[question_O, None] + places_OT,
     }
-    # transformers 5.24 renamed the argument, which 5.40 takes away under its old name.
+    # transformers 5.24 renamed the argument; 5.40 removes the old name.
     name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
     hidden = decoder(**_on(device, inputs), **{name: cache}, use_cache=True)[0]
     result = causal_lm.get_output_embeddings()(hidden, labels_OT.to(device), per_token=True)
@@ -114,7 +117,7 @@ def _padded_left(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _padded_options(options: Sequence[Option]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (ids [O, T], labels [O, T]), int64; the label of a token is the next one where that bears loss.
+    """Return (ids [O, T], labels [O, T]), int64; the label of a token is the next token if that bears loss.
 
     Example: ids 7 8 9 with loss on 8 and 9 have the labels 8 9 -.
     """

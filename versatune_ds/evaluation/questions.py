@@ -1,7 +1,7 @@
-"""Find questions in tokenised examples, and compare what a model writes with the row's own answer.
+"""Find questions in tokenised examples, and generate a model's answers to them.
 
-The one idea: a question is an example cut before its last part that bears loss. So the prompt is made of exactly the
-tokens that training put before the answer, whatever the template, and nothing is rendered a second time.
+A question is an example cut before its last span that bears loss. So the prompt has exactly the tokens that precede the
+answer in training, whatever the template.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from versatune_ds.monitor.progress_lines import with_progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Hold a prompt and the answer that its row gives."""
+    """A prompt and the answer that its example has."""
 
     domain_id: int
     prompt_ids: np.ndarray
@@ -32,12 +32,12 @@ class Question:
 def find_questions(shards: Sequence[Shards], *, max_per_domain: int, row_tokens: int) -> tuple[Question, ...]:
     """Return questions of every domain, always the same ones, domain by domain.
 
-    Left out: plain text, which asks nothing, and examples as long as a row, whose answer may have been cut.
+    Left out: plain text, which has no question, and examples as long as a row, whose answer may be truncated.
 
     Args:
         shards: One per domain, in id order.
-        max_per_domain: Examples of a domain that are looked at; 0 asks nothing.
-        row_tokens: Longest example that preparation leaves.
+        max_per_domain: Examples per domain to look at; 0 for no questions.
+        row_tokens: Maximum tokens of a prepared example.
     """
     questions = []
     for domain_id, part in enumerate(shards):
@@ -53,9 +53,9 @@ def find_questions(shards: Sequence[Shards], *, max_per_domain: int, row_tokens:
 
 
 def _question_of(input_ids: np.ndarray, is_loss: np.ndarray, *, domain_id: int) -> list[Question]:
-    """Return an example cut before its last answer; nothing where the loss begins with the text.
+    """Return an example cut before its last answer; nothing where the example starts with the answer.
 
-    Example: tokens [a b c d e f] with loss on c, e and f ask [a b c d] and expect [e f].
+    Example: tokens [a b c d e f] with loss on c, e and f have the prompt [a b c d] and the answer [e f].
     """
     bears_loss = np.flatnonzero(is_loss)
     start = int(bears_loss[-1])
@@ -71,20 +71,22 @@ def _question_of(input_ids: np.ndarray, is_loss: np.ndarray, *, domain_id: int) 
 def answer_greedily(
     causal_lm: Any, questions: Sequence[Question], *, tokenizer: Any, batch_size: int = 32
 ) -> list[str]:
-    """Return what the model writes to each question, taking the likeliest token at every step.
+    """Generate the model's answer to each question, with the likeliest token at every step.
 
-    It may write one token more than the longest answer of its batch has: who has not stopped by then is wrong anyway.
+    At most one token more than the longest answer of the batch is generated: an answer that continues is wrong anyway.
 
     Args:
         causal_lm: A transformers model in evaluation mode.
         questions: In any order.
         tokenizer: The model's.
-        batch_size: Questions answered at a time.
+        batch_size: Questions per generation.
     """
+    # Stop where the answers end, or at the end-of-text token.
     special_ids = set(special_ids_of(tokenizer).tolist())
     stops = {int(question.answer_ids[-1]) for question in questions} & special_ids
     stops |= {tokenizer.eos_token_id} - {None}
     pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    # Generate in batches of similar length, for little padding.
     answers = [""] * len(questions)
     by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
     firsts = range(0, len(by_length), batch_size)
@@ -101,13 +103,15 @@ def answer_greedily(
 def _generate(
     causal_lm: Any, prompts: Sequence[np.ndarray], *, stops: list[int], pad_id: int, num_new_tokens: int
 ) -> list[list[int]]:
-    """Return the new tokens of prompts padded on the left; the model's own taste in sampling is switched off."""
+    """Return the new tokens of prompts, padded on the left; the model's own sampling settings are overridden."""
+    # Pad on the left.
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for b, prompt in enumerate(prompts):
         ids[b, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[b, width - len(prompt) :] = 1
+    # Greedy, whatever the model's generation settings are.
     generated = causal_lm.generate(
         ids.to(causal_lm.device),
         attention_mask=mask.to(causal_lm.device),
@@ -126,7 +130,7 @@ def _generate(
 
 
 def _until_stop(ids: list[int], *, stops: set[int]) -> list[int]:
-    """Return the tokens before the first that ends a turn; behind it stands padding."""
+    """Return the tokens before the first stop token; padding follows it."""
     return ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
 
 

@@ -1,7 +1,7 @@
-"""Hold what an evaluation found, with its errors, and compare two of them.
+"""The result of an evaluation, with standard errors, and the comparison of two results.
 
-The one idea: the single examples and answers are kept, not their means: a change between two models is then measured on
-pairs, and its error is that of the differences, far smaller than that of either.
+Losses and answers are kept by example, not as means. A change between two models is then measured on pairs, and its
+error is that of the differences, far smaller than that of either model.
 
 Shape legend: **K** domains, **Q** questions.
 """
@@ -23,7 +23,7 @@ _Z_95 = 1.959964
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answers:
-    """Hold which questions were answered right.
+    """Which questions were answered right.
 
     Attributes:
         domain_set: Domains of the questions; one may have none.
@@ -63,7 +63,7 @@ class Answers:
             ValueError: If these are answers to other questions.
         """
         if not np.array_equal(self.domain_id_Q, before.domain_id_Q):
-            raise ValueError("answers of two models compare only on the same questions")
+            raise ValueError("these answers are to different questions and cannot be compared")
         change_Q = self.is_right_Q.astype(np.float64) - before.is_right_Q
         change_K = self._mean(change_Q)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -77,7 +77,7 @@ class Answers:
             )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return {domain: accuracy with interval}, of domains with questions."""
+        """Return {domain: accuracy with interval} for domains with questions."""
         low_K, high_K = self.interval()
         columns = zip(self.domain_set, self.accuracy(), low_K, high_K, self.num_questions().tolist(), strict=True)
         return {
@@ -89,15 +89,15 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """Hold what one model did on its evaluation data.
+    """The result of one model on its evaluation data.
 
     Attributes:
-        domain_set: Domains of the held-out rows.
+        domain_set: Domains of the held-out examples.
         losses: The loss of every held-out example.
         num_bytes_K: int64, UTF-8 bytes of the text that bears loss.
-        exact: Answers written, against the rows' own; None when not asked.
-        choices: Multiple choice; None when not asked.
-        tokenizer_digest: Losses a token compare only where it is the same.
+        exact: Written answers, compared with the examples' own; None if not measured.
+        choices: Multiple choice; None if not measured.
+        tokenizer_digest: Losses per token compare only if it is equal.
     """
 
     domain_set: DomainSet
@@ -116,7 +116,7 @@ class Evaluation:
         return loss_sum_K / (math.log(2) * np.where(self.num_bytes_K > 0, self.num_bytes_K, np.nan))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return {domain: numbers}; what was not measured is None, or absent where nobody asked."""
+        """Return {domain: numbers}; None for a number without a value, nothing for one that was not asked for."""
         mean_K, error_K, bits_K = self.losses.mean(), self.losses.standard_error(), self.bits_per_byte()
         num_examples_K = self.losses.sum_by_domain(self.losses.num_loss_tokens_E > 0)
         domains: dict[str, dict[str, Any]] = {
@@ -138,11 +138,12 @@ class Evaluation:
 
 
 def retention(after: Evaluation, before: Evaluation) -> dict[str, dict[str, Any]]:
-    """Return what changed in every domain from one model to another; a positive loss change is forgotten knowledge.
+    """Return the change in every domain from one model to another; a positive loss change is forgotten knowledge.
 
-    Losses a token and written answers are compared only where both models share a tokenizer: another one leaves other
-    examples out as too long to be asked. Bits a byte and choices always are.
+    Losses per token and written answers are compared only if both models have the same tokenizer: with another one,
+    other examples are too long to be questions. Bits per byte and multiple choice are always compared.
     """
+    # Held-out losses.
     has_same_tokens = after.tokenizer_digest == before.tokenizer_digest
     bits_K = after.bits_per_byte() - before.bits_per_byte()
     changes: dict[str, dict[str, Any]] = {
@@ -152,6 +153,7 @@ def retention(after: Evaluation, before: Evaluation) -> dict[str, dict[str, Any]
         loss_K, error_K = after.losses.mean() - before.losses.mean(), after.losses.change_standard_error(before.losses)
         for k, name in enumerate(after.domain_set):
             changes[name] |= {"loss_change": number(loss_K[k]), "loss_change_standard_error": number(error_K[k])}
+    # Answers.
     for key, now, then in (
         ("exact_match", after.exact if has_same_tokens else None, before.exact),
         ("choices", after.choices, before.choices),
@@ -166,11 +168,11 @@ def retention(after: Evaluation, before: Evaluation) -> dict[str, dict[str, Any]
 
 
 def number(value: float) -> float | None:
-    """Return a plain number for JSON, None where there is none."""
+    """Return a plain number for JSON, None for NaN and infinities."""
     return float(value) if np.isfinite(value) else None
 
 
 def mean_over_domains(domains: Mapping[str, Mapping[str, Any]], key: str) -> float | None:
-    """Return the plain mean of a number over the domains that have it."""
+    """Return the unweighted mean of a number over the domains that have it."""
     values = [numbers[key] for numbers in domains.values() if numbers.get(key) is not None]
     return sum(values) / len(values) if values else None

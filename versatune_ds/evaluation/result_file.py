@@ -1,7 +1,7 @@
-"""Choose the file that an evaluation goes into, so that one asked otherwise is not lost.
+"""Write the result of an evaluation, without overwriting one that was made with other options.
 
-The one idea: a name says which rows and which checkpoint were measured, and always holds the newest result; what was
-there for another question is moved aside. Every result says what was asked.
+The file's name states the split and the checkpoint where they are not the default ones. It always has the newest
+result; an earlier one with other options is renamed. Every result stores its options under `asked`.
 """
 
 from __future__ import annotations
@@ -18,40 +18,43 @@ from versatune_ds.run_folder.names import EVALUATION_FILE
 logger = logging.getLogger(__name__)
 
 
-
 def result_name(*, split: str, default_split: str, step: int | None) -> str:
-    """Return `evaluation.json`; other rows than the data's usual ones and a checkpoint of one's choice are named.
+    """Return `evaluation.json`, with the split added if it is not the default, and the step if one was given.
 
     Example: `evaluation-valid-step-100.json`.
     """
-    words = [split] * (split != default_split) + [f"step-{step}"] * (step is not None)
     name = Path(EVALUATION_FILE)
-    return "-".join([name.stem, *words]) + name.suffix
+    words = [name.stem]
+    if split != default_split:
+        words.append(split)
+    if step is not None:
+        words.append(f"step-{step}")
+    return "-".join(words) + name.suffix
 
 
 def write_result(result: Mapping[str, Any], path: Path) -> None:
-    """Write a result; one of another question that lies there is kept under a name of its own.
+    """Write a result; an earlier one with other options is kept under another name.
 
     Args:
-        result: What was found, with `asked`.
-        path: Where it goes.
+        result: The result, with its options as `asked`.
+        path: File to write.
     """
     kept = _place_of_earlier(path, asked=result["asked"])
     if kept is not None:
         path.replace(kept)
-        logger.info("kept what was asked otherwise before as %s", kept)
+        logger.info("kept the earlier result, made with other options, as %s", kept)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     logger.info("wrote %s", path)
 
 
 def _place_of_earlier(path: Path, *, asked: Mapping[str, Any]) -> Path | None:
-    """Return where the result that lies there goes, None where there is none or it answers the same question."""
+    """Return where to keep an earlier result; None if there is none, or its options are the same."""
     if not path.is_file():
         return None
     try:
         earlier = json.loads(path.read_text(encoding="utf-8")).get("asked")
     except (ValueError, AttributeError):
-        earlier = "unreadable"  # cut short by a full disk; not ours to throw away
+        earlier = "unreadable"  # truncated by a full disk, perhaps; keep it for the user
     if earlier == asked:
         return None
     digest = hashlib.blake2b(json.dumps(earlier, sort_keys=True).encode(), digest_size=4).hexdigest()

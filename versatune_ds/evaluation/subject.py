@@ -1,7 +1,7 @@
-"""Find the model that is evaluated, and the one it began from.
+"""Find the model to evaluate, and the one it started from.
 
-The one idea: whatever is named, a run or a folder, becomes a folder that transformers loads. A run's checkpoint is
-exported first, so what is measured is what a user of the exported model gets.
+A run or a folder becomes a folder that transformers can load. A run's checkpoint is exported first, so the measured
+model is the one that users of the export get.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from versatune_ds.run_folder.names import CONFIG_FILE, ENVIRONMENT_FILE, TOKENIZ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """Name a model on disk, or on the Hub, and the tokenizer that reads for it."""
+    """A model on disk or on the Hub, and its tokenizer."""
 
     name: str
-    """What a reader of the result calls it."""
+    """Its name in the result."""
     folder: str
     tokenizer: str
 
@@ -37,15 +37,15 @@ def is_run(folder: Path) -> bool:
 
 
 def config_of(model: Path, *, recipe: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """Return the recipe that says on which data a model is evaluated: a run's own unless another is given.
+    """Return the recipe with the data to evaluate on: a run's own unless another is given.
 
     Raises:
-        ValueError: If there is no such folder, or it is no run's and no recipe is given.
+        ValueError: If there is no such folder, or it is not a run's and no recipe is given.
     """
     if not model.is_dir():
-        raise ValueError(f"{model}: no such folder; give a run's, or one that transformers loads")
+        raise ValueError(f"{model}: no such folder; give a run's, or one that transformers can load")
     if recipe is None and not is_run(model):
-        raise ValueError(f"{model}: no run's folder, so name the data: --recipe FILE")
+        raise ValueError(f"{model}: not a run's folder, so give a recipe with the data: --recipe FILE")
     return load_config(recipe or model / CONFIG_FILE, overrides)
 
 
@@ -59,9 +59,9 @@ def trained_subject(model: Path, *, workspace: Path, step: int | None) -> Subjec
 
 
 def base_subject(model: Path, config: RunConfig, *, against: Path | None, workspace: Path) -> Subject | None:
-    """Return the model to compare with: the one named, else what a run began from, else none.
+    """Return the model to compare with: the one given, else the one a run started from, else none.
 
-    A run that began from random weights begins from the same ones again: they are a function of its seed.
+    Random initial weights are made again: they depend on the run's seed alone.
     """
     if against is not None:
         return trained_subject(against, workspace=workspace / "against", step=None)

@@ -1,7 +1,4 @@
-"""Lay an evaluation out as a table for the terminal.
-
-The one idea: a column appears only when it was measured; every number that has an error shows it.
-"""
+"""Show the result of an evaluation as text tables, with the measured columns only, and errors where there are any."""
 
 from __future__ import annotations
 
@@ -9,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from versatune_ds.evaluation.result import mean_over_domains
-from versatune_ds.text_table import text_table
+from versatune_ds.text_table import number_cell, text_table
 
 Numbers = Mapping[str, Any]
-_NONE = "-"
+_NONE = number_cell(None)
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:
-    """Return what `evaluate` found as aligned text; what changed against the base model stands in a table below."""
-    parts = [f"{result['model']}, {result['split']} rows\n{_block(result['domains'], _COLUMNS)}"]
+    """Return the result of `evaluate` as tables: the model, the change against the base model, the harness's tasks."""
+    parts = [f"{result['model']}, {result['split']} split\n{_block(result['domains'], _COLUMNS)}"]
     if "retention" in result:
         parts.append(f"change against {result['base']['model']}\n{_block(result['retention'], _CHANGES)}")
     if "harness" in result:
@@ -26,7 +23,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
 
 
 def _harness_block(result: Mapping[str, Any]) -> str:
-    """Return a line a task and metric, with what changed where there is a base; tasks have no mean in common."""
+    """Return a row for each task and metric, with the change if there is a base model; without a mean over tasks."""
     changes = result.get("harness_retention")
     header = ["task", "metric", "value ±s.e.", *(["change"] if changes else [])]
     rows = []
@@ -38,7 +35,7 @@ def _harness_block(result: Mapping[str, Any]) -> str:
 
 
 def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callable[[Numbers], str]]]) -> str:
-    """Return a line a domain and the plain mean over domains; only columns with a number in them."""
+    """Return a row for each domain and one of means; columns without any number are left out."""
     columns = [column for column in possible if any(column[1](numbers) != _NONE for numbers in domains.values())]
     header = ["domain", *(title for title, _ in columns)]
     rows = [[name, *(cell(numbers) for _, cell in columns)] for name, numbers in domains.items()]
@@ -47,23 +44,23 @@ def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callabl
 
 
 def _means(domains: Mapping[str, Numbers]) -> dict[str, Any]:
-    """Return the mean over domains of every number; errors are left out."""
+    """Return the mean over domains of every number, without errors."""
     keys = {key for numbers in domains.values() for key, value in numbers.items() if not isinstance(value, dict)}
-    line: dict[str, Any] = {key: mean_over_domains(domains, key) for key in keys if "standard_error" not in key}
+    means: dict[str, Any] = {key: mean_over_domains(domains, key) for key in keys if "standard_error" not in key}
     for key in ("exact_match", "choices"):
         parts = {name: numbers[key] for name, numbers in domains.items() if key in numbers}
         if parts:
-            line[key] = {"accuracy": mean_over_domains(parts, "accuracy")}
-    return line
+            means[key] = {"accuracy": mean_over_domains(parts, "accuracy")}
+    return means
 
 
 def _plain(key: str, form: str) -> Callable[[Numbers], str]:
-    """Return a cell with one number."""
-    return lambda numbers: _NONE if numbers.get(key) is None else format(numbers[key], form)
+    """Return a function that writes one number."""
+    return lambda numbers: number_cell(numbers.get(key), form)
 
 
 def _with_error(key: str, form: str, error_key: str) -> Callable[[Numbers], str]:
-    """Return a cell with a number and its standard error."""
+    """Return a function that writes a number with its standard error."""
 
     def cell(numbers: Numbers) -> str:
         if numbers.get(key) is None:
@@ -75,7 +72,7 @@ def _with_error(key: str, form: str, error_key: str) -> Callable[[Numbers], str]
 
 
 def _accuracy(key: str) -> Callable[[Numbers], str]:
-    """Return a cell with an accuracy and its 95 % interval."""
+    """Return a function that writes an accuracy with its 95 % interval."""
 
     def cell(numbers: Numbers) -> str:
         found = numbers.get(key)

@@ -1,7 +1,7 @@
-"""Build the language model and give it a head that returns the loss by domain.
+"""Load or build a transformers model, and replace its head by one that returns the loss by domain.
 
-The one idea: the model stays the transformers model it was, with its own parameter names; only `lm_head` becomes a
-`DomainLossHead` that holds the very same weight. So checkpoints, tied embeddings, LoRA and export need no translation.
+The model keeps its class and its parameter names; only `lm_head` becomes a `DomainLossHead` with the same weight. So
+checkpoints, tied embeddings, LoRA and export need no conversion.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DomainLosses(NamedTuple):
-    """Hold what one forward pass returns: tensors in a plain tuple, which ZeRO-3's hooks can walk.
+    """The losses of one forward pass: tensors in a plain tuple, which ZeRO-3's hooks can walk through.
 
     Shape legend: **K** domains, **N** positions of the micro-batch.
     """
@@ -55,7 +55,7 @@ class DomainLosses(NamedTuple):
     num_loss_tokens_K: torch.Tensor
     """Loss tokens by domain, int64."""
     token_losses_N: torch.Tensor
-    """Loss of every position, zero where no loss is asked for; empty unless asked for."""
+    """Loss of every position, zero where the label is ignored; empty unless `per_token`."""
     router_loss: torch.Tensor
     """Load-balancing loss times its coefficient, a scalar with gradient; 0 in evaluation, and where there is none."""
 
@@ -95,12 +95,12 @@ class DomainModel(nn.Module):
     ) -> DomainLosses:
         """Return the losses of a micro-batch of packed rows, all [B, T] int64.
 
-        What backward will multiply by is `grad_scale`, where it is known; see `DomainLossHead.forward`.
+        `grad_scale` is the factor of the later backward pass, where it is known; see `DomainLossHead.forward`.
 
         Attention never crosses examples: positions restart with every example, and from that transformers builds
         its packed mask (sdpa, eager) or sequence lengths (flash attention); a cache or a mask would switch it off.
         """
-        if self.num_positions is not None:  # examples fit (model_positions.py); the padding of a long row may not
+        if self.num_positions is not None:  # examples fit (positions.py); the padding of a long row may not
             positions = positions.remainder(self.num_positions)
         decoder = self.causal_lm.get_decoder()
         has_router_loss = self.router_loss is not None and self.training
@@ -125,9 +125,9 @@ class DomainModel(nn.Module):
 
 
 def compile_layers(causal_lm: nn.Module) -> None:
-    """Compile the decoder's layers in place, each by itself: they share one compiled form, and names stay as they are.
+    """Compile the decoder's layers in place, one by one, so that they share one compiled form and names do not change.
 
-    The head stays as it is: its kernel is compiled already.
+    The head is left out: its kernel is compiled already.
     """
     for module in causal_lm.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -140,7 +140,7 @@ def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = Fal
     Args:
         batch: Rows on the CPU.
         device: Where the model runs.
-        marks_tokens: Whether `is_token` is among them, which only a router's loss needs.
+        marks_tokens: Whether to add `is_token`, which only a router loss needs.
     """
     tensors = {
         "input_ids": batch.input_ids,
@@ -156,19 +156,19 @@ def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = Fal
 
 
 def _is_token(batch: Batch) -> torch.Tensor:
-    """Return which positions are no padding, bool [B, T]: padding is a row's last segment, and bears no loss."""
+    """Return which positions are not padding, bool [B, T]; padding is a last segment of a row without loss."""
     is_last = batch.segment_ids == batch.segment_ids[:, -1:]
     bears_loss = ((batch.labels != IGNORE_INDEX) & is_last).any(dim=1, keepdim=True)
     return ~is_last | bears_loss
 
 
 def softcap_of(causal_lm: PreTrainedModel) -> float:
-    """Return the bound a model puts on its logits by softcap * tanh(logits / softcap); 0 for none."""
+    """Return the bound of a model's logits, as in softcap * tanh(logits / softcap); 0 for none."""
     return sizes_of(causal_lm.config).softcap
 
 
 def special_ids_of_tokenizer(tokenizer: Any) -> dict[str, int]:
-    """Return the ids that a model made from config takes over from its tokenizer."""
+    """Return the special ids that a model made from config gets from its tokenizer."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
@@ -182,25 +182,27 @@ def build_causal_lm(
     zero3_config: dict[str, Any] | None = None,
     reads_weights: bool = True,
 ) -> PreTrainedModel:
-    """Load or make the transformers model.
+    """Load a saved transformers model, or make one from config with random weights.
 
     Args:
         model: The recipe's model section.
         precision: fp32, bf16 or fp16.
-        vocab_size: Length of the tokenizer; embeddings must have at least as many rows.
+        vocab_size: Length of the tokenizer; the model must have at least as many embeddings.
         special_ids: bos, eos and pad ids for a model made from config.
         zero3_config: DeepSpeed's config under ZeRO-3: a saved model is then loaded in parts, so that no process ever
-            holds all of it. A model made from config is built whole, so that its weights do not depend on the stage.
-        reads_weights: False makes a saved model from its config alone, for counting; nothing large is read.
+            stores all of it. A model made from config is built whole, so that its weights do not depend on the stage.
+        reads_weights: False builds a saved model from its config alone, to count parameters; no weights are read.
 
     Raises:
-        ValueError: If a config key is unknown to the model type, or the model cannot hold the tokenizer's ids.
+        ValueError: If the model cannot be loaded, a config key is unknown to the model type, or the model has fewer
+            embeddings than the tokenizer has ids.
     """
+    # Check the files first: ZeRO-3's loader reports only a part of what does not fit.
     check_saved_model(model)
     is_loaded_in_parts = zero3_config is not None and model.from_config is None
-    is_checked = reads_weights and check_model_weights(model)  # before ZeRO-3's loader, which knows half of it, is on
-    # transformers looks for this object while it loads; it acts as long as it lives.
-    keeper = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
+    is_checked = reads_weights and check_model_weights(model)
+    # Load or build. transformers looks for this object while it loads; it has an effect as long as it exists.
+    zero3_switch = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
     try:
         if model.from_config is not None or not reads_weights:
             config = _config_of(model, vocab_size=vocab_size, special_ids=special_ids)
@@ -215,6 +217,7 @@ def build_causal_lm(
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
+    # Check the vocabulary, then freeze parameters or add adapters.
     num_embeddings = sizes_of(causal_lm.config).vocabulary
     if num_embeddings < vocab_size:
         raise ValueError(
@@ -222,11 +225,11 @@ def build_causal_lm(
             "use the model's own tokenizer"
         )
     choose_what_is_trained(causal_lm, model)
-    del keeper
-    if is_loaded_in_parts and not is_checked:  # a model of the Hub is here now
+    del zero3_switch
+    if is_loaded_in_parts and not is_checked:  # a model of the Hub has been downloaded by now
         check_model_weights(model)
     if model.gradient_checkpointing:
-        # transformers 5.24 renamed the method and will drop the old name in 6; older versions know only that one.
+        # transformers 5.24 renamed the method and will drop the old name in 6; older versions have only the old one.
         is_renamed = hasattr(causal_lm, "activation_checkpointing_enable")
         enable = causal_lm.activation_checkpointing_enable if is_renamed else causal_lm.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -234,7 +237,7 @@ def build_causal_lm(
 
 
 def save_model_settings(causal_lm: Any, folder: Path) -> None:
-    """Write all of a model but its weights: config, settings for generation, and its code where it came with it."""
+    """Write all of a model except its weights: config, generation settings, and its own code if it has any."""
     causal_lm.config.save_pretrained(folder)
     if type(causal_lm).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
         custom_object_save(causal_lm, folder, config=causal_lm.config)
@@ -243,7 +246,7 @@ def save_model_settings(causal_lm: Any, folder: Path) -> None:
 
 
 def stopping_settings(model: ModelConfig) -> list[Any]:
-    """Return what a saved model's generation stops at: its generation settings, or its config where it has none."""
+    """Return the settings with a saved model's stop tokens: generation settings or config; empty if neither loads."""
     trust = {"trust_remote_code": model.trust_remote_code}
     with contextlib.suppress(OSError, ValueError):
         return [GenerationConfig.from_pretrained(model.name_or_path)]
@@ -253,21 +256,21 @@ def stopping_settings(model: ModelConfig) -> list[Any]:
 
 
 def _config_of(model: ModelConfig, *, vocab_size: int, special_ids: dict[str, int]) -> PretrainedConfig:
-    """Return the transformers config of the recipe's mapping, or of a folder or Hub name."""
+    """Return the transformers config from the recipe's mapping, or from a folder or Hub name."""
     if model.from_config is not None:
         return config_from_mapping(model.from_config, vocab_size=vocab_size, special_ids=special_ids)
     return AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=model.trust_remote_code)
 
 
 def _make(model: ModelConfig, config: PretrainedConfig, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model of a config with random weights."""
+    """Return a model with random weights."""
     return AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
     )
 
 
 def _load(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with the weights of a folder or Hub name; ValueError where they are not all its own."""
+    """Return the model with the weights of a folder or Hub name; raise ValueError if they do not fit."""
     with without_load_report():
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
@@ -284,10 +287,10 @@ def _load(model: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def check_model_weights(model: ModelConfig) -> bool:
-    """Compare a saved model's files with its config before loading; return whether that could be done.
+    """Compare a saved model's files with its config before loading; return whether that was possible.
 
     Raises:
-        ValueError: If they do not fit together, see `check_saved_weights`.
+        ValueError: If they do not fit, see `check_saved_weights`.
     """
     if model.name_or_path is None:
         return False
@@ -296,16 +299,17 @@ def check_model_weights(model: ModelConfig) -> bool:
         with torch.device("meta"):
             plain = _make(model.model_copy(update={"attention": "eager"}), config, dtype=torch.float32)
     except (OSError, ImportError, ValueError):
-        return False  # what is wrong with the config is reported by whoever loads it
+        return False  # the loader will report what is wrong with the config
     return check_saved_weights(model.name_or_path, model_class=type(plain), config=plain.config)
 
 
 def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids: dict[str, int]) -> Any:
-    """Return the transformers config of a mapping, its vocabulary taken from the tokenizer.
+    """Return the transformers config of a mapping, with the size of the tokenizer's vocabulary.
 
     Raises:
         ValueError: If the model type or a key is unknown; transformers itself would ignore a misspelt key.
     """
+    # Find the model type.
     values = {"vocab_size": vocab_size, **special_ids, **mapping}
     model_type = values.pop("model_type")
     try:
@@ -314,6 +318,7 @@ def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids
         hint = nearest_name(model_type, list(CONFIG_MAPPING)) if isinstance(model_type, str) else ""
         hint = hint if hint.startswith("did you mean") else "expected llama, qwen3, mistral, ..."
         raise ValueError(f"model.from_config.model_type: {model_type!r} is not known to transformers; {hint}") from None
+    # Refuse unknown keys, and two names of one key with different values.
     known_keys: Sequence[str] = sorted({*known.to_dict(), *known.attribute_map, "rope_theta"})
     for key in mapping:
         other = known.attribute_map.get(key)
@@ -321,7 +326,7 @@ def config_from_mapping(mapping: dict[str, Any], *, vocab_size: int, special_ids
             raise ValueError(f"model.from_config.{key}: unknown to {model_type}; {nearest_name(key, known_keys)}")
         if other is not None and mapping.get(other, mapping[key]) != mapping[key]:
             raise ValueError(
-                f"model.from_config.{key}: {mapping[key]!r}, but {other}, another name of it, is {mapping[other]!r}; "
-                "leave one of the two out"
+                f"model.from_config.{key}: {mapping[key]!r}, but its other name {other} is {mapping[other]!r}; "
+                "remove one of the two"
             )
     return AutoConfig.for_model(model_type, **{known.attribute_map.get(key, key): v for key, v in values.items()})

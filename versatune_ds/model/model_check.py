@@ -1,8 +1,8 @@
-"""Check, before training, that a model's losses can be computed the way we compute them.
+"""Check before training that our way of computing a model's losses gives the model's own.
 
-Tiny forward passes show what reading a model's code would have to find out: whether its logits are its head applied to
+Tiny forward passes test what would otherwise take reading the model's code: whether its logits are its head applied to
 its decoder's output (some models scale them in between), whether an example's output depends on its neighbours in a
-packed row (some models ignore the positions that tell examples apart), and whether its router's loss is the one added.
+packed row (some models ignore the positions that separate examples), and whether its router loss is the one we add.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 @torch.no_grad()
 def check_losses_are_the_models(causal_lm: Any) -> None:
-    """Compare our way through the model with its own, on eight tokens.
+    """Compare our way of computing logits with the model's own, on eight tokens.
 
-    A head that was replaced gives logits too, so this holds before and after. Under ZeRO-3 the model's hooks gather its
-    weights, and every rank makes the same calls.
+    It works before and after the head is replaced, as the new head returns logits too. Under ZeRO-3 the model's hooks
+    gather its weights, and every rank makes the same calls.
 
     Raises:
         ValueError: If the logits differ, or packed examples see each other.
     """
     if causal_lm.config._attn_implementation.startswith("flash") and causal_lm.device.type == "cpu":
-        return  # cannot run here; the real device will
+        return  # cannot run on a CPU; it is checked on the device that trains
     was_training = causal_lm.training
     causal_lm.eval()
     ids = torch.arange(8, device=causal_lm.device)[None] % sizes_of(causal_lm.config).vocabulary
@@ -42,7 +42,7 @@ def check_losses_are_the_models(causal_lm: Any) -> None:
     _check_equal(own.logits, _our_logits(causal_lm, output), problem="scales its logits outside its head")
     if router_loss is not None:
         theirs, ours = router_loss.coefficient * own.aux_loss, router_loss(output.router_logits)
-        _check_equal(theirs, ours, problem="balances its experts in another way than its config says")
+        _check_equal(theirs, ours, problem="computes its router loss in another way than its config says")
     packed = _our_logits(causal_lm, _run_decoder(causal_lm, ids, torch.cat([half, half])[None]))[:, 4:]
     apart = _our_logits(causal_lm, _run_decoder(causal_lm, ids[:, 4:], half[None]))
     _check_equal(apart, packed, problem="lets the examples of a packed row see each other")
@@ -50,7 +50,7 @@ def check_losses_are_the_models(causal_lm: Any) -> None:
 
 
 def _run_decoder(causal_lm: Any, ids: torch.Tensor, positions: torch.Tensor, **extra: bool) -> Any:
-    """Return what the decoder makes of tokens, called as in training."""
+    """Return the decoder's output for tokens, called as in training."""
     decoder = causal_lm.get_decoder()
     return decoder(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
 
@@ -64,7 +64,7 @@ def _our_logits(causal_lm: Any, output: Any) -> torch.Tensor:
 
 
 def _check_equal(expected: torch.Tensor, found: torch.Tensor, *, problem: str) -> None:
-    """Raise when logits differ by more than their number format explains."""
+    """Raise ValueError if two results differ by more than their precision explains."""
     difference = (expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
     if not difference <= _TOLERANCE.get(expected.dtype, 0.1):
         raise ValueError(

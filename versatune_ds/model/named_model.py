@@ -1,6 +1,6 @@
-"""Refuse a base model that is not there, or that is adapters without a model, before anything is loaded.
+"""Check before loading that `model.name_or_path` exists, and is a model and not LoRA adapters.
 
-A Hub name is `owner/name`; whatever cannot be one is a folder, and a missing one is most often an export.
+A Hub name is `owner/name`; any other text is a folder. A missing folder is most often an export that was not made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def check_saved_model(model: ModelConfig) -> None:
     """Check that `model.name_or_path` can be loaded as a model; a Hub name is `owner/name`.
 
     Raises:
-        ValueError: If it can only be a folder, and there is none, or if it holds adapters.
+        ValueError: If it must be a folder and there is none, or if it contains adapters.
     """
     name = model.name_or_path
     if name is None:
@@ -39,11 +39,11 @@ def check_saved_model(model: ModelConfig) -> None:
 def check_is_no_adapter(name: str, *, key: str = "model.name_or_path") -> None:
     """Check that a folder or Hub name is a model, not adapters that belong to one.
 
-    transformers would load the adapters' base model and, where peft is installed, the adapters beside it: neither
-    training nor an export would then be of the model that the folder stands for.
+    transformers would load the adapters' base model and, where peft is installed, the adapters beside it; training and
+    export would then not be of the model that the user meant.
 
     Raises:
-        ValueError: With the way to merge them.
+        ValueError: If it is adapters; the message says how to merge them.
     """
     is_adapter = (Path(name) / _ADAPTER_CONFIG).is_file() if Path(name).is_dir() else _is_adapter_on_hub(name)
     if is_adapter:
@@ -51,23 +51,23 @@ def check_is_no_adapter(name: str, *, key: str = "model.name_or_path") -> None:
 
 
 def adapters_line(name: str, *, key: str = "model.name_or_path") -> str:
-    """Return the line that refuses adapters in the place of a model."""
+    """Return the error message for adapters given as a model."""
     return (
-        f"{key}: {name} holds adapters ({_ADAPTER_CONFIG}), not a model; merge them into their base model first: "
+        f"{key}: {name} contains adapters ({_ADAPTER_CONFIG}), not a model; merge them into their base model first: "
         "`versatune export RUN` does for a run's own, and for others peft's "
         f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER); "
-        "then name that FOLDER here"
+        "then give that FOLDER here"
     )
 
 
 @functools.cache
 def _is_adapter_on_hub(name: str) -> bool:
-    """Return whether a Hub name is known to hold adapters; the Hub is asked only for what was never downloaded."""
+    """Return whether a Hub name has adapters; the Hub is asked only about what was never downloaded."""
     try:
         cached = try_to_load_from_cache(name, _ADAPTER_CONFIG)
         if cached is not None or try_to_load_from_cache(name, "config.json") is not None:
             return isinstance(cached, str)
         hf_hub_download(name, _ADAPTER_CONFIG)
-    except Exception:  # no such name, no such file, no network: whoever loads the model says which
+    except Exception:  # no such name, no such file, or no network: loading the model reports which
         return False
     return True

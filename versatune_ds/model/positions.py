@@ -1,4 +1,4 @@
-"""Compare the longest example with the positions a model has.
+"""Check that a model has a position for every token of the longest example.
 
 Positions restart with every packed example, so a row may be longer than the model's positions; an example may not.
 """
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 def check_positions(
     causal_lm: Any, *, longest: int, what: str = "the longest example", key: str = "data.row_tokens"
 ) -> None:
-    """Check that a model has a position for every token; warn where it was never made for so many.
+    """Check that a model has enough positions; warn where a text is longer than it was made for.
 
     Args:
         causal_lm: A transformers model.
         longest: Tokens of the longest text that goes through it.
-        what: What that text is.
-        key: The key that bounds it.
+        what: Description of that text.
+        key: The recipe key that limits its length.
 
     Raises:
         ValueError: If the model learned its positions and has fewer.
@@ -36,7 +36,7 @@ def check_positions(
 
 
 def too_long(room: int, *, longest: int, what: str = "the longest example", key: str = "data.row_tokens") -> str:
-    """Return the line that refuses texts beyond a model's learned positions."""
+    """Return the error message for texts longer than a model's learned positions."""
     return (
         f"{key}: {what} has {longest} tokens, but the model has learned {room} positions (max_position_embeddings or "
         f"n_positions of its config); set {key}={room} or less"

@@ -1,15 +1,15 @@
-"""Add the router's load-balancing loss of a mixture of experts to the training loss, as transformers does.
+"""Compute the router loss (load balancing) of a mixture-of-experts model, as transformers does.
 
 A model whose config says `output_router_logits` trains with loss + router_aux_loss_coef * L, where L is the model's own
 `load_balancing_loss_func` of the router logits of one forward pass. Here that pass is a micro-batch, so
 
     loss of a step = sum of token losses / loss tokens of the global batch + coef * mean of L over all micro-batches
 
-on every rank and in every micro-step. L is no sum over tokens: unlike the token loss it depends a little on how rows
-are divided into micro-batches. Padding is left out of it. Losses by domain, held-out losses and `train/loss` are token
-losses alone.
+on every rank and in every micro-step. L is not a sum over tokens: unlike the token loss it depends a little on how rows
+are divided into micro-batches. Padding is excluded. Losses by domain, held-out losses and `train/loss` are token losses
+alone.
 
-Differences from transformers' Trainer: that one adds up L over the micro-steps of a step instead of averaging it.
+Differences from transformers' Trainer: it sums L over the micro-steps of a step instead of averaging it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterLoss:
-    """The load-balancing loss of one model, with its coefficient."""
+    """The router loss of one model, with its coefficient."""
 
     function: Callable[..., torch.Tensor]
     """The model's own `load_balancing_loss_func(router_logits, num_experts, top_k, mask)`."""
@@ -44,8 +44,8 @@ class RouterLoss:
 
         Args:
             router_logits: [B*T, experts] of each layer.
-            is_token: bool [B, T], False in the padding; None where there is none. A micro-batch of padding alone has
-                no loss: 0 / 0 would be no number.
+            is_token: bool [B, T], False in the padding; None where there is none. A micro-batch of only padding has
+                loss 0 instead of 0 / 0.
         """
         if is_token is None:
             return self.coefficient * self.function(router_logits, self.num_experts, self.num_experts_per_token, None)
@@ -56,20 +56,21 @@ class RouterLoss:
 
 
 def describe_router_loss(causal_lm: Any) -> str | None:
-    """Return what the log says of a model's router's loss; None for a model without experts."""
+    """Return a line for the log about a model's router loss; None for a model without experts."""
     sizes, loss = sizes_of(causal_lm.config), router_loss_of(causal_lm)
     if sizes.num_experts is None:
         return None
     if loss is None:
-        return "router's loss: none; output_router_logits: true in the model's config.json would ask for it"
-    return f"router's loss: added at {loss.coefficient:g}; train/loss and losses by domain are token losses alone"
+        return "router loss: none; output_router_logits: true in the model's config.json turns it on"
+    return f"router loss: added with factor {loss.coefficient:g}; train/loss and losses by domain are token losses only"
 
 
 def router_loss_of(causal_lm: Any) -> RouterLoss | None:
-    """Return the router loss that a model's config asks for; None for a model without, or one whose loss is unknown."""
+    """Return the router loss that a model's config asks for; None for none, or for one that is unknown here."""
     text = causal_lm.config.get_text_config(decoder=True)
     if not getattr(text, "output_router_logits", False):
         return None
+    # Some models store the coefficient on themselves, some in their config.
     owners = (causal_lm, text)
     coefficients = (getattr(owner, name, None) for owner in owners for name in _COEFFICIENTS)
     coefficient = next((float(value) for value in coefficients if value is not None), 0.0)
@@ -79,8 +80,8 @@ def router_loss_of(causal_lm: Any) -> RouterLoss | None:
         return None
     if function is None or sizes.num_experts_per_token is None:
         logger.warning(
-            "model: its config asks for the router's loss (output_router_logits), but %s has none that is known here; "
-            "it is trained without",
+            "model: its config asks for a router loss (output_router_logits), but %s has no load_balancing_loss_func; "
+            "it is trained without a router loss",
             type(causal_lm).__name__,
         )
         return None

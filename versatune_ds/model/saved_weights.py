@@ -1,8 +1,8 @@
-"""Compare the weights in a model's files with those its config asks for, before they are loaded and after.
+"""Check that the weights in a model's files are those its config asks for, before and after loading.
 
-transformers makes missing weights at random and drops unexpected ones, with a table in the log: training would go on
-with another model than the one named. Names and shapes are read from the files' headers, and transformers' own loader
-maps them onto a model without memory, so that renamed weights, merged experts and tied weights are judged as it does.
+transformers fills missing weights at random and drops unexpected ones, with only a table in the log: another model than
+the given one would be trained. Names and shapes are read from the files' headers, and transformers' own loader maps
+them onto a model on the device `meta`, so that renamed, merged and tied weights are treated as it does.
 
 Not covered before loading: quantised models, and models of the Hub that are not downloaded yet.
 """
@@ -37,13 +37,13 @@ _COMPUTED = re.compile(r"(inv_freq|position_ids|attn\.bias|masked_bias)$")
 """Buffers that a model computes itself where its files lack them."""
 
 _HEADS_BESIDE = re.compile(r"^(score|classifier|classification_head|reward_head|value_head|v_head|mtp)\.")
-"""Weights beside the language model, of reward models and of predicting several tokens: nothing of it is lost."""
+"""Weights that are no part of the language model: of reward models, and of multi-token prediction."""
 
 _NUM_NAMES = 3
 
 
 def check_saved_weights(name: str, *, model_class: Any, config: Any) -> bool:
-    """Compare the names and shapes of a saved model's weights with those of its class; no weight is read.
+    """Compare the names and shapes of a saved model's weights with those of its class, without reading them.
 
     Args:
         name: Folder or Hub name.
@@ -51,7 +51,8 @@ def check_saved_weights(name: str, *, model_class: Any, config: Any) -> bool:
         config: Its config.
 
     Returns:
-        Whether it could be done: False for a model of the Hub that is not here, a quantised one, or without accelerate.
+        Whether it was possible: False for a model of the Hub that is not downloaded, a quantised one, or without
+        accelerate.
 
     Raises:
         ValueError: If weights are missing, unexpected or of another shape, or a file cannot be read.
@@ -72,14 +73,14 @@ def check_saved_weights(name: str, *, model_class: Any, config: Any) -> bool:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except RuntimeError as error:  # merging the weights of experts of unequal shapes
+        except RuntimeError as error:  # experts of unequal shapes cannot be merged
             raise ValueError(_unfit(name, model_class, str(error))) from None
     check_loading_info(name, info, causal_lm=plain)
     return True
 
 
 def check_loading_info(name: str, info: Mapping[str, Iterable[Any]], *, causal_lm: Any) -> None:
-    """Judge what transformers says of a model's weights.
+    """Check the report that transformers makes of a model's weights.
 
     Args:
         name: Folder or Hub name.
@@ -87,7 +88,7 @@ def check_loading_info(name: str, info: Mapping[str, Iterable[Any]], *, causal_l
         causal_lm: The model.
 
     Raises:
-        ValueError: In one line, with number and first names of weights that are missing, unexpected or misshapen.
+        ValueError: If weights are missing, unexpected or of another shape; with their number and first names.
     """
     tied = getattr(causal_lm, "all_tied_weights_keys", None) or {}  # one weight under two names is missing once
     absent = {key for key in info["missing_keys"] if not _COMPUTED.search(key)}
@@ -102,7 +103,7 @@ def check_loading_info(name: str, info: Mapping[str, Iterable[Any]], *, causal_l
         raise ValueError(_unfit(name, type(causal_lm), ", ".join(wrong)))
     if beside:
         logger.warning(
-            "%s: %d of its weights belong to another head and stay out of the model: %s",
+            "%s: %d of its weights belong to another head and are not loaded: %s",
             name,
             len(beside),
             _first(beside),
@@ -111,7 +112,7 @@ def check_loading_info(name: str, info: Mapping[str, Iterable[Any]], *, causal_l
 
 @contextmanager
 def without_load_report() -> Iterator[None]:
-    """Keep transformers' table of missing and unexpected weights out of the log: `check_loading_info` judges them."""
+    """Keep transformers' table of missing and unexpected weights out of the log; `check_loading_info` reports them."""
 
     def is_no_report(record: logging.LogRecord) -> bool:
         text = record.getMessage()
@@ -139,20 +140,21 @@ def _quiet_loading() -> Iterator[None]:
 
 
 def _unfit(name: str, model_class: Any, reason: str) -> str:
-    """Return the line that says why a model's files are not those of its config."""
+    """Return the error message for a model whose files do not fit its config."""
     return (
         f"model.name_or_path: {name}: its weights are not those of {model_class.__name__} as its config.json describes "
-        f"it: {reason}; copy or convert the model again, or name another"
+        f"it: {reason}; copy or convert the model again, or give another"
     )
 
 
 def _first(names: list[str]) -> str:
     """Return the first names of a list, with dots where there are more."""
-    return ", ".join([*names[:_NUM_NAMES], *["..."] * (len(names) > _NUM_NAMES)])
+    return ", ".join(names[:_NUM_NAMES]) + (", ..." if len(names) > _NUM_NAMES else "")
 
 
 def _headers_of(name: str) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a saved model as tensors without memory; None where its files are not on this machine."""
+    """Return the weights of a saved model as tensors without memory; None if its files are not on this machine."""
+    # One file, or an index of several.
     path = next((path for file in _WEIGHT_FILES if (path := _local_file(name, file)) is not None), None)
     if path is None:
         return None
@@ -161,12 +163,12 @@ def _headers_of(name: str) -> dict[str, torch.Tensor] | None:
     try:
         parts = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"model.name_or_path: {name}: {path.name} is damaged; copy the model again") from None
+        raise ValueError(f"model.name_or_path: {name}: {path.name} is corrupt; copy the model again") from None
     headers: dict[str, torch.Tensor] = {}
     for part in parts:
         file = _local_file(name, part)
         if file is None and Path(name).is_dir():
-            raise ValueError(f"model.name_or_path: {name}: {path.name} names {part}, which is missing; copy it again")
+            raise ValueError(f"model.name_or_path: {name}: {path.name} lists {part}, which is missing; copy it again")
         if file is None:
             return None
         headers |= _headers_of_file(file, name=name)
@@ -190,12 +192,12 @@ def _headers_of_file(path: Path, *, name: str) -> dict[str, torch.Tensor]:
 
 
 def _local_file(name: str, file: str) -> Path | None:
-    """Return a file of a folder, or of a Hub model's copy on this machine; None where there is none."""
+    """Return a file of a folder, or of a Hub model's local copy; None where there is none."""
     if Path(name).is_dir():
         path = Path(name) / file
         return path if path.is_file() else None
     try:
         found = try_to_load_from_cache(name, file)
-    except ValueError:  # no name that the Hub could have
+    except ValueError:  # not a valid Hub name
         return None
     return Path(found) if isinstance(found, str) else None

@@ -1,7 +1,7 @@
-"""Read the sizes of a model from its config, whatever they are called there.
+"""Read the sizes of a model from its config, whatever their names there.
 
 transformers' configs have several names for one thing: `n_positions`, `n_ctx` and `max_position_embeddings`;
-`num_experts`, `num_local_experts` and `n_routed_experts`. Every reader of a size asks here.
+`num_experts`, `num_local_experts` and `n_routed_experts`. All code reads sizes through this module.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _SPELLINGS = {
     ),
     "softcap": ("final_logit_softcapping",),
 }  # fmt: skip
-"""Size -> its names, the commonest first."""
+"""Size -> its names, the most common first."""
 
 
 def sizes_of(config: Any) -> ModelSizes:
-    """Return the sizes that a transformers config states; of several models in one, those of the text's."""
+    """Return the sizes in a transformers config; of a model of several parts, those of the text model."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     found = {size: _first_number(text, names) for size, names in _SPELLINGS.items()}
     if found["head_dim"] is None and found["hidden"] and found["num_heads"]:
@@ -65,7 +65,7 @@ def sizes_of(config: Any) -> ModelSizes:
 
 
 def _first_number(config: Any, names: tuple[str, ...]) -> Any:
-    """Return the first of a config's values that is a number; a dot leads into a part of it."""
+    """Return the first of a config's values that is a number; dots separate the keys of nested parts."""
     for name in names:
         value = config
         for part in name.split("."):
@@ -76,11 +76,11 @@ def _first_number(config: Any, names: tuple[str, ...]) -> Any:
 
 
 def num_learned_positions(causal_lm: Any) -> int | None:
-    """Return how many positions a model has a row of a table for; None where it computes them, as rotary models do.
+    """Return the size of a model's table of positions; None where it computes them, as rotary models do.
 
     Beyond the table a forward pass ends with an index error, on a GPU with one that leaves the process unusable. The
-    table is an embedding, or a constant as in GPT-J, of as many rows as the config states positions; OPT and its kin
-    keep two rows more than they can use.
+    table is an embedding, or a constant as in GPT-J, with as many rows as the config states positions; OPT and similar
+    models have two rows more than they can use.
     """
     sizes = sizes_of(causal_lm.config)
     if sizes.max_positions is None:
@@ -97,6 +97,6 @@ def num_learned_positions(causal_lm: Any) -> int | None:
 
 
 def _is_of_positions(name: str) -> bool:
-    """Return whether a module's name is that of a table of positions."""
+    """Return whether a module's name looks like that of a table of positions."""
     last = name.rpartition(".")[2].lower()
     return last == "wpe" or "position" in last or last in ("pos_emb", "pos_embed", "pos_embedding")

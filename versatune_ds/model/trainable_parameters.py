@@ -1,9 +1,9 @@
-"""Decide which numbers of a model are trained: all of them, all but some, or adapters beside frozen weights.
+"""Choose which parameters of a model are trained: all, all but frozen ones, or LoRA adapters; merge and save adapters.
 
-The one idea: adapters are injected into the transformers model, which stays the class it was, with its own parameter
-names; only a layer that has an adapter is now called `NAME.base_layer`. Merging puts every name back.
+Adapters are injected into the transformers model, which keeps its class and its parameter names; only a layer with an
+adapter becomes `NAME.base_layer`. Merging restores every name.
 
-Not covered: an adapter on the head, whose weight goes into the fused loss as it is; adapters on embeddings.
+Not covered: an adapter on the head, whose weight goes directly into the fused loss; adapters on embeddings.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LINEAR = (nn.Linear, Conv1D)
 
 
 def choose_what_is_trained(causal_lm: Any, model: ModelConfig) -> None:
-    """Freeze parameters or add adapters in place, as the recipe's model section says.
+    """Freeze parameters or add adapters in place, according to the recipe's model section.
 
     Raises:
-        ValueError: If a pattern or a layer's name matches nothing, nothing is left to train, or peft is missing.
+        ValueError: If a pattern or a layer's name matches nothing, no parameter remains to train, or peft is missing.
     """
     if model.lora is not None:
         add_adapters(causal_lm, model.lora)
@@ -45,7 +45,7 @@ def freeze_parameters(model: nn.Module, patterns: tuple[str, ...]) -> None:
     Raises:
         ValueError: If a pattern matches no parameter, or all are frozen.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))  # a tied weight is found under each of its names
+    named = dict(model.named_parameters(remove_duplicate=False))  # a tied weight matches under each of its names
     for pattern in patterns:
         matched = fnmatch.filter(named, pattern)
         if not matched:
@@ -53,7 +53,7 @@ def freeze_parameters(model: nn.Module, patterns: tuple[str, ...]) -> None:
         for name in matched:
             named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
-        raise ValueError(f"model.freeze: {', '.join(patterns)} leave nothing to train")
+        raise ValueError(f"model.freeze: {', '.join(patterns)} freeze every parameter; leave some to train")
 
 
 def add_adapters(causal_lm: Any, lora: LoraConfig) -> None:
@@ -66,7 +66,7 @@ def add_adapters(causal_lm: Any, lora: LoraConfig) -> None:
     """
     peft = _load_peft()
     _check_target_modules(causal_lm, lora)
-    # Not causal_lm.add_adapter, which does the same: transformers 5.24 wants peft 0.22 for it.
+    # Not causal_lm.add_adapter, which does the same: in transformers 5.24 it requires peft 0.22.
     peft.inject_adapter_in_model(
         peft.LoraConfig(
             r=lora.rank,
@@ -84,10 +84,10 @@ def add_adapters(causal_lm: Any, lora: LoraConfig) -> None:
 
 
 def merged_weights(causal_lm: nn.Module, weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return a model's weights with its adapters added, under the names they had before; nothing is read yet.
+    """Return a model's weights with its adapters merged, under their original names; nothing is read yet.
 
     Args:
-        causal_lm: The model with adapters; it may be without memory (on the device `meta`).
+        causal_lm: The model with adapters; it may be on the device `meta`.
         weights: Its weights by name, the adapters' among them.
     """
     merged = dict(weights)
@@ -101,7 +101,7 @@ def merged_weights(causal_lm: nn.Module, weights: Mapping[str, Weight]) -> dict[
 
 
 class _MergedWeight:
-    """Read the weight of one layer with its adapter added, in fp32."""
+    """The weight of one layer merged with its adapter, in fp32, read when needed."""
 
     dtype = torch.float32
 
@@ -111,7 +111,7 @@ class _MergedWeight:
         self._weights = weights
 
     def contiguous(self) -> torch.Tensor:
-        """Read and merge; the memory is that of this layer alone."""
+        """Read and merge the weight; only this layer is in memory."""
         layer = copy.deepcopy(self._layer)
         layer.load_state_dict({part: w.contiguous().float() for part, w in self._weights.items()}, assign=True)
         layer.merge()
@@ -119,12 +119,12 @@ class _MergedWeight:
 
 
 def save_adapters(causal_lm: Any, folder: Path, *, base_model: str | None) -> None:
-    """Write the adapters alone, as `peft.PeftModel.from_pretrained(base, folder)` reads them.
+    """Write the adapters alone, in the format of `peft.PeftModel.from_pretrained(base, folder)`.
 
     Args:
         causal_lm: A model with adapters.
-        folder: Folder to write; made if missing, weights of an earlier export are removed.
-        base_model: Folder or Hub name of the model that the adapters belong to; it is written into their config.
+        folder: Folder to write, created if missing; weights of an earlier export are removed.
+        base_model: Folder or Hub name of the model that the adapters belong to; it is stored in their config.
     """
     remove_earlier_weights(folder)
     config = causal_lm.peft_config[_ADAPTER]
@@ -142,9 +142,9 @@ def _adapter_layers(causal_lm: nn.Module) -> dict[str, Any]:
 
 
 def _check_target_modules(causal_lm: Any, lora: LoraConfig) -> None:
-    """Check that each name given is the end of a linear layer's name, and none of them the head's.
+    """Check that each name given is the end of a linear layer's name, and none is the head's.
 
-    peft itself is content when one of several names matches.
+    peft itself accepts the names if one of them matches.
     """
     head = causal_lm.get_output_embeddings()
     linear = {name: module for name, module in causal_lm.named_modules() if isinstance(module, _LINEAR)}
@@ -153,11 +153,11 @@ def _check_target_modules(causal_lm: Any, lora: LoraConfig) -> None:
         if not matched:
             known = sorted({name.rpartition(".")[2] for name, module in linear.items() if module is not head})
             raise ValueError(
-                f"model.lora.target_modules: {target!r} names no linear layer; {nearest_name(target, known)}"
+                f"model.lora.target_modules: {target!r} matches no linear layer; {nearest_name(target, known)}"
             )
         if any(module is head for module in matched):
             raise ValueError(
-                f"model.lora.target_modules: {target!r} is the head, whose weight goes into the fused loss as it is "
+                f"model.lora.target_modules: {target!r} is the head, whose weight goes directly into the fused loss "
                 "and can have no adapter; leave it out"
             )
 
@@ -172,5 +172,5 @@ def _load_peft() -> Any:
         import peft
         import peft.tuners.tuners_utils
     except ImportError:
-        raise ValueError("model.lora: needs the library peft; pip install -e '.[lora]'") from None
+        raise ValueError("model.lora: the package peft is missing; pip install -e '.[lora]'") from None
     return peft

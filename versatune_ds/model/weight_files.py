@@ -1,7 +1,7 @@
-"""Stream a checkpoint's weights into safetensors files, one file's worth at a time.
+"""Write a checkpoint's weights as safetensors files, one file at a time.
 
-The one idea: a weight is opened, not read, until the file it belongs to is written; then it is read from the partitions
-of all ranks, converted, written and forgotten. So the memory needed is that of one file, whatever the model's size.
+A weight is only read when its file is written: from the partitions of all ranks, then converted, written and freed. So
+the memory needed is that of one file, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEFAULT_MAX_SHARD_SIZE = "5GB"
 
 
 class Weight(Protocol):
-    """What is asked of a weight that lies on disk; every tensor is one."""
+    """A weight that may still be on disk; every tensor is one."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -32,13 +32,13 @@ class Weight(Protocol):
 def write_weights(
     weights: Mapping[str, Weight], *, folder: Path, dtype: torch.dtype, max_shard_size: str = DEFAULT_MAX_SHARD_SIZE
 ) -> list[str]:
-    """Write weights as `model.safetensors`, or as several files with an index; weights of before are removed.
+    """Write weights as `model.safetensors`, or as several files with an index; earlier weights are removed.
 
     Args:
-        weights: By name, each under one name only.
+        weights: By name, tied weights under one name only.
         folder: Existing folder.
-        dtype: Number format of floating weights; others keep theirs.
-        max_shard_size: Size of a file, such as 500MB or 5GB; a larger weight gets a file of its own.
+        dtype: Precision of floating-point weights; others keep theirs.
+        max_shard_size: Maximum size of a file, such as 500MB or 5GB; a larger weight gets a file of its own.
 
     Returns:
         The names of the files.
@@ -66,7 +66,7 @@ def write_weights(
 
 
 def remove_earlier_weights(folder: Path) -> None:
-    """Delete the weights, or adapters, of an earlier export: transformers would load them beside or before the new."""
+    """Delete the weights or adapters of an earlier export: transformers could load them instead of the new ones."""
     named = (f"{WEIGHTS_FILE}.index.json", "adapter_config.json", "adapter_model.safetensors")
     parts = folder.glob("model-[0-9]*-of-[0-9]*.safetensors")
     for path in (folder / WEIGHTS_FILE, *parts, *(folder / name for name in named)):
@@ -74,7 +74,7 @@ def remove_earlier_weights(folder: Path) -> None:
 
 
 def _write_file(path: Path, weights: Mapping[str, Weight], *, dtype: torch.dtype) -> None:
-    """Read the weights of one file and write it; when this returns, nothing of them is in memory."""
+    """Read the weights of one file and write it; afterwards none of them is in memory."""
     tensors = {}
     for name, weight in weights.items():
         tensor = weight.contiguous()
@@ -83,7 +83,7 @@ def _write_file(path: Path, weights: Mapping[str, Weight], *, dtype: torch.dtype
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write one safetensors file, readable by whom the umask lets read.
+    """Write one safetensors file, with the permissions of the umask.
 
     safetensors writes to a temporary file of mode 0600 and renames it, so nobody else could load a model exported to a
     shared folder.
@@ -96,5 +96,5 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _written_dtype(weight: Weight, dtype: torch.dtype) -> torch.dtype:
-    """Return the number format a weight is written in."""
+    """Return the precision in which a weight is written."""
     return dtype if weight.dtype.is_floating_point else weight.dtype

@@ -28,7 +28,7 @@ def decision_metrics(decision: Mapping[str, Any]) -> dict[str, float]:
 
 
 def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the weights over the steps from which they hold, as stacked areas told apart by colour and hatching."""
+    """Draw the weights over the steps from which they apply, as stacked areas that differ in colour and hatching."""
     figure, axes = _axes("weight")
     first = decisions[0]
     steps = [first["decided_at_step"], *(decision["effective_step"] for decision in decisions)]
@@ -44,7 +44,7 @@ def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_losses(decisions: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the validation losses as lines, and each domain's reference as a thin level line of its colour."""
+    """Draw the validation losses as lines, and each domain's reference as a thin horizontal line of its colour."""
     figure, axes = _axes("validation loss (nats per token)")
     steps = [decision["decided_at_step"] for decision in decisions]
     names = list(decisions[0]["weights_after"])
@@ -60,7 +60,7 @@ def draw_losses(decisions: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _axes(label: str) -> tuple[Figure, Any]:
-    """Return a figure with one plain pair of axes."""
+    """Return a figure with one pair of axes."""
     figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=100)
     axes = figure.subplots()
     axes.set_xlabel("optimizer step")

@@ -98,7 +98,7 @@ class Chart:
     num_steps_recorded: int = 0
 
     def thinned(self) -> Chart:
-        """Return the chart with fewer points, as many as can be told apart."""
+        """Return the chart with no more points than a reader can distinguish."""
         limit = min(max(_MAX_NUMBERS // len(self.lines), _POINTS[0]), _POINTS[1])
         weights = range(1, len(self.lines) + 1)  # a plain mean of shares is constant; this one moves when they do
         values_by_step = zip(*(line.values for line in self.lines), strict=True)

@@ -55,6 +55,7 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
         runs: At least one.
         now: Seconds since the epoch, shown as the time the page was made.
     """
+    # Domains have the same colour, and steps the same axis, in all runs of the page.
     names = list(dict.fromkeys(name for run in runs for name in run.domain_names))
     slots = {name: number for number, name in enumerate(names)}
     x_end = max(run.last_step for run in runs)
@@ -62,6 +63,7 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
         charts_of(run, prefix=f"run{number}", slots=slots, x_end=x_end) for number, run in enumerate(runs, start=1)
     ]
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
+    # Render.
     environment = html_environment()
     environment.filters |= {"draw": draw, "sample": sample}
     return environment.get_template("page.html").render(

@@ -124,6 +124,7 @@ class _Maker:
 
     def losses(self) -> list[Chart]:
         """Return one panel a domain, all on the same axis: loss with standard errors, and the reference."""
+        # All panels share one axis of values.
         panels = {name: self._loss_lines(name) for name in self.series.domain_names}
         values = [value for _, lines in panels.values() for line in lines for value in line.known]
         axis = axis_for(values, is_log=bool(values) and max(values) > 3 * min(values))
