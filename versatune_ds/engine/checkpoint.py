@@ -29,28 +29,9 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 
 from versatune_ds.distributed import World, any_rank, run_on_rank_zero
 from versatune_ds.engine.optimizer_settings import OptimizerSettings
-from versatune_ds.run_folder.checkpoint_files import (
-    STATE_FILE,
-    check_sound,
-    checkpoint_folder,
-    measure_files,
-    read_state,
-    remove_folder,
-    whole_checkpoints,
-    write_durably,
-    write_manifest,
-)
-
-__all__ = [
-    "SaveError",
-    "check_sound",
-    "checkpoint_folder",
-    "load_checkpoint",
-    "open_weights",
-    "read_state",
-    "save_checkpoint",
-    "whole_checkpoints",
-]
+from versatune_ds.run_folder.atomic import rename_folder, write_text
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints, measure_files, remove_folder, write_manifest
+from versatune_ds.run_folder.names import LATEST_FILE, STATE_FILE, checkpoint_folder
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +86,7 @@ def save_checkpoint(
         _all_or_none(lambda: world.is_rank_zero and _make_empty(partial))
         _all_or_none(lambda: _write_engine(deepspeed_engine, partial))
         text = json.dumps(state, indent=1)
-        _all_or_none(lambda: world.is_rank_zero and write_durably(partial / STATE_FILE, text))
+        _all_or_none(lambda: world.is_rank_zero and write_text(partial / STATE_FILE, text))
         files = _all_or_none(lambda: measure_files(partial, world))
         _all_or_none(lambda: world.is_rank_zero and _make_whole(partial, folder, files=files))
     except SaveError:
@@ -156,11 +137,8 @@ def _make_whole(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> 
     """Write the manifest, give the folder its name, point `latest` at it."""
     write_manifest(partial, files)
     remove_folder(folder)
-    partial.rename(folder)
-    latest = folder.with_name("latest")
-    temporary = latest.with_name("latest.partial")
-    write_durably(temporary, folder.name + "\n")
-    temporary.replace(latest)
+    rename_folder(partial, folder)
+    write_text(folder.with_name(LATEST_FILE), folder.name + "\n")
 
 
 def _drop_oldest(newest: Path, *, keep: int) -> None:
@@ -175,7 +153,7 @@ def _drop_oldest(newest: Path, *, keep: int) -> None:
         newest: The checkpoint just saved.
         keep: Checkpoints kept, this one among them.
     """
-    whole = whole_checkpoints(newest.parents[1])
+    whole = complete_checkpoints(newest.parents[1])
     kept = whole[whole.index(newest) :][:keep]
     for old in whole:
         if old not in kept:

@@ -15,13 +15,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from versatune_ds.config import RunConfig
-from versatune_ds.engine.checkpoint import check_sound, checkpoint_folder, open_weights, read_state, whole_checkpoints
+from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.export.folder import check_output, export_folder
 from versatune_ds.export.model_card import write_model_card
 from versatune_ds.model.build import DTYPES, save_model_settings
 from versatune_ds.model.trainable_parameters import add_adapters, merged_weights, save_adapters
 from versatune_ds.model.weight_files import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
-from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
+from versatune_ds.run_folder.checkpoint_files import check_valid, complete_checkpoints, read_state
+from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER, checkpoint_folder
 from versatune_ds.training.end_tokens import recorded_endings, stop_at_ends
 from versatune_ds.training.run_records import recorded_config
 
@@ -137,7 +138,7 @@ def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
         ValueError: If there is none, or none of that step.
         RuntimeError: If the one asked for is broken, or all are.
     """
-    checkpoints = whole_checkpoints(run_dir)
+    checkpoints = complete_checkpoints(run_dir)
     if not checkpoints:
         raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
     if step is not None:
@@ -145,11 +146,11 @@ def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
         if folder not in checkpoints:
             saved = ", ".join(str(int(path.name.removeprefix("step_"))) for path in reversed(checkpoints))
             raise ValueError(f"--step {step}: {run_dir} has no checkpoint of that step; there are those of {saved}")
-        check_sound(folder)
+        check_valid(folder)
         return folder
     for folder in checkpoints:
         try:
-            check_sound(folder)
+            check_valid(folder)
         except RuntimeError as error:
             logger.warning("%s", error)
         else:

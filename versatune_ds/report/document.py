@@ -15,6 +15,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from versatune_ds.run_folder.atomic import write_text
+
 _FOLDER = Path(__file__).parent
 
 
@@ -39,7 +41,7 @@ def write_document(markdown: str, path: Path, *, title: str) -> Path:
     style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
     body = body.replace("<table>", '<div class="card scroll"><table>').replace("</table>", "</table></div>")
     text = environment.get_template("document.html").render(title=title, style=style, body=Markup(body))
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

@@ -45,8 +45,8 @@ from versatune_ds.run_folder.folder import (
     open_run_folder,
     write_record,
 )
-from versatune_ds.run_folder.links import own_run_folder
-from versatune_ds.run_folder.lock import FolderLock
+from versatune_ds.run_folder.folder_lock import FolderLock
+from versatune_ds.run_folder.links import lock_run_folder
 from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
@@ -95,7 +95,7 @@ def assemble_run(
     check_model_settings(config.model, ds_config)
     check_named_files(config.mixture)
     locks: list[FolderLock] = []
-    run_on_rank_zero(lambda: locks.extend(own_run_folder(config.run_dir, is_fresh=is_fresh)), world)
+    run_on_rank_zero(lambda: locks.extend(lock_run_folder(config.run_dir, is_fresh=is_fresh)), world)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepared or prepare_once_per_node(config, world)
     references = _references(config, tokenizer, data)

@@ -31,7 +31,7 @@ from versatune_ds.distributed import (
 from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
-from versatune_ds.run_folder.lock import release_all
+from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
