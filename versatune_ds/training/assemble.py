@@ -19,6 +19,7 @@ from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.data.rows.tokenize import pad_token_id
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
+from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.engine.engine import Engine, share_process_group
@@ -259,7 +260,7 @@ def build_engine(
     device: torch.device,
 ) -> Engine:
     """Give the model its loss head, check it, and hand it to DeepSpeed."""
-    num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
+    num_parameters = sum(full_shape(part).numel() for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
     if (line := describe_router_loss(causal_lm)) is not None:
         logger.info("%s", line)
