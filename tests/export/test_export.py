@@ -182,7 +182,7 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
     both = export_run(config.run_dir, output=adapter)  # into the same folder: what was there must not be loaded too
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(both)(ids).logits, expected)
     assert not list(both.glob("adapter*"))
-    with pytest.raises(ValueError, match=r"^--output: .*base_model holds the model the run began from"):
+    with pytest.raises(ValueError, match=r"^--output: .*base_model is the model the run began from"):
         export_run(config.run_dir, output=tmp_path / "base_model")
 
 
