@@ -23,11 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World, free_port, join_world, leave_world
-from versatune_ds.engine.checkpoint import whole_checkpoints
 from versatune_ds.preflight.disk import checkpoint_bytes
 from versatune_ds.preflight.memory import estimates_of
 from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
 
@@ -106,7 +106,7 @@ def measure_case(config: Any, *, case: str) -> Measured:
         process.join()
     subject = Subject(config, CheckRequest(gpus_per_node=NUM_RANKS), num_gpus_here=0)
     estimates = estimates_of(subject)
-    (folder,) = whole_checkpoints(config.run_dir)[:1]
+    (folder,) = complete_checkpoints(config.run_dir)[:1]
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Measured(
         case=case,

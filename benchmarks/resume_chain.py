@@ -26,8 +26,9 @@ from pathlib import Path
 import torch
 
 from versatune_ds.distributed import free_port
-from versatune_ds.engine.checkpoint import open_weights, whole_checkpoints
+from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.worker import run_worker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +114,7 @@ class Runs:
     def weights_digest(self, name: str) -> str:
         """Return a digest of the weights of a run's newest checkpoint."""
         digest = hashlib.sha256()
-        for key, value in sorted(open_weights(whole_checkpoints(self.output / name)[0]).items()):
+        for key, value in sorted(open_weights(complete_checkpoints(self.output / name)[0]).items()):
             digest.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -124,7 +125,7 @@ class Runs:
 
     def newest_step(self, name: str) -> int:
         """Return the step of a run's newest complete checkpoint, 0 without one."""
-        return next((int(path.name.removeprefix("step_")) for path in whole_checkpoints(self.output / name)), 0)
+        return next((int(path.name.removeprefix("step_")) for path in complete_checkpoints(self.output / name)), 0)
 
 
 def be_rank(overrides: list[str], place: dict[str, str], log: Path) -> None:

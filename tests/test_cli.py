@@ -193,7 +193,7 @@ def test_a_state_that_cannot_be_worked_with_is_one_line_and_code_one(versatune, 
     called = versatune("export", broken_run)
     assert (called.code, called.out) == (1, "")
     *_, said = called.err.splitlines()
-    assert said.startswith(f"versatune: {broken_run}: every checkpoint is broken; ")
+    assert said.startswith(f"versatune: {broken_run}: every checkpoint is corrupt; ")
     assert said.endswith(" (VERSATUNE_DEBUG=1 shows the traceback)")
     assert "Traceback" not in called.err
 
@@ -209,7 +209,7 @@ def test_a_page_that_cannot_be_written_is_one_line_that_names_it(versatune, brok
 
 def test_a_failure_shows_its_traceback_where_debugging_is_asked_for(versatune, broken_run, monkeypatch):
     monkeypatch.setenv("VERSATUNE_DEBUG", "1")
-    with pytest.raises(RuntimeError, match="every checkpoint is broken"):
+    with pytest.raises(RuntimeError, match="every checkpoint is corrupt"):
         versatune("export", broken_run)
 
 

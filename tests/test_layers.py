@@ -12,8 +12,8 @@ LAYERS = {
     "mixture/policies": 1,
     "config": 2,
     "distributed": 3,
-    "run_folder": 4, "slurm": 4,
-    "data": 5, "mixture": 5, "kernels": 5,
+    "run_folder": 4,
+    "slurm": 5, "data": 5, "mixture": 5, "kernels": 5,
     "model": 6, "monitor": 6, "report": 6,
     "engine": 7,
     "training": 8,
@@ -29,13 +29,7 @@ MOST_MODULES = 25
 """Modules a room may have: more is more than a newcomer can hold in mind."""
 
 HOMES = {
-    "deepspeed": {
-        "engine/engine.py",
-        "engine/optimizer.py",
-        "engine/ds_checks.py",
-        "engine/checkpoint.py",
-        "engine/other_world_size.py",
-    },
+    "deepspeed": {"engine/"},
     "bitsandbytes": {"engine/optimizer.py"},
     "lm_eval": {"evaluation/harness.py"},
     "peft": {"model/trainable_parameters.py"},
@@ -95,7 +89,7 @@ def test_a_heavy_library_is_imported_in_its_home_only(library):
         if any(name.split(".")[0] == library for name in imported_names(path))
     }
     assert users
-    assert users <= HOMES[library]
+    assert not [user for user in users if not user.startswith(tuple(HOMES[library]))]
 
 
 def test_the_launchers_script_and_the_command_line_hold_no_logic():

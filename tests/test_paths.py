@@ -54,7 +54,7 @@ def test_an_output_replaces_only_files_of_its_kind(tmp_path):
     path = tmp_path / "recipe.yaml"
     check_replaceable(path, mark='"weights"')
     path.write_text("run: {name: mine}\n")
-    with pytest.raises(ValueError, match=r"^--output: .*recipe\.yaml holds something else, which would be lost"):
+    with pytest.raises(ValueError, match=r"^--output: .*recipe\.yaml is a file of another kind; give"):
         check_replaceable(path, mark='"weights"')
     path.write_text('{"weights": {}}')
     check_replaceable(path, mark='"weights"')

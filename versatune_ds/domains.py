@@ -1,7 +1,7 @@
-"""Name the domains of a run and fix their order.
+"""The domains of a run: their names and their order.
 
-The one idea: every vector indexed by domain (weights, losses, counters) is ordered as in one `DomainSet`, and
-nothing else in the package may decide that order. Files and logs speak of names; arrays speak of positions.
+Every vector indexed by domain (weights, losses, counters) is ordered as in one `DomainSet`; nothing else in the package
+decides that order. Files and logs use names, arrays use positions.
 
 Shape legend: **K** domains.
 """
@@ -21,29 +21,29 @@ Value = TypeVar("Value")
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:
-    """Return a hint naming the known name closest to a misspelt one, or the list of known names."""
+    """Return a hint with the known name closest to a misspelt one, or with all known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def domain_name(text: str) -> str:
-    """Return a domain's name with every character written in one way (Unicode NFC).
+    """Return a domain's name in Unicode normal form C.
 
-    An accent may be a character of its own: a keyboard writes one form, the names of files on a Mac are the other, and
-    the two look alike.
+    An accent may be a character of its own, as in the names of files on a Mac, or part of a letter, as a keyboard
+    writes it. The two look alike and would be two domains.
     """
     return unicodedata.normalize("NFC", text)
 
 
 def by_domain_name(values: Mapping[Any, Value], *, what: str) -> dict[str, Value]:
-    """Return a mapping by domain with every name written in one way.
+    """Return a mapping by domain with normalised names (see `domain_name`).
 
     Args:
         values: By name.
-        what: The key or file it came from; it opens the message.
+        what: The key or file it came from; the message begins with it.
 
     Raises:
-        ValueError: If two names are the same but for the way their characters are written.
+        ValueError: If two names differ only in their Unicode form.
     """
     named = {domain_name(str(name)): value for name, value in values.items()}
     if len(named) < len(values):
@@ -55,7 +55,7 @@ def by_domain_name(values: Mapping[Any, Value], *, what: str) -> dict[str, Value
 
 @dataclass(frozen=True, slots=True)
 class DomainSet:
-    """Hold the ordered, immutable domain names of a run.
+    """The ordered domain names of a run.
 
     Attributes:
         names: Names in the order of their ids; at least one, all different, none empty.
@@ -88,7 +88,7 @@ class DomainSet:
         """Return the id of a domain name.
 
         Raises:
-            ValueError: If the name is unknown; the message names the nearest one.
+            ValueError: If the name is unknown; the message suggests the nearest one.
         """
         if name not in self.names:
             raise ValueError(f"unknown domain {name!r}; {nearest_name(name, self.names)}")
@@ -105,13 +105,13 @@ class DomainSet:
 
         Args:
             values: One value for every domain, and for nothing else.
-            what: The key or file the mapping came from; it opens every message.
+            what: The key or file the mapping came from; every message begins with it.
 
         Returns:
             float64 array of shape [K].
 
         Raises:
-            ValueError: If a domain is missing or an unknown one is named.
+            ValueError: If a domain is missing or unknown.
         """
         known = frozenset(self.names)
         for name in values:

@@ -1,7 +1,6 @@
-"""Give every module a logger and set up, once, how its lines look.
+"""Set up logging: `configure_logging` is called once, by the command line; nothing happens at import.
 
-The one idea: nothing happens at import; `configure_logging` is called by the command line, and other libraries'
-loggers are left alone, but for the little that says nothing to a user.
+The loggers of other libraries are left alone, apart from a few lines that tell a user nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from pathlib import Path
 
 _PACKAGE = "versatune_ds"
 _NO_ACCELERATOR = "Setting accelerator to CPU."
-"""What deepspeed 0.19.8 warns of at import wherever it sees no GPU, whatever the command."""
+"""A warning of deepspeed 0.19.8 at import wherever it sees no GPU, whatever the command."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd")
-"""Device files of NVIDIA's and AMD's drivers: where one is, a GPU that is not seen is worth a warning."""
+"""Device files of NVIDIA's and AMD's drivers: with a driver, an invisible GPU is worth a warning."""
 
 
 def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = logging.INFO) -> None:
-    """Send the package's log lines to stderr; ranks other than 0 show warnings only and carry their number.
+    """Send the package's log lines to stderr; ranks other than 0 show only warnings, with their rank.
 
     Args:
         rank: This process's rank.
@@ -39,12 +38,12 @@ def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = loggin
 
 
 def _quiet_libraries() -> None:
-    """Leave out what deepspeed says of a machine that has no GPU, and progress bars of work that takes no time."""
-    logging.getLogger("DeepSpeed").addFilter(_is_worth_saying)
-    os.environ.setdefault("TQDM_DELAY", "3")  # seconds; tqdm reads it when it is imported, processes inherit it
+    """Hide deepspeed's warning on a machine without a GPU, and progress bars of work that takes no time."""
+    logging.getLogger("DeepSpeed").addFilter(_is_useful)
+    os.environ.setdefault("TQDM_DELAY", "3")  # seconds; read by tqdm at import, inherited by child processes
 
 
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """Return whether one of deepspeed's lines tells a user something."""
+def _is_useful(record: logging.LogRecord) -> bool:
+    """Return whether a line of deepspeed's log is useful to a user."""
     is_expected = record.getMessage().startswith(_NO_ACCELERATOR)
     return not is_expected or any(Path(path).exists() for path in _DRIVERS)

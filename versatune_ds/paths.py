@@ -1,7 +1,7 @@
-"""Expand `~` and environment variables in a path a user wrote, and keep outputs from replacing files of other kinds.
+"""Expand `~` and environment variables in a user's paths, and protect files of other kinds from being overwritten.
 
-A variable that is set is always replaced. One that is not set is refused, because a folder named `$SCRATCH` in the
-working folder is never what was meant; only a path that exists exactly as written is taken as written.
+A variable that is set is always replaced. One that is not set is an error, because nobody means a folder named
+`$SCRATCH` in the working folder; only a path that exists exactly as written is used as written.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def check_replaceable(path: Path | None, *, mark: str, option: str = "--output")
 
     Args:
         path: The file that will be written; None where none was asked for.
-        mark: Text that stands near the beginning of every file of the kind.
-        option: Option of the command line that named it.
+        mark: Text near the beginning of every file of that kind.
+        option: The command-line option it was given by.
 
     Raises:
         ValueError: If it is a folder, or a file of another kind.
@@ -70,4 +70,4 @@ def check_replaceable(path: Path | None, *, mark: str, option: str = "--output")
     with path.open("rb") as stream:
         beginning = stream.read(_BEGINNING_BYTES)
     if beginning.strip() and mark.encode() not in beginning:
-        raise ValueError(f"{option}: {path} holds something else, which would be lost; give another name, or remove it")
+        raise ValueError(f"{option}: {path} is a file of another kind; give another name, or delete it")

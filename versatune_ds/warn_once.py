@@ -1,7 +1,7 @@
-"""Warn of what is odd about a recipe's files, once.
+"""Log warnings about a recipe's files only once.
 
-The one idea: a run looks at its files several times, for the tokenizer, the cache and the rows, and a comparison for
-every run; a text is said the first time in a process, and not at all by a look that another process repeats.
+A run looks at its files several times, for the tokenizer, the cache and the rows, and a comparison once for every run.
+A text is logged the first time in a process, and not at all by a look that another process repeats.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _is_silent = ContextVar("_is_silent", default=False)
 
 
 def warn_once(text: str) -> None:
-    """Log a warning, unless this process has logged the same text or is silent now."""
+    """Log a warning, unless this process has logged the same text already or `silence` is active."""
     if not _is_silent.get():
         _warn(text)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Leave out such warnings meanwhile: the process that is started next looks at the same files and says them."""
+    """Suppress such warnings within a block: the process started next looks at the same files and logs them."""
     token = _is_silent.set(True)
     try:
         yield
@@ -35,5 +35,5 @@ def silence() -> Iterator[None]:
 
 @cache
 def _warn(text: str) -> None:
-    """Log a warning; the cache is what makes it the only time."""
+    """Log a warning; the cache makes it happen once for each text."""
     _logger.warning("%s", text)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or does not count; a broken one is named and the one before is used."""
+"""A checkpoint is complete or does not count; a corrupt one is logged and the one before it is used."""
 
 import errno
 import json
@@ -9,8 +9,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from versatune_ds.engine.checkpoint import SaveError, check_sound, read_state, save_checkpoint, whole_checkpoints
-from versatune_ds.run_folder.checkpoint_files import newest_sound_checkpoint, remove_unfinished
+from versatune_ds.engine.checkpoint import SaveError, save_checkpoint
+from versatune_ds.run_folder.checkpoint_files import (
+    check_valid,
+    complete_checkpoints,
+    newest_valid_checkpoint,
+    read_state,
+    remove_unfinished,
+)
 
 
 class FakeEngine:
@@ -45,12 +51,12 @@ def run(work, tmp_path, name="results", world_size=2):
 
 
 def find(tmp_path, name):
-    return run(lambda world, run_dir: newest_sound_checkpoint(run_dir, world), tmp_path, name)
+    return run(lambda world, run_dir: newest_valid_checkpoint(run_dir, world), tmp_path, name)
 
 
 def test_the_manifest_names_every_file_and_the_newest_is_found(tmp_path):
     run(save_steps([1, 2]), tmp_path)
-    newest = whole_checkpoints(tmp_path / "run")[0]
+    newest = complete_checkpoints(tmp_path / "run")[0]
     assert newest.name == "step_00000002"
     files = json.loads((newest / "MANIFEST").read_text())["files"]
     assert sorted(files) == ["model_0.pt", "model_1.pt", "optim_0.pt", "optim_1.pt", "versatune.json"]
@@ -61,7 +67,7 @@ def test_the_manifest_names_every_file_and_the_newest_is_found(tmp_path):
 
 def test_only_the_newest_are_kept(tmp_path):
     run(save_steps([1, 2, 3, 4], keep=2), tmp_path)
-    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["step_00000004", "step_00000003"]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step_00000004", "step_00000003"]
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003", "step_00000004"]
 
 
@@ -91,7 +97,7 @@ def test_an_old_one_that_cannot_be_deleted_is_said_and_stops_nothing(tmp_path, m
     fails = lambda path: path.name == "step_00000001"  # noqa: E731
     monkeypatch.setattr(Path, "rename", lambda path, to: _raise(busy) if fails(path) else usual(path, to))
     run(save_steps([1, 2], keep=1), tmp_path, world_size=1)
-    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["step_00000002", "step_00000001"]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step_00000002", "step_00000001"]
 
 
 DAMAGES = {
@@ -115,16 +121,16 @@ def test_any_damage_to_any_file_is_named_and_the_checkpoint_before_is_used(tmp_p
         for damage in [*DAMAGES, "remove"]:
             if world.is_rank_zero:
                 path.unlink() if damage == "remove" else path.write_bytes(DAMAGES[damage](content))
-            found.append(newest_sound_checkpoint(run_dir, world).name)
+            found.append(newest_valid_checkpoint(run_dir, world).name)
         return found
 
     assert run(look, tmp_path, "found") == [["step_00000001"] * 5] * 2
     if name != "MANIFEST":  # without its MANIFEST a folder is no checkpoint any more
         path.write_bytes(content[:-1])
-        with pytest.raises(RuntimeError, match=rf"step_00000002 is broken \({name}\); remove it to fall back"):
-            check_sound(path.parent)
+        with pytest.raises(RuntimeError, match=rf"step_00000002 is corrupt \({name}\); delete it to use"):
+            check_valid(path.parent)
     path.write_bytes(content)
-    check_sound(path.parent)
+    check_valid(path.parent)
 
 
 def test_every_byte_of_a_manifest_matters(tmp_path):
@@ -136,8 +142,8 @@ def test_every_byte_of_a_manifest_matters(tmp_path):
             continue
         changed = text[:i] + ("7" if letter != "7" else "8") + text[i + 1 :]
         (folder / "MANIFEST").write_text(changed)
-        with pytest.raises(RuntimeError, match="is broken"):
-            check_sound(folder)
+        with pytest.raises(RuntimeError, match="is corrupt"):
+            check_valid(folder)
 
 
 def test_a_checkpoint_of_another_format_is_said_to_be_one_and_not_damaged(tmp_path):
@@ -145,11 +151,11 @@ def test_a_checkpoint_of_another_format_is_said_to_be_one_and_not_damaged(tmp_pa
     folder = tmp_path / "run" / "checkpoints" / "step_00000001"
     manifest = json.loads((folder / "MANIFEST").read_text())
     (folder / "MANIFEST").write_text(json.dumps({**manifest, "version": 2}))
-    with pytest.raises(RuntimeError, match=r"is broken \(MANIFEST of format 2, this version reads 1\)"):
-        check_sound(folder)
+    with pytest.raises(RuntimeError, match=r"is corrupt \(MANIFEST of format 2, this version reads 1\)"):
+        check_valid(folder)
     (folder / "MANIFEST").write_text(json.dumps(manifest["files"]))
     with pytest.raises(RuntimeError, match=r"\(MANIFEST of format before 1, this version reads 1\)"):
-        check_sound(folder)
+        check_valid(folder)
 
 
 def test_a_save_that_was_killed_does_not_count_and_is_cleared(tmp_path):
@@ -180,7 +186,7 @@ def test_a_disk_that_is_full_on_one_rank_fails_the_save_on_all_and_leaves_no_tra
             fails = lambda path: "optim_1" in path  # noqa: E731
             monkeypatch.setattr(torch, "save", lambda obj, path: _raise(full) if fails(path) else usual(obj, path))
         elif world.is_rank_zero:
-            target = "write_durably" if where == "our state" else "write_manifest"
+            target = "write_text" if where == "our state" else "write_manifest"
             monkeypatch.setattr(f"versatune_ds.engine.checkpoint.{target}", lambda *_: _raise(full))
 
     def work(world, run_dir):
@@ -195,7 +201,7 @@ def test_a_disk_that_is_full_on_one_rank_fails_the_save_on_all_and_leaves_no_tra
     failing, other = (second, first) if where == "DeepSpeed's file" else (first, second)
     assert "No space left on device" in failing
     assert other == "another rank could not write its files"
-    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["step_00000003", "step_00000001"]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step_00000003", "step_00000001"]
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
 
 

@@ -8,9 +8,9 @@ import pytest
 from deepspeed.runtime import constants
 
 from versatune_ds.config import ModelConfig, TrainConfig
+from versatune_ds.engine import ds_checks
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config
-from versatune_ds.training import ds_checks
 
 ROOT = Path(__file__).parents[2]
 

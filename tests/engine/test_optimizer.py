@@ -5,8 +5,8 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 
 from versatune_ds.config import TrainConfig
+from versatune_ds.engine import optimizer
 from versatune_ds.engine.optimizer import build_optimizer, parameter_groups
-from versatune_ds.training import optimizer
 
 
 def tiny_model():

@@ -11,9 +11,9 @@ from tiny_models import build_arguments
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.engine.checkpoint import load_checkpoint, save_checkpoint
+from versatune_ds.engine.deepspeed_quirks import OptimizerSettings
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
-from versatune_ds.engine.optimizer_settings import OptimizerSettings
 from versatune_ds.engine.other_world_size import load_converted
 from versatune_ds.model.build import DomainModel, build_causal_lm
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_uti
 
 from versatune_ds.evaluation import evaluate_model, evaluation_data
 from versatune_ds.export.run_export import export_run
+from versatune_ds.model import weight_files
 from versatune_ds.model.weight_files import write_weights
-from versatune_ds.training import export_weights
 
 
 class WeightOnDisk:
@@ -43,7 +43,7 @@ def test_no_more_than_one_files_weights_are_in_memory_at_a_time(tmp_path, monkey
         num_bytes.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors.values()))
         save_file(tensors, path, **settings)
 
-    monkeypatch.setattr(export_weights, "save_file", save)
+    monkeypatch.setattr(weight_files, "save_file", save)
     assert len(write_weights(weights, folder=tmp_path, dtype=torch.float32, max_shard_size="5KB")) == 4
     assert num_bytes == [5000] * 4
     assert [name for name, _ in written] == list(weights)
@@ -146,9 +146,9 @@ def test_a_broken_newest_checkpoint_is_named_and_the_one_before_exported(tmp_pat
     newest = config.run_dir / "checkpoints" / "step_00000004"
     (newest / "versatune.json").write_text("{}")
     folder = export_run(config.run_dir, output=tmp_path / "model")
-    assert "step_00000004 is broken (versatune.json)" in caplog.text
+    assert "step_00000004 is corrupt (versatune.json)" in caplog.text
     check_losses(folder, config, step=2)
-    with pytest.raises(RuntimeError, match="is broken"):
+    with pytest.raises(RuntimeError, match="is corrupt"):
         export_run(config.run_dir, output=tmp_path / "other", step=4)
     shutil.rmtree(newest)
     with pytest.raises(ValueError, match=r"^--step 4: .* there are those of 2$"):
@@ -182,7 +182,7 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
     both = export_run(config.run_dir, output=adapter)  # into the same folder: what was there must not be loaded too
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(both)(ids).logits, expected)
     assert not list(both.glob("adapter*"))
-    with pytest.raises(ValueError, match=r"^--output: .*base_model holds the model the run began from"):
+    with pytest.raises(ValueError, match=r"^--output: .*base_model is the model the run began from"):
         export_run(config.run_dir, output=tmp_path / "base_model")
 
 

@@ -26,7 +26,7 @@ def test_a_folder_with_something_else_is_refused_unless_forced(tmp_path):
     check(tmp_path / "nowhere", tmp_path)
     for name in ("notes.txt", "thesis.tex"):
         (tmp_path / "a" / name).write_text("mine")
-    with pytest.raises(ValueError, match=r"a holds something else \(notes.txt, thesis.tex\); .* with --force$"):
+    with pytest.raises(ValueError, match=r"a contains something else \(notes.txt, thesis.tex\); .* with --force$"):
         check(tmp_path / "a", tmp_path)
     check(tmp_path / "a", tmp_path, is_forced=True)
     write_export(tmp_path / "a")
@@ -42,7 +42,7 @@ def test_an_earlier_export_of_the_run_is_replaced_and_one_of_another_run_refused
     assert names == {"model.safetensors", "sub/file.py", "config.json", "versatune_export.json",
                      "model_of_mine.safetensors"}  # fmt: skip
     write_export(tmp_path / "b", run_name="other")
-    with pytest.raises(ValueError, match=r"b holds the export of another run, other; "):
+    with pytest.raises(ValueError, match=r"b contains the export of another run, other; "):
         check(tmp_path / "b", tmp_path)
 
 

@@ -10,7 +10,7 @@ from versatune_ds.config import SlurmConfig
 from versatune_ds.config.load import parse_config
 from versatune_ds.mixture.files import check_named_files
 from versatune_ds.run_folder.folder import check_run_folder, flatten
-from versatune_ds.run_folder.history import file_at
+from versatune_ds.run_folder.history import version_at
 
 
 def test_the_resolved_config_and_the_environment_lie_in_the_folder(tmp_path):
@@ -27,7 +27,7 @@ def test_a_key_that_may_change_is_said(tmp_path, caplog):
     open_folder(config(tmp_path))
     with caplog.at_level("INFO", logger="versatune_ds"):
         open_folder(config(tmp_path, learning_rate=1.0))
-    assert f"train.learning_rate: 1.0 from here on; the run in {tmp_path}/r had 2e-05 so far" in caplog.text
+    assert f"train.learning_rate: now 1.0, was 2e-05 (run in {tmp_path}/r)" in caplog.text
 
 
 def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_said(tmp_path, caplog):
@@ -39,14 +39,14 @@ def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_said(tmp
     with caplog.at_level("INFO", logger="versatune_ds"):
         check_run_folder(now.model_copy(update={"slurm": SlurmConfig(partition="gpu")}), is_fresh=False)
     assert [record.getMessage() for record in caplog.records] == [
-        f"slurm.partition: gpu from here on; the run in {folder} did without it so far"
+        f"slurm.partition: now gpu, was not set (run in {folder})"
     ]
 
 
 def test_a_key_that_makes_the_run_is_refused_and_fresh_starts_over(tmp_path):
     folder = open_folder(config(tmp_path))
     (folder / "metrics.jsonl").write_text("old")
-    with pytest.raises(ValueError, match=r"^train\.rows_per_batch: 16, but the run in .* began with 8; give it back"):
+    with pytest.raises(ValueError, match=r"^train\.rows_per_batch: 16, but the run in .* began with 8; use the"):
         open_folder(config(tmp_path, rows_per_batch=16))
     open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
     assert not (folder / "metrics.jsonl").exists()
@@ -96,7 +96,8 @@ def test_another_policy_needs_to_be_allowed_by_name(tmp_path):
 
 def test_what_was_in_force_before_is_kept_and_forgotten_with_the_steps_it_decided(tmp_path):
     def rate_at(step):
-        return yaml.safe_load(file_at(tmp_path / "r" / "config.yaml", step=step).read_text())["train"]["learning_rate"]
+        text = version_at(tmp_path / "r" / "config.yaml", step=step).read_text()
+        return yaml.safe_load(text)["train"]["learning_rate"]
 
     open_folder(config(tmp_path, learning_rate=1.0))
     open_folder(config(tmp_path, learning_rate=1.0), step=3)

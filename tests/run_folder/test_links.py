@@ -8,11 +8,11 @@ from command_line import command_of, write_recipe
 from opened_run import config, open_folder
 from tiny_run import tiny_config
 
+from versatune_ds.launch import start as launch_module
 from versatune_ds.run_folder.checkpoint_files import remove_folder, remove_unfinished
 from versatune_ds.run_folder.folder import check_run_folder
-from versatune_ds.run_folder.links import own_run_folder
+from versatune_ds.run_folder.links import lock_run_folder
 from versatune_ds.run_folder.owner import this_process
-from versatune_ds.training import launch as launch_module
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_fresh_starts_over_on_the_same_disk_and_deletes_nothing_behind_a_link(tm
     assert (folder / "checkpoints").resolve() == tmp_path / "disk" / "ck_2"
     assert names(tmp_path / "disk" / "ck_2") == ["run_folder"]
     assert not (folder / "report").exists()
-    assert f"was a link to {elsewhere}: what is there stays, and the link leads to" in caplog.text
+    assert f"was a link to {elsewhere}, which is kept; it now leads to the new folder" in caplog.text
     (tmp_path / "disk" / "ck_2" / "run_folder").unlink()
     open_folder(config(tmp_path), is_fresh=True)  # an empty one is used as it is
     assert (folder / "checkpoints").resolve() == tmp_path / "disk" / "ck_2"
@@ -52,7 +52,7 @@ def test_fresh_deletes_nothing_where_no_new_folder_can_be_made(tmp_path, linked,
         raise PermissionError("no right")
 
     monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
-    with pytest.raises(ValueError, match=r"checkpoints: is a link to .*/disk/ck, which --fresh does not empty"):
+    with pytest.raises(ValueError, match=r"checkpoints: is a link to .*/disk/ck, whose content --fresh does not"):
         open_folder(config(tmp_path), is_fresh=True)
     assert (folder / "metrics.jsonl").read_text() == "old"
     assert (folder / "checkpoints").resolve() == elsewhere
@@ -73,7 +73,7 @@ def test_a_link_that_leads_nowhere_is_refused_before_anything_is_loaded(tmp_path
     if name != "r":
         open_folder(config(tmp_path))
     (tmp_path / name).symlink_to(tmp_path / "unmounted")
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/{name}: is a link to {tmp_path}/unmounted, where no folder is"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/{name}: is a link to {tmp_path}/unmounted, where there is no"):
         check_run_folder(config(tmp_path), is_fresh=False)
 
 
@@ -82,15 +82,15 @@ def test_a_copied_run_does_not_write_into_the_checkpoints_of_the_one_it_was_copi
     open_folder(config(tmp_path))
     shutil.copytree(folder, tmp_path / "copies" / "r", symlinks=True)
     with pytest.raises(ValueError, match=rf"is a link to {elsewhere}, where the run in {folder} keeps its checkpoints"):
-        own_run_folder(tmp_path / "copies" / "r", is_fresh=False)
+        lock_run_folder(tmp_path / "copies" / "r", is_fresh=False)
     folder.rename(tmp_path / "gone")  # a run that was moved keeps its checkpoints
-    for lock in own_run_folder(tmp_path / "copies" / "r", is_fresh=False):
+    for lock in lock_run_folder(tmp_path / "copies" / "r", is_fresh=False):
         lock.release()
 
 
 def test_checkpoints_elsewhere_are_locked_too(tmp_path, linked):
     folder, elsewhere = linked
-    locks = own_run_folder(folder, is_fresh=False)
+    locks = lock_run_folder(folder, is_fresh=False)
     assert [lock.folder for lock in locks] == [folder, elsewhere]
     for lock in locks:
         lock.release()

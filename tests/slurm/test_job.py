@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import ROOT, tiny_config
 
-from versatune_ds.slurm.job import _Job, array_overrides, may_go_on, step_environment
-from versatune_ds.slurm.starts import Starts
+from versatune_ds.slurm.job import _Job, array_overrides, may_resume, step_environment
+from versatune_ds.slurm.job_files import Starts
 
 SRUN = """#!/bin/bash
 echo "srun $*" >> calls
@@ -77,11 +77,11 @@ def test_a_run_that_saved_goes_back_into_the_queue_and_is_not_prepared_again(job
     code, calls, err = job(CODE="75", LATEST="00000040")
     assert (code, names(calls)) == (75, ["squeue --noheader", "scontrol requeue"])
     assert calls[-1] == "scontrol requeue 12"
-    assert "saved after step 40; back into the queue" in err
+    assert "saved after step 40; requeueing the job" in err
     code, calls, err = job(SLURM_RESTART_COUNT="1")
     assert (code, len(calls)) == (0, 1)
     assert "job 12, start 2" in err
-    assert "goes on after step 40" in err
+    assert "resumes after step 40" in err
 
 
 @pytest.mark.parametrize("told", [signal.SIGUSR1, signal.SIGTERM])
@@ -90,7 +90,7 @@ def test_a_signal_is_passed_on_to_the_ranks_and_the_job_is_requeued(job, told):
     assert code == 75, err
     assert "told" in calls
     assert calls[-1] == "scontrol requeue 12"
-    assert f"{told.name}: the ranks are told to save and leave" in err
+    assert f"{told.name}: telling the ranks to save and exit" in err
 
 
 def test_a_signal_that_comes_while_srun_is_being_started_is_passed_on_once_it_is_there(tmp_path, monkeypatch):
@@ -185,15 +185,16 @@ def test_each_task_of_an_array_is_a_run_of_its_own(job, tmp_path):
 def test_outside_an_allocation_the_way_in_is_named(job):
     code, calls, err = job(SLURM_JOB_ID="")
     assert (code, calls) == (2, [])
-    assert err == "versatune: SLURM_JOB_ID is not set: versatune job is what slurm/train.sbatch runs; see submit\n"
+    line = "SLURM_JOB_ID is not set: slurm/train.sbatch runs `versatune job`; use `versatune submit`"
+    assert err == f"versatune: {line}\n"
 
 
 @pytest.mark.parametrize(
     ("code", "is_told", "expected"),
     [(75, 0, True), (143, 0, True), (138, 0, True), (137, 0, False), (1, 0, False), (137, 1, True), (1, 1, False)],
 )
-def test_only_a_run_that_was_stopped_may_go_on(code, is_told, expected):
-    assert may_go_on(code, is_told_to_stop=bool(is_told)) is expected
+def test_only_a_run_that_was_stopped_may_resume(code, is_told, expected):
+    assert may_resume(code, is_told_to_stop=bool(is_told)) is expected
 
 
 @given(steps=st.lists(st.integers(0, 3), max_size=8), step=st.integers(0, 3))

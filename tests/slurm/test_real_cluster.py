@@ -13,7 +13,8 @@ from ranks import run_ranks
 from slurm_cluster import PACKAGES, Cluster, install_packages
 from tiny_run import ROOT, be_trained, losses_by_step, tiny_config
 
-from versatune_ds.engine.checkpoint import open_weights, whole_checkpoints
+from versatune_ds.engine.checkpoint import open_weights
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 120
@@ -75,7 +76,7 @@ def submit(cluster, config, uninterrupted):
 
 
 def weights_of(run_dir):
-    (newest, *_) = whole_checkpoints(run_dir)
+    (newest, *_) = complete_checkpoints(run_dir)
     assert newest.name == f"step_{NUM_STEPS:08d}"
     return {name: weight.contiguous() for name, weight in open_weights(newest).items()}
 

@@ -11,8 +11,8 @@ from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from versatune_ds.data.prepare.domains import prepare_domains
-from versatune_ds.engine.checkpoint import whole_checkpoints
 from versatune_ds.export.run_export import export_run
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training import loop
 
 
@@ -144,7 +144,7 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last_whole_one(tmp_pa
 
     with pytest.raises(AssertionError, match="left without a word"):
         run_ranks(die_in_step_eight, world_size=2, folder=tmp_path)
-    assert [path.name for path in whole_checkpoints(config.run_dir)] == ["step_00000005"]
+    assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000005"]
     train_ranks(config, world_size=2)
     assert losses_by_step(config.run_dir) == losses_by_step(whole_runs(2)[0].run_dir)
 

@@ -13,8 +13,8 @@ import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
 from versatune_ds.distributed import free_port
-from versatune_ds.engine.checkpoint import whole_checkpoints
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 
 NUM_STEPS = 150
 
@@ -56,7 +56,7 @@ def test_ctrl_c_saves_and_the_next_start_goes_on_without_a_gap(recipe):
     log = (recipe.parent / "stopped.log").read_text()
     assert "Traceback" not in log
     assert "all saved; start it again to go on" in log
-    (newest, *_) = whole_checkpoints(recipe.parent / "stopped")
+    (newest, *_) = complete_checkpoints(recipe.parent / "stopped")
     step = int(newest.name.removeprefix("step_"))
     assert 0 < step < NUM_STEPS
     run_dir = finish(recipe, "stopped")

@@ -14,7 +14,8 @@ from kills import arm, random_kill
 from ranks import run_ranks, start_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 
-from versatune_ds.engine.checkpoint import open_weights, read_state, whole_checkpoints
+from versatune_ds.engine.checkpoint import open_weights
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints, read_state
 from versatune_ds.training import assemble, loop
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import StopSignals
@@ -61,7 +62,7 @@ def assert_equal_bit_for_bit(left, right):
     """Compare weights, state, decisions and metrics of two runs' folders."""
     assert metrics_of(left) == metrics_of(right)
     assert (left / "decisions.jsonl").read_bytes() == (right / "decisions.jsonl").read_bytes()
-    first, second = whole_checkpoints(left)[0], whole_checkpoints(right)[0]
+    first, second = complete_checkpoints(left)[0], complete_checkpoints(right)[0]
     assert read_state(first) == read_state(second)
     weights, others = open_weights(first), open_weights(second)
     assert weights.keys() == others.keys()
@@ -178,7 +179,7 @@ def test_a_full_disk_costs_a_checkpoint_and_a_full_disk_at_the_end_is_an_error(t
 
     whole, _ = train("whole")
     config, _ = train("once", before=fill_at(5))
-    assert [path.name for path in whole_checkpoints(config.run_dir)] == ["step_00000012", "step_00000010"]
+    assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000012", "step_00000010"]
     assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
     with pytest.raises(AssertionError, match=r"step 12 could not be saved .*newest whole checkpoint is step_00000010"):
         train("end", before=fill_at(12))
@@ -274,5 +275,5 @@ def test_a_spike_is_skipped_where_a_factor_is_given(train):
     config, _ = train("spike", *settings, before=spoil({10: 100.0}))
     losses = losses_by_step(config.run_dir)
     assert [step for step, loss in losses.items() if loss is None] == [10]
-    state = json.loads((whole_checkpoints(config.run_dir)[0] / "versatune.json").read_text())
+    state = json.loads((complete_checkpoints(config.run_dir)[0] / "versatune.json").read_text())
     assert state["bad_steps"]["num_skipped"] == 1

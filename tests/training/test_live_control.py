@@ -7,7 +7,7 @@ import pytest
 from ranks import run_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 
-from versatune_ds.engine.checkpoint import whole_checkpoints
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training import loop
 from versatune_ds.training.run_records import replay_run
 
@@ -76,7 +76,7 @@ def test_a_killed_run_repeats_its_decisions_with_the_inputs_it_recorded(tmp_path
     config = tiny_config(tmp_path, "checkpoint.every=3", cache_dir=cache_dir)
     with pytest.raises(AssertionError, match="left without a word"):
         train_ranks(config, tmp_path / "first", control_after=5, killed_after=5)
-    assert [path.name for path in whole_checkpoints(config.run_dir)] == ["step_00000003"]
+    assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000003"]
     train_ranks(config, tmp_path / "second")
     assert decisions_of(config) == decisions_of(whole[0])
     assert losses_by_step(config.run_dir) == losses_by_step(whole[0].run_dir)

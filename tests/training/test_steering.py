@@ -8,7 +8,7 @@ import torch
 from ranks import run_ranks
 from tiny_run import losses_by_step, read_lines, tiny_config
 
-from versatune_ds.engine.checkpoint import whole_checkpoints
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run_records import explain_run, replay_run
@@ -51,7 +51,7 @@ def decisions_of(config):
 def assert_same_run(config, whole):
     assert decisions_of(config) == decisions_of(whole)
     assert losses_by_step(config.run_dir) == losses_by_step(whole.run_dir)
-    ends = [json.loads((whole_checkpoints(c.run_dir)[0] / "versatune.json").read_text()) for c in (config, whole)]
+    ends = [json.loads((complete_checkpoints(c.run_dir)[0] / "versatune.json").read_text()) for c in (config, whole)]
     assert ends[0] == ends[1]
 
 

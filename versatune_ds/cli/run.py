@@ -79,10 +79,10 @@ def add_export(commands: Commands) -> None:
 
 def _export(parsed: argparse.Namespace) -> int:
     from versatune_ds.export.run_export import export_run
-    from versatune_ds.run_folder.lock import owning
+    from versatune_ds.run_folder.folder_lock import locked_folder
 
     output = parsed.output or parsed.run_dir / EXPORT_FOLDER
-    alone = owning(output, way_out="give another --output")
+    alone = locked_folder(output, way_out="give another --output")
     with alone, contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
         folder = export_run(
             parsed.run_dir,

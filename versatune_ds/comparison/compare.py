@@ -19,8 +19,8 @@ from versatune_ds.comparison.starting_point import make_starting_point
 from versatune_ds.comparison.table import Results
 from versatune_ds.comparison.weights import last_weights
 from versatune_ds.distributed import World
+from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.folder import describe_environment
-from versatune_ds.run_folder.whole_folder import locked
 
 logger = logging.getLogger(__name__)
 

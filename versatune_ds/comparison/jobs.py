@@ -22,6 +22,7 @@ from versatune_ds.comparison.starting_point import digest_of_start
 from versatune_ds.config import load_config
 from versatune_ds.data.sources.domain_files import has_test_rows
 from versatune_ds.evaluation.command import RESULT_FILE, EvaluateOptions, evaluate
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.training.worker import run_worker
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str
         process.join()
         if process.exitcode:
             raise RuntimeError(f"the base model's evaluation failed: see {log}; the same command tries it again")
-        settings_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(settings_path, settings)
     return _read(path)["domains"]
 
 
@@ -170,7 +171,7 @@ def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) 
     """Be the process of one run: train, or go on training, then evaluate; return its exit code."""
     settings = _settings_path(plan, cell)
     settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(_settings_of(plan, cell, start), indent=1) + "\n", encoding="utf-8")
+    write_json(settings, _settings_of(plan, cell, start))
     overrides = [*start, *overrides_of(plan, cell)]
     code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
     if code == 0:

@@ -12,6 +12,7 @@ from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw
 from versatune_ds.comparison.table import Results, markdown_table, retention_table
 from versatune_ds.export.model_card import escaped
 from versatune_ds.report.document import write_document
+from versatune_ds.run_folder.atomic import write_text
 
 _HOW_IT_WAS_MADE = """One base model, the same data, budget and schedule. Means with Student's 95 % intervals {units};
 in brackets the paired difference from `{baseline}`, \\* where it differs from 0 at 5 % after Holm's correction over the
@@ -37,7 +38,7 @@ def write_page(results: Results, *, command: str, versions: dict[str, str | None
     draw_weights(results, folder / "weights.png")
     page = folder / "README.md"
     text = "\n".join(_paragraphs(results, command=command, versions=versions)) + "\n"
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
     write_document(text, folder / "index.html", title=f"Comparison {results.plan.name}")
     return page
 

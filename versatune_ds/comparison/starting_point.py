@@ -21,8 +21,9 @@ from versatune_ds.comparison.plan import ComparisonPlan, texts
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
 from versatune_ds.report.summary import flat_values
+from versatune_ds.run_folder.atomic import write_json
+from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.names import PRIOR_FILE, REFERENCE_FILE
-from versatune_ds.run_folder.whole_folder import locked
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def check_settings(plan: ComparisonPlan) -> None:
                 f"back, remove that folder, or name another starting point: base.name={plan.base.name}2"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**kept, **asked}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {**kept, **asked})
 
 
 def _configs(plan: ComparisonPlan) -> tuple[RunConfig, RunConfig]:

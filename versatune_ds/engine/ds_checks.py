@@ -1,7 +1,7 @@
-"""Check a user's DeepSpeed settings: their keys, and whether this machine can do what they ask for.
+"""Check a user's DeepSpeed settings: their keys, and whether this machine can do what they require.
 
-The one idea: DeepSpeed 0.19.8 ignores a top-level key that it does not know, so a misspelt one changes nothing and
-nobody hears of it; a misspelt key of zero_optimization ends the run after the model is built. Both are found here.
+DeepSpeed 0.19.8 silently ignores a top-level key that it does not know, such as a misspelt one. A misspelt key of
+zero_optimization ends the run after the model is built. Both are found here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOP_LEVEL_KEYS = frozenset({
     "checkpoint", "data_types", "aio", "autotuning", "timers", "dataloader_drop_last", "nebula", "eigenvalue",
     "graph_harvesting",
 })  # fmt: skip
-"""Keys of deepspeed 0.19 that may stand beside the recipe; those that contradict it are named apart."""
+"""Keys of deepspeed 0.19 that a recipe may set; those that contradict the recipe are checked elsewhere."""
 
 # Since 0.19.8 DeepSpeed raises for these as it starts, whatever their value.
 _REMOVED = frozenset(getattr(deepspeed_config_module, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", ()))
@@ -39,7 +39,7 @@ _REMOVED_OF_ZERO = frozenset(getattr(deepspeed_config_module, "_REMOVED_ZERO_CON
 
 
 def check_deepspeed_settings(train: TrainConfig, ds_config: Mapping[str, Any], *, device_type: str) -> None:
-    """Check, before anything costs, all that DeepSpeed would refuse late or ignore.
+    """Check, before anything takes time, all that DeepSpeed would refuse late or ignore.
 
     Args:
         train: The recipe's train section.
@@ -58,10 +58,10 @@ def check_deepspeed_settings(train: TrainConfig, ds_config: Mapping[str, Any], *
 
 
 def check_model_settings(model: ModelConfig, ds_config: Mapping[str, Any]) -> None:
-    """Check what of the model section ZeRO-3, which gathers weights module by module, cannot serve.
+    """Check for keys of the model section that ZeRO-3, which gathers weights module by module, does not support.
 
     Raises:
-        ValueError: Naming the key and the way out.
+        ValueError: With the key and what to do.
     """
     if zero_stage(ds_config) != 3:
         return
@@ -96,7 +96,7 @@ def check_keys(settings: Mapping[str, Any]) -> None:
 
 
 def _zero_line(details: Any) -> str:
-    """Say one mistake in zero_optimization in one line."""
+    """Describe one mistake in zero_optimization in one line."""
     key = ".".join(["zero_optimization", *map(str, details["loc"])])
     if details["type"] != "extra_forbidden":
         return f"train.deepspeed: {key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
@@ -108,10 +108,10 @@ def _zero_line(details: Any) -> str:
 
 
 def check_offload(settings: Mapping[str, Any]) -> None:
-    """Check that what is offloaded can be: at this ZeRO stage, to a folder that is there, by this machine.
+    """Check that this ZeRO stage and this machine support the offloading, and that its folder exists.
 
     Raises:
-        ValueError: Naming the setting and the way out.
+        ValueError: With the setting and what to do.
     """
     stage = zero_stage(settings)
     for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
@@ -129,7 +129,7 @@ def check_offload(settings: Mapping[str, Any]) -> None:
 
 
 def _check_nvme(offload: Mapping[str, Any], *, key: str) -> None:
-    """Check that a folder is named that exists, and that DeepSpeed's asynchronous I/O can be built."""
+    """Check that the folder is given and exists, and that DeepSpeed's asynchronous I/O can be built."""
     path = offload.get("nvme_path")
     if path is None or not Path(path).is_dir():
         raise ValueError(
@@ -143,7 +143,7 @@ def _check_nvme(offload: Mapping[str, Any], *, key: str) -> None:
 
 
 def check_8bit(ds_config: Mapping[str, Any], *, device_type: str) -> None:
-    """Check that 8-bit optimizer states can be kept: they live on a GPU.
+    """Check that 8-bit optimizer states are possible: they must be on a GPU.
 
     Raises:
         ValueError: If bitsandbytes is missing, there is no GPU, or the optimizer is offloaded.

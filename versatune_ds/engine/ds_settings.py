@@ -1,7 +1,7 @@
 """Derive DeepSpeed's config from the recipe, in this one place.
 
-The one idea: a user's DeepSpeed JSON speaks of ZeRO, offload and communication; batch sizes, precision, clipping and
-the optimizer come from the recipe's `train` section. Saying both, differently, is an error that names both.
+A user's DeepSpeed JSON has the settings of ZeRO, offload and communication; batch sizes, precision, clipping and the
+optimizer come from the recipe's `train` section. If both set a value and differ, that is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(source, Path):
         return dict(source)
-    source = source if source.is_file() else _PROJECT / source  # recipes name ds_configs/ of the project
+    source = source if source.is_file() else _PROJECT / source  # recipes refer to ds_configs/ of the project
     if not source.is_file():
         raise ValueError(f"train.deepspeed: no such file {source}; {_PROJECT / 'ds_configs'} holds some")
     try:
@@ -55,7 +55,7 @@ def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def zero_stage(settings: Mapping[str, Any]) -> int:
-    """Return the ZeRO stage of DeepSpeed settings; 0 where none is named.
+    """Return the ZeRO stage of DeepSpeed settings; 0 where none is given.
 
     Raises:
         ValueError: If it is none of 0 to 3.
@@ -67,16 +67,16 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
 
 
 def offload_device(settings: Mapping[str, Any], key: str) -> str | None:
-    """Return where `offload_optimizer` or `offload_param` puts things, cpu or nvme; None where they stay."""
+    """Return the target of `offload_optimizer` or `offload_param`, cpu or nvme; None without offload."""
     device = (settings.get("zero_optimization", {}).get(key) or {}).get("device", "none")
     return None if device == "none" else str(device)
 
 
 def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
-    """Return the whole config that DeepSpeed is given.
+    """Return the full config for DeepSpeed.
 
     Raises:
-        ValueError: If the user's DeepSpeed settings contradict the `train` section, or name what only it may name.
+        ValueError: If the user's DeepSpeed settings contradict the `train` section, or set what only a recipe may set.
     """
     settings = read_deepspeed_json(train.deepspeed)
     for key, recipe_key in _DECIDED_BY_THE_RECIPE.items():
@@ -114,7 +114,7 @@ _DECIDED_BY_THE_RECIPE = {
     "curriculum_learning": "the mixture section",
     "data_efficiency": "the mixture section",
 }
-"""DeepSpeed's keys for what has one place in a recipe."""
+"""DeepSpeed's keys for settings that belong into the recipe."""
 
 _RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_batch",
@@ -129,7 +129,7 @@ _RECIPE_KEYS = {
 
 
 def _check_agreement(settings: Mapping[str, Any], *, key: str, value: Any) -> None:
-    """Raise when the user's settings say otherwise than the recipe; "auto" says nothing."""
+    """Raise ValueError if the user's settings differ from the recipe; "auto" never does."""
     given = settings.get(key, "auto")
     if isinstance(value, dict) and isinstance(given, dict):
         given, value = given.get("enabled", "auto"), value["enabled"]

@@ -1,6 +1,6 @@
-"""Say why a setting that DeepSpeed knows is not one of this project's, and which key of a recipe does it instead.
+"""DeepSpeed's settings that this project does not support: why, and which key of a recipe to use instead.
 
-Keys of deepspeed 0.19; a value that turns the feature off says nothing and passes.
+Keys of deepspeed 0.19. A value that turns the feature off is accepted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def unsupported_lines(settings: Mapping[str, Any], *, removed: Collection[str]) 
 
 
 def _is_off(value: Any) -> bool:
-    """Return whether a setting asks for nothing: false, 1 process, an empty block or one that is not enabled."""
+    """Return whether a setting turns its feature off: false, 1 process, an empty block or one that is not enabled."""
     if isinstance(value, Mapping):
         switches = [value[name] for name in ("enabled", "deepcompile") if name in value]
         sizes = [value[name] for name in ("autotp_size", "autoep_size", "tp_size", "stages") if name in value]

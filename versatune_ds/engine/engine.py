@@ -1,8 +1,8 @@
 """Run the model through DeepSpeed: optimizer steps over micro-batches, and losses without gradients.
 
-The one idea: the loss of an optimizer step is the sum of all its token losses, over every rank and micro-step,
-divided by the number of loss tokens in that global batch. That number is known from the plan, so it is the same on 1
-process and on 8, with and without accumulation and packing, and nothing is communicated for it.
+The loss of an optimizer step is the sum of all its token losses, over every rank and micro-step, divided by the number
+of loss tokens in that global batch. That number is known from the plan, so it is the same on 1 process and on 8, with
+and without accumulation and packing, and nothing is communicated for it.
 
 Shape legend: **K** domains, **B** rows, **T** tokens per row.
 """
@@ -17,23 +17,24 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.data.batch import Batch
 from versatune_ds.distributed import World
-from versatune_ds.engine.learning_rate import learning_rate_at
-from versatune_ds.engine.optimizer import build_optimizer
+from versatune_ds.engine.deepspeed_quirks import (
+    destroy,
+    drop_nonfinite_gradients,
+    patch_clipping,
+    skip_shared_memory_op,
+)
+from versatune_ds.engine.optimizer import build_optimizer, learning_rate_at
 from versatune_ds.model.build import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models
-
-# deepspeed 0.19.8 builds a shared-memory op at the first CPU collective (30 s, needs ninja); gloo serves as well.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """Hold what one optimizer step leaves on this rank, on the device: reading it waits for the device."""
+    """Result of one optimizer step on this rank. It is on the device: reading it waits for the device."""
 
     loss_sum: torch.Tensor
     """This rank's sum of token losses, float64 scalar."""
@@ -42,16 +43,17 @@ class StepResult:
     num_loss_tokens_K: torch.Tensor
     num_loss_tokens_global: int
     is_applied: bool
-    """Whether the weights were updated; not where the gradient was not finite, the same on every rank."""
+    """Whether the weights were updated: not if the gradient was not finite; the same on every rank."""
 
 
 def share_process_group() -> None:
-    """Let DeepSpeed use the process group that is there; loading a model in parts (zero.Init) asks it for its size."""
+    """Let DeepSpeed use the existing process group; loading a model in parts (zero.Init) needs its size."""
+    skip_shared_memory_op()
     deepspeed.init_distributed()
 
 
 class Engine:
-    """Own the DeepSpeed engine and the two things done with it: train a step, measure losses.
+    """Train steps and measure losses through DeepSpeed's engine.
 
     Args:
         model: The model with its loss head.
@@ -72,11 +74,12 @@ class Engine:
         device: torch.device,
         seed: int,
     ) -> None:
+        skip_shared_memory_op()
         optimizer = build_optimizer(model, train=train, ds_config=ds_config, device=device)
         self.deepspeed_engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
-        self.deepspeed_engine.clip_fp32_gradients = self._clip_gradients
+        patch_clipping(self.deepspeed_engine)
         self.train_settings = train
         self.world = world
         self.device = device
@@ -93,17 +96,19 @@ class Engine:
         is: divided by A and W it becomes the mean over all micro-steps (router_loss.py).
 
         Args:
-            micro_batches: This rank's.
+            micro_batches: This rank's micro-batches.
             step: Optimizer step, from 1.
-            is_refused: Asked, with this rank's loss sum and the global loss tokens, before the last backward pass; True
-                refuses the update, and must be so on every rank. To ask waits for the device.
+            is_refused: Called with this rank's loss sum and the number of global loss tokens before the last backward
+                pass; True refuses the update, and must be the same on every rank. The call waits for the device.
         """
+        # Everything that varies with the step is set from the step.
         self._seed_dropout(step)
         self._set_learning_rate(step)
         self.deepspeed_engine.train()
         num_loss_tokens_global = micro_batches[0].num_loss_tokens_global
         scale = len(micro_batches) * self.world.world_size / max(num_loss_tokens_global, 1)
         has_router_loss = self.deepspeed_engine.module.router_loss is not None
+        # Forward and backward, one micro-batch at a time.
         sums = []
         for batch in micro_batches:
             inputs = model_inputs(batch, device=self.device, marks_tokens=has_router_loss)
@@ -113,11 +118,12 @@ class Engine:
             )
             is_last = len(sums) == len(micro_batches)
             if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
-                scale = math.nan  # DeepSpeed takes no step with a gradient that is no number
+                scale = math.nan  # DeepSpeed skips a step whose gradient is NaN
             loss = losses.loss_sum * scale
             self.deepspeed_engine.backward(loss + losses.router_loss if has_router_loss else loss)
-            is_sound = not is_last or self._drop_unsound_gradients()
+            is_finite = not is_last or drop_nonfinite_gradients(self.deepspeed_engine)
             self.deepspeed_engine.step()
+        # Sums over the micro-batches.
         totals = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         loss_sum, loss_sum_K, loss_sq_sum_K, num_loss_tokens_K = totals
         return StepResult(
@@ -126,38 +132,17 @@ class Engine:
             loss_sq_sum_K=loss_sq_sum_K,
             num_loss_tokens_K=num_loss_tokens_K,
             num_loss_tokens_global=num_loss_tokens_global,
-            is_applied=is_sound and self.deepspeed_engine.was_step_applied(),
+            is_applied=is_finite and self.deepspeed_engine.was_step_applied(),
         )
 
     def _loss_scale(self) -> float:
-        """Return what DeepSpeed will multiply the loss by under fp16, 1 elsewhere; a number on the host."""
+        """Return the factor by which DeepSpeed will multiply the loss under fp16, 1 elsewhere; a number on the host."""
         if self.train_settings.precision != "fp16":
             return 1.0
         return float(getattr(self.deepspeed_engine.optimizer, "loss_scale", 1.0))
 
-    def _drop_unsound_gradients(self) -> bool:
-        """Return whether gradients are finite, and drop them otherwise; asked under ZeRO stage 0 in fp32 only.
-
-        There the optimizer is torch's own and takes what it is given; one without gradients does nothing. The gradients
-        are summed over the ranks by now, so all say the same. This waits for the device; in every other case DeepSpeed
-        looks, and waits, by itself.
-        """
-        if hasattr(self.deepspeed_engine.optimizer, "overflow"):
-            return True
-        trained = [part for part in self.deepspeed_engine.module.parameters() if part.grad is not None]
-        if bool(torch.isfinite(torch.nn.utils.get_total_norm([part.grad for part in trained]))):
-            return True
-        for part in trained:
-            part.grad = None
-        return False
-
-    def _clip_gradients(self) -> None:
-        """Clip under stage 0 in fp32; deepspeed 0.19.8's own raises IndexError where no parameter has a gradient."""
-        if any(part.grad is not None for part in self.deepspeed_engine.module.parameters()):
-            type(self.deepspeed_engine).clip_fp32_gradients(self.deepspeed_engine)
-
     def check_losses(self) -> None:
-        """Check that the losses are the model's, weights gathered as they are in training; the same on every rank.
+        """Check that the losses are the model's own, with weights gathered as in training; the same on every rank.
 
         Communication: ZeRO-3's own.
 
@@ -169,7 +154,7 @@ class Engine:
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> torch.Tensor:
-        """Return the loss of every position of a micro-batch, [B*T] fp32, zero where none is asked for."""
+        """Return the loss of every position of a micro-batch, [B*T] fp32, zero where there is no label."""
         self.deepspeed_engine.eval()
         return self.deepspeed_engine(**model_inputs(batch, device=self.device), per_token=True).token_losses_N
 
@@ -181,14 +166,11 @@ class Engine:
     def close(self) -> None:
         """Free the model, its gradients and the optimizer's state; the engine cannot be used afterwards.
 
-        Every rank calls it at the same point. Without it, deepspeed 0.19.8 keeps the engines of ZeRO stages 1 to 3
-        until the process ends, 16 bytes a parameter: the hooks on the parameters' gradients, which only `destroy`
-        removes, refer to the optimizer from where Python's garbage collector does not look.
+        Every rank calls it at the same point.
         """
         engine = self.deepspeed_engine
         del self.deepspeed_engine
-        engine.destroy()
-        _forget_zero3_modules(engine.module)
+        destroy(engine)
         del engine
         gc.collect()  # the engine refers to itself
         if self.device.type == "cuda":
@@ -202,18 +184,3 @@ class Engine:
         """Set the learning rate of a step on every parameter group."""
         for group in self.deepspeed_engine.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.train_settings)
-
-
-def _forget_zero3_modules(model: torch.nn.Module) -> None:
-    """Remove a model from where deepspeed 0.19.8 keeps it after `destroy` under ZeRO stage 3.
-
-    The model is left at the bottom of a stack of modules in their forward pass, and in the cache of a method of all
-    engines; both would keep its parameters' partitions, 2 or 4 bytes a parameter.
-    """
-    modules = {id(module) for module in model.modules()}
-    stack = getattr(parameter_offload, "FWD_MODULE_STACK", [])
-    stack[:] = [module for module in stack if id(module) not in modules]
-    for method in vars(partitioned_param_coordinator.PartitionedParameterCoordinator).values():
-        for cell in getattr(method, "__closure__", None) or ():
-            if hasattr(cell.cell_contents, "cache_clear"):
-                cell.cell_contents.cache_clear()

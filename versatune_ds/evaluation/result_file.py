@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import EVALUATION_FILE
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def write_result(result: Mapping[str, Any], path: Path) -> None:
     if kept is not None:
         path.replace(kept)
         logger.info("kept the earlier result, made with other options, as %s", kept)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(path, result)
     logger.info("wrote %s", path)
 
 

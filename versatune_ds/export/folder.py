@@ -1,7 +1,8 @@
-"""Write an export whole or not at all, and only where it takes nobody's place.
+"""Write an export completely or not at all, and only where it replaces no other files.
 
-The files are written to a hidden folder inside the output and moved out of it when all of them are there. A folder
-that holds something else than an earlier export of the same run is refused unless the user insists.
+The files are written to a hidden folder inside the output and moved out of it when all are written; the output may
+contain other files, so it cannot be replaced as one folder (run_folder/atomic.py). An output that contains anything but
+an earlier export of the same run is refused unless the user insists.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from versatune_ds.model.weight_files import remove_earlier_weights
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MODEL_FOLDER, REPORT_FOLDER, TOKENIZER_FOLDER
 
 EXPORT_FILE = "versatune_export.json"
-"""File of an export by which it is known as one, and whose."""
+"""Marks a folder as an export, and records of which run."""
 
 _PARTIAL = ".versatune_export.partial"
 _LAST = "tokenizer_config.json"
-"""Moved last: who waits for an export looks for it."""
+"""Moved last: whoever waits for an export looks for it."""
 
 _EARLIER_CARD = "tags: [versatune, multi-domain]"
-"""Stands in the README.md of exports of earlier versions, which have no EXPORT_FILE."""
+"""In the README.md of exports of earlier versions, which have no EXPORT_FILE."""
 
 
 def check_output(output: Path, *, run_name: str, run_dir: Path, base_model: str | None, is_forced: bool) -> None:
@@ -37,22 +38,22 @@ def check_output(output: Path, *, run_name: str, run_dir: Path, base_model: str 
         is_forced: Whether files of other origin may be replaced.
 
     Raises:
-        ValueError: If the output is a file, the base model's or the run's own folder, or holds something else.
+        ValueError: If the output is a file, the base model's or the run's own folder, or contains something else.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file; give a folder")
     if base_model is not None and Path(base_model).is_dir() and output.resolve() == Path(base_model).resolve():
-        raise ValueError(f"--output: {output} holds the model the run began from, which would be lost; give another")
+        raise ValueError(f"--output: {output} is the model the run began from, which would be lost; give another")
     own = [run_dir, *(run_dir / name for name in (MODEL_FOLDER, TOKENIZER_FOLDER, CHECKPOINTS_FOLDER, REPORT_FOLDER))]
     if output.resolve() in [folder.resolve() for folder in own]:
         raise ValueError(f"--output: {output} belongs to the run itself; give another folder")
-    found = _what_is_there(output, run_name=run_name)
+    found = _foreign_content(output, run_name=run_name)
     if found and not is_forced:
-        raise ValueError(f"--output: {output} holds {found}; give another folder, or replace files there with --force")
+        raise ValueError(f"--output: {output} contains {found}; give another folder, or replace its files with --force")
 
 
-def _what_is_there(output: Path, *, run_name: str) -> str:
-    """Return what a folder holds besides an earlier export of a run, empty where there is nothing."""
+def _foreign_content(output: Path, *, run_name: str) -> str:
+    """Describe what a folder contains besides an earlier export of the run; empty if nothing."""
     names = sorted(path.name for path in output.iterdir() if path.name != _PARTIAL) if output.is_dir() else []
     if not names:
         return ""
@@ -64,7 +65,7 @@ def _what_is_there(output: Path, *, run_name: str) -> str:
 
 
 def _owner_of(output: Path) -> str | None:
-    """Return the name of the run whose export a folder holds, None where it holds none."""
+    """Return the name of the run whose export is in a folder, None where there is none."""
     try:
         return str(json.loads((output / EXPORT_FILE).read_text(encoding="utf-8"))["run"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -77,14 +78,14 @@ def _owner_of(output: Path) -> str | None:
 
 @contextlib.contextmanager
 def export_folder(output: Path, *, run_name: str) -> Iterator[Path]:
-    """Give a folder to write an export to; its files take their place in the output when the block has ended well.
+    """Yield a folder to write an export to; its files are moved into the output when the block ends without an error.
 
     Args:
-        output: Made if missing. Weights of an earlier export are removed, other files of other names stay.
-        run_name: Name of the run, kept in EXPORT_FILE.
+        output: Made if missing. Weights of an earlier export are deleted, files of other names stay.
+        run_name: Name of the run, recorded in EXPORT_FILE.
     """
     is_new, partial = not output.exists(), output / _PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)  # what a kill left
+    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted export
     partial.mkdir(parents=True)
     try:
         yield partial

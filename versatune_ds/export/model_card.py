@@ -1,7 +1,7 @@
 """Write the README.md of an exported model from what its run recorded.
 
-The one idea: a reader who finds the folder alone learns what the model is made of: the model and the domains it began
-from, how the mixture moved, what it won and lost. What only its owner can say, the licence, is left open and marked.
+A reader who finds only the folder learns what the model is made of: the base model and the domains, how the mixture
+moved, what was gained and lost. The licence, which only the owner can state, is left open and marked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from versatune_ds.config import RunConfig
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.policies import POLICIES, Policy, fixed
-from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import METRICS_FILE
 from versatune_ds.training.run_records import recorded_config, recorded_decisions
 
@@ -89,13 +89,13 @@ def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool
 
 def _last_measurement(path: Path, *, step: int, domains: Sequence[str]) -> tuple[int, dict[str, float | None]]:
     """Return the step and the held-out losses by domain of the last measurement at or before a step."""
-    found: tuple[int, dict[str, float | None]] = (0, {})
+    last: tuple[int, dict[str, float | None]] = (0, {})
     for line in json_lines(path):
         values = line.value or {}  # a line may be damaged, or still being written
         losses = {name: values.get(f"domain/{name}/loss") for name in domains}
         if values.get("step", math.inf) <= step and any(loss is not None for loss in losses.values()):
-            found = values["step"], losses
-    return found
+            last = values["step"], losses
+    return last
 
 
 def _text(
@@ -139,7 +139,7 @@ def _text(
 
 
 def _base(config: RunConfig) -> str:
-    """Return what the model was before, without a path of the machine it was trained on."""
+    """Return the base model's name, without a path of the machine it was trained on."""
     if config.model.name_or_path is None:
         return f"A {config.model.from_config['model_type']} model that began from random weights"
     named = config.model.name_or_path
@@ -147,7 +147,7 @@ def _base(config: RunConfig) -> str:
 
 
 def _rule(policy: str) -> Policy:
-    """Return the policy of a run; for a user's own, whose module may not be here, what every policy states."""
+    """Return the policy of a run; for a user's own, whose module may be missing here, a policy with default texts."""
     return POLICIES.get(policy) or Policy(name=policy, update=fixed.update, method=_own_method(policy))
 
 
@@ -167,7 +167,7 @@ def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> st
 
 
 def _number(loss: float | None) -> str:
-    """Return a loss, or that there is none."""
+    """Format a loss that may be missing."""
     return "not measured" if loss is None else f"{loss:.3f}"
 
 
@@ -182,7 +182,7 @@ def _mixture(decisions: Sequence[Decision]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text that Markdown shows as it is, in a table too; underscores within words mean nothing to it."""
+    """Escape text for Markdown, also in a table; underscores within words need no escape."""
     return re.sub(r"[\\`*<>\[\]|~]|\b_|_\b", r"\\\g<0>", text)
 
 

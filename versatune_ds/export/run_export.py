@@ -1,7 +1,7 @@
 """Write a run's model as a folder that transformers loads.
 
-The one idea: parameter names never changed while training, so exporting is copying the checkpoint's weights, one file
-at a time, beside the config, the tokenizer with its chat template, and a card that says what the model is made of.
+Parameter names never change while training, so exporting is copying the checkpoint's weights, one file at a time,
+beside the config, the tokenizer with its chat template, and a model card.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from versatune_ds.config import RunConfig
-from versatune_ds.engine.checkpoint import check_sound, checkpoint_folder, open_weights, read_state, whole_checkpoints
+from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.export.folder import check_output, export_folder
 from versatune_ds.export.model_card import write_model_card
 from versatune_ds.model.build import DTYPES, save_model_settings
 from versatune_ds.model.trainable_parameters import add_adapters, merged_weights, save_adapters
 from versatune_ds.model.weight_files import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
-from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
+from versatune_ds.run_folder.checkpoint_files import check_valid, complete_checkpoints, read_state
+from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER, checkpoint_folder, step_of_checkpoint
 from versatune_ds.training.end_tokens import recorded_endings, stop_at_ends
 from versatune_ds.training.run_records import recorded_config
 
@@ -42,22 +43,22 @@ def export_run(
 ) -> Path:
     """Write a checkpoint's model, config, tokenizer and model card in Hugging Face form.
 
-    The model stops at the tokens that ended answers in training: they are added to `eos_token_id`.
+    The tokens that ended answers in training are added to `eos_token_id`, so that generation stops at them.
     Under ZeRO-3 no more than one file's weights are in memory at a time, adapters merged or not.
 
     Args:
         run_dir: The run's folder.
-        output: Folder to write; may exist, where it is empty or holds an earlier export of the run, which is replaced.
+        output: Folder to write; may exist if it is empty or has an earlier export of the run, which is replaced.
         precision: fp32, bf16 or fp16: the number format of the written weights; the run's own by default.
-        step: The checkpoint's step; the newest sound one by default.
+        step: The checkpoint's step; that of the newest valid one by default.
         lora: `merged` adds a run's adapters into its weights, in fp32; `adapter` writes the adapters alone.
         max_shard_size: Size of a weights file, such as 500MB.
         is_forced: Whether files of another origin in the output may be replaced.
 
     Raises:
-        ValueError: If the folder is no run, has no such checkpoint, or trained no adapters to write alone, or if the
-            output holds something else.
-        RuntimeError: If no checkpoint that may be taken is sound, or its weights are not those of the model.
+        ValueError: If the folder is no run, has no such checkpoint or no adapters to write alone, or if the output
+            contains something else.
+        RuntimeError: If no usable checkpoint is valid, or its weights are not those of the model.
     """
     checkpoint = choose_checkpoint(run_dir, step=step)
     config = recorded_config(run_dir)
@@ -92,7 +93,7 @@ def export_run(
 
 
 def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dtype) -> Any:
-    """Return a run's model, its adapters too, without memory for its weights; its config says what it will be."""
+    """Return a run's model, with its adapters, on the meta device; its config has the exported dtype and class."""
     folder, trust = run_dir / MODEL_FOLDER, {"trust_remote_code": config.model.trust_remote_code}
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **trust), dtype=dtype, **trust)
@@ -110,7 +111,7 @@ def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dty
 
 
 def _weights_of(checkpoint: Path, causal_lm: Any) -> dict[str, Weight]:
-    """Return a checkpoint's weights, opened, each under one name: tied ones under that of their source.
+    """Open a checkpoint and return its weights, each under one name: tied weights under the name of their source.
 
     Raises:
         RuntimeError: If they are not those of the model.
@@ -131,27 +132,27 @@ def _weights_of(checkpoint: Path, causal_lm: Any) -> dict[str, Weight]:
 
 
 def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
-    """Return the checkpoint of a step, or the newest one that is sound, naming each that is not.
+    """Return the checkpoint of a step, or the newest valid one, logging each one that is corrupt.
 
     Raises:
         ValueError: If there is none, or none of that step.
-        RuntimeError: If the one asked for is broken, or all are.
+        RuntimeError: If the requested checkpoint is corrupt, or all are.
     """
-    checkpoints = whole_checkpoints(run_dir)
+    checkpoints = complete_checkpoints(run_dir)
     if not checkpoints:
-        raise ValueError(f"{run_dir}: no whole checkpoint to export; is it a run's folder, and did the run save?")
+        raise ValueError(f"{run_dir}: no complete checkpoint to export; is it a run's folder, and did the run save?")
     if step is not None:
         folder = checkpoint_folder(run_dir, step=step)
         if folder not in checkpoints:
-            saved = ", ".join(str(int(path.name.removeprefix("step_"))) for path in reversed(checkpoints))
+            saved = ", ".join(str(step_of_checkpoint(path.name)) for path in reversed(checkpoints))
             raise ValueError(f"--step {step}: {run_dir} has no checkpoint of that step; there are those of {saved}")
-        check_sound(folder)
+        check_valid(folder)
         return folder
     for folder in checkpoints:
         try:
-            check_sound(folder)
+            check_valid(folder)
         except RuntimeError as error:
             logger.warning("%s", error)
         else:
             return folder
-    raise RuntimeError(f"{run_dir}: every checkpoint is broken; copy one back from a backup, or train again")
+    raise RuntimeError(f"{run_dir}: every checkpoint is corrupt; restore one from a backup, or train again")

@@ -30,7 +30,7 @@ from versatune_ds.knowledge.labeller import Labeller, make_labeller
 from versatune_ds.knowledge.pool import GeneratorPool
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.monitor.plain import duration
-from versatune_ds.run_folder.whole_folder import locked
+from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ there, so that nobody has to guess which one was meant.
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from versatune_ds.config import DetectConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.detect import Detection
 from versatune_ds.knowledge.estimate import Shares
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
 
 _BAR_CHARACTERS = 30
@@ -56,9 +56,7 @@ def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
 def write_prior(path: Path, values: dict[str, Any]) -> Path:
     """Write prior.json, whole or not at all, and its bar chart; return the chart's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_json(path, values)
     return plot_prior(values, path.with_suffix(".png"))
 
 

@@ -34,8 +34,8 @@ from versatune_ds.mixture.weights import as_weights
 from versatune_ds.model.build import check_model_weights, config_from_mapping
 from versatune_ds.model.named_model import check_saved_model
 from versatune_ds.run_folder.folder import check_run_folder
-from versatune_ds.run_folder.links import check_not_owned
-from versatune_ds.run_folder.lock import find_owner
+from versatune_ds.run_folder.folder_lock import find_owner
+from versatune_ds.run_folder.links import check_unlocked
 from versatune_ds.training.prepared_data import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
     """
     check_started_once(os.environ)
     config = load_config(recipe, overrides)
-    check_not_owned(config.run_dir)
+    check_unlocked(config.run_dir)
     num_gpus = num_visible_gpus()
     layout = _layout(start, num_gpus=num_gpus)
     launcher = choose_launcher(start.launcher, environ=os.environ, num_nodes=layout.nodes)

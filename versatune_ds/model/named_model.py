@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from versatune_ds.config import ModelConfig
+from versatune_ds.run_folder.names import EXPORT_FOLDER
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -29,10 +30,10 @@ def check_saved_model(model: ModelConfig) -> None:
         return
     path = Path(name)
     if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2:
-        run = path.parent if path.name == "export" else "RUN"
+        run = path.parent if path.name == EXPORT_FOLDER else "RUN"
         raise ValueError(
             f"model.name_or_path: {name}: no such folder; `versatune export {run}` writes a run's model, by default to "
-            "RUN/export; a model of the Hub is named owner/name"
+            f"RUN/{EXPORT_FOLDER}; a model of the Hub is named owner/name"
         )
 
 

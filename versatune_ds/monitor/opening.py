@@ -14,6 +14,7 @@ from versatune_ds.config import RunConfig
 from versatune_ds.monitor.plain import PlainTerminal
 from versatune_ds.monitor.sinks import Background, Monitor, Sink
 from versatune_ds.run_folder.json_lines import JsonLines
+from versatune_ds.run_folder.names import TENSORBOARD_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def _open_tensorboard(config: RunConfig, *, resumed_step: int) -> Sink:
     """Return TensorBoard in a thread of its own."""
     from versatune_ds.monitor.tensorboard_sink import TensorBoard
 
-    sink = TensorBoard(config.run_dir / "tensorboard", resumed_step=resumed_step)
+    sink = TensorBoard(config.run_dir / TENSORBOARD_FOLDER, resumed_step=resumed_step)
     return Background(sink, name="TensorBoard", patience_seconds=60, way_out="is the disk full?")
 
 

@@ -21,7 +21,8 @@ import wandb
 
 from versatune_ds.config import RunConfig
 from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
-from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.atomic import write_text
+from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
     DECISIONS_FILE,
@@ -179,7 +180,7 @@ def _run_id(run_dir: Path, *, is_new: bool) -> str:
     """Return the run's W&B id, which its folder stores so that a resumed run keeps it."""
     path = run_dir / WANDB_ID_FILE
     if is_new or not path.is_file():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
+        write_text(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -6,7 +6,6 @@ The one idea: the file says of every loss how it came about, so that a run can r
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.reference import References
 from versatune_ds.mixture.reference_checks import fatal_against_start, memorisation_warnings, weak_against_start
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
 
 Result = Mapping[str, Any]
@@ -80,9 +80,7 @@ def reference_content(
 def write_reference(path: Path, content: Result) -> None:
     """Write a reference.json whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, content)
 
 
 def reference_table(results: Sequence[Result]) -> str:

@@ -17,7 +17,7 @@ from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
-from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 from versatune_ds.training.prepared_data import cache_folder
 

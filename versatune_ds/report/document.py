@@ -15,6 +15,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from versatune_ds.run_folder.atomic import write_text
+
 FOLDER = Path(__file__).parent
 """Folder of the templates, the style and the script."""
 
@@ -36,7 +38,7 @@ def write_document(markdown: str, path: Path, *, title: str) -> Path:
     body = parser.renderer.render(tokens, parser.options, {})
     body = body.replace("<table>", '<div class="card scroll"><table>').replace("</table>", "</table></div>")
     text = html_environment().get_template("document.html").render(title=title, body=Markup(body))
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

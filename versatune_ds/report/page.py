@@ -35,6 +35,7 @@ from versatune_ds.report.summary import (
     state_of,
     time_text,
 )
+from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.names import EVALUATION_FILE, PRIOR_FILE, REFERENCE_FILE
 
 
@@ -42,9 +43,7 @@ def write_page(runs: Sequence[RunSeries], path: Path) -> Path:
     """Write the page of the runs, at least one, to a file; return its path."""
     text = render_page(runs, now=time.time())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")  # a browser that reloads sees the old page or the new
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)  # a browser that reloads sees the old page or the new one
     return path
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from versatune_ds.mixture.decision import above_reference
-from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
     DECISIONS_FILE,

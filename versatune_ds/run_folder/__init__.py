@@ -1,1 +1,1 @@
-"""Own what lies in a run's folder: names of files, history, checkpoints' files, complete-or-absent writing."""
+"""A run's folder: names of its files, locks, checkpoints' files, atomic writing of files and folders."""

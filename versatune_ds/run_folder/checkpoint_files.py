@@ -1,7 +1,7 @@
-"""Tell whole checkpoints from broken ones: names, sizes and checksums, without a model.
+"""Find the checkpoints of a run and check their files, without a model.
 
-The one idea: a checkpoint's MANIFEST names every file with its size and checksum, and carries a checksum of its own.
-So whatever byte of whatever file has changed, the checkpoint is seen to be broken, and the file is named.
+A checkpoint's MANIFEST lists every file with its size and checksum, and has a checksum of its own. So a change of any
+byte of any file is found, and the file is named.
 """
 
 from __future__ import annotations
@@ -18,34 +18,28 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.distributed import World, broadcast_text, sum_over_ranks
-from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
+from versatune_ds.run_folder.atomic import write_text
+from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MANIFEST_FILE, STATE_FILE
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "versatune.json"
-MANIFEST_FILE = "MANIFEST"
 _VERSION = 1
 _BLOCK_BYTES = 1 << 24
 _LEFTOVERS = (".partial", ".old", ".universal")
-"""Endings of the folders that saving, deleting and converting use; another one is a user's own copy."""
+"""Endings of the folders that saving, deleting and converting use; a folder with another ending is a user's copy."""
 
 Files = dict[str, list[int]]
 """{relative path: [bytes, crc32]} of a checkpoint's files."""
 
 
-def checkpoint_folder(run_dir: Path, *, step: int) -> Path:
-    """Return the folder of a step's checkpoint."""
-    return run_dir / CHECKPOINTS_FOLDER / f"step_{step:08d}"
-
-
-def whole_checkpoints(run_dir: Path) -> list[Path]:
-    """Return the folders of checkpoints that were finished, newest first; their files are not looked at."""
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """Return the folders of complete checkpoints, newest first; their files are not checked."""
     folders = (run_dir / CHECKPOINTS_FOLDER).glob("step_????????")
     return sorted((path for path in folders if (path / MANIFEST_FILE).is_file()), reverse=True)
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Delete what killed saves and conversions left beside the checkpoints."""
+    """Delete what interrupted saves, deletions and conversions left beside the checkpoints."""
     for ending in _LEFTOVERS:
         for path in (run_dir / CHECKPOINTS_FOLDER).glob(f"step_????????{ending}"):
             with contextlib.suppress(OSError):
@@ -53,56 +47,48 @@ def remove_unfinished(run_dir: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder where there is one; of a link to a folder elsewhere the link alone."""
+    """Delete a folder if it exists; of a link to a folder elsewhere only the link."""
     if path.is_symlink():
         path.unlink()
     elif path.is_dir():
         shutil.rmtree(path)
 
 
-def newest_sound_checkpoint(run_dir: Path, world: World) -> Path | None:
-    """Return the newest checkpoint whose files are as its MANIFEST says, naming each that is not.
+def newest_valid_checkpoint(run_dir: Path, world: World) -> Path | None:
+    """Return the newest checkpoint whose files match its MANIFEST; log each one whose files do not.
 
-    Communication: a broadcast of what rank 0 finds, then per checkpoint looked at a broadcast and one all-reduce.
+    Communication: a broadcast of what rank 0 finds, then per checkpoint checked a broadcast and one all-reduce.
     """
-    found = [folder.name for folder in whole_checkpoints(run_dir)] if world.is_rank_zero else []
-    for name in json.loads(broadcast_text(json.dumps(found), world)):
+    names = [folder.name for folder in complete_checkpoints(run_dir)] if world.is_rank_zero else []
+    for name in json.loads(broadcast_text(json.dumps(names), world)):
         folder = run_dir / CHECKPOINTS_FOLDER / name
         files = json.loads(broadcast_text(json.dumps(read_manifest(folder)) if world.is_rank_zero else None, world))
-        broken = [_manifest_fault(folder)] if files is None else _broken_files(folder, files, world=world)
-        if not broken:
+        corrupt = [_manifest_fault(folder)] if files is None else _corrupt_files(folder, files, world=world)
+        if not corrupt:
             return folder
-        logger.warning("%s is broken (%s); trying the one before", folder, ", ".join(broken))
+        logger.warning("%s is corrupt (%s); trying the checkpoint before it", folder, ", ".join(corrupt))
     return None
 
 
-def check_sound(folder: Path) -> None:
-    """Compare all files of a checkpoint with its MANIFEST, in this process alone.
+def check_valid(folder: Path) -> None:
+    """Check all files of a checkpoint against its MANIFEST, in this process alone.
 
     Raises:
         RuntimeError: Naming the files that are missing or differ.
     """
     files = read_manifest(folder)
-    broken = [_manifest_fault(folder)] if files is None else _broken_files(folder, files, world=None)
-    if broken:
-        raise RuntimeError(f"{folder} is broken ({', '.join(broken)}); remove it to fall back on the one before")
+    corrupt = [_manifest_fault(folder)] if files is None else _corrupt_files(folder, files, world=None)
+    if corrupt:
+        raise RuntimeError(f"{folder} is corrupt ({', '.join(corrupt)}); delete it to use the checkpoint before it")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return our own state of a checkpoint."""
+    """Return this package's own state in a checkpoint."""
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a small text file and wait until the disk has it."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def measure_files(folder: Path, world: World) -> Files:
-    """Return size and checksum of a folder's files, once the disk has them; every rank reads each world_size-th file.
+    """Force a folder's files to disk and return their sizes and checksums; each rank reads every world_size-th file.
 
     Rank 0 alone lists the folder: on a network file system the others may not see every name yet. Communication: a
     broadcast of the names, one all-reduce of the numbers.
@@ -112,6 +98,7 @@ def measure_files(folder: Path, world: World) -> Files:
     """
     names: list[str] = []
     failure: OSError | None = None
+    # A rank that fails takes part in the communication all the same, or the others would wait for it.
     try:
         names = _file_names(folder) if world.is_rank_zero else []
     except OSError as error:
@@ -130,25 +117,25 @@ def measure_files(folder: Path, world: World) -> Files:
 
 
 def write_manifest(folder: Path, files: Files) -> None:
-    """Write the MANIFEST, which makes a checkpoint count."""
+    """Write the MANIFEST; without it a folder is no checkpoint."""
     listed = json.dumps(files, sort_keys=True)
     values = {"version": _VERSION, "crc32": zlib.crc32(listed.encode()), "files": files}
-    write_durably(folder / MANIFEST_FILE, json.dumps(values, indent=1))
+    write_text(folder / MANIFEST_FILE, json.dumps(values, indent=1))
 
 
 def read_manifest(folder: Path) -> Files | None:
-    """Return the files that a checkpoint's MANIFEST lists, None where it is damaged or of another version."""
+    """Return the files that a checkpoint's MANIFEST lists, None where it is corrupt or of another version."""
     try:
         values = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         listed = json.dumps(values["files"], sort_keys=True)
-        is_sound = values["version"] == _VERSION and values["crc32"] == zlib.crc32(listed.encode())
+        is_valid = values["version"] == _VERSION and values["crc32"] == zlib.crc32(listed.encode())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return values["files"] if is_sound else None
+    return values["files"] if is_valid else None
 
 
 def _manifest_fault(folder: Path) -> str:
-    """Return what to call a MANIFEST that cannot be used: one of another format is not damaged."""
+    """Describe a MANIFEST that cannot be used: one of another format is not corrupt."""
     try:
         found = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("version", "before 1")
     except (OSError, ValueError, AttributeError):
@@ -163,7 +150,7 @@ def _file_names(folder: Path) -> list[str]:
 
 
 def _sync_and_measure(path: Path) -> tuple[int, int]:
-    """Return a file's size and checksum; what the power may take away before that is no checkpoint yet."""
+    """Force a file to disk and return its size and checksum; until then a power cut may still take it away."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -173,7 +160,7 @@ def _sync_and_measure(path: Path) -> tuple[int, int]:
 
 
 def _crc32(path: Path) -> int:
-    """Return a file's checksum, read in blocks."""
+    """Return a file's CRC-32, read in blocks."""
     checksum = 0
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
@@ -181,20 +168,20 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
-def _broken_files(folder: Path, files: Files, *, world: World | None) -> list[str]:
+def _corrupt_files(folder: Path, files: Files, *, world: World | None) -> list[str]:
     """Return the files that are missing or differ; with a world every rank reads its share (one all-reduce)."""
     rank, world_size = (world.rank, world.world_size) if world else (0, 1)
     names = sorted(files)
-    is_broken = np.zeros(len(names))
+    is_corrupt = np.zeros(len(names))
     for i in range(rank, len(names), world_size):
-        is_broken[i] = not _is_as_listed(folder / names[i], *files[names[i]])
+        is_corrupt[i] = not _is_as_listed(folder / names[i], *files[names[i]])
     if world:
-        is_broken = sum_over_ranks(is_broken)
-    return [names[i] for i in np.flatnonzero(is_broken)]
+        is_corrupt = sum_over_ranks(is_corrupt)
+    return [names[i] for i in np.flatnonzero(is_corrupt)]
 
 
 def _is_as_listed(path: Path, size: int, checksum: int) -> bool:
-    """Return whether a file has this size and checksum; one that cannot be read has not."""
+    """Return whether a file can be read and has this size and checksum."""
     try:
         return path.stat().st_size == size and _crc32(path) == checksum
     except OSError:

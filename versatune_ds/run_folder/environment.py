@@ -1,4 +1,4 @@
-"""Describe what a result depends on besides the recipe: versions, commit, launcher, devices."""
+"""Describe the environment of a run: versions, commit, launcher, devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "versat
 
 
 def describe_environment(world: World) -> dict[str, Any]:
-    """Return what a result depends on besides the recipe: versions, commit, devices. No secret, no user name."""
+    """Return what a result depends on besides the recipe: versions, commit, devices; no secret, no user name."""
     return {
         "versions": {name: _version(name) for name in _LIBRARIES},
         "python": platform.python_version(),

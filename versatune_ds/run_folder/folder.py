@@ -1,7 +1,7 @@
-"""Open a run's folder: make it, or come back to it with a recipe that still fits.
+"""Open a run's folder: make it, or resume in it with a recipe that still fits.
 
-The one idea: the resolved config lies in the folder, so a resumed run can say which keys changed since it began, and
-refuse those that would make it another run.
+The folder contains the resolved config, so a resumed run can log which keys changed since it began, and refuse those
+that would make it another run.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import yaml
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.environment import describe_environment
-from versatune_ds.run_folder.history import take_over
+from versatune_ds.run_folder.history import write_version
 from versatune_ds.run_folder.links import (
     check_links,
     claim_checkpoints,
@@ -53,13 +54,13 @@ _FIXED_KEYS = (
     "mixture.prior",
     "mixture.weight_unit",
 )
-"""Keys, or sections, that make a run what it is; everything else may change between its parts, and is said. Data and
+"""Keys, or sections, that must stay the same; a change of any other key between the parts of a run is logged. Data and
 tokenizer are compared by content, when a checkpoint is loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStart:
-    """What a run starts from, as its folder keeps it."""
+    """What a run starts from, as recorded in its folder."""
 
     prior: Mapping[str, Any]
     """Content of prior.json: weights of step 0 by domain, and their origin."""
@@ -72,11 +73,11 @@ class RunStart:
 
 
 def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
-    """Check that the folder is free, or a run's that this recipe may go on with. Changes nothing.
+    """Check that a run's folder is free, or contains a run that this recipe may resume. Changes nothing.
 
     Raises:
-        ValueError: If the folder is there but is no run's, a link leads nowhere or to another run's checkpoints, or a
-            key that a run may not change has changed.
+        ValueError: If the folder exists but is no run's, a link leads nowhere or to another run's checkpoints, or a key
+            that must stay the same has changed.
     """
     folder = config.run_dir
     check_links(folder, is_fresh=is_fresh)
@@ -91,38 +92,38 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
 
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's config with the keys that came after it: one that is new and not used has not changed."""
+    """Return a saved config with the defaults of keys that are newer than it, so that they do not count as changed."""
     try:
         return parse_config(saved).model_dump(mode="json")
-    except ValueError:  # keys of then that are none any more
+    except ValueError:  # it has keys that no longer exist
         return saved
 
 
 def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fresh: bool) -> None:
-    """Make the run's folder, dropping a former run only now that everything else is sound; on rank 0 only.
+    """Make the run's folder, and with `is_fresh` delete the former run in it; on rank 0 only.
 
-    Its record is written first: a process that is killed while the engine is built leaves a folder that the next start
-    knows as a run's, and does not refuse.
+    The caller has checked everything else by now. The config is written first: a process that is killed while the
+    engine is built leaves a folder that the next start recognises as a run's.
     """
     folder = config.run_dir
     check_run_folder(config, is_fresh=is_fresh)
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:
-        _drop_former_run(folder)
+        _delete_former_run(folder)
     claim_checkpoints(folder)
     if is_fresh or not (folder / CONFIG_FILE).is_file():
         write_record(config, world, start=start, step=0)
     start.save_parts(folder)
     if start.endings:
-        _write_json(folder / ENDINGS_FILE, start.endings)
+        write_json(folder / ENDINGS_FILE, dict(start.endings))
     if not (folder / PRIOR_FILE).is_file():
-        _write_json(folder / PRIOR_FILE, start.prior)
+        write_json(folder / PRIOR_FILE, dict(start.prior))
 
 
-def _drop_former_run(folder: Path) -> None:
-    """Delete all of a run but the two files by which its folder is known; the new run overwrites them.
+def _delete_former_run(folder: Path) -> None:
+    """Delete all of a run but the two files that mark its folder as a run's, which the new run overwrites.
 
-    Links are removed, never what they lead to; that to checkpoints leads to a new folder on the same disk.
+    Links are removed, never what they lead to. The link to checkpoints is pointed to a new folder on the same disk.
     """
     if (folder / CHECKPOINTS_FOLDER).is_symlink():
         point_to_new_folder(folder / CHECKPOINTS_FOLDER)
@@ -137,30 +138,20 @@ def _drop_former_run(folder: Path) -> None:
 def write_record(config: RunConfig, world: World, *, start: RunStart, step: int) -> None:
     """Write what is in force after a step: the resolved config, references, environment; on rank 0 only.
 
-    What was in force before stays beside them where it differs (history.py).
+    Earlier versions that differ are kept beside them (history.py).
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    take_over(config.run_dir / CONFIG_FILE, text, step=step)
+    write_version(config.run_dir / CONFIG_FILE, text, step=step)
     if start.reference is not None:
-        take_over(config.run_dir / REFERENCE_FILE, _json(start.reference), step=step)
-    _write_json(config.run_dir / ENVIRONMENT_FILE, describe_environment(world))
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    """Return a mapping as readable JSON."""
-    return json.dumps(dict(values), indent=1) + "\n"
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping as readable JSON."""
-    path.write_text(_json(values), encoding="utf-8")
+        write_version(config.run_dir / REFERENCE_FILE, json.dumps(dict(start.reference), indent=1) + "\n", step=step)
+    write_json(config.run_dir / ENVIRONMENT_FILE, describe_environment(world))
 
 
 def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
-    """Say which keys changed since the run began.
+    """Log which keys changed since the run began.
 
     Raises:
-        ValueError: One line for each changed key that a run must keep.
+        ValueError: One line for each changed key that must stay the same.
     """
     before, now = flatten(saved), flatten(current)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
@@ -170,14 +161,14 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
         raise ValueError(
             "\n".join(
                 f"{key}: {now.get(key)!r}, but the run in {folder} began with {before.get(key)!r}; "
-                "give it back, choose another run.name, or start over with --fresh"
+                "use the earlier value, choose another run.name, or start over with --fresh"
                 for key in fixed
             )
         )
     for key in changed:
         is_new = before.get(key) is None
-        past = "did without it so far" if is_new else f"had {before[key]} so far"
-        logger.info("%s: %s from here on; the run in %s %s", key, now.get(key, "not set"), folder, past)
+        past = "not set" if is_new else before[key]
+        logger.info("%s: now %s, was %s (run in %s)", key, now.get(key, "not set"), past, folder)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

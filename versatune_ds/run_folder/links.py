@@ -1,8 +1,8 @@
-"""Own a run's folder, and keep what its links lead to: a run may keep its checkpoints on another disk.
+"""Lock a run's folder, and keep checkpoints safe that a link puts on another disk.
 
-`checkpoints` may be a link to a folder elsewhere. A file in there names the run it belongs to, so that a copy of the
-run's folder, which holds the same link, does not delete the checkpoints of the run it was copied from. Nothing behind a
-link is ever deleted by `--fresh`: the link then leads to a new folder beside the old one.
+`checkpoints` may be a link to a folder elsewhere. A file in that folder names the run it belongs to, so that a copy of
+the run's folder, which has the same link, does not delete the checkpoints of the run it was copied from. `--fresh`
+never deletes anything behind a link: the link then leads to a new folder beside the old one.
 """
 
 from __future__ import annotations
@@ -12,38 +12,39 @@ import logging
 import os
 from pathlib import Path
 
-from versatune_ds.run_folder.lock import FolderLock, find_owner, own_folder, refusal
+from versatune_ds.run_folder.atomic import write_text
+from versatune_ds.run_folder.folder_lock import FolderLock, find_owner, lock_folder, refusal
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
 
 logger = logging.getLogger(__name__)
 
 _RUN_FILE = "run_folder"
-"""File in a linked folder of checkpoints: the folder of the run that they belong to."""
+"""File in a linked folder of checkpoints: the run's folder that they belong to."""
 _WAY_OUT = "choose another run.name"
 
 
-def own_run_folder(run_dir: Path, *, is_fresh: bool) -> list[FolderLock]:
-    """Take a run's folder for this process, and the folder elsewhere that its checkpoints are in.
+def lock_run_folder(run_dir: Path, *, is_fresh: bool) -> list[FolderLock]:
+    """Lock a run's folder for this process, and the folder elsewhere that its checkpoints are in.
 
     Raises:
         ValueError: If another process owns one of them, or a link leads nowhere.
     """
     check_links(run_dir, is_fresh=is_fresh)
-    locks = [own_folder(run_dir, way_out=_WAY_OUT)]
+    locks = [lock_folder(run_dir, way_out=_WAY_OUT)]
     if not is_fresh and (run_dir / CHECKPOINTS_FOLDER).is_symlink():
-        locks.append(own_folder(run_dir / CHECKPOINTS_FOLDER, way_out=_WAY_OUT))
+        locks.append(lock_folder(run_dir / CHECKPOINTS_FOLDER, way_out=_WAY_OUT))
     return locks
 
 
-def check_not_owned(run_dir: Path) -> None:
-    """Raise ValueError where another process is known to own a run's folder; waits for nothing and changes nothing."""
+def check_unlocked(run_dir: Path) -> None:
+    """Raise ValueError where another process is known to use a run's folder; waits for nothing and changes nothing."""
     owner = find_owner(run_dir)
     if owner is not None:
         raise ValueError(refusal(run_dir, owner, way_out=_WAY_OUT))
 
 
 def check_links(run_dir: Path, *, is_fresh: bool) -> None:
-    """Check that a run's links lead to folders, and that its checkpoints are not those of another run.
+    """Check that a run's links lead to folders, and that its checkpoints are not another run's.
 
     Raises:
         ValueError: In one line that names the link and where it leads.
@@ -52,8 +53,8 @@ def check_links(run_dir: Path, *, is_fresh: bool) -> None:
     for path in (run_dir, link):
         if path.is_symlink() and not path.is_dir():
             raise ValueError(
-                f"{path}: is a link to {os.readlink(path)}, where no folder is; is a disk missing? Make the folder, or "
-                "remove the link"
+                f"{path}: is a link to {os.readlink(path)}, where there is no folder; is a disk missing? Make the "
+                "folder, or remove the link"
             )
     if is_fresh or not link.is_symlink():
         return
@@ -66,7 +67,7 @@ def check_links(run_dir: Path, *, is_fresh: bool) -> None:
 
 
 def is_empty_folder(folder: Path) -> bool:
-    """Return whether nothing is in a folder but, at most, a link to an empty folder for checkpoints."""
+    """Return whether a folder is empty, apart from a link to an empty folder for checkpoints."""
     others = [path for path in folder.iterdir() if not (path.name == CHECKPOINTS_FOLDER and path.is_symlink())]
     link = folder / CHECKPOINTS_FOLDER
     return not others and not (link.is_dir() and any(link.iterdir()))
@@ -75,14 +76,14 @@ def is_empty_folder(folder: Path) -> bool:
 def claim_checkpoints(run_dir: Path) -> None:
     """Write into a linked folder of checkpoints which run they belong to."""
     if (run_dir / CHECKPOINTS_FOLDER).is_symlink():
-        (run_dir / CHECKPOINTS_FOLDER / _RUN_FILE).write_text(f"{run_dir.resolve()}\n", encoding="utf-8")
+        write_text(run_dir / CHECKPOINTS_FOLDER / _RUN_FILE, f"{run_dir.resolve()}\n")
 
 
 def point_to_new_folder(link: Path) -> None:
-    """Let a link to a folder of checkpoints lead to a new, empty one beside it; what is in the old one stays.
+    """Point a link to a folder of checkpoints to a new, empty one beside it; the old one stays as it is.
 
     Raises:
-        ValueError: If none can be made there.
+        ValueError: If no folder can be made there.
     """
     old = link.resolve()
     if not any(old.iterdir()):
@@ -91,26 +92,27 @@ def point_to_new_folder(link: Path) -> None:
         names = (old.with_name(f"{old.name}_{number}") for number in itertools.count(2))
         new = next(path for path in names if not os.path.lexists(path))
         new.mkdir()
+        # Replace the link in one step, so that a kill leaves the old link or the new one.
         draft = link.with_name(f"{link.name}.partial")
         draft.unlink(missing_ok=True)
         draft.symlink_to(new)
         draft.replace(link)
     except OSError as error:
         raise ValueError(
-            f"{link}: is a link to {old}, which --fresh does not empty, and no folder could be made beside it "
-            f"({error}); let the link lead to an empty folder"
+            f"{link}: is a link to {old}, whose content --fresh does not delete, and no folder could be made beside it "
+            f"({error}); point the link to an empty folder"
         ) from None
-    logger.warning("%s was a link to %s: what is there stays, and the link leads to %s from now on", link, old, new)
+    logger.warning("%s: was a link to %s, which is kept; it now leads to the new folder %s", link, old, new)
 
 
 def _run_of(link: Path) -> Path | None:
-    """Return the run that a linked folder of checkpoints says it belongs to."""
+    """Return the folder of the run that a linked folder of checkpoints belongs to, None where it is not known."""
     path = link / _RUN_FILE
     return Path(path.read_text(encoding="utf-8").strip()) if path.is_file() else None
 
 
 def _shares(other: Path, run_dir: Path) -> bool:
-    """Return whether another run's folder has its checkpoints where this one's link leads; not one that was moved."""
+    """Return whether another run still has its checkpoints where this run's link leads; a moved run is the same run."""
     try:
         return not other.samefile(run_dir) and (other / CHECKPOINTS_FOLDER).samefile(run_dir / CHECKPOINTS_FOLDER)
     except OSError:

@@ -1,6 +1,8 @@
-"""Name every file and folder of a run's folder, in this one place."""
+"""Names of the files and folders in a run's folder; no other module spells one out."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 """The resolved recipe that is in force now."""
@@ -28,6 +30,30 @@ WANDB_ID_FILE = "wandb_id"
 TOKENIZER_FOLDER = "tokenizer"
 MODEL_FOLDER = "model"
 """The model's config, without weights."""
-CHECKPOINTS_FOLDER = "checkpoints"
 REPORT_FOLDER = "report"
 EXPORT_FOLDER = "export"
+TENSORBOARD_FOLDER = "tensorboard"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+LATEST_FILE = "latest"
+"""In the folder of checkpoints: the name of the newest one."""
+STATE_FILE = "versatune.json"
+"""In a checkpoint: this package's own state."""
+MANIFEST_FILE = "MANIFEST"
+"""In a checkpoint: every file with its size and checksum."""
+
+
+def checkpoint_folder(run_dir: Path, *, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return run_dir / CHECKPOINTS_FOLDER / f"step_{step:08d}"
+
+
+def step_of_checkpoint(name: str) -> int:
+    """Return the step of a checkpoint, given the name of its folder."""
+    return int(name.removeprefix("step_"))
+
+
+def newest_step(run_dir: Path) -> int:
+    """Return the step of a run's newest checkpoint, 0 without one; its files are not checked."""
+    latest = run_dir / CHECKPOINTS_FOLDER / LATEST_FILE
+    return step_of_checkpoint(latest.read_text(encoding="utf-8").strip()) if latest.is_file() else 0

@@ -1,4 +1,4 @@
-"""Name the process that owns a folder, and tell whether it still runs."""
+"""Identify the process that uses a folder, and find out whether it still runs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _DEAD_STATES = ("Z", "X", "x")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """A process, named so that no other one is ever taken for it."""
+    """A process, described so that no other one is mistaken for it."""
 
     host: str
     pid: int
     since: str
-    """When it took the folder, in UTC."""
+    """When it locked the folder, in UTC."""
     process_start: int | None
-    """When it was started, in clock ticks since the machine was; None where there is no /proc."""
+    """When it was started, in clock ticks since the machine booted; None where there is no /proc."""
     boot_id: str | None
-    """Of the running kernel: another one after the machine was started again."""
+    """Of the running kernel; it changes when the machine boots."""
     pid_namespace: str | None
-    """Pids mean something in here only; containers of one machine have one each."""
+    """Where its pid is valid; the containers of one machine have one each."""
     slurm_job_id: str | None
     slurm_restart_count: int = 0
 
     def __str__(self) -> str:
-        """Return it as messages name it."""
+        """Describe it for messages."""
         job = f" (Slurm job {self.slurm_job_id})" if self.slurm_job_id else ""
         return f"pid {self.pid} on {self.host}{job} since {self.since} UTC"
 
@@ -50,12 +50,12 @@ class Owner:
         return f"kill {self.pid}" if self.is_on_this_machine else f"kill {self.pid} on {self.host}"
 
     def is_same_process(self, other: Owner) -> bool:
-        """Return whether both are one process, whenever it was asked."""
+        """Return whether both are the same process; `since` may differ."""
         names = ("host", "boot_id", "pid_namespace", "pid", "process_start")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def is_running(self) -> bool:
-        """Return whether it still runs; asked of a process of this machine."""
+        """Return whether it still runs; only for a process of this machine."""
         if self.process_start is not None:
             return process_start_of(self.pid) == self.process_start
         try:
@@ -86,11 +86,11 @@ class Owner:
         try:
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"no owner: {text!r}") from error
+            raise ValueError(f"not the record of an owner: {text!r}") from error
 
 
 def this_process() -> Owner:
-    """Return this process as an owner from now on."""
+    """Return a description of this process, as an owner from now on."""
     restarts = os.environ.get("SLURM_RESTART_COUNT", "")
     return Owner(
         host=socket.gethostname(),
@@ -105,12 +105,41 @@ def this_process() -> Owner:
 
 
 def process_start_of(pid: int) -> int | None:
-    """Return when a process was started, in clock ticks since the machine was; None if it has ended, or unknown."""
+    """Return when a process was started, in clock ticks since the machine booted; None if it has ended, or unknown."""
     text = _read(Path(f"/proc/{pid}/stat"))
     if text is None:
         return None
-    state, *numbers = text.rpartition(")")[2].split()  # the program's name, in brackets, may hold anything
+    state, *numbers = text.rpartition(")")[2].split()  # the program's name, in brackets, may contain anything
     return None if state in _DEAD_STATES else int(numbers[18])
+
+
+def lock_path(real: Path) -> Path:
+    """Return the file that is locked for a folder (without links)."""
+    return real.parent / ".locks" / f"{real.name}.lock"
+
+
+def record_path(real: Path) -> Path:
+    """Return the file that describes a folder's owner."""
+    return real.parent / ".locks" / f"{real.name}.owner.json"
+
+
+def read_owner(real: Path) -> Owner | None:
+    """Return a folder's owner on record, None without a record or where it is incomplete."""
+    try:
+        return Owner.from_json(record_path(real).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def seconds_of_silence(real: Path) -> float:
+    """Return how long ago the owner's record was touched, by the file server's clock: those of machines differ."""
+    try:
+        probe = lock_path(real)
+        os.utime(probe)
+        with probe.open("rb") as now, record_path(real).open("rb") as beat:  # NFS asks the server at an open
+            return os.fstat(now.fileno()).st_mtime - os.fstat(beat.fileno()).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _namespace() -> str | None:

@@ -1,7 +1,7 @@
-"""Be the batch job: prepare, let srun start the ranks, pass signals on, and put the job back into the queue.
+"""Run the batch job: prepare, let srun start the ranks, pass signals on, and requeue the job.
 
-The one idea: the ranks save and leave with code 75 whenever they are told to stop; this process, which outlives them,
-decides whether that means "again". It never starts a job anew that failed, was cancelled, or no longer moves.
+The ranks save and exit with code 75 whenever they are told to stop. This process, which outlives them, decides whether
+the job is requeued: not if it failed, was cancelled, or makes no progress.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from types import FrameType
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.paths import expand_path
-from versatune_ds.slurm.places import job_folder, job_that_opened, newest_step
-from versatune_ds.slurm.starts import Starts
+from versatune_ds.run_folder.names import newest_step
+from versatune_ds.slurm.job_files import Starts, job_folder, job_that_opened
 from versatune_ds.slurm.steps import prepare_step, train_step
 
 logger = logging.getLogger(__name__)
 
 GIVEN_UP_EXIT_CODE = 1
-"""Exit code of a job that saved but does not go on: not 75, which a cluster may be set up to requeue by itself."""
+"""Exit code of a job that saved but is not requeued: not 75, which a cluster may be set up to requeue by itself."""
 
 _NUM_TRIES = 7
 _PAUSE_SECONDS = 10.0
-"""How often, and how long apart, Slurm's controller is asked: while it is restarted it does not answer."""
+"""How often, and how long apart, to ask Slurm's controller: it does not answer while it restarts."""
 
 _STOPPED_BY_SIGNAL = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-"""srun's exit codes when a rank was told to stop before it could listen."""
+"""srun's exit codes when a rank got the signal before its handler was installed."""
 
 
 def run_job(recipe: Path, overrides: Sequence[str], *, is_fresh: bool, is_quiet: bool) -> int:
@@ -47,21 +47,21 @@ def run_job(recipe: Path, overrides: Sequence[str], *, is_fresh: bool, is_quiet:
         is_quiet: Whether the ranks show only warnings.
 
     Returns:
-        0 when the run is complete; 75 when the job goes on later; 1 when it does not, though it could; else what the
-        ranks left with: 2 for a user's mistake, 1 for a failure.
+        0 if the run is complete; 75 if the job was requeued; 1 if it was not, though the run could resume; else the
+        ranks' exit code: 2 for a user's mistake, 1 for a failure.
 
     Raises:
-        ValueError: If the recipe is wrong, or tasks and GPUs do not go together.
+        ValueError: If the recipe is wrong, or the number of tasks does not fit the GPUs.
     """
     job = _Job(recipe, overrides, is_fresh=is_fresh, environ=os.environ)
     if job.starts.are_stuck_at(job.newest_step):
         logger.error(job.stuck_line())
         return GIVEN_UP_EXIT_CODE
-    return job.start(flags=["--quiet"] * is_quiet)
+    return job.start(flags=["--quiet"] if is_quiet else [])
 
 
 def array_overrides(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
-    """Return what makes an array's task a run of its own: a name and a seed; nothing outside an array."""
+    """Return the overrides that make an array's task its own run, name and seed; empty outside an array."""
     task = environ.get("SLURM_ARRAY_TASK_ID", "")
     if not task.isdigit():
         return []
@@ -69,7 +69,7 @@ def array_overrides(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
 
 
 class _Job:
-    """Hold one start of a job: its recipe, its record, and the step of srun that is running."""
+    """One start of a job: its recipe, its record, and the step of srun that is running."""
 
     def __init__(self, recipe: Path, overrides: Sequence[str], *, is_fresh: bool, environ: Mapping[str, str]) -> None:
         self._is_fresh = is_fresh
@@ -79,7 +79,7 @@ class _Job:
         self.environ = step_environment(environ, config=self.config)
         self.id = environ.get("SLURM_JOB_ID", "")
         if not self.id:
-            raise ValueError("SLURM_JOB_ID is not set: versatune job is what slurm/train.sbatch runs; see submit")
+            raise ValueError("SLURM_JOB_ID is not set: slurm/train.sbatch runs `versatune job`; use `versatune submit`")
         self.num_requeues = int(environ.get("SLURM_RESTART_COUNT", "0"))
         self.starts = Starts(job_folder(self.config) / f"{self.config.run.name}-{self.id}.starts")
         self.python = environ.get("VERSATUNE_PYTHON") or sys.executable
@@ -88,30 +88,33 @@ class _Job:
 
     @property
     def is_to_be_fresh(self) -> bool:
-        """Return whether the run's folder is still to be deleted: not once a start of this job has begun the run."""
+        """Return whether the run's folder must still be deleted: not after a start of this job has begun the run."""
         return self._is_fresh and job_that_opened(self.config.run_dir) != self.id
 
     @property
     def newest_step(self) -> int:
-        """Return the step from which the run goes on now."""
+        """Return the step from which the run would resume now."""
         return 0 if self.is_to_be_fresh else newest_step(self.config.run_dir)
 
     def start(self, *, flags: list[str]) -> int:
-        """Prepare where no checkpoint is, train, and decide what the exit code means."""
+        """Prepare data if there is no checkpoint, train, and decide what the exit code means."""
+        # Record the start before anything can fail.
         train = train_step(self.config, self.environ, python=self.python)
         step = self.newest_step
         self.starts.add(step)
         logger.info(
-            "job %s, start %d, on %s: run %s goes on after step %d",
+            "job %s, start %d, on %s: run %s resumes after step %d",
             self.id, self.num_requeues + 1, self.environ.get("SLURM_JOB_NODELIST"), self.config.run_dir, step,
         )  # fmt: skip
+        # From here on, signals reach the ranks.
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._pass_on)
         code = 0
         if step == 0:
             code = self._run([*prepare_step(self.config, self.environ, python=self.python), *self.arguments])
         if code == 0:
-            command = [*train, *self.arguments, *flags, *["--fresh"] * self.is_to_be_fresh]
+            fresh = ["--fresh"] if self.is_to_be_fresh else []
+            command = [*train, *self.arguments, *flags, *fresh]
             code = REQUEUE_EXIT_CODE if self.is_told_to_stop else self._run(command)
         return self._end(code)
 
@@ -121,36 +124,36 @@ class _Job:
         was_told = self.is_told_to_stop
         self.step = subprocess.Popen(command, env=dict(self.environ))
         if self.is_told_to_stop and not was_told:
-            self.step.send_signal(signal.SIGUSR1)  # the signal came while srun was being started: nobody was told
+            self.step.send_signal(signal.SIGUSR1)  # it came while srun was being started, and was not passed on
         code = self.step.wait()
         self.step = None
         return code if code >= 0 else 128 - code
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Tell the ranks to save and leave, through srun, which passes SIGUSR1 on (SIGTERM would end it)."""
-        logger.warning("%s: the ranks are told to save and leave", signal.Signals(number).name)
+        """Signal the ranks to save and exit, through srun, which passes SIGUSR1 on (SIGTERM would end it)."""
+        logger.warning("%s: telling the ranks to save and exit", signal.Signals(number).name)
         self.is_told_to_stop = True
         if self.step is not None:
             self.step.send_signal(signal.SIGUSR1)
 
     def _end(self, code: int) -> int:
-        """Return the job's exit code, after it is back in the queue if it is to go on."""
+        """Requeue the job if its run can resume, and return the job's exit code."""
         if code == 0:
             logger.info("run %s is complete", self.config.run_dir)
-        elif may_go_on(code, is_told_to_stop=self.is_told_to_stop):
+        elif may_resume(code, is_told_to_stop=self.is_told_to_stop):
             return self._requeue()
         else:
             logger.error(
                 "the run failed with exit code %d, at or after step %d, and is not requeued: read the lines above; "
-                "submitted again, it goes on from its newest checkpoint", code, self.newest_step,
+                "submitted again, it resumes from its newest checkpoint", code, self.newest_step,
             )  # fmt: skip
         return code
 
     def _requeue(self) -> int:
-        """Put the job back into the queue, unless Slurm ends it itself, or it has no more starts, or does not move."""
+        """Requeue the job, unless Slurm ends it itself, it has no more starts, or it makes no progress."""
         state = self._state()
         if " " in state:
-            logger.error("saved after step %d, but squeue says: %s; submit again to go on", self.newest_step, state)
+            logger.error("saved after step %d, but squeue failed: %s; submit again to resume", self.newest_step, state)
             return GIVEN_UP_EXIT_CODE
         if state != "RUNNING":  # requeued from outside, or cancelled: a requeue would bring a cancelled job back
             logger.info("saved after step %d; Slurm itself ends this start (%s)", self.newest_step, state or "unknown")
@@ -160,19 +163,19 @@ class _Job:
             return GIVEN_UP_EXIT_CODE
         if self.num_requeues >= self.config.slurm.max_requeues:
             logger.error(
-                "saved after step %d, but not requeued: slurm.max_requeues=%d is reached; submit again to go on",
+                "saved after step %d, but not requeued: slurm.max_requeues=%d is reached; submit again to resume",
                 self.newest_step, self.config.slurm.max_requeues,
             )  # fmt: skip
             return GIVEN_UP_EXIT_CODE
-        logger.info("saved after step %d; back into the queue", self.newest_step)
+        logger.info("saved after step %d; requeueing the job", self.newest_step)
         refusal = _output_of("scontrol", "requeue", self.id)
         if refusal:
-            logger.error("scontrol requeue %s: %s; submit again to go on", self.id, refusal)
+            logger.error("scontrol requeue %s: %s; submit again to resume", self.id, refusal)
             return GIVEN_UP_EXIT_CODE
         return REQUEUE_EXIT_CODE
 
     def _state(self) -> str:
-        """Return the job's state, one word; where Slurm's controller does not answer for a minute, what squeue says."""
+        """Return the job's state, one word; squeue's error message if the controller does not answer for a minute."""
         command = ("squeue", "--noheader", f"--jobs={self.id}", "--format=%T")
         for _ in range(_NUM_TRIES):
             state = _output_of(*command)
@@ -182,26 +185,26 @@ class _Job:
         return state
 
     def stuck_line(self) -> str:
-        """Say why the job does not go on."""
+        """Return the message for a job that makes no progress."""
         return (
             f"job {self.id} made no progress in two starts (both began after step {self.newest_step}) and is not "
             "requeued; give it more time (slurm.time) or save more often (checkpoint.every), then submit again"
         )
 
 
-def may_go_on(code: int, *, is_told_to_stop: bool) -> bool:
-    """Return whether an exit code means a run that was stopped, rather than one that failed.
+def may_resume(code: int, *, is_told_to_stop: bool) -> bool:
+    """Return whether an exit code means that the run was stopped, rather than that it failed.
 
-    Ranks that are told before they listen, or that Slurm kills because they did not leave in time, die of a signal.
+    Ranks that get the signal before their handler is installed, or that Slurm kills for being too slow, die of it.
     """
     return code in (REQUEUE_EXIT_CODE, *_STOPPED_BY_SIGNAL) or (is_told_to_stop and code > 128)
 
 
 def step_environment(environ: Mapping[str, str], *, config: RunConfig) -> dict[str, str]:
-    """Return the environment of the job's steps: what the user set stands, the rest suits a cluster.
+    """Return the environment of the job's steps: the user's own, with defaults for a cluster.
 
-    Compiled kernels lie on the node's own disk: a lock file left on a shared one by a killed job would make every
-    later build wait for it. The cores of a task bound its threads also where Slurm does not bind it to them.
+    Compiled kernels are kept on the node's own disk: a lock file that a killed job left on a shared one would make
+    every later build wait for it. The number of threads follows the cores of a task, also where Slurm binds nothing.
     """
     own = config.slurm.local_dir and expand_path(str(config.slurm.local_dir), environ=environ)
     local = own or environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or "/tmp"
@@ -217,6 +220,6 @@ def step_environment(environ: Mapping[str, str], *, config: RunConfig) -> dict[s
 
 
 def _output_of(*command: str) -> str:
-    """Return what a command says in one line, stderr included; empty if it succeeds in silence."""
+    """Run a command and return its output in one line, stderr included; scontrol prints nothing on success."""
     done = subprocess.run(command, capture_output=True, text=True)
     return " ".join((done.stdout + done.stderr).split())

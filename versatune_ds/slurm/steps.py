@@ -1,7 +1,7 @@
-"""Write the srun commands of a job: how many tasks, how many cores each, and the container around them.
+"""Build the srun commands of a job: number of tasks, cores of each, and the container around them.
 
-The one idea: srun starts the ranks itself. torchrun and the deepspeed launcher die of the signals that Slurm sends
-and leave their ranks behind; srun hands signals on and returns the ranks' exit code.
+srun starts the ranks itself. torchrun and the deepspeed launcher die of the signals that Slurm sends and leave their
+ranks behind; srun passes signals on and returns the ranks' exit code.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from versatune_ds.config import RunConfig
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 
 SRUN = ("srun", "--kill-on-bad-exit=0", "--wait=60")
-"""Ranks may go on for a minute after the first one left: time to leave in good order, and the end of a hang."""
+"""Ranks may run for a minute after the first one exits: time to exit in order, and a limit to a hang."""
 
 _FIRST_RESERVED_STEP = 0xFFFFFFF0
-"""Step ids from here on are no steps of tasks: batch script, interactive shell."""
+"""Larger step ids are the batch script and interactive shells. As in distributed/slurm.py, which would import torch."""
 
 
 def overlap(environ: Mapping[str, str]) -> list[str]:
-    """Return what srun needs within a step of srun, which holds all its resources: without it srun waits for ever.
+    """Return the option that srun needs within a step of srun, whose resources it would otherwise wait for, for ever.
 
-    Since Slurm 20.11. A job that was submitted from within a step carries the step's id too, and is not harmed by it.
+    Since Slurm 20.11. A job that was submitted from within a step has the step's id too, and the option does no harm.
     """
     step = environ.get("SLURM_STEP_ID", "")
     return ["--overlap"] if step.isdigit() and int(step) < _FIRST_RESERVED_STEP else []
@@ -33,16 +33,16 @@ def train_step(config: RunConfig, environ: Mapping[str, str], *, python: str) ->
     """Return the command that starts every rank, up to the arguments of `launcher/train.py`.
 
     Raises:
-        ValueError: If the job's tasks and GPUs do not go together.
+        ValueError: If the job's number of tasks does not fit its GPUs.
     """
     command = [*SRUN, *overlap(environ), *_tasks(environ)]
-    if "SLURM_CPUS_PER_TASK" in environ:  # since Slurm 22.05 srun does not take it over from sbatch
+    if "SLURM_CPUS_PER_TASK" in environ:  # since Slurm 22.05 srun does not inherit it from sbatch
         command.append(f"--cpus-per-task={environ['SLURM_CPUS_PER_TASK']}")
     return [*command, *_in_container(config, python=python), str(PROJECT_DIR / "launcher" / "train.py")]
 
 
 def prepare_step(config: RunConfig, environ: Mapping[str, str], *, python: str) -> list[str]:
-    """Return the command that prepares the data, once, in one process with all cores that the job has on its node."""
+    """Return the command that prepares the data in one process, with all cores that the job has on its node."""
     command = ["srun", *overlap(environ), "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
     if environ.get("SLURM_CPUS_ON_NODE", "").isdigit():
         command.append(f"--cpus-per-task={environ['SLURM_CPUS_ON_NODE']}")
@@ -50,12 +50,12 @@ def prepare_step(config: RunConfig, environ: Mapping[str, str], *, python: str) 
 
 
 def _tasks(environ: Mapping[str, str]) -> list[str]:
-    """Return srun's options for the number of tasks: as the job was asked for, else one task for each GPU.
+    """Return srun's options for the number of tasks: one for each GPU, unless sbatch was given a number.
 
-    A number of tasks that sbatch was given is in the environment, where srun finds it.
+    That number is in the environment, where srun finds it.
 
     Raises:
-        ValueError: If there are fewer or more tasks than GPUs, unless DS_ACCELERATOR=cpu says that none is used.
+        ValueError: If there are fewer or more tasks than GPUs, unless DS_ACCELERATOR=cpu says that GPUs are not used.
     """
     num_gpus, num_tasks = environ.get("SLURM_GPUS_ON_NODE", ""), environ.get("SLURM_NTASKS", "")
     if not num_gpus.isdigit() or environ.get("DS_ACCELERATOR") == "cpu":
@@ -72,7 +72,7 @@ def _tasks(environ: Mapping[str, str]) -> list[str]:
 
 
 def _in_container(config: RunConfig, *, python: str) -> list[str]:
-    """Return what stands between srun's options and Python's arguments: Python, in its container if there is one."""
+    """Return the command that runs Python, in its container if there is one."""
     container = config.slurm.container
     if container is None:
         return [python]

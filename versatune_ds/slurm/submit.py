@@ -1,6 +1,6 @@
-"""Submit a recipe to Slurm: its `slurm` section as options of sbatch, with the template of this project.
+"""Submit a recipe to Slurm: its `slurm` section becomes options of sbatch, with the template of this project.
 
-The one idea: what is submitted is one command that a user may read, copy and change; `--dry-run` shows it.
+It is one command that a user may read, copy and change; `--dry-run` shows it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
-from versatune_ds.slurm.places import job_folder, log_pattern
+from versatune_ds.slurm.job_files import job_folder, log_pattern
 from versatune_ds.slurm.steps import PROJECT_DIR
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def submission_overrides(*, nodes: int | None, array: str | None, after: str | N
 
 
 def sbatch_options(config: RunConfig) -> list[str]:
-    """Return the options of sbatch that a recipe asks for."""
+    """Return the options of sbatch for a recipe."""
     slurm = config.slurm
     values = {
         "job-name": config.run.name,
@@ -55,15 +55,15 @@ def sbatch_options(config: RunConfig) -> list[str]:
 
 
 def job_environment(config: RunConfig) -> dict[str, str]:
-    """Return the variables that the job's script reads: which Python, and what to run before it."""
+    """Return the variables that the job's script reads: which Python, and the set-up commands before it."""
     variables = {"VERSATUNE_PYTHON": sys.executable, "VERSATUNE_ROOT": str(PROJECT_DIR)}
     return {**variables, "VERSATUNE_SETUP": "\n".join(config.slurm.setup)} if config.slurm.setup else variables
 
 
 def outside_of_jobs(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what Slurm says of the job, or step, in which this process runs.
+    """Return an environment without Slurm's variables of the job, or step, in which this process runs.
 
-    sbatch passes it on, and the new job would take the step, the tasks and the memory of the old one for its own.
+    sbatch would pass them on, and the new job would mistake the old one's step, tasks and memory for its own.
     """
     if "SLURM_JOB_ID" not in environ:
         return dict(environ)
@@ -78,21 +78,21 @@ def submit(
     Args:
         recipe: YAML file.
         overrides: `key=value` texts, those of the options included.
-        config: What the two say.
+        config: The config that both give.
         is_fresh: Whether the run's folder is deleted at the job's first start.
         is_dry_run: Whether nothing is submitted.
         is_quiet: Whether the run shows only warnings.
 
     Raises:
-        ValueError: If sbatch is not there or refuses the job, with its own words.
+        ValueError: If sbatch is not found or refuses the job, with its message.
     """
-    flags = ["--fresh"] * is_fresh + ["--quiet"] * is_quiet
+    flags = [flag for flag, is_set in (("--fresh", is_fresh), ("--quiet", is_quiet)) if is_set]
     options = ["--parsable", *sbatch_options(config)]
     command = ["sbatch", *options, str(TEMPLATE), str(recipe), *overrides, *flags]
     environment = job_environment(config)
     if is_dry_run:
         return shlex.join([*(["env", *(f"{key}={value}" for key, value in environment.items())]), *command])
-    job_folder(config).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and the job would leave no log
+    job_folder(config).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and there would be no log
     try:
         environ = {**outside_of_jobs(os.environ), **environment}
         done = subprocess.run(command, env=environ, capture_output=True, text=True)

@@ -19,6 +19,7 @@ from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.data.rows.tokenize import pad_token_id
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
+from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.engine.engine import Engine, share_process_group
@@ -45,8 +46,8 @@ from versatune_ds.run_folder.folder import (
     open_run_folder,
     write_record,
 )
-from versatune_ds.run_folder.links import own_run_folder
-from versatune_ds.run_folder.lock import FolderLock
+from versatune_ds.run_folder.folder_lock import FolderLock
+from versatune_ds.run_folder.links import lock_run_folder
 from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, SupplyLimits
@@ -95,7 +96,7 @@ def assemble_run(
     check_model_settings(config.model, ds_config)
     check_named_files(config.mixture)
     locks: list[FolderLock] = []
-    run_on_rank_zero(lambda: locks.extend(own_run_folder(config.run_dir, is_fresh=is_fresh)), world)
+    run_on_rank_zero(lambda: locks.extend(lock_run_folder(config.run_dir, is_fresh=is_fresh)), world)
     run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
     tokenizer, data = prepared or prepare_once_per_node(config, world)
     references = _references(config, tokenizer, data)
@@ -259,7 +260,7 @@ def build_engine(
     device: torch.device,
 ) -> Engine:
     """Give the model its loss head, check it, and hand it to DeepSpeed."""
-    num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
+    num_parameters = sum(full_shape(part).numel() for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
     if (line := describe_router_loss(causal_lm)) is not None:
         logger.info("%s", line)

@@ -19,7 +19,7 @@ import numpy as np
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.distributed import sum_over_ranks
-from versatune_ds.run_folder.checkpoint_files import whole_checkpoints
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class BadSteps:
         self._num_in_a_row += 1
         logger.warning("step %d: no update, its gradient is not finite or its loss is a spike", step)
         if self._num_in_a_row >= self._limit:
-            sound = next((path.name for path in whole_checkpoints(self._run_dir)), "none")
+            sound = next((path.name for path in complete_checkpoints(self._run_dir)), "none")
             raise RuntimeError(
                 f"steps {step - self._num_in_a_row + 1} to {step}: {self._num_in_a_row} in a row "
                 f"(train.max_bad_steps) made no update: their gradients are not finite, or their losses spikes. Last "

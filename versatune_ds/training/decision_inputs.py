@@ -18,7 +18,7 @@ import numpy as np
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs, read_control_or_keep, supply_caps
 from versatune_ds.mixture.policies import Policy
-from versatune_ds.run_folder.json_records import json_lines
+from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import CONTROL_FILE, DECISIONS_FILE
 
 logger = logging.getLogger(__name__)

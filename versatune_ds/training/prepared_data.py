@@ -24,7 +24,8 @@ from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
 from versatune_ds.model.named_model import check_saved_model
-from versatune_ds.run_folder.whole_folder import building, locked
+from versatune_ds.run_folder.atomic import atomic_folder
+from versatune_ds.run_folder.file_lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
     texts = iter_texts(config.data, cache_dir=cache_folder(config))
     with locked(cache_folder(config) / "locks" / folder.name):
         if not folder.is_dir():
-            with building(folder) as place:
+            with atomic_folder(folder) as place:
                 train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=place)
     return load_tokenizer(folder)
 

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from versatune_ds.data.order.plan import StepPlan
-from versatune_ds.engine.learning_rate import learning_rate_at
+from versatune_ds.engine.optimizer import learning_rate_at
 from versatune_ds.training.throughput import peak_memory_gib
 
 if TYPE_CHECKING:

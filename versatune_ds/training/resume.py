@@ -6,7 +6,6 @@ The one idea: each difference is either refused in one line that says what to do
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.distributed import World, run_on_rank_zero
 from versatune_ds.engine.other_world_size import is_convertible
 from versatune_ds.mixture.reference import References
-from versatune_ds.run_folder.checkpoint_files import newest_sound_checkpoint, read_state, remove_unfinished
+from versatune_ds.run_folder.checkpoint_files import newest_valid_checkpoint, read_state, remove_unfinished
+from versatune_ds.run_folder.json_lines import append_json_line
 from versatune_ds.run_folder.names import RESUMES_FILE
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,13 @@ def run_identity(
 def find_resume_point(config: RunConfig, identity: Mapping[str, Any], *, world: World) -> ResumePoint | None:
     """Return the newest sound checkpoint of a run, None where there is none; leftovers of kills are deleted.
 
-    Communication: see `newest_sound_checkpoint`.
+    Communication: see `newest_valid_checkpoint`.
 
     Raises:
         ValueError: On every rank, one line for each difference that is not allowed.
     """
     run_on_rank_zero(lambda: remove_unfinished(config.run_dir), world)
-    folder = newest_sound_checkpoint(config.run_dir, world)
+    folder = newest_valid_checkpoint(config.run_dir, world)
     if folder is None:
         return None
     state = read_state(folder)
@@ -169,8 +169,8 @@ def record_resume(run_dir: Path, point: ResumePoint, identity: Mapping[str, Any]
         "zero_stage": identity["zero_stage"],
         "changed": {key: [point.state["identity"].get(key), identity[key]] for key in sorted(point.changed)},
     }
-    with (run_dir / RESUMES_FILE).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    with (run_dir / RESUMES_FILE).open("ab", buffering=0) as stream:
+        append_json_line(stream, line)
 
 
 def log_resume(point: ResumePoint) -> None:

@@ -18,7 +18,7 @@ from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader, StepBatch
 from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
-from versatune_ds.engine.checkpoint import SaveError, load_checkpoint, save_checkpoint, whole_checkpoints
+from versatune_ds.engine.checkpoint import SaveError, load_checkpoint, save_checkpoint
 from versatune_ds.engine.engine import Engine, StepResult
 from versatune_ds.engine.other_world_size import load_converted
 from versatune_ds.mixture.controller import Controller
@@ -27,7 +27,8 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.monitor import Monitor
-from versatune_ds.run_folder.lock import FolderLock
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
+from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
@@ -174,7 +175,7 @@ class Run:
                     world=self.world,
                 )
         except SaveError as error:
-            stands = next((path.name for path in whole_checkpoints(self.config.run_dir)), "none")
+            stands = next((path.name for path in complete_checkpoints(self.config.run_dir)), "none")
             failed = f"step {self.step} could not be saved ({error}); the newest whole checkpoint is {stands}"
             if is_last:
                 raise RuntimeError(f"{failed}. Make room and start again to go on from it") from error

@@ -24,7 +24,7 @@ from versatune_ds.mixture.offline.replay import Part, replay
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.start import starting_weights
-from versatune_ds.run_folder.history import file_at, former_files
+from versatune_ds.run_folder.history import former_versions, version_at
 from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, REFERENCE_FILE
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe
@@ -108,7 +108,7 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
     _warn_of_unread(recorded_config(run_dir, overrides), overrides)  # a folder that is no run's is said first
     recorded = recorded_decisions(run_dir)
     domain_set = DomainSet(tuple(recorded[0].weights_before))
-    config_files = [*former_files(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
+    config_files = [*former_versions(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
     own, first = load_config(config_files[0][1], ()), load_config(config_files[0][1], overrides)
     is_start_kept = all(getattr(own.mixture, key) == getattr(first.mixture, key) for key in _START_KEYS)
     replayed = replay(
@@ -135,7 +135,7 @@ def _part(
 ) -> Part:
     """Return what decides again in place of a part of a run; its own references are read from its folder."""
     own, settings = load_config(config_file, ()).mixture, load_config(config_file, overrides).mixture
-    kept = file_at(run_dir / REFERENCE_FILE, step=until_step)
+    kept = version_at(run_dir / REFERENCE_FILE, step=until_step)
     if isinstance(settings.reference, Path) and settings.reference == own.reference and kept.is_file():
         settings = settings.model_copy(update={"reference": kept})
     references = load_references(settings, domain_set=domain_set)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.model.sizes import sizes_of
 
 _PEAK_TFLOPS = {
@@ -70,10 +71,10 @@ def flops_per_token(model: nn.Module) -> float:
     heads = {id(getattr(part, "weight", None)) for part in model.modules() if not isinstance(part, nn.Embedding)}
     total = 0.0
     for name, parameter in model.named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        shape = full_shape(parameter)
         if len(shape) < 2 or (id(parameter) in lookups and id(parameter) not in heads):
             continue
-        num_met = getattr(parameter, "ds_numel", parameter.numel()) * (share_met if ".experts." in name else 1.0)
+        num_met = shape.numel() * (share_met if ".experts." in name else 1.0)
         total += (6.0 if parameter.requires_grad else 4.0) * num_met
     return total
 

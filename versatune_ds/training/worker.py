@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -29,9 +28,10 @@ from versatune_ds.distributed import (
     num_tasks_on_this_node,
 )
 from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
-from versatune_ds.run_folder.lock import release_all
+from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
 from versatune_ds.training.run import Run
@@ -88,8 +88,7 @@ def be_process(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> 
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
-    # deepspeed 0.19.8 calls names that torch 2.13 has renamed: one warning a rank and name, nothing a user can do.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    ignore_renamed_torch_functions()
     stop_signals = StopSignals()
     stop_signals.install()
     board = FailureBoard(world, has_state=lambda: stop_signals.has_state)

@@ -41,7 +41,8 @@ from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.domains import DomainSet
-from versatune_ds.run_folder.whole_folder import building, locked
+from versatune_ds.run_folder.atomic import atomic_folder
+from versatune_ds.run_folder.file_lock import locked
 
 __all__ = ["PreparedData", "iter_texts", "prepare_domains"]
 
@@ -153,7 +154,7 @@ def _prepare_domain(
     with locked(digests.cache_dir / "locks" / folder.name):
         is_found = folder.is_dir()
         if not is_found:
-            with building(folder) as place:
+            with atomic_folder(folder) as place:
                 summary = build_domain(
                     place, task=task, encoder=encoder, num_processes=data.num_processes, settings=settings
                 )

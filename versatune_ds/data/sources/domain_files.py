@@ -19,7 +19,7 @@ from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
 from versatune_ds.domains import domain_name
-from versatune_ds.run_folder.whole_folder import locked
+from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.warn_once import silence, warn_once
 
 

@@ -8,13 +8,13 @@ because a clock may be too coarse to tell the next change apart.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from versatune_ds.data.manifest import digest_of_file
+from versatune_ds.run_folder.atomic import write_text
 
 _SETTLED_SECONDS = 3.0
 _NUM_THREADS = 4
@@ -53,9 +53,7 @@ class SourceDigests:
             return
         self._known |= digests
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
-        draft.replace(self._path)
+        write_text(self._path, json.dumps(self._known, indent=0))
 
 
 def _key(path: Path) -> str:

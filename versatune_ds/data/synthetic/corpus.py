@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from versatune_ds.data.synthetic.rows import DOMAIN_NAMES, generate_rows
 from versatune_ds.data.synthetic.space import SPLIT_LANES
 from versatune_ds.domains import DomainSet
+from versatune_ds.run_folder.atomic import atomic_file
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -133,15 +133,13 @@ def _lines(rows: Iterator[Any]) -> Iterator[bytes]:
 
 
 def _write_atomically(path: Path, chunks: Iterable[bytes]) -> str:
-    """Write chunks to a file beside `path`, then rename it; return the content's SHA-256."""
+    """Write a file from chunks, complete or not at all; return the content's SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}")
     digest = hashlib.sha256()
-    with partial_path.open("wb") as file:
+    with atomic_file(path) as file:
         for chunk in chunks:
             digest.update(chunk)
             file.write(chunk)
-    partial_path.replace(path)
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from versatune_ds.domains import DomainSet, by_domain_name, nearest_name
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.measurement import Measurement
-from versatune_ds.run_folder.json_records import JsonLine, complete_lines, json_lines
+from versatune_ds.run_folder.json_lines import JsonLine, complete_lines, json_lines
 
 logger = logging.getLogger(__name__)
 

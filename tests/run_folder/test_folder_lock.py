@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from tiny_run import ROOT
 
-from versatune_ds.run_folder.lock import find_owner, own_folder
+from versatune_ds.run_folder import folder_lock
+from versatune_ds.run_folder.folder_lock import find_owner, lock_folder
 from versatune_ds.run_folder.owner import Owner, process_start_of, this_process
-from versatune_ds.training import folder_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from versatune_ds.run_folder.lock import own_folder
+from versatune_ds.run_folder.folder_lock import lock_folder
 try:
-    lock = own_folder(Path(sys.argv[1]), way_out="choose another")
+    lock = lock_folder(Path(sys.argv[1]), way_out="choose another")
 except ValueError as error:
     sys.exit(str(error))
 print("owned", flush=True)
@@ -39,7 +39,7 @@ def hold(folder, *, seconds):
 
 
 def take(folder):
-    return own_folder(folder, way_out="choose another")
+    return lock_folder(folder, way_out="choose another")
 
 
 def record(folder, **changes):
@@ -126,7 +126,7 @@ def test_an_owner_on_another_machine_that_falls_silent_is_gone(tmp_path, monkeyp
     with caplog.at_level("INFO", logger="versatune_ds"):
         take(tmp_path / "run").release()
     assert "on elsewhere" in caplog.text
-    assert "which is gone and did not close it" in caplog.text
+    assert "which ended without unlocking it" in caplog.text
 
 
 @pytest.mark.parametrize(("job", "restarts", "is_refused"), [("7", "1", False), ("7", None, True), ("8", "1", True)])
@@ -199,7 +199,7 @@ def test_an_owner_whose_folder_was_taken_over_ends_at_once(tmp_path, monkeypatch
 def test_an_unfinished_owners_file_is_none(tmp_path):
     record(tmp_path / "run").write_text('{"host": "a')
     take(tmp_path / "run").release()
-    with pytest.raises(ValueError, match=r"^no owner"):
+    with pytest.raises(ValueError, match=r"^not the record of an owner"):
         Owner.from_json('{"host": "a"}')
 
 

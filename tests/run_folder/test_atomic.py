@@ -1,0 +1,84 @@
+"""A file or folder is complete or absent, also after a failure, with two writers, and without file locks."""
+
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from versatune_ds.run_folder.atomic import atomic_file, atomic_folder, write_json, write_text
+from versatune_ds.run_folder.file_lock import locked
+
+
+def test_without_locks_the_work_is_done_all_the_same_and_one_warning_is_logged(tmp_path, monkeypatch, caplog):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    for name in ("law", "code"):
+        with locked(tmp_path / "locks" / name):
+            pass
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(f"{tmp_path}/locks: no file can be locked there ([Errno")
+
+
+def test_of_two_that_build_the_same_the_first_gives_it_its_name_and_the_other_uses_it(tmp_path):
+    with atomic_folder(tmp_path / "law") as place:
+        (place / "tokens").write_text("mine")
+        (tmp_path / "law").mkdir()
+        (tmp_path / "law" / "tokens").write_text("theirs")
+    assert (tmp_path / "law" / "tokens").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["law"]
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_is_writing_stays(tmp_path):
+    living = subprocess.Popen(["sleep", "60"])
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    prefix = f".building-law-{socket.gethostname()}-"
+    for pid in (living.pid, dead.pid):
+        (tmp_path / f"{prefix}{pid}").mkdir()
+    with atomic_folder(tmp_path / "law"):
+        assert sorted(os.listdir(tmp_path)) == sorted(f"{prefix}{pid}" for pid in (living.pid, os.getpid()))
+    living.kill()
+    living.wait()
+
+
+def test_a_folder_that_cannot_get_its_name_is_an_error(tmp_path):
+    (tmp_path / "law").write_text("a file")
+    with pytest.raises(OSError, match="law"), atomic_folder(tmp_path / "law"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["law"]
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_earlier_one_and_nothing_else(tmp_path):
+    write_json(tmp_path / "a.json", {"law": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n "law": 1\n}\n'
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a.json") as stream:
+        stream.write(b"%d" % (1 / 0))
+    assert (tmp_path / "a.json").read_text() == '{\n "law": 1\n}\n'
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_of_two_writers_at_once_each_file_is_complete_and_the_last_one_wins(tmp_path):
+    with atomic_file(tmp_path / "a") as first:
+        first.write(b"first, ")
+        write_text(tmp_path / "a", "second")
+        assert (tmp_path / "a").read_text() == "second"
+        first.write(b"still first")
+    assert (tmp_path / "a").read_text() == "first, still first"
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        write_text(tmp_path / "missing" / "a.json", "text")
+    assert raised.value.filename == f"{tmp_path}/missing/a.json"
+
+
+def test_a_device_is_written_and_not_replaced():
+    write_text(Path("/dev/null"), "text")
+    assert Path("/dev/null").is_char_device()
