@@ -8,11 +8,11 @@ from command_line import command_of, write_recipe
 from opened_run import config, open_folder
 from tiny_run import tiny_config
 
+from versatune_ds.launch import start as launch_module
 from versatune_ds.run_folder.checkpoint_files import remove_folder, remove_unfinished
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.links import own_run_folder
 from versatune_ds.run_folder.owner import this_process
-from versatune_ds.training import launch as launch_module
 
 
 @pytest.fixture

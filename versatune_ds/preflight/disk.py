@@ -16,12 +16,12 @@ import torch
 from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import DTYPES
-from versatune_ds.preflight.finding import Finding, fail, ok
 from versatune_ds.preflight.memory import estimates_of, gib
 from versatune_ds.preflight.memory_estimate import ModelSize
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
+from versatune_ds.training.finding import Finding, fail, ok
 
 _CACHE_BYTES_PER_TOKEN = 13
 """Prepared data beside the text of their rows: ids (4 bytes), in the shards and while they are built, and loss."""

@@ -9,9 +9,9 @@ import torch
 
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import special_ids_of_tokenizer
-from versatune_ds.preflight.finding import Finding, fail, ok, warn
 from versatune_ds.preflight.memory_estimate import MemoryEstimate, ModelSize, estimate_memory, measure_model
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _RUNTIME_GIB = 1.0
 """Assumed for the CUDA context, NCCL and cuBLAS workspaces; not measured here."""

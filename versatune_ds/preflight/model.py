@@ -1,30 +1,19 @@
-"""Check that a saved model's files are complete, and that its positions reach as far as the examples do."""
+"""Check that a model's positions reach as far as the examples do."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-from versatune_ds.model.build import check_model_weights
-from versatune_ds.model.named_model import check_saved_model
-from versatune_ds.preflight.finding import Finding, fail, ok, warn
 from versatune_ds.preflight.memory import estimates_of
-from versatune_ds.preflight.memory_estimate import ModelSize
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, fail, warn
 
 
-def check_model(subject: Subject) -> Iterator[Finding]:
-    """Compare weights with config, and examples with positions; ValueError for a model that cannot be the one named."""
-    model = subject.config.model
-    check_saved_model(model)
-    if check_model_weights(model):
-        yield ok("model", "model.name_or_path", "names and shapes of its weights are those of its config")
-    yield from _check_positions(subject, estimates_of(subject).size)
-
-
-def _check_positions(subject: Subject, size: ModelSize) -> Iterator[Finding]:
+def check_positions(subject: Subject) -> Iterator[Finding]:
     """Compare the longest sampled example with the positions: a failure where they are learned, else a warning."""
+    size = estimates_of(subject).size
     row_tokens, room = subject.config.data.row_tokens, size.num_learned_positions or size.max_positions
     if room is None or row_tokens <= room:
         return

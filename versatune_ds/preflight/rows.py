@@ -24,9 +24,9 @@ from versatune_ds.data.rows.unread_columns import (
     describe_labels,
     describe_text,
 )
-from versatune_ds.preflight.finding import Finding, fail, ok, warn
 from versatune_ds.preflight.inspect_recipe import escape_control_characters
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _MAX_EXAMPLE_CHARACTERS, _MAX_EXAMPLE_LINES = 600, 12
 

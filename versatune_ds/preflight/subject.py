@@ -1,7 +1,7 @@
-"""Hold what is being checked, and find out each thing about it once.
+"""The recipe being checked, and what several checks need to know about it.
 
-The one idea: what several checks need (the tokenizer, the files, sampled rows) is found by the first that asks; if
-that fails, all get the same error, so the report says it once and names what could not be checked for it.
+Tokenizer, files and sampled rows are found once, by the first check that asks. If that fails, all checks get the same
+error, so that the report lists it once and lists what could not be checked because of it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from versatune_ds.data.rows.tokenize import load_tokenizer, train_tokenizer
 from versatune_ds.data.rows.turns import BadRowError, is_unicode
 from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
+from versatune_ds.distributed.gpus import asks_for_gpus, is_cpu_meant
 from versatune_ds.domains import DomainSet
-from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.sample import FileSample, sample_file
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
+from versatune_ds.training.start_checks import Start
 
 _CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
 _RECORDS_PER_SPLIT = 400
@@ -40,7 +41,7 @@ _MAX_BYTES_FOR_TOKENIZER = 32 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainSample:
-    """Hold what was sampled of one domain's files of one split."""
+    """What was sampled of one domain's files of one split."""
 
     domain: str
     split: str
@@ -59,6 +60,7 @@ class Subject:
     Args:
         config: The recipe.
         request: Where it is to run.
+        num_gpus_here: GPUs of this machine.
     """
 
     def __init__(self, config: RunConfig, request: CheckRequest, *, num_gpus_here: int) -> None:
@@ -77,6 +79,30 @@ class Subject:
     def world_size(self) -> int:
         """Return the processes of the run."""
         return self.num_nodes * self.gpus_per_node
+
+    @property
+    def start(self) -> Start:
+        """Return the start of this recipe's processes, as the start checks see it."""
+        request, slurm = self.request, self.config.slurm
+        is_queued = slurm.partition is not None or "SBATCH_PARTITION" in request.environ
+        is_here = self.num_nodes == 1 and not is_queued
+        device_type = "cpu" if is_here else None
+        if request.gpu_memory_gib:
+            device_type = "cuda"
+        elif is_cpu_meant(request.environ):
+            device_type = "cpu"
+        elif self.num_gpus_here or slurm.gpus_per_node or asks_for_gpus(slurm, request.environ):
+            device_type = "cuda"
+        given = request.gpus_per_node
+        return Start(
+            config=self.config,
+            stage="check",
+            num_processes=self.world_size,
+            device_type=device_type,
+            is_here=is_here,
+            gpus_asked_by=None if given is None else f"--gpus-per-node={given}",
+            environ=request.environ,
+        )
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """Return what `find` returned at the first call, or raise what it raised then."""
@@ -214,12 +240,8 @@ class Subject:
 
     @property
     def ds_config(self) -> dict[str, Any]:
-        """Return DeepSpeed's config; rows that do not divide are reported by their check, and made to divide here."""
-        train = self.config.train
-        rows_at_once = train.rows_per_micro_batch * self.world_size
-        if train.rows_per_batch % rows_at_once:
-            train = train.model_copy(update={"rows_per_batch": rows_at_once})
-        return self.once("deepspeed", lambda: deepspeed_config(train, world_size=self.world_size))
+        """Return DeepSpeed's config."""
+        return self.once("deepspeed", lambda: self.start.ds_config)
 
 
 def _texts(sample: DomainSample) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from versatune_ds.data.rows.templates import TEMPLATE_DATE, has_fixed_date
 from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.model.build import stopping_settings
-from versatune_ds.preflight.finding import Finding, ok, warn
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.end_tokens import ends_of_examples, ends_of_template, named_tokens, stops_of
+from versatune_ds.training.finding import Finding, ok, warn
 
 
 def check_tokenizer(subject: Subject) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from typing import Any
 from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
+from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import (
     Result,
     reference_content,
@@ -36,7 +37,6 @@ from versatune_ds.reference.one_domain import (
 )
 from versatune_ds.reference.score import score_model, scored_recipe
 from versatune_ds.reference.shared import Workplace, open_workplace
-from versatune_ds.reference.task import ReferenceTask
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
