@@ -1,33 +1,44 @@
-"""Train and evaluate every run of a comparison, several at a time, going on where an earlier call stopped.
+"""Train and evaluate every run of a comparison, several at a time, and resume where an earlier call stopped.
 
-The one idea: a run is done when its evaluation lies in its folder beside the settings it was made with; everything else
-is tried again, and results of other settings are refused.
+A run is done when its evaluation is in its folder and the settings it was made with are kept beside it. Everything else
+is tried again, and results made with other settings are refused.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, overrides_of, texts
-from versatune_ds.comparison.processes import places, start_process
 from versatune_ds.comparison.starting_point import digest_of_start
 from versatune_ds.config import load_config
 from versatune_ds.data.sources.domain_files import has_test_rows
-from versatune_ds.evaluation.command import RESULT_FILE, EvaluateOptions, evaluate
+from versatune_ds.evaluation.command import EvaluateOptions, evaluate
+from versatune_ds.launch.process_pool import Job, run_jobs
+from versatune_ds.run_folder.names import EVALUATION_FILE
 from versatune_ds.training.worker import run_worker
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.05
 _BASE_FILE = "base_evaluation.json"
+
+
+def num_jobs_of(asked: int | None, *, gpus: tuple[str, ...]) -> int:
+    """Return the runs at a time: one a GPU, or one a core, unless another number is asked for.
+
+    Raises:
+        ValueError: If that is none.
+    """
+    if asked is not None and asked < 1:
+        raise ValueError(f"--jobs={asked}: expected 1 or more")
+    return asked or len(gpus) or len(os.sched_getaffinity(0))
 
 
 def run_cells(
@@ -37,7 +48,7 @@ def run_cells(
     start: Sequence[str],
     num_jobs: int,
     gpus: tuple[str, ...],
-    say: Callable[[Cell], str],
+    describe: Callable[[Cell], str],
 ) -> None:
     """Run every cell that has no result yet.
 
@@ -45,35 +56,33 @@ def run_cells(
         plan: The comparison.
         cells: Its runs.
         start: `key=value` texts of what they start from.
-        num_jobs: Runs under way at a time.
+        num_jobs: Runs at a time.
         gpus: Names of this machine's GPUs.
-        say: Returns what is logged of a run that is done.
+        describe: Returns what is logged of a run that is done.
 
     Raises:
         RuntimeError: If runs fail; the others are finished first, and each failed one is named with its log.
     """
-    waiting = [cell for cell in cells if not _has_result(plan, cell, start)]
+    waiting = {cell.run_name: cell for cell in cells if not _has_result(plan, cell, start)}
     logger.info("%d runs, %d of them done", len(cells), len(cells) - len(waiting))
-    num_waiting, began = len(waiting), time.monotonic()
-    running: dict[BaseProcess, tuple[Cell, str | None]] = {}
-    free, failed = places(num_jobs, gpus=gpus), []
-    while waiting or running:
-        while waiting and free:
-            cell, gpu = waiting.pop(0), free.pop(0)
-            work = partial(_train_and_evaluate, plan, cell, start)
-            running[start_process(work, log=_log_of(plan, cell), gpu=gpu)] = (cell, gpu)
-        for process in [process for process in running if not process.is_alive()]:
-            cell, gpu = running.pop(process)
-            free.append(gpu)
-            process.join()
-            failed += [cell] * (process.exitcode != 0)
-            num_done = num_waiting - len(waiting) - len(running)
-            left = (time.monotonic() - began) / num_done * (num_waiting - num_done)
-            outcome = say(cell) if process.exitcode == 0 else "FAILED"
-            logger.info("%s %s  %d/%d, about %.0f s left", cell.run_name, outcome, num_done, num_waiting, left)
-        time.sleep(_POLL_SECONDS)
+    began, done, failed = time.monotonic(), [], []
+
+    def log_done(job: Job, exit_code: int) -> None:
+        """Log how a run ended and how long the others will take."""
+        done.append(job)
+        if exit_code:
+            failed.append(job)
+        outcome = "FAILED" if exit_code else describe(waiting[job.name])
+        left = (time.monotonic() - began) / len(done) * (len(waiting) - len(done))
+        logger.info("%s %s  %d/%d, about %.0f s left", job.name, outcome, len(done), len(waiting), left)
+
+    jobs = [
+        Job(name=name, work=partial(_train_and_evaluate, plan, cell, start), log=_log_of(plan, cell))
+        for name, cell in waiting.items()
+    ]
+    run_jobs(jobs, num_at_a_time=num_jobs, gpus=gpus, when_done=log_done)
     if failed:
-        logs = ", ".join(str(_log_of(plan, cell)) for cell in failed)
+        logs = ", ".join(str(job.log) for job in failed)
         raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed: see {logs}; the same command tries them again")
 
 
@@ -89,9 +98,9 @@ def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str
     settings = {"data": config["data"], "model": config["model"], **_evaluation_settings(plan)}
     settings["start"] = digest_of_start(plan)
     if not path.is_file() or _read(settings_path) != settings:
-        process = start_process(partial(_evaluate_base, plan, start, path), log=log, gpu=places(1, gpus=gpus)[0])
-        process.join()
-        if process.exitcode:
+        job, codes = Job(name="base", work=partial(_evaluate_base, plan, start, path), log=log), []
+        run_jobs([job], num_at_a_time=1, gpus=gpus, when_done=lambda job, exit_code: codes.append(exit_code))
+        if any(codes):
             raise RuntimeError(f"the base model's evaluation failed: see {log}; the same command tries it again")
         settings_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     return _read(path)["domains"]
@@ -107,7 +116,7 @@ def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> in
 
 def result_of(plan: ComparisonPlan, cell: Cell) -> dict[str, Any]:
     """Return a run's evaluation by domain."""
-    return _read(folder_of(plan, cell) / RESULT_FILE)["domains"]
+    return _read(folder_of(plan, cell) / EVALUATION_FILE)["domains"]
 
 
 def evaluation_options(plan: ComparisonPlan) -> EvaluateOptions:
@@ -142,7 +151,7 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
             f"{folder}: made with other settings or from another base model; remove it, or give the comparison another "
             "name"
         )
-    return kept is not None and (folder / RESULT_FILE).is_file()
+    return kept is not None and (folder / EVALUATION_FILE).is_file()
 
 
 def _settings_path(plan: ComparisonPlan, cell: Cell) -> Path:
@@ -174,6 +183,6 @@ def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) 
     overrides = [*start, *overrides_of(plan, cell)]
     code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
     if code == 0:
-        options = replace(evaluation_options(plan), output=folder_of(plan, cell) / RESULT_FILE)
+        options = replace(evaluation_options(plan), output=folder_of(plan, cell) / EVALUATION_FILE)
         evaluate(folder_of(plan, cell), options)
     return code

@@ -20,9 +20,10 @@ from versatune_ds.data.rows.tokenize import load_tokenizer, render_conversation
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.questions import LabelStore, Question
+from versatune_ds.launch.process_pool import device_of
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.monitor.progress_lines import with_progress
-from versatune_ds.training.worker import choose_device, set_threads
+from versatune_ds.training.worker import set_threads
 
 _ANSWER = "Answer with the name of one domain and nothing else."
 
@@ -53,7 +54,7 @@ class LocalLabeller:
             )
         except ValueError as error:
             raise ValueError(f"detect.hf.name_or_path: {str(error).partition(': ')[2]}") from None
-        self._causal_lm = causal_lm.to(choose_device(World())).eval()
+        self._causal_lm = causal_lm.to(device_of(World())).eval()
         self._template = choose_template(self._tokenizer)
         self._names_ids = [self._ids(name) + self._end_ids() for name in question.domain_set]
         identity = (self._digest, settings.precision, self._prompt(""), str(question.max_characters))
