@@ -216,7 +216,7 @@ def test_a_mistake_is_one_line_and_code_two_before_anything_is_drawn(recipe, tmp
 def test_a_folder_without_weights_points_to_export(recipe, tmp_path, capsys):
     called = command_of(capsys)("detect", recipe, f"model.name_or_path={tmp_path}")
     assert called.code == 2
-    assert "holds no weights (*.safetensors); for a run's folder write `versatune export" in called.err
+    assert "has no weights (*.safetensors); for a run's folder write `versatune export" in called.err
 
 
 def test_the_prior_appears_whole_or_not_at_all(faked, tmp_path):

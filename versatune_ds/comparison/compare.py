@@ -50,7 +50,7 @@ def compare(path: Path, overrides: Sequence[str], *, num_jobs: int | None) -> Pa
 
 
 def _results(plan: ComparisonPlan, *, start: Sequence[str], num_jobs: int, gpus: tuple[str, ...]) -> Results:
-    """Evaluate the base model, run every cell, and gather what came out."""
+    """Evaluate the base model, run every cell, and collect the results."""
     base, cells = evaluate_base(plan, start, gpus=gpus), list(cells_of(plan))
 
     def describe(cell: Cell) -> str:

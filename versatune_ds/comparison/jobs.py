@@ -107,7 +107,7 @@ def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str
 
 
 def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> int:
-    """Be the process that evaluates the base model."""
+    """Evaluate the base model; the work of one process."""
     overrides = [*start, *texts(plan.set)]
     options = replace(evaluation_options(plan), recipe=plan.recipe, overrides=overrides, output=path)
     evaluate(plan.start_folder / "base_model", options)
@@ -135,7 +135,7 @@ def folder_of(plan: ComparisonPlan, cell: Cell) -> Path:
 
 
 def _log_of(plan: ComparisonPlan, cell: Cell) -> Path:
-    """Return the run's log, which lies beside its folder: a run's folder holds nothing but the run's."""
+    """Return the run's log, which is beside its folder: in a run's folder is nothing but the run's."""
     return plan.folder / "logs" / f"{cell.run_name}.log"
 
 
@@ -143,7 +143,7 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
     """Return whether a run was evaluated, with the keys and the starting point it has now.
 
     Raises:
-        ValueError: If it was made, or begun, with others: results of two settings must not meet in one table.
+        ValueError: If it was made, or begun, with others: results of two settings must not be in one table.
     """
     folder, kept = folder_of(plan, cell), _read(_settings_path(plan, cell))
     if folder.is_dir() and kept not in (None, _settings_of(plan, cell, start)):
@@ -155,28 +155,28 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
 
 
 def _settings_path(plan: ComparisonPlan, cell: Cell) -> Path:
-    """Return where a run's settings are kept, beside its folder as its log is."""
+    """Return the file of a run's settings, which is beside its folder as its log is."""
     return plan.folder / "settings" / f"{cell.run_name}.json"
 
 
 def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict[str, Any]:
-    """Return everything a run's result depends on besides the data it names."""
+    """Return everything a run's result depends on besides the data."""
     config = config_of_cell(plan, cell, start=start).model_dump(mode="json")
     return {"config": config, "start": digest_of_start(plan), **_evaluation_settings(plan)}
 
 
 def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:
-    """Return how models are evaluated, as it is kept."""
+    """Return how models are evaluated, as it is stored."""
     return {"split": split_of(plan), "exact": plan.exact, "choices": [str(path) for path in plan.choices]}
 
 
 def _read(path: Path) -> Any:
-    """Return what a JSON file holds, None for a missing one."""
+    """Return the content of a JSON file, None for a missing one."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> int:
-    """Be the process of one run: train, or go on training, then evaluate; return its exit code."""
+    """Train or resume one run, then evaluate it; the work of one process. Return its exit code."""
     settings = _settings_path(plan, cell)
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(json.dumps(_settings_of(plan, cell, start), indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from versatune_ds.training.finding import Finding, fail, failures_of, ok, warn
 
 
 def check_files(subject: Subject) -> Iterator[Finding]:
-    """Find and sample every domain's files, and report sizes and rows."""
+    """Find and sample every domain's files, and report their sizes and records."""
     for name in subject.files_of_domain:
         for split in ("train", "valid"):
             try:

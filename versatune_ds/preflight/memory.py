@@ -17,12 +17,12 @@ _RUNTIME_GIB = 1.0
 """Assumed for the CUDA context, NCCL and cuBLAS workspaces; not measured here."""
 
 _MARGIN = 0.9
-"""Share of the memory that an estimate may fill before it is called tight: allocators leave gaps."""
+"""Share of the memory that an estimate may fill before it counts as tight: allocators leave gaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Estimates:
-    """Hold a model's size and its memory as the recipe has it, and with gradient checkpointing turned the other way."""
+    """A model's size and its memory, as the recipe has it and with gradient checkpointing turned the other way."""
 
     size: ModelSize
     chosen: MemoryEstimate
@@ -76,7 +76,7 @@ def _compare(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) ->
         key, memory = "GPU here", torch.cuda.get_device_properties(0).total_memory / 2**30
     about = f"about {needed:,.1f} GiB a GPU ({_RUNTIME_GIB:g} of them assumed for CUDA itself)"
     if memory is None:
-        return ok("memory", key, f"{about}; not compared: say the GPU's memory with --gpu-memory GIB")
+        return ok("memory", key, f"{about}; not compared: give the GPU's memory with --gpu-memory GIB")
     if needed <= _MARGIN * memory:
         return ok("memory", key, f"{about} of {memory:,.1f}")
     if needed <= memory:
@@ -85,7 +85,7 @@ def _compare(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) ->
 
 
 def _advice(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) -> str:
-    """Say what saves memory, the cheapest first."""
+    """Return what saves memory, the cheapest first."""
     config, ways = subject.config, []
     if not config.model.gradient_checkpointing:
         ways.append(f"model.gradient_checkpointing=true saves {gib(chosen.peak - other.peak)}")

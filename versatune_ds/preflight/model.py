@@ -21,7 +21,7 @@ def check_positions(subject: Subject) -> Iterator[Finding]:
     longest, is_whole = 0, True
     with contextlib.suppress(ValueError):  # what is wrong with rows or template is reported by their checks
         longest = max((encode_sample(subject, name).longest_tokens for name in names), default=0)
-        is_whole = all(file.is_whole for name in names for file in subject.sound_files(name))
+        is_whole = all(file.is_whole for name in names for file in subject.readable_files(name))
     todo = f"set data.row_tokens={room} or less"
     if size.num_learned_positions is None and longest > room:
         yield warn("model", "data.row_tokens", f"an example of {longest} tokens; the model was made for {room}", todo)

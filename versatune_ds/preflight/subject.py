@@ -36,7 +36,7 @@ from versatune_ds.training.start_checks import Start
 _CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
 _RECORDS_PER_SPLIT = 400
 _MAX_BYTES_FOR_TOKENIZER = 32 << 20
-"""Data up to this size are read whole to train the tokenizer that the run will have."""
+"""Data up to this size are read completely to train the tokenizer that the run will have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class DomainSample:
 
     @property
     def num_rows(self) -> float:
-        """Return the rows of the files, an estimate where they are large."""
+        """Return the records of the files, an estimate where they are large."""
         return sum(file.num_rows for file in self.files)
 
 
@@ -137,11 +137,11 @@ class Subject:
         return () if sources is None else self.once(f"{domain} {split}", lambda: find_files(sources, key=key))
 
     def sample(self, domain: str, split: str) -> DomainSample:
-        """Return sampled rows of a domain's split."""
+        """Return sampled records of a domain's split."""
         return self.once(f"sample of {domain} {split}", lambda: self._sample(domain, split))
 
     def _sample(self, domain: str, split: str) -> DomainSample:
-        """Read some rows of each file of a domain's split."""
+        """Read some records of each file of a domain's split."""
         paths = self.paths(domain, split)
         num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
         files = tuple(sample_file(path, num_records=num_records) for path in paths)
@@ -154,15 +154,16 @@ class Subject:
         names = []
         for name in self.files_of_domain:
             with contextlib.suppress(ValueError):
-                names += [name] * bool(self.sample(name, "train").files)
+                if self.sample(name, "train").files:
+                    names.append(name)
         return names
 
     @property
     def num_bytes(self) -> int:
         """Return the size of all domains' files that were found."""
-        return sum(file.path.stat().st_size for name in self.readable_domains() for file in self.sound_files(name))
+        return sum(file.path.stat().st_size for name in self.readable_domains() for file in self.readable_files(name))
 
-    def sound_files(self, domain: str) -> list[FileSample]:
+    def readable_files(self, domain: str) -> list[FileSample]:
         """Return the sampled files of both splits of a domain, without those that could not be read."""
         files: list[FileSample] = []
         for split in ("train", "valid"):
@@ -172,7 +173,7 @@ class Subject:
 
     @property
     def has_own_tokenizer(self) -> bool:
-        """Return whether the tokenizer is the one the run will have, not a stand-in trained on sampled rows."""
+        """Return whether the tokenizer is the one the run will have, not a stand-in trained on sampled records."""
         names = self.config.model.tokenizer or self.config.model.name_or_path
         is_all_readable = len(self.readable_domains()) == len(self.files_of_domain)
         return bool(names) or (is_all_readable and self.num_bytes <= _MAX_BYTES_FOR_TOKENIZER)
@@ -185,7 +186,7 @@ class Subject:
         return self.once("tokenizer", find if names or self.has_own_tokenizer else self._stand_in_tokenizer)
 
     def _stand_in_tokenizer(self) -> Any:
-        """Return a tokenizer trained on the sampled rows."""
+        """Return a tokenizer trained on the sampled records."""
         texts = [text for name in self.readable_domains() for text in _texts(self.sample(name, "train"))]
         with tempfile.TemporaryDirectory() as folder:
             train_tokenizer(texts, vocab_size=self.config.model.tokenizer_vocab_size, folder=folder)
@@ -198,11 +199,11 @@ class Subject:
 
     @property
     def template(self) -> str:
-        """Return the chat template's text, seen to render a conversation."""
-        return self.once("template", self._sound_template)
+        """Return the chat template's text, after it has rendered a conversation."""
+        return self.once("template", self._checked_template)
 
-    def _sound_template(self) -> str:
-        """Return the chat template's text; raise ValueError where it cannot render a question and an answer."""
+    def _checked_template(self) -> str:
+        """Return the chat template's text; raise ValueError if it cannot render a question and an answer."""
         template = choose_template(self.tokenizer, path=self.config.data.chat_template)
         try:
             render_row(
@@ -210,7 +211,7 @@ class Subject:
             )
         except TemplateMismatchError as error:
             reason = " ".join(str(error).split()).replace("; ", ", ")
-            raise ValueError(f"{self.template_key}: {reason}; mend it, or give data.chat_template=FILE") from None
+            raise ValueError(f"{self.template_key}: {reason}; fix it, or give data.chat_template=FILE") from None
         return template
 
     def encoder(self, domain: str) -> RowEncoder:
@@ -230,7 +231,7 @@ class Subject:
 
     @property
     def num_rows_K(self) -> np.ndarray:
-        """Return the training rows of every domain, estimated where files are large, float64 [K]."""
+        """Return the training records of every domain, estimated where files are large, float64 [K]."""
         return np.array([max(self.sample(name, "train").num_rows, 1.0) for name in self.domain_set])
 
     @property
@@ -245,7 +246,7 @@ class Subject:
 
 
 def _texts(sample: DomainSample) -> list[str]:
-    """Return the texts of sampled rows, without bad ones."""
+    """Return the texts of sampled records, without bad ones."""
     texts: list[str] = []
     for file in sample.files:
         for record in file.records:

@@ -27,7 +27,7 @@ def check_tokenizer(subject: Subject) -> Iterator[Finding]:
 
 
 def check_template(subject: Subject) -> Iterator[Finding]:
-    """Render a question and its answer with the chat template, which raises ValueError where it fails."""
+    """Render a question and its answer with the chat template; ValueError if that fails."""
     template, key = subject.template, subject.template_key
     if subject.encoder(next(iter(subject.files_of_domain))).abilities.closes_turns:
         dated = f", as of {TEMPLATE_DATE:%d %b %Y} on every day" if has_fixed_date(template) else ""
@@ -37,7 +37,7 @@ def check_template(subject: Subject) -> Iterator[Finding]:
 
 
 def check_endings(subject: Subject) -> Iterator[Finding]:
-    """Compare the tokens that end sampled rows with those at which the base model's generation stops."""
+    """Compare the tokens that end sampled examples with those at which the base model's generation stops."""
     examples = [encode_sample(subject, name).example for name in subject.readable_domains()]
     encoded = [(example.input_ids, example.is_loss) for example in examples if example is not None]
     tokenizer = subject.tokenizer

@@ -48,6 +48,6 @@ def _check_same_tokenizer(name: str, *, key: str, tokenizer: Any) -> None:
     """Raise ValueError if a model has another tokenizer: its losses are then not comparable."""
     if tokenizer_digest(load_tokenizer(name)) != tokenizer_digest(tokenizer):
         raise ValueError(
-            f"{key}: {name} reads another tokenizer than the recipe, so its losses per token do not compare; "
+            f"{key}: {name} has another tokenizer than the recipe, so its losses per token do not compare; "
             "choose a model of the same family, or set model.tokenizer to that model's and measure again"
         )
