@@ -11,9 +11,8 @@ from dataclasses import replace
 from versatune_ds.preflight.disk import check_disk
 from versatune_ds.preflight.files import check_files
 from versatune_ds.preflight.machine import check_kernels, check_launcher, check_slurm
-from versatune_ds.preflight.memory import check_memory
+from versatune_ds.preflight.memory import check_memory, check_positions
 from versatune_ds.preflight.mixture import check_mixture
-from versatune_ds.preflight.model import check_positions
 from versatune_ds.preflight.rows import check_rows
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.preflight.tokens import check_endings, check_template, check_tokenizer
