@@ -38,6 +38,7 @@ setup(
         "jinja2>=3.1",
         "markdown-it-py>=3",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         "rich>=13",
         "wandb>=0.19",
         "ninja>=1.11",

@@ -55,7 +55,7 @@ def test_comparisons_of_one_name_share_the_starting_point_that_their_settings_al
     check_settings(other)  # the policy's keys move neither prior nor references
     with pytest.raises(ValueError, match=r"^base: its recipe is not the one .* \(train\.steps: was 4, now 9\)"):
         check_settings(read_plan(comparison, ["base.set.train.steps=9"]))
-    with pytest.raises(ValueError, match=r"^set: the shared recipe .* \(train\.steps: was 4, now 9\); give it back"):
+    with pytest.raises(ValueError, match=r"^set: the shared recipe .* \(train\.steps: was 4, now 9\); use the earlier"):
         check_settings(read_plan(comparison, ["name=other", "reference=true", "set.train.steps=9"]))
     check_settings(read_plan(comparison, ["set.train.steps=9"]))  # without a stage nothing depends on it
     check_settings(read_plan(comparison, ["base.set.train.steps=9", "base.name=longer"]))

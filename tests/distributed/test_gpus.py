@@ -13,7 +13,7 @@ from versatune_ds.distributed import World
 from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus, gpus_here
 from versatune_ds.launch.start import num_visible_gpus
 from versatune_ds.preflight import CheckRequest
-from versatune_ds.preflight.launcher import check_launcher
+from versatune_ds.preflight.checks import CHECKS
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.worker import choose_device
 
@@ -141,7 +141,9 @@ def test_submit_refuses_gpus_for_a_torch_without_cuda_and_says_how_to_mean_it(tm
 )
 def test_check_fails_gpus_that_are_asked_for_or_given(tmp_path, gpus_per_node, overrides, environ, key):
     request = CheckRequest(gpus_per_node=gpus_per_node, environ=environ)
-    findings = check_launcher(Subject(tiny_config(tmp_path, *overrides), request, num_gpus_here=0))
+    subject = Subject(tiny_config(tmp_path, *overrides), request, num_gpus_here=0)
+    of_gpus = [check for check in CHECKS if (check.name, check.needs) == ("launcher", "GPU")]
+    findings = [finding for check in of_gpus for finding in check.find(subject)]
     failures = [finding for finding in findings if finding.level == "FAIL"]
     if key is None:
         assert failures == []

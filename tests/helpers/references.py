@@ -9,9 +9,9 @@ import torch
 from ranks import run_ranks
 
 from versatune_ds.config import RunConfig
+from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.measure import measure_references
 from versatune_ds.reference.shared import Workplace
-from versatune_ds.reference.task import ReferenceTask
 from versatune_ds.training.prepared_data import prepare_once_per_node
 from versatune_ds.training.signals import StopSignals
 

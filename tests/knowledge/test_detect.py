@@ -1,6 +1,7 @@
 """Detection from recipe to prior.json: rounds, going on, processes, and a file that training reads."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge import detect as detect_module
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.detect import detect
-from versatune_ds.knowledge.pool import GeneratorPool
+from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
 from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
 from versatune_ds.knowledge.sequences import DrawnSequence
+from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.mixture.start import prior_weights
 
 DOMAINS = ("law", "code")
@@ -49,7 +51,7 @@ class FakePool:
     def __exit__(self, *error):
         return None
 
-    def draw(self, batches):
+    def map(self, work, batches):
         for batch in reversed(batches):
             self.asked.append(batch)
             yield batch, [drawn(text, batch=batch, place=i) for i, text in enumerate(self.texts)]
@@ -68,7 +70,7 @@ def faked(monkeypatch, base, tmp_path):
     def run(pool, *overrides):
         monkeypatch.setattr(detect_module, "make_labeller", lambda config, **_: FakeLabeller())
         monkeypatch.setattr(detect_module, "domain_set_of", lambda data, **_: DomainSet(DOMAINS))
-        monkeypatch.setattr(detect_module, "GeneratorPool", lambda config, **_: pool)
+        monkeypatch.setattr(detect_module, "ProcessPool", lambda load, **_: pool)
         config = detect_config(tmp_path, base, *overrides)
         return detect(config, num_processes=1), config
 
@@ -122,8 +124,8 @@ def test_one_round_alone_says_that_nothing_was_compared(faked, caplog):
 
 def test_a_killed_detection_draws_what_is_missing_and_more_sequences_begin_with_those_there(faked):
     class Killed(FakePool):
-        def draw(self, batches):
-            for drawn_batch in super().draw(batches):
+        def map(self, work, batches):
+            for drawn_batch in super().map(work, batches):
                 if len(self.asked) == 3:
                     raise KeyboardInterrupt
                 yield drawn_batch
@@ -214,7 +216,7 @@ def test_a_mistake_is_one_line_and_code_two_before_anything_is_drawn(recipe, tmp
 def test_a_folder_without_weights_points_to_export(recipe, tmp_path, capsys):
     called = command_of(capsys)("detect", recipe, f"model.name_or_path={tmp_path}")
     assert called.code == 2
-    assert "holds no weights (*.safetensors); for a run's folder write `versatune export" in called.err
+    assert "has no weights (*.safetensors); for a run's folder write `versatune export" in called.err
 
 
 def test_the_prior_appears_whole_or_not_at_all(faked, tmp_path):
@@ -229,8 +231,8 @@ def test_two_processes_draw_what_one_does(base, tmp_path):
     config = detect_config(tmp_path, base)
     drawn_by = []
     for num_processes in (1, 2):
-        with GeneratorPool(config, num_processes=num_processes) as pool:
-            drawn_by.append(dict(pool.draw([0, 1, 2])))
+        with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
+            drawn_by.append(dict(pool.map(SequenceGenerator.draw, [0, 1, 2])))
     assert drawn_by[0] == drawn_by[1]
 
 

@@ -18,16 +18,16 @@ from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 from versatune_ds.config import DataConfig, DomainFiles
 from versatune_ds.data.sources.domain_files import check_data_files
 from versatune_ds.distributed import World
+from versatune_ds.launch import start as launch_module
 from versatune_ds.launch.launchers import (
     Layout,
-    check_started_once,
     choose_launcher,
     launcher_command,
     num_nodes_given,
     read_hostfile,
 )
-from versatune_ds.launch.start import Start, check_processes, device_flag, launch
-from versatune_ds.training import launch as launch_module
+from versatune_ds.launch.start import LaunchOptions, check_processes, device_flag, launch
+from versatune_ds.training.start_checks import Start, check_start, check_started_once
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"
@@ -114,7 +114,7 @@ def test_what_is_missing_is_said_before_any_process_is_started(tmp_path, monkeyp
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({name: part for name, part in values.items() if name != key}))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        launch(path, [override], start=Start(processes=1))
+        launch(path, [override], options=LaunchOptions(processes=1))
 
 
 def test_what_a_job_before_this_one_makes_may_be_missing_when_it_is_submitted(tmp_path):
@@ -122,7 +122,7 @@ def test_what_a_job_before_this_one_makes_may_be_missing_when_it_is_submitted(tm
         tmp_path, "data.synthetic=null", "data.folder=gone", "model={name_or_path: ./gone}",
         "slurm.dependency=afterok:7",
     )  # fmt: skip
-    launch_module.check_before_start(config, num_processes=1, is_fresh=False)
+    check_start(Start(config=config, stage="submit"))
 
 
 def test_a_data_set_of_the_hub_is_not_fetched_to_see_whether_it_is_there(tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_a_command_that_srun_started_as_several_tasks_is_refused_but_not_in_a_sh
     for name, value in {**STEP, "SLURM_STEP_NUM_TASKS": "4"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"^srun started this command 4 times \(SLURM_STEP_NUM_TASKS\)"):
-        launch(recipe, [], start=Start())
+        launch(recipe, [], options=LaunchOptions())
     for changed in ({"SLURM_PTY_PORT": "40001"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_ID": str(2**32 - 5)}):
         check_started_once({**STEP, "SLURM_STEP_NUM_TASKS": "4", **changed})
 
@@ -224,7 +224,7 @@ def test_a_hostfile_names_machines_and_their_processes(tmp_path):
     assert read_hostfile(path, nodes=None, processes=None) == {"alpha": 8, "beta": 4}
     assert read_hostfile(path, nodes=1, processes=2) == {"alpha": 2}
     assert Layout(processes=0, hosts={"alpha": 8, "beta": 4}, nodes=2).num_processes == 12
-    with pytest.raises(ValueError, match=r"hosts: holds 2 machines, expected 3 or more$"):
+    with pytest.raises(ValueError, match=r"hosts: lists 2 machines, expected 3 or more$"):
         read_hostfile(path, nodes=3, processes=None)
     for line in ("alpha", "alpha slots=x", "alpha slots=1 more", "beta slots=0", "a slots=1\na slots=2"):
         path.write_text(line)
@@ -302,7 +302,7 @@ def test_launch_takes_the_visible_gpus_unless_the_cpu_is_asked_for(
     commands = []
     run_and_forward = "versatune_ds.launch.start.run_and_forward"
     monkeypatch.setattr(run_and_forward, lambda command, **_: commands.append(command) or 0)
-    launch(recipe, ["train.rows_per_batch=24"], start=Start(processes=processes, is_quiet=True))
+    launch(recipe, ["train.rows_per_batch=24"], options=LaunchOptions(processes=processes, is_quiet=True))
     flags = [argument for argument in commands[0] if argument.startswith(("--num_gpus", "--include"))]
     assert flags == expected
     assert os.environ["DS_ACCELERATOR"] == (accelerator or "cuda")
@@ -313,10 +313,10 @@ def test_gpus_named_by_uuid_stop_the_deepspeed_launcher_alone(monkeypatch, four_
     commands = []
     run_and_forward = "versatune_ds.launch.start.run_and_forward"
     monkeypatch.setattr(run_and_forward, lambda command, **_: commands.append(command) or 0)
-    launch(recipe, [], start=Start(launcher="torchrun", processes=2))
+    launch(recipe, [], options=LaunchOptions(launcher="torchrun", processes=2))
     assert "--nproc-per-node=2" in commands[0]
     with pytest.raises(ValueError, match=r"^CUDA_VISIBLE_DEVICES=GPU-8e5a,.*or use --launcher torchrun$"):
-        launch(recipe, [], start=Start(launcher="deepspeed", processes=2))
+        launch(recipe, [], options=LaunchOptions(launcher="deepspeed", processes=2))
 
 
 def test_a_process_takes_the_gpu_of_its_local_rank_or_the_cpu_when_asked(monkeypatch, four_gpus):

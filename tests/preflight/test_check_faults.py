@@ -11,8 +11,10 @@ from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_
 from command_line import command_of
 from model_templates import LAST_REASONING
 
+from versatune_ds.config import load_config
 from versatune_ds.data.rows.templates import template_digest
 from versatune_ds.data.rows.tokenize import tokenizer_digest
+from versatune_ds.training.start_checks import Start, check_start
 
 SECRET = "a-key-that-nobody-may-see"
 LLAMA = {
@@ -187,7 +189,7 @@ def test_a_planted_fault_is_found_by_name(versatune, recipe, fault):
 @pytest.mark.parametrize(
     ("variable", "value", "check", "key"),
     [
-        ("WANDB_API_KEY", None, "wandb", "WANDB_API_KEY"),
+        ("WANDB_API_KEY", None, "wandb", "monitor.wandb.mode=online"),
         ("WANDB_BASE_URL", "http://127.0.0.1:9", "wandb", "connection"),
         ("SBATCH_PARTITION", "gpus", "slurm", "SBATCH_PARTITION"),
     ],
@@ -198,6 +200,32 @@ def test_a_fault_of_the_environment_is_found_by_name(versatune, recipe, monkeypa
     code, findings = checked(versatune, recipe)
     assert (code, [(found["level"], found["check"], found["key"]) for found in findings]) == (1, [("FAIL", check, key)])
     assert findings[0]["todo"]
+
+
+def test_a_key_that_wandb_finds_in_netrc_is_a_warning(versatune, recipe, monkeypatch):
+    netrc = recipe.parent / "another_netrc"
+    netrc.write_text(f"machine 127.0.0.1 login user password {SECRET}\n")
+    netrc.chmod(0o600)
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", str(netrc))
+    code, (warning,) = checked(versatune, recipe)
+    assert (code, warning["level"], warning["key"]) == (0, "warn", "WANDB_API_KEY")
+
+
+@pytest.mark.parametrize("stage", ["train", "submit", "every rank", "rank 0"])
+def test_a_start_and_the_check_refuse_a_mistake_in_the_same_words(versatune, recipe, monkeypatch, stage):
+    monkeypatch.setenv("HOME", str(recipe.parent))  # no netrc
+    monkeypatch.delenv("WANDB_API_KEY")
+    folder_of_something_else(recipe.parent)
+    overrides = ["train.rows_per_batch=6", "mixture.reference=gone.json", "model.from_config.hiden_size=32"]
+    start = Start(config=load_config(recipe, overrides), stage=stage, num_processes=4, is_here=True)
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        check_start(start)
+    _, findings = checked(versatune, recipe, *overrides)
+    said = {" ".join(f"{found['key']}: {found['found']}; {found['todo']}".split()) for found in findings}
+    lines = str(caught.value).splitlines()
+    assert len(lines) == {"train": 5, "submit": 4, "every rank": 3, "rank 0": 2}[stage]
+    assert said >= {" ".join(line.split()) for line in lines}
 
 
 def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_said(versatune, recipe, monkeypatch):
@@ -217,7 +245,7 @@ def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_said(versa
     assert failed >= {
         ("files", f"{recipe.parent}/runs/mine"), ("rows", "data.max_bad_rows"), ("prior", "mixture.prior"),
         ("reference", "mixture.reference"), ("batch", "train.rows_per_batch"), ("deepspeed", "train.deepspeed"),
-        ("slurm", "SBATCH_PARTITION"), ("wandb", "WANDB_API_KEY"),
+        ("slurm", "SBATCH_PARTITION"), ("wandb", "monitor.wandb.mode=online"),
     }  # fmt: skip
     not_checked = {found["check"]: found for found in findings if found["key"] == "not checked"}
     assert not_checked["memory"]["found"] == "needs train.deepspeed, see above"

@@ -14,11 +14,11 @@ from tiny_run import ROOT, be_trained, read_lines, tiny_config
 
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.export.run_export import export_run
+from versatune_ds.reference import measure as reference
+from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import reference_notes
 from versatune_ds.reference.one_domain import EarlyStop, domain_recipe, folder_name, result_of_run
 from versatune_ds.reference.score import score_model
-from versatune_ds.reference.task import ReferenceTask
-from versatune_ds.training import reference
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import Agreement, StopSignals
 
@@ -116,7 +116,7 @@ def test_what_is_measured_is_not_measured_again_and_other_settings_are_refused(m
     assert json.loads(path.read_text())["losses"] == before["losses"]
     slower = config.model_copy(update={"reference": config.reference.model_copy(update={"learning_rate": 0.1})})
     assert measure(slower, folder=tmp_path / "slower") == [2]
-    assert "code: measured with learning_rate 0.003, now 0.1; give it back" in capfd.readouterr().err
+    assert "code: measured with learning_rate 0.003, now 0.1; use the earlier value" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_the_result_of_a_run_without_a_finite_loss_is_refused(tmp_path):
     decision = SimpleNamespace(losses={"law": {"mean": None}})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("versatune_ds.reference.one_domain.read_decisions", lambda path: [decision])
-        with pytest.raises(ValueError, match=r"no held-out loss of law is a number; lower reference.learning_rate"):
+        with pytest.raises(ValueError, match=r"no held-out loss of law is finite; lower reference.learning_rate"):
             result_of_run(tmp_path, "law")
 
 

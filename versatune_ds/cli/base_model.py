@@ -79,7 +79,7 @@ def add_reference(commands: Commands) -> None:
 
 
 def _reference(parsed: argparse.Namespace) -> int:
-    from versatune_ds.reference.task import ReferenceTask
+    from versatune_ds.reference.command import ReferenceTask, launch_reference
 
     check_replaceable(parsed.output, mark='"losses"')
     task = ReferenceTask(domains=parsed.domains, scored_model=parsed.score, output=parsed.output, is_fresh=parsed.fresh)
@@ -87,8 +87,6 @@ def _reference(parsed: argparse.Namespace) -> int:
         from versatune_ds.reference.measure import run_reference_worker
 
         return run_reference_worker(parsed.recipe, parsed.overrides, task=task, is_quiet=parsed.quiet)
-    from versatune_ds.reference.launch import launch_reference
-
     return launch_reference(
         parsed.recipe, parsed.overrides, processes=parsed.processes, task=task, is_quiet=parsed.quiet
     )

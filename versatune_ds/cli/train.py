@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument
+from versatune_ds.launch import LAUNCHERS
 
 
 def add_train(commands: Commands) -> None:
@@ -21,7 +22,7 @@ def add_train(commands: Commands) -> None:
         "--processes", type=int, metavar="N", help="processes per machine (default: one per GPU, or 1 without a GPU)"
     )
     command.add_argument(
-        "--launcher", choices=("deepspeed", "torchrun", "mpirun", "srun"),
+        "--launcher", choices=LAUNCHERS,
         help="program that starts the processes (default: srun inside a Slurm allocation, else deepspeed)",
     )  # fmt: skip
     command.add_argument(
@@ -34,9 +35,9 @@ def add_train(commands: Commands) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from versatune_ds.launch.start import Start, launch
+    from versatune_ds.launch.start import LaunchOptions, launch
 
-    start = Start(
+    options = LaunchOptions(
         launcher=parsed.launcher,
         processes=parsed.processes,
         nodes=parsed.nodes,
@@ -44,7 +45,7 @@ def _train(parsed: argparse.Namespace) -> int:
         is_fresh=parsed.fresh,
         is_quiet=parsed.quiet,
     )
-    return launch(parsed.recipe, parsed.overrides, start=start)
+    return launch(parsed.recipe, parsed.overrides, options=options)
 
 
 def add_worker(commands: Commands) -> None:

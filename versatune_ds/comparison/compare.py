@@ -1,6 +1,6 @@
 """Run a comparison from its file to its page.
 
-The one idea: the same command goes on where it was stopped, and once all is there only writes the page again.
+The same command resumes where it was stopped; once all results are there it only writes the page again.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from versatune_ds.comparison.jobs import evaluate_base, folder_of, result_of, run_cells, split_of
+from versatune_ds.comparison.jobs import evaluate_base, folder_of, num_jobs_of, result_of, run_cells, split_of
 from versatune_ds.comparison.outcome import outcome
 from versatune_ds.comparison.page import write_page
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, read_plan
-from versatune_ds.comparison.processes import gpu_names, num_jobs_of
 from versatune_ds.comparison.starting_point import make_starting_point
 from versatune_ds.comparison.table import Results
-from versatune_ds.comparison.weights import last_weights
 from versatune_ds.distributed import World
+from versatune_ds.launch.process_pool import gpu_names
+from versatune_ds.report.series import read_series, requested_weights
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.folder import describe_environment
 
@@ -31,7 +31,7 @@ def compare(path: Path, overrides: Sequence[str], *, num_jobs: int | None) -> Pa
     Args:
         path: The comparison's YAML file.
         overrides: `key=value` texts over its keys.
-        num_jobs: Runs under way at a time; by default one a GPU, or one a core.
+        num_jobs: Runs at a time; by default one a GPU, or one a core.
 
     Raises:
         ValueError: For anything wrong in the file or a recipe it names, before anything is trained.
@@ -50,13 +50,13 @@ def compare(path: Path, overrides: Sequence[str], *, num_jobs: int | None) -> Pa
 
 
 def _results(plan: ComparisonPlan, *, start: Sequence[str], num_jobs: int, gpus: tuple[str, ...]) -> Results:
-    """Evaluate the base model, run every cell, and gather what came out."""
+    """Evaluate the base model, run every cell, and collect the results."""
     base, cells = evaluate_base(plan, start, gpus=gpus), list(cells_of(plan))
 
-    def say(cell: Cell) -> str:
+    def describe(cell: Cell) -> str:
         return outcome(result_of(plan, cell), base, target=cell.target).sentence()
 
-    run_cells(plan, cells, start=start, num_jobs=num_jobs, gpus=gpus, say=say)
+    run_cells(plan, cells, start=start, num_jobs=num_jobs, gpus=gpus, describe=describe)
     return Results(
         plan=plan,
         base=base,
@@ -64,3 +64,9 @@ def _results(plan: ComparisonPlan, *, start: Sequence[str], num_jobs: int, gpus:
         split=split_of(plan),
         weights={cell: last_weights(folder_of(plan, cell)) for cell in cells},
     )
+
+
+def last_weights(run_dir: Path) -> dict[str, float]:
+    """Return a run's last weights by domain; a domain without one, in a run that never decided, is left out."""
+    _, weights = requested_weights(read_series(run_dir))
+    return {name: values[-1] for name, values in weights.items() if values[-1] is not None}

@@ -1,7 +1,7 @@
-"""Say in a few sentences what a comparison's numbers show.
+"""Summarise a comparison's numbers in a few sentences.
 
-The one idea: every sentence follows from the table by a rule that is stated in it, so the same numbers always say the
-same, and nothing is claimed that the table does not hold.
+Every sentence follows from the table by a rule that it states. So the same numbers give the same sentences, and nothing
+is claimed that is not in the table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from versatune_ds.comparison.intervals import mean_with_interval
 from versatune_ds.comparison.table import HEADINGS, Results, is_better, judged_by, number, p_values
 
 _MUCH = 0.05
-"""Relative rise of the worst domain's loss from which a policy is named as forgetting."""
+"""Relative rise of the worst domain's loss from which a policy counts as forgetting."""
 _LEVEL = 0.05
 """Adjusted p-value below which a difference is beyond noise."""
 
@@ -32,7 +32,7 @@ def _mean(results: Results, label: str, measure: str) -> float:
 
 
 def _best(results: Results, measure: str) -> str:
-    """Name the policy that is best in a measure, beside the baseline."""
+    """Return which policy is best in a measure, beside the baseline."""
     baseline = results.plan.baseline
     means = {label: _mean(results, label, measure) for label in results.plan.runs}
     best = baseline
@@ -43,7 +43,7 @@ def _best(results: Results, measure: str) -> str:
 
 
 def _better_on_both(results: Results, axes: Sequence[str]) -> list[str]:
-    """Name the policies better than the baseline on both axes: beyond noise on both, and in the means alone."""
+    """Return the policies better than the baseline on both axes: beyond noise on both, and in the means alone."""
     baseline = results.plan.baseline
     p_by_measure = [p_values(results, measure) for measure in axes]
     better = [
@@ -59,7 +59,7 @@ def _better_on_both(results: Results, axes: Sequence[str]) -> list[str]:
 
 
 def _forgot(results: Results) -> str:
-    """Name the policies whose worst domain lost more than a little, in the mean."""
+    """Return the policies whose worst domain lost more than a little, in the mean."""
     worst = {label: _mean(results, label, "worst") for label in results.plan.runs}
     forgot = [f"`{label}` ({number(mean, 'worst')})" for label, mean in worst.items() if mean < -_MUCH]
     named = ", ".join(forgot) or "no policy"

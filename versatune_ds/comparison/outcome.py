@@ -1,7 +1,7 @@
 """Turn one run's evaluation into the numbers that are compared.
 
-The one idea: every change is relative to the base model on the same test rows, and positive when things got better, so
-that "forgotten" is a negative number everywhere.
+Every change is relative to the base model on the same test examples, and positive for an improvement, so that
+"forgotten" is a negative number everywhere.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Domains = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Hold what one run came to; None where it was not measured.
+    """The result of one run; None for what was not measured.
 
     Attributes:
         loss: Plain mean over domains of the test loss (nats per loss token).
-        exact: Plain mean over domains of the share of answers written as in the rows.
+        exact: Plain mean over domains of the share of answers written as in the examples.
         choices: Plain mean over domains of the share of right choices.
         worst: Relative fall of the loss in the domain where it fell least; negative: that domain was forgotten.
         target: Relative fall of the loss in the target domain.
@@ -36,7 +36,7 @@ class Outcome:
     others_exact: float | None
 
     def sentence(self) -> str:
-        """Say the numbers that a run is judged by."""
+        """Return the numbers that a run is judged by, as text."""
         text = f"mean loss {self.loss:.4f}, worst domain {100 * self.worst:+.1f} %"
         return text if self.target is None else f"{text}, target {100 * self.target:+.1f} %"
 

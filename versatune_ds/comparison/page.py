@@ -1,4 +1,4 @@
-"""Write a comparison's page: how it was made, the tables, the pictures, what they say, in Markdown and as HTML."""
+"""Write a comparison's page in Markdown and HTML: how it was made, findings, tables and pictures."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _how_it_was_made(results: Results) -> str:
 
 
 def _rows_sentence(results: Results) -> str:
-    """Say which rows every model was evaluated on, and how many they are."""
+    """Return which examples every model was evaluated on, and how many they are."""
     counts = ", ".join(f"{escaped(name)} {numbers['num_examples']:,}" for name, numbers in results.base.items())
     if results.split == "test":
         return f"Evaluated on test rows that no run trains on: {counts}."

@@ -1,6 +1,6 @@
-"""Draw a comparison: every policy as a point, what became of each domain, and the weights each policy ended with.
+"""Draw a comparison: every policy as a point, the change of each domain's loss, and each policy's last weights.
 
-The one idea: numbers stand in the cells and bars, so colour is never alone; in the heat map white is "as the base
+Numbers are in the cells and bars, so that nothing depends on colour alone. In the heat map white is "as the base
 model", and beyond half of the loss the colour grows no stronger, so that one collapse does not pale the rest.
 
 Shape legend: **R** rows of the pages, a policy or a policy with a target.
@@ -88,7 +88,7 @@ def _mean_weight(results: Results, label: str, target: str | None, name: str) ->
 
 
 def _rows_figure(results: Results) -> tuple[Figure, Axes]:
-    """Return a figure as high as its rows need, with their titles."""
+    """Return a figure with the height its rows need, and their titles."""
     titles = [row_title(label, target) for label, target in results.rows()]
     figure = Figure(figsize=(8, 1.4 + 0.3 * len(titles)), layout="constrained")
     axes = figure.subplots()

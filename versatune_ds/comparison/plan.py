@@ -1,7 +1,6 @@
-"""Read a comparison: one YAML file that names a base model, a recipe, and the runs to compare.
+"""Read a comparison: one YAML file with a base model, a recipe, and the runs to compare.
 
-The one idea: a run of a comparison is the shared recipe with a few keys set, as on the command line; what is compared
-is nothing but those keys.
+A run of a comparison is the shared recipe with a few keys set, as on the command line. Only those keys are compared.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from versatune_ds.config.yaml_text import EMPTY, Word, read_value
 from versatune_ds.domains import nearest_name
 
 TARGET_MARK = "{target}"
-"""Stands for the target domain in a run's values."""
+"""Replaced by the target domain's name in a run's values."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _ORIGINS = ("folder", "domains", "synthetic")
 """Keys of `data` of which a recipe has exactly one."""
 
 
 class BaseModelPlan(Section):
-    """Say how the base model is made, so that it knows some domains better than others."""
+    """How the base model is made, so that it knows some domains better than others."""
 
     name: str = Field(default="base", pattern=_NAME)
     """Comparisons with the same name under one `output_dir` share base model, detected prior and references."""
@@ -50,8 +49,8 @@ class ComparisonPlan(Section):
     set: dict[str, Any] = Field(default={})
     """Dotted keys set in it for every run."""
     data: dict[str, Any] = Field(default={})
-    """Keys of `data` for the base model and every run alike, such as {folder: my_data}; where rows come from takes the
-    place of what the recipes say about it."""
+    """Keys of `data` for the base model and every run alike, such as {folder: my_data}; one that sets where the data
+    come from replaces what the recipes set."""
     base: BaseModelPlan
     """The model every run starts from: trained once, then exported."""
     detect: bool = True
@@ -61,20 +60,20 @@ class ComparisonPlan(Section):
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
     """Label to the dotted keys that make the run what it is."""
     targets: tuple[str, ...] = ()
-    """Domains that each run is repeated for; its values say {target} where the domain's name goes."""
+    """Domains that each run is repeated for; in its values {target} is replaced by the domain's name."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """Every run is repeated with each as `run.seed`."""
     baseline: str
     """Label that the others are tested against, pairwise by seed (and target)."""
     exact: int = Field(default=30, ge=0)
-    """Answers a domain written and compared with the test rows' own (0 for none)."""
+    """Answers of each domain that are written and compared with the test examples' own (0 for none)."""
     choices: tuple[ExpandedPath, ...] = ()
     """Multiple choice files, or folders of them."""
 
     @field_validator("seeds", "targets")
     @classmethod
     def _are_different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Check that nothing would be run twice."""
+        """Check that nothing would run twice."""
         if len(set(values)) != len(values):
             raise ValueError(f"expected each once, got {list(values)}")
         return values
@@ -88,7 +87,7 @@ class ComparisonPlan(Section):
 
     @model_validator(mode="after")
     def _has_a_folder_of_its_own(self) -> ComparisonPlan:
-        """Check that the comparison does not lie where its starting point does."""
+        """Check that the comparison's folder is not that of its starting point."""
         if self.folder == self.start_folder:
             raise ValueError(f"name: {self.name!r} is the folder of the starting point; give the comparison another")
         return self
@@ -106,7 +105,7 @@ class ComparisonPlan(Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Name one run of a comparison."""
+    """One run of a comparison."""
 
     label: str
     target: str | None
@@ -127,7 +126,7 @@ def cells_of(plan: ComparisonPlan) -> Iterator[Cell]:
 
 
 def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
-    """Return a comparison, every recipe in it read and every run's keys checked before anything is trained.
+    """Return a comparison, with every recipe in it read and every run's keys checked before anything is trained.
 
     Args:
         path: YAML file.
@@ -156,7 +155,7 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
 
 
 def _set(values: dict[str, Any], override: str) -> None:
-    """Set a key of the comparison; behind `set.` and `base.set.` comes a recipe's own dotted key, kept whole."""
+    """Set a key of the comparison; after `set.` and `base.set.` comes a recipe's own dotted key, which is not split."""
     for prefix in ("set.", "base.set."):
         if override.startswith(prefix):
             key, _, text = override.removeprefix(prefix).partition("=")
@@ -168,7 +167,7 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _data_keys(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the dotted keys of `data`; one that says where rows come from empties the others that do."""
+    """Return the dotted keys of `data`; one that sets where the data come from empties the others that do."""
     others = dict.fromkeys(_ORIGINS) if any(data.get(key) not in (None, EMPTY) for key in _ORIGINS) else {}
     return {f"data.{key}": value for key, value in {**others, **data}.items()}
 
@@ -179,7 +178,7 @@ def _beside(folder: Path, path: Path) -> Path:
 
 
 def config_of_cell(plan: ComparisonPlan, cell: Cell, *, start: Sequence[str] = ()) -> RunConfig:
-    """Return the config of one run; raise ValueError naming the run whose keys are wrong."""
+    """Return the config of one run; raise ValueError with the run whose keys are wrong."""
     try:
         return load_config(plan.recipe, [*start, *overrides_of(plan, cell)])
     except ValueError as error:

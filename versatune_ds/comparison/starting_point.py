@@ -1,7 +1,7 @@
-"""Make what all runs of a comparison start from: base model, detected mixture, references; once, and kept.
+"""Make what all runs of a comparison start from, once: base model, detected mixture, references.
 
-The one idea: every stage is one `versatune` command that a user could run alone; it is logged, runs as a process of its
-own, and is left out when what it makes is there. Comparisons of one base model share all of it, one at a time.
+Every stage is one `versatune` command that a user could run alone. It is logged, runs as a process of its own, and is
+skipped if its result exists. Comparisons of one base model share all of it, one at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STAGE_SECTIONS = ("model", "data", "train", "validation", "detect", "reference"
 
 
 def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
-    """Make base model, prior and references where they are not there yet.
+    """Make base model, prior and references, those that do not exist yet.
 
     Args:
         plan: The comparison.
@@ -43,7 +43,7 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
         `key=value` texts that let a run start from them.
 
     Raises:
-        ValueError: If what is there was made with other keys.
+        ValueError: If what exists was made with other keys.
         RuntimeError: If a stage fails; the message names its log.
     """
     folder = plan.start_folder
@@ -52,12 +52,14 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
     with locked(folder / "lock"):
         base, shared = _configs(plan)
         check_settings(plan)
+        # The base model: trained, then exported.
         stages = _Stages(folder)
         place = texts({"run.name": "base", "run.output_dir": str(folder)})
         if not _is_exported(model):
             processes = ("--processes", processes_of(base, at_most=num_processes))
             stages.run("train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
             stages.run("export", folder / "base", "--output", model, "--force")
+        # What is measured with it: prior and references.
         processes = ("--processes", processes_of(shared, at_most=num_processes))
         keys = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)}), *start]
         for is_wanted, command, key in ((plan.detect, "detect", "prior"), (plan.reference, "reference", "reference")):
@@ -72,17 +74,20 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
 def digest_of_start(plan: ComparisonPlan) -> str:
     """Return a digest of what a plan's runs start from: base model and, where it asks for them, prior and references.
 
-    The files lie where every comparison of this starting point finds them; made anew, they have the same names.
+    The files are where every comparison of this starting point finds them; made again, they have the same names.
     """
     folder = plan.start_folder
     files = sorted((folder / "base_model").glob("*.safetensors"))
-    files += [folder / PRIOR_FILE] * plan.detect + [folder / REFERENCE_FILE] * plan.reference
+    if plan.detect:
+        files.append(folder / PRIOR_FILE)
+    if plan.reference:
+        files.append(folder / REFERENCE_FILE)
     return _digest(tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
 @cache
 def _digest(files: tuple[tuple[Path, int], ...]) -> str:
-    """Return a digest of files; they are read again only when one was written anew, by its time in nanoseconds."""
+    """Return a digest of files; they are read again only if one was rewritten, by its time in nanoseconds."""
     digest = hashlib.sha256()
     for path, _ in files:
         digest.update(path.name.encode())
@@ -93,7 +98,7 @@ def _digest(files: tuple[tuple[Path, int], ...]) -> str:
 
 
 def processes_of(config: RunConfig, *, at_most: int) -> int:
-    """Return the most processes among which a recipe's batch divides in whole micro-batches.
+    """Return the largest number of processes among which a recipe's batch divides into micro-batches.
 
     Worked example: 16 rows in micro-batches of 4 take 4 processes of 6.
     """
@@ -102,11 +107,12 @@ def processes_of(config: RunConfig, *, at_most: int) -> int:
 
 
 def check_settings(plan: ComparisonPlan) -> None:
-    """Keep what the starting point is asked for, at the first call, and compare with it at later ones.
+    """Store the settings of the starting point at the first call, and compare with them at later ones.
 
     Raises:
         ValueError: If it differs: runs from two starting points must not meet in one table.
     """
+    # The settings asked for now, and those of the earlier call.
     base, shared = _configs(plan)
     asked = {"base": base.model_dump(mode="json")}
     if plan.detect or plan.reference:
@@ -117,6 +123,7 @@ def check_settings(plan: ComparisonPlan) -> None:
         "base": "base: its recipe is not the one that the base model",
         "stages": "set: the shared recipe is not the one that prior and references",
     }
+    # A part that was not made yet may still change.
     is_made = {
         "base": (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model"),
         "stages": any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE)),
@@ -125,8 +132,8 @@ def check_settings(plan: ComparisonPlan) -> None:
         if is_made[part] and part in kept and kept[part] != values:
             verb = "was" if part == "base" else "were"
             raise ValueError(
-                f"{what[part]} in {plan.start_folder} {verb} made with ({_difference(kept[part], values)}); give it "
-                f"back, remove that folder, or name another starting point: base.name={plan.base.name}2"
+                f"{what[part]} in {plan.start_folder} {verb} made with ({_difference(kept[part], values)}); use "
+                f"the earlier value, remove that folder, or name another starting point: base.name={plan.base.name}2"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**kept, **asked})
@@ -145,19 +152,19 @@ def _stage_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Name the first key that differs, with both values."""
+    """Return the first key that differs, with both values."""
     old, new = dict(flat_values(kept)), dict(flat_values(asked))
     key = next(key for key in {**old, **new} if (key in old, old.get(key)) != (key in new, new.get(key)))
     return f"{key}: was {json.dumps(old.get(key))}, now {json.dumps(new.get(key))}"
 
 
 def _is_exported(model: Path) -> bool:
-    """Return whether the base model was exported whole: the tokenizer is written last."""
+    """Return whether the base model was exported completely: the tokenizer is written last."""
     return (model / "tokenizer_config.json").is_file()
 
 
 class _Stages:
-    """Run `versatune` commands one after the other, each with a log in the starting point's folder."""
+    """Runs `versatune` commands one after the other, each with a log in the starting point's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -167,9 +174,9 @@ class _Stages:
         parts = [command, *map(str, arguments)]
         logger.info("versatune %s", shlex.join(parts))
         log = self._folder / f"{command}.log"
-        whole = [sys.executable, "-m", "versatune_ds.cli", *parts]
+        words = [sys.executable, "-m", "versatune_ds.cli", *parts]
         with log.open("ab") as stream:
-            result = subprocess.run(whole, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+            result = subprocess.run(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
         if result.returncode:
             written = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             end = written[-1] if written else "it wrote nothing"

@@ -1,6 +1,6 @@
-"""Gather the outcomes of all runs, and say them as tables.
+"""Collect the outcomes of all runs, and show them as tables.
 
-A table's row is a policy; its numbers are means with intervals, and beside each stands the paired difference from the
+A table's row is a policy; its numbers are means with intervals, and beside each is the paired difference from the
 baseline. The population is what a claim is about: further targets where several were tried, whose seeds are averaged
 first; further seeds otherwise. Two seeds of one target are more alike than two targets, so seeds x targets are no
 independent pairs: 2 seeds of 5 targets are 5 values, not 10.
@@ -31,13 +31,13 @@ _AS_PERCENT = frozenset(MEASURES) - {"loss"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Hold the evaluations of a comparison.
+    """The evaluations of a comparison.
 
     Attributes:
         plan: What was compared.
         base: The base model's evaluation by domain.
         domains: Every run's evaluation by domain.
-        split: Of the rows they were evaluated on, test or valid.
+        split: Of the examples they were evaluated on, test or valid.
         weights: Every run's last weights by domain.
     """
 
@@ -56,7 +56,7 @@ class Results:
         ]
 
     def values_of_runs(self, label: str, measure: str) -> list[float]:
-        """Return one measure of one policy, one value a run; empty where it was not measured."""
+        """Return one measure of one policy, one value a run; empty if it was not measured."""
         return [value for item in self.outcomes(label) if (value := getattr(item, measure)) is not None]
 
     def values(self, label: str, measure: str) -> list[float]:
@@ -70,7 +70,8 @@ class Results:
         for target in self.plan.targets:
             runs = [outcome(self.domains[cell], self.base, target=target) for cell in self.cells(label, target)]
             values = [value for item in runs if (value := getattr(item, measure)) is not None]
-            means += [sum(values) / len(values)] if values else []
+            if values:
+                means.append(sum(values) / len(values))
         return means
 
     def measures(self) -> list[str]:
@@ -78,7 +79,7 @@ class Results:
         return [measure for measure in MEASURES if self.values(self.plan.baseline, measure)]
 
     def rows(self) -> list[tuple[str, str | None]]:
-        """Return (label, target) of every row of the pages that tell targets apart."""
+        """Return (label, target) of every row of the tables that have a row a target."""
         return [(label, target) for label in self.plan.runs for target in self.plan.targets or (None,)]
 
     def cells(self, label: str, target: str | None) -> list[Cell]:
@@ -98,7 +99,7 @@ def judged_by(results: Results) -> tuple[str, str]:
 def markdown_table(results: Results) -> str:
     """Return one row a policy: every measure's mean with its interval and, behind it, the difference from the baseline.
 
-    A star says that the paired difference differs from 0 at 5 % after Holm's correction over the policies.
+    A star marks a paired difference that differs from 0 at 5 % after Holm's correction over the policies.
     """
     measures = results.measures()
     p_by_measure = {measure: p_values(results, measure) for measure in measures}
@@ -160,7 +161,7 @@ def _with_interval(mean: Mean, measure: str) -> str:
 
 
 def number(value: float, measure: str) -> str:
-    """Return a loss with four digits behind the point, a share in percent with two."""
+    """Return a loss with four decimals, a share in percent with two."""
     return f"{100 * value:.2f} %" if measure in _AS_PERCENT else f"{value:.4f}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.distributed import World
 from versatune_ds.evaluation.choices import read_choices
 from versatune_ds.evaluation.harness import (
     HarnessTasks,
@@ -19,7 +20,7 @@ from versatune_ds.evaluation.harness import (
     score_changes,
     scores_to_dict,
 )
-from versatune_ds.evaluation.processes import Request, device_of, evaluate_subject, rows_at_a_time
+from versatune_ds.evaluation.processes import Request, evaluate_subject, rows_at_a_time
 from versatune_ds.evaluation.result import retention
 from versatune_ds.evaluation.result_file import result_name, write_result
 from versatune_ds.evaluation.subject import (
@@ -31,6 +32,7 @@ from versatune_ds.evaluation.subject import (
     trained_subject,
 )
 from versatune_ds.evaluation.table import evaluation_table
+from versatune_ds.launch.process_pool import device_of
 from versatune_ds.run_folder.names import EVALUATION_FILE
 
 logger = logging.getLogger(__name__)
@@ -181,7 +183,7 @@ def _scores(subject: Subject | None, request: Request, tasks: HarnessTasks | Non
         return None
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)
     causal_lm, tokenizer = load_subject(subject, request.config)
-    device = device_of(0, num_processes=1)
+    device = device_of(World())
     return run_tasks(causal_lm.to(device), tokenizer, tasks, batch_size=rows_at_a_time(request.config))
 
 

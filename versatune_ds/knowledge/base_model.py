@@ -1,7 +1,6 @@
-"""Find the files of the model a recipe starts from, and say which model it is.
+"""Find the files of the model a recipe starts from, and identify it by a digest of their content.
 
-The one idea: a model is its files' content. What was drawn from one model is never taken for another's, and prior.json
-says by a digest what it belongs to.
+So what was drawn from one model is never taken for another's, and prior.json records which model it belongs to.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.pth", "ori
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """Say where a saved model lies and which one it is."""
+    """A saved model: its folder, and which one it is."""
 
     name: str
     """What the recipe calls it."""
@@ -38,10 +37,10 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
 
     Args:
         model: The recipe's model section.
-        cache_dir: Where the digests of large files are remembered.
+        cache_dir: Where the digests of large files are stored.
 
     Raises:
-        ValueError: If the recipe has no saved model, nothing is found under its name, or its weights are not its own.
+        ValueError: If the recipe has no saved model, none is found by its name, or its weights do not fit its config.
     """
     if model.name_or_path is None:
         raise ValueError(
@@ -56,7 +55,7 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES or path.name in _SETTINGS)
     if not any(path.suffix in _WEIGHT_SUFFIXES for path in files):
         raise ValueError(
-            f"model.name_or_path: {folder} holds no weights (*.safetensors); for a run's folder write "
+            f"model.name_or_path: {folder} has no weights (*.safetensors); for a run's folder write "
             f"`versatune export {folder}` and name its output"
         )
     return BaseModel(name=model.name_or_path, folder=folder, digest=digest_of_texts(SourceDigests(cache_dir).of(files)))

@@ -1,8 +1,7 @@
 """Detect what a base model knows: draw, label, take the mean, until another round changes nothing.
 
-The one idea: everything slow is kept on disk under a digest of what it depends on (model, tokenizer, sampling), so a
-detection that was killed goes on, one with more sequences begins with those it has, and another labeller reads the
-same sequences again.
+Everything slow is kept on disk under a digest of what it depends on (model, tokenizer, sampling). So a detection that
+was killed resumes, one with more sequences begins with those it has, and another labeller reads the same sequences.
 
 Source: VersaTune (arXiv 2411.11266), knowledge detection; docs/method.md section 1.
 """
@@ -14,6 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of
+from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
 from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import Labeller, make_labeller
-from versatune_ds.knowledge.pool import GeneratorPool
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
+from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.monitor.plain import duration
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
@@ -41,7 +42,7 @@ _LOG_SECONDS = 5.0
 
 @dataclass(kw_only=True, slots=True)
 class Detection:
-    """Hold what was found, and all that prior.json says about how."""
+    """What was found, and how, as prior.json records it."""
 
     domain_set: DomainSet
     base_model: BaseModel
@@ -106,13 +107,15 @@ def detect(config: RunConfig, *, num_processes: int) -> Detection:
             labeller=labeller.describe(),
             folder=folder,
         )
-        with GeneratorPool(config, num_processes=num_processes) as pool:
+        with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
             _rounds(found, config.detect, labeller=labeller, pool=pool)
     _warn_if_unlike_the_rows(found)
     return found
 
 
-def _rounds(found: Detection, settings: DetectConfig, *, labeller: Labeller, pool: GeneratorPool) -> None:
+def _rounds(
+    found: Detection, settings: DetectConfig, *, labeller: Labeller, pool: ProcessPool[SequenceGenerator]
+) -> None:
     """Draw and label round after round, until one changes nothing or the last is done."""
     store = SequenceStore(found.folder / "sequences.jsonl")
     labels_NK = np.zeros((0, len(found.domain_set)))
@@ -121,10 +124,12 @@ def _rounds(found: Detection, settings: DetectConfig, *, labeller: Labeller, poo
         end = -(-settings.num_sequences * number // settings.rounds)
         _draw_up_to(end, store=store, settings=settings, pool=pool)
         found.sequences = store.first(end)
+        # Label what is new, and estimate the shares from all labels so far.
         labels_NK = np.concatenate([labels_NK, _labels(found.sequences[len(labels_NK) :], labeller, found.domain_set)])
         num_tokens_N = np.array([sequence.num_tokens for sequence in found.sequences], dtype=np.float64)
         by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=is_shifted)
         found.rounds.append(by_token_K if found.weight_unit == "tokens" else by_sequence_K)
+        # Compare with the shares of the round before.
         change = np.max(np.abs(np.diff(found.rounds[-2:], axis=0))) if number > 1 else np.inf
         found.is_converged = bool(change < settings.tol)
         _log_round(found, number=number, change=float(change))
@@ -132,8 +137,8 @@ def _rounds(found: Detection, settings: DetectConfig, *, labeller: Labeller, poo
             break
     if len(found.rounds) == 1:
         logger.warning(
-            "detect.rounds: 1, so nothing says whether more sequences would change the shares; the intervals alone say "
-            "how sure they are (2 rounds or more compare them)"
+            "detect.rounds: 1, so nothing says whether more sequences would change the shares; only the intervals show "
+            "how certain they are (2 rounds or more compare them)"
         )
     elif not found.is_converged:
         logger.warning(
@@ -144,12 +149,18 @@ def _rounds(found: Detection, settings: DetectConfig, *, labeller: Labeller, poo
     found.estimate = estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed)
 
 
-def _draw_up_to(end: int, *, store: SequenceStore, settings: DetectConfig, pool: GeneratorPool) -> None:
-    """Draw the batches that hold the first `end` sequences and are not there yet; show how far it is."""
+def _draw_up_to(
+    end: int, *, store: SequenceStore, settings: DetectConfig, pool: ProcessPool[SequenceGenerator]
+) -> None:
+    """Draw the batches that hold the first `end` sequences and are not there yet; log the progress.
+
+    Processes get batch numbers and return sequences; only this process writes. So there is one file with one writer,
+    and nothing to put together when a process, or all of them, are killed.
+    """
     per_batch = settings.sampling.sequences_per_batch
     missing = [batch for batch in range(-(-end // per_batch)) if batch not in store]
     started = logged = time.monotonic()
-    for num_done, (batch, sequences) in enumerate(pool.draw(missing), start=1):
+    for num_done, (batch, sequences) in enumerate(pool.map(SequenceGenerator.draw, missing), start=1):
         store.add(batch, sequences)
         now = time.monotonic()
         if now - logged > _LOG_SECONDS or num_done == len(missing):
@@ -167,14 +178,14 @@ def _draw_up_to(end: int, *, store: SequenceStore, settings: DetectConfig, pool:
 def _labels(sequences: Sequence[DrawnSequence], labeller: Labeller, domain_set: DomainSet) -> np.ndarray:
     """Return the labels [N, K] of sequences; an empty one has none."""
     labels_NK = np.zeros((len(sequences), len(domain_set)))
-    told = [i for i, sequence in enumerate(sequences) if not sequence.is_empty]
-    if told:
-        labels_NK[told] = labeller.label([sequences[i].text for i in told])
+    labelled = [i for i, sequence in enumerate(sequences) if not sequence.is_empty]
+    if labelled:
+        labels_NK[labelled] = labeller.label([sequences[i].text for i in labelled])
     return labels_NK
 
 
 def _sequences_digest(config: RunConfig, base_model: BaseModel, tokenizer: Any) -> str:
-    """Return a digest of all that decides which sequences are drawn."""
+    """Return a digest of everything that determines which sequences are drawn."""
     sampling = json.dumps(config.detect.sampling.model_dump(mode="json"), sort_keys=True)
     return digest_of_texts(
         [_SEQUENCES_VERSION, base_model.digest, tokenizer_digest(tokenizer), config.train.precision, sampling]
@@ -184,13 +195,13 @@ def _sequences_digest(config: RunConfig, base_model: BaseModel, tokenizer: Any) 
 def _weight_unit(config: RunConfig) -> str:
     """Return the unit of the weights that can be detected: sequences have tokens, but no part that bears loss."""
     if config.mixture.weight_unit == "loss_tokens":
-        logger.warning("mixture.weight_unit: loss_tokens cannot be seen in what a model writes; tokens are used")
+        logger.warning("mixture.weight_unit: what a model writes has no loss tokens; tokens are used")
         return "tokens"
     return config.mixture.weight_unit
 
 
 def _log_labeller(description: dict[str, Any]) -> None:
-    """Show what labels, and how good it is where that is known."""
+    """Log which labeller is used, and how good it is where that is known."""
     if "accuracy" not in description:
         logger.info("labeller %s", json.dumps(description))
         return
@@ -204,20 +215,20 @@ def _log_labeller(description: dict[str, Any]) -> None:
 
 
 def _log_round(found: Detection, *, number: int, change: float) -> None:
-    """Show the weights after a round."""
+    """Log the weights after a round."""
     shares = "  ".join(f"{name} {share:.3f}" for name, share in found.domain_set.to_dict(found.rounds[-1]).items())
-    said = f", largest change {change:.4f}" if number > 1 else ""
-    logger.info("round %d: %s sequences%s\n  %s", number, f"{len(found.sequences):,}", said, shares)
+    changed = f", largest change {change:.4f}" if number > 1 else ""
+    logger.info("round %d: %s sequences%s\n  %s", number, f"{len(found.sequences):,}", changed, shares)
 
 
 def _warn_if_unlike_the_rows(found: Detection) -> None:
-    """Say so when the classifier is much less sure about the sequences than about the recipe's rows."""
+    """Warn if the classifier is much less certain about the sequences than about the recipe's rows."""
     assert found.estimate is not None, "the last round made it"
     expected = found.labeller.get("confidence")
     if expected is not None and found.estimate.confidence < expected - 0.1:
         logger.warning(
             "the classifier's likeliest domain has probability %.2f on average, on the recipe's own rows %.2f: the "
-            "model writes much that is unlike these domains, and the shares say only what it resembles most",
+            "model writes much that is unlike these domains, and the shares show only what it resembles most",
             found.estimate.confidence,
             expected,
         )

@@ -1,25 +1,24 @@
-"""Turn labels into shares: how much of what the model writes belongs to each domain, and how sure that is.
+"""Turn labels into shares: how much of what the model writes belongs to each domain, with intervals.
 
-The one idea: nothing is dropped. A label is a probability for every domain, and what they lack to 1 (an answer that
-could not be read, an empty sequence, "none of these") is mass that could belong to any domain: it widens every
-interval by as much.
+No sequence is dropped. A label is a probability for every domain, and what they lack to 1 (an answer that could not be
+read, an empty sequence, "none of these") is mass that could belong to any domain: it widens every interval by as much.
 
-Prior shift. A classifier fitted with equal shares says p(j|x) for equal shares; where domains overlap, the mean of such
-labels leans towards equal. The shares under which labels and mean agree are found by EM: label each sequence with the
-shares so far, p_ij proportional to pi_j p(j|x_i), take the mean as the next shares. At its end P_j = mean_i p_ij as
+Prior shift. A classifier fitted with equal shares estimates p(j|x) for equal shares; where domains overlap, the mean of
+such labels leans towards equal. The shares under which labels and mean agree are found by EM: label each sequence with
+the shares so far, p_ij proportional to pi_j p(j|x_i), take the mean as the next shares. At its end P_j = mean_i p_ij as
 docs/method.md section 1 has it, with labels that are calibrated for the shares themselves.
 
 Source: VersaTune (arXiv 2411.11266), knowledge detection; docs/method.md section 1. EM: Saerens, Latinne, Decaestecker
 2002, equations 2.11-2.12. Differences from the paper: soft labels are moved to the detected shares, which
 `detect.prior_shift` switches off; unread answers stay in; intervals; shares of tokens beside those of sequences.
 
-A domain that no sequence belongs to has share 0 in every bootstrap draw, which says nothing of how rare it is. So no
+A domain that no sequence belongs to has share 0 in every bootstrap draw, which does not show how rare it is. So no
 interval ends below the Clopper-Pearson bound for 0 of n, 1 - 0.025^(1/n), about 3.7 / n; and none begins above
 0.025^(1/n), the bound for n of n. n is Kish's effective number of sequences, (sum w)^2 / sum w^2, where w is what a
 sequence counts: its labelled mass, times its tokens where shares are of tokens.
 
-Not covered by the intervals: that the labeller itself may be wrong. They say how the shares would scatter if as many
-sequences were drawn again.
+Not covered by the intervals: errors of the labeller itself. They show how the shares would scatter if as many sequences
+were drawn again.
 
 Shape legend: **K** domains, **N** sequences, **R** bootstrap draws.
 """
@@ -34,12 +33,12 @@ _EM_STEPS = 200
 _EM_TOLERANCE = 1e-7
 _DRAWS_AT_A_TIME = 50
 _TAIL = 0.025
-"""What lies outside a 95 % interval on either side."""
+"""What is outside a 95 % interval on either side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Hold the domains' shares with 95 % intervals, all float64 [K]."""
+    """The domains' shares with 95 % intervals, all float64 [K]."""
 
     shares_K: np.ndarray
     lower_K: np.ndarray
@@ -48,12 +47,12 @@ class Shares:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Hold what the labels say, by sequences and by tokens."""
+    """Shares by sequences and by tokens, with what could not be labelled."""
 
     sequences: Shares
     tokens: Shares
     unparsed_rate: float
-    """Share of the sequences that no domain was given to."""
+    """Share of the sequences that has no domain."""
     confidence: float
     """Mean probability of the likeliest domain, over what was labelled."""
 
@@ -90,6 +89,7 @@ def estimate(
         num_draws: Bootstrap draws.
     """
     by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=prior_shift)
+    # Bootstrap: a draw holds sequence n as often as the multinomial says; some draws at a time, for memory.
     rng = np.random.default_rng(seed)
     draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     num_sequences = len(labels_NK)
@@ -153,6 +153,7 @@ def _shares_of_draws(
         raise RuntimeError("no sequence has a label: every one is empty or its answer could not be read")
     if not prior_shift:
         return _normalised(counts_RN @ labels_NK), _normalised((counts_RN * size_N) @ labels_NK)
+    # EM: label each sequence with the shares so far, take the mean as the next shares, until they stay the same.
     num_domains = labels_NK.shape[1]
     first_K = np.full(num_domains, 1 / num_domains) if start_K is None else start_K
     shares_RK = np.tile(first_K, (len(counts_RN), 1))

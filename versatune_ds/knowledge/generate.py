@@ -1,11 +1,11 @@
-"""Draw sequences from a base model: what it writes when nothing is asked of it.
+"""Draw sequences from a base model: what it writes without a prompt.
 
-The one idea: batch b is a function of (model, settings, b) alone. Its random numbers come from a seed made of the
-sampling seed and b, so it does not matter which process draws it, or after how many restarts.
+Batch b is a function of (model, settings, b) alone: its random numbers come from a seed made of the sampling seed and
+b. So it does not matter which process draws it, or after how many restarts.
 
 A sequence starts with the tokenizer's beginning token (its end token where it has none), as documents did when the
-model was trained, and ends with the first end token. A model that was never trained on what stands at the start, such
-as one fine-tuned on answers alone, has no distribution there worth asking for: that is not checked.
+model was trained, and ends with the first end token. Not checked: a model that was never trained on what comes at the
+start, such as one fine-tuned on answers alone, has no distribution there worth sampling.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from versatune_ds.config import SamplingConfig
+from versatune_ds.config import RunConfig, SamplingConfig
+from versatune_ds.distributed import World
 from versatune_ds.knowledge.sequences import DrawnSequence, repeated_share
+from versatune_ds.launch.process_pool import device_of
+from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.sizes import sizes_of
+from versatune_ds.training.prepared_data import load_or_train_tokenizer
+from versatune_ds.training.worker import set_threads
 
 
 class SequenceGenerator:
@@ -72,6 +77,21 @@ class SequenceGenerator:
             is_cut=end is None,
             repeated_share=repeated_share(kept),
         )
+
+
+def load_generator(config: RunConfig, world: World) -> SequenceGenerator:
+    """Load a recipe's saved model on this process's device, ready to draw.
+
+    Raises:
+        ValueError: If the model or its tokenizer cannot be loaded.
+    """
+    set_threads()
+    device = device_of(world)
+    tokenizer = load_or_train_tokenizer(config)
+    causal_lm = build_causal_lm(
+        config.model, precision=config.train.precision, vocab_size=len(tokenizer), special_ids={}
+    )
+    return SequenceGenerator(causal_lm.to(device), tokenizer=tokenizer, sampling=config.detect.sampling)
 
 
 def generation_settings(sampling: SamplingConfig, *, end_ids: list[int], pad_id: int) -> GenerationConfig:

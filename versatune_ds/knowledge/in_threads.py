@@ -1,7 +1,7 @@
-"""Ask for many answers at once, and leave at Ctrl-C without waiting for those under way.
+"""Ask for many answers at once, and exit at Ctrl-C without waiting for pending ones.
 
-The one idea: the threads are daemons, which end with the program. Those of `concurrent.futures` are waited for at its
-end, and a request to a slow endpoint may take minutes, with its retries even more.
+The threads are daemons, which end with the program. Those of `concurrent.futures` are waited for at its end, and a
+request to a slow endpoint may take minutes, with its retries even more.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ def ask_in_threads(
 ) -> Iterator[tuple[str, str]]:
     """Yield (question, answer) of every question, in the order in which answers come.
 
-    When the caller stops asking, no further question is begun.
+    When the caller stops iterating, no further question is asked.
 
     Args:
         ask: Returns the answer to a question.
         questions: What is asked.
-        num_threads: Questions under way at a time.
+        num_threads: Questions asked at a time.
 
     Raises:
         Exception: What `ask` raised first.

@@ -1,11 +1,10 @@
-"""Say the domain of a text by a classifier fitted on the recipe's own rows: no other model, no network.
+"""Label texts by a classifier fitted on the recipe's own records: no other model, no network.
 
-The one idea: a share is a mean of probabilities, so what matters is that they are calibrated, on rows the classifier
-was not fitted on, and that the reader sees how well: accuracy and calibration error on rows it saw neither for
-fitting nor for calibration.
+A share is a mean of probabilities, so they must be calibrated, on texts that the classifier was not fitted on. How well
+they are is reported: accuracy and calibration error on texts used neither for fitting nor for calibration.
 
 Words and pieces of words weighted by TF-IDF go into a multinomial logistic regression (scikit-learn). Every domain
-counts the same, whatever its number of rows, so the probabilities hold for equal shares; `estimate.py` moves them to
+counts the same, whatever its number of texts, so the probabilities hold for equal shares; `estimate.py` moves them to
 the shares that are found.
 
 Shape legend: **K** domains, **N** texts.
@@ -31,12 +30,12 @@ logger = logging.getLogger(__name__)
 _MAX_FEATURES = 100_000
 _NUM_BINS = 10
 _BIAS_PENALTY = 1e-3
-"""Keeps the calibration's biases from running away where the classes are told apart without an error."""
+"""Keeps the calibration's biases finite where the classes are separated without an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Turn scores into calibrated probabilities: softmax(scores / temperature + bias_K).
+    """Calibrated probabilities from scores: softmax(scores / temperature + bias_K).
 
     Source: bias-corrected temperature scaling (Alexandari, Kundaje, Shrikumar 2020, arXiv 1901.06852, section 2.3),
     which they found the best partner of the EM correction for shares that differ from the fitted ones.
@@ -54,9 +53,9 @@ class ClassifierLabeller:
     """Label texts with a fitted and calibrated classifier.
 
     Attributes:
-        accuracy: Share of the test rows whose likeliest domain is right, every domain counting the same.
-        calibration_error: See `expected_calibration_error`, on the test rows.
-        confidence: Mean probability of the likeliest domain, on the test rows.
+        accuracy: Share of the test texts whose likeliest domain is right, every domain counting the same.
+        calibration_error: See `expected_calibration_error`, on the test texts.
+        confidence: Mean probability of the likeliest domain, on the test texts.
     """
 
     def __init__(self, texts: DividedTexts, *, num_domains: int) -> None:
@@ -79,7 +78,7 @@ class ClassifierLabeller:
         return self._calibration.probabilities(self._scores(texts))
 
     def describe(self) -> dict[str, Any]:
-        """Return what prior.json says about this labeller."""
+        """Return what prior.json records of this labeller."""
         return {
             "name": "classifier",
             "num_rows": self._num_rows,
@@ -102,7 +101,7 @@ def _pipeline() -> Pipeline:
     pieces = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, min_df=2, max_features=_MAX_FEATURES
     )
-    # liblinear and saga shuffle; lbfgs is a function of the data alone, so the same rows give the same labels.
+    # liblinear and saga shuffle; lbfgs is a function of the data alone, so the same texts give the same labels.
     classifier = LogisticRegression(C=10.0, class_weight="balanced", solver="lbfgs", max_iter=300)
     return make_pipeline(FeatureUnion([("words", words), ("pieces", pieces)]), classifier)
 
@@ -111,7 +110,7 @@ def fit_calibration(scores_NK: np.ndarray, domain_ids: list[int], *, num_domains
     """Return the temperature and biases under which the true domains are likeliest, every domain counting the same.
 
     Args:
-        scores_NK: Log probabilities of rows the classifier was not fitted on.
+        scores_NK: Log probabilities of texts the classifier was not fitted on.
         domain_ids: Their domains.
         num_domains: K.
     """
@@ -141,6 +140,6 @@ def expected_calibration_error(probabilities_NK: np.ndarray, texts: LabelledText
 
 
 def balanced_weights(domain_ids: list[int], *, num_domains: int) -> np.ndarray:
-    """Return a weight a row, summing to 1, that gives every domain the same total."""
+    """Return a weight a text, summing to 1, that gives every domain the same total."""
     ids_N = np.array(domain_ids)
     return 1.0 / (num_domains * np.bincount(ids_N, minlength=num_domains)[ids_N])

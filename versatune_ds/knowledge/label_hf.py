@@ -1,9 +1,9 @@
 """Ask a local instruct model for the domains of texts: how likely is each domain's name as its answer.
 
-The one idea: nothing is generated, so nothing can be unparsed. The names' likelihoods, divided by their sum, are the
+Nothing is generated, so there is no answer that cannot be read. The names' likelihoods, divided by their sum, are the
 label. A name's likelihood is the product over its tokens and the end of the answer.
 
-Not covered: a model's own liking for a name, whatever the text. Descriptions help (`detect.descriptions`).
+Not covered: a model's bias for a name, whatever the text. Descriptions help (`detect.descriptions`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from versatune_ds.data.rows.tokenize import load_tokenizer, render_conversation
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.questions import LabelStore, Question
+from versatune_ds.launch.process_pool import device_of
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.monitor.progress_lines import with_progress
-from versatune_ds.training.worker import choose_device, set_threads
+from versatune_ds.training.worker import set_threads
 
 _ANSWER = "Answer with the name of one domain and nothing else."
 
@@ -33,8 +34,8 @@ class LocalLabeller:
     Args:
         settings: The recipe's detect.hf section.
         question: What is asked.
-        folder: Where labels are kept.
-        cache_dir: Where digests of large files are remembered.
+        folder: Where labels are stored.
+        cache_dir: Where digests of large files are stored.
 
     Raises:
         ValueError: If the model or its tokenizer cannot be loaded, or it has no chat template.
@@ -53,7 +54,7 @@ class LocalLabeller:
             )
         except ValueError as error:
             raise ValueError(f"detect.hf.name_or_path: {str(error).partition(': ')[2]}") from None
-        self._causal_lm = causal_lm.to(choose_device(World())).eval()
+        self._causal_lm = causal_lm.to(device_of(World())).eval()
         self._template = choose_template(self._tokenizer)
         self._names_ids = [self._ids(name) + self._end_ids() for name in question.domain_set]
         identity = (self._digest, settings.precision, self._prompt(""), str(question.max_characters))
@@ -68,7 +69,7 @@ class LocalLabeller:
         return np.array([self._store.of(text) for text in texts])
 
     def describe(self) -> dict[str, Any]:
-        """Return what prior.json says about this labeller."""
+        """Return what prior.json records of this labeller."""
         return {
             "name": "hf",
             "model": self._settings.name_or_path,
@@ -80,7 +81,7 @@ class LocalLabeller:
     def _label(self, text: str) -> np.ndarray:
         """Return one label: a forward pass over the question followed by each name, all names in one batch.
 
-        Rows are filled at the end, where a causal model's earlier positions do not see it. With a prompt of 5 tokens
+        Rows are padded at the end, which a causal model's earlier positions do not see. With a prompt of 5 tokens
         and the names (7 8 9) and (7 6), the logits at positions 4, 5, 6 are those of the names' tokens.
         """
         prompt_ids = self._ids(self._prompt(text))

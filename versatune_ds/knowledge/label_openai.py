@@ -1,8 +1,8 @@
 """Ask an OpenAI-compatible endpoint for the domains of texts: a hosted model, or vLLM, llama.cpp, Ollama on your own.
 
-The one idea: an answer is a probability for every domain, as JSON. What cannot be read is unparsed and counted; what
-did not arrive (after all retries) is an error that ends the detection, never a label. Answers that arrived are kept,
-so starting again asks for the rest.
+An answer is a probability for every domain, as JSON. One that cannot be read is unparsed and counted. One that did not
+arrive after all retries is an error that ends the detection, never a label. Answers that arrived are stored, so
+starting again asks for the rest.
 
 The key comes from OPENAI_API_KEY, and is written nowhere.
 """
@@ -25,7 +25,7 @@ from versatune_ds.monitor.progress_lines import with_progress
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"
-"""Sent where no key is set and an address is: servers of one's own seldom ask for one."""
+"""Sent if a URL is set but no key: local servers seldom ask for one."""
 
 _ANSWER = (
     "Answer with one JSON object and nothing else: every domain's name with the probability that the text belongs to "
@@ -39,7 +39,7 @@ class EndpointLabeller:
     Args:
         endpoint: The recipe's detect.openai section.
         question: What is asked.
-        folder: Where answers are kept.
+        folder: Where answers are stored.
 
     Raises:
         ValueError: If the openai package is missing, or OpenAI's own endpoint is asked without a key.
@@ -57,7 +57,7 @@ class EndpointLabeller:
         """Return the labels, float64 [N, K]; zeros where an answer could not be read.
 
         Raises:
-            RuntimeError: If a request fails for good; the answers so far are kept.
+            RuntimeError: If a request fails for good; the answers so far are stored.
         """
         missing = list(dict.fromkeys(text for text in texts if self._store.of(text) is None))
         answers = ask_in_threads(self._ask, missing, num_threads=self._endpoint.concurrency)
@@ -66,7 +66,7 @@ class EndpointLabeller:
         return np.array([self._store.of(text) for text in texts])
 
     def describe(self) -> dict[str, Any]:
-        """Return what prior.json says about this labeller."""
+        """Return what prior.json records of this labeller."""
         return {"name": "openai", "model": self._endpoint.model, "url": self._endpoint.url}
 
     def _ask(self, text: str) -> str:
@@ -82,7 +82,7 @@ class EndpointLabeller:
             raise RuntimeError(
                 f"detect.openai: {self._endpoint.url or 'the endpoint'} failed "
                 f"{1 + self._endpoint.max_retries} times or for good ({_reason(error)}); the answers so far are kept: "
-                "start again to go on"
+                "start again to resume"
             ) from None
         return (answer.choices[0].message.content or "") if answer.choices else ""
 
@@ -129,7 +129,7 @@ def _client(endpoint: EndpointConfig) -> Any:
     key = os.environ.get(_KEY_VARIABLE)
     if not key and endpoint.url is None:
         raise ValueError(f"detect.openai: set {_KEY_VARIABLE}, or detect.openai.url for a server that needs no key")
-    # Without an address the client would take OPENAI_BASE_URL: then prior.json would not say who labelled.
+    # Without a URL the client would take OPENAI_BASE_URL: then prior.json would not record who labelled.
     return openai.OpenAI(
         api_key=key or _NO_KEY,
         base_url=endpoint.url or "https://api.openai.com/v1",
@@ -139,6 +139,6 @@ def _client(endpoint: EndpointConfig) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return what went wrong in few words: a server may echo the key in its own."""
+    """Return what went wrong in few words; not the server's own, which may contain the key."""
     status = getattr(error, "status_code", None)
     return f"{type(error).__name__}, status {status}" if status else type(error).__name__

@@ -1,7 +1,7 @@
-"""Read the rows of a recipe's domains as texts, to know their domains by.
+"""Read the records of a recipe's domains as texts, to fit a classifier of domains on.
 
-The one idea: a row is cut where a drawn sequence would be, and divided by its content's hash: rows that say the same
-are one row, and never stand on both sides of a division.
+A text is cut where a drawn sequence would be. Texts are divided by the hash of their content: equal ones count once and
+are never on both sides of a division.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from versatune_ds.data.sources.readers import read_records
 from versatune_ds.domains import DomainSet
 
 MIN_ROWS = 20
-"""Fewer rows of a domain cannot be divided into rows to fit, to calibrate and to test on."""
+"""Fewer records of a domain cannot be divided into some to fit, to calibrate and to test on."""
 
 _FIT_SHARE, _CALIBRATE_SHARE = 0.7, 0.15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledTexts:
-    """Hold texts and the ids of their domains."""
+    """Texts and the ids of their domains."""
 
     texts: list[str]
     domain_ids: list[int]
@@ -41,7 +41,7 @@ class LabelledTexts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DividedTexts:
-    """Hold the texts to fit a classifier on, to calibrate it on, and to test it on."""
+    """The texts to fit a classifier on, to calibrate it on, and to test it on."""
 
     fit: LabelledTexts
     calibrate: LabelledTexts
@@ -49,10 +49,10 @@ class DividedTexts:
 
 
 def domain_set_of(data: DataConfig, *, cache_dir: Path) -> DomainSet:
-    """Return a recipe's domains without reading their rows.
+    """Return a recipe's domains without reading their records.
 
     Raises:
-        ValueError: If there is only one: then there is no mixture to find.
+        ValueError: If there is only one: then there is no mixture to detect.
     """
     domain_set = DomainSet(tuple(domain_files(data, cache_dir=cache_dir)))
     if len(domain_set) < 2:
@@ -63,20 +63,21 @@ def domain_set_of(data: DataConfig, *, cache_dir: Path) -> DomainSet:
 def read_divided_texts(
     data: DataConfig, *, tokenizer: Any, max_tokens: int, rows_per_domain: int, cache_dir: Path
 ) -> DividedTexts:
-    """Return the training rows of every domain as texts: 70 % to fit, 15 % to calibrate, 15 % to test.
+    """Return the training records of every domain as texts: 70 % to fit, 15 % to calibrate, 15 % to test.
 
     Args:
         data: The recipe's data section.
-        tokenizer: Of the base model; it says where a text is cut.
+        tokenizer: Of the base model; texts are cut after its tokens.
         max_tokens: Tokens a text keeps.
-        rows_per_domain: The rows with the smallest hashes, at most that many.
+        rows_per_domain: Of each domain, the records with the smallest hashes, at most that many.
         cache_dir: Where the built-in corpus lies.
 
     Raises:
-        ValueError: If a domain has fewer than 20 different rows that can be read.
+        ValueError: If a domain has fewer than 20 different records that can be read.
     """
     parts: tuple[LabelledTexts, ...] = tuple(LabelledTexts(texts=[], domain_ids=[]) for _ in range(3))
     for domain_id, (name, files) in enumerate(domain_files(data, cache_dir=cache_dir).items()):
+        # Sample the domain's records by their hashes.
         key = key_of(data, domain=name)
         rows = _hashed_texts(find_files(files.train, key=key), columns=files.columns)
         by_hash = texts_with_smallest_hashes(rows, num_texts=max(rows_per_domain, MIN_ROWS))
@@ -84,6 +85,7 @@ def read_divided_texts(
             raise ValueError(
                 f"{key}: domain {name!r} has {len(by_hash)} different rows, the classifier needs {MIN_ROWS}"
             )
+        # In the order of the hashes, which is random, the first texts are a sample too.
         texts = [by_hash[row_hash] for row_hash in sorted(by_hash)[:rows_per_domain]]
         texts = cut_texts(texts, tokenizer=tokenizer, max_tokens=max_tokens)
         ends = round(len(texts) * _FIT_SHARE), round(len(texts) * (_FIT_SHARE + _CALIBRATE_SHARE))
@@ -94,12 +96,12 @@ def read_divided_texts(
 
 
 def texts_with_smallest_hashes(rows: Iterable[tuple[int, str]], *, num_texts: int) -> dict[int, str]:
-    """Return the texts with the smallest different hashes, by hash; in memory are never more than that many.
+    """Return the texts with the smallest different hashes, by hash; no more than that many are ever in memory.
 
-    Hashes are uniform, so this is a random sample without repetition that depends on the rows, not on their order.
+    Hashes are uniform, so this is a random sample without repetition that depends on the texts, not on their order.
 
     Args:
-        rows: (hash, text) of every row; rows of the same hash have the same text.
+        rows: (hash, text) of every record; those of the same hash have the same text.
         num_texts: At most that many are kept.
     """
     kept: dict[int, str] = {}
@@ -127,7 +129,7 @@ def cut_texts(texts: list[str], *, tokenizer: Any, max_tokens: int) -> list[str]
 
 
 def _hashed_texts(paths: tuple[Path, ...], *, columns: Mapping[str, str] | None) -> Iterator[tuple[int, str]]:
-    """Yield (hash, text) of every row that can be read; preparing the data counts and reports those that cannot."""
+    """Yield (hash, text) of every record that can be read; preparing the data counts and reports the others."""
     for path in paths:
         for record in read_records(path):
             try:
@@ -139,5 +141,5 @@ def _hashed_texts(paths: tuple[Path, ...], *, columns: Mapping[str, str] | None)
 
 
 def _text_of(row: Row) -> str:
-    """Return what a row says, without who says it."""
+    """Return the text of all turns, without their roles."""
     return "\n".join(row.texts())

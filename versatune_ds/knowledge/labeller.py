@@ -1,7 +1,7 @@
-"""Say what a labeller is, and make the one a recipe asks for.
+"""What a labeller is, and how the one that a recipe asks for is made.
 
-The one idea: a labeller turns texts into probabilities over the domains and describes itself; everything else about
-detection is the same whoever labels.
+A labeller turns texts into probabilities over the domains and describes itself. Everything else about detection is the
+same for all labellers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Labeller(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return what prior.json says about this labeller."""
+        """Return what prior.json records of this labeller."""
         ...
 
 
@@ -38,7 +38,7 @@ def make_labeller(
         tokenizer: Of the base model.
         domain_set: Domains of the recipe.
         cache_dir: Where the built-in corpus lies.
-        folder: Where answers are kept.
+        folder: Where answers are stored.
 
     Raises:
         ValueError: If a domain has too few rows, a model cannot be loaded, or a description is of no domain.
@@ -64,7 +64,7 @@ def make_labeller(
 
 
 def _classifier(config: RunConfig, *, tokenizer: Any, domain_set: DomainSet, cache_dir: Path) -> Labeller:
-    """Return a classifier fitted on the recipe's own rows."""
+    """Return a classifier fitted on the recipe's own records."""
     from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
     from versatune_ds.knowledge.label_texts import read_divided_texts
 

@@ -1,7 +1,7 @@
 """Write what detection found: prior.json, which `mixture.prior` reads, a bar chart beside it, a table for the terminal.
 
-The one idea: `weights` is in the unit that the recipe's weights have; the shares of sequences and of tokens are both
-there, so that nobody has to guess which one was meant.
+`weights` is in the unit of the recipe's weights. The shares of sequences and of tokens are both in the file, so that
+nobody has to guess which one was meant.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LIBRARIES = ("versatune_ds", "torch", "transformers", "scikit-learn")
 
 
 def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
-    """Return what prior.json holds."""
+    """Return the content of prior.json."""
     assert found.estimate is not None, "detection ends with it"
     names = found.domain_set
     return {
@@ -54,7 +54,7 @@ def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
 
 
 def write_prior(path: Path, values: dict[str, Any]) -> Path:
-    """Write prior.json, whole or not at all, and its bar chart; return the chart's path."""
+    """Write prior.json, completely or not at all, and its bar chart; return the chart's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, values)
     return plot_prior(values, path.with_suffix(".png"))
@@ -82,7 +82,7 @@ def plot_prior(values: dict[str, Any], path: Path) -> Path:
 
 
 def prior_table(values: dict[str, Any]) -> str:
-    """Return the weights as a table with bars, and below it what was odd about the sequences."""
+    """Return the weights as a table with bars, and below it what was unusual about the sequences."""
     largest = max(values["weights"].values())
     rows = []
     for name, weight in values["weights"].items():

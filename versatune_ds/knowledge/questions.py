@@ -1,7 +1,7 @@
-"""Ask a language model for a text's domain, and keep every label on disk.
+"""Ask a language model for a text's domain, and store every label on disk.
 
-The one idea: both labellers that are language models see the same words, and no text is asked about twice: a label is
-kept under a digest of the text and of everything else the answer depends on.
+Both labellers that are language models see the same words, and no text is asked about twice: a label is stored under a
+digest of the text and of everything else that the answer depends on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from versatune_ds.domains import DomainSet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Hold what every question about a text has in common."""
+    """What every question about a text has in common."""
 
     domain_set: DomainSet
     descriptions: Mapping[str, str]
-    """Domain name to what it holds; may lack names."""
+    """Domain name to what is in it; may lack names."""
     max_characters: int
     """Characters of the text that are shown."""
 
@@ -40,7 +40,7 @@ class Question:
 
         Args:
             text: What is to be labelled.
-            answer: A sentence that says what to answer with.
+            answer: A sentence that asks for a form of answer.
         """
         return (
             "Which domain does the text between the lines belong to? The domains are:\n"
@@ -49,14 +49,14 @@ class Question:
 
 
 class LabelStore:
-    """Keep labels in a file, one line each.
+    """Labels in a file, one line each.
 
     Attributes:
         path: The file; made when the first label comes.
     """
 
     def __init__(self, path: Path, *, domain_set: DomainSet, identity: Iterable[str]) -> None:
-        """Read what is there.
+        """Read the labels that are there.
 
         Args:
             path: The file.
@@ -69,20 +69,20 @@ class LabelStore:
         self._labels: dict[str, list[float]] = {}
         if not path.is_file():
             return
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
-        for line in whole.splitlines():
+        complete, _, torn = path.read_bytes().rpartition(b"\n")
+        for line in complete.splitlines():
             values = json.loads(line)
             self._labels[values["key"]] = values["label"]
         if torn:  # cut off by a kill; its text is asked about again
-            path.write_bytes(whole + b"\n" if whole else b"")
+            path.write_bytes(complete + b"\n" if complete else b"")
 
     def of(self, text: str) -> np.ndarray | None:
-        """Return the kept label of a text, float64 [K], or None."""
+        """Return the stored label of a text, float64 [K], or None."""
         label = self._labels.get(self._key(text))
         return None if label is None else np.array(label)
 
     def add(self, text: str, label_K: np.ndarray, *, answer: str) -> None:
-        """Keep a label and the answer it was read from; both are in the file when this returns."""
+        """Store a label and the answer it was read from; both are in the file when this returns."""
         key = self._key(text)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"key": key, "label": label_K.tolist(), "answer": answer})

@@ -1,7 +1,7 @@
-"""Hold the sequences a base model wrote, and keep them on disk so that a killed detection goes on.
+"""The sequences that a base model wrote, stored on disk so that a killed detection resumes.
 
-The one idea: a batch is a function of (settings, batch number) and one line of the file. A line is there whole or it
-is not, so going on is drawing the batches that have no line yet, by however many processes.
+A batch is a function of (settings, batch number) and one line of the file. A line is complete or it does not count, so
+to resume is to draw the batches that have no line yet, by any number of processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REPETITIVE_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnSequence:
-    """Hold one sequence the base model wrote."""
+    """One sequence that the base model wrote."""
 
     text: str
     """Without special tokens."""
@@ -32,12 +32,12 @@ class DrawnSequence:
 
     @property
     def is_empty(self) -> bool:
-        """Return whether it says nothing: nobody could name its domain."""
+        """Return whether there is no text, so that it has no domain."""
         return not self.text.strip()
 
     @property
     def is_repetitive(self) -> bool:
-        """Return whether the model was caught in a loop."""
+        """Return whether the model was stuck in a loop."""
         return self.repeated_share > REPETITIVE_SHARE
 
 
@@ -50,34 +50,34 @@ def repeated_share(token_ids: list[int]) -> float:
 
 
 class SequenceStore:
-    """Keep batches of sequences in a file, one line each.
+    """Batches of sequences in a file, one line each.
 
     Attributes:
         path: The file; made when the first batch comes.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the whole lines that are there; what a kill left of one is cut off."""
+        """Read the complete lines; what a kill left of one is cut off."""
         self.path = path
         self._batches: dict[int, list[DrawnSequence]] = {}
         if not path.is_file():
             return
-        whole_bytes = 0
+        complete_bytes = 0
         with path.open("rb") as stream:
             for line in stream:
                 if not line.endswith(b"\n"):
                     break
-                whole_bytes += len(line)
+                complete_bytes += len(line)
                 values = json.loads(line)
                 self._batches[values["batch"]] = [DrawnSequence(**sequence) for sequence in values["sequences"]]
         with path.open("r+b") as stream:
-            stream.truncate(whole_bytes)
+            stream.truncate(complete_bytes)
 
     def __contains__(self, batch: int) -> bool:
         return batch in self._batches
 
     def add(self, batch: int, sequences: list[DrawnSequence]) -> None:
-        """Keep a batch; it is in the file when this returns."""
+        """Store a batch; it is in the file when this returns."""
         line = json.dumps({"batch": batch, "sequences": [asdict(sequence) for sequence in sequences]})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
@@ -85,7 +85,7 @@ class SequenceStore:
         self._batches[batch] = sequences
 
     def first(self, num_sequences: int) -> list[DrawnSequence]:
-        """Return the first sequences in the order of their numbers; all batches that hold them must be there."""
+        """Return the first sequences in the order of their numbers; all of their batches must be there."""
         found: list[DrawnSequence] = []
         for batch in sorted(self._batches):
             found += self._batches[batch]

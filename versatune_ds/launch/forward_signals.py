@@ -1,9 +1,9 @@
-"""Run a launcher as a child, and hand signals to the ranks alone.
+"""Run a launcher as a child process, and pass signals to the ranks alone.
 
-The one idea: deepspeed's launcher and torchrun do not survive signals well (deepspeed 0.19.8 prints a traceback at
-SIGINT, both die of SIGUSR1, and the prompt returns while ranks still save). So the launcher runs in a session of its
-own, the terminal's Ctrl-C does not reach it, and only the ranks are told; they save and leave, and the launcher ends
-with their exit code. mpirun and srun hand SIGUSR1 on, to other machines too, so there the launcher is told.
+deepspeed's launcher and torchrun do not survive signals well: deepspeed 0.19.8 prints a traceback at SIGINT, both die
+of SIGUSR1, and the prompt returns while ranks still save. So the launcher runs in a session of its own, which the
+terminal's Ctrl-C does not reach, and only the ranks get the signal. They save and exit, and the launcher ends with
+their exit code. mpirun and srun pass SIGUSR1 on, to other machines too, so there the launcher gets it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import FrameType
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _RANK_MARK = b"\0LOCAL_RANK="
-"""The variable by which ranks are told from the launcher that set it for them."""
+"""The variable that only ranks have: their launcher set it for them."""
 _PORT_OPTION = "--master_port="
 
 
@@ -27,9 +27,15 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
 
     Args:
         command: The launcher's command.
-        is_forwarding: Whether the launcher hands SIGUSR1 on by itself, and is told instead of the ranks.
+        is_forwarding: Whether the launcher passes SIGUSR1 on by itself, and gets it instead of the ranks.
+
+    Raises:
+        ValueError: If the launcher is not installed.
     """
-    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        process = subprocess.Popen(command, start_new_session=True)
+    except FileNotFoundError:
+        raise ValueError(f"{command[0]}: not found beside python nor on PATH; install it") from None
     ports = [word.removeprefix(_PORT_OPTION) for word in command if word.startswith(_PORT_OPTION)]
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -38,7 +44,7 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
             return
         ranks = rank_pids(session=process.pid, port=ports[0] if ports else None)
         for pid in ranks:
-            with contextlib.suppress(ProcessLookupError):  # it ended since it was found; the next one is still told
+            with contextlib.suppress(ProcessLookupError):  # it ended since it was found
                 os.kill(pid, number)
         if not ranks and process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)  # nothing is training yet, so there is nothing to save
@@ -59,8 +65,8 @@ def rank_pids(*, session: int, port: str | None = None) -> list[int]:
 
     Args:
         session: The session in which their launcher started them.
-        port: Where all ranks of the run meet; those that came over ssh are in another session. One rank that is told
-            is enough, since all agree.
+        port: Where all ranks of the run meet; those started over ssh are in another session. One rank that gets the
+            signal is enough, since all agree on what to do.
     """
     meeting = f"\0MASTER_PORT={port}\0".encode()
     parents: dict[int, int] = {}

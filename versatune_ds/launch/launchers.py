@@ -1,7 +1,7 @@
-"""Write the command of each launcher: deepspeed, torchrun, mpirun and srun, on this machine or on several.
+"""Build the command of each launcher: deepspeed, torchrun, mpirun and srun, on this machine or on several.
 
-The one idea: a launcher is a list of words that a user could have typed; where one cannot do what is asked for, that is
-an error and no other launcher is taken instead.
+The command is one that a user could have typed. Where a launcher cannot do what is asked for, that is an error; no
+other launcher is used instead.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from versatune_ds.distributed import free_port
 from versatune_ds.distributed.slurm import is_slurm_task
 from versatune_ds.slurm.steps import SRUN, overlap
 
-LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "srun")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Say where processes run: how many on each machine, and which machines."""
+    """Where processes run: how many on each machine, and on which machines."""
 
     processes: int
     """Processes on each machine."""
@@ -58,7 +56,7 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
             raise ValueError(f"{path}:{i}: {line.strip()!r}: expected a machine, once, as in: node1 slots=8")
         hosts[name] = min(int(slots), processes or int(slots))
     if len(hosts) < (nodes or 1):
-        raise ValueError(f"{path}: holds {len(hosts)} machines, expected {nodes or 1} or more")
+        raise ValueError(f"{path}: lists {len(hosts)} machines, expected {nodes or 1} or more")
     return dict(list(hosts.items())[:nodes])
 
 
@@ -80,28 +78,11 @@ def num_nodes_given(environ: Mapping[str, str]) -> int:
     return int(environ.get(name) or environ.get("SLURM_JOB_NUM_NODES") or "1")
 
 
-def check_started_once(environ: Mapping[str, str]) -> None:
-    """Check that srun did not start this command as several tasks, each of which would start a run of its own.
-
-    In the shell of `srun --ntasks=4 --pty bash` it is typed once, whatever the number of tasks.
-
-    Raises:
-        ValueError: With the way to start it.
-    """
-    num_tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
-    if is_slurm_task(environ) and num_tasks.isdigit() and int(num_tasks) > 1 and "SLURM_PTY_PORT" not in environ:
-        raise ValueError(
-            f"srun started this command {num_tasks} times (SLURM_STEP_NUM_TASKS), and each would start a run: type it "
-            "without srun, or let srun start the processes: srun python launcher/train.py RECIPE; in a shell where it "
-            "is typed once, unset SLURM_STEP_NUM_TASKS"
-        )
-
-
 def launcher_command(launcher: str, layout: Layout, *, hostfile: Path | None, devices: str) -> list[str]:
     """Return the command up to the script that every process runs.
 
     Args:
-        launcher: One of LAUNCHERS.
+        launcher: One of `LAUNCHERS`.
         layout: Where processes run.
         hostfile: The file the machines came from.
         devices: What `device_flag` returned, for the deepspeed launcher on this machine.

@@ -1,6 +1,6 @@
-"""Start a run's processes, here or on several machines: check what can be checked, show the launcher's command, run it.
+"""Start a run's processes, here or on several machines: check the recipe, log the launcher's command, run it.
 
-The one idea: `versatune train` hides nothing; it prints the command it runs, which a user may run, or change, alone.
+`versatune train` hides nothing: a user may run, or change, the command that it logs.
 """
 
 from __future__ import annotations
@@ -14,39 +14,22 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.config import ModelConfig, RunConfig, load_config
-from versatune_ds.data.sources.domain_files import check_data_files
-from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus, is_cpu_meant
-from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
-from versatune_ds.engine.ds_settings import deepspeed_config
+from versatune_ds.config import RunConfig, load_config
+from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.launch.forward_signals import run_and_forward
-from versatune_ds.launch.launchers import (
-    Layout,
-    check_started_once,
-    choose_launcher,
-    launcher_command,
-    num_nodes_given,
-    read_hostfile,
-)
-from versatune_ds.mixture.files import check_named_files
-from versatune_ds.mixture.reference import check_has_references
-from versatune_ds.mixture.weights import as_weights
-from versatune_ds.model.build import check_model_weights, config_from_mapping
-from versatune_ds.model.named_model import check_saved_model
-from versatune_ds.run_folder.folder import check_run_folder
-from versatune_ds.run_folder.folder_lock import find_owner
-from versatune_ds.run_folder.links import check_unlocked
-from versatune_ds.training.prepared_data import cache_folder
+from versatune_ds.launch.launchers import Layout, choose_launcher, launcher_command, num_nodes_given, read_hostfile
+from versatune_ds.training.finding import Stage
+from versatune_ds.training.start_checks import Start, check_start
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """Say how a run's processes are to be started, as `versatune train` was asked."""
+class LaunchOptions:
+    """How `versatune train` is asked to start a run's processes."""
 
     launcher: str | None = None
-    """One of `launchers.LAUNCHERS`; None chooses."""
+    """One of `LAUNCHERS`; None chooses."""
     processes: int | None = None
     """Processes on each machine; None means one per GPU, or 1 without a GPU, or what the hostfile says."""
     nodes: int | None = None
@@ -57,7 +40,7 @@ class Start:
     """Whether only warnings are shown."""
 
 
-def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
+def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) -> int:
     """Check the recipe, then start its processes with a launcher, and return its exit code.
 
     DS_ACCELERATOR=cpu in the environment means no GPU.
@@ -65,25 +48,64 @@ def launch(recipe: Path, overrides: Sequence[str], *, start: Start) -> int:
     Args:
         recipe: YAML file.
         overrides: `key=value` texts.
-        start: What is started, and where.
+        options: What is started, and where.
 
     Raises:
         ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
-    check_started_once(os.environ)
     config = load_config(recipe, overrides)
-    check_unlocked(config.run_dir)
     num_gpus = num_visible_gpus()
-    layout = _layout(start, num_gpus=num_gpus)
-    launcher = choose_launcher(start.launcher, environ=os.environ, num_nodes=layout.nodes)
-    is_elsewhere = bool(layout.hosts) or launcher == "srun"  # other machines see for themselves what they have
-    device_type = None if is_elsewhere else "cuda" if num_gpus else "cpu"
-    check_before_start(config, num_processes=layout.num_processes, device_type=device_type, is_fresh=start.is_fresh)
-    flags = ["--fresh"] * start.is_fresh + ["--quiet"] * start.is_quiet
-    words = [str(recipe), *overrides, *flags]
+    layout = _layout(options, num_gpus=num_gpus)
+    launcher = choose_launcher(options.launcher, environ=os.environ, num_nodes=layout.nodes)
+    is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
+    device_type = _device_type(num_gpus) if is_here else None
+    check_start(
+        Start(
+            config=config,
+            stage="train",
+            num_processes=layout.num_processes,
+            device_type=device_type,
+            is_here=is_here,
+            is_fresh=options.is_fresh,
+        )
+    )
     if device_type is not None:
         os.environ.setdefault("DS_ACCELERATOR", device_type)
-    return run_ranks(launcher, layout, hostfile=start.hostfile, script="train.py", words=words)
+    words = [str(recipe), *overrides, *process_flags(is_fresh=options.is_fresh, is_quiet=options.is_quiet)]
+    return run_ranks(launcher, layout, hostfile=options.hostfile, script="train.py", words=words)
+
+
+def launch_here(config: RunConfig, *, stage: Stage, processes: int | None, script: str, words: Sequence[str]) -> int:
+    """Check a recipe, then start processes on this machine and return their exit code.
+
+    Args:
+        config: The recipe, as the checks see it.
+        stage: Which checks are made.
+        processes: Number of processes; None means one per GPU, or 1 without a GPU.
+        script: Name of the script in launcher/ that every process runs.
+        words: Its command line.
+
+    Raises:
+        ValueError: If the recipe or the number of processes is wrong, before any process is started.
+    """
+    num_gpus = num_visible_gpus()
+    num_processes = check_processes(processes, num_gpus=num_gpus)
+    device_type = _device_type(num_gpus)
+    check_start(Start(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True))
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
+    launcher = choose_launcher(None, environ=os.environ)
+    return run_ranks(launcher, Layout(processes=num_processes), script=script, words=words)
+
+
+def process_flags(*, is_fresh: bool, is_quiet: bool) -> list[str]:
+    """Return the options that are passed on to every process."""
+    given = {"--fresh": is_fresh, "--quiet": is_quiet}
+    return [flag for flag, is_given in given.items() if is_given]
+
+
+def _device_type(num_gpus: int) -> str:
+    """Return what processes on this machine run on."""
+    return "cuda" if num_gpus else "cpu"
 
 
 def num_visible_gpus() -> int:
@@ -97,10 +119,10 @@ def num_visible_gpus() -> int:
 
 
 def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, script: str, words: Sequence[str]) -> int:
-    """Show the launcher's command, run it to its end with signals passed on, and return its exit code.
+    """Log the launcher's command, run it to its end with signals passed on, and return its exit code.
 
     Args:
-        launcher: One of `launchers.LAUNCHERS`.
+        launcher: One of `LAUNCHERS`.
         layout: Where processes run.
         hostfile: The file the machines came from.
         script: Name of the script in launcher/ that every process runs.
@@ -116,70 +138,16 @@ def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, sc
     return run_and_forward(command, is_forwarding=launcher in ("mpirun", "srun"))
 
 
-def _layout(start: Start, *, num_gpus: int) -> Layout:
+def _layout(options: LaunchOptions, *, num_gpus: int) -> Layout:
     """Return where processes run; on machines of a hostfile, or of Slurm, GPUs are not counted here."""
-    if start.hostfile is not None:
-        hosts = read_hostfile(start.hostfile, nodes=start.nodes, processes=start.processes)
-        return Layout(processes=start.processes or 0, hosts=hosts, nodes=len(hosts))
-    if start.nodes is not None and start.nodes < 1:
-        raise ValueError(f"--nodes={start.nodes}: expected 1 or more")
-    num_nodes = start.nodes or num_nodes_given(os.environ)
-    asked = num_gpus or None if start.processes is None else start.processes
+    if options.hostfile is not None:
+        hosts = read_hostfile(options.hostfile, nodes=options.nodes, processes=options.processes)
+        return Layout(processes=options.processes or 0, hosts=hosts, nodes=len(hosts))
+    if options.nodes is not None and options.nodes < 1:
+        raise ValueError(f"--nodes={options.nodes}: expected 1 or more")
+    num_nodes = options.nodes or num_nodes_given(os.environ)
+    asked = num_gpus or None if options.processes is None else options.processes
     return Layout(processes=check_processes(asked, num_gpus=num_gpus if num_nodes == 1 else 0), nodes=num_nodes)
-
-
-def check_before_start(
-    config: RunConfig, *, num_processes: int, device_type: str | None = None, is_fresh: bool
-) -> None:
-    """Find here, in seconds, what every process would find after a minute.
-
-    Args:
-        config: The recipe.
-        num_processes: Processes that will train.
-        device_type: cpu or cuda, where they will train on this machine; None where another machine will, and what
-            this one can do says nothing.
-        is_fresh: Whether the run starts over.
-
-    Raises:
-        ValueError: If batch sizes, DeepSpeed settings, the run's folder or the model's keys are wrong, or files, rows,
-            references or the model's folder are missing.
-    """
-    ds_config = deepspeed_config(config.train, world_size=num_processes)
-    check_model_settings(config.model, ds_config)
-    if device_type is None:
-        check_keys(ds_config)
-    else:
-        check_deepspeed_settings(config.train, ds_config, device_type=device_type)
-    check_named_files(config.mixture)
-    check_run_folder(config, is_fresh=is_fresh)
-    if isinstance(config.mixture.prior, dict):
-        as_weights(list(config.mixture.prior.values()), "mixture.prior")
-    check_has_references(config.mixture)
-    check_model_keys(config.model)
-    if config.slurm.dependency is None:  # the job before this one may make both
-        check_saved_model(config.model)
-        check_model_weights(config.model)
-        check_data_files(config.data, cache_dir=cache_folder(config))
-
-
-def check_submission(config: RunConfig) -> None:
-    """Check what only a job needs; a run that still goes on in its folder is logged, since it may end before the job.
-
-    Raises:
-        ValueError: If the job asks for GPUs and this torch cannot use any.
-    """
-    asked = asks_for_gpus(config.slurm, os.environ)
-    if asked is not None:
-        check_torch_for(asked, os.environ)
-    owner = find_owner(config.run_dir)
-    if owner is not None and config.slurm.dependency is None and config.slurm.array is None:
-        logger.warning("%s: in use by %s; the job is refused if that still runs when it starts", config.run_dir, owner)
-
-
-def check_model_keys(model: ModelConfig) -> None:
-    """Raise ValueError naming the first key of `model.from_config` that its model type does not know."""
-    if model.from_config is not None:
-        config_from_mapping(model.from_config, vocab_size=model.tokenizer_vocab_size, special_ids={})
 
 
 def check_processes(processes: int | None, *, num_gpus: int) -> int:

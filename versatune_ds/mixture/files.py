@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet, by_domain_name
 
 logger = logging.getLogger(__name__)
@@ -32,18 +31,6 @@ def no_such_file(path: Path, *, what: str) -> str:
     if path.is_dir():
         return f"{what}: {path}: a folder; expected the JSON file that {_WRITTEN_BY[what]} writes"
     return f"{what}: {path}: no such file; run {_WRITTEN_BY[what]} with this recipe, which writes it there"
-
-
-def check_named_files(settings: MixtureConfig) -> None:
-    """Check that the prior and reference files a recipe names exist, before anything that costs time.
-
-    Raises:
-        ValueError: One line for each file that is missing.
-    """
-    named = {"mixture.prior": settings.prior, "mixture.reference": settings.reference}
-    missing = [no_such_file(v, what=key) for key, v in named.items() if isinstance(v, Path) and not v.is_file()]
-    if missing:
-        raise ValueError("\n".join(missing))
 
 
 def read_domain_values(

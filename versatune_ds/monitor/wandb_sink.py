@@ -120,11 +120,8 @@ def start_run(config: RunConfig, *, run_id: str) -> Any:
         ValueError: If the mode is online and there is no key.
     """
     mode = config.monitor.wandb.mode
-    if mode == "online" and not has_key():
-        raise ValueError(
-            "monitor.wandb.mode=online: no key found; set WANDB_API_KEY in the environment, "
-            "or use monitor.wandb.mode=offline"
-        )
+    if mode == "online":
+        check_has_key()
     try:
         return _init(config, run_id=run_id, mode=mode)
     except Exception as error:  # an unreachable server must not end a run
@@ -163,6 +160,15 @@ def _init(config: RunConfig, *, run_id: str, mode: str) -> Any:
             finish_timeout=FINISH_SECONDS,
         ),
     )
+
+
+def check_has_key() -> None:
+    """Raise ValueError where W&B finds no key, which it needs to be online."""
+    if not has_key():
+        raise ValueError(
+            "monitor.wandb.mode=online: no key found; set WANDB_API_KEY in the environment, "
+            "or use monitor.wandb.mode=offline"
+        )
 
 
 def has_key() -> bool:

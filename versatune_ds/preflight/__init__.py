@@ -1,7 +1,7 @@
-"""Find before nodes are taken what would end a run on them: `versatune check`.
+"""Find out before a run takes nodes whether it would fail there: `versatune check`; also `inspect` and `simulate`.
 
-The one idea: each concern is a function from the recipe to findings; all of them run whatever the others find, and
-they ask the code that trains wherever it can say by itself whether something is wrong.
+Each check is a function from the recipe to findings. All of them run, whatever the others find, and they call the code
+that trains wherever that can decide whether something is wrong.
 """
 
 from versatune_ds.preflight.report import CheckReport, check_recipe

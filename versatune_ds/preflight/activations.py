@@ -1,8 +1,8 @@
 """Count the bytes a forward and backward pass through the decoder keeps alive, without running either.
 
-The one idea: under PyTorch's fake tensors every operation runs but nothing is computed or allocated, so the model's
-own code, with its attention and its gradient checkpointing, says what it saves; a dispatch mode adds up the storages
-that are alive. No formula for a kind of model stands here.
+Under PyTorch's fake tensors every operation runs but nothing is computed or allocated. So the model's own code, with
+its attention and its gradient checkpointing, shows what it saves; a dispatch mode adds up the storages that are alive.
+There is no formula for any kind of model here.
 
 Not covered: what a GPU's kernels need beside their inputs and outputs. Packing masks are counted: rows are packed.
 """
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassBytes:
-    """Hold what one micro-batch keeps alive besides weights, gradients and the head, in bytes."""
+    """What one micro-batch keeps alive besides weights, gradients and the head, in bytes."""
 
     saved: int
     """Alive when the forward pass has ended: what the backward pass needs."""
@@ -60,15 +60,15 @@ class _LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._free, address, num_bytes)
 
     def _free(self, address: int, num_bytes: int) -> None:
-        """Take a freed storage off; its address may come again."""
+        """Subtract a freed storage; its address may be used again."""
         self._seen.discard(address)
         self.now -= num_bytes
 
 
 def _empty_grouped_product(left: torch.Tensor, right: torch.Tensor, offs: Any = None, *_: Any, **__: Any) -> Any:
-    """Return an empty result of a grouped product, which experts are computed with.
+    """Return an empty result of a grouped product, which computes experts.
 
-    Of torch 2.13 the form for fake tensors refuses all but bf16, which the real operation does not.
+    torch 2.13: the version for fake tensors refuses all but bf16, which the real operation does not.
     """
     rows, columns = left.shape[-2], right.shape[-1]
     if left.dim() == right.dim() == 2:  # groups along what is summed over: the weights' gradient
@@ -126,5 +126,5 @@ def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int, has_ro
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
-    """Let go of a gradient that has just been added."""
+    """Free a gradient as soon as it is accumulated."""
     parameter.grad = None

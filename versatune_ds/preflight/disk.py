@@ -1,6 +1,6 @@
 """Check that checkpoints and prepared data fit on the disk.
 
-The one idea: `checkpoint.keep` checkpoints lie there while the next one is written, so there must be room for one more.
+`checkpoint.keep` checkpoints exist while the next one is written, so there must be room for one more.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import DTYPES
-from versatune_ds.preflight.finding import Finding, fail, ok
 from versatune_ds.preflight.memory import estimates_of, gib
 from versatune_ds.preflight.memory_estimate import ModelSize
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
+from versatune_ds.training.finding import Finding, fail, ok
 
 _CACHE_BYTES_PER_TOKEN = 13
-"""Prepared data beside the text of their rows: ids (4 bytes), in the shards and while they are built, and loss."""
+"""Prepared data besides the text of their records: ids (4 bytes), in the shards and while they are built, and loss."""
 
 
 def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[str, Any]) -> int:
@@ -41,15 +41,15 @@ def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[s
 
 
 def check_disk(subject: Subject) -> Iterator[Finding]:
-    """Compare checkpoints, then prepared data, with the space that is free where they go."""
+    """Compare checkpoints, then prepared data, with the free space of their folders."""
     config = subject.config
     one = checkpoint_bytes(config, size=estimates_of(subject).size, ds_config=subject.ds_config)
-    there = _size_of(config.run_dir / CHECKPOINTS_FOLDER)
+    existing = _size_of(config.run_dir / CHECKPOINTS_FOLDER)
     needed = one * (config.checkpoint.keep + 1)
     about = f"{config.checkpoint.keep} checkpoints and one being written, {gib(one)} each"
     folder = config.run_dir / CHECKPOINTS_FOLDER  # may be a link to another disk
     yield _compare(
-        "checkpoint.keep", about, needed=needed - there, folder=folder, todo="keep fewer, or set run.output_dir"
+        "checkpoint.keep", about, needed=needed - existing, folder=folder, todo="keep fewer, or set run.output_dir"
     )
     text, tokens = subject.num_bytes, _num_tokens(subject)
     yield _compare(
@@ -70,16 +70,16 @@ def _num_tokens(subject: Subject) -> float:
 
 
 def _compare(key: str, about: str, *, needed: int, folder: Path, todo: str) -> Finding:
-    """Compare what is needed with what is free, and see that the folder may be written."""
+    """Compare what is needed with what is free, and check that the folder can be written."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK):
-        return fail("disk", key, f"{existing} may not be written", "choose another folder")
+        return fail("disk", key, f"{existing} cannot be written", "choose another folder")
     if needed > free:
         return fail("disk", key, f"{about}: {gib(needed)}, but {existing} has {gib(free)} free", todo)
     return ok("disk", key, f"{about}; {gib(free)} free in {existing}")
 
 
 def _size_of(folder: Path) -> int:
-    """Return the bytes of a folder's files, 0 where there is none: a resumed run drops old checkpoints."""
+    """Return the bytes of a folder's files, 0 if there is none: a resumed run deletes old checkpoints."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,19 +1,17 @@
-"""Check the files of every domain and the run's folder."""
+"""Check the files of every domain: that they can be read, and how many rows they have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from versatune_ds.data.sources.domain_files import key_of
-from versatune_ds.preflight.finding import Finding, fail, failures_of, ok, warn
 from versatune_ds.preflight.subject import DomainSample, Subject
-from versatune_ds.run_folder.folder import check_run_folder
-from versatune_ds.run_folder.folder_lock import find_owner
 from versatune_ds.training.assemble import is_never_measured, nothing_measured
+from versatune_ds.training.finding import Finding, fail, failures_of, ok, warn
 
 
 def check_files(subject: Subject) -> Iterator[Finding]:
-    """Find every domain's files, say their sizes and rows, and look at the run's folder."""
+    """Find and sample every domain's files, and report their sizes and records."""
     for name in subject.files_of_domain:
         for split in ("train", "valid"):
             try:
@@ -28,28 +26,20 @@ def check_files(subject: Subject) -> Iterator[Finding]:
             yield warn("files", key_of(subject.config.data, domain=name, split="valid"), found, _todo(subject, name))
     if is_never_measured(subject.config, num_valid_K=[files.valid != () for files in subject.files_of_domain.values()]):
         yield warn("files", "mixture.policy", *nothing_measured(subject.config).split("; "))
-    try:
-        check_run_folder(subject.config, is_fresh=False)
-    except ValueError as error:
-        yield from failures_of(error, check="files")
-    owner = find_owner(subject.config.run_dir)
-    if owner is not None:
-        found = f"in use by {owner}, and a second start is refused while it is"
-        yield warn("files", str(subject.config.run_dir), found, "wait until it ends, or choose another run.name")
 
 
 def _todo(subject: Subject, domain: str) -> str:
-    """Say where a domain's held-out rows would go."""
+    """Return where a domain's held-out rows would go."""
     data = subject.config.data
     return f"write {data.folder}/valid/{domain}.jsonl" if data.folder else "name files, or null to split some rows off"
 
 
 def _describe(sample: DomainSample) -> Finding:
-    """Say how many files, bytes and rows a split has."""
+    """Return how many files, bytes and rows a split has."""
     num_bytes = sum(file.path.stat().st_size for file in sample.files)
     about = "" if all(file.is_counted for file in sample.files) else "about "
     found = f"{len(sample.files)} file{'s' * (len(sample.files) > 1)}, {num_bytes / 2**20:,.1f} MiB, {about}"
     found += f"{sample.num_rows:,.0f} rows"
     if sample.num_rows == 0:
-        return fail("files", sample.key, f"{sample.files[0].path} holds no row", "give it rows or leave the domain out")
+        return fail("files", sample.key, f"{sample.files[0].path} has no row", "give it rows or leave the domain out")
     return ok("files", f"{sample.domain} {sample.split}", found)

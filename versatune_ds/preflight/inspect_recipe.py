@@ -1,7 +1,7 @@
 """Show the packed rows a recipe, or a run, trains on: as JSON lines, or as text.
 
-The one idea: the rows are planned by the code that plans training, from lengths alone, so that the lines of two calls
-may be compared byte by byte: world size and resume point change nothing but the rank.
+The rows are planned by the code that plans training, from lengths alone. So the lines of two calls can be compared byte
+by byte: world size and resume point change nothing but the rank.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRange:
-    """Name the steps after step `after` up to step `last`; 0:20 are steps 1 to 20."""
+    """The steps after step `after` up to step `last`; 0:20 are steps 1 to 20."""
 
     after: int
     last: int
 
     @classmethod
     def parse(cls, text: str) -> StepRange:
-        """Return the range of a text `AFTER:LAST`; raise ValueError where it is none."""
+        """Return the range of a text `AFTER:LAST`; raise ValueError if it is none."""
         after, colon, last = text.partition(":")
         if not (colon and after.isdecimal() and last.isdecimal() and int(after) < int(last)):
             raise ValueError(f"--steps {text}: expected AFTER:LAST, for example 0:20 for the first 20 steps")
@@ -48,7 +48,7 @@ class StepRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Say what to show.
+    """What to show.
 
     Attributes:
         steps: Steps whose rows are shown.
@@ -105,7 +105,7 @@ def _describe(
 
 
 def escape_control_characters(text: str) -> str:
-    """Return text that cannot steer a terminal: control and format characters as escapes, line ends and tabs kept."""
+    """Return text that cannot control a terminal: control and format characters as escapes, line ends and tabs kept."""
     return "".join(
         character
         if character in "\n\t" or not unicodedata.category(character).startswith("C")
@@ -129,6 +129,7 @@ def _check(config: RunConfig, inspection: Inspection) -> None:
 
 def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Iterator[StepPlan]:
     """Yield the plans of the steps to show; those before them are planned too, from their lengths alone."""
+    # What decides on the rows: the weights of every step, the order of the examples, the sizes.
     schedule = _schedule(config, data, run_dir=inspection.run_dir)
     orders = orders_of(data.train, seed=config.run.seed, domain_set=data.domain_set)
     settings = PlanSettings(
@@ -138,6 +139,7 @@ def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Ite
         max_epochs_per_domain=config.data.max_epochs_per_domain,
     )
     identity = identity_of(orders, seed=config.run.seed, weight_unit=config.mixture.weight_unit)
+    # Plan every step up to the last one, in two parts around the resume point.
     last = min(inspection.steps.last, config.train.steps)
     state, resume_at = SamplerState.start(len(data.domain_set)), min(inspection.resume_at or 0, last)
     for first_step, last_step in ((1, resume_at), (resume_at + 1, last)):

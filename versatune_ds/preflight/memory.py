@@ -1,7 +1,8 @@
-"""Check that the model, its states and a micro-batch fit into a GPU's memory."""
+"""Check that model, states and a micro-batch fit into a GPU's memory, and the examples into the model's positions."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,20 +10,21 @@ import torch
 
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import special_ids_of_tokenizer
-from versatune_ds.preflight.finding import Finding, fail, ok, warn
 from versatune_ds.preflight.memory_estimate import MemoryEstimate, ModelSize, estimate_memory, measure_model
+from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _RUNTIME_GIB = 1.0
 """Assumed for the CUDA context, NCCL and cuBLAS workspaces; not measured here."""
 
 _MARGIN = 0.9
-"""Share of the memory that an estimate may fill before it is called tight: allocators leave gaps."""
+"""Share of the memory that an estimate may fill before it counts as tight: allocators leave gaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Estimates:
-    """Hold a model's size and its memory as the recipe has it, and with gradient checkpointing turned the other way."""
+    """A model's size and its memory, as the recipe has it and with gradient checkpointing turned the other way."""
 
     size: ModelSize
     chosen: MemoryEstimate
@@ -76,7 +78,7 @@ def _compare(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) ->
         key, memory = "GPU here", torch.cuda.get_device_properties(0).total_memory / 2**30
     about = f"about {needed:,.1f} GiB a GPU ({_RUNTIME_GIB:g} of them assumed for CUDA itself)"
     if memory is None:
-        return ok("memory", key, f"{about}; not compared: say the GPU's memory with --gpu-memory GIB")
+        return ok("memory", key, f"{about}; not compared: give the GPU's memory with --gpu-memory GIB")
     if needed <= _MARGIN * memory:
         return ok("memory", key, f"{about} of {memory:,.1f}")
     if needed <= memory:
@@ -85,7 +87,7 @@ def _compare(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) ->
 
 
 def _advice(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) -> str:
-    """Say what saves memory, the cheapest first."""
+    """Return what saves memory, the cheapest first."""
     config, ways = subject.config, []
     if not config.model.gradient_checkpointing:
         ways.append(f"model.gradient_checkpointing=true saves {gib(chosen.peak - other.peak)}")
@@ -99,3 +101,25 @@ def _advice(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) -> 
 def gib(num_bytes: float) -> str:
     """Return bytes as GiB, with as many digits as a small model needs."""
     return f"{num_bytes / 2**30:,.{1 if num_bytes >= 2**30 else 3}f} GiB"
+
+
+def check_positions(subject: Subject) -> Iterator[Finding]:
+    """Compare the longest sampled example with the positions: a failure where they are learned, else a warning."""
+    size = estimates_of(subject).size
+    row_tokens, room = subject.config.data.row_tokens, size.num_learned_positions or size.max_positions
+    if room is None or row_tokens <= room:
+        return
+    names = subject.readable_domains()
+    longest, is_whole = 0, True
+    with contextlib.suppress(ValueError):  # what is wrong with rows or template is reported by their checks
+        longest = max((encode_sample(subject, name).longest_tokens for name in names), default=0)
+        is_whole = all(file.is_whole for name in names for file in subject.readable_files(name))
+    todo = f"set data.row_tokens={room} or less"
+    if size.num_learned_positions is None and longest > room:
+        yield warn("model", "data.row_tokens", f"an example of {longest} tokens; the model was made for {room}", todo)
+    elif longest > room:
+        found = f"an example of {longest} tokens, but the model has learned {room} positions"
+        yield fail("model", "data.row_tokens", found, todo)
+    elif not (is_whole and longest):
+        found = f"{row_tokens} tokens, but the model has {room} positions; no sampled example is longer"
+        yield warn("model", "data.row_tokens", found, todo)

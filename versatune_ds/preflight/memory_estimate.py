@@ -1,7 +1,7 @@
 """Estimate the memory of one GPU: weights, gradients, optimizer, buffers by ZeRO stage, and what a micro-batch needs.
 
-The one idea: everything is a sum of named parts, each with its formula here; `benchmarks/memory_estimate.py` compares
-the sum with measured runs and `benchmarks/results/memory_estimate.md` says how far it is off.
+The estimate is a sum of named parts, each with its formula here. `benchmarks/memory_estimate.py` compares the sum with
+measured runs; `benchmarks/results/memory_estimate.md` has the errors.
 
 What DeepSpeed keeps (0.19.8, from its sources and measured), for P parameters of b bytes, T of them trained, W ranks:
 
@@ -35,7 +35,7 @@ _FP32_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """Hold what the estimate needs to know of a model; counted without its weights."""
+    """What the estimate needs to know of a model; counted without its weights."""
 
     name: str
     num_parameters: int
@@ -44,14 +44,14 @@ class ModelSize:
     hidden: int
     is_head_trained: bool
     max_positions: int | None
-    """Longest text that the model was made for; None where its config does not say."""
+    """Longest text that the model was made for; None if its config does not state it."""
     num_learned_positions: int | None
     """Rows of its table of positions; None where it computes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Hold the parts of one GPU's memory, in bytes."""
+    """The parts of one GPU's memory, in bytes."""
 
     parameters: int
     gradients: int
@@ -60,7 +60,7 @@ class MemoryEstimate:
     head: int
     buffers: int
     step: int
-    """Beyond the states while the optimizer steps, when activations are gone."""
+    """Beyond the states while the optimizer steps, when activations are freed."""
 
     @property
     def peak(self) -> int:
@@ -121,11 +121,13 @@ def estimate_memory(
 
     Offloaded optimizer states and parameters count as nothing here: they lie in the host's memory.
     """
+    # Settings, and how many elements this rank has.
     dtype, stage = DTYPES[config.train.precision], zero_stage(ds_config)
     given, num_bytes = ds_config.get("zero_optimization", {}), dtype.itemsize
     zero = {key: value for key, value in given.items() if value != "auto"}  # DeepSpeed then takes its default
     num_tokens = config.train.rows_per_micro_batch * config.data.row_tokens
     head_now, head_kept = _head_bytes(size, num_tokens=num_tokens, dtype=dtype)
+    # States: weights, gradients, and what the optimizer keeps.
     is_sharded = stage > 0
     share = size.num_trained / world_size if is_sharded else size.num_trained
     copies = _FP32_BYTES * share if is_sharded or dtype != torch.float32 else 0
@@ -149,7 +151,7 @@ def estimate_memory(
 
 
 def _gradient_elements(size: ModelSize, *, stage: int, share: float) -> float:
-    """Return the gradients held through a backward pass."""
+    """Return the elements of the gradients that are kept through a backward pass."""
     return {0: size.num_trained, 1: size.num_trained + share, 2: share, 3: share}[stage]
 
 

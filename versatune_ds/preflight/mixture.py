@@ -1,4 +1,4 @@
-"""Check prior and references (there, of the run's domains, measured with its tokens), the data's supply, the policy."""
+"""Check prior and references (present, of the run's domains, measured with its tokens), data supply and policy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from versatune_ds.mixture.reference_checks import digest_mismatches, memorisatio
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.start import starting_weights
-from versatune_ds.preflight.finding import Finding, failures_of, ok, warn
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, failures_of, ok, warn
 
 
 def check_mixture(subject: Subject) -> Iterator[Finding]:
     """Start the mixture as training would, on estimated sizes of the domains."""
+    # Settings that nothing reads.
     settings, domain_set = subject.config.mixture, subject.domain_set
     for finding in _findings([*unread_settings(subject.config), *unread_detect_settings(subject.config)], check="keys"):
         yield warn("keys", finding.key, finding.found, finding.todo)
+    # The weights of step 0; what needs them is left out if they are wrong.
     weights_K, references = None, None
     supply = _estimated_supply(subject)
     sizes_K = np.ones(len(domain_set)) if supply is None else supply.sizes_K
@@ -45,6 +47,7 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
             yield warn("prior", finding.key, finding.found, finding.todo)
     except ValueError as error:
         yield from failures_of(error, check="prior")
+    # References, supply, and the controller that uses both.
     try:
         references = load_references(settings, domain_set=domain_set)
     except ValueError as error:
@@ -58,9 +61,9 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
 
 
 def _estimated_supply(subject: Subject) -> Supply | None:
-    """Return about how much data there is, in the weights' unit; loss tokens are taken as a fixed share of tokens.
+    """Return an estimate of how much data there is, in the weights' unit; loss tokens count as a fixed share of tokens.
 
-    None where files, tokenizer or template fail, which their checks report.
+    None if files, tokenizer or template fail, which their checks report.
     """
     config = subject.config
     try:
@@ -78,7 +81,7 @@ def _estimated_supply(subject: Subject) -> Supply | None:
 
 
 def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray) -> Iterator[Finding]:
-    """Say which domains are repeated often, or end, under the weights of step 0."""
+    """Report which domains are repeated often, or end, under the weights of step 0."""
     epochs = epochs_by_domain(Schedule(weights_K), supply=supply, num_steps=subject.config.train.steps)
     todo = "give it more rows or less weight (mixture.prior), or train fewer steps"
     if supply.max_epochs is not None:
@@ -112,7 +115,7 @@ def _findings(lines: Sequence[str], *, check: str = "reference") -> list[Finding
 
 
 def _describe(references: References, *, stated: bool) -> str:
-    """Say what the references are."""
+    """Return what the references are, in a few words."""
     if references.losses_K is not None:
         origin = references.origin.removeprefix("mixture.reference").removeprefix(": ") or "the recipe"
         return f"{len(references.losses_K)} losses from {origin}, {'digests fit' if stated else 'no digests stated'}"
@@ -131,7 +134,7 @@ def _digests(subject: Subject) -> dict[str, str]:
 
 
 def _check_controller(subject: Subject, references: References, weights_K: np.ndarray) -> Iterator[Finding]:
-    """Let the controller check its settings; raises ValueError where they contradict each other."""
+    """Let the controller check its settings; raises ValueError if they contradict each other."""
     settings = subject.config.mixture
     Controller(domain_set=subject.domain_set, settings=settings, weights_K=weights_K, references=references)
     num_steps = subject.config.train.steps

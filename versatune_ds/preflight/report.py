@@ -1,6 +1,6 @@
-"""Run all checks and show what they found, as a table or as JSON.
+"""Make all checks and show what they found, as a table or as JSON.
 
-The one idea: a check that raises has found something; no check stops another.
+A check that raises has found something, and no check stops another.
 """
 
 from __future__ import annotations
@@ -8,48 +8,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from versatune_ds.config import RunConfig
-from versatune_ds.preflight.batch import check_batch, check_deepspeed
-from versatune_ds.preflight.disk import check_disk
-from versatune_ds.preflight.files import check_files
-from versatune_ds.preflight.finding import Finding, Level, fail, failures_of, warn
-from versatune_ds.preflight.kernels import check_kernels
-from versatune_ds.preflight.launcher import check_launcher, check_slurm
-from versatune_ds.preflight.memory import check_memory
-from versatune_ds.preflight.mixture import check_mixture
-from versatune_ds.preflight.model import check_model
+from versatune_ds.preflight.checks import CHECKS
 from versatune_ds.preflight.request import CheckRequest
-from versatune_ds.preflight.rows import check_rows, render_examples
+from versatune_ds.preflight.rows import render_examples
 from versatune_ds.preflight.subject import Subject
-from versatune_ds.preflight.tokens import check_endings, check_template, check_tokenizer
-from versatune_ds.preflight.tracking import check_tracking
 from versatune_ds.text_table import text_table
+from versatune_ds.training.finding import Check, Finding, Level, fail, failures_of, warn
 
 logger = logging.getLogger(__name__)
-
-CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
-    "files": check_files,
-    "tokenizer": check_tokenizer,
-    "template": check_template,
-    "rows": check_rows,
-    "endings": check_endings,
-    "mixture": check_mixture,
-    "batch": check_batch,
-    "deepspeed": check_deepspeed,
-    "model": check_model,
-    "memory": check_memory,
-    "disk": check_disk,
-    "kernels": check_kernels,
-    "launcher": check_launcher,
-    "slurm": check_slurm,
-    "wandb": check_tracking,
-}
-"""The checks, in the order in which they are made and shown."""
 
 _COLOURS: dict[Level, str] = {"ok": "32", "warn": "33", "FAIL": "31"}
 _MAX_KEY_LENGTH = 28
@@ -57,7 +29,7 @@ _MAX_KEY_LENGTH = 28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """Hold everything that was found, and one example a domain."""
+    """All findings, and one example a domain."""
 
     findings: tuple[Finding, ...]
     examples: dict[str, str]
@@ -98,8 +70,8 @@ def check_recipe(config: RunConfig, request: CheckRequest) -> CheckReport:
     """Check everything about a recipe that can be known before nodes are taken."""
     subject = Subject(config, request, num_gpus_here=torch.cuda.device_count())
     findings: list[Finding] = []
-    for name, check in CHECKS.items():
-        findings += _run(name, check, subject, said={(finding.key, finding.text) for finding in findings})
+    for check in CHECKS:
+        findings += _run(check, subject, known={(finding.key, finding.text) for finding in findings})
     try:
         examples = render_examples(subject)
     except Exception as error:  # whatever failed is reported above
@@ -108,15 +80,16 @@ def check_recipe(config: RunConfig, request: CheckRequest) -> CheckReport:
     return CheckReport(findings=tuple(findings), examples=examples)
 
 
-def _run(
-    name: str, check: Callable[[Subject], Iterator[Finding]], subject: Subject, *, said: set[tuple[str, str]]
-) -> Iterator[Finding]:
-    """Yield what a check finds, and what it raises as a finding; what was said before is not said again."""
+def _run(check: Check[Subject], subject: Subject, *, known: set[tuple[str, str]]) -> Iterator[Finding]:
+    """Yield what a check finds, and what it raises as a finding; what is known already is not repeated."""
     try:
-        yield from check(subject)
+        for finding in check.find(subject):
+            if finding.level == "ok" or (finding.key, finding.text) not in known:
+                yield finding
     except ValueError as error:
-        new = [line for line in failures_of(error, check=name) if (line.key, line.text) not in said]
-        yield from new or [warn(name, "not checked", f"needs {next(failures_of(error, check=name)).key}, see above")]
+        failures = list(failures_of(error, check=check.name))
+        new = [finding for finding in failures if (finding.key, finding.text) not in known]
+        yield from new or [warn(check.name, "not checked", f"needs {failures[0].key}, see above")]
     except Exception as error:  # a check that breaks must not hide what the others find
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        yield fail(name, "not checked", f"{type(error).__name__}: {reason}", "training may meet it too")
+        yield fail(check.name, "not checked", f"{type(error).__name__}: {reason}", "training may meet it too")

@@ -1,4 +1,4 @@
-"""Say where the run that is checked is to take place."""
+"""Where the run that is checked is to take place."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckRequest:
-    """Hold what the command line and the environment say of that place.
+    """What the command line and the environment state about that place.
 
     Attributes:
         nodes: Machines; None takes the recipe's or 1.
         gpus_per_node: Processes a machine; None takes the recipe's, or the GPUs of this machine, or 1.
-        gpu_memory_gib: Memory of one GPU; None takes that of this machine's, if it has one.
+        gpu_memory_gib: Memory of one GPU; None takes that of this machine's GPU, if it has one.
         environ: The environment's variables.
     """
 

@@ -1,6 +1,6 @@
-"""Check a sample of the rows of every domain, and show one of each as the model reads it.
+"""Check a sample of the records of every domain, and show one of each as the model reads it.
 
-The one idea: sampled rows go through the encoder that prepares them, so what is bad here is bad there, in its words.
+Sampled records go through the encoder that prepares data, so what is bad here is bad there, for the same reason.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from versatune_ds.data.rows.unread_columns import (
     describe_labels,
     describe_text,
 )
-from versatune_ds.preflight.finding import Finding, fail, ok, warn
 from versatune_ds.preflight.inspect_recipe import escape_control_characters
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _MAX_EXAMPLE_CHARACTERS, _MAX_EXAMPLE_LINES = 600, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledRows:
-    """Hold what became of a domain's sampled rows."""
+    """How the encoder takes a domain's sampled records."""
 
     num_rows: int
     bad: tuple[str, ...]
-    """file:line: reason of each bad row."""
+    """file:line: reason of each bad record."""
     num_without_loss: int
     longest_tokens: int
     """Tokens of the longest example as it is trained on: cut or split."""
     mean_tokens: float
-    """Tokens of a row, long ones whole."""
+    """Tokens of a record, before long ones are cut."""
     share_cut: float
     """Share of the tokens that is cut off."""
     remarks: dict[str, int]
-    """Rows that are odd in some way, by the keys of `remarks.REMARKS`."""
+    """Records that are unusual in some way, by the keys of `remarks.REMARKS`."""
     example: Encoded | None
-    """The first row that bears loss."""
+    """The first example that bears loss."""
     unread: tuple[UnreadColumn, ...]
     """Columns that are not trained on."""
 
 
 def encode_sample(subject: Subject, domain: str) -> SampledRows:
-    """Return what became of a domain's sampled rows in the encoder.
+    """Return how the encoder takes a domain's sampled records.
 
     Raises:
         ValueError: If the tokenizer or the template fails.
@@ -63,8 +63,9 @@ def encode_sample(subject: Subject, domain: str) -> SampledRows:
 
 
 def _encode_sample(subject: Subject, domain: str) -> SampledRows:
-    """Send a domain's sampled rows through the encoder."""
-    files = subject.sound_files(domain)
+    """Send a domain's sampled records through the encoder."""
+    # Encode all records of both splits as one table; `line` is a record's number here.
+    files = subject.readable_files(domain)
     records = [(file, record) for file in files for record in file.records]
     table = pa.Table.from_pylist(
         [
@@ -73,6 +74,7 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
         ]
     )
     lines = subject.encoder(domain)(table).to_pylist() if records else []
+    # A long record may be split into several lines; its first piece stands for it.
     rows = [line for line in lines if line["piece"] == 0]
     bad = [line for line in rows if line["problem"]]
     places = [records[line["line"]] for line in bad]
@@ -82,6 +84,7 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
         file, record = records[line["line"]]
         unread.add(line["unread"], is_label=False, place=file.place(record))
         unread.add(line["unread_labels"], is_label=True, place=file.place(record))
+    # Sum up what was kept, what was cut off and what is unusual.
     num_tokens = sum(line["num_row_tokens"] for line in rows)
     return SampledRows(
         num_rows=len(rows),
@@ -106,11 +109,11 @@ def _encoded(line: dict[str, Any]) -> Encoded:
 
 
 def check_rows(subject: Subject) -> Iterator[Finding]:
-    """Encode sampled rows of every domain: bad ones against data.max_bad_rows, loss, lengths."""
+    """Encode sampled records of every domain: bad ones against data.max_bad_rows, loss, lengths."""
     row_tokens = subject.config.data.row_tokens
     for name in subject.readable_domains():
         rows = encode_sample(subject, name)
-        is_whole = all(file.is_whole for file in subject.sound_files(name))
+        is_whole = all(file.is_whole for file in subject.readable_files(name))
         yield _judge_bad_rows(subject, name, rows, is_whole=is_whole)
         if text := describe_text(rows.unread):
             found = f"{name}: columns with text that is not trained on: {text}, of {rows.num_rows:,} sampled rows"
@@ -135,7 +138,7 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
 
 
 def _judge_remarks(subject: Subject, domain: str, rows: SampledRows) -> Iterator[Finding]:
-    """Yield what is odd about a domain's sampled rows, as preparing them would log it, and too large a cut."""
+    """Yield what is unusual about a domain's sampled records, as preparing them would log it, and too large a cut."""
     data = subject.config.data
     if rows.share_cut > MAX_CUT_SHARE:
         found, todo = describe_cut(rows.share_cut, row_tokens=data.row_tokens, is_split=data.long_examples == "split")
@@ -149,9 +152,9 @@ def _judge_remarks(subject: Subject, domain: str, rows: SampledRows) -> Iterator
 
 
 def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whole: bool) -> Finding:
-    """Compare a domain's bad rows with the limit, as preparing it would."""
+    """Compare a domain's bad records with the limit, as preparing it would."""
     limit = subject.config.data.max_bad_rows
-    num_rows = sum(file.num_rows for file in subject.sound_files(domain))
+    num_rows = sum(file.num_rows for file in subject.readable_files(domain))
     expected = len(rows.bad) / max(rows.num_rows, 1) * num_rows
     allowed = int(limit * num_rows) if limit < 1 else int(limit)
     looked_at = f"all {rows.num_rows:,}" if is_whole else f"{rows.num_rows:,} sampled"
@@ -159,10 +162,10 @@ def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whol
         cut = f", {rows.share_cut:.1%} cut off" if 0 < rows.share_cut <= MAX_CUT_SHARE else ""
         labels = describe_labels(rows.unread)
         left_out = f"; columns not trained on: {labels}" if labels else ""
-        return ok("rows", domain, f"{looked_at} rows sound, {rows.mean_tokens:,.0f} tokens each{cut}{left_out}")
+        return ok("rows", domain, f"{looked_at} rows valid, {rows.mean_tokens:,.0f} tokens each{cut}{left_out}")
     first = escape_control_characters("; ".join(rows.bad[:2])).replace("\n", " ")[:400]
     found = f"{domain}: {len(rows.bad)} of {looked_at} rows bad ({first})"
-    todo = f"mend them, or raise the limit of {allowed:,} rows"
+    todo = f"fix them, or raise the limit of {allowed:,} rows"
     return (fail if expected > allowed else warn)("rows", "data.max_bad_rows", found, todo)
 
 
@@ -182,7 +185,7 @@ def render_examples(subject: Subject) -> dict[str, str]:
 
 
 def _shortened(text: str) -> str:
-    """Return a text's beginning, of few lines and characters."""
+    """Return the beginning of a text: few lines, few characters."""
     lines = "\n".join(itertools.islice(text.splitlines(), _MAX_EXAMPLE_LINES))
     kept = lines[:_MAX_EXAMPLE_CHARACTERS]
     return kept if kept == text.rstrip("\n") else f"{kept} ..."

@@ -1,7 +1,7 @@
 """Read some records of a data file, spread over it, and estimate how many it has.
 
-The one idea: a file of lines can be entered anywhere, so a sample of it costs the same whatever its size; of other
-large files only the beginning is read, and the sample says so.
+A file of lines can be read from any place, so a sample of it costs the same whatever its size. Of other large files
+only the beginning is read, and the sample records that (`is_spread`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import COMPRESSIONS, Record
 
 _MAX_WHOLE_BYTES = 8 << 20
-"""Files up to this size are read whole, so that their rows are counted and not estimated."""
+"""Files up to this size are read completely, so that their records are counted and not estimated."""
 
 _LINE_FORMATS = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSample:
-    """Hold some records of a file."""
+    """Some records of a file."""
 
     path: Path
     records: tuple[Record, ...]
@@ -36,7 +36,7 @@ class FileSample:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether every record of the file is here."""
+        """Return whether this is every record of the file."""
         return self.is_counted and len(self.records) == self.num_rows
 
     def place(self, record: Record) -> str:
@@ -93,7 +93,7 @@ def _sample_lines(path: Path, *, num_bytes: int, num_records: int) -> FileSample
 
 
 def _estimated_rows(path: Path, *, records: Sequence[Record], num_bytes: int) -> float:
-    """Return the rows of a file of which the beginning was read; Parquet knows, others are compared by size.
+    """Return the records of a file of which the beginning was read: counted for Parquet, else estimated by size.
 
     Approximate: compressed text is taken as a quarter of its size.
     """

@@ -1,7 +1,7 @@
 """Try a recipe's mixture section without training: on synthetic learners, or on recorded losses.
 
-The one idea: domains, sizes and draw rate are those of the recipe's prepared data, the controller is the one of
-training; only the losses are not learnt.
+Domains, sizes and draw rate are those of the recipe's prepared data, and the controller is the one of training. Only
+the losses are not learned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """Say where the losses of a simulation come from.
+    """Where the losses of a simulation come from.
 
     Attributes:
         losses_file: Recorded losses, as JSON lines or a decisions.jsonl; None stands for a synthetic learner.
@@ -42,7 +42,7 @@ class Learner:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the values; raise ValueError naming the option."""
+        """Check the values; raise ValueError with the option."""
         if self.num_steps is not None and (self.num_steps < 1 or self.losses_file is not None):
             raise ValueError(f"--steps {self.num_steps}: expected 1 or more, and no --losses, which has its own steps")
         if self.seed < 0 or self.noise < 0:
@@ -51,7 +51,7 @@ class Learner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """Hold the simulations of one or several settings, by a label that says how they differ."""
+    """The simulations of one or several settings, by a label of what differs."""
 
     domain_set: DomainSet
     simulations: dict[str, Simulation]
@@ -65,7 +65,7 @@ class Trial:
 
     @property
     def only(self) -> Simulation:
-        """Return the simulation of a trial of one setting."""
+        """Return the simulation, where there is one setting."""
         (simulation,) = self.simulations.values()
         return simulation
 
@@ -82,7 +82,7 @@ def simulate_recipe(
         sweeps: Texts `mixture.key=value,value,...`.
 
     Raises:
-        ValueError: If the recipe, its data, a losses file (named with its line) or a swept key is wrong.
+        ValueError: If the recipe, its data, a losses file (with its line) or a swept key is wrong.
     """
     _check_sweeps(sweeps)
     configs = {" ".join(swept): load_config(recipe, [*overrides, *swept]) for swept in sweep_overrides(sweeps)}
@@ -94,7 +94,7 @@ def simulate_recipe(
 
 
 def _check_sweeps(sweeps: Sequence[str]) -> None:
-    """Raise ValueError naming the first swept key outside the mixture: other keys would need other data or steps."""
+    """Raise ValueError with the first swept key outside the mixture: other keys would need other data or steps."""
     for sweep in sweeps:
         if not sweep.startswith("mixture."):
             raise ValueError(f"--sweep {sweep}: expected a key of mixture, for example mixture.sigma=0.1,0.3,1")

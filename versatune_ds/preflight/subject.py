@@ -1,7 +1,7 @@
-"""Hold what is being checked, and find out each thing about it once.
+"""The recipe being checked, and what several checks need to know about it.
 
-The one idea: what several checks need (the tokenizer, the files, sampled rows) is found by the first that asks; if
-that fails, all get the same error, so the report says it once and names what could not be checked for it.
+Tokenizer, files and sampled rows are found once, by the first check that asks. If that fails, all checks get the same
+error, so that the report lists it once and lists what could not be checked because of it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from versatune_ds.data.rows.tokenize import load_tokenizer, train_tokenizer
 from versatune_ds.data.rows.turns import BadRowError, is_unicode
 from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
+from versatune_ds.distributed.gpus import asks_for_gpus, is_cpu_meant
 from versatune_ds.domains import DomainSet
-from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.sample import FileSample, sample_file
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
+from versatune_ds.training.start_checks import Start
 
 _CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
 _RECORDS_PER_SPLIT = 400
 _MAX_BYTES_FOR_TOKENIZER = 32 << 20
-"""Data up to this size are read whole to train the tokenizer that the run will have."""
+"""Data up to this size are read completely to train the tokenizer that the run will have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainSample:
-    """Hold what was sampled of one domain's files of one split."""
+    """What was sampled of one domain's files of one split."""
 
     domain: str
     split: str
@@ -49,7 +50,7 @@ class DomainSample:
 
     @property
     def num_rows(self) -> float:
-        """Return the rows of the files, an estimate where they are large."""
+        """Return the records of the files, an estimate where they are large."""
         return sum(file.num_rows for file in self.files)
 
 
@@ -59,6 +60,7 @@ class Subject:
     Args:
         config: The recipe.
         request: Where it is to run.
+        num_gpus_here: GPUs of this machine.
     """
 
     def __init__(self, config: RunConfig, request: CheckRequest, *, num_gpus_here: int) -> None:
@@ -77,6 +79,30 @@ class Subject:
     def world_size(self) -> int:
         """Return the processes of the run."""
         return self.num_nodes * self.gpus_per_node
+
+    @property
+    def start(self) -> Start:
+        """Return the start of this recipe's processes, as the start checks see it."""
+        request, slurm = self.request, self.config.slurm
+        is_queued = slurm.partition is not None or "SBATCH_PARTITION" in request.environ
+        is_here = self.num_nodes == 1 and not is_queued
+        device_type = "cpu" if is_here else None
+        if request.gpu_memory_gib:
+            device_type = "cuda"
+        elif is_cpu_meant(request.environ):
+            device_type = "cpu"
+        elif self.num_gpus_here or slurm.gpus_per_node or asks_for_gpus(slurm, request.environ):
+            device_type = "cuda"
+        given = request.gpus_per_node
+        return Start(
+            config=self.config,
+            stage="check",
+            num_processes=self.world_size,
+            device_type=device_type,
+            is_here=is_here,
+            gpus_asked_by=None if given is None else f"--gpus-per-node={given}",
+            environ=request.environ,
+        )
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """Return what `find` returned at the first call, or raise what it raised then."""
@@ -111,11 +137,11 @@ class Subject:
         return () if sources is None else self.once(f"{domain} {split}", lambda: find_files(sources, key=key))
 
     def sample(self, domain: str, split: str) -> DomainSample:
-        """Return sampled rows of a domain's split."""
+        """Return sampled records of a domain's split."""
         return self.once(f"sample of {domain} {split}", lambda: self._sample(domain, split))
 
     def _sample(self, domain: str, split: str) -> DomainSample:
-        """Read some rows of each file of a domain's split."""
+        """Read some records of each file of a domain's split."""
         paths = self.paths(domain, split)
         num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
         files = tuple(sample_file(path, num_records=num_records) for path in paths)
@@ -128,15 +154,16 @@ class Subject:
         names = []
         for name in self.files_of_domain:
             with contextlib.suppress(ValueError):
-                names += [name] * bool(self.sample(name, "train").files)
+                if self.sample(name, "train").files:
+                    names.append(name)
         return names
 
     @property
     def num_bytes(self) -> int:
         """Return the size of all domains' files that were found."""
-        return sum(file.path.stat().st_size for name in self.readable_domains() for file in self.sound_files(name))
+        return sum(file.path.stat().st_size for name in self.readable_domains() for file in self.readable_files(name))
 
-    def sound_files(self, domain: str) -> list[FileSample]:
+    def readable_files(self, domain: str) -> list[FileSample]:
         """Return the sampled files of both splits of a domain, without those that could not be read."""
         files: list[FileSample] = []
         for split in ("train", "valid"):
@@ -146,7 +173,7 @@ class Subject:
 
     @property
     def has_own_tokenizer(self) -> bool:
-        """Return whether the tokenizer is the one the run will have, not a stand-in trained on sampled rows."""
+        """Return whether the tokenizer is the one the run will have, not a stand-in trained on sampled records."""
         names = self.config.model.tokenizer or self.config.model.name_or_path
         is_all_readable = len(self.readable_domains()) == len(self.files_of_domain)
         return bool(names) or (is_all_readable and self.num_bytes <= _MAX_BYTES_FOR_TOKENIZER)
@@ -159,7 +186,7 @@ class Subject:
         return self.once("tokenizer", find if names or self.has_own_tokenizer else self._stand_in_tokenizer)
 
     def _stand_in_tokenizer(self) -> Any:
-        """Return a tokenizer trained on the sampled rows."""
+        """Return a tokenizer trained on the sampled records."""
         texts = [text for name in self.readable_domains() for text in _texts(self.sample(name, "train"))]
         with tempfile.TemporaryDirectory() as folder:
             train_tokenizer(texts, vocab_size=self.config.model.tokenizer_vocab_size, folder=folder)
@@ -172,11 +199,11 @@ class Subject:
 
     @property
     def template(self) -> str:
-        """Return the chat template's text, seen to render a conversation."""
-        return self.once("template", self._sound_template)
+        """Return the chat template's text, after it has rendered a conversation."""
+        return self.once("template", self._checked_template)
 
-    def _sound_template(self) -> str:
-        """Return the chat template's text; raise ValueError where it cannot render a question and an answer."""
+    def _checked_template(self) -> str:
+        """Return the chat template's text; raise ValueError if it cannot render a question and an answer."""
         template = choose_template(self.tokenizer, path=self.config.data.chat_template)
         try:
             render_row(
@@ -184,7 +211,7 @@ class Subject:
             )
         except TemplateMismatchError as error:
             reason = " ".join(str(error).split()).replace("; ", ", ")
-            raise ValueError(f"{self.template_key}: {reason}; mend it, or give data.chat_template=FILE") from None
+            raise ValueError(f"{self.template_key}: {reason}; fix it, or give data.chat_template=FILE") from None
         return template
 
     def encoder(self, domain: str) -> RowEncoder:
@@ -204,7 +231,7 @@ class Subject:
 
     @property
     def num_rows_K(self) -> np.ndarray:
-        """Return the training rows of every domain, estimated where files are large, float64 [K]."""
+        """Return the training records of every domain, estimated where files are large, float64 [K]."""
         return np.array([max(self.sample(name, "train").num_rows, 1.0) for name in self.domain_set])
 
     @property
@@ -214,16 +241,12 @@ class Subject:
 
     @property
     def ds_config(self) -> dict[str, Any]:
-        """Return DeepSpeed's config; rows that do not divide are reported by their check, and made to divide here."""
-        train = self.config.train
-        rows_at_once = train.rows_per_micro_batch * self.world_size
-        if train.rows_per_batch % rows_at_once:
-            train = train.model_copy(update={"rows_per_batch": rows_at_once})
-        return self.once("deepspeed", lambda: deepspeed_config(train, world_size=self.world_size))
+        """Return DeepSpeed's config."""
+        return self.once("deepspeed", lambda: self.start.ds_config)
 
 
 def _texts(sample: DomainSample) -> list[str]:
-    """Return the texts of sampled rows, without bad ones."""
+    """Return the texts of sampled records, without bad ones."""
     texts: list[str] = []
     for file in sample.files:
         for record in file.records:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from versatune_ds.data.rows.templates import TEMPLATE_DATE, has_fixed_date
 from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.model.build import stopping_settings
-from versatune_ds.preflight.finding import Finding, ok, warn
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.end_tokens import ends_of_examples, ends_of_template, named_tokens, stops_of
+from versatune_ds.training.finding import Finding, ok, warn
 
 
 def check_tokenizer(subject: Subject) -> Iterator[Finding]:
@@ -27,7 +27,7 @@ def check_tokenizer(subject: Subject) -> Iterator[Finding]:
 
 
 def check_template(subject: Subject) -> Iterator[Finding]:
-    """Render a question and its answer with the chat template, which raises ValueError where it fails."""
+    """Render a question and its answer with the chat template; ValueError if that fails."""
     template, key = subject.template, subject.template_key
     if subject.encoder(next(iter(subject.files_of_domain))).abilities.closes_turns:
         dated = f", as of {TEMPLATE_DATE:%d %b %Y} on every day" if has_fixed_date(template) else ""
@@ -37,7 +37,7 @@ def check_template(subject: Subject) -> Iterator[Finding]:
 
 
 def check_endings(subject: Subject) -> Iterator[Finding]:
-    """Compare the tokens that end sampled rows with those at which the base model's generation stops."""
+    """Compare the tokens that end sampled examples with those at which the base model's generation stops."""
     examples = [encode_sample(subject, name).example for name in subject.readable_domains()]
     encoded = [(example.input_ids, example.is_loss) for example in examples if example is not None]
     tokenizer = subject.tokenizer

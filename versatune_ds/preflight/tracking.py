@@ -1,47 +1,35 @@
-"""Check that Weights & Biases can be reached as the recipe asks: a key in the environment, a server that answers.
+"""Check that Weights & Biases can be reached as the recipe asks: where its key comes from, a server that answers.
 
-The key itself is looked at by nobody: whether the variable is set is all that is asked, and nothing is sent.
+Only whether there is a key is asked, never what it is, and nothing is sent.
 """
 
 from __future__ import annotations
 
-import netrc
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from versatune_ds.preflight.finding import Finding, fail, ok, warn
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _SERVER = "https://api.wandb.ai"
 _SECONDS = 3.0
 
 
 def check_tracking(subject: Subject) -> Iterator[Finding]:
-    """Check mode, key and connection of W&B."""
-    settings, environ = subject.config.monitor.wandb, subject.request.environ
-    mode = settings.mode
+    """Report where W&B's key comes from, and connect to its server; that there is a key is a start check."""
+    environ, mode = subject.request.environ, subject.config.monitor.wandb.mode
     if mode != "online":
         yield ok("wandb", "monitor.wandb.mode", f"{mode}, needs no key and no network")
         return
-    server = urlsplit(environ.get("WANDB_BASE_URL") or _SERVER)
+    from versatune_ds.monitor.wandb_sink import has_key  # importing wandb takes half a second
+
     if environ.get("WANDB_API_KEY"):
         yield ok("wandb", "WANDB_API_KEY", "set")
-    elif _has_login(server.hostname or "", home=environ.get("HOME")):
-        yield warn("wandb", "WANDB_API_KEY", "not set; ~/.netrc has a key", "nodes need the same home folder")
-    else:
-        todo = "export WANDB_API_KEY, or use monitor.wandb.mode=offline"
-        yield fail("wandb", "WANDB_API_KEY", "monitor.wandb.mode is online, and no key is set", todo)
+    elif has_key():
+        yield warn("wandb", "WANDB_API_KEY", "not set; netrc has a key", "nodes need the same home folder")
+    server = urlsplit(environ.get("WANDB_BASE_URL") or _SERVER)
     yield _connect(server.hostname or "", server.port or (80 if server.scheme == "http" else 443))
-
-
-def _has_login(host: str, *, home: str | None) -> bool:
-    """Return whether `wandb login` left a key for a server."""
-    try:
-        return home is not None and netrc.netrc(str(Path(home) / ".netrc")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _connect(host: str, port: int) -> Finding:

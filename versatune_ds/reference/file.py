@@ -1,6 +1,6 @@
-"""Put the results of single domains together: reference.json, and a table that says how far to trust it.
+"""Combine the results of single domains: reference.json, a table, and notes on how far to trust it.
 
-The one idea: the file says of every loss how it came about, so that a run can refuse one that is not comparable.
+The file records how every loss was measured, so that a run can refuse one that is not comparable.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COLUMNS = {
     "steps": "step",
     "num_loss_tokens": "num_loss_tokens",
 }
-"""Mapping of reference.json to what it holds of a domain's result; unknown values are left out."""
+"""Entry of reference.json to the key of a domain's result; unknown values are left out."""
 
 
 def reference_content(
@@ -46,7 +46,7 @@ def reference_content(
         results: One result a domain, as `result_of_run` returns them, in the order of the domains.
         config: The recipe of the single-domain runs.
         digests: What `loss_digests` returned for all domains.
-        how: How the losses came about, in a few words.
+        how: How the losses were measured, in a few words.
         unmeasured: Domains without held-out rows; their loss is null.
     """
     columns = {
@@ -78,13 +78,13 @@ def reference_content(
 
 
 def write_reference(path: Path, content: Result) -> None:
-    """Write a reference.json whole or not at all."""
+    """Write a reference.json completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
 
 
 def reference_table(results: Sequence[Result]) -> str:
-    """Return one line a domain: where it started, how far it got, and the gap to its training loss."""
+    """Return one line a domain: its first loss, its best one, and the gap to its training loss."""
     header = ("domain", "base loss", "reference", "+-", "potential", "train loss", "gap", "step", "of")
     return text_table(header, [_row(result) for result in results])
 
@@ -106,7 +106,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def reference_notes(results: Sequence[Result], *, most_steps: int, origin: str) -> list[str]:
-    """Return what a person should look at before training with these references, each with its way out."""
+    """Return what to look at before training with these references, each with what to do about it."""
     names = DomainSet(tuple(result["domain"] for result in results))
     references = References(
         losses_K=np.array([result["loss"] for result in results]),

@@ -1,7 +1,7 @@
 """Measure what every domain could reach: fine-tune the base model on each alone, or score a given model.
 
-The one idea: all domains in one process group, one after another. Imports, tokens and data are paid once; the model is
-made anew for each domain from the same base; what is finished lies in result.json and is not done again.
+All domains run in one process group, one after another. Imports, tokenizing and data are paid for once; the model is
+loaded again for each domain. A finished domain has a result.json and is not measured again.
 
 Source: docs/method.md sections 8 and 11: references are held-out losses, and they are the whole signal.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
+from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import (
     Result,
     reference_content,
@@ -36,7 +37,6 @@ from versatune_ds.reference.one_domain import (
 )
 from versatune_ds.reference.score import score_model, scored_recipe
 from versatune_ds.reference.shared import Workplace, open_workplace
-from versatune_ds.reference.task import ReferenceTask
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
@@ -51,7 +51,7 @@ RESULT_FILE = "result.json"
 
 
 def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: ReferenceTask, is_quiet: bool) -> int:
-    """Be one process of `versatune reference`; return 0, 2 for a user's mistake, 75 to be started again."""
+    """Run one process of `versatune reference`; return 0, 2 for a user's mistake, 75 to be started again."""
 
     def work(world: World, stop_signals: StopSignals) -> int:
         place = started(lambda: open_workplace(recipe, overrides, task=task, world=world), world)
@@ -61,7 +61,7 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
 
 
 def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: StopSignals) -> int:
-    """Measure all domains asked for, write reference.json where all are known, and return the exit code."""
+    """Measure all domains asked for, write reference.json once all are known, and return the exit code."""
     names = started(lambda: _measurable(place, task.domains), place.world)
     if task.scored_model is not None:
         results = started(lambda: score_model(place, names=names, model=task.scored_model or ""), place.world)
@@ -86,7 +86,7 @@ def _measurable(place: Workplace, domains: Sequence[str] | None) -> tuple[str, .
     """Return the domains asked for that have held-out rows; the others have no loss that could be a reference.
 
     Raises:
-        ValueError: If one was asked for by name, or none is left.
+        ValueError: If one of the others was asked for by name, or no domain remains.
     """
     unmeasured = _unmeasured(place)
     asked = [name for name in domains or () if name in unmeasured]
@@ -123,9 +123,10 @@ def _is_known(place: Workplace, name: str, *, is_fresh: bool) -> bool:
 
 
 def check_made_with(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Path) -> None:
-    """Raise ValueError, one line a difference, where a domain was measured in another way than is asked for now."""
+    """Raise ValueError, one line a difference, if a domain was measured in another way than is asked for now."""
     lines = [
-        f"{folder}: measured with {key} {saved.get(key)!r}, now {value!r}; give it back, or measure anew with --fresh"
+        f"{folder}: measured with {key} {saved.get(key)!r}, now {value!r}; use the earlier value, or measure again "
+        "with --fresh"
         for key, value in current.items()
         if saved.get(key) != value
     ]
@@ -134,13 +135,13 @@ def check_made_with(saved: Mapping[str, Any], current: Mapping[str, Any], *, fol
 
 
 def _result_text(place: Workplace, name: str) -> str:
-    """Return a finished domain's result as JSON, empty where there is none."""
+    """Return a finished domain's result as JSON, empty if there is none."""
     path = domain_folder(place.config, name) / RESULT_FILE
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _made_with(place: Workplace, name: str) -> dict[str, Any]:
-    """Return all that a domain's reference depends on."""
+    """Return everything that a domain's reference depends on."""
     recipe, data = domain_recipe(place.config, name), domain_data(place.data, name)
     return {
         **loss_digests(recipe, place.tokenizer, data),
@@ -171,7 +172,7 @@ def _begin_domain(place: Workplace, name: str, *, is_fresh: bool) -> Run:
 
 
 def _train_domain(place: Workplace, run: Run, name: str) -> bool:
-    """Train a domain until its held-out loss stops falling; return whether it is done, False if a signal came."""
+    """Train a domain until its held-out loss stops falling; return True when done, False if a signal came."""
     losses = broadcast_text(json.dumps(_losses_so_far(run, name)) if place.world.is_rank_zero else None, place.world)
     stop = EarlyStop(name, patience=place.config.reference.patience, losses=json.loads(losses))
     is_done = False
@@ -181,7 +182,7 @@ def _train_domain(place: Workplace, run: Run, name: str) -> bool:
         run.loader.close()
         run.monitor.finish(exit_code=0 if is_done else REQUEUE_EXIT_CODE)
     if is_done:
-        run_on_rank_zero(lambda: _keep_result(place, run.config.run_dir, name), place.world)
+        run_on_rank_zero(lambda: _write_result(place, run.config.run_dir, name), place.world)
     run.release()
     return is_done
 
@@ -192,8 +193,8 @@ def _losses_so_far(run: Run, name: str) -> list[float]:
     return [loss_of(decision, name) for decision in decisions]
 
 
-def _keep_result(place: Workplace, run_dir: Path, name: str) -> None:
-    """Write a domain's result; its checkpoints have served."""
+def _write_result(place: Workplace, run_dir: Path, name: str) -> None:
+    """Write a domain's result and delete its checkpoints, which nothing needs any more."""
     result = {**result_of_run(run_dir, name), "made_with": _made_with(place, name)}
     write_reference(run_dir / RESULT_FILE, result)
     shutil.rmtree(run_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
@@ -212,21 +213,23 @@ def _all_results(place: Workplace) -> list[Result]:
 
 
 def _conclude(place: Workplace, results: Sequence[Result], *, task: ReferenceTask) -> int:
-    """Show the results, and write reference.json where every domain has one; on rank 0."""
+    """Log the results, and write reference.json if every domain has one; on rank 0."""
     run_on_rank_zero(lambda: _write(place, results, task=task), place.world)
     barrier()
     return 0
 
 
 def _write(place: Workplace, results: Sequence[Result], *, task: ReferenceTask) -> None:
-    """Write and show what the results come to; say what is missing where they are not complete."""
+    """Log the results; write reference.json, or log which domains are still missing."""
     output = task.output or default_output(place.config)
     recipe = domain_recipe(place.config, place.data.domain_set.names[0])
     if task.scored_model is not None:
         recipe = scored_recipe(recipe, task.scored_model)
+    # Results and what to look at.
     logger.info("references\n%s", reference_table(results))
     for note in reference_notes(results, most_steps=recipe.train.steps, origin=str(output)):
         logger.warning("%s", note)
+    # The file, where every domain has a result.
     known = {result["domain"] for result in results}
     unmeasured = _unmeasured(place)
     missing = [name for name in place.data.domain_set if name not in known and name not in unmeasured]
@@ -238,4 +241,5 @@ def _write(place: Workplace, results: Sequence[Result], *, task: ReferenceTask) 
     content = reference_content(results, config=recipe, digests=digests, how=how, unmeasured=unmeasured)
     write_reference(output, content)
     is_named = output == place.config.mixture.reference
-    logger.info("wrote %s; %s", output, "the recipe names it" if is_named else f"train with mixture.reference={output}")
+    use = "the recipe uses it" if is_named else f"train with mixture.reference={output}"
+    logger.info("wrote %s; %s", output, use)

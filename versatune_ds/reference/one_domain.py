@@ -1,7 +1,7 @@
-"""Say what fine-tuning on one domain alone is, and read from its record what it came to.
+"""The run that fine-tunes on one domain alone: its recipe, its data, when it stops, and its result.
 
-The one idea: it is a run like any other, of one domain; so it stops, resumes and is reported like any other, and its
-reference is the lowest held-out loss in its decisions.jsonl.
+It is a run like any other, of one domain: it stops, resumes and is reported like any other. Its reference is the lowest
+held-out loss in its decisions.jsonl.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 from versatune_ds.training.prepared_data import cache_folder
 
 MEASUREMENTS = 10
-"""Held-out measurements of a domain where the recipe does not say how often."""
+"""Held-out measurements of a domain, unless the recipe sets how often."""
 
 
 def reference_folder(config: RunConfig) -> Path:
-    """Return the folder of a recipe's single-domain runs; it lies outside the run's, whose --fresh would delete it."""
+    """Return the folder of a recipe's single-domain runs; outside the run's folder, which --fresh would delete."""
     return config.run.output_dir / "reference" / config.run.name
 
 
@@ -42,7 +42,7 @@ def domain_folder(config: RunConfig, name: str) -> Path:
 
 
 def folder_name(name: str) -> str:
-    """Return a domain's name where it may name a run; another one is made safe, and told apart by a digest."""
+    """Return a domain's name as a run's; one that cannot be is made safe, and unique by a digest."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:64].lstrip("._-")
     return safe if safe == name else f"{safe or 'domain'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -90,7 +90,7 @@ def domain_data(data: PreparedData, name: str) -> PreparedData:
 
 
 class EarlyStop:
-    """Say when a domain's held-out loss has stopped falling; the same on every rank, which all see the same decisions.
+    """Detect when a domain's held-out loss has stopped falling; on every rank alike, since all see the same decisions.
 
     Args:
         name: The domain.
@@ -104,30 +104,30 @@ class EarlyStop:
         self._losses = list(losses)
 
     def __call__(self, decision: Decision) -> bool:
-        """Take in a measurement and return whether it is enough."""
+        """Record a measurement and return whether training may stop."""
         self._losses.append(loss_of(decision, self._name))
         return len(self._losses) - 1 - self._losses.index(min(self._losses)) >= self._patience
 
 
 def loss_of(decision: Decision, name: str) -> float:
-    """Return a decision's held-out loss of a domain; infinity where it was no number."""
+    """Return a decision's held-out loss of a domain; infinity if it was not finite."""
     mean = decision.losses[name]["mean"]
     return float("inf") if mean is None else float(mean)
 
 
 def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
-    """Return what a finished single-domain run came to, from its record alone.
+    """Return the result of a finished single-domain run, from its records alone.
 
     `train_loss` is the mean loss of the training batches between the last measurement before the minimum and the
     minimum. Approximate: the model was a little worse while it read them than at the minimum.
 
     Raises:
-        ValueError: If no held-out loss was a number.
+        ValueError: If no held-out loss was finite.
     """
     decisions = read_decisions(run_dir / DECISIONS_FILE)
     best = min(decisions, key=lambda decision: loss_of(decision, name))
     if loss_of(best, name) == float("inf"):
-        raise ValueError(f"{run_dir}: no held-out loss of {name} is a number; lower reference.learning_rate")
+        raise ValueError(f"{run_dir}: no held-out loss of {name} is finite; lower reference.learning_rate")
     losses = best.losses[name]
     lines = [line.value for line in json_lines(run_dir / METRICS_FILE) if line.value is not None]
     train_losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}

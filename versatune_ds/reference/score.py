@@ -1,4 +1,4 @@
-"""Take a given model's held-out losses as references: one pass over the validation rows, no training."""
+"""Use a given model's held-out losses as references: one pass over the held-out examples, no training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from versatune_ds.training.held_out import validation_loader
 
 
 def scored_recipe(config: RunConfig, model: str) -> RunConfig:
-    """Return the recipe with a given model, a folder or Hub name, in the place of its own."""
+    """Return the recipe with a given model, a folder or Hub name, instead of its own."""
     settings = config.model.model_copy(update={"name_or_path": model, "from_config": None})
     return config.model_copy(update={"model": settings})
 

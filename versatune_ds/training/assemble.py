@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.data.rows.tokenize import pad_token_id
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.engine.deepspeed_quirks import full_shape
-from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config, zero_stage
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.mixture.controller import Controller
-from versatune_ds.mixture.files import check_named_files
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import check_provenance
@@ -40,12 +39,7 @@ from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.positions import check_positions
 from versatune_ds.model.router_loss import describe_router_loss
 from versatune_ds.monitor import Monitor, open_monitor
-from versatune_ds.run_folder.folder import (
-    RunStart,
-    check_run_folder,
-    open_run_folder,
-    write_record,
-)
+from versatune_ds.run_folder.folder import RunStart, open_run_folder, write_record
 from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.run_folder.links import lock_run_folder
 from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
@@ -62,6 +56,7 @@ from versatune_ds.training.resume import ResumePoint, find_resume_point, record_
 from versatune_ds.training.run import Run
 from versatune_ds.training.served_tokens import ServedTokens
 from versatune_ds.training.signals import SaveClock, StopSignals
+from versatune_ds.training.start_checks import Start, check_start
 from versatune_ds.training.throughput import Throughput, throughput_of
 from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.update_clock import UpdateClock
@@ -91,13 +86,15 @@ def assemble_run(
     Raises:
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
     """
+    beginning = Start(
+        config=config, stage="every rank", num_processes=world.world_size, device_type=device.type, is_here=True,
+        is_fresh=is_fresh,
+    )  # fmt: skip
+    check_start(beginning)
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
-    check_deepspeed_settings(config.train, ds_config, device_type=device.type)
-    check_model_settings(config.model, ds_config)
-    check_named_files(config.mixture)
     locks: list[FolderLock] = []
     run_on_rank_zero(lambda: locks.extend(lock_run_folder(config.run_dir, is_fresh=is_fresh)), world)
-    run_on_rank_zero(lambda: check_run_folder(config, is_fresh=is_fresh), world)
+    run_on_rank_zero(lambda: check_start(replace(beginning, stage="rank 0")), world)
     tokenizer, data = prepared or prepare_once_per_node(config, world)
     references = _references(config, tokenizer, data)
     named_K, weights_K = named_weights(config, data), recipe_weights(config, data)

@@ -1,20 +1,26 @@
-"""Hold what one check found, in one line: how bad it is, the key, what was found, what to do.
+"""A finding of a check (how bad, which key, what was found, what to do), and a check as an entry of a list.
 
-The one idea: a mistake that training would raise as a ValueError is said here in the same words, under the same key.
+A mistake that training raises as a ValueError has the same words and the same key in a finding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 Level = Literal["ok", "warn", "FAIL"]
+Need = Literal["nothing", "files", "model config", "tokenizer", "rows", "GPU", "Slurm", "network"]
+"""What a check reads besides the recipe, and so what it costs."""
+Stage = Literal["check", "train", "submit", "reference", "detect", "every rank", "rank 0"]
+"""Where a check runs: in a command, or in the processes of a run."""
+
+Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Say one thing that is known before nodes are taken."""
+    """One result of a check."""
 
     level: Level
     check: str
@@ -31,8 +37,20 @@ class Finding:
         return " ".join("; ".join(filter(None, (self.found, self.todo))).split())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check(Generic[Subject]):
+    """One check in a list of checks."""
+
+    name: str
+    """Shown before its findings; checks of the same thing may share it."""
+    needs: Need
+    stages: frozenset[Stage]
+    find: Callable[[Subject], Iterator[Finding]]
+    """Yields findings; a ValueError is a failure."""
+
+
 def ok(check: str, key: str, found: str) -> Finding:
-    """Return a finding that needs nothing."""
+    """Return a finding that asks for nothing."""
     return Finding(level="ok", check=check, key=key, found=found)
 
 

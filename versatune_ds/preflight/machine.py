@@ -1,4 +1,4 @@
-"""Check what starts the processes: the deepspeed launcher, the GPUs seen, Slurm and its partitions."""
+"""Check the machine: what starts the processes, its GPUs, which loss kernels will run, Slurm and its partitions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus
 from versatune_ds.domains import nearest_name
-from versatune_ds.preflight.finding import Finding, fail, ok, warn
+from versatune_ds.kernels.build import foresee_kernels
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _SECONDS = 10.0
 
@@ -21,10 +21,9 @@ def check_launcher(subject: Subject) -> Iterator[Finding]:
     beside = Path(sys.executable).with_name("deepspeed")
     launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if launcher is None:
-        yield fail("launcher", "deepspeed", "not found beside python nor on PATH", "pip install deepspeed")
+        yield fail("launcher", "deepspeed", "not found beside python nor on PATH", "install it")
     else:
         yield ok("launcher", "deepspeed", launcher)
-    yield from _check_torch(subject)
     asked = subject.gpus_per_node
     if subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
         found = f"{asked} processes a node, but this machine has {subject.num_gpus_here} GPUs"
@@ -33,22 +32,19 @@ def check_launcher(subject: Subject) -> Iterator[Finding]:
         yield ok("launcher", "GPUs here", str(subject.num_gpus_here or "none; the CPU is used"))
 
 
-def _check_torch(subject: Subject) -> Iterator[Finding]:
-    """See that torch can use the GPUs that are asked for, and those of this machine where the run takes place here."""
-    environ, slurm = subject.request.environ, subject.config.slurm
-    given = subject.request.gpus_per_node
-    asked = asks_for_gpus(slurm, environ)
-    if given is not None and slurm.container is None:
-        asked = f"--gpus-per-node={given}"
-    try:
-        if asked is not None:
-            check_torch_for(asked, environ)
-        is_here = subject.num_nodes == 1 and slurm.partition is None and "SBATCH_PARTITION" not in environ
-        if is_here and slurm.container is None:
-            check_torch_sees_gpus(environ)
-    except ValueError as error:
-        found, _, todo = str(error).rpartition("; ")
-        yield fail("launcher", "torch", found, todo)
+def check_kernels(subject: Subject) -> Iterator[Finding]:
+    """Predict which implementation of the loss kernels the processes will load, without building anything."""
+    if not subject.num_gpus_here and subject.request.gpu_memory_gib:
+        found = "built at the first start by the nodes' nvcc, for their GPUs; without nvcc, PyTorch's slower code runs"
+        yield ok("kernels", "cuda", found)
+        return
+    device_type = "cuda" if subject.num_gpus_here else "cpu"
+    foreseen = foresee_kernels(device_type)
+    text = foreseen.describe().partition(": ")[2]
+    if foreseen.is_compiled or "VERSATUNE_KERNELS" in foreseen.reason:
+        yield ok("kernels", device_type, text)
+    else:
+        yield warn("kernels", device_type, text, "a compiler on the nodes makes training faster")
 
 
 def check_slurm(subject: Subject) -> Iterator[Finding]:

@@ -1,0 +1,116 @@
+"""Processes that share work: their places, which GPU each sees (decided without one), errors, and their end."""
+
+import multiprocessing
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from versatune_ds.comparison.jobs import num_jobs_of
+from versatune_ds.launch.process_pool import Job, ProcessPool, gpus_of, places, run_jobs, start_job
+
+
+def load_place(folder, world):
+    (folder / f"loaded-{world.rank}-of-{world.world_size}-{os.getpid()}").touch()
+    return world
+
+
+def add_to_rank(world, item):
+    time.sleep(0.2)
+    if item == 13:
+        raise ValueError("detect.sampling: thirteen")
+    return item + 100 * world.world_size
+
+
+def test_one_process_works_here_and_loads_once(tmp_path):
+    with ProcessPool(partial(load_place, tmp_path), num_processes=1) as pool:
+        assert list(pool.map(add_to_rank, [1, 2])) == [(1, 101), (2, 102)]
+        assert list(pool.map(add_to_rank, [3])) == [(3, 103)]
+        assert list(pool.map(add_to_rank, [])) == []
+    assert [path.name for path in tmp_path.iterdir()] == [f"loaded-0-of-1-{os.getpid()}"]
+
+
+@pytest.mark.slow
+def test_several_processes_have_places_of_their_own_load_once_and_raise_in_their_own_words(tmp_path):
+    with ProcessPool(partial(load_place, tmp_path), num_processes=2) as pool:
+        assert dict(pool.map(add_to_rank, range(6))) == {i: i + 200 for i in range(6)}
+        with pytest.raises(ValueError, match=r"^detect\.sampling: thirteen$"):
+            list(pool.map(add_to_rank, [13]))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.rpartition("-")[0] for name in names] == ["loaded-0-of-2", "loaded-1-of-2"][: len(names)]
+    assert str(os.getpid()) not in {name.rpartition("-")[2] for name in names}
+
+
+def test_gpus_are_named_as_the_variable_names_them():
+    assert gpus_of(2, visible="") == ("0", "1")
+    assert gpus_of(2, visible="4, 6") == ("4", "6")
+    assert gpus_of(0, visible="4,6") == ()
+
+
+def test_there_is_one_job_a_gpu_or_one_a_core_unless_asked_otherwise(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert num_jobs_of(None, gpus=("0", "1")) == 2
+    assert num_jobs_of(None, gpus=()) == 3
+    assert num_jobs_of(5, gpus=("0",)) == 5
+    with pytest.raises(ValueError, match=r"--jobs=0: expected 1 or more"):
+        num_jobs_of(0, gpus=())
+
+
+def test_every_gpu_has_a_job_before_one_has_two():
+    assert places(3, gpus=("4", "6")) == ["4", "6", "4"]
+    assert places(2, gpus=()) == [None, None]
+
+
+def test_a_job_that_fails_stops_no_other_and_its_log_says_why(tmp_path):
+    def broken():
+        raise RuntimeError("no disk")
+
+    works = {"good": lambda: 0, "broken": broken, "stopped": lambda: 75}
+    jobs = [Job(name=name, work=work, log=tmp_path / "logs" / name) for name, work in works.items()]
+    codes = {}
+    run_jobs(jobs, num_at_a_time=2, gpus=(), when_done=lambda job, code: codes.update({job.name: code}))
+    assert codes == {"good": 0, "broken": 1, "stopped": 75}
+    assert "no disk" in (tmp_path / "logs" / "broken").read_text()
+
+
+def test_a_job_is_told_to_stop_when_the_process_that_started_it_is_killed(tmp_path):
+    def work():
+        signal.signal(signal.SIGTERM, lambda number, frame: (tmp_path / "told").touch())
+        (tmp_path / "begun").touch()
+        while not (tmp_path / "told").exists():
+            time.sleep(0.01)
+        return 0
+
+    job = Job(name="long", work=work, log=tmp_path / "log")
+    parent = multiprocessing.get_context("fork").Process(target=lambda: start_job(job, gpu=None).join())
+    parent.start()
+    wait_for(tmp_path / "begun")
+    parent.kill()
+    parent.join()
+    wait_for(tmp_path / "told")
+
+
+def wait_for(path):
+    end = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.01)
+
+
+def sees_gpu_six():
+    return 0 if os.environ.get("CUDA_VISIBLE_DEVICES") == "6" else 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [None, "4,6"])
+def test_a_process_sees_its_gpu_alone_and_its_parent_what_it_saw_before(tmp_path, monkeypatch, before):
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    process = start_job(Job(name="six", work=sees_gpu_six, log=tmp_path / "logs" / "log"), gpu="6")
+    process.join()
+    assert process.exitcode == 0
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before

@@ -1,0 +1,270 @@
+"""Processes on this machine that share the work of a command: `evaluate`, `detect` and `compare`.
+
+A `ProcessPool` has a fixed number of processes, each of which loads something once (a model) and then works on items.
+`run_jobs` gives every job a process of its own, with its output in a log (the runs of a comparison). All of them end
+with this process, however it ends. Processes that form one process group are started by a launcher (`start.py`).
+
+Processes that may use a GPU are spawned, since a forked one cannot use CUDA. A job without a GPU is forked from what is
+imported already: on small models the imports would cost as much as the training.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from versatune_ds.distributed import World
+from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.log import configure_logging
+
+logger = logging.getLogger(__name__)
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_POLL_SECONDS = 0.05
+
+Loaded = TypeVar("Loaded")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ProcessPool(Generic[Loaded]):
+    """Processes that load something once each and then work on items; a context manager, since they must end.
+
+    Args:
+        load: Returns what the work needs, given the process's place among the others. Called at a process's first item:
+            there an error reaches the caller in its own words; an initializer's would be "a process ended abruptly".
+        num_processes: 1 works in this process.
+    """
+
+    def __init__(self, load: Callable[[World], Loaded], *, num_processes: int) -> None:
+        self._load = load
+        self._num_processes = num_processes
+        self._executor: ProcessPoolExecutor | None = None
+        self._loaded: Loaded | None = None
+
+    def __enter__(self) -> ProcessPool[Loaded]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def map(self, work: Callable[[Loaded, Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
+        """Yield (item, result) of every item, in the order in which they are done.
+
+        Args:
+            work: Can be pickled; gets what `load` returned, and an item.
+            items: What there is to do.
+
+        Raises:
+            Exception: What `load` or `work` raised first, in any process.
+        """
+        if not items:
+            return
+        if self._num_processes == 1:
+            if self._loaded is None:
+                self._loaded = self._load(World())
+            for item in items:
+                yield item, work(self._loaded, item)
+            return
+        self._executor = self._executor or self._start()
+        futures = {self._executor.submit(_work, self._load, work, item): item for item in items}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+    def _start(self) -> ProcessPoolExecutor:
+        """Return the executor; it starts processes as items come."""
+        context = multiprocessing.get_context("spawn")
+        level = logging.getLogger("versatune_ds").getEffectiveLevel()
+        arguments = (context.Value("i", 0), self._num_processes, level)
+        return ProcessPoolExecutor(self._num_processes, context, initializer=_begin, initargs=arguments)
+
+
+@dataclass(slots=True)
+class _Process:
+    """What a process of a pool keeps between items."""
+
+    world: World | None = None
+    loaded: Any = None
+
+
+_PROCESS = _Process()
+
+
+def _begin(counter: Any, num_processes: int, log_level: int) -> None:
+    """Take a number among the processes, which decides on the device, and log as that rank.
+
+    Nothing heavy is imported before: what libraries log at import goes where it does in the parent.
+    """
+    _call_without_parent(lambda: os._exit(1))  # a pool's processes keep their own queue open and would wait for ever
+    with counter.get_lock():
+        rank = counter.value
+        counter.value += 1
+    configure_logging(rank=rank, world_size=num_processes, level=log_level)
+    os.environ["LOCAL_WORLD_SIZE"] = str(num_processes)
+    _PROCESS.world = World(rank=rank, world_size=num_processes, local_rank=rank, launcher="versatune")
+
+
+def _work(load: Callable[[World], Any], work: Callable[[Any, Any], Any], item: Any) -> Any:
+    """Work on an item in a process of a pool."""
+    if _PROCESS.loaded is None:
+        from versatune_ds.training.worker import set_threads  # imports DeepSpeed, so not before logging is set up
+
+        assert _PROCESS.world is not None, "the initializer set it"
+        set_threads()
+        _PROCESS.loaded = load(_PROCESS.world)
+    return work(_PROCESS.loaded, item)
+
+
+def device_of(world: World) -> torch.device:
+    """Return a process's GPU, which it shares where there are more processes than GPUs, or the CPU.
+
+    Raises:
+        ValueError: If there are GPUs that torch does not see.
+    """
+    check_torch_sees_gpus(os.environ)
+    if is_cpu_meant(os.environ) or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them; empty without one.
+
+    Raises:
+        ValueError: If there are some that torch does not see.
+    """
+    check_torch_sees_gpus(os.environ)
+    return gpus_of(torch.cuda.device_count(), visible=os.environ.get(_VISIBLE, ""))
+
+
+def gpus_of(count: int, *, visible: str) -> tuple[str, ...]:
+    """Return the names of the GPUs this process may use.
+
+    Worked example: two GPUs where CUDA_VISIBLE_DEVICES=4,6 are 4 and 6; where it is empty they are 0 and 1.
+    """
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return tuple(names[:count] if names else map(str, range(count)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Work for a process of its own: one rank, one thread."""
+
+    name: str
+    work: Callable[[], int]
+    """Returns the process's exit code; can be pickled where there is a GPU."""
+    log: Path
+    """File that the output is appended to."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, num_at_a_time: int, gpus: tuple[str, ...], when_done: Callable[[Job, int], None]
+) -> None:
+    """Run jobs, several at a time; one that fails stops no other.
+
+    Args:
+        jobs: In the order in which they start.
+        num_at_a_time: Jobs that run at a time.
+        gpus: Names of the GPUs; each job sees one alone.
+        when_done: Called with each job that has ended, and its exit code.
+    """
+    waiting, free = list(jobs), places(num_at_a_time, gpus=gpus)
+    running: dict[BaseProcess, tuple[Job, str | None]] = {}
+    while waiting or running:
+        while waiting and free:
+            job, gpu = waiting.pop(0), free.pop(0)
+            running[start_job(job, gpu=gpu)] = (job, gpu)
+        for process in [process for process in running if not process.is_alive()]:
+            job, gpu = running.pop(process)
+            free.append(gpu)
+            process.join()
+            when_done(job, process.exitcode or 0)
+        time.sleep(_POLL_SECONDS)
+
+
+def places(num_jobs: int, *, gpus: tuple[str, ...]) -> list[str | None]:
+    """Return the GPU of each job that may run at a time, None without GPUs; more jobs than GPUs share them in turn."""
+    return [gpus[i % len(gpus)] if gpus else None for i in range(num_jobs)]
+
+
+def start_job(job: Job, *, gpu: str | None) -> BaseProcess:
+    """Start the process of a job, which sees the GPU of that name alone, or none."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # a process forked after torch's thread pool was used would wait for it for ever
+    context = multiprocessing.get_context("fork" if gpu is None else "spawn")
+    process = context.Process(target=_be_job, args=(job,))
+    with _seeing(gpu):
+        process.start()
+    return process
+
+
+@contextmanager
+def _seeing(gpu: str | None) -> Iterator[None]:
+    """Let processes started in the block see one GPU alone: once they have imported torch it would be too late."""
+    before = os.environ.get(_VISIBLE)
+    if gpu is not None:
+        os.environ[_VISIBLE] = gpu
+    try:
+        yield
+    finally:
+        if gpu is not None:
+            os.environ.pop(_VISIBLE)
+            os.environ.update({} if before is None else {_VISIBLE: before})
+
+
+def _be_job(job: Job) -> None:
+    """Be the process of a job: a world of one, one thread, output in the log."""
+    _write_to(job.log)
+    _call_without_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))  # a run then saves before it ends
+    for name in _LAUNCHER_NAMES:
+        os.environ.pop(name, None)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    code = 1
+    try:
+        code = job.work()
+    except Exception:
+        logger.exception("failed")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _write_to(log: Path) -> None:
+    """Send all output of this process, of its libraries too, to a file."""
+    stream = log.open("ab", buffering=0)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    # What the process it was forked from put in their place, a test's capture for one, would get the lines otherwise.
+    sys.stdout = sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    configure_logging()
+
+
+def _call_without_parent(end: Callable[[], None]) -> None:
+    """Call a function, in a thread, once the parent of this process is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "started by multiprocessing"
+
+    def wait() -> None:
+        parent.join()
+        end()
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,252 @@
+"""The checks that come before a run's processes start: seconds each, without tokenizer and without rows.
+
+This is the first part of the one list of checks. `train`, `submit`, `reference` and `detect` make their share of it
+before they start a process, and every process makes its share again (`assemble.py`). `versatune check` makes all of
+it, followed by the checks of `preflight/checks.py`, which need more. It lives here and not in `preflight/` because a
+process of a run imports no layer above `training/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from versatune_ds.config import RunConfig
+from versatune_ds.data.sources.domain_files import check_data_files
+from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus
+from versatune_ds.distributed.slurm import is_slurm_task
+from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
+from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
+from versatune_ds.mixture.files import no_such_file
+from versatune_ds.mixture.reference import check_has_references
+from versatune_ds.mixture.weights import as_weights
+from versatune_ds.model.build import check_model_weights, config_from_mapping
+from versatune_ds.model.named_model import check_saved_model
+from versatune_ds.run_folder.folder import check_run_folder
+from versatune_ds.run_folder.links import check_unlocked
+from versatune_ds.training.finding import Check, Finding, Stage, fail, failures_of, ok, warn
+from versatune_ds.training.prepared_data import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A start of a run's processes, as the checks see it."""
+
+    config: RunConfig
+    stage: Stage
+    """Where the checks run."""
+    num_processes: int = 1
+    device_type: str | None = None
+    """cpu or cuda, where the model will run; None where this machine cannot know."""
+    is_here: bool = False
+    """Whether the processes run on this machine."""
+    is_fresh: bool = False
+    """Whether the run starts over."""
+    gpus_asked_by: str | None = None
+    """The option that asks for GPUs; None leaves it to the recipe's `slurm` section and the environment."""
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def ds_config(self) -> dict[str, Any]:
+        """Return DeepSpeed's config.
+
+        A batch that does not divide among the processes has a check of its own; it is made to divide here, so that
+        mistakes in both are found at once.
+        """
+        train = self.config.train
+        rows_at_once = train.rows_per_micro_batch * self.num_processes
+        if train.rows_per_batch % rows_at_once:
+            train = train.model_copy(update={"rows_per_batch": rows_at_once})
+        return deepspeed_config(train, world_size=self.num_processes)
+
+
+def check_start(start: Start) -> None:
+    """Make the start checks of a stage in their order, and log their warnings.
+
+    Raises:
+        ValueError: One line for each mistake of any of them.
+    """
+    lines: list[str] = []
+    for check in START_CHECKS:
+        if start.stage not in check.stages:
+            continue
+        try:
+            for finding in check.find(start):
+                if finding.level == "FAIL":
+                    lines.append(finding.text)
+                elif finding.level == "warn":
+                    logger.warning("%s: %s", finding.key, finding.text)
+        except ValueError as error:
+            lines += str(error).splitlines()
+    if lines:
+        raise ValueError("\n".join(dict.fromkeys(lines)))
+
+
+def check_started_once(environ: Mapping[str, str]) -> None:
+    """Check that srun did not start this command as several tasks, each of which would start a run of its own.
+
+    In the shell of `srun --ntasks=4 --pty bash` it is typed once, whatever the number of tasks.
+
+    Raises:
+        ValueError: With the way to start it.
+    """
+    num_tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
+    if is_slurm_task(environ) and num_tasks.isdigit() and int(num_tasks) > 1 and "SLURM_PTY_PORT" not in environ:
+        raise ValueError(
+            f"srun started this command {num_tasks} times (SLURM_STEP_NUM_TASKS), and each would start a run: type it "
+            "without srun, or let srun start the processes: srun python launcher/train.py RECIPE; in a shell where it "
+            "is typed once, unset SLURM_STEP_NUM_TASKS"
+        )
+
+
+def _check_launched_once(start: Start) -> Iterator[Finding]:
+    """Check that one process starts the others."""
+    check_started_once(start.environ)
+    yield from ()
+
+
+def _check_batch(start: Start) -> Iterator[Finding]:
+    """Divide a batch among the processes."""
+    train = start.config.train
+    num_steps = num_micro_steps(train, world_size=start.num_processes)
+    found = (
+        f"{train.rows_per_batch} rows = {num_steps} micro-steps x {train.rows_per_micro_batch} rows x "
+        f"{start.num_processes} processes, {train.rows_per_batch * start.config.data.row_tokens:,} tokens a step"
+    )
+    yield ok("batch", "train.rows_per_batch", found)
+
+
+def _check_deepspeed(start: Start) -> Iterator[Finding]:
+    """Check DeepSpeed's settings against the recipe, the model and, where it is known, the device."""
+    config, settings = start.config, start.ds_config
+    check_model_settings(config.model, settings)
+    if start.device_type is None:
+        check_keys(settings)
+    else:
+        check_deepspeed_settings(config.train, settings, device_type=start.device_type)
+    yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {config.train.precision}")
+
+
+def _check_model_keys(start: Start) -> Iterator[Finding]:
+    """Check that the model type knows the keys of `model.from_config`."""
+    model = start.config.model
+    if model.from_config is not None:
+        config_from_mapping(model.from_config, vocab_size=model.tokenizer_vocab_size, special_ids={})
+    yield from ()
+
+
+def _check_prior(start: Start) -> Iterator[Finding]:
+    """Check that the prior's file exists, or that its weights are weights."""
+    prior = start.config.mixture.prior
+    if isinstance(prior, Path) and not prior.is_file():
+        raise ValueError(no_such_file(prior, what="mixture.prior"))
+    if isinstance(prior, dict):
+        as_weights(list(prior.values()), "mixture.prior")
+    yield from ()
+
+
+def _check_reference(start: Start) -> Iterator[Finding]:
+    """Check that the policy has the references it needs, and that their file exists."""
+    reference = start.config.mixture.reference
+    check_has_references(start.config.mixture)
+    if isinstance(reference, Path) and not reference.is_file():
+        raise ValueError(no_such_file(reference, what="mixture.reference"))
+    yield from ()
+
+
+def _check_folder(start: Start) -> Iterator[Finding]:
+    """Check that the run's folder is free, or a run's that this recipe may resume."""
+    check_run_folder(start.config, is_fresh=start.is_fresh)
+    yield from ()
+
+
+def _check_owner(start: Start) -> Iterator[Finding]:
+    """Check that no other process is at work in the run's folder: a warning where the run starts later."""
+    slurm = start.config.slurm
+    if start.stage == "submit" and (slurm.dependency is not None or slurm.array is not None):
+        return  # it starts after another job, or in folders of its tasks' own
+    try:
+        check_unlocked(start.config.run_dir)
+    except ValueError as error:
+        if start.stage == "train":
+            raise
+        for finding in failures_of(error, check="files"):
+            yield warn("files", finding.key, finding.found, finding.todo)
+
+
+def _check_saved_model(start: Start) -> Iterator[Finding]:
+    """Check that a saved model is there, and that its weights are those of its config."""
+    if _is_made_by_another_job(start):
+        return
+    check_saved_model(start.config.model)
+    if check_model_weights(start.config.model):
+        yield ok("model", "model.name_or_path", "names and shapes of its weights are those of its config")
+
+
+def _check_data_files(start: Start) -> Iterator[Finding]:
+    """Check that the data files are there."""
+    if not _is_made_by_another_job(start):
+        check_data_files(start.config.data, cache_dir=cache_folder(start.config))
+    yield from ()
+
+
+def _is_made_by_another_job(start: Start) -> bool:
+    """Return whether model and data may be missing because the job before this one makes them."""
+    return start.config.slurm.dependency is not None and start.stage != "reference"
+
+
+def _check_wandb_key(start: Start) -> Iterator[Finding]:
+    """Check that W&B has a key where it is to be online, on the machine that will need it."""
+    is_elsewhere = start.stage == "train" and not start.is_here
+    if start.config.monitor.wandb.mode == "online" and not is_elsewhere:
+        from versatune_ds.monitor.wandb_sink import check_has_key  # importing wandb takes half a second
+
+        check_has_key()
+    yield from ()
+
+
+def _check_gpus(start: Start) -> Iterator[Finding]:
+    """Check that torch can use the GPUs asked for, and sees this machine's if the run takes place here."""
+    slurm, environ = start.config.slurm, start.environ
+    asked = asks_for_gpus(slurm, environ)
+    if start.gpus_asked_by is not None and slurm.container is None:
+        asked = start.gpus_asked_by
+    try:
+        if asked is not None:
+            check_torch_for(asked, environ)
+        if start.is_here and slurm.container is None:
+            check_torch_sees_gpus(environ)
+    except ValueError as error:
+        found, _, todo = str(error).rpartition("; ")
+        yield fail("launcher", "torch", found, todo)
+
+
+_TRAINING: frozenset[Stage] = frozenset({"check", "train", "submit", "reference"})
+_MIXING: frozenset[Stage] = frozenset({"check", "train", "submit"})
+"""Stages of a run with a mixture; the runs of `versatune reference` have one domain, and a folder each."""
+_PROCESSES: frozenset[Stage] = frozenset({"every rank"})
+
+START_CHECKS: tuple[Check[Start], ...] = (
+    Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_check_launched_once),
+    Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
+    Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
+    Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
+    Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
+    Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),
+    Check(name="files", needs="files", stages=_MIXING, find=_check_owner),  # a process takes the folder instead
+    Check(name="wandb", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_check_wandb_key),
+    Check(name="model", needs="model config", stages=_TRAINING | _PROCESSES, find=_check_model_keys),
+    # Of these two a process finds out as it loads the model, or prepares the data.
+    Check(name="model", needs="files", stages=_TRAINING, find=_check_saved_model),
+    Check(name="files", needs="files", stages=_TRAINING, find=_check_data_files),
+    # The commands that start processes here have seen the GPUs when they count them (launch/start.py).
+    Check(name="launcher", needs="GPU", stages=frozenset({"check", "submit"}), find=_check_gpus),
+)
+"""The start checks, in order. A submitted run's W&B key may be exported in its job (`slurm.setup`), so `submit` leaves
+that one to the job; `detect` looks at the model where it fetches it (`knowledge/base_model.py`)."""
