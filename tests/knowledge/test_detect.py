@@ -118,7 +118,7 @@ def test_one_round_alone_says_that_nothing_was_compared(faked, caplog):
     found, config = faked(FakePool(), "detect.rounds=1")
     assert (found.is_converged, len(found.rounds)) == (False, 1)
     assert prior_values(found, config.detect)["is_converged"] is None
-    assert "detect.rounds: 1, so nothing says" in caplog.text
+    assert "detect.rounds: 1, so nothing shows" in caplog.text
     assert "used up" not in caplog.text
 
 

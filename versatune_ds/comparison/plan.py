@@ -39,7 +39,7 @@ class BaseModelPlan(Section):
 
 
 class ComparisonPlan(Section):
-    """The whole comparison."""
+    """A comparison, as its file describes it."""
 
     name: str = Field(pattern=_NAME)
     """Folder of the comparison under `output_dir`."""
@@ -54,7 +54,7 @@ class ComparisonPlan(Section):
     base: BaseModelPlan
     """The model every run starts from: trained once, then exported."""
     detect: bool = True
-    """Detect the base model's mixture and use it as `mixture.prior`; otherwise the recipe's own prior holds."""
+    """Detect the base model's mixture and use it as `mixture.prior`; otherwise the recipe's own prior is used."""
     reference: bool = True
     """Fine-tune the base model on each domain alone, once, for `mixture.reference`."""
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -118,7 +118,7 @@ class Cell:
 
 
 def cells_of(plan: ComparisonPlan) -> Iterator[Cell]:
-    """Yield every run; seeds change slowest, so that a comparison cut short has whole seeds."""
+    """Yield every run; seeds change slowest, so that an interrupted comparison has complete seeds."""
     for seed in plan.seeds:
         for target in plan.targets or (None,):
             for label in plan.runs:

@@ -1,6 +1,6 @@
 """Find the files of the model a recipe starts from, and identify it by a digest of their content.
 
-So what was drawn from one model is never taken for another's, and prior.json records which model it belongs to.
+So what was drawn from one model is never used for another, and prior.json records which model it belongs to.
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ def _rounds(
             break
     if len(found.rounds) == 1:
         logger.warning(
-            "detect.rounds: 1, so nothing says whether more sequences would change the shares; only the intervals show "
-            "how certain they are (2 rounds or more compare them)"
+            "detect.rounds: 1, so nothing shows whether more sequences would change the shares; only the intervals "
+            "show how certain they are (2 rounds or more compare them)"
         )
     elif not found.is_converged:
         logger.warning(
@@ -152,7 +152,7 @@ def _rounds(
 def _draw_up_to(
     end: int, *, store: SequenceStore, settings: DetectConfig, pool: ProcessPool[SequenceGenerator]
 ) -> None:
-    """Draw the batches that hold the first `end` sequences and are not there yet; log the progress.
+    """Draw the missing batches of the first `end` sequences, and log the progress.
 
     Processes get batch numbers and return sequences; only this process writes. So there is one file with one writer,
     and nothing to put together when a process, or all of them, are killed.

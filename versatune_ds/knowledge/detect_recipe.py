@@ -23,7 +23,7 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
         recipe: YAML file.
         overrides: `key=value` texts.
         processes: Processes that draw; None means one per GPU, or 1 without a GPU.
-        output: Where prior.json goes; None means where `default_output` says.
+        output: Where prior.json goes; None means `default_output`.
 
     Raises:
         ValueError: If the recipe, its model, data or labeller is not as expected.

@@ -89,7 +89,7 @@ def estimate(
         num_draws: Bootstrap draws.
     """
     by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=prior_shift)
-    # Bootstrap: a draw holds sequence n as often as the multinomial says; some draws at a time, for memory.
+    # Bootstrap, some draws at a time for memory: counts_RN[r, n] is how often draw r has sequence n.
     rng = np.random.default_rng(seed)
     draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     num_sequences = len(labels_NK)
@@ -147,7 +147,7 @@ def _shares_of_draws(
     prior_shift: bool,
     start_K: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return shares by sequence and by size, [R, K] each, of draws that hold sequence n `counts_RN[r, n]` times."""
+    """Return shares by sequence and by size, [R, K] each, of draws that have sequence n `counts_RN[r, n]` times."""
     mass_N = labels_NK.sum(axis=1)
     if not np.all(counts_RN @ mass_N > 0):
         raise RuntimeError("no sequence has a label: every one is empty or its answer could not be read")

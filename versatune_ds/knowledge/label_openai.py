@@ -70,7 +70,7 @@ class EndpointLabeller:
         return {"name": "openai", "model": self._endpoint.model, "url": self._endpoint.url}
 
     def _ask(self, text: str) -> str:
-        """Return the answer about one text; the client retries and waits as the server says."""
+        """Return the answer about one text; the client retries and waits as the server asks."""
         import openai
 
         content = self._question.about(text, answer=_ANSWER)

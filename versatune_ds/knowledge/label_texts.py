@@ -70,7 +70,7 @@ def read_divided_texts(
         tokenizer: Of the base model; texts are cut after its tokens.
         max_tokens: Tokens a text keeps.
         rows_per_domain: Of each domain, the records with the smallest hashes, at most that many.
-        cache_dir: Where the built-in corpus lies.
+        cache_dir: Where the built-in corpus is.
 
     Raises:
         ValueError: If a domain has fewer than 20 different records that can be read.

@@ -37,7 +37,7 @@ def make_labeller(
         config: The recipe.
         tokenizer: Of the base model.
         domain_set: Domains of the recipe.
-        cache_dir: Where the built-in corpus lies.
+        cache_dir: Where the built-in corpus is.
         folder: Where answers are stored.
 
     Raises:

@@ -36,7 +36,7 @@ class Question:
         return "\n".join(lines)
 
     def about(self, text: str, *, answer: str) -> str:
-        """Return the whole question.
+        """Return the text of the question.
 
         Args:
             text: What is to be labelled.

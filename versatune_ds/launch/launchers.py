@@ -105,7 +105,7 @@ def launcher_command(launcher: str, layout: Layout, *, hostfile: Path | None, de
         where = ["-host", places] if places else []
         return [_beside_python("mpirun"), "-n", str(layout.num_processes), *where, sys.executable]
     if hostfile is not None:
-        raise ValueError("--hostfile: srun reads none; Slurm chooses the machines, --nodes says how many")
+        raise ValueError("--hostfile: srun reads none; Slurm chooses the machines, --nodes sets how many")
     tasks = [f"--nodes={layout.nodes}", f"--ntasks={layout.num_processes}", f"--ntasks-per-node={layout.processes}"]
     return [*SRUN, *overlap(os.environ), *tasks, sys.executable]
 
@@ -123,6 +123,6 @@ def _deepspeed(layout: Layout, *, hostfile: Path | None, devices: str) -> list[s
 
 
 def _beside_python(name: str) -> str:
-    """Return a program that lies beside this Python, which may not be on the PATH; else its name."""
+    """Return the path of a program beside this Python, whose folder may not be on the PATH; else its name."""
     program = Path(sys.executable).with_name(name)
     return str(program) if os.access(program, os.X_OK) else name

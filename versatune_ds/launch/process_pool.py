@@ -231,7 +231,7 @@ def _seeing(gpu: str | None) -> Iterator[None]:
 
 
 def _be_job(job: Job) -> None:
-    """Be the process of a job: a world of one, one thread, output in the log."""
+    """Run a job in its process: a world of one, one thread, output in the log."""
     _write_to(job.log)
     _call_without_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))  # a run then saves before it ends
     for name in _LAUNCHER_NAMES:

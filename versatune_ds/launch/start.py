@@ -31,7 +31,7 @@ class LaunchOptions:
     launcher: str | None = None
     """One of `LAUNCHERS`; None chooses."""
     processes: int | None = None
-    """Processes on each machine; None means one per GPU, or 1 without a GPU, or what the hostfile says."""
+    """Processes on each machine; None means one per GPU, or 1 without a GPU, or what the hostfile sets."""
     nodes: int | None = None
     hostfile: Path | None = None
     is_fresh: bool = False
@@ -109,7 +109,7 @@ def _device_type(num_gpus: int) -> str:
 
 
 def num_visible_gpus() -> int:
-    """Return the GPUs this process may use: none where DS_ACCELERATOR=cpu says so.
+    """Return the number of GPUs this process may use: 0 if DS_ACCELERATOR=cpu.
 
     Raises:
         ValueError: If there are some that torch does not see.

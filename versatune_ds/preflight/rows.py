@@ -74,7 +74,7 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
         ]
     )
     lines = subject.encoder(domain)(table).to_pylist() if records else []
-    # A long record may be split into several lines; its first piece stands for it.
+    # A long record may be split into several lines; its first piece has its counts.
     rows = [line for line in lines if line["piece"] == 0]
     bad = [line for line in rows if line["problem"]]
     places = [records[line["line"]] for line in bad]

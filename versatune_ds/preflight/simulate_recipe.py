@@ -30,7 +30,7 @@ class Learner:
     """Where the losses of a simulation come from.
 
     Attributes:
-        losses_file: Recorded losses, as JSON lines or a decisions.jsonl; None stands for a synthetic learner.
+        losses_file: Recorded losses, as JSON lines or a decisions.jsonl; None means a synthetic learner.
         num_steps: Steps a synthetic learner trains; None takes the recipe's.
         seed: Which synthetic learner.
         noise: Relative standard error of a measured change.

@@ -3,7 +3,7 @@
 All domains run in one process group, one after another. Imports, tokenizing and data are paid for once; the model is
 loaded again for each domain. A finished domain has a result.json and is not measured again.
 
-Source: docs/method.md sections 8 and 11: references are held-out losses, and they are the whole signal.
+Source: docs/method.md sections 8 and 11: references are held-out losses, and they are the only signal.
 """
 
 from __future__ import annotations
@@ -62,10 +62,12 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
 
 def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: StopSignals) -> int:
     """Measure all domains asked for, write reference.json once all are known, and return the exit code."""
+    # A given model: one pass, no training.
     names = started(lambda: _measurable(place, task.domains), place.world)
     if task.scored_model is not None:
         results = started(lambda: score_model(place, names=names, model=task.scored_model or ""), place.world)
         return _conclude(place, results, task=task)
+    # Else one run a domain; those with a result are skipped.
     for number, name in enumerate(names, start=1):
         logger.info("reference %d of %d: %s", number, len(names), name)
         is_known = started(lambda name=name: _is_known(place, name, is_fresh=task.is_fresh), place.world)
