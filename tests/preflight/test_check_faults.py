@@ -11,8 +11,8 @@ from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_
 from command_line import command_of
 from model_templates import LAST_REASONING
 
-from versatune_ds.data.rows.templates import template_digest
-from versatune_ds.data.rows.tokenize import tokenizer_digest
+from versatune_ds.data.encoding.templates import template_digest
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 
 SECRET = "a-key-that-nobody-may-see"
 LLAMA = {

@@ -22,8 +22,8 @@ import numpy as np
 from versatune_ds.data.background import BackgroundThread
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
+from versatune_ds.data.order.loader_state import identity_of, state_from_json, state_to_json
 from versatune_ds.data.order.permutation import DomainOrder
-from versatune_ds.data.order.place_in_run import identity_of, state_from_json, state_to_json
 from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
 from versatune_ds.data.order.sampler import SamplerState, WeightUnit
 from versatune_ds.domains import DomainSet

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.rows.tokenize import load_tokenizer
+from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.distributed.gpus import check_torch_sees_gpus
 from versatune_ds.evaluation.choices import ChoiceQuestion
 from versatune_ds.evaluation.data import EvaluationData, evaluation_data

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.kernels.cache_place import choose_folder, close_to_others, is_open, make_private
-from versatune_ds.kernels.recipe import Recipe, cuda_architectures, cxx_compiler, digest, recipe_for
+from versatune_ds.kernels.build_spec import BuildSpec, build_spec_for, cuda_architectures, cxx_compiler, digest
+from versatune_ds.kernels.cache_folder import choose_folder, close_to_others, is_open, make_private
 
 logger = logging.getLogger(__name__)
 
@@ -86,35 +86,35 @@ def foresee_kernels(device_type: str) -> Implementation:
     if os.environ.get(ENVIRONMENT_SWITCH) == "torch":
         return Implementation(device_type=device_type, is_compiled=False, reason=f"{ENVIRONMENT_SWITCH}=torch")
     try:
-        recipe = recipe_for(device_type)
-        library = library_path(recipe)
+        spec = build_spec_for(device_type)
+        library = library_path(spec)
         if _is_built(library):
             reason = f"built before: {library.parent.name}"
         else:
             with _ninja_on_path():
-                _check_tools(recipe)
-            reason = f"built at the first start, in 10 to 60 s, by {_tools(recipe)}"
+                _check_tools(spec)
+            reason = f"built at the first start, in 10 to 60 s, by {_tools(spec)}"
     except (ImportError, OSError, RuntimeError) as error:
         return Implementation(device_type=device_type, is_compiled=False, reason=f"SLOW, same numbers: {error}")
     return Implementation(device_type=device_type, is_compiled=True, reason=reason)
 
 
-def _tools(recipe: Recipe) -> str:
-    """Return the compilers of a recipe, and the GPUs it compiles for."""
+def _tools(spec: BuildSpec) -> str:
+    """Return the compilers of a spec, and the GPUs it compiles for."""
     compiler = shutil.which(cxx_compiler())
-    if recipe.device_type != "cuda":
+    if spec.device_type != "cuda":
         return str(compiler)
     return f"{compiler} and nvcc for {', '.join(f'sm_{name}' for name in cuda_architectures())}"
 
 
-def library_path(recipe: Recipe) -> Path:
-    """Return where the library of a recipe lies once it is built.
+def library_path(spec: BuildSpec) -> Path:
+    """Return where the library of a spec lies once it is built.
 
     Raises:
         RuntimeError: If every place for it can be written by others.
     """
-    name = f"versatune_{recipe.device_type}"
-    return choose_folder(f"{name}_{digest(recipe)}", library=f"{name}.so") / f"{name}.so"
+    name = f"versatune_{spec.device_type}"
+    return choose_folder(f"{name}_{digest(spec)}", library=f"{name}.so") / f"{name}.so"
 
 
 def _is_built(library: Path) -> bool:
@@ -131,8 +131,8 @@ def load_library(device_type: str) -> Path:
     Raises:
         RuntimeError: If there are no sources for the device type, no compiler, no ninja, or compilation fails.
     """
-    recipe = recipe_for(device_type)
-    library = library_path(recipe)
+    spec = build_spec_for(device_type)
+    library = library_path(spec)
     if not _is_built(library):
         make_private(library.parent)
         asked_at = time.time()
@@ -140,7 +140,7 @@ def load_library(device_type: str) -> Path:
             close_to_others(library.parent)
             if not library.exists():
                 _refuse_if_failed_since(asked_at, library.parent / _LOG)
-                _build(recipe, library)
+                _build(spec, library)
     # In the process that built it, the file is loaded already, under its first name: the loader knows it by its inode.
     torch.ops.load_library(str(library))
     return library
@@ -160,16 +160,16 @@ def _refuse_if_failed_since(asked_at: float, log: Path) -> None:
         raise RuntimeError(_failure(log))
 
 
-def _build(recipe: Recipe, library: Path) -> None:
+def _build(spec: BuildSpec, library: Path) -> None:
     """Compile in a workspace of this build's own and move the library to its final name; the caller holds the lock."""
     with _ninja_on_path():
-        _check_tools(recipe)
+        _check_tools(spec)
         logger.info("building %s (10 to 60 s, once) ...", library)
         started = time.monotonic()
         for left_by_a_dead_build in library.parent.glob(f"{_WORKSPACE}*"):
             shutil.rmtree(left_by_a_dead_build, ignore_errors=True)
         workspace = Path(tempfile.mkdtemp(prefix=_WORKSPACE, dir=library.parent))
-        _compile(recipe, workspace)
+        _compile(spec, workspace)
     # cpp_extension adds _v1, _v2 ... to the name if one process builds more than once.
     (built,) = workspace.glob("*.so")
     built.chmod(0o700)  # the linker follows the umask, which may let the group write
@@ -178,18 +178,18 @@ def _build(recipe: Recipe, library: Path) -> None:
     logger.info("built %s in %.1f s", library.name, time.monotonic() - started)
 
 
-def _check_tools(recipe: Recipe) -> None:
+def _check_tools(spec: BuildSpec) -> None:
     """Raise RuntimeError if a build cannot even begin."""
     from torch.utils import cpp_extension  # here, since it takes 0.2 s, and setuptools, which a run need not have
 
-    if recipe.device_type == "cuda" and torch.version.cuda is None:
+    if spec.device_type == "cuda" and torch.version.cuda is None:
         raise RuntimeError("this PyTorch is not built for CUDA")
     if shutil.which(cxx_compiler()) is None:
         raise RuntimeError(f"no C++ compiler {cxx_compiler()!r} found; install g++ or set CXX")
     cpp_extension.verify_ninja_availability()
 
 
-def _compile(recipe: Recipe, workspace: Path) -> None:
+def _compile(spec: BuildSpec, workspace: Path) -> None:
     """Compile and load through `torch.utils.cpp_extension`.
 
     Raises:
@@ -199,13 +199,13 @@ def _compile(recipe: Recipe, workspace: Path) -> None:
 
     try:
         cpp_extension.load(
-            name=f"versatune_{recipe.device_type}",
-            sources=[str(path) for path in recipe.sources],
-            extra_cflags=list(recipe.cxx_flags),
-            extra_cuda_cflags=list(recipe.cuda_flags),
-            extra_ldflags=list(recipe.link_flags),
+            name=f"versatune_{spec.device_type}",
+            sources=[str(path) for path in spec.sources],
+            extra_cflags=list(spec.cxx_flags),
+            extra_cuda_cflags=list(spec.cuda_flags),
+            extra_ldflags=list(spec.link_flags),
             build_directory=str(workspace),
-            with_cuda=recipe.device_type == "cuda",
+            with_cuda=spec.device_type == "cuda",
             is_python_module=False,
         )
     except RuntimeError as error:

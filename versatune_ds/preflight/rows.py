@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ds.data.inspect import mark_masked
-from versatune_ds.data.rows.encode import Encoded
-from versatune_ds.data.rows.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
-from versatune_ds.data.rows.unread_columns import (
+from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
+from versatune_ds.data.encoding.encode import EncodedExample
+from versatune_ds.data.encoding.unread_columns import (
     UNREAD_WAY_OUT,
     UnreadColumn,
     UnreadCounter,
     describe_labels,
     describe_text,
 )
+from versatune_ds.data.inspect import mark_masked
 from versatune_ds.preflight.finding import Finding, fail, ok, warn
 from versatune_ds.preflight.inspect_recipe import escape_control_characters
 from versatune_ds.preflight.subject import Subject
@@ -46,8 +46,8 @@ class SampledRows:
     share_cut: float
     """Share of the tokens that is cut off."""
     remarks: dict[str, int]
-    """Rows that are odd in some way, by the keys of `remarks.REMARKS`."""
-    example: Encoded | None
+    """Rows that are odd in some way, by the keys of `data_warnings.DATA_WARNINGS`."""
+    example: EncodedExample | None
     """The first row that bears loss."""
     unread: tuple[UnreadColumn, ...]
     """Columns that are not trained on."""
@@ -99,10 +99,10 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
     )
 
 
-def _encoded(line: dict[str, Any]) -> Encoded:
+def _encoded(line: dict[str, Any]) -> EncodedExample:
     """Return the example of an output line."""
     columns = (np.array(line[name], dtype=np.int32) for name in ("input_ids", "loss_spans"))
-    return Encoded(**dict(zip(("input_ids", "loss_spans"), columns, strict=True)))
+    return EncodedExample(**dict(zip(("input_ids", "loss_spans"), columns, strict=True)))
 
 
 def check_rows(subject: Subject) -> Iterator[Finding]:
@@ -140,7 +140,7 @@ def _judge_remarks(subject: Subject, domain: str, rows: SampledRows) -> Iterator
     if rows.share_cut > MAX_CUT_SHARE:
         found, todo = describe_cut(rows.share_cut, row_tokens=data.row_tokens, is_split=data.long_examples == "split")
         yield warn("rows", "data.row_tokens", f"{domain}: {found}", todo)
-    described = describe_remarks(
+    described = describe_warnings(
         rows.remarks, num_rows=rows.num_rows, what="sampled rows", abilities=subject.encoder(domain).abilities
     )
     for found, remark in described:

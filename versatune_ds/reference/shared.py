@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.data.encoding.tokenizer import load_tokenizer, tokenizer_digest
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.rows.tokenize import load_tokenizer, tokenizer_digest
 from versatune_ds.distributed import World
 from versatune_ds.model.named_model import check_is_no_adapter
 from versatune_ds.reference.task import ReferenceTask

@@ -14,7 +14,7 @@ from chat_data import write_domains
 from prepare_data import prepare_folder, prepare_rows
 
 from versatune_ds.data import cache, encode_files, prepare, prepare_domain, shard_writer, shards
-from versatune_ds.data.prepare.encode_rows import RowEncoder
+from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.shards import DomainShards
 
 _STAGES = {
@@ -106,7 +106,7 @@ def test_workers_end_with_a_killed_preparation_and_free_its_lock(tmp_path, monke
     monkeypatch.setattr(encode_files, "_MIN_RECORDS_PER_PROCESS", 1)
     with monkeypatch.context() as patch:
         patch.setattr(
-            RowEncoder, "__call__", lambda self, batch: (tmp_path / f"worker-{os.getpid()}").touch() or time.sleep(60)
+            RecordEncoder, "__call__", lambda self, batch: (tmp_path / f"worker-{os.getpid()}").touch() or time.sleep(60)
         )
         process = multiprocessing.get_context("fork").Process(target=lambda: prepare_folder(folder, num_processes=2))
         process.start()

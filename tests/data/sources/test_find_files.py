@@ -9,7 +9,7 @@ import pytest
 from chat_data import chat_rows, write_jsonl
 
 from versatune_ds.config import HubDataset
-from versatune_ds.data.rows.forms import parse_row
+from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.readers import read_records
 
@@ -116,7 +116,7 @@ def test_sources_that_name_nothing_readable_are_refused(folder, sources, reason)
 
 
 def messages_of(files):
-    return [list(parse_row(record.json_text).turns) for file in files for record in read_records(file)]
+    return [list(parse_example(record.json_text).turns) for file in files for record in read_records(file)]
 
 
 def test_a_data_set_saved_to_disk_is_read(tmp_path):

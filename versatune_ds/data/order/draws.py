@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from versatune_ds.data.order.counting_sort import stable_order
+from versatune_ds.data.order.packing import stable_order
 from versatune_ds.data.order.permutation import DomainOrder
 from versatune_ds.data.order.sampler import (
     FINISHED,

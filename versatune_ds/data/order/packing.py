@@ -20,8 +20,6 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from versatune_ds.data.order.counting_sort import stable_order
-
 CLOSE_ENOUGH = 1000
 """The search for the longest prefix stops when prefixes differ by less than 1/1000 of the batch."""
 
@@ -32,6 +30,25 @@ for _bit in range(64):
 
 _ONE = np.uint64(1)
 _ALL = np.uint64(2**64 - 1)
+
+
+@njit(cache=True, nogil=True)
+def stable_order(key_n: np.ndarray, num_keys: int) -> np.ndarray:
+    """Return the positions of integers in 0..num_keys-1 by rising value, equal ones in their order, int64 [n].
+
+    A counting sort: 200,000 small integers take about a millisecond, a comparison sort takes twenty.
+    Example: keys 2 0 2 1 give 1 3 0 2.
+    """
+    start = np.zeros(num_keys + 1, np.int64)
+    for key in key_n:
+        start[key + 1] += 1
+    for key in range(num_keys):
+        start[key + 1] += start[key]
+    order_n = np.empty(len(key_n), np.int64)
+    for i in range(len(key_n)):
+        order_n[start[key_n[i]]] = i
+        start[key_n[i]] += 1
+    return order_n
 
 
 class _Rooms(NamedTuple):

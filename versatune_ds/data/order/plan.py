@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from versatune_ds.data.order.counting_sort import stable_order
 from versatune_ds.data.order.draws import Draws, draw_batch, sum_by_domain
-from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_prefix
+from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_prefix, stable_order
 from versatune_ds.data.order.permutation import DomainOrder
 from versatune_ds.data.order.sampler import MAX_UNITS, WEIGHT_UNITS, SamplerState, WeightUnit
 

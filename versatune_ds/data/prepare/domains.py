@@ -20,8 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
+from versatune_ds.data.encoding.template_abilities import probe_template
+from versatune_ds.data.encoding.templates import choose_template, template_digest
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
+from versatune_ds.data.encoding.unread_columns import UNREAD_WAY_OUT, describe_labels, describe_text
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.prepare.encode_rows import EncodeSettings, RowEncoder
+from versatune_ds.data.prepare.encode_records import EncodeSettings, RecordEncoder
 from versatune_ds.data.prepare.one_domain import (
     BAD_ROWS_NAME,
     DomainSummary,
@@ -30,12 +35,7 @@ from versatune_ds.data.prepare.one_domain import (
     check_summary,
     read_summary,
 )
-from versatune_ds.data.prepare.table import PrepareRow, format_table
-from versatune_ds.data.rows.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
-from versatune_ds.data.rows.template_probe import probe_template
-from versatune_ds.data.rows.templates import choose_template, template_digest
-from versatune_ds.data.rows.tokenize import tokenizer_digest
-from versatune_ds.data.rows.unread_columns import UNREAD_WAY_OUT, describe_labels, describe_text
+from versatune_ds.data.prepare.table import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
 from versatune_ds.data.sources.find_files import find_files
@@ -59,7 +59,7 @@ class PreparedData:
     domain_set: DomainSet
     train: tuple[DomainShards, ...]
     valid: tuple[DomainShards, ...]
-    counts: tuple[PrepareRow, ...]
+    counts: tuple[SplitCounts, ...]
     """What became of the rows of every domain's train and valid split."""
 
     @property
@@ -98,7 +98,7 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
     digests = SourceDigests(cache_dir)
     folders, found, counts = [], [], []
     for name, files in files_of_domain.items():
-        encoder = RowEncoder(
+        encoder = RecordEncoder(
             tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
         )
         task = _task(data, name=name, files=files)
@@ -141,7 +141,7 @@ def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
 
 
 def _prepare_domain(
-    task: DomainTask, *, encoder: RowEncoder, identity: dict[str, str], data: DataConfig, digests: SourceDigests
+    task: DomainTask, *, encoder: RecordEncoder, identity: dict[str, str], data: DataConfig, digests: SourceDigests
 ) -> tuple[Path, bool]:
     """Return a domain's folder of shards, built when it is not there, and whether it was.
 
@@ -204,7 +204,7 @@ def _log_unread(summary: DomainSummary, *, domain: str) -> None:
         _logger.warning("%s: %s holds no row", domain, path)
 
 
-def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RowEncoder) -> None:
+def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RecordEncoder) -> None:
     """Log what a user should look at: rows left out, held-out rows that are trained on, turns without an end."""
     train, valid = summary.rows
     if not encoder.abilities.closes_turns:
@@ -233,7 +233,7 @@ def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RowEncoder) -> Non
     _log_remarks(summary, encoder=encoder)
 
 
-def _log_remarks(summary: DomainSummary, *, encoder: RowEncoder) -> None:
+def _log_remarks(summary: DomainSummary, *, encoder: RecordEncoder) -> None:
     """Log what is odd about the rows that are trained on, a line each, and that too much of them is cut off."""
     name, settings = summary.rows[0].domain, encoder.settings
     share = cut_share(
@@ -245,6 +245,6 @@ def _log_remarks(summary: DomainSummary, *, encoder: RowEncoder) -> None:
         _logger.warning("%s: %s; %s", name, found, todo)
     counts = sum((Counter(row.remarks) for row in summary.rows), Counter())
     num_rows = sum(row.num_rows for row in summary.rows)
-    for found, remark in describe_remarks(counts, num_rows=num_rows, what="rows", abilities=encoder.abilities):
+    for found, remark in describe_warnings(counts, num_rows=num_rows, what="rows", abilities=encoder.abilities):
         level = logging.WARNING if remark.is_warning else logging.INFO
         _logger.log(level, "%s: %s", name, "; ".join(filter(None, (found, remark.todo))))

@@ -18,7 +18,7 @@ import datasets
 import pyarrow as pa
 
 from versatune_ds.data.prepare.child_processes import ending_with_parent
-from versatune_ds.data.prepare.encode_rows import OUTPUT_SCHEMA, RowEncoder
+from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.sources.readers import read_records
 
 _RECORD_SCHEMA = pa.schema(
@@ -29,7 +29,7 @@ _MIN_RECORDS_PER_PROCESS = 2000  # below, starting a process costs more than it 
 
 
 def encode_files(
-    files: Sequence[Path], *, work: Path, encoder: RowEncoder, num_processes: int
+    files: Sequence[Path], *, work: Path, encoder: RecordEncoder, num_processes: int
 ) -> Iterator[pa.RecordBatch]:
     """Yield the encoder's output lines over all records of files, in their order.
 

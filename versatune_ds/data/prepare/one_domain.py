@@ -18,11 +18,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from versatune_ds.data.encoding.unread_columns import UnreadColumn, UnreadCounter, columns_from_json
 from versatune_ds.data.prepare.encode_files import encode_files
-from versatune_ds.data.prepare.encode_rows import RowEncoder
+from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder
-from versatune_ds.data.prepare.table import PrepareRow
-from versatune_ds.data.rows.unread_columns import UnreadColumn, UnreadCounter, columns_from_json
+from versatune_ds.data.prepare.table import SplitCounts
 
 SUMMARY_NAME = "summary.json"
 BAD_ROWS_NAME = "bad_rows.jsonl"
@@ -48,7 +48,7 @@ class DomainTask:
 class DomainSummary:
     """Hold what preparing a domain counted, for the table and for the limit on bad rows."""
 
-    rows: tuple[PrepareRow, PrepareRow]
+    rows: tuple[SplitCounts, SplitCounts]
     """Counts of train and of valid."""
     problems: tuple[str, ...]
     """The first bad rows: file:line: reason."""
@@ -59,7 +59,7 @@ class DomainSummary:
 
 
 def build_domain(
-    folder: Path, *, task: DomainTask, encoder: RowEncoder, num_processes: int, settings: dict[str, Any]
+    folder: Path, *, task: DomainTask, encoder: RecordEncoder, num_processes: int, settings: dict[str, Any]
 ) -> DomainSummary:
     """Write the shards of a domain into a folder: `train/`, `valid/`, `bad_rows.jsonl`, `summary.json`.
 
@@ -111,7 +111,7 @@ def build_domain(
 def read_summary(folder: Path) -> DomainSummary:
     """Return the summary of a domain prepared before."""
     values = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-    train, valid = (PrepareRow(**row) for row in values["rows"])
+    train, valid = (SplitCounts(**row) for row in values["rows"])
     return DomainSummary(
         rows=(train, valid),
         problems=tuple(values["problems"]),
@@ -146,7 +146,7 @@ def check_summary(summary: DomainSummary, *, task: DomainTask, max_bad_rows: flo
             raise ValueError(_without_examples(row, task=task, files=files))
 
 
-def _without_examples(row: PrepareRow, *, task: DomainTask, files: str) -> str:
+def _without_examples(row: SplitCounts, *, task: DomainTask, files: str) -> str:
     """Say that a split is empty, and why."""
     if row.num_rows == 0 and task.valid is None and row.split == "valid":
         return (

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from versatune_ds.data.prepare.shard_writer import ShardWriter
-from versatune_ds.data.prepare.table import PrepareRow
+from versatune_ds.data.prepare.table import SplitCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +95,11 @@ class SplitBuilder:
                 content_hash=int(lines.content_hash[i]),
             )
 
-    def close(self, *, domain: str, split: str, num_files: int, settings: dict[str, Any]) -> PrepareRow:
+    def close(self, *, domain: str, split: str, num_files: int, settings: dict[str, Any]) -> SplitCounts:
         """Finish the shards and return what was counted."""
         manifest = self._writer.close(domain=domain, split=split, settings=settings)
         row_hashes = self.row_hashes()
-        return PrepareRow(
+        return SplitCounts(
             domain=domain,
             split=split,
             num_files=num_files,

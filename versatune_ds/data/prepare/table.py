@@ -13,7 +13,7 @@ from versatune_ds.text_width import pad_left, pad_right, width_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareRow:
+class SplitCounts:
     """Count one split of one domain."""
 
     domain: str
@@ -37,7 +37,7 @@ class PrepareRow:
     num_in_train: int = 0
     """Held-out rows whose content the same domain trains on too."""
     remarks: dict[str, int] = field(default_factory=dict)
-    """Rows that are odd in some way, by the keys of `remarks.REMARKS`; they are logged, not in the table."""
+    """Rows that are odd in some way, by the keys of `data_warnings.DATA_WARNINGS`; they are logged, not in the table."""
 
 
 _HEADINGS = {
@@ -56,14 +56,14 @@ _HEADINGS = {
     "num_duplicates": "duplicates",
     "num_in_train": "in train",
 }
-assert set(_HEADINGS) == {entry.name for entry in fields(PrepareRow)} - {"remarks"}
+assert set(_HEADINGS) == {entry.name for entry in fields(SplitCounts)} - {"remarks"}
 _NOTES = {
     "num_duplicates": "rows with the content of an earlier row of the same split; they are kept",
     "num_in_train": "held-out rows that the domain trains on too; its loss looks better than it is",
 }
 
 
-def format_table(rows: Sequence[PrepareRow]) -> str:
+def format_table(rows: Sequence[SplitCounts]) -> str:
     """Return the counts as aligned text, one line a split; what double rows are is said where there are any."""
     cells = [list(_HEADINGS.values()), *([_cell(getattr(row, name)) for name in _HEADINGS] for row in rows)]
     widths = [max(width_of(line[column]) for line in cells) for column in range(len(_HEADINGS))]

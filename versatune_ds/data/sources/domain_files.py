@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
+from versatune_ds.data.encoding.forms import parse_example
+from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.rows.forms import parse_row
-from versatune_ds.data.rows.turns import BadRowError, is_unicode
 from versatune_ds.data.sources.data_folders import entries_of_folder, is_description, warn_of_left_out
 from versatune_ds.data.sources.find_files import find_files, is_saved_dataset
 from versatune_ds.data.sources.readers import format_of, read_records
@@ -83,7 +83,7 @@ def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
 def _texts(record: Record, *, columns: Mapping[str, str] | None) -> list[str]:
     """Return the texts of a record, none if it is bad, without those that hold half of a surrogate pair."""
     try:
-        texts = [] if record.problem else parse_row(record.json_text, columns=columns).texts()
+        texts = [] if record.problem else parse_example(record.json_text, columns=columns).texts()
     except BadRowError:
         return []
     return [text for text in texts if is_unicode(text)]
