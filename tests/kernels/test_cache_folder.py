@@ -107,7 +107,7 @@ def test_our_folder_that_others_could_write_to_is_closed_and_its_library_deleted
     assert not build._is_built(folder / "k.so")
     close_to_others(folder)
     assert (mode_of(folder), (folder / "k.so").exists()) == (0o700, False)
-    assert "others could write to it; closed to them, and built again" in caplog.text
+    assert "other users could write to it; made private, and built again" in caplog.text
     (folder / "k.so").write_text("new")
     close_to_others(folder)
     assert build._is_built(folder / "k.so")
@@ -120,8 +120,9 @@ def test_where_no_place_is_safe_each_reason_and_the_way_out_are_in_the_error(roo
     with pytest.raises(RuntimeError) as error:
         choose()
     assert str(error.value) == (
-        f"kernel cache {roots[0]}: everybody may replace what is in it; kernel cache {roots[1]}: everybody may replace "
-        "what is in it. Set TORCH_EXTENSIONS_DIR to a folder that only you can write to"
+        f"kernel cache {roots[0]}: every user can replace the files in it; "
+        f"kernel cache {roots[1]}: every user can replace the files in it. "
+        "Set TORCH_EXTENSIONS_DIR to a folder that only you can write to"
     )
 
 

@@ -1,7 +1,7 @@
-"""Give all ranks the validation examples: every one once, in fixed rows, in equal numbers of micro-batches.
+"""Load the validation examples: each once over all ranks, in fixed rows, in the same number of micro-batches per rank.
 
-The one idea: rows are packed once, from lengths, and never change, so losses of two measurements are paired example
-by example. Rows of nothing but padding make the count the same on every rank, so evaluation cannot hang.
+Rows are packed once, from lengths, and never change, so the losses of two measurements are paired example by example.
+Rows of padding make the number of micro-batches the same on every rank, so that evaluation cannot hang.
 
 Shape legend: **E** validation examples over all domains, **B** rows, **T** tokens per row, **K** domains.
 """
@@ -36,7 +36,7 @@ class ValidationLoader:
         num_examples: Examples over all domains and ranks, E. They are numbered domain by domain.
         example_domain_ids: int64 [E].
         example_num_loss_tokens: int64 [E].
-        num_micro_batches: Micro-batches this rank, and every other, will see.
+        num_micro_batches: Micro-batches of this and every other rank.
 
     Raises:
         ValueError: If an example is longer than a row, or shards and domains do not match.
@@ -55,6 +55,7 @@ class ValidationLoader:
     ) -> None:
         if tuple(shard.name for shard in shards) != domain_set.names:
             raise ValueError(f"validation shards do not match the domains {', '.join(domain_set.names)}, in this order")
+        # Pack the examples, and choose the rows of this rank's micro-batches.
         self._shards = shards
         self._pad_token_id = pad_token_id
         self._row_tokens = row_tokens
@@ -66,6 +67,7 @@ class ValidationLoader:
             micro_step * rows_per_micro_step + rank * rows_per_micro_batch
             for micro_step in range(self.num_micro_batches)
         )
+        # Domains and loss tokens in the order of the examples' numbers.
         by_example = np.argsort(self._example_id_E)
         self.num_examples = len(by_example)
         self.example_domain_ids = self._placement.domain_id_E[by_example].astype(np.int64)
@@ -101,21 +103,25 @@ class ValidationLoader:
 
 
 def _place_examples(shards: Sequence[Shards], *, row_tokens: int) -> tuple[Placement, np.ndarray, int]:
-    """Pack the examples of all domains; return their placement, their numbers in row order, and the rows.
+    """Pack the examples of all domains; return their placement, their numbers in row order, and the number of rows.
 
     Raises:
         ValueError: If an example is empty or longer than a row.
     """
+    # Number the examples domain by domain, and check their lengths.
     counts = [shard.num_examples for shard in shards]
     lengths = np.concatenate([np.asarray(shard.lengths) for shard in shards])
     loss_lengths = np.concatenate([np.asarray(shard.loss_lengths) for shard in shards])
     domain_ids = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
     indices = np.concatenate([np.arange(n, dtype=np.int64) for n in counts])
-    for e in np.flatnonzero((lengths < 1) | (lengths > row_tokens))[:1]:
+    impossible = np.flatnonzero((lengths < 1) | (lengths > row_tokens))
+    if len(impossible):
+        e = impossible[0]
         raise ValueError(
             f"domain {shards[domain_ids[e]].name!r}, validation example {indices[e]}: {lengths[e]} tokens, expected "
             f"1..{row_tokens} (data.row_tokens); prepare the data again with this row length"
         )
+    # Pack them, and sort them by row.
     rows, offsets, num_rows = pack_all(lengths, row_tokens=row_tokens)
     rows = order_rows_by_cost(rows, lengths, num_rows=num_rows)[rows]
     by_row = order_by_place(rows, offsets, num_rows=num_rows, row_tokens=row_tokens)

@@ -1,7 +1,7 @@
-"""Say what the compiled library of a device type is made of: sources, flags, and a digest of all that decides it.
+"""Define what a device type's compiled library is built from: sources, flags, and a digest of both.
 
-The one idea: everything that can change the machine code goes into the digest, and the digest into the name of the
-library's directory, so that a library found under its name is the right one and nothing is ever compared again.
+Everything that can change the machine code goes into the digest, and the digest into the name of the library's
+directory. So a library found under its name is the right one, without further checks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ARCHITECTURE = re.compile(r"(\d+)\.(\d)[a-z]?(\+PTX)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSpec:
-    """Sources, and the flags for the C++ compiler, for nvcc and for linking that PyTorch does not give by itself."""
+    """Sources, and flags for the C++ compiler, nvcc and the linker besides those that PyTorch adds."""
 
     device_type: str
     sources: tuple[Path, ...]
@@ -33,7 +33,7 @@ class BuildSpec:
 
 
 def build_spec_for(device_type: str) -> BuildSpec:
-    """Return the spec of a device type's library on this machine.
+    """Return the build spec of a device type's library on this machine.
 
     Raises:
         RuntimeError: If there are no sources for the device type, or no architecture to compile CUDA sources for.
@@ -56,7 +56,7 @@ def cxx_compiler() -> str:
 
 
 def stable_abi_version() -> str:
-    """Return the PyTorch version whose stable interface the binding uses: that of the running one, at most 2.11."""
+    """Return the PyTorch version whose stable interface the binding uses: the running one, at most 2.11."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     return f"0x{major:02x}{min(minor, 11):02x}000000000000"
 
@@ -65,7 +65,7 @@ def cuda_architectures() -> tuple[str, ...]:
     """Return architectures such as ("80", "90"): from TORCH_CUDA_ARCH_LIST, else those of the visible devices.
 
     Raises:
-        RuntimeError: If there is neither, or the list holds something that is not a number such as 9.0.
+        RuntimeError: If there is neither, or an entry of the list is not a number such as 9.0.
     """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if listed and listed != ["native"]:
@@ -73,7 +73,7 @@ def cuda_architectures() -> tuple[str, ...]:
     devices = range(torch.cuda.device_count())
     found = {"{}{}".format(*torch.cuda.get_device_capability(device)) for device in devices}
     if not found:
-        raise RuntimeError("no CUDA device visible and TORCH_CUDA_ARCH_LIST not set (for example to '8.0;9.0')")
+        raise RuntimeError("no CUDA device is visible; set TORCH_CUDA_ARCH_LIST, for example to '8.0;9.0'")
     return tuple(sorted(found))
 
 
@@ -87,7 +87,7 @@ def _architecture_number(name: str) -> str:
 def gencode_flags(architectures: Sequence[str]) -> list[str]:
     """Return nvcc's flags: machine code for each architecture, and PTX of the newest for later devices.
 
-    `torch.utils.cpp_extension` adds none of its own when it sees these.
+    With these, `torch.utils.cpp_extension` adds none of its own.
     """
     flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     newest = max(architectures, key=int)
@@ -106,7 +106,7 @@ def digest(spec: BuildSpec) -> str:
 
 
 def _processor_features() -> str:
-    """Return what -march=native depends on, since a home directory may be shared by unlike machines."""
+    """Return what -march=native depends on: machines of different kinds may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Choose the folder of a compiled library, and trust no folder that somebody else can write to.
+"""Choose the cache folder of a compiled library, and refuse folders that other users can write to.
 
-A library is code that this process runs. The cache may lie in a shared place (`TORCH_EXTENSIONS_DIR` under /tmp, a
-team's disk), where another user could put a file under the name that we look for. So a folder is used only if it
-belongs to us or to root, and nobody else can write to it; the next place is the user's own cache.
+A library is code that this process runs. If the cache is in a shared place (`TORCH_EXTENSIONS_DIR` under /tmp, a team's
+disk), another user could put a file there under the name that we look for. So a folder is used only if it belongs to us
+or to root and nobody else can write to it; otherwise the user's own cache is tried.
 
 Not covered: access control lists, and others who may act as this user or as root.
 """
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def cache_roots() -> tuple[Path, ...]:
-    """Return the directories in which the compiled libraries may lie, the preferred one first.
+    """Return the directories in which compiled libraries may be, the preferred one first.
 
-    The first is where PyTorch keeps extensions: TORCH_EXTENSIONS_DIR, else the user's cache, which also comes second.
+    The first is PyTorch's: TORCH_EXTENSIONS_DIR if it is set. The other, or the only one, is the user's cache.
     """
     user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     own = Path(user_cache) / "torch_extensions"
@@ -31,14 +31,14 @@ def cache_roots() -> tuple[Path, ...]:
 
 
 def choose_folder(name: str, *, library: str) -> Path:
-    """Return the first folder of that name that is, or can be made, safe to load a library from.
+    """Return the first folder of a name that is, or can be made, safe to load a library from.
 
     Args:
-        name: Of the folder, below one of the cache roots.
+        name: Name of the folder in a cache root.
         library: Name of the library's file in it.
 
     Raises:
-        RuntimeError: If there is none; one reason a place.
+        RuntimeError: If there is none, with the reason for each place.
     """
     reasons = []
     for root in cache_roots():
@@ -52,7 +52,7 @@ def choose_folder(name: str, *, library: str) -> Path:
 
 
 def unsafe_reason(root: Path, folder: Path, *, library: str) -> str:
-    """Return why a library of that folder must not be loaded or built there; empty if it may."""
+    """Return why a library must not be loaded from, or built in, a folder; empty if it may."""
     try:
         for path in (*_folders_to_check(root), folder, folder / library):
             if not path.exists():
@@ -61,10 +61,12 @@ def unsafe_reason(root: Path, folder: Path, *, library: str) -> str:
             if status.st_uid not in (os.geteuid(), 0):
                 return f"kernel cache {path}: belongs to user {status.st_uid}, not to {os.geteuid()} or root"
             is_inside = path in (folder, folder / library)
-            if is_inside and is_open(path) and not _can_be_made_private(folder):
-                return f"kernel cache {path}: others may write to it"
-            if not is_inside and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-                return f"kernel cache {path}: everybody may replace what is in it"
+            if is_inside and is_writable_by_others(path) and not _can_be_made_private(folder):
+                return f"kernel cache {path}: other users can write to it"
+            # With the sticky bit, as on /tmp, only the owner of a file can replace it.
+            is_replaceable = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+            if not is_inside and is_replaceable:
+                return f"kernel cache {path}: every user can replace the files in it"
         if not folder.exists() and not os.access(_nearest_folder(root), os.W_OK):
             return f"kernel cache {root}: cannot be written"
     except OSError as error:
@@ -73,10 +75,10 @@ def unsafe_reason(root: Path, folder: Path, *, library: str) -> str:
 
 
 def make_private(folder: Path) -> None:
-    """Make a cache folder that only this user can read or write, whatever the umask; a folder of root stays as it is.
+    """Make a cache folder that only this user can read and write, whatever the umask.
 
     Raises:
-        RuntimeError: If somebody else made it first.
+        RuntimeError: If another user made it first.
     """
     for path in (*reversed(folder.parents), folder):
         if not path.exists():
@@ -87,31 +89,31 @@ def make_private(folder: Path) -> None:
 
 
 def close_to_others(folder: Path) -> None:
-    """Take other users' right to write to our folder, and delete what they may have put there; the lock is held.
+    """Remove other users' permission to write to our folder, and delete libraries they may have put there.
 
-    Versions before this one made the folder by the umask, which some systems let the group write by.
+    The caller has the lock. Earlier versions made the folder with the umask, which may let the group write to it.
     """
-    if any(map(is_open, (folder, *folder.glob("*.so")))):
+    if any(map(is_writable_by_others, (folder, *folder.glob("*.so")))):
         folder.chmod(0o700)
         for path in folder.glob("*.so"):
             path.unlink()
-        logger.warning("kernel cache %s: others could write to it; closed to them, and built again", folder)
+        logger.warning("kernel cache %s: other users could write to it; made private, and built again", folder)
 
 
 def _can_be_made_private(folder: Path) -> bool:
-    """Return whether a folder is ours, and so can be closed to others before anything is built in it."""
+    """Return whether a folder belongs to this user, who can make it private before anything is built in it."""
     return folder.lstat().st_uid == os.geteuid() and not folder.is_symlink()
 
 
-def is_open(path: Path) -> bool:
-    """Return whether a file or folder can be written by its group or by everybody."""
+def is_writable_by_others(path: Path) -> bool:
+    """Return whether the group of a file or folder, or everybody, can write to it."""
     return bool(path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _folders_to_check(root: Path) -> list[Path]:
-    """Return a cache root, and what lies above it where that is within a folder like /tmp, in which all may write.
+    """Return a cache root and, if it is inside a shared folder like /tmp, the folders between the two.
 
-    Example: /tmp/versatune-7/torch_extensions and /tmp/versatune-7, whose owner could put another folder in its place.
+    Example: /tmp/versatune-7/torch_extensions and /tmp/versatune-7, whose owner could replace the former.
     """
     found: list[Path] = []
     for path in (root, *root.parents):

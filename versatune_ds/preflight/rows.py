@@ -93,7 +93,7 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
             num_cut_tokens=sum(line["num_cut_tokens"] for line in rows),
             num_kept_tokens=sum(len(line["input_ids"]) for line in kept),
         ),
-        remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["remarks"])),
+        remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["warnings"])),
         example=_encoded(kept[0]) if kept else None,
         unread=unread.columns(),
     )
@@ -145,7 +145,7 @@ def _judge_remarks(subject: Subject, domain: str, rows: SampledRows) -> Iterator
     )
     for found, remark in described:
         text = escape_control_characters(f"{domain}: {found}")
-        yield warn("rows", subject.template_key, text, remark.todo) if remark.is_warning else ok("rows", domain, text)
+        yield warn("rows", subject.template_key, text, remark.todo) if not remark.is_minor else ok("rows", domain, text)
 
 
 def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whole: bool) -> Finding:

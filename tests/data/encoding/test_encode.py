@@ -92,7 +92,7 @@ def test_a_mark_that_stops_before_the_end_token_is_stretched_over_it():
 
 
 def test_a_template_whose_prefixes_do_not_nest_is_refused():
-    with pytest.raises(TemplateMismatchError, match=r"turn 2: the chat template renders .* otherwise"):
+    with pytest.raises(TemplateMismatchError, match=r"turn 2: the chat template renders .* differently"):
         loss_texts(TWO_TURNS, COUNTING)
 
 

@@ -111,7 +111,9 @@ def test_nan_and_infinity_are_nothing_like_null_and_empty_text(nothing):
     with pytest.raises(BadRowError, match=r"^the answer is empty$"):
         parse_example('{"instruction": "Why?", "output": ' + nothing + "}")
     with pytest.raises(BadRowError, match=r"^turn 2 \(assistant\) is empty$"):
-        parse_example('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ' + nothing + "}]}")
+        parse_example(
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ' + nothing + "}]}"
+        )
 
 
 def test_nan_within_texts_and_calls_is_nothing():
@@ -185,7 +187,7 @@ def test_thinking_parts_before_the_text_are_reasoning():
     inner = [{"type": "thinking", "thinking": [{"type": "text", "text": "Let me think."}]}, parts[1]]
     assert parse({"messages": [USER, {"role": "assistant", "content": inner}]}).turns == row.turns
     for bad in ([parts[1], parts[0]], [{"type": "redacted_thinking", "data": "x"}, parts[1]]):
-        with pytest.raises(BadRowError, match=r"turn 2 \(assistant\) holds (redacted_)?thinking content; only text"):
+        with pytest.raises(BadRowError, match=r"turn 2 \(assistant\) has (redacted_)?thinking content; only text"):
             parse({"messages": [USER, {"role": "assistant", "content": bad}]})
 
 
@@ -301,13 +303,13 @@ def test_columns_name_system_text_and_reasoning_too():
         ({"messages": None}, "^messages is empty$"),
         ({"title": "a", "body": "b"}, "form not recognised; columns: title, body; say which is which with `columns`"),
         ({}, "form not recognised; columns: none"),
-        ([1, 2], "expected an object with named columns, found list"),
+        ([1, 2], "expected a JSON object with named columns, found list"),
         ({"messages": []}, "messages: expected a list with at least one message"),
         ({"messages": [USER]}, "no assistant turn, so nothing to learn"),
         ({"messages": [USER, {"role": "wizard", "content": "x"}]}, "turn 2: unknown role 'wizard'"),
         ({"messages": [USER, {"role": "assistant", "content": " "}]}, r"turn 2 \(assistant\) is empty"),
-        ({"messages": [{**USER, "content": [{"type": "image"}]}, ASSISTANT]}, "holds image content; only text"),
-        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "turn 2: weight 0.5; only 0 and 1 are known"),
+        ({"messages": [{**USER, "content": [{"type": "image"}]}, ASSISTANT]}, "has image content; only text"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "turn 2: weight 0.5; expected 0 or 1"),
         ({"conversations": [{"from": "function_call", "value": "x("}]}, r"turn 1 \(tool call\): expected JSON"),
         ({"instruction": "a", "output": ""}, "the answer is empty"),
         ({"instruction": " ", "output": "a"}, "the prompt is empty"),
@@ -333,9 +335,9 @@ def test_broken_json_and_a_missing_column_say_so():
 @pytest.mark.parametrize(
     ("record_json", "reason"),
     [
-        ('{"text": ' + "7" * 5000 + "}", "^holds a number with too many digits; write it as text$"),
-        ("[" * 200_000, "^nested too deep to be read$"),
-        ('{"text": ' * 200_000, "^nested too deep to be read$"),
+        ('{"text": ' + "7" * 5000 + "}", "^contains a number with too many digits; write it as text$"),
+        ("[" * 200_000, "^nested too deeply to be read$"),
+        ('{"text": ' * 200_000, "^nested too deeply to be read$"),
     ],
     ids=["digits", "lists", "objects"],
 )

@@ -28,53 +28,53 @@ def thinking(*thoughts, is_inline=False):
     return turns
 
 
-def remarks(turns, template, **options):
+def warnings_of(turns, template, **options):
     abilities = probe_template(template, tokenizer=tiny_tokenizer())
     fitted = fit_to_template(Example(turns=tuple(turns)), abilities=abilities)
-    return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=template, **options).remarks
+    return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=template, **options).warnings
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 @pytest.mark.parametrize("is_inline", [False, True], ids=["key", "inline"])
 def test_reasoning_that_earlier_turns_lose_is_counted(is_inline, loss_on):
     turns = thinking("I add.", "I halve.", is_inline=is_inline)
-    assert remarks(turns, LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
-    assert remarks(turns, CHATML, loss_on=loss_on) == ()
-    assert remarks(turns[2:], LAST_REASONING, loss_on=loss_on) == ()
+    assert warnings_of(turns, LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
+    assert warnings_of(turns, CHATML, loss_on=loss_on) == ()
+    assert warnings_of(turns[2:], LAST_REASONING, loss_on=loss_on) == ()
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 def test_equal_thoughts_in_every_turn_do_not_hide_that_one_is_lost(loss_on):
-    assert remarks(thinking("I add.", "I add."), LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
+    assert warnings_of(thinking("I add.", "I add."), LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
 
 
 def test_a_thought_that_is_part_of_the_answer_does_not_hide_that_it_is_lost():
     with pytest.raises(TemplateMismatchError, match=REFUSED.format(2)):
-        remarks(thinking("Answer", is_inline=True), NO_REASONING)
+        warnings_of(thinking("Answer", is_inline=True), NO_REASONING)
 
 
 @pytest.mark.parametrize("is_inline", [False, True], ids=["key", "inline"])
 def test_a_row_whose_last_turn_loses_its_reasoning_is_refused(is_inline):
     with pytest.raises(TemplateMismatchError, match=REFUSED.format(4)):
-        remarks(thinking(None, "I halve.", is_inline=is_inline), NO_REASONING)
-    assert remarks(thinking("I add.", None, is_inline=is_inline), NO_REASONING) == ("reasoning_left_out",)
+        warnings_of(thinking(None, "I halve.", is_inline=is_inline), NO_REASONING)
+    assert warnings_of(thinking("I add.", None, is_inline=is_inline), NO_REASONING) == ("reasoning_left_out",)
 
 
 def test_reasoning_without_an_opening_tag_is_reasoning():
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "I add.\n</think>\n\nSo."}]
-    assert remarks(turns, LAST_REASONING) == ()
+    assert warnings_of(turns, LAST_REASONING) == ()
     with pytest.raises(TemplateMismatchError, match=REFUSED.format(2)):
-        remarks(turns, NO_REASONING)
+        warnings_of(turns, NO_REASONING)
 
 
 def test_an_empty_thought_is_not_missed():
-    assert remarks(thinking("\n", is_inline=True), NO_REASONING) == ()
+    assert warnings_of(thinking("\n", is_inline=True), NO_REASONING) == ()
 
 
 def test_a_turn_without_loss_may_lose_its_reasoning():
     turns = thinking("I add.")
     turns[-1]["loss"] = False
-    assert remarks([*thinking(None), *turns], NO_REASONING) == ("reasoning_left_out",)
+    assert warnings_of([*thinking(None), *turns], NO_REASONING) == ("reasoning_left_out",)
 
 
 def test_reasoning_beside_the_marks_is_counted_as_not_learned():
@@ -82,7 +82,7 @@ def test_reasoning_beside_the_marks_is_counted_as_not_learned():
         "{% for m in messages %}{{ m['reasoning_content'] or '' }}{% if m['role'] == 'assistant' %}{% generation %}"
         "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{{ eos_token }}{% endfor %}"
     )
-    assert remarks(thinking("I add.", "I halve."), marked) == ("reasoning_without_loss",)
+    assert warnings_of(thinking("I add.", "I halve."), marked) == ("reasoning_without_loss",)
 
 
 def test_arguments_that_the_template_drops_are_counted():
@@ -93,7 +93,7 @@ def test_arguments_that_the_template_drops_are_counted():
     def with_arguments(arguments):
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
         turns = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-        return render_example(turns, tokenizer=tiny_tokenizer(), template=template).remarks
+        return render_example(turns, tokenizer=tiny_tokenizer(), template=template).warnings
 
     assert with_arguments({"a": "one"}) == ()
     assert with_arguments({"a": "one", "b": [{"c": "two"}]}) == ("arguments_left_out",)
@@ -107,7 +107,7 @@ def test_arguments_are_found_however_they_are_quoted(filters):
     )
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": 'Größe "x"', "b": ["漢字 und mehr", 5]}}}
     turns = [{"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert render_example(turns, tokenizer=tiny_tokenizer(), template=template, loss_on="all").remarks == ()
+    assert render_example(turns, tokenizer=tiny_tokenizer(), template=template, loss_on="all").warnings == ()
 
 
 def test_a_system_text_that_whole_conversations_lose_joins_the_first_question():

@@ -81,7 +81,7 @@ def test_calls_and_results_among_the_parts_of_a_content_are_calls_and_results():
         ANSWER,
     )
     messages[1]["content"].reverse()  # what is said after a call has no place
-    with pytest.raises(BadRowError, match=r"turn 2 \(assistant\) holds tool_use content"):
+    with pytest.raises(BadRowError, match=r"turn 2 \(assistant\) has tool_use content"):
         parse_example(json.dumps({"messages": messages}))
 
 

@@ -78,7 +78,7 @@ def test_a_key_beside_a_message_that_cannot_be_read_leaves_the_message():
     (row,) = rows(messages=pa.array([[{"role": "user", "content": "Hi", "at": LATE}]], pa.list_(pa.struct(fields))))
     (message,) = row["messages"]
     assert (message["role"], message["content"]) == ("user", "Hi")
-    assert why_unreadable(message["at"]) == "holds a timestamp[s] that cannot be read as text"
+    assert why_unreadable(message["at"]) == "contains a timestamp[s] that cannot be read as text"
 
 
 def test_doubled_names_are_numbered_as_pandas_does():

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from versatune_ds.data import json_files
 from versatune_ds.data.encoding.forms import Example, parse_example
 from versatune_ds.data.encoding.turns import BadRowError
+from versatune_ds.data.sources import json_files
 from versatune_ds.data.sources.readers import format_of, read_records
 
 ROWS = [
@@ -107,7 +107,7 @@ def test_a_table_line_with_too_many_cells_is_a_problem_of_that_line(tmp_path):
     path = write(tmp_path / "a.csv", "question,answer\na,b\nc,d,e,f\n")
     assert [(record.line, record.problem) for record in read_records(path)] == [
         (2, ""),
-        (3, "2 cells more than the header has"),
+        (3, "2 more cells than the header"),
     ]
 
 
@@ -251,7 +251,7 @@ def test_numbers_of_any_length_stand_in_a_json_file(tmp_path, start):
 
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' * 200_000])
 def test_a_json_file_nested_too_deep_is_named(tmp_path, content):
-    with pytest.raises(ValueError, match=r"a.json.*(nested too deep|not valid JSON)"):
+    with pytest.raises(ValueError, match=r"a.json.*(nested too deeply|not valid JSON)"):
         list(read_records(write(tmp_path / "a.json", content)))
 
 

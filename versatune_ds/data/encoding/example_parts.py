@@ -1,4 +1,4 @@
-"""Read what stands beside the turns of a record: earlier turns, system text, reasoning, tools."""
+"""Read the parts of an example that are in columns of their own: earlier turns, system text, reasoning, tools."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def earlier_turns(record: Columns) -> Turns:
 
 
 def with_system(turns: Turns, *, record: Columns) -> Turns:
-    """Return the turns led by the record's system text, if it has one and they do not begin with one."""
+    """Return the turns with the record's system text first, unless they already begin with a system turn."""
     key = record.first_filled(_SYSTEM_KEYS)
     if key is None or not isinstance(record.get(key), (str, list)) or (turns and turns[0]["role"] == "system"):
         return turns
@@ -40,7 +40,7 @@ def with_system(turns: Turns, *, record: Columns) -> Turns:
 def with_reasoning(turns: Turns, *, record: Columns) -> Turns:
     """Return the turns with the record's reasoning in the assistant's turn.
 
-    Where several turns could be meant, or the turn has reasoning already, the column stays unread.
+    The column stays unused if several turns could be meant, or the turn already has reasoning.
     """
     places = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("loss", True)]
     key = next((key for key in REASONING_KEYS if reasoning_text(record.get(key))), None)
@@ -56,12 +56,14 @@ def with_reasoning(turns: Turns, *, record: Columns) -> Turns:
 
 
 def tools_of(record: Columns) -> tuple[dict[str, Any], ...]:
-    """Return tool descriptions, given as a list or as its JSON text, in the shape chat templates expect."""
+    """Return tool descriptions, given as a list or as JSON text, in the form that chat templates expect."""
+    # Read the column.
     is_legacy = "tools" not in record and _are_tools(record.get("functions"))  # OpenAI's name before `tools`
     tools = record.take("functions" if is_legacy else "tools")
     if tools is None or (isinstance(tools, str) and not tools.strip()):
         return ()
     tools = parsed_json(tools, what="tools") if isinstance(tools, str) else as_in_any_format(tools)
+    # Bring it to a list of descriptions.
     tools = [tools] if isinstance(tools, dict) else tools
     if isinstance(tools, list):
         tools = [parsed_json(tool, what="tools") if isinstance(tool, str) else tool for tool in tools]

@@ -1,17 +1,17 @@
-"""Render a conversation and find, in characters, what the assistant says in it.
+"""Render a conversation and find the characters that bear loss: the assistant's text.
 
-The one idea: where a template marks generated text, its marks are the spans. Elsewhere a turn's span is what rendering
-the conversation with the turn adds to rendering it up to the turn's header, both being prefixes of the whole:
+If a template marks generated text, its marks are the spans. Otherwise a turn's span is what rendering the conversation
+with the turn adds to rendering it up to the turn's header, both being prefixes of the whole:
 
     up to its header    <user>Hi</s><assistant>                      start: its length
-    with the turn       <user>Hi</s><assistant>Hello</s>             end: its length, white space after it left out
+    with the turn       <user>Hi</s><assistant>Hello</s>             end: its length without white space at the end
     the whole           <user>Hi</s><assistant>Hello</s><user>...
 
-Two habits of templates are known and allowed for, because they change nothing the turn says: an empty or dropped
-thinking block (Qwen3, DeepSeek, Nemotron), and an end-of-text token after the last turn only (Phi-3). Anything else is
-refused, never guessed at; and every span must hold its turn's text.
+Two differences between the prefix and the whole are allowed, because they do not change the turn's text: an empty or
+dropped thinking block (Qwen3, DeepSeek, Nemotron), and an end-of-text token after the last turn only (Phi-3). Any other
+difference is refused, and every span must contain its turn's text.
 
-Text of control tokens within turns stays text: it is hidden from the template, and marked in the result.
+The text of control tokens in turns stays text: it is hidden from the template, and marked in the result.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ _WAY_OUT = "give data.chat_template with {% generation %} marks, or set data.los
 
 
 class TemplateMismatchError(ValueError):
-    """Say that a template cannot render a conversation, or not so that loss can be placed exactly."""
+    """A template cannot render a conversation, or its loss spans cannot be found exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedExample:
-    """Hold a row as text, with the character spans that bear loss; None means all of it."""
+    """The text of an example, and the character spans that bear loss."""
 
     text: str
     loss_spans: Spans | None
+    """None if all of the text bears loss."""
     is_plain: bool = False
-    """Plain text, which the tokenizer's own start token and the end-of-text token frame."""
+    """Whether it is plain text, which gets the tokenizer's start token and the end-of-text token."""
     as_text: tuple[tuple[int, int], ...] = ()
-    """Characters that spell control tokens and are ordinary text."""
-    remarks: tuple[str, ...] = ()
-    """What is odd about the row, as keys of `data_warnings.DATA_WARNINGS`."""
+    """Spans of characters that spell control tokens but are ordinary text."""
+    warnings: tuple[str, ...] = ()
+    """Keys of `data_warnings.DATA_WARNINGS`."""
 
 
 def render_example(
@@ -64,30 +65,34 @@ def render_example(
     """Return a conversation's text and the character spans that bear loss.
 
     Args:
-        messages: Turns; one with `loss: False` bears none.
-        tokenizer: Gives the special tokens a template names.
+        messages: Turns; one with `loss: False` bears no loss.
+        tokenizer: Its special tokens are used by the template.
         template: Jinja text.
         loss_on: `assistant` or `all`.
         tools: Tool descriptions for templates that print them.
-        control: Tokens that are ordinary text where turns spell them; none by default.
+        control: Control tokens, which are ordinary text where turns spell them; none by default.
 
     Raises:
-        TemplateMismatchError: If the template refuses the conversation, leaves a turn's text out, or prints turns so
-            that their loss cannot be placed.
+        TemplateMismatchError: If the template refuses the conversation, omits a turn's text, or prints turns so that
+            their loss spans cannot be found.
     """
+    # Hide control tokens in turns from the template.
     try:
         hidden = hide_control_tokens(messages, tools=tools, control=control or ControlTokens())
     except ValueError as error:
         raise TemplateMismatchError(str(error)) from None
+    # Render, and check that nothing is missing.
     text, spans = _text_and_spans(
         hidden.messages, tokenizer=tokenizer, template=template, loss_on=loss_on, tools=hidden.tools
     )
-    left_out = find_omissions(hidden.messages, text=text, spans=[(0, len(text))] if spans is None else spans)
-    if left_out.problem:
-        raise TemplateMismatchError(left_out.problem)
+    omissions = find_omissions(hidden.messages, text=text, spans=[(0, len(text))] if spans is None else spans)
+    if omissions.problem:
+        raise TemplateMismatchError(omissions.problem)
+    # Put the hidden tokens back, and move the spans accordingly.
     revealed, moved, as_text = reveal(text, hidden=hidden)
-    moved_spans = None if spans is None else [(moved(start), moved(end)) for start, end in spans]
-    return RenderedExample(text=revealed, loss_spans=moved_spans, as_text=as_text, remarks=left_out.remarks)
+    if spans is not None:
+        spans = [(moved(start), moved(end)) for start, end in spans]
+    return RenderedExample(text=revealed, loss_spans=spans, as_text=as_text, warnings=omissions.warnings)
 
 
 def _text_and_spans(
@@ -96,7 +101,7 @@ def _text_and_spans(
     """Return a conversation's text and the spans that bear loss, None for all of it.
 
     Raises:
-        TemplateMismatchError: If the template refuses the conversation, or its loss cannot be placed.
+        TemplateMismatchError: If the template refuses the conversation, or the spans cannot be found.
     """
     try:
         text, marks = render_conversation(messages, tokenizer=tokenizer, template=template, tools=tools)
@@ -107,18 +112,19 @@ def _text_and_spans(
         return text, _nested_spans(messages, text=text, tokenizer=tokenizer, template=template, tools=tools)
     except TemplateMismatchError:
         raise
-    except Exception as error:  # a template is code: a row of a shape it does not know can raise anything in it
+    except Exception as error:  # a template is code and can raise anything for an example that it does not support
         raise TemplateMismatchError(f"the chat template refuses the conversation: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
-    """Return an error's message in one line, with its type unless the template itself spoke."""
+    """Return an error's message in one line, with its type unless the template raised it on purpose."""
     message = " ".join(str(error).split())
     return message if isinstance(error, TemplateError) else f"{type(error).__name__}: {message}"
 
 
 def _marked_spans(marks: Spans, *, messages: list[dict[str, Any]], text: str, tokenizer: Any) -> Spans:
-    """Return the template's marks, each stretched over an end-of-turn token that it stops short of."""
+    """Return the template's marks of the turns that bear loss, each extended over an end-of-turn token after it."""
+    # There must be a mark for each turn.
     bears_loss = [turn.get("loss", True) for turn in messages if turn["role"] == "assistant"]
     if len(marks) < len(bears_loss):
         raise TemplateMismatchError(
@@ -128,17 +134,20 @@ def _marked_spans(marks: Spans, *, messages: list[dict[str, Any]], text: str, to
     if not all(bears_loss) and len(marks) != len(bears_loss):
         raise TemplateMismatchError(
             f"the chat template marks {len(marks)} generated parts for {len(bears_loss)} assistant turns, so those "
-            "without loss cannot be told"
+            "without loss cannot be found"
         )
-    stretched = _stretched(marks, text=text, tokenizer=tokenizer)
-    return stretched if all(bears_loss) else [span for span, bears in zip(stretched, bears_loss, strict=True) if bears]
+    # Extend the marks, and keep those that bear loss.
+    extended = _with_end_of_turn(marks, text=text, tokenizer=tokenizer)
+    if all(bears_loss):
+        return extended
+    return [span for span, bears in zip(extended, bears_loss, strict=True) if bears]
 
 
-def _stretched(marks: Spans, *, text: str, tokenizer: Any) -> Spans:
-    """Return marks stretched over the end-of-turn token that directly follows them, never into the next mark.
+def _with_end_of_turn(marks: Spans, *, text: str, tokenizer: Any) -> Spans:
+    """Return marks extended over the end-of-turn token that directly follows them, never into the next mark.
 
-    The end-of-text token is one wherever it follows; another special token only if one follows every mark: what some
-    marks lack is no end of a turn but the header of the next.
+    The end-of-text token always counts as one. Another special token counts only if one follows every mark: a token
+    that follows only some marks belongs to the header of the next turn.
     """
     if not any(text[end : end + 1].strip() for _, end in marks):
         return marks
@@ -156,7 +165,7 @@ def _stretched(marks: Spans, *, text: str, tokenizer: Any) -> Spans:
 def _token_after(
     mark: tuple[int, int], *, text: str, limit: int, special_tokens: tuple[str, ...], end_of_text: str | None
 ) -> str:
-    """Return the special token between a mark and a limit, or '' if none stands there or the mark ends with its own."""
+    """Return the special token between a mark and a limit; '' if there is none, or the mark already ends with one."""
     start, end = mark
     token = next((token for token in special_tokens if text.startswith(token, end, limit)), "")
     is_closed = token != end_of_text and text[start:end].rstrip().endswith(special_tokens)
@@ -185,7 +194,7 @@ def _nested_spans(messages: list[dict[str, Any]], *, text: str, **context: Any) 
 
 
 def _start_of_turn(i: int, *, text: str, header: str) -> int:
-    """Return where a turn begins in the whole text: after its header, less a thinking block that only prompts open."""
+    """Return where a turn begins in the whole text: after its header, without a thinking block opened in prompts."""
     for prefix in (header, _OPENED_THINKING.sub("", header)):
         if text.startswith(prefix):
             return len(prefix)
@@ -207,8 +216,8 @@ def _end_of_turn(i: int, *, text: str, start: int, with_turn: str, end_of_text: 
 
 
 def _mismatch(turn: int, *, what: str) -> str:
-    """Say that the loss of a turn cannot be placed, and what to do."""
+    """Return a message that the loss span of a turn cannot be found, and what to do."""
     return (
-        f"turn {turn + 1}: the chat template renders {what} otherwise than in the whole conversation, so its loss "
+        f"turn {turn + 1}: the chat template renders {what} differently than in the whole conversation, so its loss "
         f"cannot be placed; {_WAY_OUT}"
     )

@@ -1,6 +1,6 @@
 """Find an assistant's reasoning under the names that data sets give it.
 
-It becomes the turn's `reasoning_content`, the key that chat templates print a thinking block from.
+It becomes the turn's `reasoning_content`, from which chat templates print a thinking block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEYS = frozenset(REASONING_KEYS)
 MIN_QUOTED_CHARACTERS = 24
 """A shorter text inside another may be there by chance."""
 _THINKING_PARTS = ("thinking", "reasoning", "think")
-# `reasoning: "on"` and `thinking: "high"` ask for reasoning, they are none.
+# `reasoning: "on"` and `thinking: "high"` ask for reasoning but are not reasoning.
 _SWITCH_WORDS = "on off yes no true false none null n/a nan auto enabled disabled minimal low medium high max"
 _SWITCHES = frozenset(_SWITCH_WORDS.split())
 
@@ -39,14 +39,14 @@ def reasoning_text(value: Any) -> str:
 
 
 def reasoning_beside(message: Mapping[str, Any]) -> str:
-    """Return the reasoning that a message has under a key of its own, the first that holds some."""
+    """Return the reasoning under a key of a message; of several, the first that is not empty."""
     if _KEYS.isdisjoint(message):
         return ""
     return next((text for key in REASONING_KEYS if (text := reasoning_text(message.get(key)))), "")
 
 
 def is_in_content(reasoning: str, *, content: str) -> bool:
-    """Return whether an answer has its thinking block already, as some data sets write the reasoning in both places."""
+    """Return whether an answer already contains its reasoning: some data sets write it in both places."""
     text = reasoning.strip()
     return "<think>" in content or (len(text) >= MIN_QUOTED_CHARACTERS and text in content)
 
@@ -54,8 +54,8 @@ def is_in_content(reasoning: str, *, content: str) -> bool:
 def split_thinking(content: Any) -> tuple[Any, str]:
     """Return an assistant's content without its leading thinking parts, and their text.
 
-    Typed parts are Anthropic's `{"type": "thinking", "thinking": text}` and its like. One after the first text stays,
-    and is refused as content: a template prints reasoning before the text.
+    Typed parts are Anthropic's `{"type": "thinking", "thinking": text}` and similar. A thinking part after the first
+    text stays, and is later refused as content: templates print reasoning before the text.
     """
     if not isinstance(content, list):
         return content, ""
@@ -70,7 +70,7 @@ def _is_thinking(part: Any) -> bool:
 
 
 def _part_reasoning(part: Mapping[str, Any]) -> str:
-    """Return the text of a typed part of reasoning, itself text or a list of text parts."""
+    """Return the text of a typed part of reasoning, which is text or a list of text parts."""
     for key in (*_THINKING_PARTS, "text", "content", "summary"):
         value = part.get(key)
         if isinstance(value, list):

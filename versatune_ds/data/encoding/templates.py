@@ -1,7 +1,6 @@
 """Choose the chat template: a given one, the tokenizer's own, or the built-in one.
 
-The one idea: a template is plain Jinja text and travels as such; its digest goes into every manifest, so that shards
-made with another template are never taken for these.
+A template is plain Jinja text. Its digest goes into every manifest, so shards made with another template are not used.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from versatune_ds.warn_once import warn_once
 _logger = logging.getLogger(__name__)
 
 TEMPLATE_DATE = datetime(2024, 7, 26)
-"""What `strftime_now` returns here: the date that Llama's templates print where there is no clock."""
+"""The date that `strftime_now` prints: the one that Llama's templates print without a clock."""
 
 _CLOCK = "{%- macro strftime_now(format) %}"
 
@@ -47,9 +46,9 @@ BUILT_IN_TEMPLATE = """\
 
 
 def choose_template(tokenizer: Any, *, path: Path | None = None) -> str:
-    """Return the chat template text to render conversations with.
+    """Return the text of the chat template to render conversations with.
 
-    A template that prints today's date is given a fixed one, because its tokens would change from day to day.
+    A template that prints today's date gets a fixed date, because its tokens would change from day to day.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -68,37 +67,39 @@ def choose_template(tokenizer: Any, *, path: Path | None = None) -> str:
     if own:
         return _repeatable(own)
     if tokenizer.eos_token is None:
-        raise ValueError("data.chat_template: the tokenizer has neither a chat template nor an end-of-text token")
-    _logger.info("The tokenizer has no chat template; the built-in one is used.")
+        raise ValueError(
+            "data.chat_template: the tokenizer has neither a chat template nor an end-of-text token; give a Jinja file"
+        )
+    _logger.info("The tokenizer has no chat template; using the built-in one.")
     return BUILT_IN_TEMPLATE
 
 
 def _repeatable(template: str) -> str:
-    """Return a template that renders the same on every day; warn of one that depends on chance."""
+    """Return a template that renders the same every day; warn if it depends on chance."""
     if re.search(r"\|\s*random\b|\blipsum\s*\(", template):
         warn_once(
-            "the chat template draws at random (random, lipsum), so the same rows give other tokens each time they are "
+            "the chat template draws at random (random, lipsum), so the same data gives other tokens each time it is "
             "prepared; give data.chat_template=FILE with one that does not"
         )
     if not re.search(r"\bstrftime_now\b(?!\s+is\b)", template):
         return template
     warn_once(
-        f"the chat template prints the date of the day (strftime_now); it is rendered as of {TEMPLATE_DATE:%d %b %Y} "
-        "always, so that the same rows give the same tokens on every day; for another date give "
-        "data.chat_template=FILE with the date written in it"
+        f"the chat template prints today's date (strftime_now); it is always rendered as of {TEMPLATE_DATE:%d %b %Y}, "
+        "so that the same data gives the same tokens every day; for another date give data.chat_template=FILE with "
+        "the date written in it"
     )
     return _fixed_clock() + template
 
 
 def has_fixed_date(template: str) -> bool:
-    """Return whether a chosen template prints a date, which is then TEMPLATE_DATE."""
+    """Return whether a template from `choose_template` prints a date, which is then TEMPLATE_DATE."""
     return template.startswith(_CLOCK)
 
 
 def _fixed_clock() -> str:
-    """Return a Jinja macro `strftime_now(format)` that writes TEMPLATE_DATE; it shadows the function of that name.
+    """Return a Jinja macro `strftime_now(format)` that prints TEMPLATE_DATE; it shadows the function of that name.
 
-    The macro ends with a line end, which Jinja leaves out after a block, so that the template's own text is unchanged.
+    The macro ends with a line end, which Jinja drops after a block, so that the template's own text is unchanged.
     """
     plain = [f"%{letter}" for letter in "aAbBcdDeFgGhHIjklmMnpPrRsSTuUVwWxXyYzZ"]
     codes = [*(f"%-{letter}" for letter in "deHIjmMSy"), *plain]

@@ -1,7 +1,6 @@
-"""Load a tokenizer, train one, and tell two apart.
+"""Load or train a tokenizer, compute its digest, and render conversations with a chat template.
 
-The one idea: shards are only as good as the knowledge of what made them, so a tokenizer has a digest over everything
-that decides token ids, and nothing else.
+The digest covers everything that decides token ids, and nothing else; prepared data is identified by it.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
 
     Args:
         name_or_path: Folder or Hub name.
-        trust_remote_code: Run Python code that comes with it; off unless the recipe asks by name.
+        trust_remote_code: Run Python code that comes with it.
 
     Raises:
-        ValueError: If nothing loads under that name, or the tokenizer cannot say which characters a token covers.
+        ValueError: If it cannot be loaded, or is not a fast tokenizer: only those give the characters of a token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
@@ -49,17 +48,18 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, folder: str | Path) -> Any:
     """Train a byte-level BPE tokenizer and save it as a folder that AutoTokenizer loads.
 
-    It knows every byte, so nothing is ever unknown, and carries the built-in chat template, whose role markers are
-    single tokens. The same texts in the same order give the same tokenizer.
+    It has all bytes, so no text is unknown, and the built-in chat template, whose role markers are single tokens. The
+    same texts in the same order give the same tokenizer.
 
     Args:
         texts: Training texts.
-        vocab_size: Tokens including the 256 bytes and the special ones; fewer when the texts run out of pairs.
+        vocab_size: Number of tokens, with the 256 bytes and the special ones; fewer if the texts have too few pairs.
         folder: Where it is saved.
 
     Returns:
         The tokenizer as loaded from the folder.
     """
+    # Train.
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -71,6 +71,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, folder: str | Path
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer=trainer)
+    # Save it as transformers does.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=_BOS,
@@ -84,12 +85,12 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, folder: str | Path
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """Return the id that fills rows; its positions bear no loss, so any id will do where the tokenizer has none."""
+    """Return the id of padding; it bears no loss, so any id will do if the tokenizer has none."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def special_ids_of(tokenizer: Any) -> np.ndarray:
-    """Return the ids of a tokenizer's special tokens: what stands for the form of a conversation and not for text."""
+    """Return the ids of a tokenizer's special tokens, which mark the structure of a conversation and are not text."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return np.array(sorted({*added, *tokenizer.all_special_ids}), dtype=np.int64)
 
@@ -97,7 +98,7 @@ def special_ids_of(tokenizer: Any) -> np.ndarray:
 def tokenizer_digest(tokenizer: Any) -> str:
     """Return a digest of everything that decides token ids: vocabulary, merges, normalisation, special tokens.
 
-    Truncation and padding, which a caller may switch on and off, and the chat template are left out.
+    Truncation and padding, which a caller may change, and the chat template are not included.
     """
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts.pop("truncation", None)
@@ -114,19 +115,19 @@ def render_conversation(
     tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return a conversation's text and the character spans the template marks as generated.
+    """Return a conversation's text and the character spans that the template marks as generated.
 
     Templates run in transformers' sandboxed Jinja environment.
 
     Args:
-        messages: Turns with `role`, `content` and perhaps `tool_calls`.
-        tokenizer: Gives the special tokens a template names.
+        messages: Turns with `role`, `content` and optionally `tool_calls`.
+        tokenizer: Its special tokens are used by the template.
         template: Jinja text.
         tools: Tool descriptions for templates that print them.
         add_generation_prompt: End with the header of an assistant turn.
 
     Returns:
-        The text, and (start, end) of every `{% generation %}` block in it; empty for a template without marks.
+        The text, and (start, end) of every `{% generation %}` block in it; empty for a template without such blocks.
     """
     rendered, marks = render_jinja_template(
         conversations=[messages],
@@ -140,5 +141,5 @@ def render_conversation(
 
 
 def has_generation_marks(template: str) -> bool:
-    """Return whether a template marks what the assistant says with `{% generation %}`."""
+    """Return whether a template marks the assistant's text with `{% generation %}`."""
     return "endgeneration" in template

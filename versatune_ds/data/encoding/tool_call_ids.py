@@ -1,8 +1,8 @@
-"""Give tool calls and their results the ids that a chat template prints or demands.
+"""Give tool calls and their results the ids that a chat template prints or requires.
 
-An id says which result belongs to which call. Where a row has none, the order says it: the first result is that of the
-first call. Where a template refuses the shape of an id (Mistral's take nine characters), the call and its result get
-the same nine characters, made from the id alone, so that the same rows always give the same tokens.
+An id says which result belongs to which call. In an example without ids the order does: the first result is that of the
+first call. If a template refuses an id (Mistral's accept nine characters), the call and its result get the same nine
+characters, computed from the id alone, so that the same examples always give the same tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 ID_CHARACTERS = 9
-"""Length of an id that every known template takes."""
+"""Length of an id that every known template accepts."""
 
 _Turns = list[dict[str, Any]]
 
@@ -25,21 +25,26 @@ def with_call_ids(turns: Sequence[dict[str, Any]], *, is_accepted: Callable[[str
         is_accepted: Whether the template accepts an id as it is.
     """
     made = [dict(turn) for turn in turns]
-    numbers = _unused_numbers(made)
+    new_ids = _unused_ids(made)
     for calls, results in _exchanges(made):
+        # Calls without an id get that of a result which belongs to no other call, or a new one.
         claimed = {call["id"] for call in calls if "id" in call}
-        named = iter([turn["tool_call_id"] for turn in results if turn.get("tool_call_id", "") not in {"", *claimed}])
+        unclaimed = iter(
+            [turn["tool_call_id"] for turn in results if turn.get("tool_call_id", "") not in {"", *claimed}]
+        )
         for call in calls:
             if "id" not in call:
-                call["id"] = next(named, None) or next(numbers)
-        _answer(calls, results, numbers=numbers)
-        for holder, key in [*((call, "id") for call in calls), *((turn, "tool_call_id") for turn in results)]:
-            holder[key] = holder[key] if is_accepted(holder[key]) else shortened(holder[key])
+                call["id"] = next(unclaimed, None) or next(new_ids)
+        _set_ids_of_results(calls, results, new_ids=new_ids)
+        # Ids that the template refuses are shortened, in calls and results alike.
+        for entry, key in [*((call, "id") for call in calls), *((turn, "tool_call_id") for turn in results)]:
+            if not is_accepted(entry[key]):
+                entry[key] = shortened(entry[key])
     return made
 
 
 def results_in_call_order(turns: Sequence[dict[str, Any]]) -> _Turns:
-    """Return turns with results in the order of their calls, for templates that print no ids to tell them apart."""
+    """Return turns with results in the order of their calls, for templates that print no ids."""
     made = [dict(turn) for turn in turns]
     for calls, results in _exchanges(made):
         order = [call.get("id") for call in calls]
@@ -53,12 +58,12 @@ def results_in_call_order(turns: Sequence[dict[str, Any]]) -> _Turns:
 
 
 def shortened(call_id: str) -> str:
-    """Return nine hexadecimal digits that depend on an id alone."""
+    """Return nine hexadecimal digits that depend only on an id."""
     return hashlib.blake2b(call_id.encode("utf-8", "replace")).hexdigest()[:ID_CHARACTERS]
 
 
 def _exchanges(turns: _Turns) -> Iterator[tuple[list[dict[str, Any]], _Turns]]:
-    """Yield the calls of each assistant turn, copied in place, with the tool turns between it and the next one."""
+    """Yield the calls of each assistant turn, copied in place, with the tool turns before the next assistant turn."""
     calls: list[dict[str, Any]] = []
     results: _Turns = []
     for turn in turns:
@@ -73,8 +78,8 @@ def _exchanges(turns: _Turns) -> Iterator[tuple[list[dict[str, Any]], _Turns]]:
     yield calls, results
 
 
-def _answer(calls: list[dict[str, Any]], results: _Turns, *, numbers: Iterator[str]) -> None:
-    """Give each result without an id that of a call not answered yet: one of its name, or else the first."""
+def _set_ids_of_results(calls: list[dict[str, Any]], results: _Turns, *, new_ids: Iterator[str]) -> None:
+    """Give each result without an id that of a call without a result: one of the same name, or else the first."""
     answered = {turn["tool_call_id"] for turn in results if "tool_call_id" in turn}
     pending = [call for call in calls if call["id"] not in answered]
     for turn in results:
@@ -83,14 +88,14 @@ def _answer(calls: list[dict[str, Any]], results: _Turns, *, numbers: Iterator[s
         call = next((call for call in pending if call["function"]["name"] == turn.get("name")), None)
         call = call or (pending[0] if pending else None)
         if call is None:
-            turn["tool_call_id"] = next(numbers)
+            turn["tool_call_id"] = next(new_ids)
         else:
             pending.remove(call)
             turn["tool_call_id"] = call["id"]
 
 
-def _unused_numbers(turns: _Turns) -> Iterator[str]:
-    """Yield call00001, call00002, ... without those that the conversation has already."""
+def _unused_ids(turns: _Turns) -> Iterator[str]:
+    """Yield call00001, call00002, ... without those that are already in the conversation."""
     used = {turn.get("tool_call_id") for turn in turns}
     used |= {call.get("id") for turn in turns for call in turn.get("tool_calls") or ()}
     number = 0

@@ -1,7 +1,7 @@
-"""Bring the messages of a conversation to one shape, whatever tool wrote them.
+"""Normalise the messages of a conversation, whatever tool wrote them.
 
-The one idea: what is not understood is refused with its turn and the reason, never skipped, so that a conversation is
-trained on as it was or not at all.
+A message that is not understood is refused, with its turn and the reason, and never skipped: a conversation is trained
+on complete or not at all.
 """
 
 from __future__ import annotations
@@ -40,38 +40,40 @@ _WEIGHT_KEYS = ("weight", "loss_weight", "train")
 
 
 class BadRowError(ValueError):
-    """Say in half a sentence why a row cannot be trained on."""
+    """A record cannot be trained on; the message says why in half a sentence."""
 
 
 def normalised_turns(messages: Any) -> Turns:
     """Return messages as turns with `role`, `content` and, where they have them, `tool_calls`, `reasoning_content`.
 
-    Ids of calls, `tool_call_id` and `name` are kept. A turn that its own weight excludes from the loss gets
-    `loss: False`. Empty system turns are left out.
+    Ids of calls, `tool_call_id` and `name` are kept. A turn whose own weight is 0 gets `loss: False`. Empty system
+    turns are dropped.
 
     Args:
         messages: A list of messages with `role`/`from` and `content`/`value`/`text`, or its JSON text.
 
     Raises:
-        BadRowError: If a turn has an unknown role, is empty, or holds anything but text.
+        BadRowError: If a turn has an unknown role, is empty, or contains anything but text.
     """
     return turns_of(parsed_messages(messages))
 
 
 def turns_of(messages: list[dict[str, Any]]) -> Turns:
-    """Return messages that `parsed_messages` returned as turns; see `normalised_turns`."""
+    """Return the turns of messages from `parsed_messages`; see `normalised_turns`."""
     turns = []
     for number, message in enumerate(messages, start=1):
-        made = [_normalised_turn(part, what=f"turn {number}") for part in _with_calls_beside_content(message)]
-        turns += [turn for turn in made if turn["role"] != "system" or turn["content"].strip()]
+        for part in _with_calls_beside_content(message):
+            turn = _normalised_turn(part, what=f"turn {number}")
+            if turn["role"] != "system" or turn["content"].strip():
+                turns.append(turn)
     return tuple(turns)
 
 
 def parsed_messages(messages: Any) -> list[dict[str, Any]]:
-    """Return messages, of which the list or each one may be JSON text, as a list of mappings.
+    """Return messages as a list of mappings; the list or each message may be JSON text.
 
     Raises:
-        BadRowError: If they are anything else, or none.
+        BadRowError: If they are anything else, or there are none.
     """
     if reason := why_unreadable(messages):
         raise BadRowError(reason)
@@ -80,7 +82,7 @@ def parsed_messages(messages: Any) -> list[dict[str, Any]]:
         raise BadRowError("messages: expected a list with at least one message")
     parsed = []
     for number, message in enumerate(messages, start=1):
-        if isinstance(message, str):  # so `datasets` stores messages whose keys differ
+        if isinstance(message, str):  # `datasets` stores messages with different keys as text
             message = parsed_json(message, what=f"turn {number}")
         if not isinstance(message, dict):
             raise BadRowError(f"turn {number}: expected a message, found {type(message).__name__}")
@@ -89,14 +91,14 @@ def parsed_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def as_in_any_format(value: Any) -> Any:
-    """Return tools or tool calls as every file format holds them: without null keys, whole numbers without `.0`.
+    """Return tools or tool calls in the same way for every file format: no null keys, whole numbers without `.0`.
 
-    Parquet and Arrow store one schema for all rows: a call `{"city": "Oslo"}` beside a call `{"day": 3}` comes back as
+    Parquet and Arrow have one schema for all rows: a call `{"city": "Oslo"}` beside a call `{"day": 3}` is read as
     `{"city": "Oslo", "day": null}`, and 3 beside 2.5 as 3.0. So a null in a mapping means that the key is absent,
-    whatever the format. Text is not touched: arguments given as JSON text keep their nulls and numbers.
+    whatever the format. Text is not changed: arguments given as JSON text keep their nulls and numbers.
 
     Raises:
-        BadRowError: If a part is no text.
+        BadRowError: If a part cannot be read.
     """
     if reason := why_unreadable(value):
         raise BadRowError(reason)
@@ -108,16 +110,17 @@ def as_in_any_format(value: Any) -> Any:
 
 
 def _whole(number: float) -> float | int:
-    """Return a number as an int where it is one: a table that lacks one cell of a column turns all its 3 into 3.0."""
+    """Return a whole number as an int: in a column with one missing cell, a table stores every 3 as 3.0."""
     return int(number) if number.is_integer() and abs(number) <= _MAX_EXACT_INTEGER else number
 
 
 def text_of(value: Any, *, what: str) -> str:
-    """Return a value as text, in the same way whatever format it comes from.
+    """Return a value as text, in the same way for every file format.
 
-    Text is itself (also `nan` and `None`, which may be an answer), null is ''. Numbers are written out, whole ones
-    without `.0`, true and false as True and False; of a list of texts the non-null ones are joined by blank lines. The
-    readers have written dates as ISO text, decimals in full, binary as UTF-8, and NaN and infinity as null.
+    Text is unchanged (`nan` and `None` too, which may be an answer), null is ''. Whole numbers are written without
+    `.0`, true and false as True and False; the non-null entries of a list of texts are joined by blank lines. The
+    readers have already turned dates into ISO text, decimals into digits, binary into UTF-8, and NaN and infinity into
+    null.
 
     Raises:
         BadRowError: If the value is anything else.
@@ -136,7 +139,7 @@ def text_of(value: Any, *, what: str) -> str:
 
 
 def parsed_json(text: str, *, what: str) -> Any:
-    """Return the value of a JSON text; raise BadRowError naming what it was if it is none."""
+    """Return the value of a JSON text; raise BadRowError, with `what` it should be, if it is not JSON."""
     try:
         return parse_json(text)
     except (ValueError, RecursionError):
@@ -144,7 +147,7 @@ def parsed_json(text: str, *, what: str) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: JSON can spell half a character, which cannot."""
+    """Return whether a text is valid Unicode: JSON can contain half of a surrogate pair, which UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -154,22 +157,28 @@ def is_unicode(text: str) -> bool:
 
 def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
     """Return one message as a turn."""
+    # Role.
     name = str(message.get("role") or message.get("from") or "").lower()
     role = _ROLE_OF_NAME.get(name)
     if role is None:
         raise BadRowError(f"{what}: unknown role {name!r}; known: {', '.join(_ROLE_OF_NAME)}")
+    # Content, calls and leading reasoning.
     content = next((message[key] for key in CONTENT_KEYS if message.get(key) is not None), None)
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
     if name in _CALL_NAMES:
         content, calls = "", content
-    content, thought = split_thinking(content) if role == "assistant" else (content, "")
+    leading_reasoning = ""
+    if role == "assistant":
+        content, leading_reasoning = split_thinking(content)
     turn: dict[str, Any] = {"role": role, "content": _content_text(content, what=f"{what} ({role})")}
     if calls:
         turn["tool_calls"] = _tool_calls(calls, what=what)
     turn |= _names_and_ids(message)
-    reasoning = (reasoning_beside(message) or thought) if role == "assistant" else ""
+    # Reasoning, unless the content repeats it.
+    reasoning = (reasoning_beside(message) or leading_reasoning) if role == "assistant" else ""
     if reasoning and not is_in_content(reasoning, content=turn["content"]):
         turn["reasoning_content"] = reasoning
+    # Emptiness and loss.
     if not turn["content"].strip() and not calls and role in ("user", "assistant"):
         raise BadRowError(f"{what} ({role}) is empty")
     if not _bears_loss(message, what=what):
@@ -178,10 +187,10 @@ def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
 
 
 def _with_calls_beside_content(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a message as one whose calls stand beside its content, after one message for each tool result in it.
+    """Split Anthropic's typed parts: one message for each tool result, then the message with its calls as `tool_calls`.
 
-    A message without such parts is returned as it is, and so is one that says something after a call or before a
-    result: no form has a place for that.
+    A message without such parts is returned unchanged, and so is one with text after a call or before a result, which
+    no template can print.
     """
     content = message.get("content")
     if not isinstance(content, list):
@@ -192,20 +201,24 @@ def _with_calls_beside_content(message: dict[str, Any]) -> list[dict[str, Any]]:
     is_ordered = "tool_result" not in kinds[num_results:] and "tool_use" not in kinds[:first_call]
     if not (num_results or num_calls) or not is_ordered:
         return [message]
-    said, calls = content[num_results:first_call], content[first_call:]
+    text_parts, calls = content[num_results:first_call], content[first_call:]
     results = [
         {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": part.get("content")}
         for part in content[:num_results]
     ]
-    if not (said or calls):
+    if not (text_parts or calls):
         return results
-    functions = [{"name": part.get("name"), "arguments": part.get("input") or {}} for part in calls]
-    beside = [{"id": part.get("id"), "function": made} for part, made in zip(calls, functions, strict=True)]
-    return [*results, {**message, "content": said, **({"tool_calls": beside} if beside else {})}]
+    rest = {**message, "content": text_parts}
+    if calls:
+        rest["tool_calls"] = [
+            {"id": part.get("id"), "function": {"name": part.get("name"), "arguments": part.get("input") or {}}}
+            for part in calls
+        ]
+    return [*results, rest]
 
 
 def _names_and_ids(message: dict[str, Any]) -> dict[str, str]:
-    """Return a message's `name` and `tool_call_id`, where it has them; an id may be spelled as a number."""
+    """Return a message's `name` and `tool_call_id`, if it has them; an id may be a number."""
     found = {key: message.get(key) for key in ("name", "tool_call_id")}
     return {key: str(value) for key, value in found.items() if isinstance(value, (str, int)) and str(value).strip()}
 
@@ -225,19 +238,19 @@ def _part_text(part: Any, *, what: str) -> str:
     """Return the text of one typed part."""
     kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
     if kind not in ("text", "input_text", "output_text"):
-        raise BadRowError(f"{what} holds {kind} content; only text can be trained on")
+        raise BadRowError(f"{what} has {kind} content; only text can be trained on")
     return text_of(next((part[key] for key in ("text", "value", "content") if key in part), None), what=what)
 
 
 def _tool_calls(calls: Any, *, what: str) -> list[dict[str, Any]]:
-    """Return tool calls as `{type, function: {name, arguments}}` with arguments as a mapping."""
+    """Return tool calls as `{type, function: {name, arguments}}`, with arguments as a mapping."""
     calls = parsed_json(calls, what=f"{what} (tool call)") if isinstance(calls, str) else calls
     calls = calls if isinstance(calls, list) else [calls]
     return [_tool_call(call, what=f"{what} (tool call)") for call in calls]
 
 
 def _tool_call(call: Any, *, what: str) -> dict[str, Any]:
-    """Return one tool call in the shape chat templates expect."""
+    """Return one tool call in the form that chat templates expect."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRowError(f"{what}: expected a name and arguments")
@@ -250,12 +263,12 @@ def _tool_call(call: Any, *, what: str) -> dict[str, Any]:
 
 
 def _bears_loss(message: dict[str, Any], *, what: str) -> bool:
-    """Return whether the message's own weight lets it bear loss; only 0 and 1 are weights here.
+    """Return whether a message bears loss by its own weight, 0 or 1; it does by default.
 
     Raises:
         BadRowError: If the weight is a fraction, which would be lost silently.
     """
     weight = next((message[key] for key in _WEIGHT_KEYS if message.get(key) is not None), 1)
     if weight not in (0, 1):
-        raise BadRowError(f"{what}: weight {weight!r}; only 0 and 1 are known")
+        raise BadRowError(f"{what}: weight {weight!r}; expected 0 or 1")
     return bool(weight)

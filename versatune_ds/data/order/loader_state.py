@@ -1,7 +1,7 @@
-"""Save and restore where the data of a run stands.
+"""Save and restore the position of a run in its data.
 
-The one idea: the place is K draw counters and K deficits after a step, the same on every rank, and what they are
-counters of: seed, domains, sizes. Batches planned ahead are not part of it: they are planned again.
+The position is K draw counters and K deficits after a step, the same on every rank, with the seed, domains and sizes to
+which they belong. Batches planned ahead are not saved: they are planned again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataIdentity:
-    """Say what the counters of a state count; equal for a run and the run that continues it.
+    """The data that the counters of a state belong to; a run and the run that resumes it have the same.
 
     Attributes:
         seed: Seed of the order.
         weight_unit: Unit of the deficits.
         domains: Names in id order.
         num_examples: Examples of each domain.
-        lengths_digest: Digest of up to 1024 lengths of each domain: tells data tokenised otherwise.
+        lengths_digest: Digest of up to 1024 lengths of each domain, which changes if the data is tokenised differently.
     """
 
     seed: int
@@ -39,7 +39,7 @@ class DataIdentity:
 
 
 def identity_of(orders: Sequence[DomainOrder], *, seed: int, weight_unit: str) -> DataIdentity:
-    """Return what a run's counters count."""
+    """Return the identity of a run's data."""
     hasher = hashlib.blake2b(digest_size=16)
     for order in orders:
         hasher.update(np.ascontiguousarray(probe_of(order.lengths), dtype="<i4").tobytes())
@@ -53,7 +53,7 @@ def identity_of(orders: Sequence[DomainOrder], *, seed: int, weight_unit: str) -
 
 
 def state_to_json(state: SamplerState, *, step: int, identity: DataIdentity) -> dict[str, Any]:
-    """Return the place after a step as plain ints, strings and lists."""
+    """Return the position after a step as JSON values."""
     return {
         "version": STATE_VERSION,
         "step": step,
@@ -68,15 +68,15 @@ def state_to_json(state: SamplerState, *, step: int, identity: DataIdentity) -> 
 
 
 def state_from_json(values: dict[str, Any], *, identity: DataIdentity) -> tuple[SamplerState, int]:
-    """Return sampler state and step of a saved place.
+    """Return sampler state and step of a saved position.
 
     Raises:
-        RuntimeError: If the place belongs to other data, seed or version; one line for every difference.
+        RuntimeError: If the position belongs to other data, seed or version, with one line for every difference.
     """
     expected = state_to_json(SamplerState.start(len(identity.domains)), step=0, identity=identity)
     fixed = [key for key in expected if key not in ("step", "draws", "deficits")]
     differing = [
-        f"data state: {key} is {values.get(key)!r}, this run has {expected[key]!r}"
+        f"data state: {key} is {values.get(key)!r}, expected {expected[key]!r} as in this run"
         for key in fixed
         if values.get(key) != expected[key]
     ]

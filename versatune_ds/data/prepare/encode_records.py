@@ -1,7 +1,7 @@
-"""Turn records into examples of at most one packed row, batch by batch: the function `datasets` runs in many processes.
+"""Turn records into tokenised examples of at most one row, batch by batch; `datasets` runs this in many processes.
 
-The one idea: nothing disappears. Every record leaves at least one line in the output: examples, or the reason there is
-none; what was cut off is counted.
+Every record gives at least one line of output: examples, or the reason why there is none. Tokens that are cut off are
+counted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from versatune_ds.data.encoding.loss_spans import RenderedExample, TemplateMisma
 from versatune_ds.data.encoding.template_abilities import TemplateAbilities, fit_to_template, parts_as_text
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 
-_HALF_A_CHARACTER = "holds half of a surrogate pair, which is no text"
+_NOT_UNICODE = "contains half of a surrogate pair, which is not valid text"
 
-# One line an example. A row's first line (piece 0) holds the counts of the row. A line without tokens stands for a row
-# that yields no example: a bad one when `problem` says so, otherwise one without a token that bears loss. `remarks` are
-# keys of `data_warnings.DATA_WARNINGS`, on every line of a row.
+# One line per piece of an example. The first line of a record (piece 0) has its counts. A line without tokens stands
+# for a record without an example: a bad one if it has a `problem`, otherwise one without a token that bears loss.
+# `warnings` are keys of `data_warnings.DATA_WARNINGS`, on every line of a record.
 OUTPUT_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
@@ -40,14 +40,14 @@ OUTPUT_SCHEMA = pa.schema(
         ("problem", pa.string()),
         ("unread", pa.list_(pa.string())),
         ("unread_labels", pa.list_(pa.string())),
-        ("remarks", pa.list_(pa.string())),
+        ("warnings", pa.list_(pa.string())),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
-    """Hold what the tokens of a row depend on, besides tokenizer and template."""
+    """The settings that tokens depend on, besides tokenizer and template."""
 
     row_tokens: int
     loss_on: str
@@ -57,7 +57,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordEncoder:
-    """Encode batches of records; an object that travels to worker processes."""
+    """Encode batches of records; the object is sent to worker processes."""
 
     tokenizer: Any
     template: str
@@ -66,44 +66,47 @@ class RecordEncoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the output lines of a batch of records with columns file, line, json_text, problem."""
+        # Render each record, then tokenise all of them at once.
         records = batch.to_pylist()
-        items = [self._item(record["json_text"], problem=record["problem"]) for record in records]
-        good = [item[0] for item in items if not isinstance(item, str)]
-        encoded = iter(encode_rendered(good, tokenizer=self.tokenizer, control=self.abilities.control))
+        results = [self._render_record(record["json_text"], problem=record["problem"]) for record in records]
+        rendered_examples = [result[0] for result in results if not isinstance(result, str)]
+        encoded = iter(encode_rendered(rendered_examples, tokenizer=self.tokenizer, control=self.abilities.control))
+        # Write the lines of each record, or of its problem.
         lines: list[dict[str, Any]] = []
-        for record, item in zip(records, items, strict=True):
+        for record, result in zip(records, results, strict=True):
             place = {"file": record["file"], "line": record["line"]}
-            if isinstance(item, str):
-                lines.append(_line(place, problem=item))
-            else:
-                rendered, content_hash, row = item
-                new = self._example_lines(
-                    next(encoded), place={**place, "content_hash": content_hash, "remarks": rendered.remarks}
-                )
-                new[0].update(unread=row.unread, unread_labels=row.unread_labels)
-                lines += new
+            if isinstance(result, str):
+                lines.append(_line(place, problem=result))
+                continue
+            rendered, content_hash, example = result
+            place |= {"content_hash": content_hash, "warnings": rendered.warnings}
+            lines_of_record = self._lines_of_example(next(encoded), place=place)
+            lines_of_record[0].update(unread=example.unread, unread_labels=example.unread_labels)
+            lines += lines_of_record
         return pa.Table.from_pylist(lines, schema=OUTPUT_SCHEMA)
 
-    def _item(self, json_text: str, *, problem: str) -> tuple[RenderedExample, int, Example] | str:
-        """Return a record as text with its loss spans, its content hash and its row; or what is wrong with it."""
+    def _render_record(self, json_text: str, *, problem: str) -> tuple[RenderedExample, int, Example] | str:
+        """Return a record's rendered example, content hash and example; or the reason why it is bad."""
         if problem:
             return problem
         try:
-            row = parse_example(json_text, columns=self.settings.columns)
-            rendered, row_hash = self._rendered(row), content_hash(row)
+            example = parse_example(json_text, columns=self.settings.columns)
+            rendered, example_hash = self._render(example), content_hash(example)
         except (BadRowError, TemplateMismatchError) as error:
-            return str(error) if is_unicode(str(error)) else _HALF_A_CHARACTER
+            return str(error) if is_unicode(str(error)) else _NOT_UNICODE
         except RecursionError:
-            return "nested too deep to be written as text"
-        return (rendered, row_hash, row) if is_unicode(rendered.text) else _HALF_A_CHARACTER
+            return "nested too deeply to be written as text"
+        return (rendered, example_hash, example) if is_unicode(rendered.text) else _NOT_UNICODE
 
-    def _rendered(self, row: Example) -> RenderedExample:
-        """Return a row as text with its loss spans."""
+    def _render(self, example: Example) -> RenderedExample:
+        """Return an example's text with its loss spans and warnings."""
+        # Plain text.
         control = self.abilities.control
-        if row.text is not None:
-            remarks = ("control_in_text",) if texts_hold(row.text, control.all) else ()
-            return RenderedExample(text=row.text, loss_spans=None, is_plain=True, remarks=remarks)
-        fitted = fit_to_template(row, abilities=self.abilities)
+        if example.text is not None:
+            warnings = ("control_in_text",) if texts_hold(example.text, control.all) else ()
+            return RenderedExample(text=example.text, loss_spans=None, is_plain=True, warnings=warnings)
+        # A conversation, in a form that the template can print.
+        fitted = fit_to_template(example, abilities=self.abilities)
         rendered = render_example(
             list(fitted.turns),
             tokenizer=self.tokenizer,
@@ -112,17 +115,22 @@ class RecordEncoder:
             tools=list(fitted.tools) or None,
             control=control,
         )
-        said = [turn["content"] for turn in row.turns]
-        remarks = [*parts_as_text(row, abilities=self.abilities), *rendered.remarks]
-        remarks += ["control_as_text"] * bool(rendered.as_text)
-        answers = [turn["content"].rstrip() for turn in row.turns if turn["role"] == "assistant"]
-        remarks += ["ended_twice"] * any(answer.endswith(control.of_turns) for answer in answers)
-        remarks += ["marks_in_text"] * texts_hold(said, control.marks)
-        remarks += ["special_in_text"] * texts_hold(said, control.others)
-        return dataclasses.replace(rendered, remarks=tuple(remarks))
+        # Warnings.
+        texts = [turn["content"] for turn in example.turns]
+        answers = [turn["content"].rstrip() for turn in example.turns if turn["role"] == "assistant"]
+        is_warning = {
+            "control_as_text": bool(rendered.as_text),
+            "ended_twice": any(answer.endswith(control.of_turns) for answer in answers),
+            "marks_in_text": texts_hold(texts, control.marks),
+            "special_in_text": texts_hold(texts, control.others),
+        }
+        warnings = [*parts_as_text(example, abilities=self.abilities), *rendered.warnings]
+        warnings += [name for name, applies in is_warning.items() if applies]
+        return dataclasses.replace(rendered, warnings=tuple(warnings))
 
-    def _example_lines(self, example: EncodedExample, *, place: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the lines of one row: an example each, or one line without tokens when nothing bears loss."""
+    def _lines_of_example(self, example: EncodedExample, *, place: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return one line per piece of an example, or one line without tokens if nothing bears loss."""
+        # Cut or split, and drop pieces without loss.
         limit, num_tokens = self.settings.row_tokens, len(example.input_ids)
         pieces = [cut_example(example, start=0, end=limit)]
         if self.settings.long_examples == "split":
@@ -130,7 +138,8 @@ class RecordEncoder:
         kept = [piece for piece in pieces if piece.num_loss_tokens]
         if not kept:
             return [_line(place, num_row_tokens=num_tokens)]
-        repeated = len(pieces) - 1  # tokens that stand in two pieces
+        # Count the tokens that are dropped.
+        repeated = len(pieces) - 1  # tokens that are in two pieces
         num_kept = sum(len(piece.input_ids) for piece in kept)
         num_cut = max(0, num_tokens + repeated - num_kept)
         counts = {"num_row_tokens": num_tokens, "num_cut_tokens": num_cut}
@@ -140,7 +149,7 @@ class RecordEncoder:
 
 
 def cut_example(example: EncodedExample, *, start: int, end: int) -> EncodedExample:
-    """Return the tokens start .. end-1 of an example; the first of them bears no loss, as nothing precedes it."""
+    """Return the tokens start .. end-1 of an example; the first of them bears no loss, since nothing precedes it."""
     spans = np.clip(example.loss_spans.reshape(-1, 2) - start, 0, end - start)
     spans[:, 0] = np.maximum(spans[:, 0], 1)
     spans = spans[spans[:, 0] < spans[:, 1]]
@@ -148,28 +157,30 @@ def cut_example(example: EncodedExample, *, start: int, end: int) -> EncodedExam
 
 
 def split_example(example: EncodedExample, *, max_tokens: int) -> list[EncodedExample]:
-    """Return an example as pieces of at most `max_tokens` tokens.
+    """Split an example into pieces of at most `max_tokens` tokens.
 
-    A piece begins with the last token of the one before, so that every token that bears loss keeps a token before it:
-    10 tokens in pieces of 4 are 0-3, 3-6, 6-9, and the loss tokens add up to those of the whole.
+    A piece begins with the last token of the piece before it, so that every token that bears loss keeps a token before
+    it. Example: 10 tokens in pieces of 4 are 0-3, 3-6, 6-9; together they have the loss tokens of the whole.
     """
     starts = range(0, max(1, len(example.input_ids) - 1), max_tokens - 1)
     return [cut_example(example, start=start, end=start + max_tokens) for start in starts]
 
 
-def content_hash(row: Example) -> int:
-    """Return 64 bits of a hash of what a row says, blind to white space, letter case and ids of tool calls.
+def content_hash(example: Example) -> int:
+    """Return a 64-bit hash of an example's content, without white space, letter case and ids of tool calls.
 
-    Rows that differ in nothing else count as duplicates and fall on the same side of the held-out split.
+    Examples that differ in nothing else are duplicates: all or none of them are held out.
     """
-    parts: list[Any] = [_normalised(row.text)] if row.text is not None else []
-    for turn in row.turns:
+    # Text and turns.
+    parts: list[Any] = [_normalised(example.text)] if example.text is not None else []
+    for turn in example.turns:
         calls = [{key: value for key, value in call.items() if key != "id"} for call in turn.get("tool_calls") or ()]
         parts += [turn["role"], _normalised(turn["content"]), calls or None]
         if "reasoning_content" in turn:
             parts.append({"reasoning_content": _normalised(turn["reasoning_content"])})
-    if row.tools:
-        parts.append({"tools": row.tools})
+    if example.tools:
+        parts.append({"tools": example.tools})
+    # Hash.
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
@@ -180,9 +191,9 @@ def _normalised(text: str) -> str:
 
 
 def _line(place: dict[str, Any], *, example: EncodedExample | None = None, **values: Any) -> dict[str, Any]:
-    """Return one output line, with zeros and nothing where no value is given."""
+    """Return one output line; values that are not given are zero or empty."""
     return {
-        "content_hash": 2**64 - 1,  # never held out: bad rows stay with the training rows
+        "content_hash": 2**64 - 1,  # never held out: bad rows count as training rows
         "piece": 0,
         "input_ids": example.input_ids if example else (),
         "loss_spans": example.loss_spans if example else (),
@@ -191,7 +202,7 @@ def _line(place: dict[str, Any], *, example: EncodedExample | None = None, **val
         "problem": "",
         "unread": (),
         "unread_labels": (),
-        "remarks": (),
+        "warnings": (),
         **place,
         **values,
     }
