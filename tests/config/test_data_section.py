@@ -49,7 +49,7 @@ def test_domains_keep_their_order():
         ),
         (
             {"train": "a", "columns": {"prompt": "Q"}},
-            "data.domains.law.columns: a row needs prompt and answer, or messages, or text",
+            "data.domains.law.columns: an example needs prompt and answer, or messages, or text",
         ),
     ],
 )

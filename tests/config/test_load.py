@@ -48,7 +48,7 @@ def test_overrides_are_typed_and_applied_in_order(recipe):
         ("data.synthetic=null", "give exactly one of data.folder, data.domains and data.synthetic; found none"),
         ("run.name=a/b", "run.name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got 'a/b')"),
         ("steps", "'steps': expected key=value, for example mixture.sigma=0.3"),
-        ("run.name.x=1", "'run.name.x=1': 'name' holds a value, not a section"),
+        ("run.name.x=1", "'run.name.x=1': 'name' is a value, not a section"),
         ("train.steps={", "'train.steps={': the value is not valid YAML; quote it"),
     ],
 )  # fmt: skip

@@ -75,7 +75,7 @@ def test_a_prior_is_a_rule_a_file_or_a_mapping(value, expected):
         ),
         (
             {"reference": {"start_fraction": 0.5, "law": 1}},
-            "mixture.reference: start_fraction stands alone, found also law",
+            "mixture.reference: expected start_fraction alone, found also law; leave them out",
         ),
         ({"reference": {"law": "x"}}, "mixture.reference.law: expected a number, got 'x'"),
         ({"reference": 5}, "mixture.reference: expected a file, a mapping or start_fraction, got 5"),
@@ -83,13 +83,13 @@ def test_a_prior_is_a_rule_a_file_or_a_mapping(value, expected):
         ({"prior": 3}, "mixture.prior: expected uniform, proportional, a mapping or a file, got 3"),
         (
             {"policy": "steer", "paper": True},
-            "mixture.paper: 'steer' is no rule of the paper's; set mixture.policy=versatune as well",
+            "mixture.paper: policy 'steer' is not in the paper; set mixture.policy=versatune as well",
         ),
         (
             {"target": "law", "target_share": 0.95},
             (
                 "mixture.target_share: 0.95 is more than a domain may have, 0.9 (mixture.safeguards.cap); lower the "
-                "one or raise the other"
+                "share or raise the cap"
             ),
         ),
         ({"policy": "versatun"}, "mixture.policy: unknown policy 'versatun'; did you mean 'versatune'?"),

@@ -121,7 +121,7 @@ def test_an_empty_origin_is_none_beside_another(tmp_path):
         ("data:\n\tfolder: a\n", r"r\.yaml:2: not valid YAML: .*; indent with spaces, not tabs$"),
         ("run: {name: a}\n---\nrun: {name: b}\n", r"not valid YAML: a second document begins \(---\)"),
         ("1: a\n'1': b\n", r"r\.yaml:2: key '1' is given twice"),
-        ("? [a]\n: b\n", r"r\.yaml:1: a key must be a word"),
+        ("? [a]\n: b\n", r"r\.yaml:1: expected a word as key"),
         ("'': b\n", r"r\.yaml:1: a key is empty"),
         ("a: &a [*a]\n", r"r\.yaml:1: not valid YAML"),
         ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
@@ -200,13 +200,13 @@ def test_names_of_domains_are_written_in_one_form(recipe):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("project", "me/mine", "'me/mine' has /, which W&B takes in no name; the entity has a key of its own"),
-        ("project", "'a#b?'", "'a#b?' has # ?, which W&B takes"),
+        ("project", "me/mine", "'me/mine' has /, which W&B allows in no name; give the entity in monitor.wandb.entity"),
+        ("project", "'a#b?'", "'a#b?' has # ?, which W&B allows"),
         ("project", "''", "empty; give a name"),
-        ("project", "x" * 129, "129 characters; W&B takes at most 128"),
-        ("entity", "a:b", "has :, which W&B takes in no name"),
-        ("tags", f"[ok, {'x' * 65}]", "has 65 characters; W&B takes 1 to 64"),
-        ("tags", "['']", "'' is empty; W&B takes 1 to 64"),
+        ("project", "x" * 129, "129 characters; W&B allows at most 128"),
+        ("entity", "a:b", "has :, which W&B allows in no name"),
+        ("tags", f"[ok, {'x' * 65}]", "has 65 characters; W&B allows 1 to 64"),
+        ("tags", "['']", "'' is empty; W&B allows 1 to 64"),
     ],
 )
 def test_names_that_wandb_refuses_are_refused_before_anything_loads(recipe, key, value, message):

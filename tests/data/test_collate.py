@@ -81,10 +81,10 @@ def test_valid_index_is_padded_with_an_ignored_position():
 
 
 def test_an_example_of_another_length_than_planned_is_named(shards: list[FakeShards]):
-    with pytest.raises(RuntimeError, match="domain 'domain0', example 1: 2 tokens, its index says 3"):
+    with pytest.raises(RuntimeError, match="domain 'domain0', example 1: 2 tokens, expected 3 as in the index"):
         collate(placement_of((0, 1, 3, 1, 0, 0)), shards)
 
 
 def test_an_example_with_other_loss_tokens_than_planned_is_named(shards: list[FakeShards]):
-    with pytest.raises(RuntimeError, match="domain 'domain1', example 0: 2 tokens bear loss, its index says 3"):
+    with pytest.raises(RuntimeError, match="domain 'domain1', example 0: 2 tokens bear loss, expected 3"):
         collate(placement_of((0, 0, 3, 1, 0, 0), (1, 0, 4, 3, 1, 0)), shards)

@@ -208,7 +208,7 @@ def test_steps_are_planned_in_order_and_not_too_far_ahead():
         loader.take(1)
     for step in (1, 2, 3):
         loader.plan(step, WEIGHTS_K)
-    with pytest.raises(RuntimeError, match="step 4: 3 planned steps wait; take one first"):
+    with pytest.raises(RuntimeError, match="step 4: 3 steps are planned but not taken; take one first"):
         loader.plan(4, WEIGHTS_K)
     loader.take(1)
     with pytest.raises(RuntimeError, match="step 5 planned after step 3; expected 4"):
@@ -232,7 +232,7 @@ def test_rows_that_do_not_divide_are_refused():
 
 def test_shards_of_other_domains_are_refused():
     shards = fake_domains([3, 3], longest=4)
-    with pytest.raises(ValueError, match="shards of domain0, domain1; expected those of law, code, in this order"):
+    with pytest.raises(ValueError, match="shards of domain0, domain1: expected those of law, code, in this order"):
         MixtureLoader(
             shards,
             domain_set=DomainSet(("law", "code")),

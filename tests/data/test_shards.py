@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.data import shard_writer
+from versatune_ds.data.prepare import shard_writer
 from versatune_ds.data.prepare.shard_writer import ShardWriter
 from versatune_ds.data.shards import DomainShards
 
@@ -129,7 +129,7 @@ def test_a_shard_whose_end_was_lost_to_a_crash_is_named_at_once(tmp_path):
 def test_a_folder_without_manifest_was_never_finished(tmp_path):
     write_shards(tmp_path, [([1], [])])
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(RuntimeError, match=r"manifest.json: missing, so these shards were never finished"):
+    with pytest.raises(RuntimeError, match=r"manifest.json: missing, so these shards are incomplete"):
         DomainShards(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_another_format_version_is_refused(tmp_path):
     write_shards(tmp_path, [([1], [])])
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(RuntimeError, match="format 99, this version reads 1"):
+    with pytest.raises(RuntimeError, match="format 99, expected 1"):
         DomainShards(tmp_path)
 
 

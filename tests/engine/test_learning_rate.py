@@ -59,7 +59,7 @@ def test_the_rate_never_leaves_its_bounds_and_never_rises_after_the_warm_up(sche
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup_steps": 5, "warmup_fraction": 0.2}, r"train\.warmup_steps: 5, and train\.warmup_fraction says 0\.2"),
+        ({"warmup_steps": 5, "warmup_fraction": 0.2}, r"train\.warmup_steps: 5, and train\.warmup_fraction is 0\.2"),
         ({"warmup_steps": 100}, r"train\.warmup_steps: 100: expected fewer than train\.steps=100"),
         ({"warmup_steps": 60, "decay_fraction": 0.5, "learning_rate_schedule": "wsd"},
          r"train\.decay_fraction: 50 steps of decay and 60 of warm-up are more than train\.steps=100"),

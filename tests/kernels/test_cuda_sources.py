@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from versatune_ds.kernels import ops, recipe
-from versatune_ds.kernels.cache_place import cache_roots
+from versatune_ds.kernels import build_spec, ops
+from versatune_ds.kernels.cache_folder import cache_roots
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,8 +30,8 @@ def library() -> Path:
     """Compile once for each version of the sources; the assembler's report lies beside the library."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
-        cuda = recipe.recipe_for("cuda")
-    library = cache_roots()[0] / f"versatune_test_{recipe.digest(cuda)}" / "versatune_cuda.so"
+        cuda = build_spec.build_spec_for("cuda")
+    library = cache_roots()[0] / f"versatune_test_{build_spec.digest(cuda)}" / "versatune_cuda.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         unfinished = library.with_suffix(".unfinished")
@@ -42,7 +42,7 @@ def library() -> Path:
     return library
 
 
-def nvcc_command(cuda: recipe.Recipe) -> list[str]:
+def nvcc_command(cuda: build_spec.BuildSpec) -> list[str]:
     includes = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
     libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
     flags = ["-shared", "-cudart=static", "-Xcompiler=-fPIC", "-Xptxas=-v", *cpp_extension.COMMON_NVCC_FLAGS]

@@ -204,7 +204,7 @@ def test_infinite_and_extreme_logits_behave_as_in_float64() -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_broken_token_makes_its_domain_and_the_loss_nan_and_leaves_other_domains_alone(poison: float) -> None:
+def test_an_invalid_token_makes_its_domain_and_the_loss_nan_and_leaves_other_domains_alone(poison: float) -> None:
     case = make_case(30, 40, masked=0.0)
     row = int((case.domain_ids_N == 1).nonzero()[0])
     clean, _ = run(case)

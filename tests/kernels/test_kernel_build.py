@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from versatune_ds.kernels import build, recipe
+from versatune_ds.kernels import build, build_spec
 
 FORK = multiprocessing.get_context("fork")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
@@ -105,24 +105,24 @@ def _build_in_own_group() -> None:
 
 
 def test_another_source_flag_or_compiler_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "CSRC", tmp_path)
+    monkeypatch.setattr(build_spec, "CSRC", tmp_path)
     source = tmp_path / "kernel.cpp"
     source.write_text("one")
-    plain = recipe.Recipe(device_type="cpu", sources=(source,), cxx_flags=("-O3",))
-    first = recipe.digest(plain)
-    assert recipe.digest(plain) == first
-    assert recipe.digest(replace(plain, cxx_flags=("-O0",))) != first
-    assert recipe.digest(replace(plain, link_flags=("-fopenmp",))) != first
+    plain = build_spec.BuildSpec(device_type="cpu", sources=(source,), cxx_flags=("-O3",))
+    first = build_spec.digest(plain)
+    assert build_spec.digest(plain) == first
+    assert build_spec.digest(replace(plain, cxx_flags=("-O0",))) != first
+    assert build_spec.digest(replace(plain, link_flags=("-fopenmp",))) != first
     source.write_text("two")
-    assert recipe.digest(plain) != first
+    assert build_spec.digest(plain) != first
     source.write_text("one")
     (tmp_path / "other.cu").write_text("does not concern this library")
-    assert recipe.digest(plain) == first
+    assert build_spec.digest(plain) == first
     (tmp_path / "shared.h").write_text("does")
-    second = recipe.digest(plain)
+    second = build_spec.digest(plain)
     assert second != first
     monkeypatch.setenv("CXX", "another")
-    assert recipe.digest(plain) != second
+    assert build_spec.digest(plain) != second
 
 
 def load(device_type: str = "cpu") -> build.Implementation:
@@ -234,18 +234,18 @@ def test_architectures_come_from_the_environment(
     listed: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    assert recipe.cuda_architectures() == expected
+    assert build_spec.cuda_architectures() == expected
 
 
 def test_an_architecture_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 Hopper")
     with pytest.raises(RuntimeError, match=r"expected numbers such as .*, got 'Hopper'"):
-        recipe.cuda_architectures()
+        build_spec.cuda_architectures()
 
 
 def test_the_newest_architecture_also_gets_ptx_for_later_devices() -> None:
-    assert recipe.gencode_flags(("80", "100", "90"))[-1] == "-gencode=arch=compute_100,code=compute_100"
-    assert len(recipe.gencode_flags(("80", "90"))) == 3
+    assert build_spec.gencode_flags(("80", "100", "90"))[-1] == "-gencode=arch=compute_100,code=compute_100"
+    assert len(build_spec.gencode_flags(("80", "90"))) == 3
 
 
 PROGRAM = """

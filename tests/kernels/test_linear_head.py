@@ -84,9 +84,7 @@ def test_float16_gradients_over_many_tokens_stay_in_range_when_the_caller_names_
     linear = make_head(vocabulary, dtype=torch.float16)
     hidden_ND = (make_hidden(num_tokens).detach() + 8.0).half().requires_grad_()
     ids_N = torch.zeros(num_tokens, dtype=torch.int64)
-    case = Case(
-        logits_NV=torch.empty(0), labels_N=ids_N + 7, domain_ids_N=ids_N, loss_weights_K=torch.ones(1)
-    )
+    case = Case(logits_NV=torch.empty(0), labels_N=ids_N + 7, domain_ids_N=ids_N, loss_weights_K=torch.ones(1))
     _, _, gradients = exact_gradients(hidden_ND, linear, case, LossSettings())
     assert gradients[1].abs().max() > 2 * torch.finfo(torch.float16).max  # the sum before it is divided
     scale = loss_scale / num_tokens

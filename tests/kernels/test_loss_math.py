@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.kernels import fixed_point, recipe
+from versatune_ds.kernels import build_spec, fixed_point
 
 COMPILER = shutil.which("c++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on this machine")
@@ -24,7 +24,17 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on thi
 def probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("probe") / "probe.so"
     source = Path(__file__).with_name("loss_math_probe.cpp")
-    command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{recipe.CSRC}", str(source), "-o", str(library)]
+    command = [
+        COMPILER,
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        f"-I{build_spec.CSRC}",
+        str(source),
+        "-o",
+        str(library),
+    ]
     subprocess.run(command, check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.probe_cluster_row.restype = ctypes.c_float
@@ -116,7 +126,7 @@ def test_merging_is_symmetric_bit_for_bit_and_takes_empty_parts(probe: ctypes.CD
 
 
 @pytest.mark.parametrize("x_label", [math.nan, math.inf, -40000.0])
-def test_a_token_without_a_sound_loss_is_counted_as_broken(probe: ctypes.CDLL, x_label: float) -> None:
+def test_a_token_without_a_finite_loss_is_counted_as_invalid(probe: ctypes.CDLL, x_label: float) -> None:
     _, bins = token(probe, [(0.0, 1.0)], x_label)
     assert bins == [0, 0, 0, 1, 1]
 

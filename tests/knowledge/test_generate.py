@@ -5,7 +5,7 @@ import torch
 from base_model import save_base_model
 
 from versatune_ds.config import ModelConfig, SamplingConfig
-from versatune_ds.data.rows.tokenize import load_tokenizer
+from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.knowledge.generate import SequenceGenerator, batch_seed, start_ids
 from versatune_ds.model.build import build_causal_lm
 

@@ -12,8 +12,8 @@ from command_line import command_of
 from model_templates import LAST_REASONING
 
 from versatune_ds.config import load_config
-from versatune_ds.data.rows.templates import template_digest
-from versatune_ds.data.rows.tokenize import tokenizer_digest
+from versatune_ds.data.encoding.templates import template_digest
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.training.start_checks import Start, check_start
 
 SECRET = "a-key-that-nobody-may-see"

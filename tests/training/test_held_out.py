@@ -6,7 +6,7 @@ import torch
 from fake_shards import fake_domains, source_of
 
 from versatune_ds.config import ValidationConfig
-from versatune_ds.data.validation_rows import ValidationLoader
+from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.statistics import ExampleLosses

@@ -1,11 +1,11 @@
-"""Hold the typed config of a run: one YAML file plus `key=value` overrides, read strictly.
+"""Read a recipe, a YAML file plus `key=value` overrides, into a typed and frozen config.
 
-The one idea: what a user can set is exactly what the models in this package name. An unknown key, a wrong type or a
-contradiction is one line on the terminal, before any GPU is taken.
+The pydantic models in this room define every key that a user can set. An unknown key, a wrong type or a contradiction
+is reported in one line, before any GPU is used.
 """
 
 from versatune_ds.config.checkpoint import CheckpointConfig, ResumeConfig
-from versatune_ds.config.data import ROW_PARTS, DataConfig, DataSource, DomainFiles, HubDataset, SyntheticCorpus
+from versatune_ds.config.data import EXAMPLE_PARTS, DataConfig, DataSource, DomainFiles, HubDataset, SyntheticCorpus
 from versatune_ds.config.detect import DetectConfig, EndpointConfig, LocalLabellerConfig, SamplingConfig
 from versatune_ds.config.load import load_config
 from versatune_ds.config.lora import LoraConfig
@@ -19,7 +19,7 @@ from versatune_ds.config.train import TrainConfig
 from versatune_ds.config.validation import ValidationConfig
 
 __all__ = [
-    "ROW_PARTS",
+    "EXAMPLE_PARTS",
     "CheckpointConfig",
     "ContainerConfig",
     "DataConfig",

@@ -1,7 +1,7 @@
-"""Read a recipe: YAML, then `key=value` overrides, then the typed models; every mistake becomes one line.
+"""Load a recipe: a YAML file, then `key=value` overrides, then the typed models; every mistake becomes one line.
 
 `yaml_text` reads the file, `typed_values` reads words and numbers as their keys expect them, pydantic finds the
-mistakes, and `wording` puts them into the user's words.
+mistakes, and `error_messages` describes them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from versatune_ds.config.error_messages import lines_of_errors
 from versatune_ds.config.recipe import RunConfig
 from versatune_ds.config.typed_values import typed_values
-from versatune_ds.config.wording import lines_of_errors
 from versatune_ds.config.yaml_text import EMPTY, read_value, read_yaml
 
 __all__ = ["load_config", "parse_config", "parse_section", "read_yaml", "set_by_dotted_key"]
@@ -37,7 +37,7 @@ def set_by_dotted_key(values: dict[str, Any], override: str) -> None:
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise ValueError(f"{override!r}: {parent!r} holds a value, not a section")
+            raise ValueError(f"{override!r}: {parent!r} is a value, not a section; give the key of a section")
     try:
         values[last] = read_value(text)
     except ValueError as error:
@@ -52,7 +52,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: `key=value` texts with dotted keys, applied in order.
 
     Raises:
-        ValueError: One line per mistake (joined by newlines), each opening with the dotted key.
+        ValueError: One line per mistake (joined by newlines), each beginning with the dotted key.
     """
     values = read_yaml(Path(path))
     for override in overrides:

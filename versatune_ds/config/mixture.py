@@ -1,7 +1,7 @@
 """Define the mixture section of a recipe.
 
-The one idea: every number says over how many steps it acts, so that `update_every` can be changed without changing
-the method; `paper: true` is the one switch back to the paper's per-update rule without safeguards.
+Rates are stated for `sigma_interval_steps` optimizer steps, so that `update_every` can be changed without changing the
+method. `paper: true` switches to the paper's rule: one factor an update, no safeguards.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section
-from versatune_ds.config.wording import shown_value
 from versatune_ds.domains import by_domain_name, domain_name, nearest_name
 from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, POLICIES, Policy, policy_named
 from versatune_ds.mixture.policies.named import check_own_name, is_own
@@ -25,37 +25,42 @@ class StartFraction(Section):
     """Stand-in references: a fraction of the first measured loss."""
 
     start_fraction: float = Field(gt=0, lt=1)
-    """Reference loss = this fraction of the loss at the first measurement."""
+    """Use this fraction of each domain's first measured loss as its reference loss, where no references are known."""
 
 
 class SafeguardConfig(Section):
-    """Bound what one update, and all of them together, may do to the weights (docs/method.md section 8)."""
+    """Limits on what one update, and all updates together, may do to the weights (docs/method.md section 8)."""
 
     floor: float | None = Field(default=None, ge=0, lt=1)
-    """Smallest weight of a domain; 0.1 / number of domains by default. A weight of 0 could never grow again."""
+    """Smallest weight of a domain; by default 0.1 / number of domains. A weight of 0 could never grow again."""
     cap: float = Field(default=0.9, gt=0, le=1)
     """Largest weight of a domain."""
     max_kl: float | None = Field(default=0.1, gt=0)
-    """Largest KL divergence (nats) of one update's weights from those before it; null lifts the limit."""
+    """Largest KL divergence of the new weights from the old ones in one update, in nats; null sets no limit. Lower it
+    for slower changes."""
     prior_pull: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the starting mixture blended into the weights per `sigma_interval_steps`; 0 turns the pull off."""
+    """Share of the starting mixture blended into the weights per `sigma_interval_steps`; 0 turns the pull off. Raise it
+    to stay closer to the start."""
     effective_domains_alarm: float = Field(default=0.5, ge=0, le=1)
     """Warn when the effective number of domains falls below this fraction of the starting mixture's."""
     forgetting_budget: float | None = Field(default=None, gt=0)
-    """Relative rise of a domain's loss over its best or its start that pulls weight back to it."""
+    """Relative rise of a domain's loss above its best or its first value from which weight is moved back to the domain;
+    null turns this off."""
     z: float = Field(default=1.0, ge=0)
-    """Standard errors taken off a loss's rise before it counts as forgetting."""
+    """Standard errors subtracted from the rise of a loss before it counts as forgetting. Raise it if noise triggers
+    `forgetting_budget`."""
 
 
 class ExpansionConfig(Section):
-    """Set the branch of `expansion` that the paper leaves open."""
+    """The branch of `expansion` that the paper leaves open."""
 
     otherwise: Literal["hold", "multi_ability"] = "hold"
-    """When forgetting is too strong: keep the target's weight, or update all domains as `versatune` does."""
+    """When forgetting is too strong: `hold` keeps the target's weight, `multi_ability` updates all domains as
+    `versatune` does."""
 
 
 class ExponentiatedConfig(Section):
-    """Set the step of the exponentiated-gradient policies `doremi` and `sheared`."""
+    """The step of the exponentiated-gradient policies `doremi` and `sheared`."""
 
     step_size: float = Field(default=1.0, gt=0)
     """Learning rate of the weights (eta), per `sigma_interval_steps`."""
@@ -64,15 +69,16 @@ class ExponentiatedConfig(Section):
 
 
 class SteerConfig(Section):
-    """Set the policy `steer`."""
+    """Settings of the policy `steer`."""
 
     rate: float = Field(default=0.8, gt=0, le=1)
-    """Share of the way towards the tracked mixture, per `sigma_interval_steps`."""
+    """Share of the way towards the tracked mixture that the weights move per `sigma_interval_steps`."""
     anchor: float = Field(default=0.5, ge=0, le=1)
-    """Share of the starting mixture in the tracked one: 0 learns most, 1 stays at the start; it protects what the start
-    gave weight to."""
+    """Share of the starting mixture in the tracked one: 0 learns most, 1 stays at the start. Raise it to protect the
+    domains that the start gives weight to."""
     potential: Literal["nats", "relative"] = "nats"
-    """The rest is proportional to it: nats of loss above the reference, or their share of the loss (the paper's g)."""
+    """What the rest of the tracked mixture is proportional to: `nats` of loss above the reference, or their share of
+    the loss (`relative`, the paper's g)."""
 
 
 class Stage(Section):
@@ -81,52 +87,60 @@ class Stage(Section):
     step: int = Field(ge=0)
     """First optimizer step of the stage."""
     weights: dict[str, float]
-    """One weight a domain, summing to 1."""
+    """Weight of each domain; they sum to 1."""
 
     @field_validator("weights")
     @classmethod
     def _have_names_of_one_form(cls, weights: dict[str, float]) -> dict[str, float]:
-        """Write domains' names as all of them are written."""
+        """Normalise the names of domains."""
         return by_domain_name(weights, what="mixture.schedule")
 
 
 class MixtureConfig(Section):
-    """Say how the mixture starts and by which rule it moves."""
+    """How the mixture starts, and the rule that updates it."""
 
     policy: str = DEFAULT.name
-    """Update rule of the weights: the name of a built-in policy, or a user's own as `my_module:my_policy`; `versatune`
-    by default where `paper` is true."""
+    """Rule that updates the weights: a built-in policy, or one of your own as `my_module:my_policy`. With
+    `mixture.paper=true` the default is `versatune`."""
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
-    """Weights at step 0: a prior.json, a mapping, uniform, or proportional to the data."""
+    """Weights at step 0: a prior.json (from `versatune detect`), a mapping, `uniform`, or `proportional` to the
+    data."""
     prior_uniform_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of the uniform mixture blended into the prior at step 0, by default 0.5 for `steer` and 0 for the others: 0
-    protects what the base model knows most of, 1 learns most of what it knows least of."""
+    """Share of the uniform mixture blended into the prior at step 0; by default 0.5 for `steer` and 0 for the others. 0
+    protects what the base model knows most about, 1 learns most of what it knows least about."""
     reference: StartFraction | dict[str, float] | Path | None = None
-    """Reference losses: a reference.json, a mapping (nats per loss token), or {start_fraction: 0.85}."""
+    """Reference losses: a reference.json (from `versatune reference`), a mapping (nats per loss token), or
+    {start_fraction: 0.85}."""
     reference_check: Literal["refuse", "warn"] = "refuse"
-    """What to do with references that cannot steer: stop before training, or say so and go on."""
+    """What to do if the reference losses cannot guide the policy: stop before training, or log a warning and train."""
     sigma: float = Field(default=0.5, ge=0)
-    """Step size: a domain's weight grows by 1 + sigma * potential per `sigma_interval_steps`, then renormalised."""
+    """Step size of `versatune`: a domain's weight is multiplied by 1 + sigma * potential per `sigma_interval_steps`,
+    then all are normalised."""
     sigma_interval_steps: int = Field(default=50, ge=1)
-    """Optimizer steps that sigma, delta and the other rates are stated for (docs/method.md's reference interval)."""
+    """Optimizer steps for which sigma, delta and the other rates are stated (the reference interval of
+    docs/method.md)."""
     update_every: int = Field(default=50, ge=1)
-    """Optimizer steps between updates; how often we look, not how far we go."""
+    """Optimizer steps between updates of the weights. It sets how often losses are measured, not how fast weights
+    change."""
     signal: Literal["validation", "train"] = "validation"
-    """Losses that steer: of held-out examples, or of the batches trained on since the last update. `train` costs no
-    extra pass but at step 0 and at the end, which are held out as ever. Its errors are those of independent tokens, too
-    small; from the second pass over a domain on, its losses lie below held-out ones, and below held-out references."""
+    """Losses that updates use: of held-out examples, or of the batches trained on since the last update. `train` saves
+    the measurements, except those at step 0 and at the end, which stay held out. Its standard errors assume independent
+    tokens and are too small; from the second pass over a domain on, its losses are below held-out losses and
+    references."""
     target: str | None = None
-    """Domain that `expansion`, `target_only` and `target_uniform` are about; `steer` may have one."""
+    """Domain to strengthen: required by `expansion`, `target_only` and `target_uniform`, optional for `steer`."""
     target_share: float = Field(default=0.5, gt=0, lt=1)
-    """The target's weight under `target_uniform`, and under `steer` where it has a target."""
+    """Weight of the target under `target_uniform`, and under `steer` with a target."""
     delta: float = Field(default=0.02, gt=0, le=1)
     """Weight that `expansion` adds to its target per `sigma_interval_steps`."""
     epsilon: float = Field(default=0.01, ge=0)
-    """`expansion` grows its target while the others' mean forgetting stays below epsilon * the target's potential."""
+    """`expansion` grows its target while the mean forgetting of the other domains is below epsilon * the target's
+    potential."""
     weight_unit: Literal["tokens", "loss_tokens", "examples"] = "tokens"
-    """What a weight is a share of."""
+    """What a weight is a share of: all tokens, tokens that bear loss, or examples."""
     paper: bool = False
-    """Run the rule as the paper states it: one factor an update whatever its length, every safeguard off."""
+    """Use the rule exactly as the paper states it: one factor an update, whatever its length in steps, and no
+    safeguards."""
     safeguards: SafeguardConfig = SafeguardConfig()
     expansion: ExpansionConfig = ExpansionConfig()
     exponentiated: ExponentiatedConfig = ExponentiatedConfig()
@@ -147,9 +161,9 @@ class MixtureConfig(Section):
     @field_validator("policy", mode="before")
     @classmethod
     def _read_policy(cls, value: Any) -> Any:
-        """Check that there is such a policy; a misspelt one is answered with the nearest name.
+        """Check that there is such a policy.
 
-        Of a user's own only the form is checked here: reading a recipe, or a run's record, executes nothing.
+        Of a user's own policy only the form is checked here: reading a recipe executes no code.
         """
         if isinstance(value, str) and is_own(value):
             check_own_name(value)
@@ -161,7 +175,7 @@ class MixtureConfig(Section):
     @field_validator("prior", mode="before")
     @classmethod
     def _read_prior(cls, value: Any) -> Any:
-        """Tell the forms of the prior apart, so that a mistake is reported once and in the user's words."""
+        """Distinguish the forms of the prior here, so that a mistake is reported once, in the user's words."""
         if isinstance(value, Mapping):
             return _numbers_by_domain(value, what="mixture.prior")
         if isinstance(value, str) and value not in ("uniform", "proportional"):
@@ -175,7 +189,7 @@ class MixtureConfig(Section):
     @field_validator("reference", mode="before")
     @classmethod
     def _read_reference(cls, value: Any) -> Any:
-        """Tell the forms of the reference apart; `start_fraction` is never taken for a domain's name."""
+        """Distinguish the forms of the reference; `start_fraction` is never read as the name of a domain."""
         if value is None or isinstance(value, StartFraction | Path):
             return value
         if isinstance(value, str):
@@ -199,18 +213,18 @@ class MixtureConfig(Section):
     @field_validator("target")
     @classmethod
     def _has_the_form_of_domain_names(cls, name: str | None) -> str | None:
-        """Write a domain's name as all of them are written."""
+        """Normalise the name of a domain."""
         return None if name is None else domain_name(name)
 
     @model_validator(mode="after")
     def _has_what_the_policy_needs(self) -> MixtureConfig:
-        """Check that the policy's own keys are there, ordered, and not at odds with others."""
+        """Fill in the policy's defaults, and check that its keys are there and do not contradict others."""
         if self.paper and "policy" not in self.model_fields_set:
             object.__setattr__(self, "policy", PAPER_DEFAULT.name)
         steps = [stage.step for stage in self.schedule]
         if steps != sorted(set(steps)):
             raise ValueError(f"mixture.schedule: the steps of stages must rise, got {steps}")
-        if not is_own(self.policy):  # a user's own is checked where it is imported, in policy_settings
+        if not is_own(self.policy):  # a user's own policy is checked where it is imported, in policy_settings
             if self.prior_uniform_share is None:
                 object.__setattr__(self, "prior_uniform_share", self.rule.uniform_share)
             self.check_for_rule(self.rule)
@@ -224,13 +238,13 @@ class MixtureConfig(Section):
         """
         if self.paper and not rule.is_in_paper_mode:
             raise ValueError(
-                f"mixture.paper: {self.policy!r} is no rule of the paper's; set mixture.policy={PAPER_DEFAULT.name} "
+                f"mixture.paper: policy {self.policy!r} is not in the paper; set mixture.policy={PAPER_DEFAULT.name} "
                 "as well"
             )
         if rule.has_given_target_share and self.target is not None and self.target_share > self.safeguards.cap:
             raise ValueError(
                 f"mixture.target_share: {self.target_share} is more than a domain may have, {self.safeguards.cap} "
-                "(mixture.safeguards.cap); lower the one or raise the other"
+                "(mixture.safeguards.cap); lower the share or raise the cap"
             )
         if rule.target == "required" and self.target is None:
             raise ValueError(f"mixture.target: policy {self.policy!r} needs it; name the domain to strengthen")
@@ -239,7 +253,7 @@ class MixtureConfig(Section):
 
 
 def _path(text: str, *, what: str) -> Path:
-    """Return the path of a file that a key names, `~` and variables expanded."""
+    """Return the path that a key gives, with `~` and variables expanded."""
     try:
         return Path(expand_path(text))
     except ValueError as error:
@@ -247,7 +261,7 @@ def _path(text: str, *, what: str) -> Path:
 
 
 def _numbers_by_domain(values: Mapping[Any, Any], *, what: str) -> dict[str, float]:
-    """Return a mapping of numbers; raise ValueError naming the first entry that is none."""
+    """Return a mapping of numbers; raise ValueError for the first value that is not a number."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{what}.{name}: expected a number, got {shown_value(value)}")
@@ -255,10 +269,12 @@ def _numbers_by_domain(values: Mapping[Any, Any], *, what: str) -> dict[str, flo
 
 
 def _start_fraction(values: Mapping[str, Any]) -> float:
-    """Return the start fraction of a mapping that holds it; raise ValueError where it is none or not alone."""
+    """Return the value of `start_fraction`; raise ValueError if it is not a fraction or has other keys beside it."""
     fraction, others = values["start_fraction"], [str(key) for key in values if key != "start_fraction"]
     if others:
-        raise ValueError(f"mixture.reference: start_fraction stands alone, found also {', '.join(others)}")
+        raise ValueError(
+            f"mixture.reference: expected start_fraction alone, found also {', '.join(others)}; leave them out"
+        )
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise ValueError(
             f"mixture.reference.start_fraction: expected a number between 0 and 1, got {shown_value(fraction)}"

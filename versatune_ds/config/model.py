@@ -1,7 +1,4 @@
-"""Define the model section of a recipe.
-
-The one idea: the weights have exactly one origin, a saved model or a config.
-"""
+"""Define the model section of a recipe. The weights have exactly one origin: a saved model or a config."""
 
 from __future__ import annotations
 
@@ -16,35 +13,36 @@ from versatune_ds.config.yaml_text import plain_value
 
 
 class ModelConfig(Section):
-    """Say which model is fine-tuned and which tokenizer reads the text."""
+    """The model to fine-tune, and its tokenizer."""
 
     name_or_path: ExpandedText | None = None
-    """Folder saved by transformers, or a Hub name."""
+    """Model to fine-tune: a folder saved by transformers, or a Hub name. Give either this or `model.from_config`."""
     from_config: dict[str, Any] | None = None
-    """A transformers config as a mapping with `model_type`; the model starts from random weights."""
+    """Train from random weights: a transformers config as a mapping with `model_type` and sizes."""
     tokenizer: ExpandedText | None = None
-    """Folder or Hub name of the tokenizer; without it the model's own, and without that one trained on the data."""
+    """Folder or Hub name of the tokenizer. By default the model's own; with `model.from_config`, one trained on the
+    data."""
     tokenizer_vocab_size: int = Field(default=4096, ge=300)
-    """Vocabulary size of a tokenizer trained on the data."""
+    """Vocabulary size of a tokenizer trained on the data, in tokens."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you trust its author."""
+    """Run Python code that comes with the model. Set it only if the model needs it and you trust its author."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers."""
+    """Attention implementation of transformers. `flash_attention_2` needs its package and micro-batches of one row."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time. Set it when memory runs out."""
     compile: bool = False
-    """Compile the decoder's layers with torch.compile: a minute or more at the first step, then faster ones. Needs a
-    C++ compiler, and Triton on a GPU. ZeRO-3 gathers weights between operations and is refused."""
+    """Compile the decoder's layers with torch.compile: a minute or more at the first step, faster steps after it. Needs
+    a C++ compiler, and Triton on a GPU. Not available with ZeRO-3, which gathers weights between operations."""
     lora: LoraConfig | None = None
     """Train adapters instead of the weights; `model.lora={}` takes the defaults."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
+    """Parameters that are not trained: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
 
     @field_validator("from_config", mode="before")
     @classmethod
     def _as_transformers_reads_it(cls, value: Any) -> Any:
-        """Read words and numbers as YAML does; what the keys expect is transformers' affair."""
+        """Read words and numbers as YAML does; transformers checks them."""
         return plain_value(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
@@ -58,7 +56,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _freezes_once(self) -> ModelConfig:
-        """Check that freezing is asked for in one way."""
+        """Check that LoRA and `freeze` are not both given."""
         if self.lora is not None and self.freeze:
             raise ValueError("model.freeze: model.lora freezes everything but the adapters; leave one of the two out")
         return self

@@ -1,4 +1,4 @@
-"""Define the monitor section of a recipe: what is written and shown while a run goes on."""
+"""Define the monitor section of a recipe: what is logged while a run trains, and where."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section
-from versatune_ds.config.wording import shown_value
 
 
 class WandbConfig(Section):
-    """Set up Weights & Biases. Its key comes from the environment alone."""
+    """Weights & Biases. Its API key is read from the environment only."""
 
     mode: Literal["online", "offline", "off"] = "off"
-    """Send the run to the server while it trains, record it in the run's folder for `wandb sync`, or neither."""
+    """`online` sends the run to the server while it trains; `offline` records it in the run's folder, for `wandb sync`;
+    `off` does neither."""
     project: str = "versatune"
-    """Project at W&B; made there if it does not exist."""
+    """W&B project; it is created if it does not exist."""
     entity: str | None = None
-    """User or team that owns the project; your default one without it."""
+    """User or team that owns the project; by default your own default entity."""
     group: str | None = None
-    """Runs compared with each other share a group."""
+    """Group of runs that are compared with each other."""
     tags: tuple[str, ...] = ()
     """Labels to find the run by."""
     artifacts: Literal["none", "files", "model"] = "none"
-    """What to keep there at the end: the recipe, prior and reference (files), and the exported model too (model)."""
+    """What to upload at the end: `files` (recipe, prior and reference), or `model` (these and the exported model)."""
     start_timeout_seconds: float = Field(default=30.0, gt=0)
-    """How long to wait for the server at start before recording offline instead."""
+    """Seconds to wait for the server at the start before recording offline instead."""
 
     @field_validator("tags", mode="before")
     @classmethod
     def _as_list(cls, tags: Any) -> Any:
-        """Let one tag stand without a list around it."""
+        """Accept one tag without a list around it."""
         return (tags,) if isinstance(tags, str) else tags
 
     @model_validator(mode="after")
     def _has_names_that_wandb_takes(self) -> WandbConfig:
-        """Check names as W&B does, which finds a mistake only after data and model are loaded; not where it is off."""
+        """Check names as W&B does, unless it is off: W&B itself looks only after data and model are loaded."""
         problems = [] if self.mode == "off" else list(_problems(self))
         if problems:
             raise ValueError("\n".join(problems))
@@ -46,38 +47,38 @@ class WandbConfig(Section):
 
 _NOT_IN_NAMES = "/\\#?%:"
 _MOST_IN_NAME, _MOST_IN_TAG = 128, 64
-"""Characters W&B takes (wandb 0.2x, Settings.validate_project and validate_run_tags)."""
+"""Lengths that W&B accepts, in characters (wandb 0.2x, Settings.validate_project and validate_run_tags)."""
 
 
 def _problems(settings: WandbConfig) -> Iterator[str]:
     """Yield what W&B would refuse about its names, a line each."""
-    for key in ("project", "entity"):
-        name = getattr(settings, key)
-        found = [character for character in _NOT_IN_NAMES if name is not None and character in name]
-        if name is not None and not name.strip():
+    for key, name in (("project", settings.project), ("entity", settings.entity)):
+        if name is None:
+            continue
+        found = [character for character in _NOT_IN_NAMES if character in name]
+        if not name.strip():
             yield f"monitor.wandb.{key}: empty; give a name, or leave the key out"
         elif found:
-            rest = (
-                "; the entity has a key of its own, monitor.wandb.entity" if key == "project" and "/" in found else ""
-            )
-            yield f"monitor.wandb.{key}: {shown_value(name)} has {' '.join(found)}, which W&B takes in no name{rest}"
-        elif name is not None and len(name) > _MOST_IN_NAME:
-            yield f"monitor.wandb.{key}: {len(name)} characters; W&B takes at most {_MOST_IN_NAME}"
+            is_with_entity = key == "project" and "/" in found
+            rest = "; give the entity in monitor.wandb.entity" if is_with_entity else ""
+            yield f"monitor.wandb.{key}: {shown_value(name)} has {' '.join(found)}, which W&B allows in no name{rest}"
+        elif len(name) > _MOST_IN_NAME:
+            yield f"monitor.wandb.{key}: {len(name)} characters; W&B allows at most {_MOST_IN_NAME}"
     if settings.group is not None and len(settings.group) > _MOST_IN_NAME:
-        yield f"monitor.wandb.group: {len(settings.group)} characters; W&B takes at most {_MOST_IN_NAME}"
+        yield f"monitor.wandb.group: {len(settings.group)} characters; W&B allows at most {_MOST_IN_NAME}"
     for tag in settings.tags:
         if not 1 <= len(tag) <= _MOST_IN_TAG:
             shown = f"{tag!r} is empty" if not tag else f"{tag[:20]!r}... has {len(tag)} characters"
-            yield f"monitor.wandb.tags: {shown}; W&B takes 1 to {_MOST_IN_TAG}"
+            yield f"monitor.wandb.tags: {shown}; W&B allows 1 to {_MOST_IN_TAG}"
 
 
 class MonitorConfig(Section):
-    """Set what is written and shown while the run goes on."""
+    """What is logged while the run trains, and where."""
 
     log_every: int = Field(default=10, ge=1)
-    """Optimizer steps between lines on the terminal and in metrics.jsonl."""
+    """Optimizer steps between two lines on the terminal and in metrics.jsonl."""
     terminal: Literal["auto", "plain"] = "auto"
-    """auto: a live view where stderr is a terminal, plain lines elsewhere; plain: lines everywhere."""
+    """`auto` shows a live view where stderr is a terminal and plain lines elsewhere; `plain` always prints lines."""
     tensorboard: bool = False
-    """Write TensorBoard event files into the run's folder (extra `tensorboard`)."""
+    """Write TensorBoard event files into the run's folder; needs the extra `tensorboard`."""
     wandb: WandbConfig = WandbConfig()

@@ -1,7 +1,6 @@
-"""Define the whole recipe: the run's name and place, and every section.
+"""Define the config of a run: the `run` section and all others.
 
-The one idea: every size carries its unit in its name (`_tokens`, `_steps`, `rows_per_x`), so that no number has to be
-explained twice.
+Sizes carry their unit in their name (`_tokens`, `_steps`, `rows_per_x`).
 """
 
 from __future__ import annotations
@@ -24,18 +23,20 @@ from versatune_ds.config.validation import ValidationConfig
 
 
 class RunSection(Section):
-    """Name the run and where it lives."""
+    """Name and folder of the run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder name of the run under `output_dir`; a run whose folder exists is resumed."""
+    """Name of the run's folder in `output_dir`. If that folder exists, the run resumes; use a new name for a new
+    run."""
     output_dir: ExpandedPath = Path("runs")
-    """Folder that holds the runs; relative to the working folder. `~` and $VARIABLES are expanded, in every path."""
+    """Folder in which run folders are made, relative to the working folder. `~` and $VARIABLES are expanded in every
+    path."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of everything random: initial weights, data order, dropout."""
+    """Seed of everything random: initial weights, data order, dropout. Change it to repeat a run with other chance."""
 
 
 class RunConfig(Section):
-    """The whole recipe."""
+    """The config of a run: the recipe, checked and frozen."""
 
     run: RunSection
     model: ModelConfig
@@ -52,10 +53,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _can_pack_with_its_attention(self) -> RunConfig:
-        """Check that attention stays within examples."""
+        """Check that attention cannot cross from one packed example to the next."""
         sizes = {self.train.rows_per_micro_batch, self.validation.rows_per_micro_batch or 1}
         if self.model.attention == "flash_attention_2" and sizes != {1}:
-            # transformers 5 tells packed examples apart only in batches of one row; with more, attention would cross.
+            # transformers 5 separates packed examples only in batches of one row; with more, attention would cross.
             raise ValueError(
                 "model.attention: flash_attention_2 needs train.rows_per_micro_batch and "
                 "validation.rows_per_micro_batch of 1 (make rows longer instead), or use sdpa"

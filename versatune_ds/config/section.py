@@ -1,4 +1,4 @@
-"""Define what every config section has in common: immutable, closed to keys it does not know, paths expanded."""
+"""Define the base class of all config sections: frozen, unknown keys refused, paths expanded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from versatune_ds.paths import expand_path
 
 
 class Section(BaseModel):
-    """Read one mapping of the user's YAML; frozen, unknown keys refused, field docstrings kept as descriptions."""
+    """Base class of a section of the recipe; the docstrings of its fields are what `versatune keys` prints."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -19,12 +19,12 @@ class Section(BaseModel):
 
 
 def _expanded(value: Any) -> Any:
-    """Return a path's text with `~` and variables replaced; what is no text is left for pydantic to refuse."""
+    """Expand `~` and variables in a path; leave anything but text for pydantic to refuse."""
     return expand_path(value) if isinstance(value, str) else value
 
 
 ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
-"""A path as a user writes it: `~` and $VARIABLES are expanded, by the same rule for every key."""
+"""A path in which `~` and $VARIABLES are expanded."""
 
 ExpandedText = Annotated[str, BeforeValidator(_expanded)]
-"""A path, or a name of the Hub, which has neither `~` nor `$`."""
+"""A path or a Hub name; Hub names contain neither `~` nor `$`."""

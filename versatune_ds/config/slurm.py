@@ -1,7 +1,7 @@
-"""Define the slurm section of a recipe: what a batch job asks for, and how it goes on when it is stopped.
+"""Define the slurm section of a recipe: what a batch job asks for, and how it resumes when it is stopped.
 
-The one idea: every key becomes one option of sbatch, or is read by the job itself; what sbatch is given on its own
-command line wins over its header, and what is not named here is the cluster's default.
+Every key becomes one option of sbatch, or is read by the job itself. Options on sbatch's own command line take
+precedence over the job's header; what is not set here is the cluster's default.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import ExpandedText, Section
-from versatune_ds.config.wording import shown_value
 from versatune_ds.paths import expand_path
 
 
 class ContainerConfig(Section):
-    """Name the container in which the processes run; the job's own script stays outside."""
+    """The container in which the processes run; the job's own script stays outside."""
 
     image: ExpandedText = Field(min_length=1)
-    """File or registry address, as the container system takes it."""
+    """Image file or registry address, as the container system expects it."""
     kind: Literal["pyxis", "apptainer"] = "pyxis"
-    """Pyxis (options of srun) or Apptainer (a command before Python)."""
+    """Container system: `pyxis` (options of srun) or `apptainer` (a command before Python)."""
     mounts: tuple[str, ...] = ()
-    """`OUTSIDE:INSIDE` pairs; the working folder, this project and `run.output_dir` are always mounted."""
+    """Folders to mount, as `OUTSIDE:INSIDE`. The working folder, this project and `run.output_dir` are always
+    mounted."""
     python: str = "python3"
-    """Python inside the image, with the project's dependencies installed."""
+    """Python in the image; the project's dependencies must be installed there."""
 
     @field_validator("mounts")
     @classmethod
     def _are_pairs(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
-        """Check that each mount names two places."""
+        """Check that each mount is a pair of paths."""
         for mount in mounts:
             if mount.count(":") not in (1, 2) or not all(mount.split(":")):
                 raise ValueError(f"{shown_value(mount)}: expected OUTSIDE:INSIDE, for example /data:/data")
@@ -40,10 +41,10 @@ class ContainerConfig(Section):
 
 
 class SlurmConfig(Section):
-    """Ask Slurm for nodes, and say how often the job may go on by itself."""
+    """What the job asks Slurm for, and how often it may requeue itself."""
 
     partition: str | None = None
-    """Partition, as `sbatch --partition` takes it."""
+    """Partition of the cluster (`sbatch --partition`)."""
     account: str | None = None
     """Account that is charged."""
     qos: str | None = None
@@ -51,51 +52,52 @@ class SlurmConfig(Section):
     constraint: str | None = None
     """Features that nodes must have, such as h100."""
     nodes: int = Field(default=1, ge=1)
-    """Nodes of the job."""
+    """Number of nodes."""
     gpus_per_node: int | None = Field(default=None, ge=1)
-    """GPUs on each node; without it none is asked for."""
+    """GPUs on each node; by default the job asks for none."""
     processes_per_node: int | None = Field(default=None, ge=1)
-    """Processes on each node; by default one per GPU, or 1 where no GPU is asked for."""
+    """Processes on each node; by default one for each GPU, or 1 without GPUs."""
     cpus_per_task: int | None = Field(default=None, ge=1)
-    """Cores of each process, its threads included."""
+    """CPU cores for each process, including its threads."""
     memory: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
-    """Memory of each node, as `--mem` takes it, for example 200G; 0 is all of it."""
+    """Memory of each node (`sbatch --mem`), for example 200G; 0 asks for all of it."""
     time: str | None = Field(default=None, pattern=r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED)$")
     """Time limit: minutes, H:M:S, or D-H:M:S."""
     seconds_to_save: int = Field(default=300, ge=1, le=65535)
-    """How long before the time limit the processes are told to save and leave."""
+    """Seconds before the time limit at which the processes are asked to save and exit. Raise it if saving takes
+    longer."""
     array: str | None = Field(default=None, pattern=r"^\d+([-,:]\d+)*(%\d+)?$")
-    """Task ids such as 0-3; task i is a run of its own, named NAME-i, with seed `run.seed` + i."""
+    """Task ids such as 0-3. Task i is a run of its own, named NAME-i, with seed `run.seed` + i."""
     dependency: str | None = None
-    """What must happen first, for example afterok:1234."""
+    """What must happen before the job starts, for example afterok:1234."""
     max_requeues: int = Field(default=100, ge=0)
-    """Times the job may put itself back into the queue."""
+    """How often the job may put itself back into the queue."""
     setup: tuple[str, ...] = ()
-    """Shell lines run on the first node before anything else, for example `module load cuda/12.8`."""
+    """Shell lines to run on the first node before anything else, for example `module load cuda/12.8`."""
     local_dir: Path | None = None
     """Folder on each node's own disk for compiled kernels; by default $SLURM_TMPDIR, $TMPDIR or /tmp. Variables are
-    those of the job."""
+    expanded in the job."""
     container: ContainerConfig | None = None
-    """Container in which the processes run; without it they run on the node itself."""
+    """Container in which the processes run; by default they run on the node itself."""
     sbatch_options: tuple[str, ...] = ()
     """Further options of sbatch, for example `--exclusive`."""
 
     @field_validator("memory", "time", "array", mode="before")
     @classmethod
     def _number_as_text(cls, value: Any) -> Any:
-        """Take a plain number, such as 90 minutes, for its text."""
+        """Accept a plain number, such as 90 minutes."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("setup", "sbatch_options", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
-        """Let one line stand without a list around it."""
+        """Accept one line without a list around it."""
         return (value,) if isinstance(value, str) else value
 
     @field_validator("sbatch_options")
     @classmethod
     def _are_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
-        """Check that each is one option, so that none is taken for the script."""
+        """Check that each begins like an option; sbatch would read anything else as the script."""
         for option in options:
             if not option.startswith("--"):
                 raise ValueError(f"{shown_value(option)}: expected --option or --option=value")
@@ -103,5 +105,5 @@ class SlurmConfig(Section):
 
     @property
     def num_processes_per_node(self) -> int:
-        """Return the processes on each node."""
+        """Return the number of processes on each node."""
         return self.processes_per_node or self.gpus_per_node or 1

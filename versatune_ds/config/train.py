@@ -1,6 +1,6 @@
 """Define the train section of a recipe.
 
-The one idea: lengths are optimizer steps, batch sizes are packed rows; DeepSpeed's own batch keys are derived.
+Lengths are in optimizer steps, batch sizes in packed rows; DeepSpeed's own batch keys are derived from them.
 """
 
 from __future__ import annotations
@@ -15,53 +15,55 @@ from versatune_ds.config.yaml_text import plain_value
 
 
 class TrainConfig(Section):
-    """Set the optimisation: lengths in optimizer steps, batch sizes in packed rows."""
+    """Optimisation: lengths in optimizer steps, batch sizes in packed rows."""
 
     steps: int = Field(ge=1)
-    """Optimizer steps of the whole run."""
+    """Length of the whole run, in optimizer steps."""
     rows_per_batch: int = Field(default=8, ge=1)
-    """Packed rows of one optimizer step, over all processes."""
+    """Batch size: packed rows of one optimizer step, over all processes. A row has `data.row_tokens` tokens."""
     rows_per_micro_batch: int = Field(default=1, ge=1)
-    """Packed rows one process takes through the model at a time."""
+    """Packed rows that one process takes through the model at a time. Raise it while memory lasts; it changes the
+    speed, not the loss."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate."""
     learning_rate_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """How the rate falls after the warm-up; `wsd` stays at the peak and falls at the end."""
+    """How the learning rate falls after the warm-up; `wsd` (warm-up, stable, decay) falls only at the end."""
     min_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Where it ends, as a fraction of the peak."""
+    """Learning rate at the last step, as a fraction of the peak."""
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
-    """Share of the steps over which the rate rises linearly from 0."""
+    """Share of the steps over which the learning rate rises linearly from 0."""
     warmup_steps: int | None = Field(default=None, ge=0)
-    """The same as a number of steps, instead of the fraction."""
+    """The same as a number of steps, instead of `warmup_fraction`."""
     decay_fraction: float = Field(default=0.1, gt=0, le=1)
-    """Share of the steps over which `wsd` falls, at the end."""
+    """Share of the steps, at the end, over which `wsd` falls."""
     optimizer: Literal["adamw", "deepspeed_adam", "adamw_8bit"] = "adamw"
-    """`adamw` is PyTorch's. `deepspeed_adam` is DeepSpeed's: for the CPU where the optimizer is there (offload, no
-    GPU), fused otherwise; it is compiled at first use. `adamw_8bit` keeps its states in 8 bits: needs the extra `8bit`
-    and a GPU."""
+    """`adamw` is PyTorch's. `deepspeed_adam` is DeepSpeed's, compiled at first use: its CPU version where the optimizer
+    is on the CPU (offload, no GPU), its fused version otherwise. `adamw_8bit` stores its states in 8 bits and needs a
+    GPU and the extra `8bit`."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay; biases and norms are left out."""
+    """AdamW's decoupled weight decay; biases and norms are not decayed."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """AdamW's decay of the mean of gradients."""
+    """AdamW's decay of the mean of gradients, per step."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    """AdamW's decay of the mean of squared gradients."""
+    """AdamW's decay of the mean of squared gradients, per step."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
     max_bad_steps: int = Field(default=20, ge=1)
-    """Steps in a row without an update (a gradient that is not finite, a spike) after which the run stops. fp16 skips
-    some at its start, until the loss scale fits."""
+    """Stop the run after this many steps in a row without an update (a gradient that is not finite, a spike). fp16
+    skips some steps at the start, until the loss scale fits."""
     spike_factor: float | None = Field(default=None, gt=1)
-    """Skip a step whose loss is beyond this many times the usual one. Off by default: a spike is often just a hard
-    batch, and to look costs one wait for the device a step."""
+    """Skip a step whose loss is more than this many times the usual one. Off by default: a spike is often just a hard
+    batch, and looking for spikes waits for the device once a step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations; the optimizer keeps fp32."""
     deepspeed: ExpandedPath | dict[str, Any] = Field(default={"zero_optimization": {"stage": 2}})
-    """DeepSpeed settings: a JSON file or a mapping. Batch, precision and optimizer come from this section."""
+    """DeepSpeed settings, for example ZeRO stage and offload: a JSON file or a mapping. Batch sizes, precision and
+    optimizer are taken from this section instead."""
 
     @field_validator("deepspeed", mode="before")
     @classmethod
     def _as_deepspeed_reads_it(cls, value: Any) -> Any:
-        """Read words and numbers of a mapping as YAML does; what its keys expect is DeepSpeed's affair."""
+        """Read words and numbers of a mapping as YAML does; DeepSpeed checks them."""
         return plain_value(value) if isinstance(value, Mapping) else value
 
     @property
@@ -80,7 +82,7 @@ class TrainConfig(Section):
         default = type(self).model_fields["warmup_fraction"].default
         if self.warmup_steps is not None and self.warmup_fraction != default:
             raise ValueError(
-                f"train.warmup_steps: {self.warmup_steps}, and train.warmup_fraction says {self.warmup_fraction}; "
+                f"train.warmup_steps: {self.warmup_steps}, and train.warmup_fraction is {self.warmup_fraction}; "
                 "leave one of the two out"
             )
         if self.num_warmup_steps >= self.steps > 1:
@@ -91,6 +93,6 @@ class TrainConfig(Section):
         if is_wsd and self.num_warmup_steps + self.num_decay_steps > self.steps:
             raise ValueError(
                 f"train.decay_fraction: {self.num_decay_steps} steps of decay and {self.num_warmup_steps} of warm-up "
-                f"are more than train.steps={self.steps}"
+                f"are more than train.steps={self.steps}; lower one of them"
             )
         return self

@@ -1,6 +1,6 @@
-"""Choose, by what a key expects, how a word or number of a recipe is read: `off` for a mode, 2024 for a name.
+"""Read the words and numbers of a recipe as their keys expect them: `off` as text for a mode, 2024 as text for a name.
 
-What a key expects is the type annotation of its field; pydantic checks the values afterwards.
+The type annotation of a field says what its key expects; pydantic checks the values afterwards.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _BEGINS_WITH_ZERO = re.compile(r"[-+]?0[\d_]*[1-9][\d_]*")
 
 
 class EmptySection(dict[str, Any]):
-    """A section after whose name nothing is written: it holds its defaults."""
+    """A section with nothing after its name: it gets its defaults."""
 
 
 def typed_values(values: Any, expected: Any, *, key: str = "") -> Any:
     """Return values of a YAML file with words and numbers read as their keys expect them.
 
     Args:
-        values: As `read_yaml` returns them, or plain Python values, which stay as they are.
+        values: From `read_yaml`, or plain Python values, which are returned unchanged.
         expected: A section, or the annotation of a field.
         key: Dotted key of the values, for messages.
 
     Raises:
-        ValueError: If a number begins with 0: YAML reads 010 in base 8, and nobody who writes it means 8.
+        ValueError: If a number begins with 0: YAML would read 010 in base 8, as 8.
     """
     if values is EMPTY:
         return _nothing(tuple(_alternatives(expected)))
@@ -47,7 +47,7 @@ def typed_values(values: Any, expected: Any, *, key: str = "") -> Any:
 
 
 def _alternatives(expected: Any) -> Iterator[Any]:
-    """Yield the types that an annotation allows, without their decorations."""
+    """Yield the types that an annotation allows, without `Annotated`."""
     if isinstance(expected, tuple):
         for part in expected:
             yield from _alternatives(part)
@@ -61,7 +61,7 @@ def _alternatives(expected: Any) -> Iterator[Any]:
 
 
 def scalar_types(expected: Any) -> Iterator[Any]:
-    """Yield the types of single values that an annotation allows; one may stand without a list around it."""
+    """Yield the types of single values that an annotation allows; for a list, those of its entries."""
     for kind in _alternatives(expected):
         if get_origin(kind) in (tuple, list):
             yield from scalar_types(get_args(kind)[0])
@@ -75,11 +75,12 @@ def is_section(kind: Any) -> bool:
 
 
 def _nothing(alternatives: tuple[Any, ...]) -> Any:
-    """Return what an empty value means: a section or a mapping with its defaults, null elsewhere.
+    """Return what an empty value means: the defaults for a section or a mapping, null for anything else.
 
-    A section that may be left out is then the one with its defaults, if it has one: `model.lora:` trains adapters.
+    An optional section gets its defaults if they are valid: `model.lora:` trains adapters.
     """
-    sections, is_optional = [kind for kind in alternatives if is_section(kind)], type(None) in alternatives
+    sections = [kind for kind in alternatives if is_section(kind)]
+    is_optional = type(None) in alternatives
     if is_optional:
         return EmptySection() if sections and _is_valid_when_empty(sections[0]) else None
     is_mapping = any(get_origin(kind) is dict for kind in alternatives)
@@ -97,13 +98,13 @@ def _is_valid_when_empty(section: type[BaseModel]) -> bool:
 
 
 def _typed_mapping(values: Mapping[str, Any], kinds: tuple[Any, ...], *, key: str) -> dict[str, Any]:
-    """Return a mapping read as a section or as a mapping by name."""
+    """Return a mapping read as a section or as a mapping with names as keys."""
     fields = {name: field for kind in kinds if is_section(kind) for name, field in kind.model_fields.items()}
     by_name = next((get_args(kind)[1] for kind in kinds if get_origin(kind) is dict), None)
     typed = {}
     for name, value in values.items():
         expected = fields[name].annotation if name in fields else by_name
-        if expected is None:  # an unknown key, which is refused afterwards; or everything below a key that takes all
+        if expected is None:  # an unknown key, which is refused afterwards; or anything below a key of type Any
             typed[name] = value if Any in kinds else plain_value(value)
         elif not (value is EMPTY and name in fields and _stands_for_default(fields[name])):
             typed[name] = typed_values(value, expected, key=f"{key}.{name}" if key else str(name))
@@ -111,7 +112,7 @@ def _typed_mapping(values: Mapping[str, Any], kinds: tuple[Any, ...], *, key: st
 
 
 def _stands_for_default(field: FieldInfo) -> bool:
-    """Return whether an empty value is a field's default: that of a mapping, such as `train.deepspeed`."""
+    """Return whether an empty value means a field's default, as for the mapping `train.deepspeed`."""
     alternatives = tuple(_alternatives(field.annotation))
     is_mapping = isinstance(_nothing(alternatives), EmptySection) and not any(map(is_section, alternatives))
     return is_mapping and not field.is_required()

@@ -1,7 +1,7 @@
-"""Find keys that a recipe sets and that nothing reads, given its other keys: they look like settings and do nothing.
+"""Find keys of a recipe that have no effect, given its other keys.
 
-A key that holds its default is not listed: a recipe may spell out defaults. Sections that belong to a command of their
-own (reference, slurm) are not looked at.
+A key set to its default is not listed: a recipe may spell out defaults. Sections of commands of their own (reference,
+slurm) are not checked.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _OTHERS: dict[str, tuple[_Unread, str]] = {
             c.data.synthetic is not None
             or (c.data.domains is not None and all(files.valid is not None for files in c.data.domains.values()))
         ),
-        "every domain has held-out rows of its own",
+        "every domain has held-out examples of its own",
     ),
     "validation.min_examples_per_domain": (
         lambda c: c.validation.target_standard_error is None,
         "only validation.target_standard_error reads it",
     ),
 }
-"""Key to whether nothing reads it, and why."""
+"""Key -> (whether it has no effect, why)."""
 
 _OF_LABELLERS: dict[str, tuple[_Unread, str]] = {
     **dict.fromkeys(
@@ -64,12 +64,11 @@ _OF_LABELLERS: dict[str, tuple[_Unread, str]] = {
 
 
 def unread_settings(config: RunConfig, *, named: Sequence[str] | None = None) -> list[str]:
-    """Return one line for each reason why keys that a recipe sets do nothing.
+    """Return one line for each reason why keys that a recipe sets have no effect.
 
     Args:
         config: The recipe.
-        named: Keys, or sections, to look at, such as those of overrides; by default all that were set to something
-            else than their default.
+        named: Keys or sections to check, such as those of overrides; by default all that differ from their default.
     """
     keys = list(_set_keys(config, with_defaults=named is not None))
     if named is not None:
@@ -78,14 +77,14 @@ def unread_settings(config: RunConfig, *, named: Sequence[str] | None = None) ->
 
 
 def unread_detect_settings(config: RunConfig) -> list[str]:
-    """Return one line for each reason why keys of `detect` that a recipe sets do nothing."""
-    keys = [*_set_keys(config, with_defaults=False), *(f"detect.{part}" for part in ("openai", "hf"))]
-    is_set = {key: not key.endswith(("openai", "hf")) or getattr(config.detect, key[7:]) for key in keys}
-    return _of_table([key for key in keys if is_set[key]], config, _OF_LABELLERS)
+    """Return one line for each reason why keys of `detect` that a recipe sets have no effect."""
+    keys = list(_set_keys(config, with_defaults=False))
+    keys += [f"detect.{part}" for part in ("openai", "hf") if getattr(config.detect, part) is not None]
+    return _of_table(keys, config, _OF_LABELLERS)
 
 
 def _set_keys(section: Section, *, with_defaults: bool, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys that were set, by default without those that hold their default."""
+    """Yield the dotted keys that were set; without `with_defaults`, only those that differ from their default."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if name not in section.model_fields_set:
@@ -103,6 +102,7 @@ def _of_policy(keys: Sequence[str], settings: MixtureConfig) -> list[str]:
     if rule.target == "optional" and settings.target is None and "target_share" in own:
         unread.append("target_share")
     lines = []
+    # Keys that other policies read.
     if unread:
         readers = "; ".join(f"{key}: {', '.join(readers_of(key))}" for key in unread)
         names = ", ".join(f"mixture.{key}" for key in unread)
@@ -111,6 +111,7 @@ def _of_policy(keys: Sequence[str], settings: MixtureConfig) -> list[str]:
             f"{names}: policy {settings.policy!r} does not read {_it(unread)}; leave {_it(unread)} out, or choose a "
             f"policy that does ({readers if unread != ['target_share'] else ', or '.join(reversed(with_target))})"
         )
+    # Keys that the paper's rule ignores.
     off = [key for key in own if settings.paper and key.startswith(_OFF_IN_PAPER) and key not in unread]
     if off:
         names = ", ".join(f"mixture.{key}" for key in off)
@@ -124,7 +125,7 @@ def readers_of(key: str) -> list[str]:
 
 
 def _of_table(keys: Sequence[str], config: RunConfig, table: dict[str, tuple[_Unread, str]]) -> list[str]:
-    """Return a line for each key that a table says nothing reads."""
+    """Return a line for each key that has no effect according to a table."""
     return [f"{key}: not read: {table[key][1]}; leave it out" for key in keys if key in table and table[key][0](config)]
 
 

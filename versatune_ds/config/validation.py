@@ -1,4 +1,4 @@
-"""Define the validation section of a recipe: how the losses that steer are measured, and what that may cost."""
+"""Define the validation section of a recipe: how held-out losses are measured, and how much time that may take."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from versatune_ds.config.section import Section
 
 
 class ValidationConfig(Section):
-    """Set how the losses that steer are measured."""
+    """Held-out losses: which examples are measured, and how much time that may take."""
 
     max_examples_per_domain: int | None = Field(default=200, ge=2)
-    """Held-out examples a domain used while training; always the same ones. None uses all."""
+    """Held-out examples of each domain that are measured while training, always the same ones; null measures all. More
+    give smaller errors and take more time."""
     min_examples_per_domain: int = Field(default=20, ge=2)
-    """Fewest that `target_standard_error` may choose, where a domain has them."""
+    """Fewest examples of a domain that `target_standard_error` may choose."""
     target_standard_error: float | None = Field(default=None, gt=0)
-    """Nats per loss token. The measurement at step 0 is of `max_examples_per_domain`; of these each domain keeps as
-    many as this error of its mean loss needs, the same ones to the end of the run. None keeps all. A change of the loss
-    is known far better than the loss itself, since it is measured on the same examples. Losses of random weights hardly
-    scatter at step 0: give such a model a smaller error, or more `min_examples_per_domain`."""
+    """Measure only as many examples of each domain as this standard error of its mean loss needs, in nats per loss
+    token. Step 0 measures `max_examples_per_domain` and chooses; the choice stays to the end of the run. null keeps
+    all. The change of a loss is known far better than the loss itself, because it is measured on the same examples.
+    Losses of random weights hardly vary at step 0: for such a model give a smaller error, or raise
+    `min_examples_per_domain`."""
     max_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the run's time that measuring may take, such as 0.02. Where it takes more, losses are measured, and the
-    mixture is updated, every 2, 3, ... times `mixture.update_every` steps. None measures every time. It is None by
-    default because a clock decides: the same recipe may then take other decisions on another machine."""
+    """Largest share of the run's time that measuring may take, such as 0.02. If it takes more, losses are measured, and
+    the mixture is updated, every 2, 3, ... times `mixture.update_every` steps. null measures every time: a clock
+    decides here, so the same recipe may make other decisions on another machine."""
     rows_per_micro_batch: int | None = Field(default=None, ge=1)
-    """Packed rows one process evaluates at a time; as in training by default."""
+    """Packed rows that one process evaluates at a time; by default as in training."""
 
     @model_validator(mode="after")
     def _has_room_to_choose(self) -> ValidationConfig:
-        """Check that the fewest examples are no more than the most."""
+        """Check that the smallest number of examples is not above the largest."""
         most = self.max_examples_per_domain
         if self.target_standard_error is not None and most is not None and self.min_examples_per_domain > most:
             raise ValueError(

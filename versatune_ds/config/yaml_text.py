@@ -1,7 +1,7 @@
-"""Read YAML so that nothing a user wrote is lost: `off`, `2024` and `1e-3` keep their text beside what they stand for.
+"""Read YAML and keep the text of `off`, `2024` and `1e-3` beside their values.
 
-YAML 1.1 reads `no` as false, `010` as 8, 24:00:00 as 86400, and `2e-5` as text. Which of the readings is meant depends
-on the key, so plain words and numbers come out of here with both, and `typed_values` chooses. Keys are always text.
+YAML 1.1 reads `no` as false, `010` as 8, 24:00:00 as 86400, and `2e-5` as text. Which reading is meant depends on the
+key, so plain words and numbers are returned with both, and `typed_values` chooses. Keys are always text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import yaml
 
 
 class Word(str):
-    """One of the words that YAML 1.1 takes for true or false, written without quotes."""
+    """A word that YAML 1.1 reads as true or false, written without quotes."""
 
     __slots__ = ()
 
     @property
     def is_true(self) -> bool:
-        """Return which of the two it stands for."""
+        """Return whether YAML 1.1 reads it as true."""
         return self.lower() in ("yes", "true", "on")
 
 
@@ -38,7 +38,7 @@ class WrittenFloat(float):
 
 
 class _Empty:
-    """The value of a key after which nothing is written."""
+    """The value of a key with nothing after the colon."""
 
     def __bool__(self) -> bool:
         return False
@@ -48,17 +48,17 @@ class _Empty:
 
 
 EMPTY = _Empty()
-"""What `monitor:` holds where nothing follows; an explicit null is None."""
+"""The value of `monitor:` with nothing after it; an explicit null is None."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Read YAML safely and strictly: refuse a key given twice, which would silently hold the last value."""
+    """A safe YAML loader that refuses a key given twice; PyYAML would silently use the last value."""
 
 
 _FLOAT = re.compile(r"[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
 _REPLACED_TAGS = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-# YAML 1.1 takes 24:00:00 for 86400, a number in base 60: as `slurm.time` that would be minutes, two months of them.
-# It takes 2024-01-05 for a date, which no key is; and knows 1.0e-5, but neither 1e-5 nor 1.0e5.
+# YAML 1.1 reads 24:00:00 as 86400, a number in base 60: as `slurm.time` that would be minutes, two months of them.
+# It reads 2024-01-05 as a date, which no key expects; and 1.0e-5 as a number, but not 1e-5 or 1.0e5.
 _TIME = ("tag:yaml.org,2002:str", re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?$"))
 _NUMBER = ("tag:yaml.org,2002:float", _FLOAT)
 _Loader.yaml_implicit_resolvers = {
@@ -72,28 +72,28 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    """Build a mapping with its keys as written, raising at the line of a key that stands there already."""
+    """Build a mapping with its keys as written; raise, with the line, for a key given twice."""
     seen: set[str] = set()
     for key_node, _ in node.value:
         place = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ValueError(f"{place}: a key must be a word, found a list or a mapping")
+            raise ValueError(f"{place}: expected a word as key, found a list or a mapping")
         if not key_node.value:
             raise ValueError(f"{place}: a key is empty; write a name before the colon")
         if key_node.value in seen:
-            raise ValueError(f"{place}: key {key_node.value!r} is given twice")
+            raise ValueError(f"{place}: key {key_node.value!r} is given twice; keep one")
         seen.add(key_node.value)
     loader.flatten_mapping(node)
     return {key_node.value: loader.construct_object(value_node, deep=True) for key_node, value_node in node.value}
 
 
 def _word(loader: _Loader, node: yaml.ScalarNode) -> Word:
-    """Build a word that stands for true or false."""
+    """Build a word that YAML reads as true or false."""
     return Word(node.value)
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    """Build a whole number; text where Python reads none in it."""
+    """Build a whole number, or text if Python cannot read it as one."""
     try:
         number = WrittenInt(loader.construct_yaml_int(node))
     except ValueError:
@@ -110,7 +110,7 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> WrittenFloat:
 
 
 def _null(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    """Build nothing, written or left out."""
+    """Build null: None where it is written, EMPTY where nothing is."""
     return None if node.value else EMPTY
 
 
@@ -122,7 +122,7 @@ def read_value(text: str) -> Any:
     """Return the value of a YAML text, such as the right side of `key=value`.
 
     Raises:
-        ValueError: If it is not YAML, without saying where.
+        ValueError: If it is not YAML; the message has no place.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -134,7 +134,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML file's mapping, safely loaded.
 
     Raises:
-        ValueError: If the file is missing, is not YAML, or does not hold a mapping; the message has file and line.
+        ValueError: If the file is missing, is not YAML, or is not a mapping; the message has file and line.
     """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such recipe"
@@ -156,7 +156,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """Return what is wrong with a YAML text, and what to do where PyYAML does not say it."""
+    """Return what is wrong with a YAML text, and what to do."""
     problem = " ".join(str(getattr(error, "problem", error)).split())
     if "'\\t'" in problem:
         return f"{problem}; indent with spaces, not tabs"
@@ -166,7 +166,7 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value as YAML 1.1 and every library reads it: words are true or false, numbers are numbers."""
+    """Return a value as YAML 1.1 reads it: words are true or false, numbers are numbers."""
     if isinstance(value, Mapping):
         return {str(key): plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

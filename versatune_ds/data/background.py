@@ -1,7 +1,6 @@
-"""Run calls one after another in one background thread.
+"""Run calls one after another in a background thread.
 
-The one idea: unlike an executor's, the thread is a daemon, so that a read that hangs on a network disk cannot keep a
-failing run from exiting.
+Unlike an executor's, the thread is a daemon: a read that hangs on a network disk cannot keep a failed run from exiting.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 class BackgroundThread:
-    """Run calls in order; a failed one fails all that follow, since each builds on the one before.
+    """Run calls in order; if one fails, so do all that follow, since each builds on the one before.
 
     Args:
         name: Name of the thread.
@@ -36,7 +35,7 @@ class BackgroundThread:
             RuntimeError: If the thread was closed.
         """
         if self._is_closed:
-            raise RuntimeError(f"thread {self._name}: a call queued after close")
+            raise RuntimeError(f"thread {self._name}: a call was queued after close")
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
@@ -45,9 +44,11 @@ class BackgroundThread:
         return future
 
     def close(self, *, timeout_seconds: float = 10.0) -> None:
-        """Cancel the calls still queued and end the thread, waiting at most so long for the call that runs.
+        """Cancel the queued calls and end the thread.
 
-        A call that hangs is left behind with a warning; it ends with the process.
+        Args:
+            timeout_seconds: How long to wait for the running call. A call that hangs is abandoned with a warning; it
+                ends with the process.
         """
         self._is_closed = True
         if self._thread is None:
@@ -55,11 +56,11 @@ class BackgroundThread:
         self._calls.put(None)
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
-            _logger.warning("thread %s: a call still runs after %g s; left behind", self._name, timeout_seconds)
+            _logger.warning("thread %s: a call still runs after %g s; not waiting longer", self._name, timeout_seconds)
         self._thread = None
 
     def _run(self) -> None:
-        """Serve calls until told to end."""
+        """Run queued calls until the queue is closed."""
         error: BaseException | None = None
         while (work := self._calls.get()) is not None:
             call, future = work

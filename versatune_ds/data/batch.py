@@ -1,8 +1,8 @@
-"""Define what the model is given: the rows of one micro-step on one rank.
+"""Define a batch, the model's input: the rows of one micro-step on one rank.
 
-The one idea: everything the device would have to be asked for is planned on the CPU. Labels are already those of the
-next token, positions restart with every example, every token knows its domain, and `valid_index` lists the tokens
-that bear loss, so that the head and the loss never touch the others.
+Everything is computed on the CPU beforehand, so that nothing waits for the device. Labels are already those of the next
+token, positions restart with every example, every token has its domain, and `valid_index` lists the positions that bear
+loss, so that the head and the loss skip all others.
 
 Shape legend: **B** rows, **T** tokens per row, **M** entries of valid_index.
 """
@@ -23,18 +23,18 @@ VALID_MULTIPLE = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Hold one micro-batch; tensors are int64 on the CPU, pinned where there is a GPU.
+    """One micro-batch; tensors are int64 on the CPU, pinned if there is a GPU.
 
     Attributes:
         input_ids: [B,T].
         labels: [B,T]; labels[b,t] is the target of position t, the token at t+1 if that lies in the same example and
-            bears loss, otherwise IGNORE_INDEX. Nobody shifts later.
+            bears loss, otherwise IGNORE_INDEX. Labels are not shifted again later.
         positions: [B,T], from 0 in every example and in the padding.
         domain_ids: [B,T]; 0 in the padding, whose labels are all ignored.
         segment_ids: [B,T], number of the example within its row; the padding is a segment of its own.
         valid_index: [M], flat positions (row * T + t) whose label is not IGNORE_INDEX, rising; padded to a multiple
             of 128 with an ignored position.
-        num_valid: Entries of valid_index that are real.
+        num_valid: Entries of valid_index that are not padding.
         num_loss_tokens_global: Loss tokens of the optimizer step over all ranks and micro-steps.
     """
 
@@ -49,14 +49,14 @@ class Batch:
 
 
 def padded_valid_index(labels_N: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the positions that bear loss, padded, and their number.
+    """Return the positions that bear loss, padded, and their number without padding.
 
     Args:
         labels_N: int64 [B*T].
 
     Returns:
-        int64 [M] with M a positive multiple of 128, and the number of real entries. Padding repeats the first
-        ignored position; there always is one, since the last token of an example has no target.
+        int64 [M] with M a positive multiple of 128, and the number of entries before the padding. The padding repeats
+        the first ignored position; there always is one, since the last token of an example has no target.
     """
     is_valid_N = labels_N != IGNORE_INDEX
     valid = np.flatnonzero(is_valid_N)

@@ -1,7 +1,7 @@
 """Turn planned rows into tensors.
 
-The one idea: the only Python work per example is one read; tokens are copied once, into memory the device can fetch
-from, and all other columns follow from the plan in one compiled pass.
+The only Python work per example is one read. Tokens are copied once, into memory from which the device can fetch them;
+all other columns follow from the plan in one compiled pass.
 
 Shape legend: **B** rows, **T** tokens per row, **E** examples in these rows.
 """
@@ -20,7 +20,7 @@ from versatune_ds.data.order.plan import Placement
 
 
 class Shards(Protocol):
-    """What the data plane asks of one domain's tokenised examples."""
+    """The tokenised examples of one domain, as the loaders read them."""
 
     name: str
     lengths: np.ndarray
@@ -33,7 +33,7 @@ class Shards(Protocol):
         """Return the number of examples."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return input_ids int32 [length] and is_loss bool [length], true for a token that is a target."""
+        """Return input_ids int32 [length] and is_loss bool [length], true for a token that bears loss as a target."""
 
 
 @njit(cache=True, nogil=True)
@@ -49,7 +49,7 @@ def _fill_columns(
     domain_ids_BT: np.ndarray,
     segment_ids_BT: np.ndarray,
 ) -> None:
-    """Write labels, positions, domains and segments of examples sorted by row and offset, then of the padding.
+    """Write labels, positions, domains and segments of examples sorted by row and offset, and of the padding.
 
     Example: [a b c][d e] in a row of 6, loss on b, c and e gives labels b c - e - -, positions 0 1 2 0 1 0 and
     segments 0 0 0 1 1 2.
@@ -86,24 +86,26 @@ def collate_rows(
     pad_token_id: int,
     num_loss_tokens_global: int,
 ) -> Batch:
-    """Read the examples of consecutive rows and lay them out.
+    """Read the examples of consecutive rows and return them as a batch.
 
     Args:
         placement: Rows of a whole batch.
-        first_row: First row wanted; rows beyond the last planned one are all padding.
-        num_rows: Rows wanted, B.
+        first_row: First row of the batch; rows after the last planned one are all padding.
+        num_rows: Rows of the batch, B.
         row_tokens: Tokens of a row, T.
         shards: One per domain, in id order.
         pad_token_id: Token of the padding.
         num_loss_tokens_global: Loss tokens of the optimizer step.
 
     Raises:
-        RuntimeError: If an example is not as long, or bears not as much loss, as the lengths the plan was made from.
+        RuntimeError: If the length or the loss tokens of an example differ from those that the plan was made from.
     """
+    # Allocate pinned columns, and view them as arrays.
     examples = placement.rows(first_row, first_row + num_rows)
     columns = [_empty(num_rows, row_tokens) for _ in range(5)]
     ids_BT, labels_BT, positions_BT, domain_ids_BT, segment_ids_BT = (column.numpy() for column in columns)
     ids_BT.fill(pad_token_id)
+    # Read the examples, then derive the other columns from the plan.
     is_loss_BT = np.zeros((num_rows, row_tokens), dtype=np.bool_)
     row_E = placement.row_E[examples] - first_row
     begin_E = row_E * row_tokens + placement.offset_E[examples]
@@ -112,6 +114,7 @@ def collate_rows(
         ids_BT, is_loss_BT, row_E, placement.offset_E[examples], placement.length_E[examples],
         placement.domain_id_E[examples], labels_BT, positions_BT, domain_ids_BT, segment_ids_BT,
     )  # fmt: skip
+    # Positions that bear loss, which must be as many as planned.
     valid_index, num_valid = padded_valid_index(labels_BT.reshape(-1))
     _check_loss(placement, examples, labels_BT, num_valid, first_row=first_row, shards=shards)
     names = ("input_ids", "labels", "positions", "domain_ids", "segment_ids")
@@ -124,12 +127,12 @@ def collate_rows(
 
 
 def _empty(num_rows: int, row_tokens: int) -> torch.Tensor:
-    """Return an int64 tensor [B,T], pinned where there is a GPU so that copies to it need not wait."""
+    """Return an int64 tensor [B,T], pinned if there is a GPU, so that copies to it do not block."""
     return torch.empty(num_rows, row_tokens, dtype=torch.int64, pin_memory=torch.cuda.is_available())
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in pinned memory where there is a GPU."""
+    """Return a tensor in pinned memory if there is a GPU."""
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
@@ -148,8 +151,8 @@ def _read_examples(
         input_ids, bears_loss = shards[domain_id].read(index)
         if len(input_ids) != length:
             raise RuntimeError(
-                f"domain {shards[domain_id].name!r}, example {index}: {len(input_ids)} tokens, its index says "
-                f"{length}; the shards are corrupt, prepare them again"
+                f"domain {shards[domain_id].name!r}, example {index}: {len(input_ids)} tokens, expected {length} as in "
+                "the index; the shards are corrupt, prepare them again"
             )
         ids[begin : begin + length] = input_ids
         is_loss[begin : begin + length] = bears_loss
@@ -164,7 +167,7 @@ def _check_loss(
     first_row: int,
     shards: Sequence[Shards],
 ) -> None:
-    """Raise RuntimeError, naming an example, if labels and planned loss tokens differ: the loss would be misscaled."""
+    """Raise RuntimeError, with the example, if the labels do not match the plan: the loss would be scaled wrongly."""
     if num_valid == int(placement.loss_length_E[examples].sum()):
         return
     for e in range(examples.start, examples.stop):
@@ -173,6 +176,6 @@ def _check_loss(
         if found != placement.loss_length_E[e]:
             name = shards[placement.domain_id_E[e]].name
             raise RuntimeError(
-                f"domain {name!r}, example {placement.index_E[e]}: {found} tokens bear loss, its index says "
-                f"{placement.loss_length_E[e]}; the shards are corrupt, prepare them again"
+                f"domain {name!r}, example {placement.index_E[e]}: {found} tokens bear loss, expected "
+                f"{placement.loss_length_E[e]} as in the index; the shards are corrupt, prepare them again"
             )

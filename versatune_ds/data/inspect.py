@@ -1,7 +1,7 @@
 """Show what a run will train on, row by row, without training.
 
-The one idea: what is shown comes from the same plan as what is trained, so two outputs can be compared byte by byte:
-without the rank they are equal for every number of ranks and for every step a run is resumed at.
+The rows come from the same plan as in training, so outputs can be compared byte by byte: without the rank they are the
+same for every number of ranks and for every step at which a run resumes.
 
 Shape legend: **K** domains, **T** tokens per row.
 """
@@ -21,7 +21,7 @@ from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.domains import DomainSet
 
 MASK_OPEN, MASK_CLOSE = "\u27e6", "\u27e7"
-"""Brackets around text that bears no loss; they are rare in data."""
+"""Brackets around text that bears no loss; they hardly occur in data."""
 
 
 def iterate_plans(
@@ -41,7 +41,7 @@ def iterate_plans(
         settings: Shape of a batch.
         first_step: First step planned.
         last_step: Last step planned.
-        weights_at: float64 [K], weights of a step.
+        weights_at: Returns the weights of a step, float64 [K].
     """
     for step in range(first_step, last_step + 1):
         plan = plan_step(state, weights_at(step), step=step, orders=orders, settings=settings)
@@ -59,8 +59,8 @@ def describe_rows(
     Args:
         plans: Plans in step order.
         domain_set: The run's domains.
-        world_size: Number of ranks; with None rows are described without the rank.
-        rows_per_micro_batch: Rows one rank takes at a time.
+        world_size: Number of ranks; None leaves the rank out.
+        rows_per_micro_batch: Rows of one rank's micro-batch.
 
     Yields:
         {"step", "row", "rank", "examples": [[domain, epoch, index, tokens], ...], "fill"}; a row's examples from left
@@ -129,7 +129,7 @@ def _render_example(
 
 
 def mark_masked(input_ids: Sequence[int], is_loss: Sequence[bool], decode: Callable[[list[int]], str]) -> str:
-    """Return text with each run of tokens that bear no loss in brackets; runs are decoded whole."""
+    """Return text with tokens that bear no loss in brackets; consecutive tokens are decoded together."""
     borders = [t for t in range(len(input_ids)) if t == 0 or is_loss[t] != is_loss[t - 1]]
     parts = []
     for begin, end in zip(borders, [*borders[1:], len(input_ids)], strict=True):

@@ -1,8 +1,8 @@
-"""Give every rank its rows of every step, planned and collated in the background.
+"""Load the batches of a run: plan every step and collate this rank's rows, in the background.
 
-The one idea: the loop says which weights hold for which step, a few steps ahead; a thread plans the whole global
-batch, the same on every rank, and collates this rank's rows. There are no worker processes, nothing is sent between
-ranks, and a change of weights is a different argument to the next plan.
+The training loop gives the weights of each step a few steps ahead. A thread plans the whole global batch, the same on
+every rank, and collates this rank's rows. There are no worker processes, nothing is sent between ranks, and a change of
+weights is only a different argument to the next plan.
 
     rows of a batch:  row = (micro_step * world_size + rank) * rows_per_micro_batch + slot
     2 ranks, 2 micro-steps, 1 row each:  (micro-step, rank) of rows 0 1 2 3 is (0, 0) (0, 1) (1, 0) (1, 1)
@@ -22,8 +22,8 @@ import numpy as np
 from versatune_ds.data.background import BackgroundThread
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
+from versatune_ds.data.order.loader_state import identity_of, state_from_json, state_to_json
 from versatune_ds.data.order.permutation import DomainOrder
-from versatune_ds.data.order.place_in_run import identity_of, state_from_json, state_to_json
 from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
 from versatune_ds.data.order.sampler import SamplerState, WeightUnit
 from versatune_ds.domains import DomainSet
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """Hold what one rank needs for one optimizer step.
+    """The data of one optimizer step on one rank.
 
     Attributes:
         plan: The global batch, the same on every rank.
         micro_batches: This rank's rows, one Batch per micro-step.
-        wait_seconds: How long the caller waited for it.
+        wait_seconds: How long the training loop waited for it.
     """
 
     plan: StepPlan
@@ -55,7 +55,7 @@ def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> 
     names = tuple(shard.name for shard in shards)
     if names != domain_set.names:
         raise ValueError(
-            f"shards of {', '.join(names)}; expected those of {', '.join(domain_set.names)}, in this order"
+            f"shards of {', '.join(names)}: expected those of {', '.join(domain_set.names)}, in this order"
         )
     return tuple(
         DomainOrder.of(shard.name, seed=seed, lengths=shard.lengths, loss_lengths=shard.loss_lengths)
@@ -66,13 +66,13 @@ def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> 
 class MixtureLoader:
     """Plan and collate the batches of a run.
 
-    When the data ends (`max_epochs_per_domain`), the last batch is the one with room left (`plan.is_last`); `take` of
-    the step after it raises DataEndsError.
+    When the data ends (`max_epochs_per_domain`), the last batch is not full (`plan.is_last`), and `take` of the next
+    step raises DataEndsError.
 
     Args:
         shards: Tokenised examples, one per domain in the order of `domain_set`.
         domain_set: The run's domains.
-        seed: Seed of the order; with the weights it alone decides what is drawn.
+        seed: Seed of the order. What is drawn depends only on it and the weights.
         rows_per_batch: Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch.
         row_tokens: Tokens of a row (the context).
         rows_per_micro_batch: Rows one rank takes through the model at a time.
@@ -81,7 +81,7 @@ class MixtureLoader:
         weight_unit: What a weight is a share of: tokens, loss_tokens or examples.
         max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
         pad_token_id: Token of the padding.
-        prefetch: Steps planned ahead of the one that is taken.
+        prefetch: Steps planned ahead of the current one.
 
     Raises:
         ValueError: If rows do not divide, or shards and domains do not match.
@@ -103,12 +103,14 @@ class MixtureLoader:
         pad_token_id: int = 0,
         prefetch: int = 2,
     ) -> None:
+        # Check that the batch divides into micro-batches.
         rows_per_micro_step = world_size * rows_per_micro_batch
         if rows_per_batch % rows_per_micro_step or not 0 <= rank < world_size:
             raise ValueError(
                 f"rows_per_batch {rows_per_batch}, rank {rank}: expected a multiple of world_size {world_size} x "
                 f"rows_per_micro_batch {rows_per_micro_batch} = {rows_per_micro_step}, and a rank below {world_size}"
             )
+        # What is planned, and which rows of a batch are this rank's.
         self.prefetch = prefetch
         self.orders = orders_of(shards, seed=seed, domain_set=domain_set)
         self.settings = PlanSettings(
@@ -124,6 +126,7 @@ class MixtureLoader:
         self._rows_per_micro_batch = rows_per_micro_batch
         self._pad_token_id = pad_token_id
         self._identity = identity_of(self.orders, seed=seed, weight_unit=weight_unit)
+        # The background thread, and the position in the data: of planning, and of the batches taken.
         self._thread = BackgroundThread(name="versatune-data")
         self._planned: dict[int, Future[tuple[StepPlan, tuple[Batch, ...]]]] = {}
         self._last_planned: int | None = None
@@ -133,32 +136,33 @@ class MixtureLoader:
         self._taken_state = self._planning_state = SamplerState.start(len(domain_set))
 
     def plan(self, step: int, weights_K: np.ndarray) -> None:
-        """Have a step planned and collated in the background; returns at once.
+        """Plan and collate a step in the background; returns at once.
 
         Args:
             step: The step after the one planned last.
-            weights_K: float64 [K], weights that hold for this step. It is never planned again.
+            weights_K: float64 [K], weights of this step. A step is never planned again.
 
         Raises:
-            RuntimeError: If a step is left out or planned twice, or more than prefetch + 1 steps wait to be taken.
+            RuntimeError: If a step is left out or planned twice, or if more than prefetch + 1 steps are planned but not
+                taken.
         """
         if self._last_planned is not None and step != self._last_planned + 1:
             raise RuntimeError(
                 f"step {step} planned after step {self._last_planned}; expected {self._last_planned + 1}"
             )
         if len(self._planned) > self.prefetch:
-            raise RuntimeError(f"step {step}: {len(self._planned)} planned steps wait; take one first")
+            raise RuntimeError(f"step {step}: {len(self._planned)} steps are planned but not taken; take one first")
         self._last_planned, self._has_begun = step, True
         weights_K = np.array(weights_K, dtype=np.float64)
         self._planned[step] = self._thread.submit(lambda: self._make(step, weights_K))
 
     def take(self, step: int) -> StepBatch:
-        """Return a planned step, waiting for it if need be.
+        """Return a planned step; wait if it is not ready.
 
         Raises:
             RuntimeError: If the step was not planned.
             DataEndsError: If there is no data left for it.
-            Exception: Whatever planning or reading it raised.
+            Exception: If planning or reading it failed.
         """
         if step not in self._planned:
             raise RuntimeError(f"step {step} taken but not planned; planned: {sorted(self._planned)}")
@@ -170,7 +174,7 @@ class MixtureLoader:
         return StepBatch(plan=plan, micro_batches=micro_batches, wait_seconds=waited)
 
     def _report_exhausted(self, plan: StepPlan) -> None:
-        """Log, once for each domain, that its cap is reached."""
+        """Log, once per domain, that it reached `max_epochs_per_domain`."""
         for domain_id in sorted(set(plan.exhausted) - self._exhausted):
             self._exhausted.add(domain_id)
             name = self.orders[domain_id].name
@@ -179,7 +183,7 @@ class MixtureLoader:
             )
 
     def _make(self, step: int, weights_K: np.ndarray) -> tuple[StepPlan, tuple[Batch, ...]]:
-        """Plan a step and collate this rank's rows; runs in the background thread, in step order."""
+        """Plan a step and collate this rank's rows; called in the background thread, in step order."""
         plan = plan_step(self._planning_state, weights_K, step=step, orders=self.orders, settings=self.settings)
         self._planning_state = plan.state_after
         return plan, tuple(self._collate(plan, first_row) for first_row in self._first_rows)
@@ -197,7 +201,7 @@ class MixtureLoader:
         )
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """Return the place after a step, not counting what is planned ahead: JSON, the same on every rank.
+        """Return the position in the data after a step, without steps planned ahead: JSON, the same on every rank.
 
         Args:
             step: The step taken last; -1 or any step if none was taken yet.
@@ -210,15 +214,16 @@ class MixtureLoader:
         return state_to_json(self._taken_state, step=step, identity=self._identity)
 
     def epochs_K(self) -> np.ndarray:
-        """Return how many passes over each domain the batches taken so far have drawn, float64 [K]."""
+        """Return the number of passes over each domain that the batches taken so far make, float64 [K]."""
         sizes_K = np.array([order.size for order in self.orders], dtype=np.float64)
         return np.asarray(self._taken_state.draws_K) / np.maximum(sizes_K, 1)
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Go on after the step of a saved place; before the first call of `plan`.
+        """Continue after the step of a saved position; call it before `plan`.
 
         Raises:
-            RuntimeError: If the place belongs to other data, one line for each difference, or planning has begun.
+            RuntimeError: If the position belongs to other data, with one line for each difference, or if planning has
+                begun.
         """
         if self._has_begun:
             raise RuntimeError(f"data state loaded after step {self._last_planned} was planned; load it first")
@@ -228,6 +233,6 @@ class MixtureLoader:
         logger.info("data continues after step %d, draw %d", step, int(state.draws_K.sum()))
 
     def close(self) -> None:
-        """Drop what is planned and end the thread."""
+        """Discard the planned steps and end the thread."""
         self._planned.clear()
         self._thread.close()

@@ -1,7 +1,6 @@
-"""Describe one split of one domain's shards in a JSON file.
+"""Read and write the manifest of one split of one domain's shards, a JSON file.
 
-The one idea: the manifest is written last. A folder without one was never finished, so nothing half-written can be
-mistaken for data.
+The manifest is written last: a folder without one is incomplete and is never read as data.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFile:
-    """Name one Arrow file and what proves it whole."""
+    """One Arrow file, with size and digest to verify it."""
 
     name: str
     num_examples: int
-    """Examples in the file; 0 for the index, whose rows are those of all token files."""
+    """Examples in the file; 0 for the index, which covers the examples of all token files."""
     num_bytes: int
     digest: str
     """blake2b of the file's bytes, hexadecimal."""
@@ -32,7 +31,7 @@ class ShardFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Hold what is known about a split without opening its shards."""
+    """Description of a split's shards."""
 
     domain: str
     split: str
@@ -48,17 +47,17 @@ class Manifest:
     """Token files in order."""
     index: ShardFile
     settings: dict[str, Any]
-    """What the tokens depend on: tokenizer and template digests, row length, loss_on, long_examples."""
+    """Everything that the tokens depend on: tokenizer and template digests, row length, loss_on, long_examples."""
 
     @property
     def digest(self) -> str:
-        """Return a digest of the content: equal for two preparations of the same data, whenever and wherever made."""
+        """Return a digest of the content: the same data gives the same digest, whenever and wherever it is prepared."""
         parts = [self.domain, self.split, self.index.digest, *(file.digest for file in self.files)]
         return digest_of_texts(parts)
 
 
 def digest_of_texts(texts: Sequence[str]) -> str:
-    """Return 32 hexadecimal digits that depend on every text and on their order and borders."""
+    """Return 32 hexadecimal digits that depend on the texts, their order, and where one ends and the next begins."""
     return hashlib.blake2b(json.dumps(list(texts)).encode(), digest_size=16).hexdigest()
 
 
@@ -81,7 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder of shards.
 
     Raises:
-        RuntimeError: If there is none, it cannot be read, or another version wrote it; the message names the way out.
+        RuntimeError: If it is missing, cannot be read, or was written by another version; the message says what to do.
     """
     path = folder / MANIFEST_NAME
     way_out = f"delete {folder} and prepare again"
@@ -89,10 +88,10 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
         found = values.pop("format")
         if found != FORMAT_VERSION:
-            raise RuntimeError(f"{path}: format {found}, this version reads {FORMAT_VERSION}; {way_out}")
+            raise RuntimeError(f"{path}: format {found}, expected {FORMAT_VERSION}; {way_out}")
         files = tuple(ShardFile(**file) for file in values.pop("files"))
         return Manifest(files=files, index=ShardFile(**values.pop("index")), **values)
     except FileNotFoundError:
-        raise RuntimeError(f"{path}: missing, so these shards were never finished; {way_out}") from None
+        raise RuntimeError(f"{path}: missing, so these shards are incomplete; {way_out}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RuntimeError(f"{path}: not a manifest of shards ({error}); {way_out}") from None

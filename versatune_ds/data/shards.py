@@ -1,7 +1,7 @@
 """Read one domain's tokenised examples by memory map.
 
-The one idea: Arrow is the format on disk, numpy the way to it. The buffers of a record batch are viewed once as numpy
-arrays; a read is then two look-ups and a slice, about a microsecond, and copies no token.
+The files are Arrow; the buffers of a record batch are viewed once as numpy arrays. A read is then two look-ups and a
+slice, takes about a microsecond, and copies no token.
 
 Shape legend: **n** examples of the split.
 """
@@ -21,14 +21,14 @@ _ChunkViews = tuple[np.ndarray, memoryview, memoryview, memoryview]
 
 
 class DomainShards:
-    """Give random access to the examples of one split of one domain.
+    """Random access to the examples of one split of one domain.
 
     Attributes:
         name: Domain name.
-        manifest: What the folder says of itself.
+        manifest: Description of the shards.
         lengths: int32 [n], tokens of each example.
         loss_lengths: int32 [n], tokens of each example that bear loss.
-        content_hashes: uint64 [n], hash of the normalised content of the row each example came from.
+        content_hashes: uint64 [n], hash of the normalised content of each example, before it was split.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
@@ -39,7 +39,7 @@ class DomainShards:
             verify: Read every byte and compare digests, at 0.7 to 1 GB/s; otherwise only sizes and footers.
 
         Raises:
-            RuntimeError: If a file is missing, cut or (with `verify`) altered; the message names the file.
+            RuntimeError: If a file is missing, truncated or (with `verify`) altered; the message gives the file.
         """
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
@@ -79,7 +79,7 @@ class DomainShards:
             token bears loss as a target. The first token never does: nothing comes before it.
 
         Raises:
-            IndexError: If the index is outside.
+            IndexError: If the index is out of range.
         """
         if index < 0:
             raise IndexError(f"{self.name}: example {index} of {self.num_examples}")
@@ -93,7 +93,7 @@ class DomainShards:
         return input_ids, is_loss
 
     def _view_chunk(self, chunk: int) -> _ChunkViews:
-        """View the buffers of one record batch, at its first use, and keep the views."""
+        """View the buffers of one record batch, on first use, and store the views."""
         reader, i = self._place_of_chunk[chunk]
         tokens, spans = self._readers[reader].get_batch(i).columns
         views = (_array(tokens.values), _plain(tokens.offsets), _plain(spans.values), _plain(spans.offsets))
@@ -107,7 +107,7 @@ def _array(column: pa.Array) -> np.ndarray:
 
 
 def _plain(column: pa.Array) -> memoryview:
-    """Return a column as a view that yields plain ints, which index an array twice as fast as numpy's own."""
+    """Return a column as a view that yields Python ints, which index an array twice as fast as numpy's."""
     return memoryview(_array(column))
 
 
@@ -119,7 +119,7 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _check_file(path: Path, *, expected: ShardFile, verify: bool) -> None:
-    """Raise RuntimeError, naming file and way out, unless a shard is as the manifest says."""
+    """Raise RuntimeError, with the file and what to do, if a shard differs from the manifest."""
     way_out = f"delete {path.parent} and prepare again"
     if not path.is_file():
         raise RuntimeError(f"{path}: shard is missing; {way_out}")

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ds.data.rows.encode import encode_rendered
-from versatune_ds.data.rows.loss_spans import render_row
-from versatune_ds.data.rows.special_ids import special_ids_of
-from versatune_ds.data.rows.template_probe import probe_template
+from versatune_ds.data.encoding.encode import encode_rendered
+from versatune_ds.data.encoding.loss_spans import render_example
+from versatune_ds.data.encoding.template_abilities import probe_template
+from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.sources.data_folders import is_description
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.domains import DomainSet, domain_name
@@ -167,7 +167,7 @@ def _encode(
     """Tokenise each question with an option; the end of the turn bears no loss."""
     control = probe_template(template, tokenizer=tokenizer).control
     rendered = [
-        render_row(
+        render_example(
             [{"role": "user", "content": question}, {"role": "assistant", "content": choice}],
             tokenizer=tokenizer,
             template=template,

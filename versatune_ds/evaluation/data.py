@@ -17,10 +17,9 @@ import numpy as np
 
 from versatune_ds.config import DataConfig, RunConfig
 from versatune_ds.data.collate import Shards
+from versatune_ds.data.encoding.templates import choose_template
+from versatune_ds.data.encoding.tokenizer import special_ids_of, tokenizer_digest
 from versatune_ds.data.prepare.domains import prepare_domains
-from versatune_ds.data.rows.special_ids import special_ids_of
-from versatune_ds.data.rows.templates import choose_template
-from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.data.sources.domain_files import test_files
 from versatune_ds.domains import DomainSet
 from versatune_ds.evaluation.choices import ChoiceQuestion, ChoiceSet, encode_choices

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from versatune_ds.data.batch import Batch
-from versatune_ds.data.validation_rows import ValidationLoader
+from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.evaluation.data import EvaluationData
 from versatune_ds.evaluation.option_losses import option_losses
 from versatune_ds.evaluation.questions import answer_greedily, text_of_answer

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.rows.tokenize import load_tokenizer
+from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.choices import ChoiceQuestion
 from versatune_ds.evaluation.data import EvaluationData, evaluation_data

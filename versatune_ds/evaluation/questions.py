@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from versatune_ds.data.collate import Shards
+from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.order.permutation import domain_key, draw_indices
-from versatune_ds.data.rows.special_ids import special_ids_of
 from versatune_ds.monitor.progress_lines import with_progress
 
 

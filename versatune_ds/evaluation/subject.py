@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from versatune_ds.config import ModelConfig, RunConfig, load_config
-from versatune_ds.data.rows.tokenize import load_tokenizer
+from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.export.run_export import export_run
 from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.model.named_model import check_is_no_adapter

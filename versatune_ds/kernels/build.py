@@ -1,11 +1,11 @@
 """Build and load the compiled kernels on first use, once per machine and version of the sources.
 
-The one idea: `torch.utils.cpp_extension` compiles in a workspace that no other build has ever used, and the finished
-library is moved to its final name in one step, under a lock that the operating system drops with the process that
-holds it. Ranks that find the name load it, with neither compiler nor ninja; a killed build leaves nothing that anybody
-waits for: neither the lock file of `cpp_extension`, which outlives its process, nor a compiler that still writes.
+`torch.utils.cpp_extension` compiles in a new workspace, and the finished library is moved to its final name in one
+step, under a lock that the operating system releases with the process. Ranks that find the library load it, without
+compiler or ninja. A killed build blocks nobody: it leaves neither the lock file of `cpp_extension`, which outlives its
+process, nor a compiler that still writes.
 
-Installing needs no compiler. Without one, the PyTorch implementation runs and one warning line says so.
+Installing needs no compiler. Without one, the PyTorch implementation runs and one warning is logged.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.kernels.cache_place import choose_folder, close_to_others, is_open, make_private
-from versatune_ds.kernels.recipe import Recipe, cuda_architectures, cxx_compiler, digest, recipe_for
+from versatune_ds.kernels.build_spec import BuildSpec, build_spec_for, cuda_architectures, cxx_compiler, digest
+from versatune_ds.kernels.cache_folder import choose_folder, close_to_others, is_writable_by_others, make_private
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _LOG = "build.log"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Implementation:
-    """Say which implementation runs on a device type, and why."""
+    """Which implementation runs on a device type, and why."""
 
     device_type: str
     is_compiled: bool
@@ -51,7 +51,7 @@ class Implementation:
 
 @functools.cache
 def load_kernels(device_type: str) -> Implementation:
-    """Make the best implementation for a device type available, building it if need be, and log which one runs.
+    """Load the fastest implementation for a device type, building it if needed, and log which one runs.
 
     Args:
         device_type: "cpu", "cuda", or another one, for which only the PyTorch implementation exists.
@@ -82,57 +82,57 @@ def _log(device_type: str, *, is_compiled: bool, reason: str) -> Implementation:
 
 
 def foresee_kernels(device_type: str) -> Implementation:
-    """Say which implementation `load_kernels` would choose on this machine, without building or loading any."""
+    """Return the implementation that `load_kernels` would choose on this machine, without building or loading it."""
     if os.environ.get(ENVIRONMENT_SWITCH) == "torch":
         return Implementation(device_type=device_type, is_compiled=False, reason=f"{ENVIRONMENT_SWITCH}=torch")
     try:
-        recipe = recipe_for(device_type)
-        library = library_path(recipe)
+        spec = build_spec_for(device_type)
+        library = library_path(spec)
         if _is_built(library):
             reason = f"built before: {library.parent.name}"
         else:
             with _ninja_on_path():
-                _check_tools(recipe)
-            reason = f"built at the first start, in 10 to 60 s, by {_tools(recipe)}"
+                _check_tools(spec)
+            reason = f"built at the first start, in 10 to 60 s, by {_tools(spec)}"
     except (ImportError, OSError, RuntimeError) as error:
         return Implementation(device_type=device_type, is_compiled=False, reason=f"SLOW, same numbers: {error}")
     return Implementation(device_type=device_type, is_compiled=True, reason=reason)
 
 
-def _tools(recipe: Recipe) -> str:
-    """Return the compilers of a recipe, and the GPUs it compiles for."""
+def _tools(spec: BuildSpec) -> str:
+    """Return the compilers that a spec needs, and the GPU architectures it compiles for."""
     compiler = shutil.which(cxx_compiler())
-    if recipe.device_type != "cuda":
+    if spec.device_type != "cuda":
         return str(compiler)
     return f"{compiler} and nvcc for {', '.join(f'sm_{name}' for name in cuda_architectures())}"
 
 
-def library_path(recipe: Recipe) -> Path:
-    """Return where the library of a recipe lies once it is built.
+def library_path(spec: BuildSpec) -> Path:
+    """Return the path of a spec's library, built or not.
 
     Raises:
-        RuntimeError: If every place for it can be written by others.
+        RuntimeError: If other users can write to every place for it.
     """
-    name = f"versatune_{recipe.device_type}"
-    return choose_folder(f"{name}_{digest(recipe)}", library=f"{name}.so") / f"{name}.so"
+    name = f"versatune_{spec.device_type}"
+    return choose_folder(f"{name}_{digest(spec)}", library=f"{name}.so") / f"{name}.so"
 
 
 def _is_built(library: Path) -> bool:
-    """Return whether a library is there, and others could write neither to it nor to its folder."""
-    return library.exists() and not is_open(library.parent) and not is_open(library)
+    """Return whether a library exists and other users can write neither to it nor to its folder."""
+    return library.exists() and not is_writable_by_others(library.parent) and not is_writable_by_others(library)
 
 
 def load_library(device_type: str) -> Path:
-    """Load the library of a device type, built if its sources, flags, PyTorch or processor are new here.
+    """Load the library of a device type; build it first if its sources, flags, PyTorch or processor are new here.
 
     Returns:
-        Its path. The name of its directory holds the digest of what it was built from.
+        Its path. The name of its directory contains the digest of what it was built from.
 
     Raises:
         RuntimeError: If there are no sources for the device type, no compiler, no ninja, or compilation fails.
     """
-    recipe = recipe_for(device_type)
-    library = library_path(recipe)
+    spec = build_spec_for(device_type)
+    library = library_path(spec)
     if not _is_built(library):
         make_private(library.parent)
         asked_at = time.time()
@@ -140,36 +140,36 @@ def load_library(device_type: str) -> Path:
             close_to_others(library.parent)
             if not library.exists():
                 _refuse_if_failed_since(asked_at, library.parent / _LOG)
-                _build(recipe, library)
-    # In the process that built it, the file is loaded already, under its first name: the loader knows it by its inode.
+                _build(spec, library)
+    # In the process that built it, the file is loaded already under its first name; the loader recognises the inode.
     torch.ops.load_library(str(library))
     return library
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock on a file among processes; the operating system releases it if this process dies."""
+    """Lock a file against other processes; the operating system releases the lock if this process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _refuse_if_failed_since(asked_at: float, log: Path) -> None:
-    """Raise RuntimeError if another process failed to build while this one waited: ranks need not all fail in turn."""
+    """Raise RuntimeError if another process failed to build while this one waited, so that not every rank tries."""
     if log.exists() and log.stat().st_mtime >= asked_at:
         raise RuntimeError(_failure(log))
 
 
-def _build(recipe: Recipe, library: Path) -> None:
-    """Compile in a workspace of this build's own and move the library to its final name; the caller holds the lock."""
+def _build(spec: BuildSpec, library: Path) -> None:
+    """Compile in a new workspace and move the library to its final name; the caller has the lock."""
     with _ninja_on_path():
-        _check_tools(recipe)
+        _check_tools(spec)
         logger.info("building %s (10 to 60 s, once) ...", library)
         started = time.monotonic()
-        for left_by_a_dead_build in library.parent.glob(f"{_WORKSPACE}*"):
-            shutil.rmtree(left_by_a_dead_build, ignore_errors=True)
+        for workspace_of_killed_build in library.parent.glob(f"{_WORKSPACE}*"):
+            shutil.rmtree(workspace_of_killed_build, ignore_errors=True)
         workspace = Path(tempfile.mkdtemp(prefix=_WORKSPACE, dir=library.parent))
-        _compile(recipe, workspace)
+        _compile(spec, workspace)
     # cpp_extension adds _v1, _v2 ... to the name if one process builds more than once.
     (built,) = workspace.glob("*.so")
     built.chmod(0o700)  # the linker follows the umask, which may let the group write
@@ -178,34 +178,34 @@ def _build(recipe: Recipe, library: Path) -> None:
     logger.info("built %s in %.1f s", library.name, time.monotonic() - started)
 
 
-def _check_tools(recipe: Recipe) -> None:
-    """Raise RuntimeError if a build cannot even begin."""
-    from torch.utils import cpp_extension  # here, since it takes 0.2 s, and setuptools, which a run need not have
+def _check_tools(spec: BuildSpec) -> None:
+    """Raise RuntimeError if a tool that the build needs is missing."""
+    from torch.utils import cpp_extension  # not at the top: it takes 0.2 s, and needs setuptools, which runs do not
 
-    if recipe.device_type == "cuda" and torch.version.cuda is None:
+    if spec.device_type == "cuda" and torch.version.cuda is None:
         raise RuntimeError("this PyTorch is not built for CUDA")
     if shutil.which(cxx_compiler()) is None:
         raise RuntimeError(f"no C++ compiler {cxx_compiler()!r} found; install g++ or set CXX")
     cpp_extension.verify_ninja_availability()
 
 
-def _compile(recipe: Recipe, workspace: Path) -> None:
+def _compile(spec: BuildSpec, workspace: Path) -> None:
     """Compile and load through `torch.utils.cpp_extension`.
 
     Raises:
-        RuntimeError: If a compiler fails; the message holds its first error line.
+        RuntimeError: If a compiler fails; the message contains its first error line.
     """
     from torch.utils import cpp_extension
 
     try:
         cpp_extension.load(
-            name=f"versatune_{recipe.device_type}",
-            sources=[str(path) for path in recipe.sources],
-            extra_cflags=list(recipe.cxx_flags),
-            extra_cuda_cflags=list(recipe.cuda_flags),
-            extra_ldflags=list(recipe.link_flags),
+            name=f"versatune_{spec.device_type}",
+            sources=[str(path) for path in spec.sources],
+            extra_cflags=list(spec.cxx_flags),
+            extra_cuda_cflags=list(spec.cuda_flags),
+            extra_ldflags=list(spec.link_flags),
             build_directory=str(workspace),
-            with_cuda=recipe.device_type == "cuda",
+            with_cuda=spec.device_type == "cuda",
             is_python_module=False,
         )
     except RuntimeError as error:
@@ -215,16 +215,16 @@ def _compile(recipe: Recipe, workspace: Path) -> None:
 
 
 def _failure(log: Path) -> str:
-    """Return what a log says went wrong: the compilers' first error line, else the last line."""
+    """Return a message with the first error line of a compiler's log, or its last line."""
     lines = log.read_text(encoding="utf-8").strip().splitlines() or ["no message"]
     return f"compiling failed: {next((line for line in lines if 'error:' in line), lines[-1])} (see {log})"
 
 
 @contextmanager
 def _ninja_on_path() -> Iterator[None]:
-    """Let PATH begin with the directory of this interpreter's ninja, if it has one.
+    """Put the directory of this interpreter's ninja, if it has one, first on PATH.
 
-    `cpp_extension` looks on PATH alone, where an environment's programs are not if its python is called by its path.
+    `cpp_extension` looks only on PATH, which lacks an environment's programs if its python is called by its path.
     """
     path = os.environ.get("PATH", os.defpath)
     try:

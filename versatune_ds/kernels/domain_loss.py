@@ -1,7 +1,7 @@
 """Compute the cross entropy of a batch, and its statistics by domain, in one pass over the logits.
 
-The one idea: the loss is a sum over tokens, weighted by domain; never a mean, so that adding chunks, micro-steps and
-ranks is adding numbers. The caller divides once, by the global number of loss tokens.
+The loss is a weighted sum over tokens, never a mean, so that losses of chunks, micro-steps and ranks can be added. The
+caller divides once, by the global number of loss tokens.
 
 Shape legend: **N** tokens, **V** vocabulary, **K** domains.
 """
@@ -19,14 +19,14 @@ _LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class DomainLoss(NamedTuple):
-    """Carry a loss and its statistics by domain.
+    """A loss and its statistics by domain.
 
-    A named tuple and no dataclass: DeepSpeed 0.19.8 finds the tensors of a module's output, on which it hangs the
-    ZeRO-3 hooks of the backward pass, in tuples, lists and dicts only.
+    A named tuple, not a dataclass: DeepSpeed 0.19.8 looks for the tensors of a module's output, to which it attaches
+    the ZeRO-3 hooks of the backward pass, only in tuples, lists and dicts.
     """
 
     loss: torch.Tensor
-    """float32 scalar with autograd: sum over tokens of loss weight times objective; NaN if a token is broken."""
+    """float32 scalar with autograd: sum over tokens of loss weight times objective; NaN if a token is invalid."""
     loss_sum_K: torch.Tensor
     """float64 [K], unweighted negative log likelihood in nats, without z-loss and smoothing; absent domain: 0."""
     loss_sq_sum_K: torch.Tensor
@@ -34,13 +34,13 @@ class DomainLoss(NamedTuple):
     num_loss_tokens_K: torch.Tensor
     """int64 [K], tokens that bear loss."""
     token_losses_N: torch.Tensor | None
-    """float32 [N] negative log likelihood, 0 where ignored, without gradient; None unless asked for."""
+    """float32 [N] negative log likelihood, 0 where ignored, without gradient; None unless `per_token`."""
 
 
 def pack_result(
     loss: torch.Tensor, bins_K5: torch.Tensor, token_losses_N: torch.Tensor, *, per_token: bool
 ) -> DomainLoss:
-    """Return the result for fixed-point sums."""
+    """Return a loss with the statistics of fixed-point sums."""
     return DomainLoss(loss, *fixed_point.statistics_of(bins_K5), token_losses_N if per_token else None)
 
 
@@ -95,7 +95,7 @@ class _OverwritingLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient that the forward pass left behind, scaled in place by grad_loss."""
+        """Return the gradient from the forward pass, scaled in place by grad_loss."""
         (grad_NV,) = ctx.saved_tensors
         ops.scale_once_(grad_NV, grad_loss)
         return grad_NV, *(None,) * 7
@@ -119,7 +119,7 @@ def domain_cross_entropy(
 
     Args:
         logits_NV: float32, bfloat16 or float16 [N, V].
-        labels_N: int64 [N], next-token aligned already; ignore_index where a position bears no loss.
+        labels_N: int64 [N], already shifted to the next token; ignore_index where a position bears no loss.
         domain_ids_N: int64 [N], 0..K-1 wherever a position bears loss, anything elsewhere.
         num_domains: K.
         loss_weights_K: float [K], factor of each domain's token losses; None for ones. No gradient flows to it.
@@ -137,7 +137,7 @@ def domain_cross_entropy(
 
     Raises:
         ValueError: If a shape, dtype or setting is wrong, or (CPU only) a loss-bearing id is out of range. On other
-            devices such an id makes the loss NaN, since looking would stop the device.
+            devices such an id makes the loss NaN, since a check would wait for the device.
     """
     _check_shapes(logits_NV, labels_N, domain_ids_N)
     settings = LossSettings(ignore_index=ignore_index, z_loss=z_loss, softcap=softcap, label_smoothing=label_smoothing)

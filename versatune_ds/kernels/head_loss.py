@@ -1,10 +1,10 @@
 """Compute head and loss chunk by chunk, with the gradients ready when the forward pass ends.
 
-The one idea: a chunk's logits live in one reused buffer, where the gradient replaces them; both gradient products
-follow at once, so logits are neither kept nor computed twice. ZeRO-3 needs this too: the head's weight is only
-gathered while the module's forward runs.
+All chunks share one buffer for their logits, in which the gradient replaces them. Both gradient products follow at
+once, so logits are neither stored nor computed twice. ZeRO-3 needs this too: it gathers the head's weight only while
+the module's forward runs.
 
-What is never materialised: logits of all tokens, logits in float32 beside half-precision ones, masked rows.
+Never materialised: logits of all tokens, logits in float32 beside half-precision ones, masked rows.
 
 Shape legend: **N** tokens, **M** of them kept, **D** hidden, **V** vocabulary, **K** domains, **n** rows of one chunk.
 """
@@ -20,8 +20,8 @@ import torch
 from versatune_ds.kernels import fixed_point, ops
 
 _ADDS_INTO_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
-"""Whether CUDA's addmm adds half-precision products to a float32 sum: refused by PyTorch 2.8, in use from 2.11 on.
-torch.compile does not know it (pytorch/pytorch#163880). Without it each chunk costs another float32 [V, D]."""
+"""Whether CUDA's addmm can add half-precision products to a float32 sum: PyTorch 2.8 refuses it, 2.11 does it.
+torch.compile does not support it (pytorch/pytorch#163880). Without it each chunk costs another float32 [V, D]."""
 
 _MAX_FLOAT16_SCALE = 1024.0
 """A logit's gradient is at most about 1; beyond this factor it could overflow where its products do not."""
@@ -33,7 +33,7 @@ def chunk_rows(num_rows: int, *, vocabulary: int, element_bytes: int, chunk_mib:
     Example: 10 rows, room for 4: three chunks are needed, so 4 + 4 + 2 rows; room for 6: 5 + 5, not 6 + 4.
 
     Args:
-        num_rows: N, may be 0, which gives no chunk.
+        num_rows: N; 0 gives no chunk.
         vocabulary: V.
         element_bytes: Bytes of one logit.
         chunk_mib: Budget in MiB; one row is always allowed.
@@ -61,10 +61,10 @@ def _new_buffer(chunks: Sequence[slice], hidden_ND: torch.Tensor, weight_VD: tor
 
 
 def keep_rows(hidden_ND: torch.Tensor, valid_index_M: torch.Tensor | None, num_valid: int) -> torch.Tensor:
-    """Return the rows of valid_index; those from num_valid on, which are padding, as zeros.
+    """Return the rows of valid_index, with zeros for the padding from num_valid on.
 
-    Zeros, because a padding position's hidden state may be NaN (attention over nothing), and 0 * NaN = NaN would reach
-    the weight's gradient.
+    The hidden state of a padding position may be NaN (attention over nothing), and 0 * NaN = NaN would reach the
+    weight's gradient.
     """
     if valid_index_M is None:
         return hidden_ND
@@ -76,7 +76,7 @@ def keep_rows(hidden_ND: torch.Tensor, valid_index_M: torch.Tensor | None, num_v
 def return_rows(
     grad_MD: torch.Tensor, valid_index_M: torch.Tensor | None, num_valid: int, *, num_rows: int
 ) -> torch.Tensor:
-    """Return kept rows' values at their places among num_rows rows, zeros elsewhere; the inverse of `keep_rows`."""
+    """Return the values of kept rows at their places among num_rows rows, zeros elsewhere; reverses `keep_rows`."""
     if valid_index_M is None:
         return grad_MD
     grad_ND = grad_MD.new_zeros(num_rows, *grad_MD.shape[1:])
@@ -84,7 +84,7 @@ def return_rows(
 
 
 class _Gradients:
-    """Collect the gradients that are wanted, chunk by chunk; None for those that are not."""
+    """Accumulate the wanted gradients chunk by chunk; the others are None."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class _Gradients:
         wanted: Sequence[bool],
         num_chunks: int,
     ) -> None:
-        """Allocate what is wanted of (hidden, weight, bias)."""
+        """Allocate the wanted gradients of (hidden, weight, bias)."""
         wants_hidden, self.wants_weight, wants_bias = wanted
         self.inputs = hidden_MD, weight_VD, bias_V
         self.is_only_chunk = num_chunks == 1
@@ -104,7 +104,7 @@ class _Gradients:
         self.bias_V = weight_VD.new_zeros(weight_VD.shape[0], dtype=torch.float32) if wants_bias else None
 
     def add(self, rows: slice, grad_nV: torch.Tensor) -> None:
-        """Add the share of a chunk, given the gradient of its logits."""
+        """Add the gradients of a chunk, given the gradient of its logits."""
         hidden_MD, weight_VD, _ = self.inputs
         if self.hidden_MD is not None:
             torch.mm(grad_nV, weight_VD, out=self.hidden_MD[rows])
@@ -143,22 +143,24 @@ class HeadLoss(torch.autograd.Function):
         settings: tuple[int, float, float, float],
         grad_scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (loss, bins_K5, token_losses_M); the gradients are kept multiplied by grad_scale."""
+        """Return (loss, bins_K5, token_losses_M); the gradients are saved multiplied by grad_scale."""
+        # Allocate gradients, one buffer for the logits of a chunk, and sums.
         hidden_MD = keep_rows(hidden_ND, valid_index_M, num_valid)
         wanted = ctx.needs_input_grad[:3]
         gradients = _Gradients(hidden_MD, weight_VD, bias_V, wanted=wanted, num_chunks=len(chunks))
         buffer_nV = _new_buffer(chunks, hidden_MD, weight_VD)
         bins_K5 = _no_bins(loss_weights_K)
         token_losses_M = torch.zeros_like(labels_M, dtype=torch.float32)
+        # Loss and gradients, chunk by chunk. The weights enter only the gradient: the sums in the bins are unweighted.
         gradient_weights_K = loss_weights_K if grad_scale == 1.0 else loss_weights_K * grad_scale
         for rows in chunks:
             logits_nV = logits_into(buffer_nV, hidden_MD[rows], weight_VD, bias_V)
-            # The weights enter the gradient alone: the sums in the bins are unweighted.
             _, chunk_bins_K5, token_losses_M[rows] = torch.ops.versatune.domain_ce_gradient_(
                 logits_nV, labels_M[rows], domain_ids_M[rows], gradient_weights_K, *settings
             )
             bins_K5 += chunk_bins_K5
             gradients.add(rows, logits_nV)
+        # Save the gradients for `backward`, which only scales them.
         grad_hidden_MD, grad_weight_VD, grad_bias_V = gradients.finish()
         if grad_hidden_MD is not None:
             grad_hidden_MD = return_rows(grad_hidden_MD, valid_index_M, num_valid, num_rows=hidden_ND.shape[0])
@@ -169,7 +171,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of hidden states, weight and bias, scaled in place to grad_loss."""
+        """Return the gradients of hidden states, weight and bias, scaled in place by grad_loss."""
         grads = ctx.saved_tensors
         factor = grad_loss if ctx.grad_scale == 1.0 else grad_loss / ctx.grad_scale
         for grad in grads:
@@ -179,16 +181,16 @@ class HeadLoss(torch.autograd.Function):
 
 
 def scale_within_range(grad_scale: float | None, *, dtype: torch.dtype, num_tokens: int) -> float:
-    """Return the factor that the logits' gradients get before they are summed over tokens: 1 but for float16.
+    """Return the factor by which logits' gradients are scaled before they are summed over tokens; 1 except in float16.
 
-    The gradient of a weight is a sum over tokens, and float16 ends at 65504. At 8192 tokens a sum of terms of 10 is
-    81920, infinite, though the caller divides it by the number of loss tokens a moment later. So what backward will
-    multiply by (loss scale / loss tokens of the global batch) goes into every term first.
+    The gradient of a weight is a sum over tokens, and the largest float16 is 65504. Over 8192 tokens, terms of 10 sum
+    to 81920, which is infinite, though the caller then divides by the number of loss tokens. So the factor that
+    backward applies (loss scale / loss tokens of the global batch) is applied to every term first.
 
     Args:
-        grad_scale: What backward will multiply by, as far as it is known; None for 1.
-        dtype: Of the products.
-        num_tokens: Terms of the sum. Below 1 / num_tokens the sum is a mean and cannot overflow: a smaller factor would
+        grad_scale: Factor that backward will apply, as far as it is known; None for 1.
+        dtype: dtype of the products.
+        num_tokens: Terms of the sum. At 1 / num_tokens the sum is a mean and cannot overflow: a smaller factor would
             only round small probabilities to zero.
     """
     if grad_scale is None or dtype != torch.float16 or not math.isfinite(grad_scale):
@@ -208,7 +210,7 @@ def evaluate_chunks(
     chunks: Sequence[slice],
     settings: tuple[int, float, float, float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (loss, bins_K5, token_losses_M) without gradients: one product and one reading of the logits."""
+    """Return (loss, bins_K5, token_losses_M) without gradients: one product, and one read of the logits."""
     hidden_MD = keep_rows(hidden_ND, valid_index_M, num_valid)
     buffer_nV = _new_buffer(chunks, hidden_MD, weight_VD)
     bins_K5 = _no_bins(loss_weights_K)
@@ -230,10 +232,10 @@ def _no_bins(loss_weights_K: torch.Tensor) -> torch.Tensor:
 def add_weight_gradient(
     total_VD: torch.Tensor | None, grad_nV: torch.Tensor, hidden_nD: torch.Tensor, *, is_only_chunk: bool
 ) -> torch.Tensor:
-    """Return the weight's gradient with one more chunk, summed in float32 unless it is the only chunk.
+    """Return the weight's gradient with one more chunk added, in float32 unless it is the only chunk.
 
-    Summing chunks in bfloat16 loses whatever is smaller than 1/256 of the sum so far: training diverges. On CPU, whose
-    products cannot return float32 from bfloat16, each chunk's share is rounded once before it is added.
+    A sum in bfloat16 loses whatever is smaller than 1/256 of it, and training diverges. On CPU, whose products cannot
+    return float32 from bfloat16, each chunk's share is rounded once before it is added.
     """
     if is_only_chunk:
         return torch.mm(grad_nV.t(), hidden_nD)

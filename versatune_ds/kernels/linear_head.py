@@ -1,8 +1,8 @@
 """Join the language model's head and the loss by domain in one module that owns the head's weight.
 
-The one idea: owning the very Parameter of the linear layer it replaces keeps embeddings tied and state-dict keys
-unchanged, and lets the hooks of ZeRO-3, which gather a module's own parameters around its forward, do their work in
-training and in evaluation.
+The module owns the Parameter of the linear layer that it replaces. So embeddings stay tied, state-dict keys do not
+change, and the hooks of ZeRO-3, which gather a module's own parameters around its forward, work in training and in
+evaluation.
 
 Not covered: adapters (LoRA) on the head itself; a head whose weight is quantised.
 
@@ -21,11 +21,11 @@ from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks
 from versatune_ds.kernels.settings import LossSettings
 
 DEFAULT_CHUNK_MIB = 1024.0
-"""Logits in memory at once. Each chunk beyond the first costs a pass over the float32 weight gradient."""
+"""MiB of logits in memory at once. Each chunk after the first costs a pass over the float32 weight gradient."""
 
 
 class DomainLossHead(nn.Module):
-    """Map hidden states to a loss by domain without holding all logits, or, without labels, to logits.
+    """Map hidden states to a loss by domain without storing all logits, or, without labels, to logits.
 
     Attributes:
         weight: Parameter [V, D].
@@ -40,7 +40,7 @@ class DomainLossHead(nn.Module):
         settings: LossSettings | None = None,
         chunk_mib: float = DEFAULT_CHUNK_MIB,
     ) -> None:
-        """Keep the parameters given.
+        """Store the parameters, without copying them.
 
         Args:
             weight: [V, D]; not copied, so a tied embedding stays tied.
@@ -83,28 +83,30 @@ class DomainLossHead(nn.Module):
 
         Args:
             hidden: [N, D] or [B, T, D].
-            labels: int64 [N] or [B, T], next-token aligned already; None asks for logits.
+            labels: int64 [N] or [B, T], already shifted to the next token; None returns logits.
             domain_ids: int64, shaped like labels; None means one domain.
             num_domains: K.
             loss_weights_K: float [K] or None for ones.
-            valid_index: int64 [M], flat positions to keep; the rest is taken as masked and costs nothing.
-            num_valid: How many entries of valid_index are real; entries behind contribute nothing. None means all.
+            valid_index: int64 [M], flat positions to keep; all others count as masked and cost nothing.
+            num_valid: Number of entries of valid_index that are not padding; None means all.
             per_token: Also return the loss of each of the N tokens.
-            grad_scale: What the gradient of the loss will be in backward, as far as it is known on the host. In float16
-                it is applied before gradients are summed over tokens, so that the sum stays in range; the result is the
-                same where it is not exact. Other dtypes do not need it.
+            grad_scale: The gradient of the loss in backward, as far as it is known on the host. In float16 it is
+                applied before gradients are summed over tokens, so that the sum stays in range; a value that is not
+                exact gives the same result. Other dtypes do not need it.
 
         Raises:
             ValueError: If shapes do not fit together, or (CPU only) an id of a loss-bearing token is out of range.
         """
         if labels is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
+        # Flatten, fill in defaults and check.
         hidden_ND = hidden.reshape(-1, hidden.shape[-1])
         labels_N = labels.reshape(-1)
         domain_ids_N = torch.zeros_like(labels_N) if domain_ids is None else domain_ids.reshape(-1)
         self._check(hidden_ND, labels_N, domain_ids_N)
         weights_K = loss_weights_or_ones(loss_weights_K, num_domains=num_domains, device=hidden.device)
         num_valid = checked_num_valid(valid_index, num_valid, num_rows=labels_N.shape[0])
+        # Keep the positions that bear loss.
         if valid_index is not None:
             labels_N, domain_ids_N = labels_N.index_select(0, valid_index), domain_ids_N.index_select(0, valid_index)
             labels_N[num_valid:] = self.settings.ignore_index
@@ -134,7 +136,7 @@ class DomainLossHead(nn.Module):
         loss_weights_K: torch.Tensor,
         grad_scale: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run the products and the loss in the compute dtype, with gradients only if somebody wants them."""
+        """Compute products and loss in the compute dtype, with gradients only if an input requires them."""
         ops.prepare(hidden_ND.device.type)
         dtype = compute_dtype(self.weight)
         differentiable = (
@@ -146,7 +148,7 @@ class DomainLossHead(nn.Module):
         chunks = chunk_rows(num_rows, vocabulary=vocabulary, element_bytes=dtype.itemsize, chunk_mib=self.chunk_mib)
         rest = (valid_index_M, num_valid, labels_M, domain_ids_M, loss_weights_K, chunks, self.settings.as_arguments())
         wants_gradient = any(tensor is not None and tensor.requires_grad for tensor in differentiable)
-        # Autocast would cast what is cast already, and refuses `out=`.
+        # Everything is cast already, and autocast refuses `out=`.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             if wants_gradient and torch.is_grad_enabled():
                 return HeadLoss.apply(
@@ -157,7 +159,7 @@ class DomainLossHead(nn.Module):
 
 
 def checked_num_valid(valid_index_M: torch.Tensor | None, num_valid: int | None, *, num_rows: int) -> int:
-    """Return how many entries of valid_index are real.
+    """Return the number of entries of valid_index that are not padding.
 
     Raises:
         ValueError: If num_valid is given without valid_index or is not within its length.
@@ -177,6 +179,6 @@ def checked_num_valid(valid_index_M: torch.Tensor | None, num_valid: int | None,
 
 
 def compute_dtype(weight_VD: torch.Tensor) -> torch.dtype:
-    """Return the dtype of the products: autocast's where it is on, the weight's otherwise (never an upcast)."""
+    """Return the dtype of the products: autocast's if it is on, else the weight's (never an upcast)."""
     device_type = weight_VD.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight_VD.dtype

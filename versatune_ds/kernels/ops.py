@@ -1,8 +1,8 @@
 """Define the operators `torch.ops.versatune.*`: schemas, PyTorch fallback, fake kernels, autograd.
 
-The one idea: a schema is written down once, here, because it must exist without a compiler; the compiled libraries
-only register implementations for the dispatch keys CPU and CUDA, which then take precedence over the fallback.
-Importing this module builds nothing; `prepare` does, on first use.
+The schemas are defined here, once, because they must exist without a compiler. The compiled libraries only register
+implementations for the dispatch keys CPU and CUDA, which then take precedence over the fallback. Importing this module
+builds nothing; `prepare` does, on first use.
 
 Shape legend: **N** tokens, **V** vocabulary, **K** domains.
 """
@@ -33,9 +33,9 @@ for _schema in SCHEMAS:
 
 @torch.compiler.assume_constant_result
 def prepare(device_type: str) -> bool:
-    """Return whether a compiled implementation serves a device type, building it on first use.
+    """Return whether a device type has a compiled implementation, and build it on first use.
 
-    Under torch.compile this runs while the graph is traced, so that the compiled kernels are there when it runs.
+    Under torch.compile this runs while the graph is traced, so that the compiled kernels are loaded when it runs.
     """
     return device_type != "meta" and build.load_kernels(device_type).is_compiled
 
@@ -49,8 +49,8 @@ def scale_once_(gradient: torch.Tensor, factor: torch.Tensor) -> None:
 def note_overwritten(tensor: torch.Tensor) -> None:
     """Tell autograd that a tensor's values changed, which compiled operators do not do by themselves.
 
-    Otherwise an earlier operation that saved the tensor would compute a wrong gradient without a word. A compiled graph
-    knows it from the schema.
+    Otherwise an earlier operation that saved the tensor would silently compute a wrong gradient. A compiled graph knows
+    it from the schema.
     """
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(tensor)
@@ -90,7 +90,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Te
     _, _, normalizers_N2, token_losses_N = output
     ctx.save_for_backward(logits_NV, labels_N, domain_ids_N, loss_weights_K, normalizers_N2)
     ctx.settings = settings
-    # Were they differentiable, a loss built from them would silently train nothing (their gradient is not computed).
+    # Their gradient is not computed: if they were differentiable, a loss built from them would silently train nothing.
     ctx.mark_non_differentiable(normalizers_N2, token_losses_N)
 
 

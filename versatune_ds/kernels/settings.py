@@ -1,4 +1,4 @@
-"""Hold the constants of the loss that every kernel takes, checked once."""
+"""Define the settings of the loss, which every kernel takes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSettings:
-    """Say how the loss of one token is computed from its logits.
+    """How the loss of one token is computed from its logits.
 
     With x the logits after soft-capping, lse = logsumexp(x), y the label and V the vocabulary size:
 
         nll       = lse - x_y
         objective = (1 - label_smoothing) * nll + label_smoothing / V * sum_v(lse - x_v) + z_loss * lse^2
 
-    The objective is what is differentiated; nll is what is reported by domain.
+    The objective is differentiated; nll is reported by domain.
     """
 
     ignore_index: int = IGNORE_INDEX

@@ -1,7 +1,7 @@
-"""Compute the loss by domain and its gradient in plain PyTorch: the definition, and the way without a compiler.
+"""Compute the loss by domain and its gradient in plain PyTorch: the definition, and the fallback without a compiler.
 
-The one idea: these functions have the signatures of the operators in `ops`, which fall back on them on every device
-for which no compiled kernel is loaded. Rows are worked off in blocks, so that no second [N, V] tensor appears.
+These functions have the signatures of the operators in `ops`, which call them on every device without a compiled
+kernel. Rows are processed in blocks, so that no second [N, V] tensor is needed.
 
 Shape legend: **N** tokens, **V** vocabulary, **K** domains, **n** rows of one block.
 """
@@ -15,11 +15,11 @@ import torch
 from versatune_ds.kernels import fixed_point
 
 _BLOCK_ELEMENTS = 1 << 22
-"""Logits worked on at once; 16 MiB in float32, which stays in the last cache of a server CPU."""
+"""Logits processed at once; 16 MiB in float32, which fits into the last-level cache of a server CPU."""
 
 
 def row_blocks(num_rows: int, vocabulary: int) -> Iterator[slice]:
-    """Yield slices of rows holding about `_BLOCK_ELEMENTS` logits each; at least one row per slice."""
+    """Yield slices of rows with about `_BLOCK_ELEMENTS` logits each; at least one row per slice."""
     rows = max(1, _BLOCK_ELEMENTS // max(vocabulary, 1))
     for start in range(0, num_rows, rows):
         yield slice(start, min(start + rows, num_rows))
@@ -33,7 +33,7 @@ def _softcapped(logits_nV: torch.Tensor, softcap: float) -> torch.Tensor:
 def _check_ids(
     labels_N: torch.Tensor, domain_ids_N: torch.Tensor, *, vocabulary: int, num_domains: int, ignore_index: int
 ) -> None:
-    """Refuse impossible ids of loss-bearing tokens; on CPU only, since elsewhere it would stop the device.
+    """Check the ids of loss-bearing tokens, on CPU only: elsewhere the host would have to wait for the device.
 
     Raises:
         ValueError: If a label or a domain id is out of range.
@@ -51,21 +51,24 @@ def _check_ids(
 def _block_losses(
     logits_nV: torch.Tensor, labels_n: torch.Tensor, z_loss: float, softcap: float, label_smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (nll_n, objective_n, normalizers_n2) of rows taken to bear loss; a label out of range gives NaN.
+    """Return (nll_n, objective_n, normalizers_n2) of rows as if all bore loss; a label out of range gives NaN.
 
-    A normaliser is (max, log of the sum of exp(x - max)); their sum is lse. They stay apart because with large logits
-    one float32 would lose the digits that probabilities need.
+    A normaliser is (max, log of the sum of exp(x - max)); their sum is lse. They are kept apart because with large
+    logits one float32 would lose the digits that probabilities need.
     """
+    # Log probabilities.
     x_nV = _softcapped(logits_nV, softcap)
     max_n1 = x_nV.amax(dim=-1, keepdim=True)
     log_p_nV = x_nV - max_n1
     # Not torch.log_softmax, which on CPU rounds max + log_sum: 1 % of the label's gradient at p = 0.9999.
     log_sum_n1 = log_p_nV.exp().sum(dim=-1, keepdim=True).log()
     log_p_nV -= log_sum_n1
+    # Negative log likelihood of the labels.
     is_label_n = (labels_n >= 0) & (labels_n < x_nV.shape[1])
     nll_n = -log_p_nV.gather(1, labels_n.where(is_label_n, 0)[:, None])[:, 0]
     nll_n = nll_n.masked_fill(~is_label_n, float("nan"))
     normalizers_n2 = torch.cat((max_n1, log_sum_n1), dim=1)
+    # The objective, with label smoothing and z-loss.
     objective_n = nll_n
     if label_smoothing > 0.0:
         objective_n = (1.0 - label_smoothing) * nll_n - label_smoothing * log_p_nV.mean(dim=-1)
@@ -83,14 +86,14 @@ def _block_gradient(
     softcap: float,
     label_smoothing: float,
 ) -> torch.Tensor:
-    """Return the float32 gradient of sum(scale * objective) for rows of which ignored ones have scale 0."""
+    """Return the float32 gradient of sum(scale * objective); ignored rows have scale 0."""
     x_nV = _softcapped(logits_nV, softcap)
     grad_nV = torch.exp(x_nV - normalizers_n2[:, :1] - normalizers_n2[:, 1:])
     if z_loss > 0.0:
         grad_nV *= 1.0 + 2.0 * z_loss * normalizers_n2.sum(dim=1, keepdim=True)
     if label_smoothing > 0.0:
         grad_nV -= label_smoothing / x_nV.shape[1]
-    # The label's 1 is taken off in float32, before any rounding: at p = 0.9999 bfloat16 would leave p - 1 = 0.
+    # Subtract the label's 1 in float32, before any rounding: at p = 0.9999, bfloat16 would give p - 1 = 0.
     label_term_n1 = torch.full_like(scale_n, label_smoothing - 1.0)[:, None]
     grad_nV.scatter_add_(1, labels_n.clamp(0, x_nV.shape[1] - 1)[:, None], label_term_n1)
     if softcap > 0.0:
@@ -116,7 +119,7 @@ def domain_ce(
     softcap: float,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (loss, bins_K5, normalizers_N2, token_losses_N) without touching the logits.
+    """Return (loss, bins_K5, normalizers_N2, token_losses_N); the logits are not changed.
 
     Raises:
         ValueError: On CPU, if a label or domain id of a loss-bearing token is out of range.
@@ -143,12 +146,12 @@ def _bins_of_loss_bearing(
     bears_loss_N: torch.Tensor,
     num_domains: int,
 ) -> torch.Tensor:
-    """Sum by domain with ignored tokens in a bin of their own, so that no data-dependent shape is needed."""
+    """Sum by domain, with ignored tokens in a bin of their own, so that no shape depends on the data."""
     ids_N = domain_ids_N.where((domain_ids_N >= 0) & (domain_ids_N < num_domains), num_domains + 1)
     ids_N = ids_N.where(bears_loss_N, num_domains)
     bins = fixed_point.sum_by_domain(nll_N, objective_N.where(bears_loss_N, 0.0), ids_N, num_domains + 2)
-    # A loss-bearing token of an impossible domain (possible off the CPU only) makes domain 0 broken.
-    bins[0, fixed_point.BROKEN] += bins[num_domains + 1, fixed_point.COUNT]
+    # A loss-bearing token with an impossible domain id counts as invalid in domain 0; on CPU such ids are refused.
+    bins[0, fixed_point.INVALID] += bins[num_domains + 1, fixed_point.COUNT]
     return bins[:num_domains].contiguous()
 
 
@@ -184,7 +187,7 @@ def domain_ce_gradient_(
     softcap: float,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Overwrite the logits by the gradient of the loss and return (loss, bins_K5, token_losses_N)."""
+    """Overwrite the logits with the gradient of the loss and return (loss, bins_K5, token_losses_N)."""
     settings = (ignore_index, z_loss, softcap, label_smoothing)
     loss, bins_K5, normalizers_N2, token_losses_N = domain_ce(
         logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings

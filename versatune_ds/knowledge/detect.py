@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import DetectConfig, RunConfig
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of

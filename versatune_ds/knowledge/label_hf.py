@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from versatune_ds.config import LocalLabellerConfig, ModelConfig
-from versatune_ds.data.rows.templates import choose_template
-from versatune_ds.data.rows.tokenize import load_tokenizer, render_conversation
+from versatune_ds.data.encoding.templates import choose_template
+from versatune_ds.data.encoding.tokenizer import load_tokenizer, render_conversation
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.questions import LabelStore, Question

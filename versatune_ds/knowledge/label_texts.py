@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.prepare.encode_rows import content_hash
-from versatune_ds.data.rows.forms import Row, parse_row
-from versatune_ds.data.rows.turns import BadRowError, is_unicode
+from versatune_ds.data.encoding.forms import Example, parse_example
+from versatune_ds.data.encoding.turns import BadRowError, is_unicode
+from versatune_ds.data.prepare.encode_records import content_hash
 from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.readers import read_records
@@ -133,13 +133,13 @@ def _hashed_texts(paths: tuple[Path, ...], *, columns: Mapping[str, str] | None)
     for path in paths:
         for record in read_records(path):
             try:
-                row = None if record.problem else parse_row(record.json_text, columns=columns)
+                row = None if record.problem else parse_example(record.json_text, columns=columns)
             except BadRowError:
                 continue
             if row is not None and is_unicode(text := _text_of(row)):
                 yield content_hash(row), text
 
 
-def _text_of(row: Row) -> str:
+def _text_of(row: Example) -> str:
     """Return the text of all turns, without their roles."""
     return "\n".join(row.texts())

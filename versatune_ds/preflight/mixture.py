@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from versatune_ds.config.unread_settings import unread_detect_settings, unread_settings
-from versatune_ds.data.rows.templates import template_digest
-from versatune_ds.data.rows.tokenize import tokenizer_digest
+from versatune_ds.data.encoding.templates import template_digest
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.offline.outlook import (
     MANY_EPOCHS,

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ds.data.inspect import mark_masked
-from versatune_ds.data.rows.encode import Encoded
-from versatune_ds.data.rows.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
-from versatune_ds.data.rows.unread_columns import (
+from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
+from versatune_ds.data.encoding.encode import EncodedExample
+from versatune_ds.data.encoding.unread_columns import (
     UNREAD_WAY_OUT,
     UnreadColumn,
     UnreadCounter,
     describe_labels,
     describe_text,
 )
+from versatune_ds.data.inspect import mark_masked
 from versatune_ds.preflight.inspect_recipe import escape_control_characters
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, fail, ok, warn
@@ -46,8 +46,8 @@ class SampledRows:
     share_cut: float
     """Share of the tokens that is cut off."""
     remarks: dict[str, int]
-    """Records that are unusual in some way, by the keys of `remarks.REMARKS`."""
-    example: Encoded | None
+    """Records that are unusual in some way, by the keys of `data_warnings.DATA_WARNINGS`."""
+    example: EncodedExample | None
     """The first example that bears loss."""
     unread: tuple[UnreadColumn, ...]
     """Columns that are not trained on."""
@@ -96,16 +96,16 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
             num_cut_tokens=sum(line["num_cut_tokens"] for line in rows),
             num_kept_tokens=sum(len(line["input_ids"]) for line in kept),
         ),
-        remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["remarks"])),
+        remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["warnings"])),
         example=_encoded(kept[0]) if kept else None,
         unread=unread.columns(),
     )
 
 
-def _encoded(line: dict[str, Any]) -> Encoded:
+def _encoded(line: dict[str, Any]) -> EncodedExample:
     """Return the example of an output line."""
     columns = (np.array(line[name], dtype=np.int32) for name in ("input_ids", "loss_spans"))
-    return Encoded(**dict(zip(("input_ids", "loss_spans"), columns, strict=True)))
+    return EncodedExample(**dict(zip(("input_ids", "loss_spans"), columns, strict=True)))
 
 
 def check_rows(subject: Subject) -> Iterator[Finding]:
@@ -143,12 +143,12 @@ def _judge_remarks(subject: Subject, domain: str, rows: SampledRows) -> Iterator
     if rows.share_cut > MAX_CUT_SHARE:
         found, todo = describe_cut(rows.share_cut, row_tokens=data.row_tokens, is_split=data.long_examples == "split")
         yield warn("rows", "data.row_tokens", f"{domain}: {found}", todo)
-    described = describe_remarks(
+    described = describe_warnings(
         rows.remarks, num_rows=rows.num_rows, what="sampled rows", abilities=subject.encoder(domain).abilities
     )
     for found, remark in described:
         text = escape_control_characters(f"{domain}: {found}")
-        yield warn("rows", subject.template_key, text, remark.todo) if remark.is_warning else ok("rows", domain, text)
+        yield warn("rows", subject.template_key, text, remark.todo) if not remark.is_minor else ok("rows", domain, text)
 
 
 def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whole: bool) -> Finding:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import DomainFiles, RunConfig
-from versatune_ds.data.prepare.encode_rows import EncodeSettings, RowEncoder
-from versatune_ds.data.rows.forms import parse_row
-from versatune_ds.data.rows.loss_spans import TemplateMismatchError, render_row
-from versatune_ds.data.rows.template_probe import probe_template
-from versatune_ds.data.rows.templates import choose_template
-from versatune_ds.data.rows.tokenize import load_tokenizer, train_tokenizer
-from versatune_ds.data.rows.turns import BadRowError, is_unicode
+from versatune_ds.data.encoding.forms import parse_example
+from versatune_ds.data.encoding.loss_spans import TemplateMismatchError, render_example
+from versatune_ds.data.encoding.template_abilities import probe_template
+from versatune_ds.data.encoding.templates import choose_template
+from versatune_ds.data.encoding.tokenizer import load_tokenizer, train_tokenizer
+from versatune_ds.data.encoding.turns import BadRowError, is_unicode
+from versatune_ds.data.prepare.encode_records import EncodeSettings, RecordEncoder
 from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.distributed.gpus import asks_for_gpus, is_cpu_meant
@@ -206,7 +206,7 @@ class Subject:
         """Return the chat template's text; raise ValueError if it cannot render a question and an answer."""
         template = choose_template(self.tokenizer, path=self.config.data.chat_template)
         try:
-            render_row(
+            render_example(
                 list(_CONVERSATION), tokenizer=self.tokenizer, template=template, loss_on=self.config.data.loss_on
             )
         except TemplateMismatchError as error:
@@ -214,10 +214,10 @@ class Subject:
             raise ValueError(f"{self.template_key}: {reason}; fix it, or give data.chat_template=FILE") from None
         return template
 
-    def encoder(self, domain: str) -> RowEncoder:
+    def encoder(self, domain: str) -> RecordEncoder:
         """Return what turns a domain's records into tokens, the same as when data are prepared."""
         data = self.config.data
-        return RowEncoder(
+        return RecordEncoder(
             tokenizer=self.tokenizer,
             template=self.template,
             abilities=self.once("abilities", lambda: probe_template(self.template, tokenizer=self.tokenizer)),
@@ -251,7 +251,7 @@ def _texts(sample: DomainSample) -> list[str]:
     for file in sample.files:
         for record in file.records:
             try:
-                texts += [] if record.problem else parse_row(record.json_text).texts()
+                texts += [] if record.problem else parse_example(record.json_text).texts()
             except BadRowError:
                 continue
     return [text for text in texts if is_unicode(text)]

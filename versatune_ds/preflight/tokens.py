@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from versatune_ds.data.rows.templates import TEMPLATE_DATE, has_fixed_date
-from versatune_ds.data.rows.tokenize import tokenizer_digest
+from versatune_ds.data.encoding.templates import TEMPLATE_DATE, has_fixed_date
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.model.build import stopping_settings
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject

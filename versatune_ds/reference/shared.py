@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.data.encoding.tokenizer import load_tokenizer, tokenizer_digest
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.rows.tokenize import load_tokenizer, tokenizer_digest
 from versatune_ds.distributed import World
 from versatune_ds.reference.command import ReferenceTask, other_model
 from versatune_ds.training.prepared_data import prepare_once_per_node

@@ -16,9 +16,9 @@ import torch
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.unread_settings import unread_settings
+from versatune_ds.data.encoding.tokenizer import pad_token_id
 from versatune_ds.data.loader import MixtureLoader
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.rows.tokenize import pad_token_id
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_settings import deepspeed_config, zero_stage

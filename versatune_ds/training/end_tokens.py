@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import RunConfig
+from versatune_ds.data.encoding.encode import encode_messages
+from versatune_ds.data.encoding.loss_spans import TemplateMismatchError
+from versatune_ds.data.encoding.templates import choose_template
+from versatune_ds.data.encoding.tokenizer import render_conversation, special_ids_of
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.rows.encode import encode_messages
-from versatune_ds.data.rows.loss_spans import TemplateMismatchError
-from versatune_ds.data.rows.special_ids import special_ids_of
-from versatune_ds.data.rows.templates import choose_template
-from versatune_ds.data.rows.tokenize import render_conversation
 from versatune_ds.run_folder.names import ENDINGS_FILE
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from versatune_ds.data.batch import Batch
-from versatune_ds.data.validation_rows import ValidationLoader
+from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.distributed import sum_over_ranks
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses

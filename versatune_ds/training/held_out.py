@@ -18,10 +18,10 @@ import numpy as np
 
 from versatune_ds.config import RunConfig, ValidationConfig
 from versatune_ds.data.collate import Shards
+from versatune_ds.data.encoding.tokenizer import pad_token_id
 from versatune_ds.data.order.subset import ExampleSubset
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.rows.tokenize import pad_token_id
-from versatune_ds.data.validation_rows import ValidationLoader
+from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.distributed import World, broadcast_text
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses

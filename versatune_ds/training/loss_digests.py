@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from versatune_ds.config import RunConfig
+from versatune_ds.data.encoding.templates import choose_template, template_digest
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.rows.templates import choose_template, template_digest
-from versatune_ds.data.rows.tokenize import tokenizer_digest
 
 
 def loss_digests(config: RunConfig, tokenizer: Any, data: PreparedData) -> dict[str, str]:

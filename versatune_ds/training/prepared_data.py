@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
+from versatune_ds.data.encoding.tokenizer import load_tokenizer, train_tokenizer
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.prepare.domains import PreparedData, prepare_domains
-from versatune_ds.data.rows.tokenize import load_tokenizer, train_tokenizer
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
 from versatune_ds.data.sources.find_files import find_files

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import RunConfig
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.distributed import World, run_on_rank_zero
 from versatune_ds.engine.other_world_size import is_convertible
 from versatune_ds.mixture.reference import References

@@ -211,7 +211,7 @@ def test_impossible_shapes_are_refused(shape: dict, message: str):
 
 
 PROGRAM = """
-import sys; sys.path.insert(0, "tests/helpers"); sys.path.insert(0, "tests/data")
+import sys; sys.path.insert(0, "tests/helpers"); sys.path.insert(0, "tests/data/order")
 from test_plan import *
 plans = plan_steps(fake_domains([9, 40, 3], longest=60), [.2, .5, .3], num_steps=5)
 print(drawn(plans), plans[-1].state_after.deficit_K.tolist())

@@ -10,7 +10,7 @@ from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_
 from prepare_data import prepare_folder, prepare_rows, texts_of
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data import encode_files, prepare
+from versatune_ds.data.prepare import domains, encode_files
 from versatune_ds.data.prepare.domains import prepare_domains
 from versatune_ds.data.sources.domain_files import iter_texts
 
@@ -76,7 +76,7 @@ def test_truncated_and_split_examples_differ_in_what_they_keep(tmp_path):
 def test_a_second_call_builds_nothing(tmp_path, monkeypatch):
     folder = write_domains(tmp_path / "data", num_rows=5)
     first = prepare_folder(folder)
-    monkeypatch.setattr(prepare, "build_domain", lambda *args, **kwargs: pytest.fail("built again"))
+    monkeypatch.setattr(domains, "build_domain", lambda *args, **kwargs: pytest.fail("built again"))
     second = prepare_folder(folder)
     assert (second.digest, second.counts) == (first.digest, first.counts)
 
@@ -163,8 +163,8 @@ def test_a_file_without_a_row_is_named(tmp_path, caplog):
         write_jsonl(folder / "train" / "code" / f"{name}.jsonl", rows)
         write_jsonl(folder / "valid" / "code" / f"{name}.jsonl", rows)
     prepare_folder(folder)
-    assert f"code: {folder}/train/code/a.jsonl holds no row" in caplog.messages
-    assert f"code: {folder}/valid/code/a.jsonl holds no row" in caplog.messages
+    assert f"code: {folder}/train/code/a.jsonl has no rows" in caplog.messages
+    assert f"code: {folder}/valid/code/a.jsonl has no rows" in caplog.messages
 
 
 def test_a_mapping_keeps_its_order_and_maps_columns(tmp_path):
@@ -193,4 +193,4 @@ def test_bad_rows_are_warned_of_at_every_start(tmp_path, caplog):
     prepare_rows(tmp_path, [*chat_rows(3), "{broken"], max_bad_rows=1)
     caplog.clear()
     prepare_folder(tmp_path / "data", max_bad_rows=1)
-    assert "law: 1 bad rows left out" in caplog.text
+    assert "law: 1 bad rows skipped" in caplog.text

@@ -61,12 +61,12 @@ def test_control_characters_of_a_data_file_do_not_reach_the_message(tmp_path):
 
 def test_half_a_character_makes_one_bad_row_and_no_crash(tmp_path):
     half = '{"question": "\\ud83d", "answer": "a"}'
-    with pytest.raises(ValueError, match=r"law.jsonl:2: holds half of a surrogate pair, which is no text"):
+    with pytest.raises(ValueError, match=r"law.jsonl:2: contains half of a surrogate pair, which is not valid text"):
         prepare_rows(tmp_path, [*chat_rows(1), half, '{"\\ud83d": 1}'], max_bad_rows=0)
 
 
 def test_a_domain_without_rows_names_its_file(tmp_path):
-    with pytest.raises(ValueError, match=r"data.folder: domain 'law' has no rows: .*law.jsonl holds none"):
+    with pytest.raises(ValueError, match=r"data.folder: domain 'law' has no rows in .*law.jsonl"):
         prepare_without_valid(tmp_path, [])
 
 
@@ -83,9 +83,9 @@ def test_answers_beyond_the_row_are_named_when_nothing_is_left(tmp_path):
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ([], "train is no folder; expected .*train/DOMAIN.jsonl"),
-        (["train/README.md"], "train holds no data file"),
-        (["train/law.jsonl", "train/law.csv"], "law.csv and law.jsonl in .* are both domain 'law'"),
+        ([], "train is not a folder; expected .*train/DOMAIN.jsonl"),
+        (["train/README.md"], "train has no data file"),
+        (["train/law.jsonl", "train/law.csv"], "law.csv and law.jsonl in .* are the same domain 'law'"),
         (
             ["train/law.jsonl", "valid/law.jsonl", "valid/tax.jsonl"],
             r"tax.jsonl belongs to no domain of .*train \(law\)",

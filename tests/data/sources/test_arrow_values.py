@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from versatune_ds.data.rows.forms import Row, parse_row
-from versatune_ds.data.rows.turns import BadRowError
+from versatune_ds.data.encoding.forms import Example, parse_example
+from versatune_ds.data.encoding.turns import BadRowError
 from versatune_ds.data.sources.arrow_values import distinct_names, rows_of_batch
 from versatune_ds.data.sources.readers import read_records
 from versatune_ds.data.sources.records import why_unreadable
@@ -68,9 +68,9 @@ def test_a_value_that_cannot_be_read_harms_only_who_reads_it(tmp_path, column):
         writer.write_table(table)
     for name in ("a.parquet", "a.arrow"):
         (record,) = read_records(tmp_path / name)
-        assert parse_row(record.json_text) == Row(text="fine")
+        assert parse_example(record.json_text) == Example(text="fine")
         with pytest.raises(BadRowError):
-            parse_row(record.json_text, columns={"text": "other"})
+            parse_example(record.json_text, columns={"text": "other"})
 
 
 def test_a_key_beside_a_message_that_cannot_be_read_leaves_the_message():
@@ -78,7 +78,7 @@ def test_a_key_beside_a_message_that_cannot_be_read_leaves_the_message():
     (row,) = rows(messages=pa.array([[{"role": "user", "content": "Hi", "at": LATE}]], pa.list_(pa.struct(fields))))
     (message,) = row["messages"]
     assert (message["role"], message["content"]) == ("user", "Hi")
-    assert why_unreadable(message["at"]) == "holds a timestamp[s] that cannot be read as text"
+    assert why_unreadable(message["at"]) == "contains a timestamp[s] that cannot be read as text"
 
 
 def test_doubled_names_are_numbered_as_pandas_does():

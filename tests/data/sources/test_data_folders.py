@@ -66,7 +66,7 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path, name):
     touch(tmp_path / "law" / "a.jsonl")
     (tmp_path / "law" / name).symlink_to(tmp_path / "gone")
     with pytest.raises(
-        ValueError, match=rf"^data.x: .*law/{name} is a link to .*gone, which is not there; mend or remove"
+        ValueError, match=rf"^data.x: .*law/{name} is a link to .*gone, which does not exist; fix or remove"
     ):
         below(tmp_path / "law")
 
@@ -117,8 +117,8 @@ def test_what_is_no_data_is_listed_and_what_is_hidden_is_not(tmp_path):
     touch(tmp_path / "law" / ".git" / "b.jsonl", tmp_path / "law" / "_delta_log" / "0.json")
     os.mkfifo(tmp_path / "law" / "pipe.jsonl")
     assert below(tmp_path / "law") == ["a.jsonl"]
-    left_out = ["LICENSE.txt", "README.md", "_SUCCESS", "_delta_log", "a.jsonl.crc", "pipe.jsonl"]
-    assert below(tmp_path / "law", "left_out") == left_out
+    skipped = ["LICENSE.txt", "README.md", "_SUCCESS", "_delta_log", "a.jsonl.crc", "pipe.jsonl"]
+    assert below(tmp_path / "law", "skipped") == skipped
 
 
 def test_what_datasets_keeps_beside_its_arrow_files_is_no_data(tmp_path):

@@ -20,7 +20,7 @@ def test_descriptions_in_a_folder_of_domains_are_no_domains(tmp_path, caplog):
     assert domains_of(tmp_path) == ["law"]
     (warning,) = caplog.messages
     train = f"{tmp_path}/train"
-    listed = f"{train}/LICENSE.txt, {train}/README.txt, {train}/_SUCCESS and 2 more are no data files; passed over"
+    listed = f"{train}/LICENSE.txt, {train}/README.txt, {train}/_SUCCESS and 2 more are not data files; skipped"
     assert warning == f"data.folder: {listed}"
 
 
@@ -36,7 +36,7 @@ def test_a_linked_folder_is_a_domain_and_a_link_to_nowhere_is_refused(tmp_path):
     (tmp_path / "train" / "law").symlink_to(tmp_path / "disk")
     assert domains_of(tmp_path) == ["law"]
     (tmp_path / "train" / "code.jsonl").symlink_to(tmp_path / "gone.jsonl")
-    with pytest.raises(ValueError, match=r"^data.folder: .*code.jsonl is a link to .*gone.jsonl, which is not there"):
+    with pytest.raises(ValueError, match=r"^data.folder: .*code.jsonl is a link to .*gone.jsonl, which does not exist"):
         check_data_files(DataConfig(folder=tmp_path), cache_dir=tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 from chat_data import chat_rows, write_jsonl
 
 from versatune_ds.config import HubDataset
-from versatune_ds.data.rows.forms import parse_row
+from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.readers import read_records
 
@@ -44,7 +44,7 @@ def test_a_list_keeps_its_own_order(folder):
 
 def test_a_folder_passes_over_what_is_no_data_and_says_so(folder, caplog):
     assert names(find(folder)) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
-    assert "notes.md is no data file; passed over" in caplog.text
+    assert "notes.md is not a data file; skipped" in caplog.text
     assert "hidden" not in caplog.text
 
 
@@ -71,7 +71,7 @@ def test_a_glob_leaves_descriptions_and_folders_out_and_says_so(folder, caplog):
     write_jsonl(folder / "LICENSE.txt", [])
     (folder / "notes.md").unlink()
     assert names(find(folder / "*")) == ["a.jsonl", "b.jsonl"]
-    assert "LICENSE.txt is no data file; passed over" in caplog.text
+    assert "LICENSE.txt is not a data file; skipped" in caplog.text
     assert "deep matches" in caplog.text
     with pytest.raises(
         ValueError, match=r"matches no file; it matches the folder .*rows/deep, whose files are .*/d\*/\*"
@@ -81,20 +81,20 @@ def test_a_glob_leaves_descriptions_and_folders_out_and_says_so(folder, caplog):
 
 def test_one_file_under_two_names_is_refused_in_a_list(folder):
     (folder / "deep" / "link.jsonl").symlink_to(folder / "a.jsonl")
-    with pytest.raises(ValueError, match=r"a.jsonl is named 2 times"):
+    with pytest.raises(ValueError, match=r"a.jsonl is listed 2 times"):
         find(folder / "a.jsonl", folder / "deep" / "link.jsonl")
 
 
 def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path.name != "a.jsonl")
-    with pytest.raises(ValueError, match=r"^data.x: .*a.jsonl cannot be read: permission denied$"):
+    with pytest.raises(ValueError, match=r"^data.x: .*a.jsonl cannot be read: permission denied; change its"):
         find(folder)
 
 
 def test_splits_below_a_folder_ask_for_one(tmp_path):
     split = datasets.Dataset.from_list(chat_rows(2))
     datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "law" / "saved")
-    with pytest.raises(ValueError, match=r"law/saved holds several splits \(test, train\); name one"):
+    with pytest.raises(ValueError, match=r"law/saved has several splits \(test, train\); give one"):
         find(tmp_path / "law")
 
 
@@ -104,8 +104,8 @@ def test_splits_below_a_folder_ask_for_one(tmp_path):
         (["absent.jsonl"], r"no such file or folder: '.*absent.jsonl'; a Hub data set is written \{hub: owner/name\}"),
         (["*.csv"], "matches no file"),
         (["notes.md"], r"notes.md: unknown format '.md'; known: .jsonl"),
-        (["a.jsonl", "*.jsonl"], "a.jsonl is named 2 times, so its rows would count 2 times"),
-        (["empty"], "empty holds no data file"),
+        (["a.jsonl", "*.jsonl"], "a.jsonl is listed 2 times, so its rows would count 2 times"),
+        (["empty"], "empty has no data file"),
     ],
 )
 def test_sources_that_name_nothing_readable_are_refused(folder, sources, reason):
@@ -116,7 +116,7 @@ def test_sources_that_name_nothing_readable_are_refused(folder, sources, reason)
 
 
 def messages_of(files):
-    return [list(parse_row(record.json_text).turns) for file in files for record in read_records(file)]
+    return [list(parse_example(record.json_text).turns) for file in files for record in read_records(file)]
 
 
 def test_a_data_set_saved_to_disk_is_read(tmp_path):
@@ -128,7 +128,7 @@ def test_a_data_set_saved_to_disk_is_read(tmp_path):
 def test_several_saved_splits_ask_for_one(tmp_path):
     split = datasets.Dataset.from_list(chat_rows(2))
     datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"holds several splits \(test, train\); name one, for example .*saved/train"):
+    with pytest.raises(ValueError, match=r"has several splits \(test, train\); give one, for example .*saved/train"):
         find(tmp_path / "saved")
     assert len(messages_of(find(tmp_path / "saved" / "train"))) == 2
 

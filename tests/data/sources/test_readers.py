@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from versatune_ds.data import json_files
-from versatune_ds.data.rows.forms import Row, parse_row
-from versatune_ds.data.rows.turns import BadRowError
+from versatune_ds.data.encoding.forms import Example, parse_example
+from versatune_ds.data.encoding.turns import BadRowError
+from versatune_ds.data.sources import json_files
 from versatune_ds.data.sources.readers import format_of, read_records
 
 ROWS = [
@@ -107,7 +107,7 @@ def test_a_table_line_with_too_many_cells_is_a_problem_of_that_line(tmp_path):
     path = write(tmp_path / "a.csv", "question,answer\na,b\nc,d,e,f\n")
     assert [(record.line, record.problem) for record in read_records(path)] == [
         (2, ""),
-        (3, "2 cells more than the header has"),
+        (3, "2 more cells than the header"),
     ]
 
 
@@ -216,13 +216,13 @@ def test_binary_columns_are_text_and_nan_is_nothing(tmp_path):
     good, bad = read_records(tmp_path / "a.parquet")
     assert json.loads(good.json_text) == {"text": "hello", "note": None, "turns": ["hi"]}
     with pytest.raises(BadRowError, match=r"^not UTF-8 text \(invalid start byte at byte 1\)$"):
-        parse_row(bad.json_text)
+        parse_example(bad.json_text)
 
 
 def test_binary_that_nobody_reads_spoils_no_row(tmp_path):
     pq.write_table(pa.table({"text": ["a photo"], "image": [b"\xff\xd8\xff"]}), tmp_path / "a.parquet")
     (record,) = read_records(tmp_path / "a.parquet")
-    assert parse_row(record.json_text) == Row(text="a photo")
+    assert parse_example(record.json_text) == Example(text="a photo")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
@@ -236,7 +236,7 @@ def test_a_column_named_twice_is_kept_under_a_name_of_its_own(tmp_path, name):
 
 def test_cells_of_a_table_are_the_text_they_hold(tmp_path):
     path = write(tmp_path / "a.csv", "question,input,answer\nWhat is None in JSON?,,null\nand 0/0?,NA,nan\n")
-    first, second = (parse_row(record.json_text).turns for record in read_records(path))
+    first, second = (parse_example(record.json_text).turns for record in read_records(path))
     assert [turn["content"] for turn in first] == ["What is None in JSON?", "null"]
     assert [turn["content"] for turn in second] == ["and 0/0?\n\nNA", "nan"]
 
@@ -246,12 +246,12 @@ def test_numbers_of_any_length_stand_in_a_json_file(tmp_path, start):
     row = '{"text": "a", "id": ' + "7" * 5000 + "}"
     content = {"[": f"[{row}]", "": f"{row}\n{row}\n", '{"data": [': '{"data": [' + row + "]}"}[start]
     records = list(read_records(write(tmp_path / "a.json", content)))
-    assert {parse_row(record.json_text).text for record in records} == {"a"}
+    assert {parse_example(record.json_text).text for record in records} == {"a"}
 
 
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' * 200_000])
 def test_a_json_file_nested_too_deep_is_named(tmp_path, content):
-    with pytest.raises(ValueError, match=r"a.json.*(nested too deep|not valid JSON)"):
+    with pytest.raises(ValueError, match=r"a.json.*(nested too deeply|not valid JSON)"):
         list(read_records(write(tmp_path / "a.json", content)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, generate_rows, write_corpus
+from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, generate_records, write_corpus
 
 SMALL = {"num_rows": 12, "num_valid_rows": 5, "num_test_rows": 3, "seed": 7}
 
@@ -27,7 +27,7 @@ def test_a_file_for_every_split_and_domain_and_nothing_left_over(tmp_path: Path)
 def test_lines_are_the_generated_rows(tmp_path: Path) -> None:
     write_corpus(tmp_path, **SMALL)
     rows = [json.loads(line) for line in (tmp_path / "train/code.jsonl").read_text().splitlines()]
-    assert rows == list(generate_rows("code", split="train", num_rows=12, seed=7))
+    assert rows == list(generate_records("code", split="train", num_rows=12, seed=7))
 
 
 def test_domains_may_differ_in_size(tmp_path: Path) -> None:

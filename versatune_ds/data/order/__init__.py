@@ -1,1 +1,1 @@
-"""Which examples, in which rows, at which step: order, draws by mixture, packing, the plan of a batch."""
+"""Plan which examples go into which rows of which step: order, draws by mixture, packing, the plan of a batch."""

@@ -1,8 +1,8 @@
-"""Draw the examples of one batch, through every change of supply on the way.
+"""Draw the examples of one batch, also where a domain reaches its cap on the way.
 
-The one idea: while the supply lasts, drawing is one run of the sampler under fixed weights, a segment. A domain that
-reaches its cap ends the segment; the next one begins with its share passed on. Any prefix of the draws is as good a
-batch as the whole, because the state after it can be worked out from the segment it ends in.
+A segment is one run of the sampler under fixed weights. A domain that reaches its cap ends the segment; in the next
+one its share goes to the others. Any prefix of the draws is a batch too, because the state after it follows from the
+segment in which it ends.
 
 Shape legend: **K** domains, **n** draws in drawing order.
 """
@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from versatune_ds.data.order.counting_sort import stable_order
+from versatune_ds.data.order.packing import stable_order
 from versatune_ds.data.order.permutation import DomainOrder
 from versatune_ds.data.order.sampler import (
     FINISHED,
@@ -34,7 +34,7 @@ from versatune_ds.data.order.window import Windows, expected_draws, open_windows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Hold the terms under which draws were made: from draw `first` on, weights and the deficits they began with."""
+    """The weights from draw `first` on, and the deficits at that draw."""
 
     first: int
     weight_K: np.ndarray
@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """Hold consecutive draws.
+    """Consecutive draws.
 
     Attributes:
         domain_n: int32 [n].
@@ -51,9 +51,9 @@ class Draws:
         index_n: int64 [n], example index within the domain.
         length_n: int32 [n], tokens.
         cost_n: int32 [n], units of the weights.
-        segments: Terms, in order; the first begins at draw 0.
+        segments: Weights and deficits, in order; the first segment begins at draw 0.
         is_last: Whether the data ended with the last draw.
-        exhausted: Ids of domains that could not be drawn in some of the segments.
+        exhausted: Ids of domains that could not be drawn in at least one segment.
     """
 
     domain_n: np.ndarray
@@ -80,7 +80,7 @@ class Draws:
         )
 
     def state_after(self, state: SamplerState) -> SamplerState:
-        """Return the state after these draws, given the one before them."""
+        """Return the sampler's state after these draws, given the state before them."""
         last = self.segments[-1]
         num_domains = len(state.draws_K)
         served_K = sum_by_domain(self.domain_n[last.first :], self.cost_n[last.first :], num_domains)
@@ -123,11 +123,12 @@ def draw_batch(
         ValueError: If the weights are no distribution, an empty domain has weight, or an example is too long.
         DataEndsError: If there is nothing left for even one draw.
     """
-    quantise_weights(weights_K)  # checks what was asked for, before supply changes it
+    quantise_weights(weights_K)  # checks the weights before supply changes them
     check_supply(weights_K, orders=orders)
     limit_K = draw_limits(orders, max_epochs_per_domain=max_epochs_per_domain)
     parts: list[Draws] = []
     is_full = False
+    # One segment after the other, until the batch is full or no domain with weight is left.
     while not is_full:
         try:
             available_K = available_weights(weights_K, draws_K=state.draws_K, limit_K=limit_K)
@@ -173,7 +174,7 @@ def _draw_segment(
 
 
 def _collect(domain_n: np.ndarray, windows: Windows, *, segment: Segment) -> Draws:
-    """Return the draws a sequence of domains stands for: the j-th of domain k is the j-th of its window."""
+    """Return the draws of a sequence of domains: the j-th draw of a domain is the j-th candidate of its window."""
     starts_K = windows.candidates.start_K
     order = stable_order(domain_n, len(starts_K) - 1)
     count_K = np.bincount(domain_n, minlength=len(starts_K) - 1)

@@ -1,15 +1,15 @@
-"""Order the examples of a domain without holding an order in memory.
+"""Shuffle the examples of a domain without storing an order.
 
-The one idea: example `i` of epoch `e` is a keyed permutation of `i`, computed when asked for. There is no index
-array to build, to shuffle, to save or to send to other ranks; the cost of the first example of a billion is the
-cost of any other, and a place in a run is one integer, the domain's draw counter:
+Example `i` of epoch `e` is a keyed permutation of `i`, computed when needed. There is no index array to build, shuffle,
+save or send to other ranks; every example of a billion costs the same, and the position of a run in a domain is one
+integer, the domain's draw counter:
 
     epoch, position = divmod(draw, size);  index = permutation(domain key, epoch)(position)
 
-The permutation is a Feistel network on the smallest power of two that holds `size`, walked along its cycle until
-it lands inside. Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, section 4 (cycle
-walking). Differences from the paper: the two halves may differ by a bit, so that fewer than two rounds of walking
-are needed on average, and the round function is a 64-bit mixer and not a cipher: it shuffles, it hides nothing.
+The permutation is a Feistel network on the smallest power of two that is at least `size`, repeated until the result is
+below `size`. Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, section 4 (cycle walking).
+Differences from the paper: the two halves may differ by a bit, so that fewer than two repetitions are needed on
+average; the round function is a 64-bit mixer and not a cipher: it shuffles, it hides nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from numba import njit
 NUM_ROUNDS = 6
 NUM_ROUNDS_SMALL = 24
 SMALL_BITS = 10
-"""Rounds of the network; domains of fewer than 2^10 examples take the larger number. A half of one or two bits has
-so few round functions that six rounds reach some of the 120 permutations of five examples 100 times as often as
-others; with 24 all 120 are equally frequent (chi-square over degrees of freedom: 144 and 1.00)."""
+"""Rounds of the network; domains of fewer than 2^10 examples use the larger number. A half of one or two bits has so
+few round functions that six rounds reach some of the 120 permutations of five examples 100 times as often as others;
+with 24 rounds all are equally frequent (chi-square over degrees of freedom: 144 and 1.00)."""
 
 NUM_PROBES = 1024
-"""Lengths read when a domain is opened."""
+"""Number of lengths read when a domain is opened."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -62,7 +62,7 @@ def _feistel(value: np.uint64, key: np.uint64, low_bits: np.uint64, high_bits: n
 
 @njit(cache=True, nogil=True)
 def _num_bits(size: int) -> int:
-    """Return the number of bits that count `size` different values."""
+    """Return the number of bits needed for `size` different values."""
     bits = 0
     while (1 << bits) < size:
         bits += 1
@@ -72,10 +72,12 @@ def _num_bits(size: int) -> int:
 @njit(cache=True, nogil=True)
 def _fill_indices(domain_key: np.uint64, first_draw: int, size: int, epochs: np.ndarray, indices: np.ndarray) -> None:
     """Write epoch and example index of consecutive draws into two int64 arrays of equal length."""
+    # The network for this size.
     bits = _num_bits(size)
     low_bits = np.uint64(bits - bits // 2)
     high_bits = np.uint64(bits // 2)
     rounds = NUM_ROUNDS_SMALL if bits < SMALL_BITS else NUM_ROUNDS
+    # Where the draws begin; each epoch has a key of its own.
     epoch = first_draw // size
     position = first_draw - epoch * size
     key = _mix(domain_key ^ _mix(np.uint64(epoch) + _GOLDEN))
@@ -95,8 +97,8 @@ def _fill_indices(domain_key: np.uint64, first_draw: int, size: int, epochs: np.
 def domain_key(seed: int, domain_name: str) -> int:
     """Return the 64-bit key of a domain's order.
 
-    It depends on the run's seed and the domain's name, and not on its id: adding a domain to a run, or listing the
-    domains in another order, leaves the order within every other domain as it was.
+    It depends on the run's seed and the domain's name, not on its id: adding a domain to a run, or listing the domains
+    in another order, does not change the order within any other domain.
     """
     digest = hashlib.blake2b(f"{seed}:{domain_name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
@@ -109,7 +111,7 @@ def draw_indices(key: int, *, first_draw: int, count: int, size: int) -> tuple[n
         key: From `domain_key`.
         first_draw: Number of the first draw, counted from 0 over all epochs.
         count: Number of draws.
-        size: Number of examples of the domain, at least 1. In every epoch each example comes exactly once.
+        size: Number of examples of the domain, at least 1. In every epoch each example is drawn exactly once.
 
     Returns:
         Two int64 arrays [count]: epochs, and indices in [0, size).
@@ -125,7 +127,7 @@ def draw_indices(key: int, *, first_draw: int, count: int, size: int) -> tuple[n
 
 
 def example_index(key: int, *, epoch: int, position: int, size: int) -> int:
-    """Return which example stands at a position of an epoch: a bijection of [0, size) for every key and epoch."""
+    """Return the example at a position of an epoch: a bijection of [0, size) for every key and epoch."""
     if not 0 <= position < size:
         raise ValueError(f"position {position} of {size} examples: expected 0 <= position < size")
     _, indices = draw_indices(key, first_draw=epoch * size + position, count=1, size=size)
@@ -133,22 +135,22 @@ def example_index(key: int, *, epoch: int, position: int, size: int) -> int:
 
 
 def probe_of(lengths: np.ndarray) -> np.ndarray:
-    """Return at most 1024 lengths from the middle: neighbours, since every place read in a map costs 64 KiB of it."""
+    """Return at most 1024 consecutive lengths from the middle: each separate read of a memory map would cost 64 KiB."""
     first = max(len(lengths) - NUM_PROBES, 0) // 2
     return np.asarray(lengths[first : first + NUM_PROBES])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainOrder:
-    """Hold what a plan needs to know of one domain: its lengths, and the key of its order.
+    """What a plan needs of one domain: its lengths, and the key of its order.
 
     Attributes:
         name: Domain name, for messages.
         key: From `domain_key`.
         lengths: int32 [num_examples] tokens of each example; may be a memory map.
         loss_lengths: int32 [num_examples] tokens that bear loss; may be a memory map.
-        mean_tokens: Mean of `lengths` over a probe: it decides how far a plan looks ahead, never what it draws.
-        mean_loss_tokens: The same of `loss_lengths`.
+        mean_tokens: Mean of some of the `lengths`; it decides how far a plan looks ahead, never what it draws.
+        mean_loss_tokens: The same for `loss_lengths`.
     """
 
     name: str

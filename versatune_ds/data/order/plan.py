@@ -1,10 +1,10 @@
-"""Plan one optimizer step: which examples, in which rows, for all ranks at once.
+"""Plan one optimizer step: which examples go into which rows, for all ranks at once.
 
-The one idea: a plan is a pure function of (seed, weights, state). It touches lengths only, takes milliseconds, and
-every rank makes the same one and reads its own rows, so no index is ever communicated. World size does not enter:
-row r of the batch is the same row on one rank and on a thousand.
+A plan is a pure function of (seed, weights, state). It reads only lengths and takes milliseconds. Every rank computes
+the same plan and reads its own rows, so no index is communicated. The world size does not matter: row r of the batch is
+the same on one rank and on a thousand.
 
-    weights --> draws in order --> the longest prefix that packs --> rows          state after = K counters, K deficits
+    weights --> draws in order --> the longest prefix that fits --> rows           state after = K counters, K deficits
              (sampler, window)        (packing)
 
 Shape legend: **K** domains, **E** examples of the batch in row order, **n** draws in drawing order, **R** rows.
@@ -17,16 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from versatune_ds.data.order.counting_sort import stable_order
 from versatune_ds.data.order.draws import Draws, draw_batch, sum_by_domain
-from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_prefix
+from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_prefix, stable_order
 from versatune_ds.data.order.permutation import DomainOrder
 from versatune_ds.data.order.sampler import MAX_UNITS, WEIGHT_UNITS, SamplerState, WeightUnit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
-    """Fix the shape of a batch and the meaning of a weight.
+    """The shape of a batch, and what a weight is a share of.
 
     Attributes:
         rows_per_batch: Rows of one optimizer step over all ranks.
@@ -57,7 +56,7 @@ class PlanSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Say where examples lie in packed rows; sorted by row, then by offset.
+    """The places of examples in packed rows, sorted by row, then by offset.
 
     Attributes:
         domain_id_E: int32 [E].
@@ -82,21 +81,21 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """Describe the batch of one optimizer step, the same on every rank.
+    """The batch of one optimizer step, the same on every rank.
 
     Attributes:
         step: Optimizer step.
-        weights_K: float64 [K], weights asked for.
-        placement: Which examples lie where.
-        epoch_E: int64 [E], epoch of its domain each example belongs to.
+        weights_K: float64 [K], requested weights.
+        placement: Which examples are where.
+        epoch_E: int64 [E], epoch of each example in its domain.
         num_rows: Rows of the batch, R.
         row_tokens: Tokens of a row.
         num_tokens_K: int64 [K], tokens of each domain.
         num_loss_tokens_K: int64 [K], tokens of each domain that bear loss.
-        requested_units_K: float64 [K], units the weights asked for, exhausted domains' share passed on.
+        requested_units_K: float64 [K], requested units; the share of exhausted domains goes to the others.
         realised_units_K: int64 [K], units drawn.
-        exhausted: Ids of domains that could not be drawn, for all or for part of the step.
-        is_last: Whether the data ended within the step, which then has room left.
+        exhausted: Ids of domains that could not be drawn for all or part of the step.
+        is_last: Whether the data ended within the step, so that the batch is not full.
         state_after: State from which the next step is planned.
     """
 
@@ -121,7 +120,7 @@ class StepPlan:
 
     @property
     def num_loss_tokens_global(self) -> int:
-        """Return the loss tokens of the step over all ranks and micro-steps: what the loss sum is divided by."""
+        """Return the loss tokens of the step over all ranks and micro-steps, by which the loss sum is divided."""
         return int(self.num_loss_tokens_K.sum())
 
     @property
@@ -131,12 +130,12 @@ class StepPlan:
 
     @property
     def requested_share_K(self) -> np.ndarray:
-        """Return the share of units the weights asked for, float64 [K]."""
+        """Return the requested share of units, float64 [K]."""
         return self.requested_units_K / max(float(self.requested_units_K.sum()), 1.0)
 
     @property
     def realised_share_K(self) -> np.ndarray:
-        """Return the share of units drawn, float64 [K]."""
+        """Return the realised share of units, float64 [K]."""
         return self.realised_units_K / max(int(self.realised_units_K.sum()), 1)
 
 
@@ -146,9 +145,9 @@ def plan_step(
     """Plan the batch of a step.
 
     Args:
-        state: Where the draws stand.
+        state: The sampler's state before the step.
         weights_K: float64 [K], non-negative, summing to 1.
-        step: Number of the step, for the record only.
+        step: Number of the step; it does not change what is drawn.
         orders: One per domain, in id order.
         settings: Shape of the batch.
 
@@ -156,6 +155,7 @@ def plan_step(
         ValueError: If the weights are no distribution, an empty domain has weight, or an example is too long.
         DataEndsError: If every domain with weight has reached its cap.
     """
+    # Draw as many examples as may fit.
     weights_K = np.asarray(weights_K, dtype=np.float64)
     draws = draw_batch(
         state,
@@ -166,6 +166,7 @@ def plan_step(
         unit=settings.weight_unit,
         max_epochs_per_domain=settings.max_epochs_per_domain,
     )
+    # Pack the longest prefix; the rest counts as not drawn.
     row_n, offset_n = pack_prefix(draws.length_n, num_rows=settings.rows_per_batch, row_tokens=settings.row_tokens)
     draws = draws.prefix(len(row_n))
     placement, epoch_E = place(draws, row_n, offset_n, orders=orders, settings=settings)
@@ -190,7 +191,7 @@ def plan_step(
 def place(
     draws: Draws, row_n: np.ndarray, offset_n: np.ndarray, *, orders: Sequence[DomainOrder], settings: PlanSettings
 ) -> tuple[Placement, np.ndarray]:
-    """Return draws in row order, rows ordered by cost, and the epochs in the same order."""
+    """Return the placement of draws, with rows ordered by cost, and the epochs in the same order."""
     row_n = order_rows_by_cost(row_n, draws.length_n, num_rows=settings.rows_per_batch)[row_n]
     by_row = order_by_place(row_n, offset_n, num_rows=settings.rows_per_batch, row_tokens=settings.row_tokens)
     domain_id_E, index_E = draws.domain_n[by_row], draws.index_n[by_row]
@@ -206,7 +207,7 @@ def place(
 
 
 def gather_loss_lengths(domain_id_E: np.ndarray, index_E: np.ndarray, *, orders: Sequence[DomainOrder]) -> np.ndarray:
-    """Return the loss tokens of examples of any domains, int32 [E]."""
+    """Return the number of loss tokens of each example, int32 [E]."""
     loss_length_E = np.empty(len(index_E), dtype=np.int32)
     borders = np.cumsum(np.bincount(domain_id_E, minlength=len(orders)))[:-1]
     for order, examples in zip(orders, np.split(stable_order(domain_id_E, len(orders)), borders), strict=True):

@@ -1,25 +1,25 @@
-"""Choose the domain of every draw so that the realised mixture keeps to the requested one.
+"""Choose the domain of every draw so that the realised mixture follows the requested weights.
 
-The one idea: nothing is random. A domain with weight w is owed w units for every unit that is served; its deficit is
-what it is owed minus what it got. Among the domains that are owed something (deficit >= 0), the next draw goes to
-the one whose example, at the rate of its weight, would be finished first.
+Nothing is random. A domain with weight w is owed w units for every unit that is served; its deficit is the units owed
+minus the units served. Among the domains that are owed something (deficit >= 0), the next draw goes to the one whose
+example, at the rate of its weight, would be finished first.
 
 Source: Tijdeman, "The chairman assignment problem", Discrete Math. 32, 1980, for examples of equal length; Bennett
 and Zhang, "WF2Q: worst-case fair weighted fair queueing", INFOCOM 1996, theorem 1, for unequal ones (an example is a
 packet, a domain a session that always has packets). Differences from the papers: integers instead of reals, ties go
 to the smaller domain id, and weights may change between draws.
 
-What follows, with L the longest example and all weights positive:
-- served units never lead the request by more than one example of the domain itself, whatever weights come when: a
-  domain is drawn only while it is owed something;
+Bounds, with L the longest example and all weights positive:
+- served units never lead the request by more than one example of the domain itself, however weights change: a domain is
+  drawn only while it is owed something;
 - with fixed weights they never lag by more than L (theorem 1 of the second paper);
-- after a change of weights a domain may lag further, by at most L * (1 + K * weight), while old debts are paid: the
+- after a change of weights a domain may lag further, by at most L * (1 + K * weight), until old debts are paid: the
   leads it waits for are at most K * L in all. In 900 random changes the worst lag was 1.15 L.
-A domain whose weight becomes 0 passes its debt, at most L, on to the others in proportion (`settle_debts`).
-The largest deficit first, the simpler rule, stayed within L too in every case tried with fixed weights; this one is
-chosen because its bound is proved.
+A domain whose weight becomes 0 passes its debt, at most L, to the others in proportion (`settle_debts`).
+Drawing the largest deficit first, the simpler rule, also stayed within L in every case tried with fixed weights; this
+rule is used because its bound is proved.
 
-Exact on every machine: weights are integers that sum to 2^30 (`WEIGHT_SCALE`), deficits integers in units of 2^-30,
+Exact on every machine: weights are integers that sum to 2^30 (`WEIGHT_SCALE`), deficits are integers in units of 2^-30,
 and deadlines are compared as fractions, never as floats.
 
 Shape legend: **K** domains, **F** candidates (the windows of all domains, one after another), **n** draws.
@@ -38,18 +38,18 @@ WEIGHT_UNITS: tuple[str, ...] = get_args(WeightUnit)
 """What a weight is a share of; one unit is one token, one token that bears loss, or one example."""
 
 WEIGHT_SCALE = 1 << 30
-"""Integer that stands for a weight of 1: weights are kept to about 1e-9."""
+"""The integer for a weight of 1; weights are stored to about 1e-9."""
 
 MAX_UNITS = 1 << 31
-"""Units of one batch stay below this, so that units * 2^30 plus any deficit fits into 63 bits."""
+"""Units of one batch must be below this, so that units * 2^30 plus any deficit fits into 63 bits."""
 
 FINISHED, NEEDS_WINDOW, EXHAUSTED = 0, 1, 2
-"""Why drawing stopped: the batch is full; a window ended; a domain may not be drawn again."""
+"""Why drawing stopped: the batch is full; a window ended; a domain reached its cap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerState:
-    """Hold where the draws of all domains stand: K counters and K deficits, the same on every rank.
+    """The position of all domains' draws: K counters and K deficits, the same on every rank.
 
     Attributes:
         draws_K: int64 [K], draws made from each domain since the run began; epoch = draws // domain size.
@@ -66,7 +66,7 @@ class SamplerState:
 
 
 class Candidates(NamedTuple):
-    """Hold the next examples of every domain in drawing order: the window of domain k is `start_K[k]:start_K[k+1]`.
+    """The next examples of every domain in drawing order: the window of domain k is `start_K[k]:start_K[k+1]`.
 
     Attributes:
         start_K: int64 [K+1].
@@ -85,7 +85,7 @@ def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
     """Return weights as integers that sum to WEIGHT_SCALE, by largest remainder.
 
     A positive weight stays positive and 0 stays 0. Remainders go to the largest fractions, ties to the smaller id,
-    so no domain collects them.
+    so that no domain collects them all.
 
     Args:
         weights_K: float64 [K], non-negative, summing to 1 within 1e-6.
@@ -96,17 +96,20 @@ def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If the weights are no distribution.
     """
+    # Check.
     weights_K = np.asarray(weights_K, dtype=np.float64)
     total = float(weights_K.sum())
     if not (np.isfinite(weights_K).all() and (weights_K >= 0).all() and abs(total - 1) < 1e-6):
         raise ValueError(
             f"weights: expected non-negative numbers that sum to 1, got {weights_K.tolist()} (sum {total})"
         )
+    # Round down in exact integers, but keep every positive weight positive.
     parts = [int(weight * 2.0**60) for weight in weights_K.tolist()]
     quotients, remainders = zip(*(divmod(WEIGHT_SCALE * part, sum(parts)) for part in parts), strict=True)
     weight_K = np.maximum(np.array(quotients, dtype=np.int64), weights_K > 0)
+    # Give what is left to the largest remainders.
     left = WEIGHT_SCALE - int(weight_K.sum())
-    if left < 0:  # tiny weights were lifted to the smallest positive one; the largest pays for it
+    if left < 0:  # tiny weights were raised to the smallest positive one: take the excess off the largest
         weight_K[np.argmax(weight_K)] += left
     by_remainder = sorted(range(len(parts)), key=lambda k: -remainders[k])
     weight_K[by_remainder[: max(left, 0)]] += 1
@@ -114,7 +117,7 @@ def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
 
 
 def share_out(amount: int, weight_K: np.ndarray) -> np.ndarray:
-    """Split an integer in proportion to integer weights, exactly; what does not divide goes to the smallest ids."""
+    """Split an integer in proportion to integer weights, exactly; the remainder goes to the smallest ids."""
     total = int(weight_K.sum())
     share_K = np.array([amount * int(weight) // total for weight in weight_K], dtype=np.int64)
     drawn = np.flatnonzero(weight_K)
@@ -124,10 +127,9 @@ def share_out(amount: int, weight_K: np.ndarray) -> np.ndarray:
 
 
 def settle_debts(deficit_K: np.ndarray, weight_K: np.ndarray) -> np.ndarray:
-    """Pass the deficits of domains that are no longer drawn on to the others, so that those still sum to 0.
+    """Pass the deficits of domains that are no longer drawn to the others, whose deficits then sum to 0.
 
-    Without it a domain that leaves while it is owed something would hold the rest in eternal debt: none of them would
-    be eligible.
+    Otherwise, if a domain leaves while it is owed something, all others would stay in debt and none could be drawn.
     """
     is_drawn_K = weight_K > 0
     left = int(deficit_K[~is_drawn_K].sum())
@@ -142,13 +144,13 @@ def deficit_after(deficit_K: np.ndarray, weight_K: np.ndarray, served_K: np.ndar
 def draw(
     candidates: Candidates, *, weight_K: np.ndarray, deficit_K: np.ndarray, max_tokens: int
 ) -> tuple[np.ndarray, int, int]:
-    """Draw until the tokens would exceed a budget, or a window ends.
+    """Draw until the next example would exceed a number of tokens, or a window ends.
 
     Args:
         candidates: The next examples of every domain.
         weight_K: int64 [K] summing to WEIGHT_SCALE.
         deficit_K: int64 [K] summing to 0, with 0 where the weight is 0.
-        max_tokens: Tokens all draws together may hold.
+        max_tokens: Most tokens of all draws together.
 
     Returns:
         The domain of each draw in order, int32 [n]; why drawing stopped; the domain whose window ended, -1 if none.
@@ -164,8 +166,8 @@ def draw(
 class _Due(NamedTuple):
     """When each domain may be drawn and when its next example is due, in units served since drawing began.
 
-    Owed at time t is deficit + weight * t. The next example is ready when that reaches what was served, and due when
-    it reaches served + cost. The due time is an exact fraction: deadline + fraction / weight.
+    At time t, deficit + weight * t units are owed. The next example is ready when these reach the units served, and due
+    when they reach served + cost. The due time is an exact fraction: deadline + fraction / weight.
     Example: weight 2^29 (a half), deficit 0, nothing served, cost 3: ready at 0, due at 3 * 2^30 / 2^29 = 6.
     """
 
@@ -176,7 +178,7 @@ class _Due(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _set_due(due: _Due, k: int, served: int, cost: int, weight: int, deficit: int) -> None:
-    """Work out when domain k may be drawn next and when that example is due."""
+    """Compute when domain k may be drawn next and when that example is due."""
     ready = served * WEIGHT_SCALE - deficit
     end = ready + cost * WEIGHT_SCALE
     due.ready_K[k] = -((-ready) // weight)
@@ -186,7 +188,7 @@ def _set_due(due: _Due, k: int, served: int, cost: int, weight: int, deficit: in
 
 @njit(cache=True, nogil=True)
 def _first_due(due: _Due, weight_K: np.ndarray, time: int) -> int:
-    """Return the domain that is ready and due first. There is one: what is owed to all sums to 0."""
+    """Return the domain that is ready and due first. There always is one, because the deficits sum to 0."""
     best = -1
     for k in range(len(weight_K)):
         if weight_K[k] == 0 or due.ready_K[k] > time:
@@ -209,19 +211,21 @@ def _draw(
     served_K: np.ndarray,
     domain_n: np.ndarray,
 ) -> tuple[int, int, int]:
-    """Write the domains of draws; return their number, why they stopped and whose window ended; see `draw`.
+    """Write the domain of each draw; return their number, why drawing stopped and whose window ended; see `draw`.
 
-    `next_K` is the next candidate of each domain, `served_K` the units it got since drawing began.
+    `next_K` is the next candidate of each domain, `served_K` the units served to it since drawing began.
     """
     num_draws, num_tokens, num_units = 0, 0, 0
-    first, last = 0, len(weight_K)  # the domains whose next example has changed: all at first, then the one just drawn
+    first, last = 0, len(weight_K)  # domains whose next example has changed: all at first, then the one just drawn
     while True:
+        # Update when these domains are due.
         for k in range(first, last):
             if weight_K[k] == 0:
                 continue
             if next_K[k] == candidates.start_K[k + 1]:
                 return num_draws, (EXHAUSTED if candidates.is_last_K[k] else NEEDS_WINDOW), k
             _set_due(due, k, served_K[k], candidates.cost_F[next_K[k]], weight_K[k], deficit_K[k])
+        # Draw from the domain that is due first.
         k = _first_due(due, weight_K, num_units)
         num_tokens += candidates.length_F[next_K[k]]
         if num_tokens > max_tokens:

@@ -1,7 +1,7 @@
-"""Look at a fixed part of a domain's examples as if it were the whole domain.
+"""Present a fixed subset of a domain's examples like a whole domain.
 
-The one idea: which examples are in it depends on the run's seed, the domain's name and its size alone, so the same
-held-out examples are measured at every update and after every resume, and changes between measurements are paired.
+The subset depends only on the run's seed, the domain's name and its size. So the same held-out examples are measured at
+every update and after every resume, and changes between measurements are paired.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from versatune_ds.data.shards import DomainShards
 
 
 class ExampleSubset:
-    """Present some examples of a domain's shards, in the order of the shards.
+    """Some examples of a domain's shards, in the order of the shards.
 
     Attributes:
         name: The domain's name.
         num_examples: Examples in the subset.
-        indices: int64 [num_examples], rising, in the whole domain. A smaller subset is part of a larger.
+        indices: int64 [num_examples], rising, in the whole domain. A smaller subset is part of a larger one.
         lengths: int32 [num_examples] tokens of each example.
         loss_lengths: int32 [num_examples] tokens that bear loss.
     """
@@ -28,7 +28,7 @@ class ExampleSubset:
 
         Args:
             shards: The whole domain.
-            max_examples: Size of the subset; the whole domain where it has no more.
+            max_examples: Size of the subset; a smaller domain is used whole.
             seed: The run's seed.
         """
         count = min(max_examples, shards.num_examples)

@@ -1,7 +1,7 @@
-"""Know how much data there is, and what happens when it ends.
+"""Limit how often each domain is drawn, and pass its share to the others when it reaches the limit.
 
-The one idea: a cap on epochs is a cap on the draw counter. A domain that reached its cap has weight 0 from that draw
-on, and its share goes to the others in proportion to their weights; when none is left, the data ends.
+A cap on epochs is a cap on the draw counter. A domain that reached its cap has weight 0 from that draw on, and its
+share goes to the others in proportion to their weights. When no domain is left, the data ends.
 
 Shape legend: **K** domains.
 """
@@ -18,7 +18,7 @@ NO_LIMIT = np.iinfo(np.int64).max
 
 
 class DataEndsError(RuntimeError):
-    """Say that every domain with weight has reached `max_epochs_per_domain`."""
+    """Every domain with weight has reached `max_epochs_per_domain`."""
 
 
 def draw_limits(orders: Sequence[DomainOrder], *, max_epochs_per_domain: float | None) -> np.ndarray:
@@ -29,14 +29,14 @@ def draw_limits(orders: Sequence[DomainOrder], *, max_epochs_per_domain: float |
 
 
 def check_supply(weights_K: np.ndarray, *, orders: Sequence[DomainOrder]) -> None:
-    """Raise ValueError, naming the domain, if an empty domain has weight."""
+    """Raise ValueError, with the domain, if an empty domain has weight."""
     for weight, order in zip(weights_K, orders, strict=True):
         if weight > 0 and order.size == 0:
             raise ValueError(f"domain {order.name!r} has no examples but weight {weight:.6g}; give it data or weight 0")
 
 
 def available_weights(weights_K: np.ndarray, *, draws_K: np.ndarray, limit_K: np.ndarray) -> np.ndarray:
-    """Return the weights with exhausted domains at 0 and their share passed on in proportion.
+    """Return the weights with exhausted domains at 0 and their share passed to the others in proportion.
 
     Raises:
         DataEndsError: If no domain with weight may be drawn any more.
@@ -53,16 +53,16 @@ def available_weights(weights_K: np.ndarray, *, draws_K: np.ndarray, limit_K: np
 def epochs_at_end(
     weights_K: np.ndarray, *, num_units: float, mean_cost_K: np.ndarray, size_K: np.ndarray
 ) -> np.ndarray:
-    """Forecast how many epochs of each domain a run takes if its weights stay as they are.
+    """Forecast how many epochs of each domain a run makes if its weights do not change.
 
     Args:
         weights_K: float64 [K].
-        num_units: Units the run will draw (tokens, loss tokens or examples, as the weights count).
+        num_units: Units that the run will draw, in the unit of the weights (tokens, loss tokens or examples).
         mean_cost_K: Mean units of one example of each domain.
         size_K: Examples of each domain.
 
     Returns:
-        float64 [K]; 0 for an empty domain. Approximate: redistribution after a cap is not followed.
+        float64 [K]; 0 for an empty domain. Approximate: it ignores that a capped domain's share goes to the others.
     """
     units_per_epoch_K = np.asarray(mean_cost_K, dtype=np.float64) * size_K
     wanted_K = np.asarray(weights_K, dtype=np.float64) * num_units

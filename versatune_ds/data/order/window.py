@@ -1,8 +1,7 @@
-"""Look ahead: fetch the next examples of every domain, as many as a batch is likely to draw.
+"""Look ahead: read the lengths of the next examples of every domain, as many as a batch is likely to draw.
 
-The one idea: the sampler needs lengths, not examples, and it needs them in drawing order. A window of a domain is the
-lengths of its next draws; windows are guesses about how many will be wanted, and a wrong guess costs time, never the
-result.
+The sampler needs the lengths of examples in drawing order. A domain's window contains those of its next draws. How many
+a batch needs is a guess: a wrong one costs time but does not change the result.
 
 Shape legend: **K** domains, **F** candidates (the windows of all domains, one after another).
 """
@@ -20,10 +19,10 @@ from versatune_ds.data.order.sampler import Candidates, WeightUnit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
-    """Hold the next draws of every domain.
+    """The next draws of every domain.
 
     Attributes:
-        candidates: What the sampler needs of them.
+        candidates: Their lengths and costs, for the sampler.
         epoch_F: int64 [F].
         index_F: int64 [F], example index within the domain.
     """
@@ -36,9 +35,9 @@ class Windows:
 def expected_draws(
     weights_K: np.ndarray, *, orders: Sequence[DomainOrder], unit: WeightUnit, num_tokens: int
 ) -> np.ndarray:
-    """Return how many draws of each domain a batch of `num_tokens` will need, with some to spare, int64 [K].
+    """Return how many draws of each domain a batch of `num_tokens` will need, with some spare, int64 [K].
 
-    A domain is drawn in proportion to weight / mean cost; the draws together hold `num_tokens`.
+    A domain is drawn in proportion to weight / mean cost; all draws together have `num_tokens` tokens.
     """
     mean_tokens_K = np.array([order.mean_tokens for order in orders])
     mean_loss_tokens_K = np.array([order.mean_loss_tokens for order in orders])
@@ -58,23 +57,25 @@ def open_windows(
     unit: WeightUnit,
     row_tokens: int,
 ) -> Windows:
-    """Fetch the lengths of the next draws of every domain.
+    """Read the lengths of the next draws of every domain.
 
     Args:
         orders: The domains.
         first_draw_K: int64 [K], first draw of each window.
-        count_K: int64 [K], draws wanted in each window; cut at the limit.
-        limit_K: int64 [K], draws a domain may make in all.
-        unit: What a candidate costs.
+        count_K: int64 [K], draws in each window; cut at the limit.
+        limit_K: int64 [K], most draws of each domain in the whole run.
+        unit: Unit of a candidate's cost.
         row_tokens: Longest example allowed.
 
     Raises:
         ValueError: If an example is empty or longer than a row.
     """
+    # Sizes of the windows, and room for all candidates.
     count_K = np.minimum(count_K, np.maximum(limit_K - first_draw_K, 0))
     start_K = np.concatenate([[0], np.cumsum(count_K)])
     epoch_F, index_F = np.empty(start_K[-1], dtype=np.int64), np.empty(start_K[-1], dtype=np.int64)
     length_F, cost_F = np.empty(start_K[-1], dtype=np.int32), np.empty(start_K[-1], dtype=np.int32)
+    # Read them, domain by domain.
     for k in np.flatnonzero(count_K):
         window = slice(start_K[k], start_K[k + 1])
         epoch_F[window], index_F[window], length_F[window] = orders[k].window(int(first_draw_K[k]), int(count_K[k]))
@@ -85,14 +86,14 @@ def open_windows(
 
 
 def _costs(order: DomainOrder, indices: np.ndarray, lengths: np.ndarray, *, unit: WeightUnit) -> np.ndarray | int:
-    """Return what each candidate costs in units of the weights."""
+    """Return the cost of each candidate in the unit of the weights."""
     if unit == "loss_tokens":
         return np.take(order.loss_lengths, indices)
     return lengths if unit == "tokens" else 1
 
 
 def _check_lengths(order: DomainOrder, indices: np.ndarray, lengths: np.ndarray, *, row_tokens: int) -> None:
-    """Raise ValueError, naming domain and example, unless every length is in 1..row_tokens."""
+    """Raise ValueError, with domain and example, if a length is outside 1..row_tokens."""
     if lengths.min() >= 1 and lengths.max() <= row_tokens:
         return
     bad = int(np.flatnonzero((lengths < 1) | (lengths > row_tokens))[0])

@@ -1,1 +1,1 @@
-"""Tokenise every domain once into shards on disk, with every record accounted for."""
+"""Tokenise every domain once into shards on disk, and count what happens to every record."""

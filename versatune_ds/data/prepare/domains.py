@@ -1,9 +1,10 @@
-"""Bring every domain of a recipe into shards, once: what was prepared before is found by its fingerprint.
+"""Prepare the shards of every domain of a recipe, once: shards prepared before are found by their fingerprint.
 
-The one idea: a domain's folder is named by a digest of all that its tokens depend on: the bytes of its files, the
-tokenizer, the template, the settings. So nothing stale is ever read, and a changed file costs its own domain only.
+The folder of a domain is named by a digest of everything that its tokens depend on: the bytes of its files, the
+tokenizer, the template, the settings. So stale shards are never read, and after a change of a file only its own domain
+is prepared again.
 
-One process of a node calls `prepare_domains`; the others wait and then call it too: they find everything prepared.
+One process of a node calls `prepare_domains`; the others wait, then call it too and find everything prepared.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
+from versatune_ds.data.encoding.template_abilities import probe_template
+from versatune_ds.data.encoding.templates import choose_template, template_digest
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
+from versatune_ds.data.encoding.unread_columns import UNREAD_WAY_OUT, describe_labels, describe_text
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.prepare.encode_rows import EncodeSettings, RowEncoder
+from versatune_ds.data.prepare.encode_records import EncodeSettings, RecordEncoder
 from versatune_ds.data.prepare.one_domain import (
     BAD_ROWS_NAME,
     DomainSummary,
@@ -30,12 +36,7 @@ from versatune_ds.data.prepare.one_domain import (
     check_summary,
     read_summary,
 )
-from versatune_ds.data.prepare.table import PrepareRow, format_table
-from versatune_ds.data.rows.remarks import MAX_CUT_SHARE, cut_share, describe_cut, describe_remarks
-from versatune_ds.data.rows.template_probe import probe_template
-from versatune_ds.data.rows.templates import choose_template, template_digest
-from versatune_ds.data.rows.tokenize import tokenizer_digest
-from versatune_ds.data.rows.unread_columns import UNREAD_WAY_OUT, describe_labels, describe_text
+from versatune_ds.data.prepare.table import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
 from versatune_ds.data.sources.find_files import find_files
@@ -48,24 +49,24 @@ __all__ = ["PreparedData", "iter_texts", "prepare_domains"]
 
 _logger = logging.getLogger(__name__)
 
-_PREPARE_VERSION = 3  # raise it whenever the same input would give other tokens: older shards are then built anew
+_PREPARE_VERSION = 3  # raise it whenever the same input gives other tokens, so that older shards are not used
 
 _MAX_VERIFIED_BYTES = 2 << 30  # about 3 s of reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedData:
-    """Hold the shards of all domains, in the order of their ids."""
+    """The shards of all domains, in the order of their ids."""
 
     domain_set: DomainSet
     train: tuple[DomainShards, ...]
     valid: tuple[DomainShards, ...]
-    counts: tuple[PrepareRow, ...]
-    """What became of the rows of every domain's train and valid split."""
+    counts: tuple[SplitCounts, ...]
+    """Counts of every domain's train and valid split."""
 
     @property
     def table(self) -> str:
-        """Return the counts as a text table, one line a split."""
+        """Return the counts as a text table, one line per split."""
         return format_table(self.counts)
 
     @property
@@ -77,36 +78,41 @@ class PreparedData:
 def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> PreparedData:
     """Prepare every domain that is not prepared yet, and open the shards of all.
 
-    What is held out depends on the rows alone, not on a seed, so that runs compare whatever their seeds.
+    Which examples are held out depends on their content, not on a seed, so runs with different seeds can be compared.
 
-    Shards found prepared are compared with their digests when they are below 2 GiB together; of more, which would cost
-    1.5 s a GB at every start, only sizes, headers and footers are checked. Shards built in this call are not read back.
+    Shards prepared before are verified by their digests if they are below 2 GiB together. Of larger ones, which would
+    take 1.5 s per GB at every start, only sizes, headers and footers are checked. Shards built in this call are not
+    read back.
 
     Args:
         data: The recipe's data section.
         tokenizer: A transformers tokenizer.
-        cache_dir: Folder of prepared shards; made when absent, shared by any number of runs and processes.
+        cache_dir: Folder of prepared data, made if absent; any number of runs and processes may share it.
 
     Raises:
         ValueError: If files are missing or unreadable, or a domain has no rows or too many bad ones.
-        RuntimeError: If shards prepared before are damaged.
+        RuntimeError: If shards prepared before are corrupt.
     """
+    # What the tokens depend on.
     files_of_domain = domain_files(data, cache_dir=cache_dir)
     domain_set = DomainSet(tuple(files_of_domain))
     template = choose_template(tokenizer, path=data.chat_template)
     abilities = probe_template(template, tokenizer=tokenizer)
     identity = {"tokenizer": tokenizer_digest(tokenizer), "template": template_digest(template)}
     digests = SourceDigests(cache_dir)
+    # Prepare each domain, unless it was prepared before.
     folders, found, counts = [], [], []
     for name, files in files_of_domain.items():
-        encoder = RowEncoder(
+        encoder = RecordEncoder(
             tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
         )
         task = _task(data, name=name, files=files)
         folder, is_found = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
         folders.append(folder)
-        found += [folder] * is_found
+        if is_found:
+            found.append(folder)
         counts += read_summary(folder).rows
+    # Open the shards.
     verified = _to_verify(found)
     return PreparedData(
         domain_set=domain_set,
@@ -117,7 +123,7 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
 
 
 def _to_verify(found: Sequence[Path]) -> set[Path]:
-    """Return the folders found prepared whose every byte is worth reading: all of them, or none when they are large."""
+    """Return which of the folders prepared before to verify by digest: all, or none if they are large."""
     num_bytes = sum(path.stat().st_size for folder in found for path in folder.glob("*/*.arrow"))
     return set(found) if num_bytes < _MAX_VERIFIED_BYTES else set()
 
@@ -130,7 +136,7 @@ def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
 
 
 def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
-    """Return what a domain is made of, with its sources resolved to files."""
+    """Return a domain's task, with its sources resolved to files."""
     key, valid_key = (key_of(data, domain=name, split=split) for split in ("train", "valid"))
     return DomainTask(
         name=name,
@@ -142,13 +148,14 @@ def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
 
 
 def _prepare_domain(
-    task: DomainTask, *, encoder: RowEncoder, identity: dict[str, str], data: DataConfig, digests: SourceDigests
+    task: DomainTask, *, encoder: RecordEncoder, identity: dict[str, str], data: DataConfig, digests: SourceDigests
 ) -> tuple[Path, bool]:
-    """Return a domain's folder of shards, built when it is not there, and whether it was.
+    """Return a domain's folder of shards, and whether it existed; build it if it did not.
 
     Raises:
-        ValueError: If the domain cannot be prepared, or was, with more bad rows than are allowed now.
+        ValueError: If the domain cannot be prepared, or was prepared with more bad rows than are allowed now.
     """
+    # Find the folder by its fingerprint, or build it.
     settings = {**identity, **dataclasses.asdict(encoder.settings)}
     folder = digests.cache_dir / f"{_file_name(task.name)}-{_fingerprint(task, settings=settings, digests=digests)}"
     with locked(digests.cache_dir / "locks" / folder.name):
@@ -160,6 +167,7 @@ def _prepare_domain(
                 )
                 bad_rows = digests.cache_dir / "refused" / f"{_file_name(task.name)}-{BAD_ROWS_NAME}"
                 _check_built(place, summary=summary, task=task, max_bad_rows=data.max_bad_rows, kept_bad_rows=bad_rows)
+    # Check and report, whether it was built now or before.
     summary, bad_rows = read_summary(folder), folder / BAD_ROWS_NAME
     check_summary(summary, task=task, max_bad_rows=data.max_bad_rows, bad_rows=bad_rows)
     _warn(summary, bad_rows=bad_rows, encoder=encoder)
@@ -170,7 +178,7 @@ def _prepare_domain(
 def _check_built(
     place: Path, *, summary: DomainSummary, task: DomainTask, max_bad_rows: float, kept_bad_rows: Path
 ) -> None:
-    """Check a domain just built; when it is refused, its list of bad rows is kept, unlike the rest.
+    """Check a domain just built; if it is refused, keep only its list of bad rows.
 
     Raises:
         ValueError: If the domain is refused.
@@ -184,7 +192,7 @@ def _check_built(
 
 
 def _fingerprint(task: DomainTask, *, settings: dict[str, Any], digests: SourceDigests) -> str:
-    """Return 16 hexadecimal digits of all that a domain's shards depend on; files count by name and content."""
+    """Return 16 hexadecimal digits of everything that a domain's shards depend on; of files, name and content."""
     split = ["by files", *digests.of(task.valid)] if task.valid is not None else ["by hash", repr(task.valid_fraction)]
     parts = [str(_PREPARE_VERSION), task.name, json.dumps(settings, sort_keys=True), *split, *digests.of(task.train)]
     return digest_of_texts(parts)[:16]
@@ -196,25 +204,29 @@ def _file_name(domain: str) -> str:
 
 
 def _log_unread(summary: DomainSummary, *, domain: str) -> None:
-    """Log once what of the domain's files is not trained on: columns with text, columns that describe rows, files."""
+    """Log which columns and files of a domain are not trained on."""
     if text := describe_text(summary.unread):
         _logger.warning("%s: columns with text that is not trained on: %s; %s", domain, text, UNREAD_WAY_OUT)
     if labels := describe_labels(summary.unread):
         _logger.info("%s: columns not trained on: %s", domain, labels)
     for path in summary.empty_files:
-        _logger.warning("%s: %s holds no row", domain, path)
+        _logger.warning("%s: %s has no rows", domain, path)
 
 
-def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RowEncoder) -> None:
-    """Log what a user should look at: rows left out, held-out rows that are trained on, turns without an end."""
+def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RecordEncoder) -> None:
+    """Log what a user should look at: dropped rows, held-out rows that are trained on, turns without an end."""
     train, valid = summary.rows
     if not encoder.abilities.closes_turns:
-        _logger.warning("%s: the chat template ends no turn, so a model does not learn to stop", train.domain)
+        _logger.warning(
+            "%s: the chat template does not end turns, so a model does not learn to stop; give data.chat_template=FILE "
+            "with one that does",
+            train.domain,
+        )
     for row in summary.rows:
         if row.num_without_loss:
             _logger.warning(
-                "%s: %d of %d %s rows left out: within data.row_tokens nothing of them bears loss; raise it, or set "
-                "data.long_examples: split",
+                "%s: %d of %d %s rows dropped: nothing of them bears loss within data.row_tokens; raise it, or set "
+                "data.long_examples=split",
                 row.domain,
                 row.num_without_loss,
                 row.num_rows,
@@ -223,19 +235,19 @@ def _warn(summary: DomainSummary, *, bad_rows: Path, encoder: RowEncoder) -> Non
     num_bad = train.num_bad_rows + valid.num_bad_rows
     if num_bad:
         first = "; ".join(summary.problems)
-        _logger.warning("%s: %d bad rows left out (%s); all in %s", train.domain, num_bad, first, bad_rows)
+        _logger.warning("%s: %d bad rows skipped (%s); all in %s", train.domain, num_bad, first, bad_rows)
     if valid.num_in_train:
         _logger.warning(
-            "%s: %d of %d held-out rows are also trained on; their loss says less than it seems",
+            "%s: %d of %d held-out rows are also trained on, so their loss is too low; remove them from one of the two",
             train.domain,
             valid.num_in_train,
             valid.num_rows,
         )
-    _log_remarks(summary, encoder=encoder)
+    _log_data_warnings(summary, encoder=encoder)
 
 
-def _log_remarks(summary: DomainSummary, *, encoder: RowEncoder) -> None:
-    """Log what is odd about the rows that are trained on, a line each, and that too much of them is cut off."""
+def _log_data_warnings(summary: DomainSummary, *, encoder: RecordEncoder) -> None:
+    """Log the warnings about examples that are trained on, one line each, and whether too much is cut off."""
     name, settings = summary.rows[0].domain, encoder.settings
     share = cut_share(
         num_cut_tokens=sum(row.num_cut_tokens for row in summary.rows),
@@ -246,6 +258,6 @@ def _log_remarks(summary: DomainSummary, *, encoder: RowEncoder) -> None:
         _logger.warning("%s: %s; %s", name, found, todo)
     counts = sum((Counter(row.remarks) for row in summary.rows), Counter())
     num_rows = sum(row.num_rows for row in summary.rows)
-    for found, remark in describe_remarks(counts, num_rows=num_rows, what="rows", abilities=encoder.abilities):
-        level = logging.WARNING if remark.is_warning else logging.INFO
-        _logger.log(level, "%s: %s", name, "; ".join(filter(None, (found, remark.todo))))
+    for found, warning in describe_warnings(counts, num_rows=num_rows, what="rows", abilities=encoder.abilities):
+        level = logging.INFO if warning.is_minor else logging.WARNING
+        _logger.log(level, "%s: %s", name, "; ".join(filter(None, (found, warning.todo))))

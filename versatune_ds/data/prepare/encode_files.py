@@ -1,7 +1,7 @@
 """Run the encoder over files in many processes, through `datasets`, in constant memory.
 
-The one idea: records go to disk as text with their place, cheap to write from one process; parsing, templates and
-tokenising, which cost, happen where `datasets` maps them.
+One process writes the records to disk as text with their place, which is cheap. Parsing, templates and tokenising,
+which are not, run in the processes of `datasets`.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ import datasets
 import pyarrow as pa
 
 from versatune_ds.data.prepare.child_processes import ending_with_parent
-from versatune_ds.data.prepare.encode_rows import OUTPUT_SCHEMA, RowEncoder
+from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.sources.readers import read_records
 
 _RECORD_SCHEMA = pa.schema(
     [("file", pa.int32()), ("line", pa.int64()), ("json_text", pa.large_string()), ("problem", pa.string())]
 )
 _RECORDS_PER_BATCH = 256
-_MIN_RECORDS_PER_PROCESS = 2000  # below, starting a process costs more than it saves
+_MIN_RECORDS_PER_PROCESS = 2000  # with fewer, starting a process costs more than it saves
 
 
 def encode_files(
-    files: Sequence[Path], *, work: Path, encoder: RowEncoder, num_processes: int
+    files: Sequence[Path], *, work: Path, encoder: RecordEncoder, num_processes: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the encoder's output lines over all records of files, in their order.
+    """Yield the encoder's output lines for all records of files, in order.
 
     Args:
         files: Data files; `file` in the output is a position in this sequence.
-        work: Existing empty folder for what lies between the passes; the caller deletes it.
+        work: Existing empty folder for intermediate files; the caller deletes it.
         encoder: Turns record batches into output lines.
         num_processes: Processes that encode.
 
     Raises:
         ValueError: If a file as a whole cannot be read.
     """
+    # Records to disk.
     num_records = _write_records(files, path=work / "records.arrow")
     if num_records == 0:
         return
+    # Records to output lines, in many processes.
     records = datasets.Dataset.from_file(str(work / "records.arrow")).with_format("arrow")
     num_processes = min(num_processes, max(1, num_records // _MIN_RECORDS_PER_PROCESS))
     with _quiet_progress(), _one_thread_each(num_processes), ending_with_parent():
@@ -58,7 +60,7 @@ def encode_files(
             num_proc=num_processes if num_processes > 1 else None,
             load_from_cache_file=False,
             cache_file_name=str(work / "encoded.arrow"),
-            new_fingerprint="encoded",  # nothing is looked up by it; hashing the tokenizer would take seconds
+            new_fingerprint="encoded",  # not used; by default the tokenizer is hashed, which takes seconds
             desc="tokenising",
         )
     for start in range(0, len(encoded), _RECORDS_PER_BATCH):
@@ -66,7 +68,7 @@ def encode_files(
 
 
 def _write_records(files: Sequence[Path], *, path: Path) -> int:
-    """Write the records of files, in order, as one Arrow stream; return how many there are."""
+    """Write the records of files, in order, as one Arrow stream; return their number."""
     num_records = 0
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_stream(stream, _RECORD_SCHEMA) as writer:
         rows = _rows(files)
@@ -85,7 +87,7 @@ def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet_progress() -> Iterator[None]:
-    """Switch the progress bars of `datasets` off where nobody watches: when stderr is no terminal."""
+    """Switch the progress bars of `datasets` off if stderr is not a terminal."""
     was_enabled = datasets.utils.is_progress_bar_enabled()
     if not sys.stderr.isatty():
         datasets.utils.disable_progress_bars()
@@ -98,7 +100,7 @@ def _quiet_progress() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_thread_each(num_processes: int) -> Iterator[None]:
-    """Keep tokenizers from starting threads in each of several processes, and from warning that they do not."""
+    """Keep tokenizers from starting threads in each of several processes, and from warning about it."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     if num_processes > 1:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,7 +1,7 @@
-"""Prepare one domain: its files become the shards of two splits, with every row accounted for.
+"""Prepare one domain: turn its files into the shards of two splits, and count every record.
 
-The one idea: which side of the held-out border a row falls on is decided by its content alone, so it never changes with
-the order or the number of rows, and rows that say the same fall on the same side.
+Whether an example is held out depends on its content alone: not on the order or number of examples, and duplicates are
+never in both splits.
 
 Shape legend: **L** output lines of a batch.
 """
@@ -18,11 +18,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from versatune_ds.data.encoding.unread_columns import UnreadColumn, UnreadCounter, columns_from_json
 from versatune_ds.data.prepare.encode_files import encode_files
-from versatune_ds.data.prepare.encode_rows import RowEncoder
+from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder
-from versatune_ds.data.prepare.table import PrepareRow
-from versatune_ds.data.rows.unread_columns import UnreadColumn, UnreadCounter, columns_from_json
+from versatune_ds.data.prepare.table import SplitCounts
 
 SUMMARY_NAME = "summary.json"
 BAD_ROWS_NAME = "bad_rows.jsonl"
@@ -32,34 +32,35 @@ _MAX_PROBLEM_CHARACTERS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainTask:
-    """Say what one domain is made of."""
+    """The files of one domain, to be prepared."""
 
     name: str
     key: str
     """Dotted key of the recipe, for messages."""
     train: tuple[Path, ...]
     valid: tuple[Path, ...] | None
-    """Files of held-out rows, none for a domain that is not measured; None holds out a share of the training rows."""
+    """Files of held-out examples, none for a domain that is not measured; None holds out a share of those in
+    `train`."""
     valid_fraction: float
-    """Share of training rows held out when there are no files of held-out rows."""
+    """Share of the training examples to hold out if `valid` is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainSummary:
-    """Hold what preparing a domain counted, for the table and for the limit on bad rows."""
+    """Counts from preparing a domain, for the table and the limit on bad rows."""
 
-    rows: tuple[PrepareRow, PrepareRow]
+    rows: tuple[SplitCounts, SplitCounts]
     """Counts of train and of valid."""
     problems: tuple[str, ...]
     """The first bad rows: file:line: reason."""
     unread: tuple[UnreadColumn, ...] = ()
     """Columns whose text is not trained on."""
     empty_files: tuple[str, ...] = ()
-    """Files without a row."""
+    """Files without records."""
 
 
 def build_domain(
-    folder: Path, *, task: DomainTask, encoder: RowEncoder, num_processes: int, settings: dict[str, Any]
+    folder: Path, *, task: DomainTask, encoder: RecordEncoder, num_processes: int, settings: dict[str, Any]
 ) -> DomainSummary:
     """Write the shards of a domain into a folder: `train/`, `valid/`, `bad_rows.jsonl`, `summary.json`.
 
@@ -73,6 +74,7 @@ def build_domain(
     Raises:
         ValueError: If a file as a whole cannot be read.
     """
+    # Encode the records, and divide the examples among the two splits.
     max_tokens = encoder.settings.row_tokens
     train, valid = (SplitBuilder(folder / name, max_tokens=max_tokens) for name in ("train", "valid"))
     unread, empty_files = UnreadCounter(), []
@@ -89,14 +91,15 @@ def build_domain(
                 is_valid_L = np.full(batch.num_rows, is_held_out)
                 if task.valid is None:
                     is_valid_L = is_held_out_by_hash(lines.content_hash, fraction=task.valid_fraction)
-                train.take(lines, is_taken_L=~is_valid_L)
-                valid.take(lines, is_taken_L=is_valid_L)
+                train.add(lines, is_selected_L=~is_valid_L)
+                valid.add(lines, is_selected_L=is_valid_L)
             shutil.rmtree(work)
             empty_files += [str(files[i]) for i in np.flatnonzero(num_rows == 0)]
+    # Finish the shards, and write the summary.
     num_valid_files = len(task.train if task.valid is None else task.valid)
     train_row = train.close(domain=task.name, split="train", num_files=len(task.train), settings=settings)
     valid_row = valid.close(domain=task.name, split="valid", num_files=num_valid_files, settings=settings)
-    num_in_train = int(np.isin(valid.row_hashes(), train.row_hashes()).sum())
+    num_in_train = int(np.isin(valid.content_hashes(), train.content_hashes()).sum())
     rows = (train_row, dataclasses.replace(valid_row, num_in_train=num_in_train))
     summary = DomainSummary(
         rows=rows,
@@ -111,7 +114,7 @@ def build_domain(
 def read_summary(folder: Path) -> DomainSummary:
     """Return the summary of a domain prepared before."""
     values = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-    train, valid = (PrepareRow(**row) for row in values["rows"])
+    train, valid = (SplitCounts(**row) for row in values["rows"])
     return DomainSummary(
         rows=(train, valid),
         problems=tuple(values["problems"]),
@@ -121,20 +124,21 @@ def read_summary(folder: Path) -> DomainSummary:
 
 
 def is_held_out_by_hash(content_hash_L: np.ndarray, *, fraction: float) -> np.ndarray:
-    """Return which rows are held out, bool [L], by their content hashes, uint64 [L], alone.
+    """Return which examples are held out, bool [L], by their content hashes, uint64 [L].
 
-    The hash is uniform over 64 bits, so the rows below `fraction` of its range are that share of the different rows.
+    The hash is uniform over 64 bits, so the hashes below `fraction` of its range belong to that share of the different
+    examples.
     """
     return content_hash_L < np.uint64(int(fraction * 2**64))
 
 
 def check_summary(summary: DomainSummary, *, task: DomainTask, max_bad_rows: float, bad_rows: Path) -> None:
-    """Raise ValueError when a domain has too many bad rows, all listed in a file, or a split without an example."""
+    """Raise ValueError if a domain has too many bad rows (all are listed in a file), or a split without examples."""
     num_rows = sum(row.num_rows for row in summary.rows)
     num_bad = sum(row.num_bad_rows for row in summary.rows)
     files = ", ".join(map(str, task.train[:3]))
     if num_rows == 0:
-        raise ValueError(f"{task.key}: domain {task.name!r} has no rows: {files} holds none")
+        raise ValueError(f"{task.key}: domain {task.name!r} has no rows in {files}; give it data")
     allowed = int(max_bad_rows * num_rows) if max_bad_rows < 1 else int(max_bad_rows)
     if num_bad > allowed:
         raise ValueError(
@@ -146,15 +150,16 @@ def check_summary(summary: DomainSummary, *, task: DomainTask, max_bad_rows: flo
             raise ValueError(_without_examples(row, task=task, files=files))
 
 
-def _without_examples(row: PrepareRow, *, task: DomainTask, files: str) -> str:
-    """Say that a split is empty, and why."""
+def _without_examples(row: SplitCounts, *, task: DomainTask, files: str) -> str:
+    """Return a message that a split is empty, why, and what to do."""
     if row.num_rows == 0 and task.valid is None and row.split == "valid":
         return (
             f"{task.key}: data.valid_fraction={task.valid_fraction:g} holds out no row of domain {task.name!r}; give "
             f"it files of held-out rows, or a larger fraction"
         )
     is_from_valid_files = row.split == "valid" and task.valid is not None
-    where = ", ".join(map(str, task.valid[:3])) if is_from_valid_files and task.valid else files
+    if is_from_valid_files and task.valid:
+        files = ", ".join(map(str, task.valid[:3]))
     key, way_out = task.key, ""
     if is_from_valid_files and key.endswith(".train"):
         key = key.removesuffix(".train") + ".valid"
@@ -162,21 +167,21 @@ def _without_examples(row: PrepareRow, *, task: DomainTask, files: str) -> str:
     elif is_from_valid_files:
         way_out = "; give it held-out rows, or remove the file to train on the domain without measuring its loss"
     return (
-        f"{key}: domain {task.name!r} has no {row.split} example: of {row.num_rows} rows in {where}, "
+        f"{key}: domain {task.name!r} has no {row.split} example: of {row.num_rows} rows in {files}, "
         f"{row.num_bad_rows} are bad and {row.num_without_loss} have no token that bears loss within data.row_tokens"
         f"{way_out}"
     )
 
 
 def _write_bad_rows(stream: TextIO, *, lines: Lines, files: Sequence[Path]) -> None:
-    """Append the bad rows of a batch, with file, line and reason."""
+    """Append the bad rows of a batch to a file, with file, line and reason."""
     for i in np.flatnonzero(lines.is_bad).tolist():
         place = {"file": str(files[lines.file[i]]), "line": int(lines.line[i])}
         stream.write(json.dumps({**place, "reason": lines.problem[i]}, ensure_ascii=True) + "\n")
 
 
 def _count_unread(counter: UnreadCounter, *, lines: Lines, files: Sequence[Path]) -> None:
-    """Count the columns of a batch that are not trained on; a row's first line names them."""
+    """Count the columns of a batch that are not trained on; they are on the first line of each record."""
     for i, (text, labels) in enumerate(zip(lines.unread, lines.unread_labels, strict=True)):
         if text or labels:
             place = f"{files[lines.file[i]]}:{lines.line[i]}"
@@ -192,6 +197,6 @@ def _first_problems(path: Path) -> tuple[str, ...]:
 
 
 def _printable(text: str) -> str:
-    """Return a text that is safe on a terminal, whatever a data file put into it, and not too long."""
+    """Return a text from a data file, safe for a terminal and not too long."""
     shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
     return shown if len(shown) <= _MAX_PROBLEM_CHARACTERS else shown[:_MAX_PROBLEM_CHARACTERS] + "..."

@@ -1,7 +1,7 @@
 """Write one domain's examples into Arrow files, in constant memory.
 
-The one idea: every record batch but the last holds the same number of examples, so a reader finds an example by one
-division. Lengths go into an index file of their own, one contiguous column each, so that planning maps them whole.
+Every record batch but the last has the same number of examples, so a reader finds an example by one division. Lengths
+go into an index file, each in one contiguous column, so that planning can map them whole.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from versatune_ds.data.manifest import Manifest, ShardFile, digest_of_file, writ
 TOKEN_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("loss_spans", pa.list_(pa.int32()))])
 INDEX_TYPES = {"num_tokens": np.int32, "num_loss_tokens": np.int32, "content_hash": np.uint64}
 INDEX_NAME = "index.arrow"
-_TOKENS_PER_CHUNK = 1 << 24  # 64 MiB of int32: what the writer holds in memory at most
+_TOKENS_PER_CHUNK = 1 << 24  # 64 MiB of int32, the most that the writer has in memory
 _BYTES_PER_FILE = 1 << 30
 
 
 class ShardWriter:
-    """Collect examples into chunks, chunks into files, and close with index and manifest.
+    """Write examples in chunks, chunks into files, and at the end index and manifest.
 
-    An example is its tokens and its loss spans: flat pairs (start, end), end exclusive, in order. Spans take 8 bytes an
-    answer where a mask would take a byte a token.
+    An example is its tokens and its loss spans: flat pairs (start, end), end exclusive, in order. Spans take 8 bytes
+    per answer; a mask would take a byte per token.
     """
 
     def __init__(self, folder: Path, *, max_tokens: int) -> None:
@@ -34,7 +34,7 @@ class ShardWriter:
 
         Args:
             folder: Where the files go.
-            max_tokens: Upper bound of an example's length; it fixes how many examples a chunk may hold.
+            max_tokens: Upper bound of an example's length, which determines the number of examples in a chunk.
         """
         self._folder = folder
         self._examples_per_chunk = int(np.clip(_TOKENS_PER_CHUNK // max_tokens, 64, 16384))
@@ -48,7 +48,7 @@ class ShardWriter:
         self._columns = {name: (folder / f".{name}").open("wb") for name in INDEX_TYPES}
 
     def add(self, input_ids: np.ndarray, *, loss_spans: np.ndarray, content_hash: int) -> None:
-        """Append one example: int32 tokens, int32 span borders, and the hash of the row it came from."""
+        """Append one example: int32 tokens, int32 span borders, and the hash of its content before splitting."""
         self._token_rows.append(input_ids)
         self._span_rows.append(loss_spans)
         num_loss_tokens = int(loss_spans[1::2].sum() - loss_spans[::2].sum())
@@ -57,7 +57,7 @@ class ShardWriter:
             self._write_chunk()
 
     def close(self, *, domain: str, split: str, settings: dict[str, Any]) -> Manifest:
-        """Write what is left, the index and, last, the manifest; return the manifest."""
+        """Write the remaining examples, the index and, last, the manifest; return the manifest."""
         if self._token_rows:
             self._write_chunk()
         self._close_file()
@@ -82,7 +82,7 @@ class ShardWriter:
         return manifest
 
     def _write_chunk(self) -> None:
-        """Write the collected examples as one record batch; open or change the file when due."""
+        """Write the collected examples as one record batch; begin a new file if needed."""
         if self._writer is None:
             path = self._folder / f"tokens-{len(self._files):05d}.arrow"
             self._file = pa.OSFile(str(path), "wb")
@@ -97,7 +97,7 @@ class ShardWriter:
             self._close_file()
 
     def _close_file(self) -> None:
-        """Finish the open file, if any, and note its size and digest."""
+        """Finish the open file, if any, and record its size and digest."""
         if self._writer is None:
             return
         self._writer.close()
@@ -107,7 +107,7 @@ class ShardWriter:
         self._writer, self._file, self._num_in_file = None, None, 0
 
     def _index_columns(self) -> dict[str, np.ndarray]:
-        """Return the columns of the index, mapped from the files they were appended to."""
+        """Return the columns of the index, mapped from the temporary files they were written to."""
         columns_N = {}
         for name, dtype in INDEX_TYPES.items():
             self._columns[name].close()
@@ -117,7 +117,7 @@ class ShardWriter:
         return columns_N
 
     def _write_index(self, columns_N: dict[str, np.ndarray]) -> ShardFile:
-        """Write all columns as one record batch, so that a reader maps each as one array."""
+        """Write all columns as one record batch, so that a reader can map each as one array."""
         path = self._folder / INDEX_NAME
         batch = pa.record_batch({name: pa.array(values_N) for name, values_N in columns_N.items()})
         with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
@@ -126,7 +126,7 @@ class ShardWriter:
 
 
 def describe_file(path: Path, *, num_examples: int) -> ShardFile:
-    """Force a finished file to disk and return its manifest entry."""
+    """Force a finished file to disk and return its entry in the manifest."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
     return ShardFile(

@@ -1,6 +1,6 @@
-"""Collect one split of one domain: good examples into shards, everything else into counts.
+"""Build one split of one domain: examples go into shards, everything is counted.
 
-The one idea: a row counts where its first line (piece 0) stands, an example wherever there are tokens.
+A record is counted at its first output line (piece 0); every line with tokens is an example.
 
 Shape legend: **L** output lines of a batch.
 """
@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from versatune_ds.data.prepare.shard_writer import ShardWriter
-from versatune_ds.data.prepare.table import PrepareRow
+from versatune_ds.data.prepare.table import SplitCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lines:
-    """Hold the output lines of a batch as arrays."""
+    """The output lines of a batch, as arrays."""
 
     file: np.ndarray
     line: np.ndarray
@@ -36,14 +36,14 @@ class Lines:
     num_cut_tokens: np.ndarray
     problem: list[str]
     unread: list[list[str]]
-    """Columns of each line's row whose text is not trained on."""
+    """Columns of each line's record whose text is not trained on."""
     unread_labels: list[list[str]]
-    remarks: list[list[str]]
-    """What is odd about each line's row."""
+    warnings: list[list[str]]
+    """Keys of `data_warnings.DATA_WARNINGS` for each line's record."""
 
     @classmethod
     def from_batch(cls, batch: pa.RecordBatch) -> Lines:
-        """Return the lines of a record batch; numbers are viewed, not copied."""
+        """Return the lines of a record batch, without copying numbers."""
         tokens, spans = batch.column("input_ids"), batch.column("loss_spans")
         numbers = ("file", "line", "piece", "content_hash", "num_row_tokens", "num_cut_tokens")
         return cls(
@@ -51,34 +51,35 @@ class Lines:
             token_offsets=tokens.offsets.to_numpy(),
             spans=spans.values.to_numpy(),
             span_offsets=spans.offsets.to_numpy(),
-            **{name: batch.column(name).to_pylist() for name in ("problem", "unread", "unread_labels", "remarks")},
+            **{name: batch.column(name).to_pylist() for name in ("problem", "unread", "unread_labels", "warnings")},
             **{name: batch.column(name).to_numpy() for name in numbers},
         )
 
     @property
     def is_bad(self) -> np.ndarray:
-        """Return which lines stand for bad rows: bool [L]."""
+        """Return which lines are bad rows, bool [L]."""
         return np.array([bool(problem) for problem in self.problem], dtype=np.bool_)
 
 
 class SplitBuilder:
-    """Write the shards of one split and count its rows."""
+    """Write the shards of one split, and count its records."""
 
     def __init__(self, folder: Path, *, max_tokens: int) -> None:
-        """Open the split's writer in a new folder; no example is longer than `max_tokens`."""
+        """Open a shard writer in a new folder; no example may be longer than `max_tokens`."""
         folder.mkdir()
         self._writer = ShardWriter(folder, max_tokens=max_tokens)
         self._counts = dict.fromkeys(("num_rows", "num_bad_rows", "num_without_loss"), 0)
         self._num_long_rows = 0
         self._num_cut_tokens = 0
         self._max_tokens = max_tokens
-        self._remarks: Counter[str] = Counter()
-        self._row_hashes: list[np.ndarray] = []
+        self._warnings: Counter[str] = Counter()
+        self._content_hashes: list[np.ndarray] = []
 
-    def take(self, lines: Lines, *, is_taken_L: np.ndarray) -> None:
-        """Add the lines a mask selects."""
+    def add(self, lines: Lines, *, is_selected_L: np.ndarray) -> None:
+        """Add the lines that a mask selects."""
+        # Count the records.
         num_tokens_L = np.diff(lines.token_offsets)
-        is_row_L = is_taken_L & (lines.piece == 0)
+        is_row_L = is_selected_L & (lines.piece == 0)
         is_bad_L = lines.is_bad
         self._counts["num_rows"] += int(is_row_L.sum())
         self._counts["num_bad_rows"] += int((is_row_L & is_bad_L).sum())
@@ -86,20 +87,21 @@ class SplitBuilder:
         self._num_long_rows += int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum())
         self._num_cut_tokens += int(lines.num_cut_tokens[is_row_L].sum())
         for i in np.flatnonzero(is_row_L & (num_tokens_L > 0)).tolist():
-            self._remarks.update(lines.remarks[i])
-        self._row_hashes.append(lines.content_hash[is_row_L & (num_tokens_L > 0)])
-        for i in np.flatnonzero(is_taken_L & (num_tokens_L > 0)).tolist():
+            self._warnings.update(lines.warnings[i])
+        self._content_hashes.append(lines.content_hash[is_row_L & (num_tokens_L > 0)])
+        # Write the examples.
+        for i in np.flatnonzero(is_selected_L & (num_tokens_L > 0)).tolist():
             self._writer.add(
                 lines.tokens[lines.token_offsets[i] : lines.token_offsets[i + 1]],
                 loss_spans=lines.spans[lines.span_offsets[i] : lines.span_offsets[i + 1]],
                 content_hash=int(lines.content_hash[i]),
             )
 
-    def close(self, *, domain: str, split: str, num_files: int, settings: dict[str, Any]) -> PrepareRow:
-        """Finish the shards and return what was counted."""
+    def close(self, *, domain: str, split: str, num_files: int, settings: dict[str, Any]) -> SplitCounts:
+        """Finish the shards and return the counts."""
         manifest = self._writer.close(domain=domain, split=split, settings=settings)
-        row_hashes = self.row_hashes()
-        return PrepareRow(
+        content_hashes = self.content_hashes()
+        return SplitCounts(
             domain=domain,
             split=split,
             num_files=num_files,
@@ -109,11 +111,11 @@ class SplitBuilder:
             longest_tokens=manifest.longest_tokens,
             num_long_rows=self._num_long_rows,
             num_cut_tokens=self._num_cut_tokens,
-            num_duplicates=len(row_hashes) - len(np.unique(row_hashes)),
-            remarks=dict(self._remarks),
+            num_duplicates=len(content_hashes) - len(np.unique(content_hashes)),
+            remarks=dict(self._warnings),
             **self._counts,
         )
 
-    def row_hashes(self) -> np.ndarray:
-        """Return the content hashes of the rows that became examples: uint64, 8 bytes a row."""
-        return np.concatenate(self._row_hashes) if self._row_hashes else np.zeros(0, dtype=np.uint64)
+    def content_hashes(self) -> np.ndarray:
+        """Return the content hashes of the records with examples, uint64 (8 bytes a record)."""
+        return np.concatenate(self._content_hashes) if self._content_hashes else np.zeros(0, dtype=np.uint64)

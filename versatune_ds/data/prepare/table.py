@@ -1,7 +1,7 @@
-"""Count what preparation did to each domain, and lay it out as a table.
+"""Count the rows of each split, and show the counts as a table.
 
-The one idea: a user sees at a glance what became of every row: bad, cut, without loss, double, or held-out and also
-trained on.
+A row is a record of the files here, as in the key `data.max_bad_rows`. The table shows how many are bad, cut, without
+loss, duplicates, or held out and also trained on.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from versatune_ds.text_table import text_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareRow:
-    """Count one split of one domain."""
+class SplitCounts:
+    """Counts of one split of one domain; the fields are keys of a domain's summary.json."""
 
     domain: str
     split: str
@@ -23,7 +23,7 @@ class PrepareRow:
     """Rows read, bad ones included; rows held out by hash count under `valid`."""
     num_bad_rows: int
     num_without_loss: int
-    """Rows left out because no token of theirs bears loss (an answer cut off whole, for example)."""
+    """Rows dropped because none of their tokens bears loss (for example an answer that is cut off completely)."""
     num_examples: int
     num_tokens: int
     num_loss_tokens: int
@@ -33,11 +33,11 @@ class PrepareRow:
     num_cut_tokens: int
     """Tokens that truncation cut off."""
     num_duplicates: int
-    """Rows whose content an earlier row of the split has, white space and letter case aside; they are kept."""
+    """Rows with the content of an earlier row of the split, apart from white space and letter case; they are kept."""
     num_in_train: int = 0
-    """Held-out rows whose content the same domain trains on too."""
+    """Held-out rows whose content is also trained on in the same domain."""
     remarks: dict[str, int] = field(default_factory=dict)
-    """Rows that are odd in some way, by the keys of `remarks.REMARKS`; they are logged, not in the table."""
+    """Rows of each warning, by the keys of `data_warnings.DATA_WARNINGS`; they are logged, not in the table."""
 
 
 _HEADINGS = {
@@ -56,14 +56,14 @@ _HEADINGS = {
     "num_duplicates": "duplicates",
     "num_in_train": "in train",
 }
-assert set(_HEADINGS) == {entry.name for entry in fields(PrepareRow)} - {"remarks"}
+assert set(_HEADINGS) == {entry.name for entry in fields(SplitCounts)} - {"remarks"}
 _NOTES = {
     "num_duplicates": "rows with the content of an earlier row of the same split; they are kept",
     "num_in_train": "held-out rows that the domain trains on too; its loss looks better than it is",
 }
 
 
-def format_table(rows: Sequence[PrepareRow]) -> str:
+def format_table(rows: Sequence[SplitCounts]) -> str:
     """Return the counts as aligned text, one line a split; what double rows are is said where there are any."""
     cells = [[_cell(getattr(row, name)) for name in _HEADINGS] for row in rows]
     notes = [f"{_HEADINGS[name]}: {meaning}" for name, meaning in _NOTES.items() if any(getattr(r, name) for r in rows)]

@@ -1,1 +1,1 @@
-"""From the recipe's words to records: find files, read every format, report what was skipped."""
+"""Find the files of a recipe's domains, and read their records in every format."""

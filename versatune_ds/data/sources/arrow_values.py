@@ -1,8 +1,8 @@
-"""Turn Arrow record batches into plain rows without letting any column end the run.
+"""Turn Arrow record batches into Python values, whatever a column contains.
 
-A column that no form of row reads (a date in the year 12000, a time zone this machine does not know, an image) must not
-matter. Values that Python cannot represent become their Arrow text; where there is none, a marker that raises only
-when somebody reads it (`records.unreadable`).
+A column that is not used (a date in the year 12000, a time zone that this machine does not know, an image) must not
+stop the run. Values that Python cannot represent become their Arrow text or, where there is none, a marker that is an
+error only when it is read (`records.unreadable`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OUT_OF_RANGE = "<value out of range"  # how Arrow's text of such a value begins
 
 
 def rows_of_batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a record batch as plain values, columns in the order of the schema."""
+    """Yield the rows of a record batch as Python values, columns in the order of the schema."""
     names = distinct_names(batch.schema.names)
     columns = [_plain_values(column) for column in batch.columns]
     for row in range(batch.num_rows):
@@ -29,7 +29,7 @@ def rows_of_batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Return column names without doubles, as pandas does: a, b, a becomes a, b, a.1, so that no column is lost."""
+    """Return column names made unique, as pandas does: a, b, a becomes a, b, a.1, so that no column is lost."""
     found: list[str] = []
     for name in names:
         number, distinct = 0, name
@@ -41,9 +41,9 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def _plain_values(column: pa.Array) -> list[Any]:
-    """Return a column's values; one by one where a map (a list of pairs to Python) or an error asks for it."""
+    """Return a column's values; one by one if it has maps (lists of pairs in Python) or cannot be converted whole."""
     if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
-        # Python would write 0.1 out as 0.10000000149011612, and train on it
+        # Python would write 0.1 as 0.10000000149011612, and the model would be trained on that.
         return [None if value is None else plain_value(float(str(value))) for value in _as_numpy(column)]
     if not _has_map(column.type):
         try:
@@ -54,7 +54,7 @@ def _plain_values(column: pa.Array) -> list[Any]:
 
 
 def _as_numpy(column: pa.Array) -> list[np.floating | None]:
-    """Return a column of short floats as numpy's, whose text has no more digits than they have."""
+    """Return a column of 16 or 32 bit floats as numpy values, whose text has only the digits that they store."""
     kind = column.type.to_pandas_dtype()
     return [None if value is None else kind(value) for value in column.to_pylist()]
 
@@ -67,7 +67,7 @@ def _has_map(kind: pa.DataType) -> bool:
 
 
 def _plain_scalar(scalar: pa.Scalar) -> Any:
-    """Return one value, converted part by part, so that an unreadable part spoils nothing beside it."""
+    """Return one value, converted part by part, so that an unreadable part does not affect the others."""
     kind = scalar.type
     if not scalar.is_valid:
         return None
@@ -88,11 +88,13 @@ def _plain_scalar(scalar: pa.Scalar) -> Any:
 
 
 def _arrow_text(scalar: pa.Scalar) -> Any:
-    """Return the text Arrow has for a value that Python cannot represent; times of unknown zones are written in UTC."""
+    """Return Arrow's text for a value that Python cannot represent; times of unknown zones are written in UTC."""
     try:
         if pa.types.is_timestamp(scalar.type):
             scalar = scalar.cast(pa.timestamp(scalar.type.unit))
         text = scalar.cast(pa.string()).as_py()
     except _CONVERSION_ERRORS:
         text = _OUT_OF_RANGE
-    return unreadable(f"holds a {scalar.type} that cannot be read as text") if text.startswith(_OUT_OF_RANGE) else text
+    if text.startswith(_OUT_OF_RANGE):
+        return unreadable(f"contains a {scalar.type} that cannot be read as text")
+    return text

@@ -1,7 +1,6 @@
-"""Say which domains a recipe has, in which order, and which files each is made of.
+"""Find the domains of a recipe, their order, and the files of each.
 
-The one idea: a folder, a mapping and the built-in corpus all become one ordered mapping from domain to files; what
-follows knows no other.
+A folder, a mapping and the built-in corpus all become one ordered mapping from domain to files.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
+from versatune_ds.data.encoding.forms import parse_example
+from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.rows.forms import parse_row
-from versatune_ds.data.rows.turns import BadRowError, is_unicode
-from versatune_ds.data.sources.data_folders import entries_of_folder, is_description, warn_of_left_out
+from versatune_ds.data.sources.data_folders import entries_of_folder, is_description, warn_of_skipped
 from versatune_ds.data.sources.find_files import find_files, is_saved_dataset
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
@@ -26,14 +25,14 @@ from versatune_ds.warn_once import silence, warn_once
 def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
     """Return every domain's files, in the order of the domains' ids.
 
-    A folder's domains are the files and folders of its `train/`, sorted by name; a mapping keeps its own order.
+    A folder's domains are the files and folders in its `train/`, sorted by name; a mapping keeps its own order.
 
     Args:
         data: The recipe's data section.
-        cache_dir: Where the built-in corpus is written when the recipe asks for it.
+        cache_dir: Where the built-in corpus is written if the recipe uses it.
 
     Raises:
-        ValueError: If the folder has no `train/`, nothing in it, or one domain twice.
+        ValueError: If the folder has no `train/`, or it is empty or has one domain twice.
     """
     if data.domains is not None:
         return dict(data.domains)
@@ -43,12 +42,12 @@ def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]
 
 
 def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
-    """Check that every file a recipe names for its rows is there; reads none, and fetches and writes nothing.
+    """Check that every data file of a recipe exists, without reading, downloading or writing anything.
 
-    What is merely odd is left for the run to say, which looks again.
+    Warnings are not logged here: the run looks again and logs them.
 
     Raises:
-        ValueError: One line for each domain and split whose files are not there, or cannot be read by their names.
+        ValueError: One line for each domain and split whose files are missing or of an unknown format.
     """
     if data.synthetic is not None:
         return
@@ -59,7 +58,7 @@ def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
 
 
 def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
-    """Yield what is wrong with each domain's and split's files."""
+    """Yield one message for each domain and split whose files are missing."""
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for split in ("train", "valid"):
             local = [source for source in getattr(files, split) or () if isinstance(source, str)]
@@ -70,7 +69,7 @@ def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
 
 
 def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
-    """Yield every text of every domain's training rows, for training a tokenizer; bad rows are passed over.
+    """Yield all texts of all domains' training examples, for training a tokenizer; bad rows are skipped.
 
     Preparing the data counts and reports the bad rows.
     """
@@ -81,26 +80,26 @@ def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
 
 
 def _texts(record: Record, *, columns: Mapping[str, str] | None) -> list[str]:
-    """Return the texts of a record, none if it is bad, without those that hold half of a surrogate pair."""
+    """Return the texts of a record that are valid Unicode; none if the record is bad."""
     try:
-        texts = [] if record.problem else parse_row(record.json_text, columns=columns).texts()
+        texts = [] if record.problem else parse_example(record.json_text, columns=columns).texts()
     except BadRowError:
         return []
     return [text for text in texts if is_unicode(text)]
 
 
 def key_of(data: DataConfig, *, domain: str, split: str = "train") -> str:
-    """Return the dotted key of the recipe that a message about a domain's files names."""
+    """Return the recipe's key for a domain's files, for messages."""
     return f"data.domains.{domain}.{split}" if data.domains is not None else "data.folder"
 
 
 def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
     """Return the domains of a folder with `train/` and perhaps `valid/`."""
     if not (folder / "train").is_dir():
-        raise ValueError(f"data.folder: {folder}/train is no folder; expected {folder}/train/DOMAIN.jsonl")
+        raise ValueError(f"data.folder: {folder}/train is not a folder; expected {folder}/train/DOMAIN.jsonl")
     train, valid = _paths_by_domain(folder / "train"), {}
     if not train:
-        raise ValueError(f"data.folder: {folder}/train holds no data file; expected {folder}/train/DOMAIN.jsonl")
+        raise ValueError(f"data.folder: {folder}/train has no data file; expected {folder}/train/DOMAIN.jsonl")
     if (folder / "valid").is_dir():
         valid = _paths_by_domain(folder / "valid")
     unknown = [str(valid[name]) for name in valid if name not in train]
@@ -125,18 +124,18 @@ def test_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
         ValueError: If the recipe's data have no test rows.
     """
     if data.domains is not None:
-        raise ValueError("--split test: data.domains names no test rows; use data.folder with test/, or --split valid")
+        raise ValueError("--split test: data.domains has no test rows; use data.folder with test/, or --split valid")
     folder = data.folder if data.synthetic is None else _write_synthetic(data.synthetic, cache_dir=cache_dir)
     if not (folder / "test").is_dir():
-        raise ValueError(f"--split test: {folder}/test is no folder; expected {folder}/test/DOMAIN.jsonl")
+        raise ValueError(f"--split test: {folder}/test is not a folder; expected {folder}/test/DOMAIN.jsonl")
     paths = _paths_by_domain(folder / "test")
     if not paths:
-        raise ValueError(f"--split test: {folder}/test holds no data file; expected {folder}/test/DOMAIN.jsonl")
+        raise ValueError(f"--split test: {folder}/test has no data file; expected {folder}/test/DOMAIN.jsonl")
     return {name: DomainFiles(train=(str(path),), valid=()) for name, path in paths.items()}
 
 
 def has_test_rows(data: DataConfig) -> bool:
-    """Return whether there are test rows: the built-in corpus has them, a folder with data files in `test/` does."""
+    """Return whether there are test rows: in the built-in corpus, or in a folder with data files in `test/`."""
     if data.folder is None:
         return data.synthetic is not None
     test = data.folder / "test"
@@ -144,10 +143,10 @@ def has_test_rows(data: DataConfig) -> bool:
 
 
 def _paths_by_domain(folder: Path) -> dict[str, Path]:
-    """Return the data files and folders in a folder by the name before their suffixes, sorted by it.
+    """Return the data files and folders in a folder by domain name (the name without suffixes), sorted.
 
     Raises:
-        ValueError: If two have one name, the folder is itself a data set saved by `datasets`, or a link leads nowhere.
+        ValueError: If two have the same name, the folder is a data set saved by `datasets`, or a link is broken.
     """
     if is_saved_dataset(folder):
         raise ValueError(
@@ -155,22 +154,24 @@ def _paths_by_domain(folder: Path) -> dict[str, Path]:
         )
     paths: dict[str, Path] = {}
     entries = entries_of_folder(folder, key="data.folder")
-    no_data = [path for path in entries if is_description(path) or not (path.is_dir() or format_of(path))]
-    warn_of_left_out(no_data, (), key="data.folder")
+    skipped = [path for path in entries if is_description(path) or not (path.is_dir() or format_of(path))]
+    warn_of_skipped(skipped, (), key="data.folder")
     for path in entries:
-        if path in no_data:
+        if path in skipped:
             continue
-        name = path.name[: path.name.lower().rindex(format_of(path))] if path.is_file() else path.name
+        name = path.name
+        if path.is_file():
+            name = name[: name.lower().rindex(format_of(path))]
         name = domain_name(name)
         if name in paths:
             both = f"{paths[name].name} and {path.name} in {folder}"
-            raise ValueError(f"data.folder: {both} are both domain {name!r}; put them into one folder {name}/")
+            raise ValueError(f"data.folder: {both} are the same domain {name!r}; put them into one folder {name}/")
         paths[name] = path
     return dict(sorted(paths.items()))
 
 
 def _write_synthetic(corpus: SyntheticCorpus, *, cache_dir: Path) -> Path:
-    """Write the built-in corpus, unless it is there, and return its folder."""
+    """Write the built-in corpus, unless it exists, and return its folder."""
     num_rows = DEFAULT_NUM_ROWS if corpus.num_rows is None else corpus.num_rows
     folder = cache_dir / f"synthetic-{digest_of_texts([corpus.model_dump_json()])[:12]}"
     with locked(cache_dir / "locks" / folder.name):

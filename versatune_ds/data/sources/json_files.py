@@ -1,7 +1,7 @@
 """Read the records of a `.json` file: an array, an object of records, or JSON Lines under another name.
 
-The one idea: an array is parsed while it is read, element by element, so its size does not matter. Only a file that
-holds one object is held in memory whole.
+An array is parsed element by element while it is read, so its size does not matter. Only a file with a single object is
+read into memory whole.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, TextIO
 from versatune_ds.data.sources.records import Record, json_text, open_text, parse_json, read_lines
 
 _CHARACTERS_PER_READ = 1 << 16
-_KEYS_OF_A_ROW = ("messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
-_MAX_FIRST_LINE_CHARACTERS = 1 << 26  # a longer first line is taken for part of one object
+_KEYS_OF_A_RECORD = ("messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
+_MAX_FIRST_LINE_CHARACTERS = 1 << 26  # a longer first line is read as part of one object
 
 
 def read_json_lines(path: Path) -> Iterator[Record]:
-    """Yield one record a line; the JSON itself is parsed later, in parallel."""
+    """Yield one record per line; the JSON itself is parsed later, in parallel."""
     for number, text, problem in read_lines(path):
         yield Record(line=number, json_text=text.strip(), problem=problem)
 
@@ -38,18 +38,19 @@ def read_json(path: Path) -> Iterator[Record]:
 
 
 def _read_json_array(path: Path) -> Iterator[Record]:
-    """Yield the elements of an array while reading it: what is held is one element and one block.
+    """Yield the elements of an array while reading it, with one element and one block in memory.
 
     Raises:
-        ValueError: If the file ends within an element, an element is no JSON, or something follows the array, with
+        ValueError: If the file ends within an element, an element is not JSON, or something follows the array, with
             file and line.
     """
-    decoder, line = json.JSONDecoder(parse_int=str), 1  # only the place is used: integers may have any length
+    decoder, line = json.JSONDecoder(parse_int=str), 1  # only the end is used: integers may have any length
     with open_text(path) as stream:
         buffer = _read_first_block(stream)
         place = buffer.index("[") + 1
         line += buffer.count("\n", 0, place)
         while True:
+            # Find the end of the next element.
             start = _after_separators(buffer, place)
             line += buffer.count("\n", place, start)
             try:
@@ -57,14 +58,15 @@ def _read_json_array(path: Path) -> Iterator[Record]:
             except ValueError:
                 end = -1
             except RecursionError:
-                raise ValueError(f"{path}:{line}: nested too deep to be read") from None
+                raise ValueError(f"{path}:{line}: nested too deeply to be read") from None
+            # The array ends, the element may continue in the next block, or it is complete.
             if buffer.startswith("]", start):
                 _check_nothing_follows(buffer[start + 1 :], stream, place=f"{path}:{line}")
                 return
-            if end < 0 or end == len(buffer):  # cut off by the block's end, perhaps: a number could go on
+            if end < 0 or end == len(buffer):  # perhaps cut off by the end of the block: a number could continue
                 more = stream.read(max(_CHARACTERS_PER_READ, len(buffer) - start))
                 if not more:
-                    raise ValueError(f"{path}:{line}: not valid JSON, or the array is not closed")
+                    raise ValueError(f"{path}:{line}: not valid JSON, or the array is not closed with ]")
                 buffer, place = buffer[start:] + more, 0
                 continue
             yield Record(line=line, json_text=buffer[start:end])
@@ -73,7 +75,7 @@ def _read_json_array(path: Path) -> Iterator[Record]:
 
 
 def _check_nothing_follows(text: str, stream: TextIO, *, place: str) -> None:
-    """Raise ValueError, naming the place, when an array is followed by more than white space."""
+    """Raise ValueError, with the place, if an array is followed by more than white space."""
     found = text.strip() or _read_first_block(stream).strip()
     if found:
         raise ValueError(
@@ -82,7 +84,7 @@ def _check_nothing_follows(text: str, stream: TextIO, *, place: str) -> None:
 
 
 def _read_first_block(stream: TextIO) -> str:
-    """Return what a file begins with, up to a block that holds more than white space."""
+    """Return the beginning of a file, up to the first block with more than white space."""
     text = block = stream.read(_CHARACTERS_PER_READ)
     while block and not text.strip():
         block = stream.read(_CHARACTERS_PER_READ)
@@ -107,7 +109,7 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _is_json_object(text: str) -> bool:
-    """Return whether a text is a whole JSON object."""
+    """Return whether a text is a complete JSON object."""
     try:
         return isinstance(parse_json(text), dict)
     except (ValueError, RecursionError):
@@ -115,23 +117,23 @@ def _is_json_object(text: str) -> bool:
 
 
 def _read_json_object(path: Path, *, text: str) -> Iterator[Record]:
-    """Yield an object's entries when they are records (a dict of dicts, or one list of them), else the object."""
+    """Yield the records of an object: its values if all are objects, its list of objects, or the object itself."""
     try:
         value = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     except RecursionError:
-        raise ValueError(f"{path}: nested too deep to be read") from None
+        raise ValueError(f"{path}: nested too deeply to be read") from None
     for number, entry in enumerate(_entries(value), start=1):
         yield Record(line=number, json_text=json_text(entry))
 
 
 def _entries(value: Any) -> list[Any]:
-    """Return the records an object holds."""
+    """Return the records in an object."""
     if not isinstance(value, dict):
         return [value]
     if value and all(isinstance(entry, dict) for entry in value.values()):
         return list(value.values())
     lists = [entry for entry in value.values() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
-    is_row = any(key in value for key in _KEYS_OF_A_ROW)
-    return lists[0] if len(lists) == 1 and not is_row else [value]
+    is_record = any(key in value for key in _KEYS_OF_A_RECORD)
+    return lists[0] if len(lists) == 1 and not is_record else [value]

@@ -1,8 +1,8 @@
 """Read the records of one file, whatever its format, one at a time.
 
-The one idea: every format becomes the same stream of (line, JSON text of one record), so that forms are recognised in
-one place, in many processes, and a record's place in its file is never lost. No file is held in memory whole, except
-a `.json` file that holds one object.
+Every format becomes a stream of (line, JSON text of one record). So forms are recognised in one place, in many
+processes, and the place of a record in its file stays known. No file is read into memory whole, except a `.json` file
+with a single object.
 
 Lines count from 1; for Parquet and Arrow they are row numbers, for a `.json` object entry numbers.
 """
@@ -28,7 +28,7 @@ csv.field_size_limit(1 << 30)  # the default, 128 KiB, refuses long documents
 
 
 def format_of(path: Path) -> str | None:
-    """Return a file's format, its suffix under a compression suffix, or None when it is not one that is read."""
+    """Return a file's format, its suffix without a compression suffix, or None for a format that is not read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -39,8 +39,8 @@ def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a file in order.
 
     Raises:
-        ValueError: If the file as a whole cannot be read: wrong encoding, broken compression, no JSON, no Parquet. The
-            message begins with the file.
+        ValueError: If the file as a whole cannot be read: wrong encoding, corrupt compression, not JSON, not Parquet.
+            The message begins with the file.
     """
     readers = {
         ".parquet": _read_parquet,
@@ -64,18 +64,18 @@ def _read_text_lines(path: Path) -> Iterator[Record]:
 
 
 def _read_csv(path: Path) -> Iterator[Record]:
-    """Yield the rows of a table with a header line; quoted cells may hold line ends.
+    """Yield the rows of a table with a header line; quoted cells may contain line ends.
 
-    A cell is the text it holds: `nan`, `None` or `NA` may be an answer. Only an empty cell is nothing.
+    Cells are text: `nan`, `None` or `NA` may be an answer. Only an empty cell means no value.
 
     Raises:
-        ValueError: If a quote is never closed: it would make one row of all that follows.
+        ValueError: If a quote is never closed: all that follows would be one row.
     """
     delimiter = "\t" if format_of(path) == ".tsv" else ","
     with open_text(path) as stream:
         cells = csv.reader(stream, delimiter=delimiter, strict=True)
         header = _distinct_header(next(cells, []))
-        line = 1  # the header's, when no cell of it holds a line end
+        line = 1  # of the header, if no cell of it contains a line end
         while True:
             try:
                 row = next(cells)
@@ -92,15 +92,15 @@ def _read_csv(path: Path) -> Iterator[Record]:
 
 
 def _distinct_header(header: list[str]) -> list[str]:
-    """Return a header whose names differ; columns without a name (the index that pandas writes) keep none."""
+    """Return a header with unique names; columns without a name (the index that pandas writes) stay without."""
     names = iter(distinct_names([name for name in header if name]))
     return [next(names) if name else "" for name in header]
 
 
 def _row_of_table(cells: list[str], *, header: list[str], line: int) -> Record:
-    """Return a row of a table as a record; cells missing at its end are null, a column without a name is left out."""
+    """Return a row of a table as a record; missing cells at its end are null, columns without a name are dropped."""
     num_surplus = max(len(cells) - len(header), 0)
-    problem = f"{num_surplus} cells more than the header has" if num_surplus else ""
+    problem = f"{num_surplus} more cells than the header" if num_surplus else ""
     padded = [*cells, *[None] * (len(header) - len(cells))]
     row = {name: cell for name, cell in zip(header, padded, strict=False) if name}
     return Record(line=line, json_text=json_text(row), problem=problem)
@@ -113,7 +113,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
 
 def _read_arrow(path: Path) -> Iterator[Record]:
-    """Yield the rows of an Arrow file, or of an Arrow stream, which is what `datasets` saves under that suffix."""
+    """Yield the rows of an Arrow file, or of an Arrow stream, which `datasets` saves under the same suffix."""
     with pa.memory_map(str(path)) as source:
         try:
             reader = pa.ipc.open_file(source)
@@ -125,7 +125,7 @@ def _read_arrow(path: Path) -> Iterator[Record]:
 
 
 def _read_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
-    """Yield the rows of record batches, numbered through."""
+    """Yield the rows of record batches, numbered from 1."""
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS_PER_READ):

@@ -1,7 +1,6 @@
-"""Open a data file as UTF-8 lines, and hold one record of it.
+"""Read a data file as UTF-8 lines, and represent one record of it.
 
-The one idea: a byte order mark, Windows line ends, blank lines and compression end here; nothing behind this file
-knows of them.
+Byte order marks, Windows line ends, blank lines and compression are handled here and nowhere else.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Hold one record as it stands in its file."""
+    """One record of a file."""
 
     line: int
     """Line from 1; row number in Parquet and Arrow, entry number in a `.json` object."""
@@ -35,16 +34,16 @@ class Record:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as ASCII JSON text; what JSON has no word for (dates) is written as its text."""
+    """Return a value as ASCII JSON text; values that JSON does not have (dates) are written as text."""
     return json.dumps(value, default=str)
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text; NaN and the infinities, which are no text, become None as in a table.
+    """Return the value of a JSON text; NaN and infinities become None, as in a table.
 
     Raises:
-        json.JSONDecodeError: If it is no JSON.
-        RecursionError: If it is nested too deep.
+        json.JSONDecodeError: If it is not JSON.
+        RecursionError: If it is nested too deeply.
     """
     try:
         return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
@@ -55,23 +54,23 @@ def parse_json(text: str) -> Any:
 
 
 def _finite(text: str) -> float | None:
-    """Return a number of a JSON text; 1e999, which a float cannot represent, becomes None like infinity."""
+    """Return a number of a JSON text; 1e999, which overflows a float, becomes None like infinity."""
     number = float(text)
     return number if math.isfinite(number) else None
 
 
 def _short(text: str) -> int | dict[str, str]:
-    """Return a whole number of a JSON text, or a marker where it has too many digits for Python."""
+    """Return a whole number of a JSON text, or a marker if it has too many digits for Python."""
     try:
         return int(text)
     except ValueError:
-        return unreadable("holds a number with too many digits; write it as text")
+        return unreadable("contains a number with too many digits; write it as text")
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value of a table with binary decoded as UTF-8 and NaN, which pandas writes for nothing, as None.
+    """Return a value of a table with binary decoded as UTF-8 and NaN, pandas' missing value, as None.
 
-    Binary that is no text (an image) becomes a marker: it makes the row a bad one only where a form reads it.
+    Binary that is not text (an image) becomes a marker: it makes a row bad only if its form reads it.
     """
     if isinstance(value, bytes):
         try:
@@ -86,17 +85,17 @@ def plain_value(value: Any) -> Any:
 
 
 def unreadable(reason: str) -> dict[str, str]:
-    """Return what stands in a record for a value that is no text: harmless in a column that nobody reads."""
+    """Return a marker for a value that cannot be read; it does no harm in a column that is not used."""
     return {_UNREADABLE: reason}
 
 
 def why_unreadable(value: Any) -> str:
-    """Return why a value of a record cannot be read; empty for one that can."""
+    """Return why a value of a record cannot be read; empty if it can."""
     return value.get(_UNREADABLE, "") if isinstance(value, dict) else ""
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open a file, decompressed, and step over a UTF-8 byte order mark.
+    """Open a file, decompress it, and skip a UTF-8 byte order mark.
 
     Raises:
         ValueError: If the file is UTF-16.
@@ -117,12 +116,12 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def open_text(path: Path) -> io.TextIOWrapper:
-    """Open a file as UTF-8 text with its line ends untouched."""
+    """Open a file as UTF-8 text with unchanged line ends."""
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8", newline="")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, text, problem) of every line that is not blank, without its line end but with its indentation."""
+    """Yield (line, text, problem) of every line that is not blank; the text keeps its indentation."""
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():

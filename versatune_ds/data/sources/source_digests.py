@@ -1,8 +1,7 @@
-"""Know the content digests of source files without reading gigabytes at every start.
+"""Cache the content digests of source files, so that gigabytes are not read at every start.
 
-The one idea: a digest is remembered with the file's size, inode and both times of change in nanoseconds; the second
-(ctime) moves even when a program sets the first one back. A file changed within the last seconds is not remembered,
-because a clock may be too coarse to tell the next change apart.
+A digest is cached with the file's size, inode, mtime and ctime in nanoseconds; ctime changes even when a program sets
+mtime back. A file changed within the last seconds is not cached, because a coarse clock may not show its next change.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _NUM_THREADS = 4
 
 
 class SourceDigests:
-    """Give the digests of source files, remembered in a cache folder.
+    """Digests of source files, cached in a folder.
 
     Attributes:
-        cache_dir: Folder whose `source_digests.json` remembers.
+        cache_dir: Folder with the cache, `source_digests.json`.
     """
 
     def __init__(self, cache_dir: Path) -> None:
-        """Read what is remembered; an unreadable memory is an empty one."""
+        """Read the cache; one that cannot be read counts as empty."""
         self.cache_dir = cache_dir
         self._path = cache_dir / "source_digests.json"
         try:
@@ -37,18 +36,18 @@ class SourceDigests:
             self._known = {}
 
     def of(self, paths: Sequence[Path]) -> list[str]:
-        """Return `name:digest` of every file, in order; the name is part of it, as it decides the format."""
+        """Return `name:digest` of every file, in order; the name is included because it decides the format."""
         keys = [_key(path) for path in paths]
         unknown = [i for i, key in enumerate(keys) if key not in self._known]
         found = {key: self._known[key] for key in keys if key in self._known}
         with ThreadPoolExecutor(max_workers=_NUM_THREADS) as pool:
             for i, digest in zip(unknown, pool.map(digest_of_file, [paths[i] for i in unknown]), strict=True):
                 found[keys[i]] = digest
-        self._remember({keys[i]: found[keys[i]] for i in unknown if _is_settled(paths[i])})
+        self._store({keys[i]: found[keys[i]] for i in unknown if _is_settled(paths[i])})
         return [f"{path.name}:{found[key]}" for path, key in zip(paths, keys, strict=True)]
 
-    def _remember(self, digests: dict[str, str]) -> None:
-        """Add digests to the memory on disk, whole or not at all; of two writers at once the last one wins."""
+    def _store(self, digests: dict[str, str]) -> None:
+        """Add digests to the cache on disk in one step; of two writers at once, the last one wins."""
         if not digests:
             return
         self._known |= digests
@@ -63,6 +62,6 @@ def _key(path: Path) -> str:
 
 
 def _is_settled(path: Path) -> bool:
-    """Return whether a file's last change is old enough to be told from the next one."""
+    """Return whether a file's last change is so old that the next one will have another time."""
     stat = path.stat()
     return time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_SECONDS

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.data.synthetic.rows import DOMAIN_NAMES, generate_rows
+from versatune_ds.data.synthetic.records import DOMAIN_NAMES, generate_records
 from versatune_ds.data.synthetic.space import SPLIT_LANES
 from versatune_ds.domains import DomainSet
 from versatune_ds.run_folder.atomic import atomic_file
@@ -42,7 +42,7 @@ def write_corpus(
         num_rows: Training rows of each domain, or of every domain.
         num_valid_rows: Validation rows of every domain.
         num_test_rows: Test rows of every domain.
-        seed: See `generate_rows`.
+        seed: See `generate_records`.
 
     Raises:
         ValueError: If a domain is unknown, missing or too small, or if the folder holds files that this function did
@@ -78,7 +78,7 @@ def _settings(
 def _rows_of_file(settings: Mapping[str, Any]) -> dict[str, Iterator[Any]]:
     """Return the rows of every file; asking for too many fails here, before anything is written."""
     return {
-        f"{split}/{name}.jsonl": generate_rows(
+        f"{split}/{name}.jsonl": generate_records(
             name, split=split, num_rows=settings["num_rows"][split][name], seed=settings["seed"]
         )
         for split in SPLIT_LANES

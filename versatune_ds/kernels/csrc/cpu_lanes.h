@@ -1,8 +1,8 @@
-// A register's float lanes and what a row needs of them: load, store, exp, tanh, max, sum.
+// Float lanes of a vector register: load, store, exp, tanh, max, sum.
 //
 // GCC's and Clang's vector extension compiles to AVX-512, AVX2, SSE2 or NEON. The number of lanes is that of the
-// target's registers: GCC 12 turns wider vectors into code ten times slower (measured on AVX2). Bits of a result depend
-// on it, so they are equal on like machines, not on unlike ones.
+// target's registers: GCC 12 compiles wider vectors to code ten times slower (measured on AVX2). The bits of a result
+// depend on it: they are equal on machines of the same kind only.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -53,8 +53,8 @@ VERSATUNE_LANES Lanes load(const c10::BFloat16* from) {
   return bit_cast<Lanes>(__builtin_convertvector(halves, WordLanes) << 16);
 }
 
-// float16 has its exponent 112 below float32's: shift the bits into place and multiply by 2^112, which is right for
-// subnormals too; an exponent of 31 is infinity or NaN and becomes all ones.
+// The exponent bias of float16 is 112 below float32's: shift the bits into place and multiply by 2^112, which is right
+// for subnormals too. An exponent of 31 is infinity or NaN and becomes all ones.
 VERSATUNE_LANES Lanes load(const c10::Half* from) {
   ShortLanes halves;
   std::memcpy(&halves, from, sizeof(halves));
@@ -72,7 +72,7 @@ VERSATUNE_LANES void store(c10::BFloat16* to, Lanes x) {
   const __m256bh rounded_lanes = _mm512_cvtneps_pbh(bit_cast<__m512>(x));
   std::memcpy(to, &rounded_lanes, sizeof(rounded_lanes));
 #else
-  // Round to nearest even: add 0x7fff plus the last kept bit. A NaN keeps its quiet bit instead of carrying to zero.
+  // Round to nearest even: add 0x7fff plus the last kept bit. A NaN becomes a quiet NaN, not zero by a carry.
   const WordLanes bits = bit_cast<WordLanes>(x);
   const WordLanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const WordLanes is_nan = bit_cast<WordLanes>(x != x);
@@ -97,7 +97,7 @@ VERSATUNE_LANES void store(c10::Half* to, Lanes x) {
   std::memcpy(to, &halves, sizeof(halves));
 }
 
-// Load count < kLanes elements; the other lanes get `fill`.
+// Load count < kLanes elements; the other lanes are set to `fill`.
 template <typename T>
 VERSATUNE_LANES Lanes load_some(const T* from, int64_t count, float fill) {
   Lanes x = broadcast(fill);

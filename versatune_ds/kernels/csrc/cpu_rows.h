@@ -1,8 +1,8 @@
 // One row of logits on the CPU: its (max, sum), and its gradient.
 //
 // Fused: soft-capping, log-sum-exp, label smoothing, z-loss, gradient. Never materialised: probabilities.
-// A row is read in blocks that stay in the first cache between the search for the block's maximum and the sum, so
-// memory is read once; the gradient's pass finds the row in the second cache.
+// A row is read in blocks that stay in the L1 cache between finding the block's maximum and summing, so memory is read
+// once; the pass for the gradient finds the row in the L2 cache.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ struct RowSums {
 
 constexpr int64_t kBlockElements = 2048;  // 8 KiB in float32
 
-// Load lanes as x, after soft-capping unless plain.
+// Load lanes and soft-cap them unless plain.
 template <bool kPlain, typename T>
 VERSATUNE_LANES Lanes load_x(const T* from, float softcap) {
   const Lanes logit = load(from);
@@ -116,7 +116,7 @@ void write_gradient(const T* row, T* grad_row, int64_t vocabulary, const RowGrad
   }
 }
 
-// Write scale * d(objective)/d(logits); grad_row may be row. A scale of 0 writes exact zeros.
+// Write scale * d(objective)/d(logits); grad_row may equal row. A scale of 0 writes exact zeros.
 template <typename T>
 void row_gradient_into(const T* row, T* grad_row, int64_t vocabulary, int64_t label, Normalizer normalizer, float scale,
                        const LossSettings& settings) {

@@ -1,9 +1,9 @@
-// Hopper and later: a cluster of 1, 2, 4 or 8 blocks per row, which holds the row in registers and so reads it once.
+// Kernel for Hopper and later: a cluster of 1, 2, 4 or 8 blocks per row keeps the row in registers and reads it once.
 //
-// Stages: load up to kVectors vectors per thread; reduce in the thread, the block, and through distributed shared
-// memory the cluster; write the gradient from the registers. A cluster works off rows one after the other.
-// With four vectors a thread two blocks share a multiprocessor, one loading while the other computes; eight are for
-// rows that eight blocks of the former do not hold (bfloat16: beyond 131072 elements).
+// Stages: load up to kVectors vectors per thread; reduce in the thread, in the block, and in the cluster through
+// distributed shared memory; write the gradient from the registers. A cluster processes one row after the other.
+// With four vectors per thread, two blocks share a multiprocessor, one loading while the other computes. Eight are for
+// rows that do not fit into eight blocks of the former (bfloat16: beyond 131072 elements).
 #pragma once
 
 #include <cooperative_groups.h>
@@ -17,27 +17,28 @@ constexpr int kManyVectors = 8;  // 32 registers of logits, one block
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 template <typename T, int kVectors>
-struct HeldRow {
+struct RegisterRow {
   Vector<T> vector[kVectors];
 };
 
 template <typename T, int kVectors>
-__device__ __forceinline__ void load_row(HeldRow<T, kVectors>& held, const T* logits, Span share, int vocabulary) {
+__device__ __forceinline__ void load_row(RegisterRow<T, kVectors>& own, const T* logits, Span share, int vocabulary) {
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int i = share.begin + threadIdx.x + v * kThreads;
-    if (i < share.end) held.vector[v] = load_vector(logits, i, vocabulary);
+    if (i < share.end) own.vector[v] = load_vector(logits, i, vocabulary);
   }
 }
 
 template <bool kPlain, typename T, int kVectors>
-__device__ __forceinline__ RowPart reduce_thread(const HeldRow<T, kVectors>& held, Span share, const RowArguments& rows) {
+__device__ __forceinline__ RowPart reduce_thread(const RegisterRow<T, kVectors>& own, Span share,
+                                                 const RowArguments& rows) {
   RowPart part = {empty_part(), 0.0f};
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int i = share.begin + threadIdx.x + v * kThreads;
     if (i < share.end) {
-      add_vector<kPlain>(part, held.vector[v], i * Vector<T>::kSize, rows.vocabulary, rows.settings);
+      add_vector<kPlain>(part, own.vector[v], i * Vector<T>::kSize, rows.vocabulary, rows.settings);
     }
   }
   return part;
@@ -84,10 +85,11 @@ __global__ void __launch_bounds__(kThreads, kVectors == kFewVectors ? 2 : 1)
       }
       continue;
     }
-    HeldRow<T, kVectors> held;
-    load_row(held, logits, share, rows.vocabulary);
-    const float x_label = reports ? x_label_of<kPlain>(logits, label, rows) : 0.0f;  // before anybody overwrites it
-    const RowPart block_part = reduce_block(reduce_thread<kPlain>(held, share, rows), scratch[turn]);
+    // Read the row once, and reduce it in the thread, the block and the cluster.
+    RegisterRow<T, kVectors> own;
+    load_row(own, logits, share, rows.vocabulary);
+    const float x_label = reports ? x_label_of<kPlain>(logits, label, rows) : 0.0f;  // before it is overwritten
+    const RowPart block_part = reduce_block(reduce_thread<kPlain>(own, share, rows), scratch[turn]);
     const RowPart part = reduce_cluster(cluster, block_part, &slots[turn]);
     turn ^= 1;
     const TokenLoss token = token_loss(part.part, x_label, part.sum_x, rows.vocabulary, rows.settings);
@@ -96,17 +98,18 @@ __global__ void __launch_bounds__(kThreads, kVectors == kFewVectors ? 2 : 1)
       if (rows.normalizers != nullptr) rows.normalizers[row] = token.normalizer;
       add_token(bins, rows.domain_ids[row], rows.num_domains, token);
     }
+    // Write the gradient from the registers.
     if (grad == nullptr) continue;
     const float scale = row_scale(rows, row);
     const RowGradient gradient = row_gradient(token.normalizer, scale, rows.vocabulary, rows.settings);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int i = share.begin + threadIdx.x + v * kThreads;
-      if (i < share.end) write_vector<kPlain>(grad, i, held.vector[v], gradient, static_cast<int>(label), scale, rows);
+      if (i < share.end) write_vector<kPlain>(grad, i, own.vector[v], gradient, static_cast<int>(label), scale, rows);
     }
   }
   close_bins(rows, shared_bins);
-  cluster.sync();  // a block must not leave while another may still read its slot
+  cluster.sync();  // a block must not exit while another may still read its slot
 #endif
 }
 

@@ -1,4 +1,4 @@
-// What both CUDA kernels need of a row: 16-byte vectors, reduction over a block, statistics, the gradient's store.
+// Functions on a row for both CUDA kernels: 16-byte vectors, reduction over a block, statistics, storing the gradient.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,7 +11,7 @@ namespace versatune {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kSharedDomains = 512;  // 20 KiB of bins; with more domains every token goes to global memory
+constexpr int kSharedDomains = 512;  // 20 KiB of bins; with more domains every token is added in global memory
 constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
@@ -71,7 +71,7 @@ __device__ __forceinline__ float x_of(float logit, const LossSettings& settings,
   return is_inside ? settings.softcap * tanhf(logit / settings.softcap) : -INFINITY;
 }
 
-// A part of a row with what label smoothing needs.
+// A part of a row; label smoothing needs sum_x.
 struct RowPart {
   MaxSum part;
   float sum_x;
@@ -105,8 +105,8 @@ __device__ __forceinline__ RowPart shuffle_xor(const RowPart& part, int mask) {
           __shfl_xor_sync(0xffffffffu, part.sum_x, mask)};
 }
 
-// Merge the parts of all threads of a block; every thread gets the result. merge() is symmetric, so butterflies give
-// every lane the same bits. `scratch` holds kWarps parts and may be reused after the next __syncthreads().
+// Merge the parts of all threads of a block; every thread gets the result. merge() is symmetric, so a butterfly gives
+// every lane the same bits. `scratch` has kWarps parts and may be reused after the next __syncthreads().
 __device__ __forceinline__ RowPart reduce_block(RowPart part, RowPart* scratch) {
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) part = merge_parts(part, shuffle_xor(part, mask));
@@ -118,13 +118,14 @@ __device__ __forceinline__ RowPart reduce_block(RowPart part, RowPart* scratch) 
   return part;
 }
 
-// Add a token to its domain; an impossible label or domain makes domain 0 broken, without touching foreign memory.
+// Add a token to its domain. An impossible domain id counts as an invalid token of domain 0, and nothing is written out
+// of bounds.
 __device__ __forceinline__ void add_token(unsigned long long* bins, int64_t domain_id, int num_domains,
                                           const TokenLoss& token) {
   const bool is_known = domain_id >= 0 && domain_id < num_domains;
   const TokenBins added = token_bins(token);
   if (!is_known) {
-    atomicAdd(bins + kBroken, 1ull);
+    atomicAdd(bins + kInvalid, 1ull);
     return;
   }
 #pragma unroll
@@ -134,7 +135,7 @@ __device__ __forceinline__ void add_token(unsigned long long* bins, int64_t doma
   }
 }
 
-// Bins of a block: in shared memory when they fit, else the global ones.
+// Bins of a block: in shared memory if they fit, else the global ones.
 __device__ __forceinline__ unsigned long long* open_bins(const RowArguments& rows, unsigned long long* shared_bins) {
   if (rows.num_domains > kSharedDomains) return rows.bins;
   for (int i = threadIdx.x; i < rows.num_domains * kNumColumns; i += blockDim.x) shared_bins[i] = 0;
@@ -153,7 +154,7 @@ __device__ __forceinline__ void close_bins(const RowArguments& rows, const unsig
 
 __device__ __forceinline__ bool is_inside(int64_t id, int64_t size) { return id >= 0 && id < size; }
 
-// Return the factor of a row's gradient: NaN for impossible ids, so that training stops loudly instead of wrongly.
+// Return the factor of a row's gradient: NaN for impossible ids, so that training does not silently continue.
 __device__ __forceinline__ float row_scale(const RowArguments& rows, int64_t row) {
   const int64_t domain_id = rows.domain_ids[row];
   if (!is_inside(domain_id, rows.num_domains) || !is_inside(rows.labels[row], rows.vocabulary)) return NAN;
@@ -166,7 +167,7 @@ __device__ __forceinline__ float x_label_of(const T* logits, int64_t label, cons
   return x_of<kPlain>(to_float(logits[label]), rows.settings, true);
 }
 
-// Write the gradient of one vector; the label's term joins in float32 before the store.
+// Write the gradient of one vector; the label's term is added in float32 before the store.
 template <bool kPlain, typename T>
 __device__ __forceinline__ void write_vector(T* grad, int i, const Vector<T>& logits, const RowGradient& gradient,
                                              int label, float scale, const RowArguments& rows) {

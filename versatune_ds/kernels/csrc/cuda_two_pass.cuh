@@ -1,5 +1,5 @@
-// First version and fallback: one block per row, which it reads twice, the second time mostly from the L2 cache.
-// Any device from sm_80 on, any vocabulary, any alignment.
+// Fallback kernel: one block per row, which it reads twice, the second time mostly from the L2 cache.
+// For any device from sm_80 on, any vocabulary, any alignment.
 #pragma once
 
 #include "cuda_rows.cuh"
@@ -25,12 +25,13 @@ __global__ void __launch_bounds__(kThreads) two_pass_kernel(const __grid_constan
       }
       continue;
     }
+    // First pass: maximum and sum of the row.
     RowPart part = {empty_part(), 0.0f};
     for (int i = threadIdx.x; i < num_vectors; i += kThreads) {
       add_vector<kPlain>(part, load_vector(logits, i, rows.vocabulary), i * Vector<T>::kSize, rows.vocabulary,
                          rows.settings);
     }
-    // Every thread takes it before the barrier inside reduce_block, after which the gradient may overwrite it.
+    // Read the label's logit before the barrier in reduce_block: after it the gradient may overwrite the logit.
     const float x_label = x_label_of<kPlain>(logits, label, rows);
     part = reduce_block(part, scratch);
     const TokenLoss token = token_loss(part.part, x_label, part.sum_x, rows.vocabulary, rows.settings);
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(kThreads) two_pass_kernel(const __grid_constan
       if (rows.normalizers != nullptr) rows.normalizers[row] = token.normalizer;
       add_token(bins, rows.domain_ids[row], rows.num_domains, token);
     }
+    // Second pass: the gradient.
     if (grad != nullptr) {
       const float scale = row_scale(rows, row);
       const RowGradient gradient = row_gradient(token.normalizer, scale, rows.vocabulary, rows.settings);
@@ -51,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) two_pass_kernel(const __grid_constan
   close_bins(rows, shared_bins);
 }
 
-// Gradient from saved logits and normalisers: no reduction.
+// Gradient from saved logits and normalisers, without a reduction.
 template <typename T, bool kPlain>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ RowArguments rows) {
   const int num_vectors = vectors_in_row(rows.vocabulary, Vector<T>::kSize);

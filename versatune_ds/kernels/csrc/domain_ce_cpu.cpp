@@ -1,7 +1,7 @@
-// Loss by domain on the CPU: checks, sharing of rows among threads, registration for the dispatch key CPU.
+// Loss by domain on the CPU: checks, distribution of rows over threads, registration for the dispatch key CPU.
 //
-// The schemas are defined once, in ops.py, because they must exist without a compiler. Rows are independent and
-// statistics are integers, so results are equal bit for bit for any number of threads and any cut into chunks.
+// The schemas are defined in ops.py, because they must exist without a compiler. Rows are independent and statistics
+// are integers, so results are equal bit for bit for any number of threads and any division into chunks.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -30,8 +30,8 @@ using at::Tensor;
 
 constexpr int64_t kRowsAtOnce = 4;
 
-// Call work(row, bins) for every row, bins being the thread's own; return the sum of all bins.
-// Threads fetch rows as they go: masked rows cost nothing and would leave a fixed share of rows idle.
+// Call work(row, bins) for every row, with bins of the thread's own; return the sum of all bins.
+// Threads fetch rows as they go: masked rows cost nothing, so fixed shares of rows would leave threads idle.
 template <typename Work>
 Tensor for_each_row(int64_t num_rows, int64_t num_domains, const Work& work) {
   Tensor bins = at::zeros({num_domains, kNumColumns}, at::kLong);
@@ -55,9 +55,9 @@ void add_token(int64_t* bins, int64_t domain_id, const TokenLoss& token) {
   for (int column = 0; column < kNumColumns; ++column) bins[domain_id * kNumColumns + column] += added.column[column];
 }
 
-// The arguments that every operator shares, checked, as plain pointers.
+// The arguments that all operators share, checked, as plain pointers; the tensors own the memory.
 struct Rows {
-  Tensor labels_kept, domain_ids_kept, loss_weights_kept;
+  Tensor labels_storage, domain_ids_storage, loss_weights_storage;
   const int64_t* labels;
   const int64_t* domain_ids;
   const float* loss_weights;
@@ -92,9 +92,9 @@ Rows checked_rows(const Tensor& logits, const Tensor& labels, const Tensor& doma
                     "loss_weights_K: expected float32 of shape [K], got ", loss_weights.dtype(), " ",
                     loss_weights.sizes());
   Rows rows{labels.contiguous(), domain_ids.contiguous(), loss_weights.contiguous()};
-  rows.labels = rows.labels_kept.const_data_ptr<int64_t>();
-  rows.domain_ids = rows.domain_ids_kept.const_data_ptr<int64_t>();
-  rows.loss_weights = rows.loss_weights_kept.const_data_ptr<float>();
+  rows.labels = rows.labels_storage.const_data_ptr<int64_t>();
+  rows.domain_ids = rows.domain_ids_storage.const_data_ptr<int64_t>();
+  rows.loss_weights = rows.loss_weights_storage.const_data_ptr<float>();
   rows.num_rows = num_rows;
   rows.vocabulary = logits.size(1);
   rows.num_domains = loss_weights.size(0);
@@ -107,7 +107,7 @@ LossSettings make_settings(int64_t ignore_index, double z_loss, double softcap, 
   return {ignore_index, static_cast<float>(z_loss), static_cast<float>(softcap), static_cast<float>(label_smoothing)};
 }
 
-Tensor with_whole_rows(const Tensor& logits) { return logits.stride(1) == 1 ? logits : logits.contiguous(); }
+Tensor with_contiguous_rows(const Tensor& logits) { return logits.stride(1) == 1 ? logits : logits.contiguous(); }
 
 Tensor scalar_loss(const Tensor& bins, const Rows& rows) {
   Tensor loss = at::empty({}, at::kFloat);
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(const Tensor& logits_given,
                                                      double label_smoothing) {
   const LossSettings settings = make_settings(ignore_index, z_loss, softcap, label_smoothing);
   const Rows rows = checked_rows(logits_given, labels, domain_ids, loss_weights, settings);
-  const Tensor logits = with_whole_rows(logits_given);
+  const Tensor logits = with_contiguous_rows(logits_given);
   Tensor normalizers = at::zeros({rows.num_rows, 2}, at::kFloat), token_losses = at::zeros({rows.num_rows}, at::kFloat);
   float* const normalizer_data = normalizers.mutable_data_ptr<float>();
   float* const losses_data = token_losses.mutable_data_ptr<float>();
@@ -146,7 +146,7 @@ Tensor domain_ce_backward(const Tensor& logits_given, const Tensor& labels, cons
                           int64_t ignore_index, double z_loss, double softcap, double label_smoothing) {
   const LossSettings settings = make_settings(ignore_index, z_loss, softcap, label_smoothing);
   const Rows rows = checked_rows(logits_given, labels, domain_ids, loss_weights, settings);
-  const Tensor logits = with_whole_rows(logits_given), normalizers = normalizers_given.contiguous();
+  const Tensor logits = with_contiguous_rows(logits_given), normalizers = normalizers_given.contiguous();
   Tensor grad = at::empty_like(logits, at::MemoryFormat::Contiguous);
   const float* const normalizer_data = normalizers.const_data_ptr<float>();
   const float factor = grad_loss.item<float>();

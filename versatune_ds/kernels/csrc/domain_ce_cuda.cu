@@ -1,4 +1,4 @@
-// Launchers: choose a kernel for the device and the row's length, size the grid, check the launch.
+// Launchers: choose a kernel by device and row length, size the grid, check the launch.
 #include <algorithm>
 
 #include "cuda_one_read.cuh"
@@ -7,7 +7,7 @@
 namespace versatune {
 namespace {
 
-// Set the message and leave unless a call succeeded.
+// Return the error message of a call that failed.
 #define VERSATUNE_TRY(CALL)                                                   \
   do {                                                                        \
     const cudaError_t status = (CALL);                                        \
@@ -28,7 +28,7 @@ cudaError_t query(Device* device) {
   return cudaDeviceGetAttribute(&device->major, cudaDevAttrComputeCapabilityMajor, ordinal);
 }
 
-// Blocks that are resident at once, but no more than there is work for.
+// The number of blocks that can be resident at once, at most one for each unit of work.
 template <typename Kernel>
 cudaError_t resident_blocks(Kernel kernel, const Device& device, int64_t work, int64_t* blocks) {
   int per_multiprocessor = 0;
@@ -79,7 +79,7 @@ const char* launch_loss_kernel(const RowArguments& rows, const Device& device, c
   return launch_by_row(two_pass_kernel<T, kPlain>, rows, device, stream);
 }
 
-// Return LAUNCH(T, kPlain) for a dynamic element type and settings.
+// Return LAUNCH(T, kPlain) for the element type and the settings.
 #define VERSATUNE_DISPATCH(LAUNCH)                                                    \
   const bool is_plain = rows.settings.is_plain();                                     \
   switch (element) {                                                                  \
@@ -104,7 +104,7 @@ __global__ void finish_kernel(const unsigned long long* bins, const float* loss_
   *loss = weighted_loss(reinterpret_cast<const int64_t*>(bins), loss_weights, num_domains);
 }
 
-// The factor is read on the device, so that nothing waits for it; 1, the usual one, costs no pass over the values.
+// The factor is read on the device, so that the host does not wait; a factor of 1, as usual, costs no pass.
 template <typename T>
 __global__ void scale_kernel(T* values, const float* factor, int64_t num_values) {
   const float by = *factor;

@@ -11,7 +11,7 @@ enum class Element { kFloat, kHalf, kBFloat16 };
 
 struct RowArguments {
   const void* logits;          // [N, V], rows row_stride elements apart
-  void* grad;                  // [N, V], rows grad_stride apart; null: no gradient; may be logits
+  void* grad;                  // [N, V], rows grad_stride apart; null: no gradient; may equal logits
   const int64_t* labels;       // [N]
   const int64_t* domain_ids;   // [N]
   const float* loss_weights;   // [K]
@@ -20,14 +20,14 @@ struct RowArguments {
   float* token_losses;         // [N]
   unsigned long long* bins;    // [K, 5], two's complement int64
   int64_t num_rows;
-  int vocabulary;              // offsets within a row fit 32 bits, those of rows need 64
+  int vocabulary;              // offsets in a row fit into 32 bits, offsets of rows need 64
   int64_t row_stride;
   int64_t grad_stride;
   int num_domains;
   LossSettings settings;
 };
 
-// Each returns null, or what went wrong. `stream` is a cudaStream_t of the current device.
+// Each returns null, or an error message. `stream` is a cudaStream_t of the current device.
 const char* launch_loss(const RowArguments& rows, Element element, float* loss, void* stream);
 const char* launch_backward(const RowArguments& rows, Element element, void* stream);
 const char* launch_scale(void* values, const float* factor, int64_t num_values, Element element, void* stream);

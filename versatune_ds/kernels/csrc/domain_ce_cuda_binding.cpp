@@ -1,7 +1,7 @@
 // Loss by domain on CUDA: checks and registration for the dispatch key CUDA, through PyTorch's stable interface.
 //
-// The stable interface compiles in about a second, links against no CUDA library of PyTorch, and loads beside a CPU-only
-// PyTorch, where the tests build it. The schemas are defined in ops.py.
+// The stable interface compiles in about a second, links against no CUDA library of PyTorch, and loads with a CPU-only
+// PyTorch, with which the tests build it. The schemas are defined in ops.py.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -66,14 +66,15 @@ T* mutable_data_of(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// What the operators share, checked. Tensors made contiguous are kept alive until the launch is queued.
-struct Prepared {
+// The arguments that all operators share, checked. It keeps tensors made contiguous alive until the launch is queued.
+struct CheckedArguments {
   Tensor labels, domain_ids, loss_weights;
   RowArguments rows;
 };
 
-Prepared prepare(const Tensor& logits, const Tensor& labels, const Tensor& domain_ids, const Tensor& loss_weights,
-                 int64_t ignore_index, double z_loss, double softcap, double label_smoothing) {
+CheckedArguments check_arguments(const Tensor& logits, const Tensor& labels, const Tensor& domain_ids,
+                                 const Tensor& loss_weights, int64_t ignore_index, double z_loss, double softcap,
+                                 double label_smoothing) {
   check(logits.dim() == 2 && (logits.stride(1) == 1 || logits.size(1) == 1), "logits_NV of shape [N, V] without gaps",
         logits);
   check(logits.size(1) < (1ll << 31) - 16, "logits_NV with V < 2^31 - 16", logits);
@@ -85,29 +86,29 @@ Prepared prepare(const Tensor& logits, const Tensor& labels, const Tensor& domai
   check(loss_weights.dim() == 1 && loss_weights.size(0) > 0 && loss_weights.scalar_type() == ScalarType::Float &&
             loss_weights.is_cuda(),
         "loss_weights_K as float32 of shape [K] on the device of the logits", loss_weights);
-  Prepared prepared{torch::stable::contiguous(labels), torch::stable::contiguous(domain_ids),
+  CheckedArguments checked{torch::stable::contiguous(labels), torch::stable::contiguous(domain_ids),
                     torch::stable::contiguous(loss_weights), {}};
-  RowArguments& rows = prepared.rows;
+  RowArguments& rows = checked.rows;
   rows.logits = logits.const_data_ptr();
-  rows.labels = data_of<int64_t>(prepared.labels);
-  rows.domain_ids = data_of<int64_t>(prepared.domain_ids);
-  rows.loss_weights = data_of<float>(prepared.loss_weights);
+  rows.labels = data_of<int64_t>(checked.labels);
+  rows.domain_ids = data_of<int64_t>(checked.domain_ids);
+  rows.loss_weights = data_of<float>(checked.loss_weights);
   rows.num_rows = num_rows;
   rows.vocabulary = static_cast<int>(logits.size(1));
   rows.row_stride = logits.stride(0);
   rows.num_domains = static_cast<int>(loss_weights.size(0));
   rows.settings = {ignore_index, static_cast<float>(z_loss), static_cast<float>(softcap),
                    static_cast<float>(label_smoothing)};
-  return prepared;
+  return checked;
 }
 
-// The outputs of the loss, allocated, and put into the arguments.
+// The outputs of the loss.
 struct Outputs {
   Tensor loss, bins, token_losses;
 };
 
-Outputs allocate_outputs(const Tensor& logits, Prepared& prepared) {
-  RowArguments& rows = prepared.rows;
+Outputs allocate_outputs(const Tensor& logits, CheckedArguments& checked) {
+  RowArguments& rows = checked.rows;
   Outputs outputs{torch::stable::new_empty(logits, {}, ScalarType::Float),
                   torch::stable::new_empty(logits, {rows.num_domains, kNumColumns}, ScalarType::Long),
                   torch::stable::new_empty(logits, {rows.num_rows}, ScalarType::Float)};
@@ -121,12 +122,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(Tensor logits, Tensor label
                                                      double softcap, double label_smoothing) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   if (logits.dim() == 2 && logits.stride(1) != 1) logits = torch::stable::contiguous(logits);
-  Prepared prepared =
-      prepare(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
-  Outputs outputs = allocate_outputs(logits, prepared);
+  CheckedArguments checked =
+      check_arguments(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
+  Outputs outputs = allocate_outputs(logits, checked);
   Tensor normalizers = torch::stable::new_empty(logits, {logits.size(0), 2}, ScalarType::Float);
-  prepared.rows.normalizers = mutable_data_of<Normalizer>(normalizers);
-  check_launch(launch_loss(prepared.rows, element_of(logits), mutable_data_of<float>(outputs.loss),
+  checked.rows.normalizers = mutable_data_of<Normalizer>(normalizers);
+  check_launch(launch_loss(checked.rows, element_of(logits), mutable_data_of<float>(outputs.loss),
                            current_stream(logits)));
   return {outputs.loss, outputs.bins, normalizers, outputs.token_losses};
 }
@@ -136,19 +137,19 @@ Tensor domain_ce_backward(Tensor logits, Tensor labels, Tensor domain_ids, Tenso
                           double label_smoothing) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   if (logits.dim() == 2 && logits.stride(1) != 1) logits = torch::stable::contiguous(logits);
-  Prepared prepared =
-      prepare(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
+  CheckedArguments checked =
+      check_arguments(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
   check(grad_loss.numel() == 1 && grad_loss.scalar_type() == ScalarType::Float && grad_loss.is_cuda(),
         "grad_loss as a float32 scalar on the device of the logits", grad_loss);
   check(normalizers.dim() == 2 && normalizers.size(0) == logits.size(0) && normalizers.size(1) == 2 &&
             normalizers.scalar_type() == ScalarType::Float && normalizers.is_cuda() && normalizers.is_contiguous(),
         "normalizers_N2 as float32 of shape [N, 2] on the device of the logits", normalizers);
   Tensor grad = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
-  prepared.rows.normalizers = mutable_data_of<Normalizer>(normalizers);
-  prepared.rows.grad_loss = data_of<float>(grad_loss);
-  prepared.rows.grad = grad.mutable_data_ptr();
-  prepared.rows.grad_stride = logits.size(1);
-  check_launch(launch_backward(prepared.rows, element_of(logits), current_stream(logits)));
+  checked.rows.normalizers = mutable_data_of<Normalizer>(normalizers);
+  checked.rows.grad_loss = data_of<float>(grad_loss);
+  checked.rows.grad = grad.mutable_data_ptr();
+  checked.rows.grad_stride = logits.size(1);
+  check_launch(launch_backward(checked.rows, element_of(logits), current_stream(logits)));
   return grad;
 }
 
@@ -156,12 +157,12 @@ std::tuple<Tensor, Tensor, Tensor> domain_ce_gradient_(Tensor logits, Tensor lab
                                                        Tensor loss_weights, int64_t ignore_index, double z_loss,
                                                        double softcap, double label_smoothing) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  Prepared prepared =
-      prepare(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
-  Outputs outputs = allocate_outputs(logits, prepared);
-  prepared.rows.grad = logits.mutable_data_ptr();
-  prepared.rows.grad_stride = prepared.rows.row_stride;
-  check_launch(launch_loss(prepared.rows, element_of(logits), mutable_data_of<float>(outputs.loss),
+  CheckedArguments checked =
+      check_arguments(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
+  Outputs outputs = allocate_outputs(logits, checked);
+  checked.rows.grad = logits.mutable_data_ptr();
+  checked.rows.grad_stride = checked.rows.row_stride;
+  check_launch(launch_loss(checked.rows, element_of(logits), mutable_data_of<float>(outputs.loss),
                            current_stream(logits)));
   return {outputs.loss, outputs.bins, outputs.token_losses};
 }

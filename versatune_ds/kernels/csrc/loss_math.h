@@ -1,11 +1,11 @@
-// The algorithm of the loss by domain, shared word for word by the CPU and the CUDA kernels, so that CPU tests cover it.
+// The math of the loss by domain, shared by the CPU and the CUDA kernels, so that CPU tests cover both.
 //
 // Stages of one row of logits x[0..V):
 //   1. (max, sum of exp) of every part of the row, merged pairwise        -> MaxSum, merge
 //   2. normaliser, negative log likelihood and objective of the token    -> token_loss
 //   3. both rounded once to int64 fixed point and added to the domain     -> token_bins
 //   4. gradient of the objective, element by element                      -> RowGradient
-// Integer sums make the result independent of the order in which rows and parts are worked off.
+// Integer sums make the result independent of the order in which rows and parts are processed.
 // Keep the constants equal to those in fixed_point.py; a test compares them.
 #pragma once
 
@@ -20,11 +20,11 @@
 
 namespace versatune {
 
-enum Column { kNll = 0, kNllSq = 1, kObjective = 2, kCount = 3, kBroken = 4, kNumColumns = 5 };
+enum Column { kNll = 0, kNllSq = 1, kObjective = 2, kCount = 3, kInvalid = 4, kNumColumns = 5 };
 
 constexpr double kLossScale = 16777216.0;    // 2^24: a token is rounded by at most 3e-8 nats
 constexpr double kSquareScale = 1048576.0;   // 2^20
-constexpr float kLossLimit = 32768.0f;       // a loss above it is broken; 2^24 such tokens still fit
+constexpr float kLossLimit = 32768.0f;       // a loss above it is invalid; 2^24 such tokens still fit
 constexpr double kSquareLimit = 16777216.0;  // squares saturate at 4096 nats
 
 struct LossSettings {
@@ -93,27 +93,27 @@ struct TokenBins {
 };
 
 VERSATUNE_HD TokenBins token_bins(const TokenLoss& token) {
-  // Written so that NaN is not sound.
-  const bool is_sound = fabsf(token.nll) <= kLossLimit && fabsf(token.objective) <= kLossLimit;
-  if (!is_sound) return {{0, 0, 0, 1, 1}};
+  // Written so that NaN is not valid.
+  const bool is_valid = fabsf(token.nll) <= kLossLimit && fabsf(token.objective) <= kLossLimit;
+  if (!is_valid) return {{0, 0, 0, 1, 1}};
   const double nll = token.nll;
   const double square = nll * nll < kSquareLimit ? nll * nll : kSquareLimit;
   return {{to_fixed(nll, kLossScale), to_fixed(square, kSquareScale), to_fixed(token.objective, kLossScale), 1, 0}};
 }
 
-// Return loss = sum_k weight_k * objective_k; NaN if any token is broken.
+// Return loss = sum_k weight_k * objective_k; NaN if any token is invalid.
 VERSATUNE_HD float weighted_loss(const int64_t* bins, const float* loss_weights, int64_t num_domains) {
   double loss = 0.0;
   for (int64_t k = 0; k < num_domains; ++k) {
     const int64_t* row = bins + k * kNumColumns;
-    loss += row[kBroken] > 0 ? static_cast<double>(NAN) : row[kObjective] / kLossScale * loss_weights[k];
+    loss += row[kInvalid] > 0 ? static_cast<double>(NAN) : row[kObjective] / kLossScale * loss_weights[k];
   }
   return static_cast<float>(loss);
 }
 
-// grad_v = slope(x_v) * (e_scale * exp(x_v - max) + uniform + [v is label] * label_term): the row's weight and 1 / sum
-// are inside the factors.
-// Everything stays in float32 until the store: in bfloat16 p = 0.9999 rounds to 1 and the label's gradient vanishes.
+// grad_v = slope(x_v) * (e_scale * exp(x_v - max) + uniform + [v is label] * label_term). The factors include the row's
+// weight and 1 / sum.
+// Everything stays in float32 until the store: in bfloat16, p = 0.9999 rounds to 1 and the label's gradient vanishes.
 struct RowGradient {
   float max;
   float e_scale;
@@ -133,16 +133,16 @@ VERSATUNE_HD RowGradient row_gradient(Normalizer n, float scale, int64_t vocabul
 // Derivative of softcap * tanh(logit / softcap), from its value x.
 VERSATUNE_HD float softcap_slope(float x, float softcap) { return 1.0f - (x / softcap) * (x / softcap); }
 
-// A row is cut into vectors of 16 bytes counted from its first element, wherever in memory that lies: which thread adds
-// which element, and thereby every bit of the sum, must not depend on where a chunk begins. The last may be partial.
-// Example: 13 elements of 2 bytes: two vectors, of 8 and 5 elements.
+// A row is cut into vectors of 16 bytes counted from its first element, whatever its alignment: which thread adds which
+// element, and so every bit of the sum, must not depend on where a chunk begins. The last vector may be partial.
+// Example: 13 elements of 2 bytes give two vectors, of 8 and 5 elements.
 constexpr int kVectorBytes = 16;
 
 VERSATUNE_HD int vectors_in_row(int num_elements, int per_vector) {
   return (num_elements + per_vector - 1) / per_vector;
 }
 
-// Share vectors evenly among the CTAs of a cluster; the last share may be shorter or empty.
+// Divide vectors evenly among the CTAs of a cluster; the last share may be shorter or empty.
 // Example: 10 vectors over 4 CTAs: 0..3, 3..6, 6..9, 9..10.
 struct Span {
   int begin;
@@ -155,7 +155,7 @@ VERSATUNE_HD Span cluster_share(int num_vectors, int rank, int num_ctas) {
   return {begin, begin + share < num_vectors ? begin + share : num_vectors};
 }
 
-// The smallest cluster (1, 2, 4 or 8 CTAs) whose threads hold a row in registers; 0 if even eight do not.
+// The smallest cluster (1, 2, 4 or 8 CTAs) whose registers can store a row; 0 if eight CTAs are too few.
 VERSATUNE_HD int cluster_size(int num_vectors, int threads, int vectors_per_thread) {
   for (int num_ctas = 1; num_ctas <= 8; num_ctas *= 2) {
     if (num_vectors <= num_ctas * threads * vectors_per_thread) return num_ctas;

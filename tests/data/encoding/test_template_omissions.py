@@ -1,0 +1,149 @@
+"""What a chat template leaves out of a conversation is counted, or the row is refused."""
+
+from __future__ import annotations
+
+import pytest
+from chat_data import CHATML, tiny_tokenizer
+from model_templates import LAST_REASONING, MISTRAL, NO_REASONING
+
+from versatune_ds.data.encoding.forms import Example
+from versatune_ds.data.encoding.loss_spans import TemplateMismatchError, render_example
+from versatune_ds.data.encoding.template_abilities import fit_to_template, parts_as_text, probe_template
+
+REFUSED = r"turn {} \(assistant, the last\): the chat template leaves its reasoning out"
+
+
+def thinking(*thoughts, is_inline=False):
+    """Return a conversation whose answers come after thoughts; None is an answer without."""
+    turns = []
+    for number, thought in enumerate(thoughts):
+        turns.append({"role": "user", "content": f"Question {number}?"})
+        answer = f"Answer {number}."
+        if thought is None:
+            turns.append({"role": "assistant", "content": answer})
+        elif is_inline:
+            turns.append({"role": "assistant", "content": f"<think>\n{thought}\n</think>\n\n{answer}"})
+        else:
+            turns.append({"role": "assistant", "content": answer, "reasoning_content": thought})
+    return turns
+
+
+def warnings_of(turns, template, **options):
+    abilities = probe_template(template, tokenizer=tiny_tokenizer())
+    fitted = fit_to_template(Example(turns=tuple(turns)), abilities=abilities)
+    return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=template, **options).warnings
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+@pytest.mark.parametrize("is_inline", [False, True], ids=["key", "inline"])
+def test_reasoning_that_earlier_turns_lose_is_counted(is_inline, loss_on):
+    turns = thinking("I add.", "I halve.", is_inline=is_inline)
+    assert warnings_of(turns, LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
+    assert warnings_of(turns, CHATML, loss_on=loss_on) == ()
+    assert warnings_of(turns[2:], LAST_REASONING, loss_on=loss_on) == ()
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_equal_thoughts_in_every_turn_do_not_hide_that_one_is_lost(loss_on):
+    assert warnings_of(thinking("I add.", "I add."), LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
+
+
+def test_a_thought_that_is_part_of_the_answer_does_not_hide_that_it_is_lost():
+    with pytest.raises(TemplateMismatchError, match=REFUSED.format(2)):
+        warnings_of(thinking("Answer", is_inline=True), NO_REASONING)
+
+
+@pytest.mark.parametrize("is_inline", [False, True], ids=["key", "inline"])
+def test_a_row_whose_last_turn_loses_its_reasoning_is_refused(is_inline):
+    with pytest.raises(TemplateMismatchError, match=REFUSED.format(4)):
+        warnings_of(thinking(None, "I halve.", is_inline=is_inline), NO_REASONING)
+    assert warnings_of(thinking("I add.", None, is_inline=is_inline), NO_REASONING) == ("reasoning_left_out",)
+
+
+def test_reasoning_without_an_opening_tag_is_reasoning():
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "I add.\n</think>\n\nSo."}]
+    assert warnings_of(turns, LAST_REASONING) == ()
+    with pytest.raises(TemplateMismatchError, match=REFUSED.format(2)):
+        warnings_of(turns, NO_REASONING)
+
+
+def test_an_empty_thought_is_not_missed():
+    assert warnings_of(thinking("\n", is_inline=True), NO_REASONING) == ()
+
+
+def test_a_turn_without_loss_may_lose_its_reasoning():
+    turns = thinking("I add.")
+    turns[-1]["loss"] = False
+    assert warnings_of([*thinking(None), *turns], NO_REASONING) == ("reasoning_left_out",)
+
+
+def test_reasoning_beside_the_marks_is_counted_as_not_learned():
+    marked = (
+        "{% for m in messages %}{{ m['reasoning_content'] or '' }}{% if m['role'] == 'assistant' %}{% generation %}"
+        "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{{ eos_token }}{% endfor %}"
+    )
+    assert warnings_of(thinking("I add.", "I halve."), marked) == ("reasoning_without_loss",)
+
+
+def test_arguments_that_the_template_drops_are_counted():
+    calls = "{% for call in m['tool_calls'] or [] %}{{ call['function']['name'] ~ call['function']['arguments']['a'] }}"
+    template = "{% for m in messages %}{{ m['role'] ~ m['content'] }}" + calls + "{% endfor %}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant{% endif %}"
+
+    def with_arguments(arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        turns = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        return render_example(turns, tokenizer=tiny_tokenizer(), template=template).warnings
+
+    assert with_arguments({"a": "one"}) == ()
+    assert with_arguments({"a": "one", "b": [{"c": "two"}]}) == ("arguments_left_out",)
+
+
+@pytest.mark.parametrize("filters", ["tojson", "tojson(ensure_ascii=True)", "tojson | tojson", "string"])
+def test_arguments_are_found_however_they_are_quoted(filters):
+    template = "{% for m in messages %}{{ m['role'] ~ m['content'] }}{% for call in m['tool_calls'] or [] %}"
+    template += (
+        "{{ call['function']['name'] ~ call['function']['arguments'] | " + filters + " }}{% endfor %}\n{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 'Größe "x"', "b": ["漢字 und mehr", 5]}}}
+    turns = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert render_example(turns, tokenizer=tiny_tokenizer(), template=template, loss_on="all").warnings == ()
+
+
+def test_a_system_text_that_whole_conversations_lose_joins_the_first_question():
+    abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
+    assert not abilities.has_system
+    turns = ({"role": "system", "content": "Be kind."}, *thinking(None, None))
+    fitted = fit_to_template(Example(turns=turns), abilities=abilities)
+    row = render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=MISTRAL)
+    expected = "<|begin|>[INST]Be kind.\n\nQuestion 0?[/INST] Answer 0.<|end|>[INST]Question 1?[/INST] Answer 1.<|end|>"
+    assert row.text == expected
+    assert [row.text[start:end] for start, end in row.loss_spans] == [" Answer 0.<|end|>", " Answer 1.<|end|>"]
+
+
+def test_tools_that_move_with_the_last_question_stand_as_text_in_rows_of_several():
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
+
+    def rendered(turns):
+        fitted = fit_to_template(Example(turns=tuple(turns), tools=(tool,)), abilities=abilities)
+        tools = list(fitted.tools) or None
+        return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=MISTRAL, tools=tools).text
+
+    assert rendered(thinking(None)).startswith('<|begin|>[AVAILABLE_TOOLS][{"type": "function"')
+    assert rendered(thinking(None, None)).startswith('<|begin|>[INST]Tools:\n[{"type": "function"')
+    call = {"id": "abcdef001", "type": "function", "function": {"name": "look_up", "arguments": {"word": "x"}}}
+    calling = {"role": "assistant", "content": "I look.", "tool_calls": [call]}  # written as text, so its result asks
+    turns = [thinking(None)[0], calling, {"role": "tool", "content": "y"}, thinking(None)[1]]
+    assert rendered(turns).startswith('<|begin|>[INST]Tools:\n[{"type": "function"')
+    assert parts_as_text(Example(turns=tuple(thinking(None, None)), tools=(tool,)), abilities=abilities) == [
+        "tools_as_text"
+    ]
+
+
+def test_tools_that_only_a_closing_question_shows_are_not_printed():
+    template = (
+        "{% for m in messages %}{% if loop.last and m['role'] == 'user' and tools %}{{ tools | tojson }}{% endif %}"
+        "{{ m['role'] + m['content'] }}{% endfor %}"
+    )
+    assert not probe_template(template, tokenizer=tiny_tokenizer()).has_tools

@@ -1,0 +1,154 @@
+"""Turn pydantic's errors into messages for users: the dotted key, what was expected, what was given.
+
+Messages contain no Python classes or types, only keys and values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from versatune_ds.config.typed_values import is_section, scalar_types
+from versatune_ds.domains import nearest_name
+
+_MOST_SHOWN = 80
+"""Characters of a value that a message repeats."""
+
+_TAGS = frozenset({"path", "hub", "int", "float", "str", "bool", "none"})
+_TAG_BEGINNINGS = ("function-", "constrained-", "lax-or-strict", "json-or-python", "literal[", "dict[", "tuple[",
+                   "list[", "chain[", "union[", "tagged-union[", "is-instance[", "nullable")  # fmt: skip
+"""Names that pydantic puts among the keys of an error, for the alternatives of a key."""
+
+_PAIRS, _LIST, _TEXT = "expected key: value pairs", "expected a list such as [a, b]", "expected text"
+_EXPECTED = {
+    "model_type": _PAIRS,
+    "model_attributes_type": _PAIRS,
+    "dataclass_type": _PAIRS,
+    "dict_type": _PAIRS,
+    "mapping_type": _PAIRS,
+    "list_type": _LIST,
+    "tuple_type": _LIST,
+    "iterable_type": _LIST,
+    "set_type": _LIST,
+    "string_type": _TEXT,
+    "string_unicode": "expected text that is valid Unicode",
+    "path_type": "expected a path",
+    "int_from_float": "expected a whole number",
+    "int_parsing_size": "expected a smaller number",
+    "union_tag_invalid": "expected a path, or {hub: owner/name}",
+    "union_tag_not_found": "expected a path, or {hub: owner/name}",
+}
+"""Error type -> message, where pydantic's own message is about Python."""
+
+
+def lines_of_errors(errors: Sequence[ErrorDetails], section: type[BaseModel]) -> list[str]:
+    """Return one line for each mistake; all forms that one key may have share a line.
+
+    Args:
+        errors: As pydantic lists them.
+        section: The model that was validated.
+    """
+    lines: dict[str, None] = {}
+    expected_of: dict[tuple[str, str], list[str]] = {}
+    for details in errors:
+        found = _words(details, section=section)
+        if isinstance(found, str):
+            lines[found] = None
+        else:
+            key, expected, given = found
+            expected_of.setdefault((key, given), []).append(expected)
+    for (key, given), expected in expected_of.items():
+        lines[f"{key}: {_joined(expected)}{given}"] = None
+    return list(lines)
+
+
+def _joined(expected: Sequence[str]) -> str:
+    """Return what a key expects, in all the forms that it may have."""
+    first, *others = dict.fromkeys(expected)
+    return " or ".join([first, *(text.removeprefix("expected ").removeprefix("input should be ") for text in others)])
+
+
+def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[str, str, str]:
+    """Return an error as a line; or, where other errors may be joined to it, its key, what was expected and given."""
+    keys, kinds = _walk(details["loc"], section)
+    key, kind, given = ".".join(keys), details["type"], details["input"]
+    if kind == "extra_forbidden":
+        known = _keys_of(_walk(details["loc"][:-1], section)[1])
+        return f"{key}: unknown key; {nearest_name(keys[-1], known)}" if known else f"{key}: unknown key"
+    if kind == "missing":
+        return f"{key}: missing; this key is required"
+    message = details["msg"].removeprefix("Value error, ")
+    names_its_key = kind == "value_error" and "." in message.split(" ", 1)[0].rstrip(":")
+    if not key or names_its_key:
+        return message
+    expected = _expected(details, message)
+    if expected == _PAIRS and (known := _keys_of(kinds)):
+        expected = f"{_PAIRS}, with the keys {', '.join(known)}"
+    return key, expected, "" if isinstance(given, dict) else f" (got {shown_value(given)})"
+
+
+def _expected(details: ErrorDetails, message: str) -> str:
+    """Return in words what a key expects."""
+    kind, context = details["type"], details.get("ctx", {})
+    if kind in ("too_short", "too_long"):
+        bound = "least" if kind == "too_short" else "most"
+        num_entries = context.get("min_length", context.get("max_length"))
+        return f"expected at {bound} {num_entries} {'entry' if num_entries == 1 else 'entries'}"
+    return _EXPECTED.get(kind, message[0].lower() + message[1:])
+
+
+def shown_value(value: Any) -> str:
+    """Return a value for a message: as YAML writes it, and shortened if long."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | Path):
+        text = repr(str(value))
+    else:
+        text = repr(value)
+        for of_python, of_yaml in (("None", "null"), ("True", "true"), ("False", "false")):
+            text = re.sub(rf"\b{of_python}\b", of_yaml, text)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
+def _walk(places: Sequence[int | str], section: type[BaseModel]) -> tuple[list[str], list[Any]]:
+    """Return the keys in the location of an error, and the types that the value at the last key may have.
+
+    Pydantic puts the alternatives of a key between the keys: ("num_rows", "dict[str,int]", "law").
+    """
+    keys: list[str] = []
+    kinds: list[Any] = [section]
+    for place in places:
+        # What the value at the last key may contain.
+        fields = {name: field for kind in kinds if is_section(kind) for name, field in kind.model_fields.items()}
+        mappings = [kind for kind in kinds if get_origin(kind) is dict]
+        has_others = any(kind is not type(None) and kind not in mappings for kind in kinds)
+        # Whether the next place is a key, or the name of an alternative.
+        if isinstance(place, int):
+            keys.append(str(place))
+        elif place in fields:
+            keys.append(place)
+            kinds = list(scalar_types(fields[place].annotation))
+        elif place.startswith(_TAG_BEGINNINGS):
+            kinds = mappings if place.startswith("dict[") else kinds
+        elif place == "[key]" or any(is_section(kind) and kind.__name__ == place for kind in kinds):
+            continue
+        elif mappings and not (has_others and place in _TAGS):
+            keys.append(place)
+            kinds = [kind for mapping in mappings for kind in scalar_types(get_args(mapping)[1])]
+        elif place not in _TAGS:
+            keys.append(place)
+            kinds = []
+    return keys, kinds
+
+
+def _keys_of(kinds: Sequence[Any]) -> list[str]:
+    """Return the keys of the section among types; none if there is no section."""
+    sections = [kind for kind in kinds if is_section(kind)]
+    return list(sections[0].model_fields) if sections else []

@@ -1,0 +1,136 @@
+"""Load the validation examples: each once over all ranks, in fixed rows, in the same number of micro-batches per rank.
+
+Rows are packed once, from lengths, and never change, so the losses of two measurements are paired example by example.
+Rows of padding make the number of micro-batches the same on every rank, so that evaluation cannot hang.
+
+Shape legend: **E** validation examples over all domains, **B** rows, **T** tokens per row, **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from versatune_ds.data.batch import Batch
+from versatune_ds.data.collate import Shards, collate_rows
+from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_all
+from versatune_ds.data.order.plan import Placement
+from versatune_ds.domains import DomainSet
+
+
+class ValidationLoader:
+    """Iterate over this rank's validation micro-batches, each with the example every token belongs to.
+
+    Args:
+        shards: Tokenised validation examples, one per domain in the order of `domain_set`.
+        domain_set: The run's domains.
+        rows_per_micro_batch: Rows one rank evaluates at a time.
+        row_tokens: Tokens of a row.
+        rank: This process.
+        world_size: Number of processes.
+        pad_token_id: Token of the padding.
+
+    Attributes:
+        num_examples: Examples over all domains and ranks, E. They are numbered domain by domain.
+        example_domain_ids: int64 [E].
+        example_num_loss_tokens: int64 [E].
+        num_micro_batches: Micro-batches of this and every other rank.
+
+    Raises:
+        ValueError: If an example is longer than a row, or shards and domains do not match.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shards],
+        *,
+        domain_set: DomainSet,
+        rows_per_micro_batch: int,
+        row_tokens: int,
+        rank: int,
+        world_size: int,
+        pad_token_id: int = 0,
+    ) -> None:
+        if tuple(shard.name for shard in shards) != domain_set.names:
+            raise ValueError(f"validation shards do not match the domains {', '.join(domain_set.names)}, in this order")
+        # Pack the examples, and choose the rows of this rank's micro-batches.
+        self._shards = shards
+        self._pad_token_id = pad_token_id
+        self._row_tokens = row_tokens
+        self._rows_per_micro_batch = rows_per_micro_batch
+        self._placement, self._example_id_E, num_rows = _place_examples(shards, row_tokens=row_tokens)
+        rows_per_micro_step = rows_per_micro_batch * world_size
+        self.num_micro_batches = -(-num_rows // rows_per_micro_step)
+        self._first_rows = tuple(
+            micro_step * rows_per_micro_step + rank * rows_per_micro_batch
+            for micro_step in range(self.num_micro_batches)
+        )
+        # Domains and loss tokens in the order of the examples' numbers.
+        by_example = np.argsort(self._example_id_E)
+        self.num_examples = len(by_example)
+        self.example_domain_ids = self._placement.domain_id_E[by_example].astype(np.int64)
+        self.example_num_loss_tokens = self._placement.loss_length_E[by_example].astype(np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches of each rank."""
+        return self.num_micro_batches
+
+    def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Iterate over (batch, example_ids): int64 [B,T], number of the example of each token, -1 for padding."""
+        for first_row in self._first_rows:
+            batch = collate_rows(
+                self._placement,
+                first_row=first_row,
+                num_rows=self._rows_per_micro_batch,
+                row_tokens=self._row_tokens,
+                shards=self._shards,
+                pad_token_id=self._pad_token_id,
+                num_loss_tokens_global=int(self.example_num_loss_tokens.sum()),
+            )
+            yield batch, self._example_ids(first_row)
+
+    def _example_ids(self, first_row: int) -> torch.Tensor:
+        """Return the example of each token of consecutive rows, int64 [B,T]."""
+        ids_BT = np.full((self._rows_per_micro_batch, self._row_tokens), -1, dtype=np.int64)
+        place = self._placement
+        examples = place.rows(first_row, first_row + self._rows_per_micro_batch)
+        for e in range(examples.start, examples.stop):
+            begin = place.offset_E[e]
+            ids_BT[place.row_E[e] - first_row, begin : begin + place.length_E[e]] = self._example_id_E[e]
+        return torch.from_numpy(ids_BT)
+
+
+def _place_examples(shards: Sequence[Shards], *, row_tokens: int) -> tuple[Placement, np.ndarray, int]:
+    """Pack the examples of all domains; return their placement, their numbers in row order, and the number of rows.
+
+    Raises:
+        ValueError: If an example is empty or longer than a row.
+    """
+    # Number the examples domain by domain, and check their lengths.
+    counts = [shard.num_examples for shard in shards]
+    lengths = np.concatenate([np.asarray(shard.lengths) for shard in shards])
+    loss_lengths = np.concatenate([np.asarray(shard.loss_lengths) for shard in shards])
+    domain_ids = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+    indices = np.concatenate([np.arange(n, dtype=np.int64) for n in counts])
+    impossible = np.flatnonzero((lengths < 1) | (lengths > row_tokens))
+    if len(impossible):
+        e = impossible[0]
+        raise ValueError(
+            f"domain {shards[domain_ids[e]].name!r}, validation example {indices[e]}: {lengths[e]} tokens, expected "
+            f"1..{row_tokens} (data.row_tokens); prepare the data again with this row length"
+        )
+    # Pack them, and sort them by row.
+    rows, offsets, num_rows = pack_all(lengths, row_tokens=row_tokens)
+    rows = order_rows_by_cost(rows, lengths, num_rows=num_rows)[rows]
+    by_row = order_by_place(rows, offsets, num_rows=num_rows, row_tokens=row_tokens)
+    placement = Placement(
+        domain_id_E=domain_ids[by_row],
+        index_E=indices[by_row],
+        length_E=lengths[by_row],
+        loss_length_E=loss_lengths[by_row],
+        row_E=rows[by_row],
+        offset_E=offsets[by_row],
+    )
+    return placement, by_row, num_rows
