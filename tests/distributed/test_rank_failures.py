@@ -10,8 +10,9 @@ from command_line import write_recipe
 from tiny_run import tiny_config
 
 from versatune_ds.distributed import free_port
+from versatune_ds.engine import checkpoint
 from versatune_ds.engine.engine import Engine
-from versatune_ds.training import assemble, checkpoint, worker
+from versatune_ds.training import assemble, worker
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.worker import run_worker
 

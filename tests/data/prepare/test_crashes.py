@@ -17,13 +17,13 @@ from versatune_ds.data import shards
 from versatune_ds.data.prepare import domains, encode_files, one_domain, shard_writer
 from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.shards import DomainShards
-from versatune_ds.run_folder import whole_folder
+from versatune_ds.run_folder import atomic
 
 _STAGES = {
     "while reading": (encode_files, "_rows"),
     "while writing shards": (shard_writer.ShardWriter, "close"),
     "before the summary": (one_domain, "_first_problems"),
-    "before the rename": (whole_folder, "_force_to_disk"),
+    "before the rename": (atomic, "_force_to_disk"),
 }
 
 
