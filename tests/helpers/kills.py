@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from versatune_ds.training import checkpoint, loop
+from versatune_ds.engine import checkpoint
+from versatune_ds.training import loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

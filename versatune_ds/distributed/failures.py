@@ -23,9 +23,6 @@ from versatune_ds.distributed.world import World
 
 logger = logging.getLogger(__name__)
 
-FAILED_ON_RANK_ZERO = "rank 0 failed: "
-"""How the error begins that the others raise when rank 0 failed while they waited for it: rank 0 tells the reason."""
-
 _FIRST, _NUM_SEEN, _NUM_LEFT = "first_failure", "num_seen", "num_left"
 _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 15.0
@@ -37,6 +34,10 @@ _SAME_SECONDS = 1.0
 """How long another rank waits whether rank 0 has found the same, which then reports it alone."""
 
 
+class RankZeroError(RuntimeError):
+    """Rank 0 failed while this rank waited for it; rank 0 reports the reason."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a rank ends."""
@@ -44,10 +45,12 @@ class Failure:
     rank: int
     exit_code: int
     text: str
+    is_rank_zeros: bool = False
+    """Whether it only follows from rank 0's failure (`RankZeroError`)."""
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Failure:
-        """Read what the board holds."""
+        """Return the failure of an entry on the board."""
         return cls(**json.loads(text))
 
 
@@ -75,7 +78,7 @@ class FailureBoard:
             self._store = _connect(is_host=is_host)
             threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
 
-    def tell(self, failure: Failure) -> Failure:
+    def post(self, failure: Failure) -> Failure:
         """Write this rank's failure on the board; return the first one, which may be another rank's.
 
         What only follows from rank 0's failure is not written unless rank 0 stays silent.
@@ -83,7 +86,7 @@ class FailureBoard:
         self._ended.set()  # this process ends by itself now
         if self._store is None:
             return failure
-        if failure.text.startswith(FAILED_ON_RANK_ZERO):
+        if failure.is_rank_zeros:
             self._wait_until(lambda: self._store.check([_FIRST]), seconds=_LINGER_SECONDS)
         text = json.dumps(asdict(failure))
         with contextlib.suppress(RuntimeError):  # rank 0, which has the board, is gone

@@ -24,6 +24,7 @@ from versatune_ds.data.batch import Batch
 from versatune_ds.distributed import World
 from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.engine.optimizer import build_optimizer
+from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.model.build import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models
 
@@ -37,9 +38,8 @@ class StepResult:
 
     loss_sum: torch.Tensor
     """This rank's sum of token losses, float64 scalar."""
-    loss_sum_K: torch.Tensor
-    loss_sq_sum_K: torch.Tensor
-    num_loss_tokens_K: torch.Tensor
+    by_domain: DomainSums
+    """This rank's sums by domain."""
     num_loss_tokens_global: int
     is_applied: bool
     """Whether the weights were updated; not where the gradient was not finite, the same on every rank."""
@@ -108,9 +108,7 @@ class Engine:
         for batch in micro_batches:
             inputs = model_inputs(batch, device=self.device, marks_tokens=has_router_loss)
             losses = self.deepspeed_engine(**inputs, grad_scale=scale * self._loss_scale() / len(micro_batches))
-            sums.append(
-                (losses.loss_sum.detach().double(), losses.loss_sum_K, losses.loss_sq_sum_K, losses.num_loss_tokens_K)
-            )
+            sums.append((losses.loss_sum.detach().double(), *losses.by_domain))
             is_last = len(sums) == len(micro_batches)
             if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
                 scale = math.nan  # DeepSpeed takes no step with a gradient that is no number
@@ -118,13 +116,10 @@ class Engine:
             self.deepspeed_engine.backward(loss + losses.router_loss if has_router_loss else loss)
             is_sound = not is_last or self._drop_unsound_gradients()
             self.deepspeed_engine.step()
-        totals = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
-        loss_sum, loss_sum_K, loss_sq_sum_K, num_loss_tokens_K = totals
+        loss_sum, *by_domain = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         return StepResult(
             loss_sum=loss_sum,
-            loss_sum_K=loss_sum_K,
-            loss_sq_sum_K=loss_sq_sum_K,
-            num_loss_tokens_K=num_loss_tokens_K,
+            by_domain=DomainSums(*by_domain),
             num_loss_tokens_global=num_loss_tokens_global,
             is_applied=is_sound and self.deepspeed_engine.was_step_applied(),
         )

@@ -92,9 +92,7 @@ def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> Refere
     return References(losses_K=_checked(losses_K, domain_set=domain_set, origin="mixture.reference"))
 
 
-def _checked(
-    losses_K: np.ndarray, *, domain_set: DomainSet, origin: str, allows_unknown: bool = False
-) -> np.ndarray:
+def _checked(losses_K: np.ndarray, *, domain_set: DomainSet, origin: str, allows_unknown: bool = False) -> np.ndarray:
     """Return the losses; raise ValueError naming the first that is not positive and finite.
 
     In a file, null (NaN here) stands for a domain without held-out rows; one of a domain that is measured is refused

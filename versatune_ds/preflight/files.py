@@ -9,7 +9,7 @@ from versatune_ds.preflight.finding import Finding, fail, failures_of, ok, warn
 from versatune_ds.preflight.subject import DomainSample, Subject
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.lock import find_owner
-from versatune_ds.training.assemble import is_never_measured, nothing_measured
+from versatune_ds.training.mixture_start import is_never_measured, nothing_measured
 
 
 def check_files(subject: Subject) -> Iterator[Finding]:

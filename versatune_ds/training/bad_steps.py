@@ -70,7 +70,7 @@ class BadSteps:
             self._usual_loss += (loss_mean - self._usual_loss) / min(self._num_judged, _MEAN_STEPS)
         return False
 
-    def take(self, *, step: int, is_applied: bool) -> None:
+    def record(self, *, step: int, is_applied: bool) -> None:
         """Count a step.
 
         Raises:

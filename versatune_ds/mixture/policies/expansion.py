@@ -82,9 +82,7 @@ def _explain(signals: Signals, settings: PolicySettings, names: Sequence[str]) -
     )
 
 
-def _limits(
-    weights_K: np.ndarray, signals: Signals, settings: PolicySettings, names: Sequence[str]
-) -> tuple[str, ...]:
+def _limits(weights_K: np.ndarray, signals: Signals, settings: PolicySettings, names: Sequence[str]) -> tuple[str, ...]:
     """Return a text where the rule stopped its target at the cap, so that the safeguards find nothing to cut."""
     return (f"cap: {names[_target_id(settings)]}",) if is_target_capped(weights_K, signals, settings) else ()
 
