@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from versatune_ds.mixture.policies import versatune
+from versatune_ds.mixture.policies.acted import Acted
 from versatune_ds.mixture.policies.policy import Policy, PolicySettings
 from versatune_ds.mixture.policies.signals import Signals
 from versatune_ds.mixture.policies.simplex import neutral, normalise
@@ -82,17 +83,23 @@ def _explain(signals: Signals, settings: PolicySettings, names: Sequence[str]) -
     )
 
 
-def _limits(weights_K: np.ndarray, signals: Signals, settings: PolicySettings, names: Sequence[str]) -> tuple[str, ...]:
-    """Return a text where the rule stopped its target at the cap, so that the safeguards find nothing to cut."""
-    return (f"cap: {names[_target_id(settings)]}",) if is_target_capped(weights_K, signals, settings) else ()
+def _limits(
+    weights_K: np.ndarray, signals: Signals, settings: PolicySettings, names: Sequence[str]
+) -> tuple[Acted, ...]:
+    """Return a cap where the rule stopped its target there, so that the safeguards find nothing to cut."""
+    if not is_target_capped(weights_K, signals, settings):
+        return ()
+    target = names[_target_id(settings)]
+    return (Acted("cap", (target,), f"cap: {target}"),)
 
 
-def _bound_effect(signals: Signals, unbounded: Signals, settings: PolicySettings) -> tuple[str, ...]:
-    """Return a text where the target gains only because of the confidence bound."""
+def _bound_effect(signals: Signals, unbounded: Signals, settings: PolicySettings) -> tuple[Acted, ...]:
+    """Return the confidence bound where the target gains only because of it."""
     bounded, tolerated = forgetting_against_tolerance(signals, settings)
     measured, _ = forgetting_against_tolerance(unbounded, settings)
     if bounded < tolerated <= measured:
-        return (f"confidence bound: the mean forgetting {measured:.4f} counts as {bounded:.4f}",)
+        text = f"confidence bound: the mean forgetting {measured:.4f} counts as {bounded:.4f}"
+        return (Acted("confidence bound", (), text),)
     return ()
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from versatune_ds.mixture.policies.acted import Acted
 from versatune_ds.mixture.policies.signals import Signals
 
 
@@ -157,10 +158,10 @@ class Policy:
     """What it follows, given a function that returns the value of a `mixture` key."""
     explain: Callable[[Signals, PolicySettings, Sequence[str]], str] | None = None
     """Returns one clause that explains an update, from signals, settings and domain names."""
-    limits: Callable[[np.ndarray, Signals, PolicySettings, Sequence[str]], tuple[str, ...]] | None = None
-    """Returns texts of limits that the rule itself applied, such as a target stopped at its cap."""
-    bound_effect: Callable[[Signals, Signals, PolicySettings], tuple[str, ...]] | None = None
-    """Returns texts where the confidence bound changed the rule's choice, from bounded and unbounded signals."""
+    limits: Callable[[np.ndarray, Signals, PolicySettings, Sequence[str]], tuple[Acted, ...]] | None = None
+    """Returns the limits that the rule itself applied, such as a target stopped at its cap."""
+    bound_effect: Callable[[Signals, Signals, PolicySettings], tuple[Acted, ...]] | None = None
+    """Returns whether the confidence bound changed the rule's choice, from bounded and unbounded signals."""
     when_still: str = "the potentials are nearly equal or sigma is small"
     """Why its weights may not have moved, for a warning."""
     when_collapsing: str = "lower mixture.sigma"
