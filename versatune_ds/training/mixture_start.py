@@ -23,6 +23,7 @@ from versatune_ds.data.rows.templates import choose_template, template_digest
 from versatune_ds.data.rows.tokenize import tokenizer_digest
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.offline.outlook import Supply
+from versatune_ds.mixture.policies import KEEPS_PRIOR
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.settings import guarded_start
@@ -106,7 +107,7 @@ def nothing_measured(config: RunConfig) -> str:
     """Return the warning for such a recipe."""
     return (
         f"{config.mixture.policy} moves the mixture by held-out losses, but no domain has held-out rows: it stays at "
-        "its start; give held-out rows, set mixture.signal=train, or mixture.policy=constant"
+        f"its start; give held-out rows, set mixture.signal=train, or mixture.policy={KEEPS_PRIOR.name}"
     )
 
 

@@ -28,11 +28,15 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
     if not is_tolerated and settings.otherwise == "multi_ability":
         return versatune.update(weights_K, signals, step, settings)
     target_weight = float(weights_K[target_id])
-    if is_tolerated:  # a target that starts above the cap is not cut here: the safeguards do that
+
+    # The target grows up to the cap. One that starts above the cap is not cut here: the safeguards do that.
+    if is_tolerated:
         target_weight = max(target_weight, min(_wanted_target_weight(weights_K, settings), settings.cap))
+
+    # The others share what is left, by `versatune`; equally if the target had everything.
     grown_K = weights_K * versatune.growth(signals, settings)
     grown_K[target_id] = 0.0
-    if grown_K.sum() <= 0:  # the target had everything: if the others must get a share, they share equally
+    if grown_K.sum() <= 0:
         grown_K = np.ones_like(weights_K)
         grown_K[target_id] = 0.0
     weights_after_K = normalise(grown_K) * (1.0 - target_weight)
