@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.data.sources.find_files import MissingDataError
 from versatune_ds.evaluation.choices import read_choices
 from versatune_ds.evaluation.harness import (
     HarnessTasks,
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 __all__ = ["EVALUATION_FILE", "EvaluateOptions", "evaluate", "shown"]
 
 _NUM_EXACT_SYNTHETIC = 100
+
+_IF_MOVED = "if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +95,9 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
         try:
             result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
-        except ValueError as error:
-            raise ValueError(_with_way_out(str(error), is_own_recipe=options.recipe is None)) from error
+        except MissingDataError as error:
+            is_own_recipe = options.recipe is None  # the run's, written before its data may have moved
+            raise ValueError(f"{error}; {_IF_MOVED}" if is_own_recipe else str(error)) from error
     result["asked"] = _asked(options, request)
     if options.output is not None or is_run(model):
         name = result_name(split=request.split, default_split=default_split, step=options.step)
@@ -101,15 +105,6 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     else:
         logger.info("%s is no run's folder, so nothing was written; --output FILE keeps the result", model)
     return result
-
-
-def _with_way_out(message: str, *, is_own_recipe: bool) -> str:
-    """Return a message about data that are not there with what to do where the recipe is the run's: it was moved."""
-    is_about_data = message.startswith(("data.folder: ", "data.domains.")) and "no folder" in message
-    is_about_data |= message.startswith("data.domains.") and "no such file or folder" in message
-    if not is_own_recipe or not is_about_data:
-        return message
-    return f"{message}; if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
 
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:

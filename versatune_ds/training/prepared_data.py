@@ -122,14 +122,11 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
 
 def _load_named(name: str, config: RunConfig) -> Any:
     """Return the tokenizer of a folder or Hub name; an error opens with the key that the user wrote."""
+    key = "model.tokenizer"
     if config.model.tokenizer is None:
+        key = "model.name_or_path"
         check_saved_model(config.model)
-    try:
-        return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code)
-    except ValueError as error:
-        if config.model.tokenizer is not None:
-            raise
-        raise ValueError(str(error).replace("model.tokenizer:", "model.name_or_path:", 1)) from None
+    return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, key=key)
 
 
 def _trained_tokenizer_folder(config: RunConfig) -> Path:

@@ -1,8 +1,8 @@
 """What a policy is: one frozen value with an update rule and all that the rest of the package needs to know of it.
 
 The rule is a pure function update(weights_K, signals, step, settings) -> weights_K in float64, not negative and with
-sum 1. It knows nothing of files, ranks or safeguards. Rates are per interval, and `settings.num_intervals` is the number
-of intervals that an update covers, so that updating twice as often makes two half steps.
+sum 1. It knows nothing of files, ranks or safeguards. Rates are per interval, and `settings.num_intervals` is how many
+intervals an update covers, so that updating twice as often makes two half steps.
 
 A signal is NaN for a domain that was never measured. `simplex.neutral` replaces it by the mean of the others, which
 leaves that domain's share as it is.
