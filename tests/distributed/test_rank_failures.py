@@ -99,7 +99,7 @@ def test_another_failure_on_one_rank_ends_all_with_code_one_and_that_ranks_trace
     owner, name, calls = PHASES[phase]
     codes, errors = train(tmp_path, world_size=2, faults=[(owner, name, fault, "1", calls)])
     assert codes == [1, 1], errors
-    assert "rank 1 failed; the last whole checkpoint stands" in errors[1]
+    assert "rank 1 failed; the last complete checkpoint is unchanged" in errors[1]
     assert f"{type(fault).__name__}: {fault}" in errors[1]
     assert "Traceback" not in errors[0]
 

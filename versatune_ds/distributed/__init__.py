@@ -1,7 +1,7 @@
-"""Know which process this is, and make the few collective calls the framework needs, on one process as on many.
+"""Which process this is, and the few collective calls the framework needs, on one process as on many.
 
-The one idea: the world is a value (`World`) found once from the environment and handed on. Control traffic (decisions,
-flags, sums of a few numbers) goes through gloo on the CPU, so that it never waits for a device.
+The world is a value (`World`), found once from the environment and passed on. Control traffic (decisions, flags, small
+sums) goes through gloo on the CPU, so that it never waits for a device.
 """
 
 from versatune_ds.distributed.collectives import (
