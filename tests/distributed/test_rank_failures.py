@@ -83,7 +83,7 @@ def test_a_value_error_on_one_rank_ends_all_with_code_two_and_that_ranks_line(tm
     owner, name, calls = PHASES[phase]
     codes, errors = train(tmp_path, world_size=2, faults=[(owner, name, ValueError("data.x: wrong"), "1", calls)])
     assert codes == [2, 2], errors
-    assert errors[1].splitlines()[-1] == "versatune: rank 1: data.x: wrong"
+    assert errors[1].splitlines()[-1:] == ["versatune: rank 1: data.x: wrong"], errors
     assert "Traceback" not in errors[0]
     assert "rank 0 failed" not in errors[0]
     if phase in STARTING:

@@ -53,32 +53,6 @@ class DomainStatistics:
         if len(shapes) > 1 or self.loss_sum_K.ndim != 1:
             raise ValueError(f"statistics by domain need three vectors of one length, got shapes {sorted(shapes)}")
 
-    @classmethod
-    def empty(cls, num_domains: int) -> DomainStatistics:
-        """Return statistics of nothing: zeros [K]."""
-        zeros = np.zeros(num_domains)
-        return cls(loss_sum_K=zeros, loss_sq_sum_K=zeros, num_loss_tokens_K=zeros)
-
-    def add(
-        self, *, loss_sum_K: npt.ArrayLike, loss_sq_sum_K: npt.ArrayLike, num_loss_tokens_K: npt.ArrayLike
-    ) -> DomainStatistics:
-        """Return these statistics with one micro-batch's sums added; each argument has shape [K]."""
-        return self.merge(
-            DomainStatistics(
-                loss_sum_K=np.asarray(loss_sum_K),
-                loss_sq_sum_K=np.asarray(loss_sq_sum_K),
-                num_loss_tokens_K=np.asarray(num_loss_tokens_K),
-            )
-        )
-
-    def merge(self, other: DomainStatistics) -> DomainStatistics:
-        """Return the statistics of both sets of tokens together."""
-        return DomainStatistics(
-            loss_sum_K=self.loss_sum_K + other.loss_sum_K,
-            loss_sq_sum_K=self.loss_sq_sum_K + other.loss_sq_sum_K,
-            num_loss_tokens_K=self.num_loss_tokens_K + other.num_loss_tokens_K,
-        )
-
     def mean(self) -> np.ndarray:
         """Return the mean loss [K] in nats per loss token; NaN for a domain without tokens."""
         return _mean(self.loss_sum_K, self.num_loss_tokens_K)
