@@ -61,7 +61,7 @@ def first_batch(path: Path) -> None:
     import torch  # noqa: F401
 
     imported, before = time.perf_counter(), _memory_mib()
-    from versatune_ds.data.loader import MixtureLoader
+    from versatune_ds.data.loader import LoaderSettings, MixtureLoader
     from versatune_ds.domains import DomainSet
 
     names = tuple(f"domain{k:03d}" for k in range(NUM_DOMAINS))
@@ -69,9 +69,10 @@ def first_batch(path: Path) -> None:
 
     def make() -> MixtureLoader:
         return MixtureLoader(
-            [ManifestOnly(path, name) for name in names], domain_set=DomainSet(names), seed=0, rows_per_batch=64,
-            row_tokens=8192, rows_per_micro_batch=8, rank=0, world_size=8,
-        )  # fmt: skip
+            [ManifestOnly(path, name) for name in names],
+            domain_set=DomainSet(names),
+            settings=LoaderSettings(seed=0, rows_per_batch=64, row_tokens=8192, rows_per_micro_batch=8, world_size=8),
+        )
 
     loader = make()
     loader.plan(1, weights_K)
@@ -191,7 +192,7 @@ def section_wait() -> Iterator[str]:
     import numpy as np
     from data_corpus import DOMAINS, open_shards, write_corpus
 
-    from versatune_ds.data.loader import MixtureLoader
+    from versatune_ds.data.loader import LoaderSettings, MixtureLoader
     from versatune_ds.domains import DomainSet
 
     datasets.disable_progress_bars()
@@ -199,9 +200,10 @@ def section_wait() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         write_corpus(Path(name), size=2000, longest=4096)
         loader = MixtureLoader(
-            open_shards(Path(name)), domain_set=DomainSet(DOMAINS), seed=0, rows_per_batch=16, row_tokens=4096,
-            rows_per_micro_batch=4, rank=0, world_size=1,
-        )  # fmt: skip
+            open_shards(Path(name)),
+            domain_set=DomainSet(DOMAINS),
+            settings=LoaderSettings(seed=0, rows_per_batch=16, row_tokens=4096, rows_per_micro_batch=4),
+        )
         weights_K, other_K = np.array(_weights()), np.array(_weights()[::-1])
         for step in (1, 2):
             loader.plan(step, weights_K)

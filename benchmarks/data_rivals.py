@@ -19,7 +19,7 @@ from data_corpus import DOMAINS, WEIGHTS
 
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import collate_rows
-from versatune_ds.data.loader import MixtureLoader
+from versatune_ds.data.loader import LoaderSettings, MixtureLoader
 from versatune_ds.data.order.packing import pack_prefix
 from versatune_ds.data.order.plan import Placement
 from versatune_ds.data.shards import DomainShards
@@ -134,12 +134,12 @@ class Ours:
         self._loader = MixtureLoader(
             [DomainShards(self._folder / "shards" / name) for name in DOMAINS],
             domain_set=DomainSet(DOMAINS),
-            seed=0,
-            rows_per_batch=self._shape.rows,
-            row_tokens=self._shape.row_tokens,
-            rows_per_micro_batch=self._shape.rows,
-            rank=0,
-            world_size=1,
+            settings=LoaderSettings(
+                seed=0,
+                rows_per_batch=self._shape.rows,
+                row_tokens=self._shape.row_tokens,
+                rows_per_micro_batch=self._shape.rows,
+            ),
         )
 
     def next_batch(self) -> Batch:

@@ -1,9 +1,12 @@
 """The layers of the package: a module imports lower layers only, and heavy libraries where they belong."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from versatune_ds.mixture.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
@@ -79,6 +82,34 @@ def test_every_room_has_a_layer_and_few_enough_modules():
     for folder in {path.parent for path in MODULES}:
         modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(modules) <= MOST_MODULES, folder
+
+
+def texts_of(tree):
+    """Yield the texts of a module without its docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, documented)]
+    lines = {id(line.value) for body in bodies for line in body if isinstance(line, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in lines:
+            yield node.value
+
+
+OTHER_MEANINGS = {"versatune", "uniform", "proportional", "constant", "schedule", "steer"}
+"""Names of policies that are other words too; of those only a text after `policy` counts."""
+
+
+def test_no_module_outside_the_policies_names_a_built_in_policy():
+    names = "|".join(POLICIES)
+    for path in MODULES:
+        if part_of(path) == "mixture/policies":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = [m[2] for text in texts_of(tree) for m in re.finditer(rf"(policy[ =:]*)({names})\b", text)]
+        found += [text for text in texts_of(tree) if text in POLICIES and text not in OTHER_MEANINGS]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "policy" and isinstance(node.value, ast.Constant):
+                found += [node.value.value] if node.value.value in POLICIES else []
+        assert not found, f"{path.relative_to(ROOT)} names {found}: make what it needs a field of Policy"
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -12,7 +12,7 @@ from resume import run_steps, same_batches
 from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.data.collate import collate_rows
 from versatune_ds.data.inspect import describe_rows, iterate_plans
-from versatune_ds.data.loader import MixtureLoader, StepBatch
+from versatune_ds.data.loader import LoaderSettings, MixtureLoader, StepBatch
 from versatune_ds.data.order.plan import plan_step
 from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.data.order.supply import DataEndsError
@@ -28,9 +28,7 @@ def make_loader(shards: list[FakeShards] | None = None, *, rank: int = 0, world_
     return MixtureLoader(
         shards,
         domain_set=DomainSet(tuple(shard.name for shard in shards)),
-        rank=rank,
-        world_size=world_size,
-        **{**defaults, **settings},
+        settings=LoaderSettings(rank=rank, world_size=world_size, **{**defaults, **settings}),
     )
 
 
@@ -236,10 +234,5 @@ def test_shards_of_other_domains_are_refused():
         MixtureLoader(
             shards,
             domain_set=DomainSet(("law", "code")),
-            seed=0,
-            rows_per_batch=1,
-            row_tokens=4,
-            rows_per_micro_batch=1,
-            rank=0,
-            world_size=1,
+            settings=LoaderSettings(seed=0, rows_per_batch=1, row_tokens=4, rows_per_micro_batch=1),
         )

@@ -9,7 +9,7 @@ import pytest
 from fake_shards import fake_domain, fake_domains
 from resume import assert_resumes_at_every_step, run_steps, same_batches
 
-from versatune_ds.data.loader import MixtureLoader
+from versatune_ds.data.loader import LoaderSettings, MixtureLoader
 from versatune_ds.domains import DomainSet
 
 SIZES = [9, 40, 1]
@@ -26,9 +26,7 @@ def make_loader(*, rank: int = 0, world_size: int = 1, shards=None, **settings) 
     return MixtureLoader(
         shards,
         domain_set=DomainSet(tuple(shard.name for shard in shards)),
-        rank=rank,
-        world_size=world_size,
-        **{**defaults, **settings},
+        settings=LoaderSettings(rank=rank, world_size=world_size, **{**defaults, **settings}),
     )
 
 

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 
 from versatune_ds.distributed import (
+    RankZeroError,
     World,
     any_rank,
+    barrier,
     broadcast_text,
     check_same_on_all_ranks,
     discover_world,
+    from_rank_zero,
     num_tasks_on_this_node,
     run_on_rank_zero,
     sum_over_ranks,
@@ -126,11 +129,28 @@ def test_what_fails_on_rank_zero_fails_on_every_rank(tmp_path, raised, expected)
         assert first == second == (ValueError, "data.folder: none")
     else:
         assert first == (OSError, "disk")
-        assert second == (RuntimeError, "rank 0 failed: OSError('disk')")
+        assert second == (RankZeroError, "rank 0 failed: OSError('disk')")
 
 
-def test_a_world_of_one_is_its_own_rank_zero():
-    assert World().is_rank_zero
+def test_what_rank_zero_makes_stays_there_or_reaches_every_rank(tmp_path):
+    def work(world):
+        return run_on_rank_zero(lambda: "own", world), from_rank_zero(lambda: [1, None, "½"], world)
+
+    assert run_ranks(work, world_size=2, folder=tmp_path) == [("own", [1, None, "½"]), (None, [1, None, "½"])]
+
+
+def test_one_process_needs_no_process_group():
+    world = World()
+    assert world.is_rank_zero
+    assert not dist.is_initialized()
+    barrier()
+    assert sum_over_ranks(np.array([1.0, 2.5])).tolist() == [1.0, 2.5]
+    assert (any_rank(True), any_rank(False)) == (True, False)
+    assert (broadcast_text("text", world), broadcast_text(None, world)) == ("text", "")
+    check_same_on_all_ranks("same", world, what="schedule")
+    made = object()
+    assert run_on_rank_zero(lambda: made, world) is made
+    assert from_rank_zero(lambda: {"a": 1}, world) == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -253,8 +273,6 @@ def test_mpirun_without_mpi4py_says_what_to_install(monkeypatch):
 def test_ranks_wait_for_rank_zero_longer_than_the_groups_timeout(tmp_path):
     def work(world):
         dist.distributed_c10d._set_pg_timeout(datetime.timedelta(milliseconds=200))
-        done = []
-        run_on_rank_zero(lambda: done.append(time.sleep(1.0)), world)
-        return len(done)
+        return from_rank_zero(lambda: time.sleep(1.0) or "slept", world)
 
-    assert run_ranks(work, world_size=2, folder=tmp_path) == [1, 0]
+    assert run_ranks(work, world_size=2, folder=tmp_path) == ["slept", "slept"]

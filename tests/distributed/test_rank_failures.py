@@ -12,7 +12,7 @@ from tiny_run import tiny_config
 from versatune_ds.distributed import free_port
 from versatune_ds.engine import checkpoint
 from versatune_ds.engine.engine import Engine
-from versatune_ds.training import assemble, worker
+from versatune_ds.training import assemble, model_and_engine, worker
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.worker import run_worker
 
@@ -37,8 +37,8 @@ PHASES = {
     "reading the recipe": (worker, "load_config", 1),
     "choosing the device": (worker, "choose_device", 1),
     "loading data": (assemble, "prepare_once_per_node", 1),
-    "building the model": (assemble, "build_causal_lm", 1),
-    "building the engine": (assemble, "Engine", 1),
+    "building the model": (model_and_engine, "build_causal_lm", 1),
+    "building the engine": (model_and_engine, "Engine", 1),
     "measuring before training": (HeldOutExamples, "measure", 1),
     "a step": (Engine, "train_step", 3),
     "a validation": (HeldOutExamples, "measure", 2),
@@ -83,7 +83,7 @@ def test_a_value_error_on_one_rank_ends_all_with_code_two_and_that_ranks_line(tm
     owner, name, calls = PHASES[phase]
     codes, errors = train(tmp_path, world_size=2, faults=[(owner, name, ValueError("data.x: wrong"), "1", calls)])
     assert codes == [2, 2], errors
-    assert errors[1].splitlines()[-1] == "versatune: rank 1: data.x: wrong"
+    assert errors[1].splitlines()[-1:] == ["versatune: rank 1: data.x: wrong"], errors
     assert "Traceback" not in errors[0]
     assert "rank 0 failed" not in errors[0]
     if phase in STARTING:
@@ -99,7 +99,7 @@ def test_another_failure_on_one_rank_ends_all_with_code_one_and_that_ranks_trace
     owner, name, calls = PHASES[phase]
     codes, errors = train(tmp_path, world_size=2, faults=[(owner, name, fault, "1", calls)])
     assert codes == [1, 1], errors
-    assert "rank 1 failed; the last whole checkpoint stands" in errors[1]
+    assert "rank 1 failed; the last complete checkpoint is unchanged" in errors[1]
     assert f"{type(fault).__name__}: {fault}" in errors[1]
     assert "Traceback" not in errors[0]
 

@@ -1,14 +1,17 @@
 """`versatune evaluate` on a run, on its exported folder, and against what it began from."""
 
 import json
+import re
 
 import pytest
 from command_line import command_of, write_recipe
 from ranks import run_ranks
 from tiny_run import be_trained, read_lines, tiny_config
 
+from versatune_ds.data.sources.find_files import MissingDataError
 from versatune_ds.data.synthetic import DOMAIN_NAMES
-from versatune_ds.evaluation.command import _with_way_out
+from versatune_ds.evaluation import command
+from versatune_ds.evaluation.command import EvaluateOptions, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +102,17 @@ def test_a_mistake_is_one_line_and_code_two(versatune, trained, tmp_path, argume
     assert len(called.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("message", "is_helped"),
-    [
-        ("data.folder: good/train is no folder; expected good/train/DOMAIN.jsonl", True),
-        ("data.domains.law.train: no such file or folder: 'law.jsonl'", True),
-        ("data.max_bad_rows: 3 bad rows", False),
-    ],
-)
-def test_a_run_that_was_moved_is_told_how_to_name_its_data(message, is_helped):
-    helped = _with_way_out(message, is_own_recipe=True)
-    assert helped.startswith(message)
-    assert helped.endswith("were moved, give their place: data.folder=FOLDER, or --recipe FILE") is is_helped
-    assert _with_way_out(message, is_own_recipe=False) == message
+@pytest.mark.parametrize("has_own_recipe", [True, False])
+def test_a_run_that_was_moved_is_told_how_to_name_its_data(tmp_path, monkeypatch, has_own_recipe):
+    message = "data.domains.law.train: no such file or folder: 'law.jsonl'"
+
+    def find_nothing(*given, **settings):
+        raise MissingDataError(message)
+
+    monkeypatch.setattr(command, "_compare", find_nothing)
+    monkeypatch.setattr(command, "config_of", lambda *given, **settings: tiny_config(tmp_path))
+    options = EvaluateOptions(recipe=None if has_own_recipe else tmp_path / "recipe.yaml")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as raised:
+        evaluate(tmp_path, options)
+    is_helped = str(raised.value).endswith("were moved, say where the data are: data.folder=FOLDER, or --recipe FILE")
+    assert is_helped is has_own_recipe

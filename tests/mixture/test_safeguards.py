@@ -13,6 +13,7 @@ from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs, supply_caps
 from versatune_ds.mixture.policies import Signals
+from versatune_ds.mixture.policies.acted import ALARM, Acted, kinds_of, read_recorded, recorded_texts
 from versatune_ds.mixture.policies.simplex import normalise
 from versatune_ds.mixture.safeguards import (
     apply_safeguards,
@@ -37,7 +38,8 @@ def signals_with(from_best_K=(0, 0, 0), from_start_K=(0, 0, 0)):
 
 
 def guard(weights_K, *, before_K=EVEN, start_K=EVEN, inputs=None, signals=None, **settings):
-    return apply_safeguards(
+    """Return the weights, and what a decision records of the safeguards that acted."""
+    after_K, acted = apply_safeguards(
         np.array(weights_K, dtype=float),
         before_K=np.array(before_K, dtype=float),
         start_weights_K=np.array(start_K, dtype=float),
@@ -47,6 +49,7 @@ def guard(weights_K, *, before_K=EVEN, start_K=EVEN, inputs=None, signals=None, 
         num_intervals=1.0,
         domain_set=DOMAINS,
     )
+    return after_K, recorded_texts(acted)
 
 
 def resolved(**settings):
@@ -75,8 +78,8 @@ def test_the_kl_limit_shortens_the_step_to_exactly_the_limit():
     after_K, acted = kl_limit(np.array([0.9, 0.05, 0.05]), base_K=EVEN, max_kl=0.1)
     assert kl_divergence(after_K, EVEN) == pytest.approx(0.1, abs=1e-9)
     assert after_K[1] == pytest.approx(after_K[2])
-    assert acted == "KL limit: 0.704 nats cut to 0.1"
-    assert kl_limit(np.array([0.4, 0.3, 0.3]), base_K=EVEN, max_kl=0.1)[1] is None
+    assert acted == (Acted("KL limit", (), "KL limit: 0.704 nats cut to 0.1"),)
+    assert kl_limit(np.array([0.4, 0.3, 0.3]), base_K=EVEN, max_kl=0.1)[1] == ()
 
 
 def test_a_domain_can_leave_weight_0_under_the_kl_limit():
@@ -88,7 +91,7 @@ def test_the_pull_blends_in_the_start_by_interval():
     weights_K = np.array([0.8, 0.1, 0.1])
     once, acted = prior_pull(weights_K, start_weights_K=EVEN, pull=0.2, num_intervals=1.0)
     assert once == pytest.approx(0.8 * weights_K + 0.2 * EVEN)
-    assert acted == "prior pull 0.2"
+    assert acted == (Acted("prior pull", (), "prior pull 0.2"),)
     half, _ = prior_pull(weights_K, start_weights_K=EVEN, pull=0.2, num_intervals=0.5)
     assert prior_pull(half, start_weights_K=EVEN, pull=0.2, num_intervals=0.5)[0] == pytest.approx(once)
 
@@ -104,13 +107,23 @@ def test_the_forgetting_budget_raises_the_binding_domain_and_names_it_first():
         domain_set=DOMAINS,
     )
     assert after_K == pytest.approx(normalise(np.array([0.6, 0.3 * 1.5, 0.2 * 1.25])))
-    assert acted == "forgetting budget 2.0%: code 3.0%, general 2.5%"
+    text = "forgetting budget 2.0%: code 3.0%, general 2.5%"
+    assert acted == (Acted("forgetting budget", ("code", "general"), text),)
 
 
-def test_the_alarm_speaks_and_moves_nothing():
-    weights_K, acted = effective_domains_alarm(np.array([0.98, 0.01, 0.01]), min_effective_domains=1.5)
-    assert weights_K.tolist() == [0.98, 0.01, 0.01]
-    assert acted == "alarm: effective number of domains 1.12 is below 1.50"
+def test_a_collapsing_mixture_raises_an_alarm():
+    acted = effective_domains_alarm(np.array([0.98, 0.01, 0.01]), min_effective_domains=1.5)
+    assert acted == (Acted(ALARM, (), "alarm: effective number of domains 1.12 is below 1.50"),)
+    assert effective_domains_alarm(EVEN, min_effective_domains=1.5) == ()
+
+
+def test_bounds_that_act_together_are_recorded_as_one_entry_and_read_back_by_kind():
+    _, acted = guard([0.85, 0.14, 0.01], floor=0.1, cap=0.5, prior_pull=0.01)
+    assert acted == ("prior pull 0.01", "floor: general; cap: law")
+    recorded = read_recorded([*acted, "forgetting budget 2.0%: law 3.1%", "KL limit: 0.3 nats", acted[1]])
+    assert kinds_of(recorded) == ["prior pull", "floor", "cap", "forgetting budget", "KL limit"]
+    assert recorded_texts(recorded[:3]) == acted
+    assert read_recorded(None) == []
 
 
 def test_a_pin_holds_exactly_even_against_the_kl_limit():

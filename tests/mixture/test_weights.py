@@ -221,7 +221,7 @@ def test_a_prior_file_in_another_unit_is_refused(tmp_path, found, expected):
     ("text", "message"),
     [
         ("{", r"prior\.json:1: not valid JSON"),
-        ("[1]", r"expected {key: value}, got \[1\]; mend it, or write it again with versatune detect"),
+        ("[1]", r"expected {key: value}, got \[1\]; correct it, or write it again with versatune detect"),
         ('{"weight": {}}', r'expected {"weights": {domain: number}}, found keys'),
         ('{"weights": {"law": "x", "medicine": 0, "code": 0}}', r"weights\.law: expected a number, got 'x'"),
         ('{"weights": {"law": 1, "medicine": 1, "code": 1}}', r"weights: no distribution"),
@@ -238,9 +238,9 @@ def test_a_wrong_prior_file_is_named_with_key_and_place(tmp_path, text, message)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "prior.json: empty; mend it, or write it again with versatune detect"),
-        (b"\0" * 512, "prior.json: holds zeros, as a power cut leaves; mend it, or write it again"),
-        (b'{"weights": {"law": 0.5, "me\0\0\0', "prior.json: holds zeros, as a power cut leaves; mend it"),
+        (b"", "prior.json: empty; correct it, or write it again with versatune detect"),
+        (b"\0" * 512, "prior.json: holds zeros, as a power cut leaves; correct it, or write it again"),
+        (b'{"weights": {"law": 0.5, "me\0\0\0', "prior.json: holds zeros, as a power cut leaves; correct it"),
         (b'{"weights": {"law": 0.5, "me', "prior.json:1: not valid JSON: "),
         (b'{"weights": {"law": NaN, "medicine": 0.5, "code": 0.5}}', "weights.law: expected a number, got 'nan'"),
         (b'{"weights": {"law": 1e999, "medicine": 0, "code": 0}}', "weights.law: expected a number, got 'inf'"),

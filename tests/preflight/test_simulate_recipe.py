@@ -96,7 +96,7 @@ def test_an_epoch_is_a_pass_over_the_domains_data(simulate):
         ([losses(4, 2.0), losses(0, 2.0)], "losses.jsonl:2: step 0 after step 4"),
         ([{"step": 1, "losses": {}}], "losses.jsonl:1: update: expected a whole number"),
         ([], "losses.jsonl: no line"),
-        ([{**losses(0, 2.0), "decided_at_step": 0, "signals": {}}], "losses.jsonl:1: no whole decision"),
+        ([{**losses(0, 2.0), "decided_at_step": 0, "signals": {}}], "losses.jsonl:1: not a complete decision"),
         (
             [{"update": 0, "decided_at_step": 0, "signals": {}, "losses": {"poetry": {"mean": 1.0}}}],
             "losses.jsonl:1: losses: unknown domain 'poetry'",

@@ -16,7 +16,7 @@ from versatune_ds.report.page import render_page
 from versatune_ds.report.run_charts import charts_of, served_shares
 from versatune_ds.report.series import read_series
 from versatune_ds.report.shapes import draw
-from versatune_ds.report.story import headline, safeguard_kinds
+from versatune_ds.report.story import headline
 from versatune_ds.report.summary import comparison, state_of
 
 
@@ -141,17 +141,6 @@ def test_a_decision_shows_what_is_left_above_the_reference(tmp_path):
     assert charts["run1-above"]["lines"][1]["values"] == [3.125, 2.875, 2.625, 2.375, 2.125]
     rows = decision_rows(read_series(run_dir), slots={"law": 0, "code": 1, "general": 2})
     assert dict(zip(COLUMNS, rows[4].rows[1], strict=True))["above reference"] == "2.1250"
-
-
-def test_safeguards_are_known_by_their_names():
-    acted = [
-        "forgetting budget 2.0%: law 3.1%",
-        "prior pull 0.05",
-        "floor: law, code; cap: general",
-        "KL limit: 0.3 nats",
-    ]
-    assert safeguard_kinds(acted) == ["forgetting budget", "prior pull", "floor", "cap", "KL limit"]
-    assert safeguard_kinds(None) == []
 
 
 def test_nothing_from_the_files_becomes_markup(tmp_path):

@@ -99,7 +99,7 @@ def test_a_resumed_run_repeats_recorded_inputs_and_then_reads_the_file(tmp_path)
     write_decisions(tmp_path, {0: {}, 4: {"delta": 0.1}, 8: {"pins": {"law": 0.25}, "supply_caps": {"code": 0.5}}})
     write_control(tmp_path, freeze=["code"])
     inputs = inputs_of(tmp_path)
-    inputs.go_on_after(5)
+    inputs.resume_after(5)
     assert inputs.at(8, **NOTHING).to_dict() == {"pins": {"law": 0.25}, "supply_caps": {"code": 0.5}}
     assert inputs.at(12, **NOTHING).to_dict() == {"freeze": ["code"]}
 
@@ -108,7 +108,7 @@ def test_the_control_in_force_survives_a_resume_while_the_file_is_broken(tmp_pat
     write_decisions(tmp_path, {0: {}, 4: {"pins": {"law": 0.25}, "supply_caps": {"code": 0.5}}})
     (tmp_path / "control.json").write_text("{")
     inputs = inputs_of(tmp_path)
-    inputs.go_on_after(5)
+    inputs.resume_after(5)
     assert inputs.at(8, **NOTHING).to_dict() == {"pins": {"law": 0.25}}
 
 
@@ -118,7 +118,7 @@ def test_a_record_whose_end_is_broken_is_read_up_to_there(tmp_path, end):
     with (tmp_path / "decisions.jsonl").open("a") as file:
         file.write(end)
     inputs = inputs_of(tmp_path)
-    inputs.go_on_after(0)
+    inputs.resume_after(0)
     assert inputs.at(4, **NOTHING).to_dict() == {"delta": 0.1}
     assert inputs.at(8, **NOTHING).to_dict() == {}
 
@@ -126,6 +126,6 @@ def test_a_record_whose_end_is_broken_is_read_up_to_there(tmp_path, end):
 def test_the_interval_of_a_decision_that_is_repeated_is_the_recorded_one_whatever_the_clock_says(tmp_path):
     write_decisions(tmp_path, {4: {"interval_stretch": 3}, 16: {"interval_stretch": 5}})
     inputs = inputs_of(tmp_path)
-    inputs.go_on_after(4)
+    inputs.resume_after(4)
     assert inputs.at(16, **NOTHING, interval_stretch=9).interval_stretch == 5
     assert inputs.at(36, **NOTHING, interval_stretch=9).interval_stretch == 9

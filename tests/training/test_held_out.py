@@ -42,7 +42,6 @@ def measure(engine, loader, *, num_domains):
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     monkeypatch.setattr(held_out, "measure_validation", measure)
-    monkeypatch.setattr(held_out, "broadcast_text", lambda text, world: text)
 
 
 def examples_of(**settings):
@@ -104,5 +103,5 @@ def test_a_target_that_changed_since_the_checkpoint_chooses_again(caplog):
 
 
 def test_all_ranks_keep_what_rank_zero_chose(monkeypatch):
-    monkeypatch.setattr(held_out, "broadcast_text", lambda text, world: "[7, 8, 9]")
+    monkeypatch.setattr(held_out, "from_rank_zero", lambda action, world: [7, 8, 9])
     assert examples_of(target_standard_error=0.04).measure(token_losses).num_examples().tolist() == [7, 8, 9]

@@ -55,7 +55,7 @@ def test_ctrl_c_saves_and_the_next_start_goes_on_without_a_gap(recipe):
     assert process.wait(timeout=60) == REQUEUE_EXIT_CODE
     log = (recipe.parent / "stopped.log").read_text()
     assert "Traceback" not in log
-    assert "all saved; start it again to go on" in log
+    assert "state saved; start it again to resume" in log
     (newest, *_) = complete_checkpoints(recipe.parent / "stopped")
     step = int(newest.name.removeprefix("step_"))
     assert 0 < step < NUM_STEPS

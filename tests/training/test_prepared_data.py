@@ -8,7 +8,7 @@ from tiny_run import tiny_config
 
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.distributed import World
-from versatune_ds.training.mixture_table import forecast_epochs, mixture_table
+from versatune_ds.training.mixture_start import forecast_epochs, mixture_table
 from versatune_ds.training.prepared_data import prepare_once_per_node, prepare_recipe
 
 

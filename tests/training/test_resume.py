@@ -22,16 +22,16 @@ def check(*, allow=DEFAULT, **now):
     ("now", "message"),
     [
         ({"data": {"law": "A", "code": "b"}},
-         r"^x: data of law changed .*; give it back, or allow it with 'resume\.allow=\[.*, data\]', or start over"),
+         r"^x: data of law changed .*; restore the earlier files, or allow .*'resume\.allow=\[.*, data\]', or start"),
         ({"validation": {"law": "c", "code": "D"}}, r"^x: validation of code changed since .*zero_stage, data\]'"),
-        ({"tokenizer": "u"}, r"^x: saved with tokenizer 't', now 'u'; give it back, or allow .*, tokenizer\]'"),
+        ({"tokenizer": "u"}, r"^x: saved with tokenizer 't', now 'u'; use the earlier .*, tokenizer\]'"),
         ({"weights": [0.4, 0.6]}, r"^x: saved with weights \[0\.5, 0\.5\], now \[0\.4, 0\.6\]; .*, mixture\]'"),
         ({"references": [1.0, 2.0]}, r"^x: saved with references None, now .*, mixture\]'"),
-        ({"rows_per_batch": 16}, r"^x: saved with rows_per_batch 8, now 16; give it back, or start over with --fresh$"),
+        ({"rows_per_batch": 16}, r"^x: saved with rows_per_batch 8, now 16; use the earlier value, or .*--fresh$"),
         ({"zero_stage": 3}, r"^x: saved under ZeRO stage 2, now 3: DeepSpeed converts between stages 1 and 2 only; "),
         ({"zero_stage": 0}, r"^x: saved under ZeRO stage 2, now 0: DeepSpeed converts"),
         ({"domains": ["law", "art"], "data": {"law": "a", "art": "b"}, "weights": [1.0, 0.0]},
-         r"^x: saved with domains law, code, now law, art: a run keeps its domains\. Give them back, or export it"),
+         r"^x: saved with domains law, code, now law, art: a run keeps its domains\. Use the earlier domains, or"),
     ],
 )  # fmt: skip
 def test_each_difference_is_refused_in_one_line_that_says_what_to_do(now, message):

@@ -112,9 +112,9 @@ def test_an_unknown_step_is_refused(versatune, run_dir, step, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.steps=3", "train.steps: a replay decides anew on the losses that the run measured"),
-        ("mixture.update_every=2", "mixture.update_every: a replay decides anew"),
-        ("mixture.signal=train", "mixture.signal: a replay decides anew"),
+        ("train.steps=3", "train.steps: a replay has only the losses that the run measured"),
+        ("mixture.update_every=2", "mixture.update_every: a replay has only"),
+        ("mixture.signal=train", "mixture.signal: a replay has only"),
         ("mixture.sigme=2", "mixture.sigme: unknown key; did you mean 'sigma'?"),
         ("mixture.policy=expansion", "mixture.target: policy 'expansion' needs it"),
     ],

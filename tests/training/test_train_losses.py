@@ -2,30 +2,29 @@
 
 import json
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from versatune_ds.distributed import World
 from versatune_ds.engine.engine import StepResult
-from versatune_ds.training import train_losses
+from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.training.train_losses import TrainLosses
 
 ALONE = World(rank=0, world_size=1, local_rank=0, launcher="test")
 
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch):
-    monkeypatch.setattr(train_losses, "sum_over_ranks", lambda values: values)
-
-
 def result_of(*losses, is_applied=True, num_tokens=(4, 0)):
     return StepResult(
-        loss_sum=torch.tensor(sum(losses)), loss_sum_K=torch.tensor(losses, dtype=torch.float64),
-        loss_sq_sum_K=torch.tensor([loss**2 for loss in losses], dtype=torch.float64),
-        num_loss_tokens_K=torch.tensor(num_tokens), num_loss_tokens_global=4, is_applied=is_applied,
-    )  # fmt: skip
+        loss_sum=torch.tensor(sum(losses)),
+        by_domain=DomainSums(
+            loss_sum_K=torch.tensor(losses, dtype=torch.float64),
+            loss_sq_sum_K=torch.tensor([loss**2 for loss in losses], dtype=torch.float64),
+            num_loss_tokens_K=torch.tensor(num_tokens),
+        ),
+        num_loss_tokens_global=4,
+        is_applied=is_applied,
+    )
 
 
 def test_applied_steps_are_summed_by_domain_and_taken_once():

@@ -63,16 +63,12 @@ def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> 
     )
 
 
-class MixtureLoader:
-    """Plan and collate the batches of a run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderSettings:
+    """What a `MixtureLoader` is built from besides shards: the global batch, and this rank's part of it.
 
-    When the data ends (`max_epochs_per_domain`), the last batch is not full (`plan.is_last`), and `take` of the next
-    step raises DataEndsError.
-
-    Args:
-        shards: Tokenised examples, one per domain in the order of `domain_set`.
-        domain_set: The run's domains.
-        seed: Seed of the order. What is drawn depends only on it and the weights.
+    Attributes:
+        seed: Seed of the order; with the weights it alone decides what is drawn.
         rows_per_batch: Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch.
         row_tokens: Tokens of a row (the context).
         rows_per_micro_batch: Rows one rank takes through the model at a time.
@@ -81,52 +77,70 @@ class MixtureLoader:
         weight_unit: What a weight is a share of: tokens, loss_tokens or examples.
         max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
         pad_token_id: Token of the padding.
-        prefetch: Steps planned ahead of the current one.
-
-    Raises:
-        ValueError: If rows do not divide, or shards and domains do not match.
+        prefetch: Steps planned ahead of the one that is taken.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Shards],
-        *,
-        domain_set: DomainSet,
-        seed: int,
-        rows_per_batch: int,
-        row_tokens: int,
-        rows_per_micro_batch: int,
-        rank: int,
-        world_size: int,
-        weight_unit: WeightUnit = "tokens",
-        max_epochs_per_domain: float | None = None,
-        pad_token_id: int = 0,
-        prefetch: int = 2,
-    ) -> None:
-        # Check that the batch divides into micro-batches.
-        rows_per_micro_step = world_size * rows_per_micro_batch
-        if rows_per_batch % rows_per_micro_step or not 0 <= rank < world_size:
+    seed: int
+    rows_per_batch: int
+    row_tokens: int
+    rows_per_micro_batch: int
+    rank: int = 0
+    world_size: int = 1
+    weight_unit: WeightUnit = "tokens"
+    max_epochs_per_domain: float | None = None
+    pad_token_id: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        """Check that every rank gets the same number of rows.
+
+        Raises:
+            ValueError: If rows do not divide, or the rank is not below the world size.
+        """
+        rows_per_micro_step = self.world_size * self.rows_per_micro_batch
+        if self.rows_per_batch % rows_per_micro_step or not 0 <= self.rank < self.world_size:
             raise ValueError(
-                f"rows_per_batch {rows_per_batch}, rank {rank}: expected a multiple of world_size {world_size} x "
-                f"rows_per_micro_batch {rows_per_micro_batch} = {rows_per_micro_step}, and a rank below {world_size}"
+                f"rows_per_batch {self.rows_per_batch}, rank {self.rank}: expected a multiple of world_size "
+                f"{self.world_size} x rows_per_micro_batch {self.rows_per_micro_batch} = {rows_per_micro_step}, and a "
+                "rank below the world size"
             )
-        # What is planned, and which rows of a batch are this rank's.
-        self.prefetch = prefetch
-        self.orders = orders_of(shards, seed=seed, domain_set=domain_set)
+
+    def first_rows(self) -> tuple[int, ...]:
+        """Return the row of the global batch at which each of this rank's micro-batches starts."""
+        rows_per_micro_step = self.world_size * self.rows_per_micro_batch
+        offset = self.rank * self.rows_per_micro_batch
+        return tuple(first + offset for first in range(0, self.rows_per_batch, rows_per_micro_step))
+
+
+class MixtureLoader:
+    """Plan and collate the batches of a run.
+
+    When the data ends (`max_epochs_per_domain`), the last batch is the one with room left (`plan.is_last`); `take` of
+    the step after it raises DataEndsError.
+
+    Args:
+        shards: Tokenised examples, one per domain in the order of `domain_set`.
+        domain_set: The run's domains.
+        settings: Batch, order, and this rank's part.
+
+    Raises:
+        ValueError: If shards and domains do not match.
+    """
+
+    def __init__(self, shards: Sequence[Shards], *, domain_set: DomainSet, settings: LoaderSettings) -> None:
+        self.prefetch = settings.prefetch
+        self.orders = orders_of(shards, seed=settings.seed, domain_set=domain_set)
         self.settings = PlanSettings(
-            rows_per_batch=rows_per_batch,
-            row_tokens=row_tokens,
-            weight_unit=weight_unit,
-            max_epochs_per_domain=max_epochs_per_domain,
+            rows_per_batch=settings.rows_per_batch,
+            row_tokens=settings.row_tokens,
+            weight_unit=settings.weight_unit,
+            max_epochs_per_domain=settings.max_epochs_per_domain,
         )
         self._shards = shards
-        self._first_rows = tuple(
-            first + rank * rows_per_micro_batch for first in range(0, rows_per_batch, rows_per_micro_step)
-        )
-        self._rows_per_micro_batch = rows_per_micro_batch
-        self._pad_token_id = pad_token_id
-        self._identity = identity_of(self.orders, seed=seed, weight_unit=weight_unit)
-        # The background thread, and the position in the data: of planning, and of the batches taken.
+        self._first_rows = settings.first_rows()
+        self._rows_per_micro_batch = settings.rows_per_micro_batch
+        self._pad_token_id = settings.pad_token_id
+        self._identity = identity_of(self.orders, seed=settings.seed, weight_unit=settings.weight_unit)
         self._thread = BackgroundThread(name="versatune-data")
         self._planned: dict[int, Future[tuple[StepPlan, tuple[Batch, ...]]]] = {}
         self._last_planned: int | None = None

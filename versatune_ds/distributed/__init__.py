@@ -1,7 +1,7 @@
-"""Know which process this is, and make the few collective calls the framework needs, on one process as on many.
+"""Which process this is, and the few collective calls the framework needs, on one process as on many.
 
-The one idea: the world is a value (`World`) found once from the environment and handed on. Control traffic (decisions,
-flags, sums of a few numbers) goes through gloo on the CPU, so that it never waits for a device.
+The world is a value (`World`), found once from the environment and passed on. Control traffic (decisions, flags, small
+sums) goes through gloo on the CPU, so that it never waits for a device.
 """
 
 from versatune_ds.distributed.collectives import (
@@ -9,10 +9,11 @@ from versatune_ds.distributed.collectives import (
     barrier,
     broadcast_text,
     check_same_on_all_ranks,
+    from_rank_zero,
     run_on_rank_zero,
     sum_over_ranks,
 )
-from versatune_ds.distributed.failures import Failure, FailureBoard
+from versatune_ds.distributed.failures import Failure, FailureBoard, RankZeroError
 from versatune_ds.distributed.rendezvous import free_port, join_world, leave_world
 from versatune_ds.distributed.slurm import num_tasks_on_this_node
 from versatune_ds.distributed.world import World, discover_world
@@ -20,6 +21,7 @@ from versatune_ds.distributed.world import World, discover_world
 __all__ = [
     "Failure",
     "FailureBoard",
+    "RankZeroError",
     "World",
     "any_rank",
     "barrier",
@@ -27,6 +29,7 @@ __all__ = [
     "check_same_on_all_ranks",
     "discover_world",
     "free_port",
+    "from_rank_zero",
     "join_world",
     "leave_world",
     "num_tasks_on_this_node",

@@ -1,8 +1,8 @@
-"""Tell all ranks that one has failed, so that they end at once, with its exit code and without errors of their own.
+"""Share the first failure among all ranks, so that they exit at once, with its exit code and without further errors.
 
 A rank that fails inside a step leaves the others in a collective that it never joins. They would wait, or report a
-closed connection, which buries the reason. So the first rank that fails writes it on a board (a store where the process
-group has its own, there before the group is); every other rank watches it, and ends quietly once it has seen a failure.
+closed connection, which hides the reason. So the first rank that fails posts its failure on a board: a store beside the
+process group's, available before the group is. Every other rank watches it, and exits quietly once it sees a failure.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from versatune_ds.distributed.world import World
 
 logger = logging.getLogger(__name__)
 
-FAILED_ON_RANK_ZERO = "rank 0 failed: "
-"""How the error begins that the others raise when rank 0 failed while they waited for it: rank 0 tells the reason."""
-
 _FIRST, _NUM_SEEN, _NUM_LEFT = "first_failure", "num_seen", "num_left"
 _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 15.0
-"""How long a rank that trains may take to notice by itself that another one is gone, and to close its records."""
+"""How long a rank that trains may take to notice by itself that another one is gone, and to close its files."""
 _GRACE_AT_START_SECONDS = 1.0
 _LINGER_SECONDS = 3.0
-"""How long a rank that ends waits until the others know why."""
+"""How long an exiting rank waits until the others have seen the reason."""
 _SAME_SECONDS = 1.0
-"""How long another rank waits whether rank 0 has found the same, which then reports it alone."""
+"""How long another rank waits for rank 0 to find the same mistake, which rank 0 then reports alone."""
+
+
+class RankZeroError(RuntimeError):
+    """Rank 0 failed while this rank waited for it; rank 0 reports the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +45,24 @@ class Failure:
     rank: int
     exit_code: int
     text: str
+    is_rank_zeros: bool = False
+    """Whether it only follows from rank 0's failure (`RankZeroError`)."""
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Failure:
-        """Read what the board holds."""
+        """Return the failure of an entry on the board."""
         return cls(**json.loads(text))
 
 
 class FailureBoard:
-    """Share the first failure among the ranks; in a world of one there is nobody to share it with.
+    """Board on which the ranks share the first failure; it does nothing in a world of one.
 
     Args:
         world: This process's place.
         has_state: Returns whether this process trains, and so has records to close before it ends.
 
     Raises:
-        ValueError: If nobody says where rank 0 is.
+        ValueError: If the address of rank 0 is not known.
     """
 
     def __init__(self, world: World, *, has_state: Callable[[], bool]) -> None:
@@ -75,15 +78,15 @@ class FailureBoard:
             self._store = _connect(is_host=is_host)
             threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
 
-    def tell(self, failure: Failure) -> Failure:
-        """Write this rank's failure on the board; return the first one, which may be another rank's.
+    def post(self, failure: Failure) -> Failure:
+        """Post this rank's failure; return the first one, which may be another rank's.
 
-        What only follows from rank 0's failure is not written unless rank 0 stays silent.
+        A failure that only follows from rank 0's waits for rank 0 to post first.
         """
-        self._ended.set()  # this process ends by itself now
+        self._ended.set()  # this process exits by itself now
         if self._store is None:
             return failure
-        if failure.text.startswith(FAILED_ON_RANK_ZERO):
+        if failure.is_rank_zeros:
             self._wait_until(lambda: self._store.check([_FIRST]), seconds=_LINGER_SECONDS)
         text = json.dumps(asdict(failure))
         with contextlib.suppress(RuntimeError):  # rank 0, which has the board, is gone
@@ -92,7 +95,7 @@ class FailureBoard:
         return self._seen or failure
 
     def is_mine_to_report(self, failure: Failure, first: Failure) -> bool:
-        """Return whether this rank reports a failure: the first one does, and of those that found the same, rank 0."""
+        """Return whether this rank reports its failure: the first rank does, and rank 0 where it found the same."""
         if failure.text != first.text:
             return failure.rank == first.rank
         if self._world.is_rank_zero:
@@ -104,14 +107,14 @@ class FailureBoard:
         return failure.rank == first.rank
 
     def linger(self) -> None:
-        """Wait a moment until all ranks know of the failure: the board goes with rank 0."""
+        """Wait briefly until all ranks have seen the failure: the board ends with rank 0."""
         self._count_as_seen()
         if self._store is not None:
             size = self._world.world_size
             self._wait_until(lambda: self._store.add(_NUM_SEEN, 0) >= size, seconds=_LINGER_SECONDS)
 
     def close(self) -> None:
-        """Stop watching; rank 0 waits until all have, since the board goes with it."""
+        """Stop watching; rank 0 waits until all have, since the board ends with it."""
         self._ended.set()
         if self._store is None:
             return
@@ -122,7 +125,7 @@ class FailureBoard:
             self._wait_until(lambda: self._store.add(_NUM_LEFT, 0) >= size, seconds=_LINGER_SECONDS)
 
     def _watch(self) -> None:
-        """Look at the board until a failure is there; end this process where it does not end by itself."""
+        """Poll the board for a failure, then end this process if it does not end by itself."""
         try:
             store = _connect(is_host=False)
             while not store.check([_FIRST]):
@@ -138,14 +141,14 @@ class FailureBoard:
         os._exit(self._seen.exit_code)
 
     def _count_as_seen(self) -> None:
-        """Let those that linger know that this rank knows."""
+        """Count this rank as one that has seen the failure."""
         if self._store is not None and not self._is_counted:
             self._is_counted = True
             with contextlib.suppress(RuntimeError):
                 self._store.add(_NUM_SEEN, 1)
 
     def _wait_until(self, condition: Callable[[], bool], *, seconds: float) -> None:
-        """Wait until a condition of the board holds, at most some seconds; not at all where the board is gone."""
+        """Wait until a condition of the board is true, at most some seconds; not at all where the board is gone."""
         end = time.monotonic() + seconds
         with contextlib.suppress(RuntimeError):
             while not condition() and time.monotonic() < end:
@@ -153,14 +156,14 @@ class FailureBoard:
 
 
 def _key(rank: int) -> str:
-    """Return where a rank's failure is written."""
+    """Return the key of a rank's failure."""
     return f"failure_of_rank_{rank}"
 
 
 def _connect(*, is_host: bool) -> dist.Store:
-    """Connect to the store where the ranks meet; the process group shares its server in the process that hosts it.
+    """Connect to the rendezvous store; the process group uses the same server.
 
-    torchrun's agent keeps its store when it starts the ranks again: each attempt has names of its own.
+    torchrun's agent keeps its store when it restarts the ranks, so each attempt has its own prefix.
     """
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],

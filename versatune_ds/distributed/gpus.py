@@ -1,7 +1,7 @@
-"""Refuse to train on the CPU where there is a GPU: a torch wheel without CUDA sees none and says nothing.
+"""Refuse to train on the CPU where there is a GPU: a torch wheel without CUDA silently sees none.
 
-Where no GPU exists and none was allocated, the CPU is right, whatever a launcher calls its processes
-(`deepspeed --num_gpus 2`). DS_ACCELERATOR=cpu says that the CPU is meant, and so does hiding the GPUs
+Where no GPU exists and none was allocated, the CPU is right, whatever a launcher's options are called
+(`deepspeed --num_gpus 2`). DS_ACCELERATOR=cpu chooses the CPU, and so does hiding the GPUs
 (CUDA_VISIBLE_DEVICES empty or -1).
 """
 
@@ -42,14 +42,14 @@ def check_torch_sees_gpus(environ: Mapping[str, str]) -> None:
 
 
 def check_torch_for(asked: str, environ: Mapping[str, str]) -> None:
-    """Check that GPUs which are asked for can be used by this torch, on this machine or another.
+    """Check that this torch could use the GPUs that a job requests, on this machine or another.
 
     Args:
-        asked: The key or option that asks for them, for the message.
+        asked: The key or option that requests them, for the message.
         environ: The environment's variables.
 
     Raises:
-        ValueError: If torch is built without CUDA, and DS_ACCELERATOR=cpu does not say that none is used.
+        ValueError: If torch is built without CUDA, unless DS_ACCELERATOR=cpu is set.
     """
     if not is_cpu_meant(environ) and not has_cuda():
         reason = why_torch_sees_none()
@@ -70,7 +70,7 @@ def asks_for_gpus(slurm: SlurmConfig, environ: Mapping[str, str]) -> str | None:
 
 
 def is_cpu_meant(environ: Mapping[str, str]) -> bool:
-    """Return whether the environment says that the CPU is used on purpose."""
+    """Return whether the environment chooses the CPU on purpose."""
     return environ.get("DS_ACCELERATOR") == "cpu"
 
 
@@ -80,7 +80,7 @@ def has_cuda() -> bool:
 
 
 def gpus_here(environ: Mapping[str, str]) -> str | None:
-    """Return how one knows that this process has GPUs; None where it has none, or they are hidden from it."""
+    """Return the evidence that this process has GPUs; None where it has none, or they are hidden from it."""
     if environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles"):
         return None
     if environ.get("DS_ACCELERATOR") == "cuda":
@@ -94,7 +94,7 @@ def gpus_here(environ: Mapping[str, str]) -> str | None:
 
 
 def why_torch_sees_none() -> str:
-    """Return why torch sees no GPU: how it is built, or what CUDA says."""
+    """Return why torch sees no GPU: how it is built, or CUDA's error."""
     if not has_cuda():
         return f"this torch ({torch.__version__}) is built without CUDA"
     try:

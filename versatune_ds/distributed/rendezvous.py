@@ -1,6 +1,6 @@
-"""Meet the other processes: agree on an address and a port, make the process group, leave it.
+"""Join and leave the process group: find rank 0's address and port, then initialise torch.distributed.
 
-The one idea: every rank comes to the same address by itself or hears it from rank 0; no rank decides for others.
+Every rank derives the same address by itself, or receives it from rank 0 through MPI.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def join_world(world: World, *, device: torch.device) -> None:
     """Make the process group: nccl for the device's tensors if it is a GPU, gloo for the CPU's in any case.
 
     Raises:
-        ValueError: If nobody says where rank 0 is, or MPI sees another world than its launcher announced.
+        ValueError: If the address of rank 0 is not known, or MPI sees another world than its launcher set.
     """
     _provide_rendezvous(world)
     export_place(world, device=device)
@@ -32,9 +32,9 @@ def join_world(world: World, *, device: torch.device) -> None:
 
 
 def export_place(world: World, *, device: torch.device) -> None:
-    """Tell DeepSpeed, through the environment, this process's rank and the device chosen for it.
+    """Export this process's rank and chosen device for DeepSpeed, through the environment.
 
-    deepspeed 0.19.8 takes LOCAL_RANK for the index of the GPU. It differs from the local rank where each process sees
+    deepspeed 0.19.8 uses LOCAL_RANK as the index of the GPU. It differs from the local rank where each process sees
     one GPU only (srun --gpus-per-task=1), and DeepSpeed would then ask for a GPU that is not there. It also asserts
     that Open MPI's variable says the same.
     """
@@ -45,7 +45,7 @@ def export_place(world: World, *, device: torch.device) -> None:
 
 
 def _provide_rendezvous(world: World) -> None:
-    """Set MASTER_ADDR and MASTER_PORT where the launcher has not; every rank must come to the same values."""
+    """Set MASTER_ADDR and MASTER_PORT where the launcher has not; every rank must find the same values."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return
     if world.world_size == 1:
@@ -70,7 +70,7 @@ def free_port() -> int:
 
 
 def _agree_through_mpi(world: World) -> tuple[str, str]:
-    """Let MPI's rank 0 choose host and port and tell the others. Needs the extra `mpi`.
+    """Let MPI's rank 0 choose host and port and broadcast them. Needs the extra `mpi`.
 
     Communication: a split of MPI's world by shared memory, then one broadcast.
 
@@ -88,7 +88,7 @@ def _agree_through_mpi(world: World) -> tuple[str, str]:
     is_one_machine = comm.Split_type(mpi.COMM_TYPE_SHARED).size == comm.size
     place = None
     if comm.rank == 0:
-        # A host's own name need not resolve, as in bare containers: it is asked for only where others must find it.
+        # A host's own name may not resolve, as in bare containers: it is used only where other machines must find it.
         place = ("127.0.0.1" if is_one_machine else socket.gethostname(), str(free_port()))
     return comm.bcast(place, root=0)
 

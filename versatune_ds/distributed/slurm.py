@@ -1,7 +1,7 @@
-"""Read what Slurm tells a task: whether it is one, how many share its node, and where rank 0 is.
+"""Read Slurm's variables: whether this process is a task, how many share its node, and where rank 0 is.
 
-The one idea: every task of a step sees the same node list and the same ids, so all of them come to the same address
-and port without a word between them. Nothing but the environment is read.
+Every task of a step sees the same node list and the same ids, so all of them derive the same address and port without
+communication. Only the environment is read.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 
 _FIRST_RESERVED_STEP = 0xFFFFFFF0
-"""Step ids from here on are no steps of tasks: batch script, extern, interactive shell, pending."""
+"""Step ids from here on are not steps of tasks: batch script, extern, interactive shell, pending."""
 
 _FIRST_PORT, _NUM_PORTS = 16384, 16384
-"""Ports below 32768, where Linux begins to give ports away for outgoing connections."""
+"""Ports below 32768, where Linux starts to assign ports to outgoing connections."""
 
 
 def is_slurm_task(environ: Mapping[str, str]) -> bool:
@@ -23,7 +23,7 @@ def is_slurm_task(environ: Mapping[str, str]) -> bool:
 
 
 def num_tasks_on_this_node(environ: Mapping[str, str]) -> int | None:
-    """Return how many tasks of the step share this node; None outside a task or where Slurm does not say."""
+    """Return how many tasks of the step share this node; None outside a task or without Slurm's counts."""
     counts, node = environ.get("SLURM_STEP_TASKS_PER_NODE"), environ.get("SLURM_NODEID", "")
     if not is_slurm_task(environ) or not counts or not node.isdigit():
         return None
@@ -58,7 +58,7 @@ def slurm_rendezvous(environ: Mapping[str, str]) -> tuple[str, str]:
     one node meets on the loopback address, since a node's name need not resolve there.
 
     Raises:
-        ValueError: If Slurm's variables do not say where the step runs.
+        ValueError: If Slurm's variables lack the step's nodes.
     """
     node_list = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
     job_id = environ.get("SLURM_JOB_ID", "")

@@ -1,7 +1,7 @@
-"""Find this process's place in the world from what its launcher left in the environment.
+"""Find this process's rank and world size from its launcher's environment variables.
 
-The one idea: launchers nest (torchrun under srun, mpirun in a batch job), so several may have left a place. The
-innermost is believed, and one that contradicts those around it is an error: a wrong place is two runs in one folder.
+Launchers nest (torchrun under srun, mpirun in a batch job), so several may have set variables. The innermost is used,
+and one that contradicts those around it is an error: a wrong rank means two runs in one folder.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LAUNCHERS: dict[str, tuple[str, str, str]] = {
 """Launcher -> names of the variables for (rank, world size, local rank), the innermost first."""
 
 _NUM_LAUNCHERS = ("GROUP_WORLD_SIZE", "CROSS_SIZE")
-"""How many of them form one world: torchrun's variable, the deepspeed launcher's."""
+"""Number of launchers that form one world: torchrun's variable, the deepspeed launcher's."""
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Say which process this is and how the others are found."""
+    """Which process this is, of how many, and which launcher started it."""
 
     rank: int = 0
     world_size: int = 1
@@ -42,7 +42,7 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Hold what one launcher says; the local rank is None where it does not say."""
+    """Variables of one launcher; the local rank is None where it sets none."""
 
     launcher: str
     rank: int
@@ -58,7 +58,7 @@ class _Place:
 
 
 def discover_world(environ: Mapping[str, str]) -> World:
-    """Find this process's place from what its launchers left in the environment.
+    """Return this process's place from its launchers' environment variables.
 
     A batch script under Slurm runs outside any step and sees SLURM_NTASKS without being a task: Slurm's variables
     count only inside a step of tasks.
@@ -67,7 +67,7 @@ def discover_world(environ: Mapping[str, str]) -> World:
         environ: The environment's variables, usually `os.environ`.
 
     Raises:
-        ValueError: If a launcher's variables are incomplete, no place in a world, or contradict another launcher's.
+        ValueError: If a launcher's variables are incomplete, impossible, or contradict another launcher's.
     """
     places = [
         _read_place(environ, launcher=launcher)
@@ -101,19 +101,21 @@ def _read_number(environ: Mapping[str, str], name: str, *, launcher: str) -> int
     """Return a variable's number."""
     text = environ.get(name)
     if text is None or not text.isdigit():
-        raise ValueError(f"{name}={text!r}: expected a number, as {launcher} sets it; is the launcher's setup whole?")
+        raise ValueError(
+            f"{name}={text!r}: expected a number, as {launcher} sets it; is the launcher's setup complete?"
+        )
     return int(text)
 
 
 def _check_nesting(inner: _Place, outer: _Place, environ: Mapping[str, str]) -> None:
     """Check that a place fits into that of the launcher around it.
 
-    Either both say the same, or each process of the outer launcher is a launcher of its own: `srun torchrun`, one
+    Either both agree, or each process of the outer launcher is a launcher of its own: `srun torchrun`, one
     torchrun a node, or mpirun, which starts a daemon on each node through srun. Then there are at least as many inner
-    launchers as outer processes. Fewer means that each of those believes itself a world of its own.
+    launchers as outer processes. Fewer means that each of those would be a world of its own.
 
     Raises:
-        ValueError: Naming both launchers' variables.
+        ValueError: If they contradict each other; the message has both launchers' variables.
     """
     if inner.is_same_as(outer):
         return
@@ -130,7 +132,7 @@ def _check_nesting(inner: _Place, outer: _Place, environ: Mapping[str, str]) -> 
 
 
 def _local_rank_unsaid(place: _Place, environ: Mapping[str, str]) -> int:
-    """Return the local rank where no launcher says it, which is sure on one machine only.
+    """Return the local rank where no launcher sets it, which is certain on one machine only.
 
     Raises:
         ValueError: If the world may span machines.

@@ -28,6 +28,7 @@ from versatune_ds.engine.deepspeed_quirks import (
     skip_shared_memory_op,
 )
 from versatune_ds.engine.optimizer import build_optimizer, learning_rate_at
+from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.model.build import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models
 
@@ -38,9 +39,8 @@ class StepResult:
 
     loss_sum: torch.Tensor
     """This rank's sum of token losses, float64 scalar."""
-    loss_sum_K: torch.Tensor
-    loss_sq_sum_K: torch.Tensor
-    num_loss_tokens_K: torch.Tensor
+    by_domain: DomainSums
+    """This rank's sums by domain."""
     num_loss_tokens_global: int
     is_applied: bool
     """Whether the weights were updated: not if the gradient was not finite; the same on every rank."""
@@ -113,9 +113,7 @@ class Engine:
         for batch in micro_batches:
             inputs = model_inputs(batch, device=self.device, marks_tokens=has_router_loss)
             losses = self.deepspeed_engine(**inputs, grad_scale=scale * self._loss_scale() / len(micro_batches))
-            sums.append(
-                (losses.loss_sum.detach().double(), losses.loss_sum_K, losses.loss_sq_sum_K, losses.num_loss_tokens_K)
-            )
+            sums.append((losses.loss_sum.detach().double(), *losses.by_domain))
             is_last = len(sums) == len(micro_batches)
             if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
                 scale = math.nan  # DeepSpeed skips a step whose gradient is NaN
@@ -124,13 +122,10 @@ class Engine:
             is_finite = not is_last or drop_nonfinite_gradients(self.deepspeed_engine)
             self.deepspeed_engine.step()
         # Sums over the micro-batches.
-        totals = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
-        loss_sum, loss_sum_K, loss_sq_sum_K, num_loss_tokens_K = totals
+        loss_sum, *by_domain = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         return StepResult(
             loss_sum=loss_sum,
-            loss_sum_K=loss_sum_K,
-            loss_sq_sum_K=loss_sq_sum_K,
-            num_loss_tokens_K=num_loss_tokens_K,
+            by_domain=DomainSums(*by_domain),
             num_loss_tokens_global=num_loss_tokens_global,
             is_applied=is_finite and self.deepspeed_engine.was_step_applied(),
         )

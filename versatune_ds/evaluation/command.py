@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.data.sources.find_files import MissingDataError
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.choices import read_choices
 from versatune_ds.evaluation.harness import (
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 __all__ = ["EVALUATION_FILE", "EvaluateOptions", "evaluate", "shown"]
 
 _NUM_EXACT_SYNTHETIC = 100
+
+_IF_MOVED = "if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +100,9 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
         try:
             result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
-        except ValueError as error:
-            raise ValueError(_with_way_out(str(error), is_own_recipe=options.recipe is None)) from error
+        except MissingDataError as error:
+            is_own_recipe = options.recipe is None  # the run's, written before its data may have moved
+            raise ValueError(f"{error}; {_IF_MOVED}" if is_own_recipe else str(error)) from error
     result["asked"] = _asked(options, request)
     if options.output is not None or is_run(model):
         name = result_name(split=request.split, default_split=default_split, step=options.step)
@@ -106,15 +110,6 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     else:
         logger.info("%s is not a run's folder, so no file was written; --output FILE writes the result", model)
     return result
-
-
-def _with_way_out(message: str, *, is_own_recipe: bool) -> str:
-    """Add what to do to a message about missing data if the recipe is the run's: the data may have been moved."""
-    is_folder_missing = message.startswith(("data.folder: ", "data.domains.")) and "no folder" in message
-    is_file_missing = message.startswith("data.domains.") and "no such file or folder" in message
-    if not is_own_recipe or not (is_folder_missing or is_file_missing):
-        return message
-    return f"{message}; if the run or its data were moved, give their place: data.folder=FOLDER, or --recipe FILE"
 
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:

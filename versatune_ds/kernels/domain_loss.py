@@ -36,6 +36,19 @@ class DomainLoss(NamedTuple):
     token_losses_N: torch.Tensor | None
     """float32 [N] negative log likelihood, 0 where ignored, without gradient; None unless `per_token`."""
 
+    @property
+    def by_domain(self) -> DomainSums:
+        """Return the three sums by domain as one value."""
+        return DomainSums(self.loss_sum_K, self.loss_sq_sum_K, self.num_loss_tokens_K)
+
+
+class DomainSums(NamedTuple):
+    """Sums by domain of one or more micro-batches, on the device, as `DomainLoss` documents them."""
+
+    loss_sum_K: torch.Tensor
+    loss_sq_sum_K: torch.Tensor
+    num_loss_tokens_K: torch.Tensor
+
 
 def pack_result(
     loss: torch.Tensor, bins_K5: torch.Tensor, token_losses_N: torch.Tensor, *, per_token: bool

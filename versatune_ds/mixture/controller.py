@@ -1,8 +1,7 @@
-"""Decide the mixture on rank 0: measurement in, decision out.
+"""The controller, which decides the mixture on rank 0: measurement in, decision out.
 
-The one idea: the controller is bookkeeping around pure functions. It remembers losses, asks the policy, applies the
-safeguards and writes down everything a decision depended on; `decide_measured` is the same code path for training,
-simulation and replay.
+It is bookkeeping around pure functions: it stores losses, calls the policy, applies the safeguards and records
+everything a decision depends on. Training, simulation and replay all go through `decide_measured`.
 
 Source: docs/method.md sections 8 and 10.
 
@@ -25,6 +24,7 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
 from versatune_ds.mixture.missing_losses import kept_signals
 from versatune_ds.mixture.policies import Policy, Signals
+from versatune_ds.mixture.policies.acted import ALARM, Acted
 from versatune_ds.mixture.policies.signals import from_list, to_list
 from versatune_ds.mixture.reason import BASELINE_REASON, reason_to_skip
 from versatune_ds.mixture.reference import References
@@ -42,7 +42,7 @@ _NO_INPUTS = Inputs()
 
 
 class Controller:
-    """Hold what later decisions depend on: weights, losses so far, references fixed at the start."""
+    """Decide, and store what later decisions depend on: weights, losses so far, references fixed at the start."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Controller:
             settings: The recipe's mixture section.
             weights_K: Starting weights [K], as `starting_weights` returns them.
             references: As `load_references` returns them; None for policies that need none.
-            policy: The rule; by default the one that `settings.policy` names.
+            policy: The rule; by default that of `settings.policy`.
 
         Raises:
             ValueError: If the policy needs references and there are none, or a setting names an unknown domain.
@@ -93,17 +93,17 @@ class Controller:
 
     @property
     def weights_K(self) -> np.ndarray:
-        """Return the weights decided last, float64 [K]; they hold from that decision's effective step."""
+        """Return the weights decided last, float64 [K]; they apply from that decision's effective step."""
         return self._weights_K.copy()
 
     def decide(self, losses: ExampleLosses, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS) -> Decision:
-        """Return the decision on validation losses, and remember it.
+        """Return the decision on validation losses, and store it.
 
         Args:
-            losses: Losses of the same examples as ever, summed over all ranks.
+            losses: Losses of the same examples every time, summed over all ranks.
             step: Optimizer steps done. The first call at step 0 is the baseline: only policies that
                 decide before training move then.
-            effective_step: Step from which new weights can hold.
+            effective_step: Step from which new weights can apply.
             inputs: Live control and supply caps.
 
         Raises:
@@ -120,7 +120,7 @@ class Controller:
     def decide_from_statistics(
         self, statistics: DomainStatistics, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS
     ) -> Decision:
-        """Return the decision on training losses by domain (free, but biased by what was drawn), and remember it."""
+        """Return the decision on training losses by domain (free, but biased by what was drawn), and store it."""
         is_first = self._history.signals.update < 0
         previous_stderr_K = None if is_first else self._history.signals.loss_stderr_K
         measurement = measurement_of_statistics(statistics, previous_stderr_K=previous_stderr_K)
@@ -135,12 +135,12 @@ class Controller:
         inputs: Inputs = _NO_INPUTS,
         is_baseline: bool | None = None,
     ) -> Decision:
-        """Return the decision on a measurement, and remember it; the one path of training, simulation and replay.
+        """Return the decision on a measurement, and store it; training, simulation and replay all call this.
 
         Args:
             measurement: Means by domain and their errors.
             step: Optimizer steps done.
-            effective_step: Step from which new weights can hold.
+            effective_step: Step from which new weights can apply.
             inputs: Live control and supply caps.
             is_baseline: Whether this is the measurement before training; by default the first one at step 0 is.
         """
@@ -162,12 +162,12 @@ class Controller:
         )
 
     def _kept(self, reason: str, *, step: int) -> Move:
-        """Return the move of a skipped update: none. Losses and elapsed steps are not taken over."""
+        """Return a skipped update, which changes no weight; its losses and elapsed steps are not recorded."""
         logger.warning("step %d: %s", step, reason)
-        return Move(weights_K=self._weights_K, acted=("skipped",), reason=reason)
+        return Move(weights_K=self._weights_K, acted=(Acted("skipped", (), "skipped"),), reason=reason)
 
     def _moved(self, measurement: Measurement, *, occasion: Occasion) -> Move:
-        """Take over a measurement and return what it moves."""
+        """Record a measurement and return its update."""
         history = self._started(measurement)
         signals = self._signals(measurement, history=history, update=occasion.update, z=self._safeguard_settings.z)
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
@@ -185,9 +185,9 @@ class Controller:
                 domain_set=self._domain_set,
             )
             move = replace(move, acted=(*kept, *move.acted))
-        for text in move.acted:
-            if text.startswith("alarm"):
-                logger.warning("step %d: %s", occasion.step, text)
+        for acted in move.acted:
+            if acted.kind == ALARM:
+                logger.warning("step %d: %s", occasion.step, acted.text)
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
 
@@ -201,7 +201,7 @@ class Controller:
         return interval_steps if self._policy.decides_before_training and interval_steps is not None else 0
 
     def _elapsed_steps(self, occasion: Occasion) -> int:
-        """Return over how many steps an update acts."""
+        """Return the number of steps that an update covers."""
         if occasion.update == 0:
             return self._steps_before_training
         return occasion.step - self._last_moved_step
@@ -243,7 +243,7 @@ class Controller:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; the saved starting weights replace this controller's.
+        """Load a saved state; the saved starting weights replace this controller's.
 
         Raises:
             RuntimeError: If the version or the domains differ.

@@ -1,7 +1,7 @@
-"""Hold one decision of the controller: what it saw, what it did, why, and a digest that proves it.
+"""One decision of the controller: what it saw, what it did, why, and a digest to verify it.
 
-The one idea: a decision is a JSON object that carries everything it depends on besides the recipe, so it can be
-broadcast, stored, questioned and decided again. Numbers survive the round trip exactly (shortest repr of float64).
+A decision is a JSON object with everything it depends on besides the recipe, so it can be broadcast, stored, explained
+and replayed. Numbers survive the round trip exactly (shortest repr of float64).
 
 Source: docs/method.md section 10.
 """
@@ -29,19 +29,19 @@ def above_reference(loss: Number, reference: Number) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Hold one decision.
+    """One decision, as `decisions.jsonl` stores it.
 
     Attributes:
-        update: Number of the update; 0 is the measurement before training, which moves weights under `steer` alone.
+        update: Number of the update; 0 is the measurement before training, where few policies move weights.
         decided_at_step: Optimizer step after which the losses were measured.
-        effective_step: Optimizer step from which `weights_after` hold.
+        effective_step: Optimizer step from which `weights_after` apply.
         losses: Domain to {mean, stderr, num_loss_tokens}; null where unknown or not a number.
         signals: Domain to {learnable_potential, forgetting_degree, ...}.
         weights_before: Domain to weight.
         weights_after: Domain to weight.
         acted: Every safeguard that acted, with numbers, in order.
         reason: One sentence.
-        inputs: What else entered: live control and supply caps; empty when nothing did.
+        inputs: Other inputs than losses: live control and supply caps; empty without any.
         digest: sha256 over the canonical JSON of all of the above.
     """
 
@@ -59,7 +59,7 @@ class Decision:
 
     @property
     def is_update(self) -> bool:
-        """Whether it may move weights: all do but a measurement before training that left them as they were."""
+        """Whether it is an update: any decision but a measurement before training that left the weights unchanged."""
         return self.update > 0 or self.weights_after != self.weights_before
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Decision:
 
     @classmethod
     def from_json(cls, line: str) -> Decision:
-        """Return the decision of a line made by `to_json`; raise RuntimeError where it is none."""
+        """Return the decision of a line made by `to_json`; raise RuntimeError for any other line."""
         try:
             values = json.loads(line)
         except json.JSONDecodeError as error:
@@ -113,7 +113,7 @@ class Decision:
             raise RuntimeError(
                 f"decision of update {self.update} (step {self.decided_at_step}): digest {self.digest[:12]} does not "
                 f"match its content ({computed[:12]}); the record was changed or ranks disagree; resume from the last "
-                "whole checkpoint"
+                "complete checkpoint"
             )
 
     def weights_K(self, domain_set: DomainSet) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Say decisions and simulations as text: words first, then the numbers they rest on.
+"""Describe decisions and simulations as text: a sentence first, then the numbers behind it.
 
-The one idea: everything shown is read from the decisions themselves.
+Everything shown is read from the decisions themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def decision_at(decisions: Sequence[Decision], step: int) -> Decision:
 
 
 def explain(decision: Decision) -> str:
-    """Return one decision in words and numbers."""
+    """Return the text of one decision: when, why, a table by domain, safeguards, inputs, digest."""
     header = (
         "domain", "loss", "+-", "reference", "above", "potential", "forgot", "vs best", "vs start", "weight", "change",
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Read the small JSON files that hold one number a domain: prior.json and reference.json.
 
-The one idea: a file written by hand with the required key alone is as good as one with its
-origin; that nothing is known about its origin is said once.
+A file written by hand needs the required key alone. That nothing is known about its origin is logged.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from versatune_ds.domains import DomainSet, by_domain_name
 logger = logging.getLogger(__name__)
 
 _WRITTEN_BY = {"mixture.prior": "versatune detect", "mixture.reference": "versatune reference"}
-"""Command that writes the file which a config key names."""
+"""Config key of a file -> the command that writes it."""
 
-
-_REMAKE = {key: f"mend it, or write it again with {command}" for key, command in _WRITTEN_BY.items()}
+_REMAKE = {key: f"correct it, or write it again with {command}" for key, command in _WRITTEN_BY.items()}
 
 
 def no_such_file(path: Path, *, what: str) -> str:
-    """Return what to say of a file that config key `what` names and that is not there."""
+    """Return the message for a file of config key `what` that is not there."""
     if path.is_dir():
         return f"{what}: {path}: a folder; expected the JSON file that {_WRITTEN_BY[what]} writes"
     return f"{what}: {path}: no such file; run {_WRITTEN_BY[what]} with this recipe, which writes it there"
@@ -36,12 +34,12 @@ def no_such_file(path: Path, *, what: str) -> str:
 def read_domain_values(
     path: Path, *, key: str, what: str, domain_set: DomainSet, allows_null: bool = False
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a file's number for every domain, and everything else it says.
+    """Return a file's number for every domain, and its other entries.
 
     Args:
-        path: JSON file holding a mapping with `key`.
-        key: Name of the required mapping from domain to number.
-        what: Config key that named the file; it opens every message.
+        path: JSON file with a mapping that has `key`.
+        key: The required entry, a mapping from domain to number.
+        what: Config key of the file; it opens every message.
         domain_set: Domains of the run.
         allows_null: Whether a domain's value may be null, which becomes NaN.
 
@@ -68,7 +66,7 @@ def read_domain_values(
 
 
 def _is_finite_number(value: Any) -> bool:
-    """Return whether a value of a JSON file is a number that a float holds."""
+    """Return whether a value of a JSON file is a number that fits a float."""
     try:
         return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
     except OverflowError:
@@ -76,7 +74,7 @@ def _is_finite_number(value: Any) -> bool:
 
 
 def _check_provenance(content: dict[str, Any], *, path: Path, what: str) -> None:
-    """Check what a file says of its origin, as far as it is read; raise ValueError naming the key that is broken."""
+    """Check the entries on a file's origin that are read; raise ValueError with the key of a wrong one."""
     for key, is_value, expected in (
         ("digests", _is_text, "name: digest"),
         ("train_losses", _is_finite_number, "domain: number"),
@@ -95,7 +93,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
-    """Return a JSON file's mapping, raising ValueError with key, file and line where it is none."""
+    """Return a JSON file's mapping; raise ValueError with key, file and line where it has none."""
     if not path.is_file():
         raise ValueError(no_such_file(path, what=what))
     text = ""
@@ -117,7 +115,7 @@ def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
 
 
 class _TwiceError(Exception):
-    """Say that a mapping has a key twice, of which Python would keep the last."""
+    """A mapping has a key twice, of which Python would keep the last."""
 
 
 def _mapping_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Hold what may enter a decision besides losses: live control, what is left of the data, what measuring takes.
+"""Inputs of a decision besides losses: live control, remaining data, the cost of measuring.
 
-The one idea: whatever can change a decision is written into it, so that resume and replay stay exact.
+Whatever can change a decision is recorded in it, so that resume and replay stay exact.
 
 Shape legend: **K** domains.
 """
@@ -31,7 +31,7 @@ CONTROL_KEYS = ("pins", "caps", "freeze", *_NUMBERS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Hold the inputs of one decision; empty by default.
+    """Inputs of one decision; empty by default.
 
     Attributes:
         pins: Domain to the weight it must have.
@@ -74,7 +74,7 @@ class Inputs:
         return cls(**{key: tuple(value) if key == "freeze" else value for key, value in values.items()})
 
     def control(self) -> Inputs:
-        """Return what a person set of these inputs."""
+        """Return the part of these inputs that a person set."""
         return replace(self, supply_caps={}, interval_stretch=1, signal=None)
 
     def rates(self) -> dict[str, float]:
@@ -86,7 +86,7 @@ class Inputs:
         return tuple(key for key in self.rates() if key not in policy.live_rates)
 
     def with_supply_caps(self, caps_K: np.ndarray | None, *, domain_set: DomainSet) -> Inputs:
-        """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above say nothing."""
+        """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above are left out."""
         if caps_K is None:
             return self
         caps = {name: cap for name, cap in domain_set.to_dict(caps_K).items() if cap < 1.0}
@@ -109,7 +109,7 @@ def read_control(path: Path, *, domain_set: DomainSet) -> Inputs:
     The file is JSON: {"pins": {"law": 0.2}, "caps": {"code": 0.4}, "freeze": ["general"], "delta": 0.02}.
 
     Raises:
-        ValueError: If it is not JSON, or a key, a domain or a number is wrong; the run should go on without it.
+        ValueError: If it is not JSON, or a key, a domain or a number is wrong; the run should continue without it.
     """
     if not path.is_file():
         return Inputs()
@@ -121,11 +121,11 @@ def read_control(path: Path, *, domain_set: DomainSet) -> Inputs:
 
 
 def read_control_or_keep(path: Path, *, kept: Inputs, domain_set: DomainSet) -> Inputs:
-    """Return the live control of a run, or what was in force where the file is wrong; a warning says so."""
+    """Return the live control of a run, or the one in force, with a warning, where the file is wrong."""
     try:
         return read_control(path, domain_set=domain_set)
     except ValueError as error:
-        logger.warning("%s; the last control stays in force until the file is mended or removed", error)
+        logger.warning("%s; the last control stays in force until the file is corrected or removed", error)
         return kept.control()
 
 

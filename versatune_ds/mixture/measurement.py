@@ -1,7 +1,7 @@
-"""Turn losses into what the controller sees: means, their errors, and the errors of their changes.
+"""The measurement that a decision is made on: mean losses, their errors, and the errors of their changes.
 
-The one idea: a decision depends on losses only through a `Measurement`, a few numbers a domain. It is written into
-the decision, so a recorded run can be decided again exactly without the losses of single examples.
+A decision depends on losses only through a `Measurement`, a few numbers a domain. It is recorded in the decision, so a
+run can be replayed exactly without the losses of single examples.
 
 Shape legend: **K** domains.
 """
@@ -20,7 +20,7 @@ from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measurement:
-    """Hold one measurement of all domains; every error may be NaN (unknown).
+    """One measurement of all domains; every error may be NaN (unknown).
 
     Attributes:
         loss_K: float64 mean loss, nats per loss token; NaN where a domain was absent or its loss is not a number.
@@ -63,7 +63,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Remembered:
-    """Keep the earlier losses of the same examples, so that changes have paired errors.
+    """Earlier losses of the same examples, so that changes have paired errors.
 
     Attributes:
         previous: The last accepted measurement, None before the first.
@@ -87,7 +87,7 @@ class Remembered:
         )
 
     def after(self, losses: ExampleLosses) -> Remembered:
-        """Return what is remembered once these losses are accepted."""
+        """Return what to remember once these losses are accepted."""
         if self.best is None or not losses.is_same_examples(self.best):
             return Remembered(previous=losses, best=losses, start=losses)
         is_best_E = (losses.mean() < self.best.mean())[losses.domain_ids_E]
@@ -114,7 +114,7 @@ class Remembered:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Remembered:
-        """Return what `state_dict` described."""
+        """Return the value of a `state_dict`."""
         if not state:
             return cls()
         ids_E, tokens_E = (_from_text(state[key], "<i8") for key in ("domain_ids_E", "num_loss_tokens_E"))

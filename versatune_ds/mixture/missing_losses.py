@@ -1,7 +1,7 @@
-"""Name what was done about losses that are missing or uncertain, where it changed a decision.
+"""Record how missing or uncertain losses changed a decision.
 
-The one idea: the signals are computed a second time without the confidence bound; where policy or budget would then
-have acted otherwise, the bound has acted, and the decision says so.
+The signals are computed a second time without the confidence bound. Where the policy or the budget would then have
+acted otherwise, the bound acted, and the decision records it.
 
 Source: docs/method.md section 8.
 
@@ -15,23 +15,26 @@ import numpy as np
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies import Signals
+from versatune_ds.mixture.policies.acted import Acted
 from versatune_ds.mixture.safeguards import rise_beyond_earlier
 
 
-def kept_signals(measurement: Measurement, *, previous: Signals, domain_set: DomainSet) -> tuple[str, ...]:
-    """Return one text that names the domains absent from a measurement, which keep their previous signals, or none.
+def kept_signals(measurement: Measurement, *, previous: Signals, domain_set: DomainSet) -> tuple[Acted, ...]:
+    """Return that some domains are absent from a measurement and keep their previous signals, or nothing.
 
-    A domain that was never measured has none to keep and is not named.
+    A domain that was never measured has no signals to keep and is not listed.
     """
     is_kept_K = ~measurement.is_present() & ~np.isnan(previous.loss_K)
-    named = [domain_set.names[i] for i in np.flatnonzero(is_kept_K)]
-    return (f"previous signals kept: {', '.join(named)}",) if named else ()
+    names = tuple(domain_set.names[i] for i in np.flatnonzero(is_kept_K))
+    if not names:
+        return ()
+    return (Acted("previous signals kept", names, f"previous signals kept: {', '.join(names)}"),)
 
 
 def eased_budget(
     signals: Signals, *, unbounded: Signals, budget: float | None, domain_set: DomainSet
-) -> tuple[str, ...]:
-    """Return one text that names the domains for which the bound at z standard errors eased the forgetting budget.
+) -> tuple[Acted, ...]:
+    """Return that the bound at z standard errors eased the forgetting budget of some domains, or nothing.
 
     Args:
         signals: Signals whose rises are lower bounds.
@@ -42,5 +45,7 @@ def eased_budget(
     if budget is None:
         return ()
     rise_K, measured_K = rise_beyond_earlier(signals), rise_beyond_earlier(unbounded)
-    eased = [domain_set.names[i] for i in np.flatnonzero((measured_K > budget) & (rise_K < measured_K))]
-    return (f"confidence bound: less of the budget is used by {', '.join(eased)}",) if eased else ()
+    eased = tuple(domain_set.names[i] for i in np.flatnonzero((measured_K > budget) & (rise_K < measured_K)))
+    if not eased:
+        return ()
+    return (Acted("confidence bound", eased, f"confidence bound: less of the budget is used by {', '.join(eased)}"),)

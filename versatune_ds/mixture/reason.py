@@ -1,6 +1,6 @@
-"""Say in one sentence why the weights moved.
+"""Describe in one sentence why the weights moved, from the numbers of the decision alone.
 
-The one idea: the sentence is made from the numbers of the decision alone, never from hopes about the policy.
+The texts are part of a decision's digest: changing one changes what `versatune replay` finds in older runs.
 
 Shape legend: **K** domains.
 """
@@ -17,7 +17,7 @@ BASELINE_REASON = "Baseline before training: the losses are recorded, the weight
 
 
 def reason_to_skip(measurement: Measurement, *, domain_set: DomainSet) -> str | None:
-    """Return why a measurement cannot decide anything, or None where it can."""
+    """Return why an update must be skipped, or None where the measurement can decide."""
     bad = [name for name, is_bad in zip(domain_set, measurement.is_not_finite(), strict=True) if is_bad]
     if bad:
         return f"Update skipped: the loss of {', '.join(bad)} is not a number; the weights stay."
@@ -35,7 +35,7 @@ def reason_for(
     settings: PolicySettings,
     domain_set: DomainSet,
 ) -> str:
-    """Return the sentence of an update that was decided: what the policy saw, then what moved most."""
+    """Return the reason of an update: what the policy saw, then which weights moved most."""
     moved = _largest_moves(before_K, after_K, domain_set=domain_set)
     if not policy.moves:
         return f"Policy {settings.policy}: a fixed mixture{', held' if not moved else f'; {moved}'}."
@@ -44,7 +44,7 @@ def reason_for(
 
 
 def _largest_moves(before_K: np.ndarray, after_K: np.ndarray, *, domain_set: DomainSet) -> str:
-    """Name the largest rise and the largest fall of a weight; empty where nothing moved visibly."""
+    """Describe the largest rise and the largest fall of a weight; empty where nothing moved visibly."""
     change_K = after_K - before_K
     if np.max(np.abs(change_K)) < 5e-5:
         return ""

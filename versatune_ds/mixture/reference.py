@@ -1,7 +1,7 @@
 """Load the reference losses that the potential is measured against.
 
-The one idea: a reference is the held-out loss a model could reach on a domain. Without honest references the method
-is a constant, so none at all is an error for the policies that need them, and a stand-in must be asked for.
+A reference is the held-out loss a model could reach on a domain. Without honest references no weight moves for a good
+reason, so having none is an error for policies that need them, and a stand-in must be chosen explicitly.
 
 Shape legend: **K** domains.
 """
@@ -23,13 +23,13 @@ from versatune_ds.mixture.files import read_domain_values
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class References:
-    """Hold reference losses, or the rule that fixes them at the first measurement.
+    """Reference losses, or the rule that fixes them at the first measurement.
 
     Attributes:
         losses_K: float64 held-out losses in nats per loss token, or None.
         start_fraction: Reference = this fraction of a domain's first measured loss, where `losses_K` is None.
         origin: Key or file they came from, for messages.
-        provenance: What the file says about itself: `digests`, `train_losses`, `measured_on`, ...
+        provenance: The file's other entries: `digests`, `train_losses`, `measured_on`, ...
     """
 
     losses_K: np.ndarray | None = None
@@ -52,7 +52,7 @@ class References:
 
 
 def check_has_references(settings: MixtureConfig) -> None:
-    """Raise ValueError if the policy needs references and the recipe names none."""
+    """Raise ValueError if the policy needs references and the recipe has none."""
     if settings.reference is None and settings.rule.needs_references:
         raise ValueError(
             f"mixture.reference: policy {settings.policy!r} needs reference losses and none are given; run "
@@ -62,7 +62,7 @@ def check_has_references(settings: MixtureConfig) -> None:
 
 
 def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> References:
-    """Return the references that `mixture.reference` names.
+    """Return the references of `mixture.reference`.
 
     Args:
         settings: The recipe's mixture section.
@@ -92,10 +92,8 @@ def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> Refere
     return References(losses_K=_checked(losses_K, domain_set=domain_set, origin="mixture.reference"))
 
 
-def _checked(
-    losses_K: np.ndarray, *, domain_set: DomainSet, origin: str, allows_unknown: bool = False
-) -> np.ndarray:
-    """Return the losses; raise ValueError naming the first that is not positive and finite.
+def _checked(losses_K: np.ndarray, *, domain_set: DomainSet, origin: str, allows_unknown: bool = False) -> np.ndarray:
+    """Return the losses; raise ValueError with the first that is not positive and finite.
 
     In a file, null (NaN here) stands for a domain without held-out rows; one of a domain that is measured is refused
     at its first measurement.

@@ -1,8 +1,7 @@
-"""Tell references that can steer from those that cannot.
+"""Check that reference losses can steer a run.
 
-The one idea: wrong references do not crash: they make every potential equal, and the controller a constant, or leave
-`steer` nothing but the bare losses. So what makes the method void is refused, what weakens it is said, each in words
-that name the way out.
+Wrong references do not crash. They make every potential equal, so that no weight moves, or leave `steer` nothing but
+the losses themselves. So what makes the method useless is refused, and what weakens it is logged, each with what to do.
 
 Source: docs/method.md section 8.
 
@@ -19,7 +18,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.reference import References
 
 SATURATED_POTENTIAL = 0.95
-"""Potential above which a reference says "everything is still to be learnt", as memorised references do."""
+"""Potential above which nearly all of a loss counts as left to learn, as with memorised references."""
 
 MEMORISATION_RATIO = 0.5
 """A reference model whose training loss is below this fraction of its held-out loss has memorised its rows."""
@@ -85,11 +84,11 @@ def weak_against_start(references: References, *, start_K: np.ndarray, domain_se
 
 
 def digest_mismatches(references: References, *, run_digests: Mapping[str, str]) -> list[str]:
-    """Return one line for each digest that the reference file and the run state differently.
+    """Return one line for each digest that differs between the reference file and the run.
 
     Args:
         references: References whose provenance may hold `digests`, a mapping such as {tokenizer, template, mask}.
-        run_digests: The same for the run; names that only one side has are not compared.
+        run_digests: The same for the run; those that only one side has are not compared.
     """
     stated = references.provenance.get("digests", {})
     return [
@@ -115,7 +114,7 @@ def memorisation_warnings(references: References, *, domain_set: DomainSet) -> l
 
 
 def not_held_out(references: References) -> list[str]:
-    """Return a refusal for a file that says its losses were measured on training rows."""
+    """Return why a file is refused whose losses were measured on training rows; empty for held-out ones."""
     measured_on = references.provenance.get("measured_on", "held-out")
     if measured_on in ("held-out", "held_out", "valid", "validation"):
         return []
@@ -129,7 +128,7 @@ def not_held_out(references: References) -> list[str]:
 def check_provenance(
     references: References, *, domain_set: DomainSet, run_digests: Mapping[str, str], is_refused: bool = True
 ) -> list[str]:
-    """Return warnings about where references come from; needs no loss, so it runs before the model is loaded.
+    """Return warnings about where references come from; no measured loss is needed, so it runs before the model.
 
     Raises:
         ValueError: If `is_refused` and the digests differ or the losses are not held-out ones.

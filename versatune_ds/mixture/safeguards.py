@@ -1,8 +1,8 @@
-"""Bound what a policy proposes, and name every bound that acted.
+"""Safeguards: bounds, limits and alarms on the weights that a policy proposes.
 
-The one idea: each safeguard is a pure function that returns (weights, what it did or None), and `apply_safeguards`
-says in which order. Floors, caps, pins, frozen domains and exhausted data are all bounds on single weights and are
-met by one projection; the KL limit then shortens the step inside them (both sets are convex, so bounds still hold).
+Each safeguard is a pure function that returns the weights and what acted; `apply_safeguards` calls them in order.
+Floors, caps, pins, frozen domains and exhausted data are all bounds on single weights, met by one projection. The KL
+limit then shortens the step inside them (both sets are convex, so the bounds still hold).
 
 Source: docs/method.md section 8.
 
@@ -18,6 +18,7 @@ import numpy as np
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.policies import Signals
+from versatune_ds.mixture.policies.acted import ALARM, Acted
 from versatune_ds.mixture.policies.simplex import normalise
 from versatune_ds.mixture.settings import SafeguardSettings
 from versatune_ds.mixture.weights import effective_num_domains, kl_divergence, project_to_bounds
@@ -29,16 +30,17 @@ _BISECTIONS = 40
 """Halvings of the step in the KL limit: precise to 1e-12 of the step."""
 
 _MAX_NAMES = 12
-"""Domains named for one bound that acted."""
+"""Domains listed for one bound that acted; the rest are counted."""
 
 _SMALLEST_BASE_WEIGHT = 1e-12
 
-Guarded = tuple[np.ndarray, str | None]
+Guarded = tuple[np.ndarray, tuple[Acted, ...]]
+"""Weights [K] after a safeguard, and what acted; empty if it changed nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Bounds:
-    """Hold the smallest and largest weight of each domain, and what set it.
+    """Smallest and largest weight of each domain, and what set it.
 
     Attributes:
         lower_K: float64, sums to at most 1.
@@ -77,28 +79,30 @@ def forgetting_budget(
     at z standard errors. Source: docs/method.md section 11 ("constraint first").
     """
     if budget is None:
-        return weights_K, None
+        return weights_K, ()
     rise_K = rise_beyond_earlier(signals)
     is_over_K = rise_K > budget
     if not np.any(is_over_K):
-        return weights_K, None
+        return weights_K, ()
     factor_K = np.minimum(rise_K / budget, _MAX_BUDGET_FACTOR) ** num_intervals
     raised_K = np.where(is_over_K, np.maximum(weights_K, before_K) * factor_K, weights_K)
     worst_first = sorted(np.flatnonzero(is_over_K), key=lambda domain_id: -rise_K[domain_id])
-    named = ", ".join(f"{domain_set.names[i]} {rise_K[i]:.1%}" for i in worst_first)
-    return normalise(raised_K), f"forgetting budget {budget:.1%}: {named}"
+    rises = ", ".join(f"{domain_set.names[i]} {rise_K[i]:.1%}" for i in worst_first)
+    names = tuple(domain_set.names[i] for i in worst_first)
+    return normalise(raised_K), (Acted("forgetting budget", names, f"forgetting budget {budget:.1%}: {rises}"),)
 
 
 def prior_pull(weights_K: np.ndarray, *, start_weights_K: np.ndarray, pull: float, num_intervals: float) -> Guarded:
     """Blend in the starting mixture: (1 - a) P + a * start, a = 1 - (1 - pull)^n."""
     if pull == 0.0:
-        return weights_K, None
+        return weights_K, ()
     share = 1.0 - (1.0 - pull) ** num_intervals
-    return (1.0 - share) * weights_K + share * start_weights_K, f"prior pull {share:.3g}"
+    acted = Acted("prior pull", (), f"prior pull {share:.3g}")
+    return (1.0 - share) * weights_K + share * start_weights_K, (acted,)
 
 
 def bounds_from(settings: SafeguardSettings, *, inputs: Inputs, before_K: np.ndarray, domain_set: DomainSet) -> Bounds:
-    """Return the bounds of all domains; pins come before freezing, both before caps, caps before the floor."""
+    """Return the bounds of all domains; pins override frozen domains, both override caps, caps the floor."""
     num_domains = len(domain_set)
     lower_K, upper_K = np.full(num_domains, settings.floor), np.full(num_domains, settings.cap)
     lower_by, upper_by = ["floor"] * num_domains, ["cap"] * num_domains
@@ -119,15 +123,17 @@ def bounds_from(settings: SafeguardSettings, *, inputs: Inputs, before_K: np.nda
 
 def feasible_bounds(
     settings: SafeguardSettings, *, inputs: Inputs, before_K: np.ndarray, domain_set: DomainSet
-) -> tuple[Bounds, str | None]:
-    """Return bounds that weights can meet, giving up supply caps first and live control second, and saying so."""
-    attempts = (
-        (inputs, None),
+) -> tuple[Bounds, tuple[Acted, ...]]:
+    """Return bounds that some weights meet: without supply caps if needed, and at last without live control."""
+    no_supply = "supply caps given up: too little data is left in all domains together"
+    no_control = "control given up: no weights satisfy its pins, caps and frozen domains together"
+    attempts: tuple[tuple[Inputs, tuple[Acted, ...]], ...] = (
+        (inputs, ()),
         (
             Inputs(pins=inputs.pins, caps=inputs.caps, freeze=inputs.freeze),
-            "supply caps given up: too little data is left in all domains together",
+            (Acted("supply caps given up", tuple(inputs.supply_caps), no_supply),),
         ),
-        (Inputs(), "control given up: no weights satisfy its pins, caps and frozen domains together"),
+        (Inputs(), (Acted("control given up", (), no_control),)),
     )
     for allowed, given_up in attempts:
         bounds = bounds_from(settings, inputs=allowed, before_K=before_K, domain_set=domain_set)
@@ -137,16 +143,20 @@ def feasible_bounds(
 
 
 def within_bounds(weights_K: np.ndarray, *, bounds: Bounds, domain_set: DomainSet) -> Guarded:
-    """Project onto the bounds, naming each bound that changed a weight and its domains."""
+    """Project the weights onto the bounds; each bound that changed a weight acted, with its domains."""
     projected_K = project_to_bounds(weights_K, lower_K=bounds.lower_K, upper_K=bounds.upper_K)
-    acted: dict[str, list[str]] = {}
+    names_by: dict[str, list[str]] = {}
     for is_beyond_K, by in (
         (weights_K < bounds.lower_K, bounds.lower_by),
         (weights_K > bounds.upper_K, bounds.upper_by),
     ):
         for domain_id in np.flatnonzero(is_beyond_K):
-            acted.setdefault(by[domain_id], []).append(domain_set.names[domain_id])
-    return projected_K, "; ".join(f"{by}: {_listed(names)}" for by, names in acted.items()) or None
+            names_by.setdefault(by[domain_id], []).append(domain_set.names[domain_id])
+    acted = tuple(
+        Acted(by, tuple(names), f"{by}: {_listed(names)}", is_same_entry=number > 0)
+        for number, (by, names) in enumerate(names_by.items())
+    )
+    return projected_K, acted
 
 
 def _listed(names: list[str]) -> str:
@@ -163,21 +173,23 @@ def kl_limit(weights_K: np.ndarray, *, base_K: np.ndarray, max_kl: float | None)
     base_K = np.maximum(base_K, _SMALLEST_BASE_WEIGHT)
     divergence = kl_divergence(weights_K, base_K)
     if max_kl is None or divergence <= max_kl:
-        return weights_K, None
+        return weights_K, ()
     shortest, longest = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (shortest + longest) / 2
         is_within = kl_divergence((1 - middle) * base_K + middle * weights_K, base_K) <= max_kl
         shortest, longest = (middle, longest) if is_within else (shortest, middle)
-    return (1 - shortest) * base_K + shortest * weights_K, f"KL limit: {divergence:.3g} nats cut to {max_kl:.3g}"
+    acted = Acted("KL limit", (), f"KL limit: {divergence:.3g} nats cut to {max_kl:.3g}")
+    return (1 - shortest) * base_K + shortest * weights_K, (acted,)
 
 
-def effective_domains_alarm(weights_K: np.ndarray, *, min_effective_domains: float) -> Guarded:
-    """Say when the mixture is collapsing; the weights stay as they are."""
+def effective_domains_alarm(weights_K: np.ndarray, *, min_effective_domains: float) -> tuple[Acted, ...]:
+    """Return an alarm where the mixture is collapsing; it changes no weight."""
     effective = effective_num_domains(weights_K)
     if effective >= min_effective_domains:
-        return weights_K, None
-    return weights_K, f"alarm: effective number of domains {effective:.2f} is below {min_effective_domains:.2f}"
+        return ()
+    text = f"alarm: effective number of domains {effective:.2f} is below {min_effective_domains:.2f}"
+    return (Acted(ALARM, (), text),)
 
 
 def apply_safeguards(
@@ -190,8 +202,8 @@ def apply_safeguards(
     inputs: Inputs,
     num_intervals: float,
     domain_set: DomainSet,
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the proposed weights [K] made safe, and one text for each safeguard that acted.
+) -> Guarded:
+    """Return the proposed weights [K] within all safeguards, and what acted.
 
     Order: forgetting budget, prior pull, bounds (floor, caps, pins, freeze), KL limit, alarm. The KL limit measures
     from the old weights brought within the bounds, so that it never undoes a bound.
@@ -211,5 +223,5 @@ def apply_safeguards(
     weights_K, by_bounds = within_bounds(weights_K, bounds=bounds, domain_set=domain_set)
     base_K = project_to_bounds(before_K, lower_K=bounds.lower_K, upper_K=bounds.upper_K)
     weights_K, by_kl = kl_limit(weights_K, base_K=base_K, max_kl=settings.max_kl)
-    _, by_alarm = effective_domains_alarm(weights_K, min_effective_domains=settings.min_effective_domains)
-    return weights_K, tuple(text for text in (by_budget, by_pull, given_up, by_bounds, by_kl, by_alarm) if text)
+    by_alarm = effective_domains_alarm(weights_K, min_effective_domains=settings.min_effective_domains)
+    return weights_K, (*by_budget, *by_pull, *given_up, *by_bounds, *by_kl, *by_alarm)

@@ -1,7 +1,6 @@
-"""Keep which weights hold from which step.
+"""The schedule: which weights apply from which step.
 
-The one idea: append-only. The loader may have planned steps ahead with the weights of its time, so what was once
-said about a step is never changed.
+It is append-only: the loader has planned steps ahead with it, so the weights of a step never change.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _VERSION = 1
 
 
 class Schedule:
-    """Hold (effective_step, weights) in rising order of steps; it starts with the weights of step 0."""
+    """Entries (effective_step, weights) in rising order of steps; the first is for step 0."""
 
     def __init__(self, weights_K: np.ndarray) -> None:
-        """Start with the weights that hold from step 0, shape [K]."""
+        """Start with the weights of step 0, shape [K]."""
         self._steps = [0]
         self._weights = [as_weights(weights_K, "weights of step 0")]
 
@@ -31,11 +30,11 @@ class Schedule:
 
     @property
     def last_step(self) -> int:
-        """Return the step from which the newest weights hold."""
+        """Return the step from which the newest weights apply."""
         return self._steps[-1]
 
     def append(self, effective_step: int, weights_K: np.ndarray) -> None:
-        """Add weights [K] that hold from a step on.
+        """Add weights [K] that apply from a step on.
 
         Raises:
             RuntimeError: If the step is not after the last one, or the number of domains changed.
@@ -50,7 +49,7 @@ class Schedule:
         self._weights.append(as_weights(weights_K, f"weights of step {effective_step}"))
 
     def weights_at(self, step: int) -> np.ndarray:
-        """Return the weights [K] that hold at a step >= 0."""
+        """Return the weights [K] of a step >= 0."""
         return self._weights[bisect_right(self._steps, step) - 1].copy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,7 +60,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved schedule.
+        """Load a saved schedule.
 
         Raises:
             RuntimeError: If the version or the number of domains differs.

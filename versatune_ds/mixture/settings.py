@@ -1,7 +1,7 @@
 """Resolve a recipe's mixture section into the numbers that policies and safeguards use.
 
-The one idea: only the recipe's section and this file know `paper`. Everything `mixture.paper: true` switches off is
-switched off here: interval exponent, floor, cap, KL limit, pull, budget, alarm and the confidence bound.
+Only the recipe's section and this file read `paper`. Everything that `mixture.paper: true` switches off is switched
+off here: interval exponent, floor, cap, KL limit, pull, budget, alarm and the confidence bound.
 
 Shape legend: **K** domains.
 """
@@ -24,16 +24,16 @@ _FLOOR_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafeguardSettings:
-    """Hold the numbers of the safeguards; the defaults here are all of them off.
+    """Numbers of the safeguards; by default all of them are off.
 
     Attributes:
         floor: Smallest weight.
         cap: Largest weight.
         max_kl: Largest KL divergence of one update in nats, None for no limit.
         prior_pull: Share of the starting mixture blended in per interval.
-        min_effective_domains: Effective number of domains below which the alarm is raised.
+        min_effective_domains: Effective number of domains below which an alarm is raised.
         forgetting_budget: Relative rise over best or start that pulls weight back, None for no budget.
-        z: Standard errors taken off a rise before it counts as forgetting.
+        z: Standard errors subtracted from a rise before it counts as forgetting.
     """
 
     floor: float = 0.0
@@ -48,7 +48,7 @@ class SafeguardSettings:
 def policy_settings(
     settings: MixtureConfig, *, domain_set: DomainSet, start_weights_K: np.ndarray, rule: Policy | None = None
 ) -> PolicySettings:
-    """Return the policies' numbers of a mixture section, checked for the policy, by default the one it names.
+    """Return the numbers that a policy may read, checked for that policy; by default for `mixture.policy`.
 
     Raises:
         ValueError: If the target or a stage names an unknown domain, or a targeted policy has a single domain.
@@ -105,10 +105,10 @@ def safeguard_settings(
 
 
 def guarded_start(settings: MixtureConfig, start_weights_K: np.ndarray, *, domain_set: DomainSet) -> np.ndarray:
-    """Return starting weights [K] with the safeguards' floor, where one is in force; the same where none is below it.
+    """Return starting weights [K] raised to the safeguards' floor; unchanged where none is below it.
 
-    A weight of 0 never grows under a rule that multiplies, so the floor holds from the first step on. Fixed mixtures,
-    schedules and the paper's rule keep what was asked for, and a target with a given share that share.
+    A weight of 0 never grows under a rule that multiplies, so the floor applies from the first step on. Fixed
+    mixtures, schedules and the paper's rule keep the weights of the recipe; a target with a given share keeps it.
     """
     num_domains = len(domain_set)
     floor = safeguard_settings(settings, num_domains=num_domains, start_weights_K=start_weights_K).floor

@@ -1,7 +1,7 @@
 """Compute what the policies act on: learnable potential and forgetting, from losses and their history.
 
-The one idea: potential feeds every rule of the paper, forgetting against the *previous* measurement feeds domain
-expansion alone; forgetting against the best and the first loss is reported and never mixed into it.
+Potential enters every rule of the paper. Forgetting against the *previous* measurement enters domain expansion alone;
+forgetting against the best and the first loss is reported and never mixed into it.
 
 Source: VersaTune (arXiv 2411.11266), figure of the pipeline; docs/method.md section 2.
 
@@ -22,7 +22,7 @@ from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class History:
-    """Keep what later signals need; a pure value, replaced at every accepted measurement.
+    """Earlier losses that later signals need; a value, replaced at every accepted measurement.
 
     Attributes:
         signals: The last signals; its `loss_K` is "the previous loss".
@@ -67,7 +67,7 @@ class History:
 
 
 def learnable_potential(loss_K: np.ndarray, reference_loss_K: np.ndarray) -> np.ndarray:
-    """Return g = max((l - r) / l, 0): the share of the loss that the reference says can still go, [K] in [0, 1).
+    """Return g = max((l - r) / l, 0): the share of the loss above its reference, [K] in [0, 1).
 
     NaN where the loss or the reference is unknown; 0 for a loss of 0.
     Source: VersaTune, figure of the pipeline (verified); docs/method.md section 2.
@@ -105,12 +105,12 @@ def signals_from(
     """Return the signals of a measurement whose present domains all have finite losses.
 
     Args:
-        measurement: What was measured now.
-        history: What came before; its `start_K` may already hold this measurement, which is then no change.
+        measurement: The new measurement.
+        history: Earlier losses; its `start_K` may be of this measurement already, which then is no change.
         reference_loss_K: Reference losses [K], NaN where the policy has none.
         weights_K: Weights decided before this update.
         update: Number of this update; 0 is the measurement before training.
-        z: Standard errors taken off a rise before it counts as forgetting.
+        z: Standard errors subtracted from a rise before it counts as forgetting.
     """
 
     def forgetting(earlier_K: np.ndarray, change_stderr_K: np.ndarray) -> np.ndarray:

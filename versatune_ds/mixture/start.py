@@ -1,4 +1,4 @@
-"""Find the weights of step 0: what the policy makes of the prior, the data's sizes and the target.
+"""Compute the weights of step 0 from the policy, the prior, the data's sizes and the target.
 
 Shape legend: **K** domains.
 """
@@ -26,7 +26,7 @@ def starting_weights(
     Args:
         settings: The recipe's mixture section.
         domain_set: Domains of the run.
-        sizes_K: Size of each domain's training data in `mixture.weight_unit`; may be None where no rule asks for it.
+        sizes_K: Size of each domain's training data in `mixture.weight_unit`; None where the policy does not need it.
 
     Returns:
         float64 weights [K] on the simplex.
@@ -68,9 +68,9 @@ def prior_weights(
 
 
 def _check_unit(found: object, expected: str, *, path: Path) -> None:
-    """Check that a prior file's weights are shares of what the run's weights are; one written by hand may not say.
+    """Check that a prior file's weights are in the run's unit; one written by hand may have none.
 
-    Shares of tokens stand for those of loss tokens, which nobody can see in what a model writes.
+    Shares of tokens count as shares of loss tokens too: `detect` cannot see loss tokens in what a model writes.
     """
     if found in (None, expected) or (found, expected) == ("tokens", "loss_tokens"):
         return

@@ -1,7 +1,7 @@
-"""Hold loss sums: by domain for training, by example for the validation that steers.
+"""Loss sums: by domain for training batches, by example for held-out rows.
 
-The one idea: only sums travel (they add over ranks); a mean is made once, at the end, and a domain without tokens has
-no mean (NaN), never 0.
+Only sums are passed on, since they add over ranks. A mean is made once, at the end, and a domain without tokens has no
+mean (NaN), never 0.
 
 Shape legend: **K** domains, **E** validation examples.
 """
@@ -29,7 +29,7 @@ def _mean(loss_sum: np.ndarray, num_loss_tokens: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DomainStatistics:
-    """Sum losses by domain.
+    """Loss sums by domain.
 
     Attributes:
         loss_sum_K: float64, nats.
@@ -52,32 +52,6 @@ class DomainStatistics:
         shapes = {self.loss_sum_K.shape, self.loss_sq_sum_K.shape, self.num_loss_tokens_K.shape}
         if len(shapes) > 1 or self.loss_sum_K.ndim != 1:
             raise ValueError(f"statistics by domain need three vectors of one length, got shapes {sorted(shapes)}")
-
-    @classmethod
-    def empty(cls, num_domains: int) -> DomainStatistics:
-        """Return statistics of nothing: zeros [K]."""
-        zeros = np.zeros(num_domains)
-        return cls(loss_sum_K=zeros, loss_sq_sum_K=zeros, num_loss_tokens_K=zeros)
-
-    def add(
-        self, *, loss_sum_K: npt.ArrayLike, loss_sq_sum_K: npt.ArrayLike, num_loss_tokens_K: npt.ArrayLike
-    ) -> DomainStatistics:
-        """Return these statistics with one micro-batch's sums added; each argument has shape [K]."""
-        return self.merge(
-            DomainStatistics(
-                loss_sum_K=np.asarray(loss_sum_K),
-                loss_sq_sum_K=np.asarray(loss_sq_sum_K),
-                num_loss_tokens_K=np.asarray(num_loss_tokens_K),
-            )
-        )
-
-    def merge(self, other: DomainStatistics) -> DomainStatistics:
-        """Return the statistics of both sets of tokens together."""
-        return DomainStatistics(
-            loss_sum_K=self.loss_sum_K + other.loss_sum_K,
-            loss_sq_sum_K=self.loss_sq_sum_K + other.loss_sq_sum_K,
-            num_loss_tokens_K=self.num_loss_tokens_K + other.num_loss_tokens_K,
-        )
 
     def mean(self) -> np.ndarray:
         """Return the mean loss [K] in nats per loss token; NaN for a domain without tokens."""
@@ -106,9 +80,9 @@ class DomainStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExampleLosses:
-    """Hold the loss sums of the same validation examples at one moment.
+    """Loss sums of the same validation examples at one moment.
 
-    A rank fills the examples it evaluated and leaves zeros elsewhere; the sum over ranks is the whole measurement.
+    A rank fills in the examples it evaluated and leaves zeros elsewhere; the sum over ranks is the measurement.
 
     Attributes:
         loss_sum_E: float64, nats summed over an example's loss tokens.
@@ -127,7 +101,7 @@ class ExampleLosses:
     _residuals_E: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        """Copy to read-only vectors of the documented types, and sum once what every measurement asks for again.
+        """Copy to read-only vectors of the documented types, and compute once what is read many times.
 
         Raises:
             ValueError: If the three differ in shape or an id is out of range.

@@ -1,6 +1,6 @@
-"""Make one update: policy, then safeguards, then the sentence that says why, then the record of it all.
+"""One update of the weights: policy, then safeguards, then the reason in one sentence, then the decision.
 
-The one idea: everything between a measurement's signals and the written decision is a pure function of values.
+Everything between a measurement's signals and the written decision is a pure function of values.
 
 Shape legend: **K** domains.
 """
@@ -17,6 +17,7 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.missing_losses import eased_budget
 from versatune_ds.mixture.policies import Policy, PolicySettings, Signals
+from versatune_ds.mixture.policies.acted import Acted, recorded_texts
 from versatune_ds.mixture.reason import reason_for
 from versatune_ds.mixture.safeguards import apply_safeguards
 from versatune_ds.mixture.settings import SafeguardSettings
@@ -25,7 +26,7 @@ from versatune_ds.mixture.weights import as_weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occasion:
-    """Say when a decision is made, and on what besides losses.
+    """When a decision is made, and its inputs besides losses.
 
     Attributes:
         update: Number of the update; 0 is the measurement before training.
@@ -42,16 +43,16 @@ class Occasion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Move:
-    """Hold what an update came to.
+    """Result of an update.
 
     Attributes:
         weights_K: Weights afterwards, float64.
-        acted: Every safeguard that acted.
+        acted: Every safeguard that acted, in order.
         reason: One sentence.
     """
 
     weights_K: np.ndarray
-    acted: tuple[str, ...] = ()
+    acted: tuple[Acted, ...] = ()
     reason: str = ""
 
 
@@ -67,13 +68,13 @@ def move_weights(
     safeguards: SafeguardSettings,
     domain_set: DomainSet,
 ) -> Move:
-    """Return the update of weights [K]: proposed by the policy, bounded by the safeguards, put into words.
+    """Return the update of weights [K]: proposed by the policy, bounded by the safeguards, with its reason.
 
     Args:
         weights_K: Weights decided before.
         signals: Signals of this update.
-        unbounded: The same without the confidence bound, to say where that bound decided.
-        occasion: Its steps and inputs; rates set by live control replace the policy's.
+        unbounded: The same without the confidence bound, to record where that bound decided.
+        occasion: Steps and inputs of the update; rates set by live control replace the policy's.
         elapsed_steps: Steps since the weights were last decided on a measurement.
         rule: The policy.
         policy: Its resolved settings.
@@ -120,7 +121,7 @@ def write_decision(
         signals=by_domain(_signal_columns(signals), domain_set=domain_set),
         weights_before=domain_set.to_dict(before_K),
         weights_after=domain_set.to_dict(move.weights_K),
-        acted=move.acted,
+        acted=recorded_texts(move.acted),
         reason=move.reason,
         inputs=occasion.inputs.to_dict(),
     )

@@ -1,6 +1,6 @@
 """Check and project the weights of a mixture.
 
-The one idea: weights are a float64 vector on the simplex. What a user wrote is checked and never repaired silently;
+Weights are a float64 vector on the simplex. What a user wrote is checked and never repaired silently;
 what the arithmetic made is projected, keeping the ratios of all domains that no bound touches.
 
 Shape legend: **K** domains.

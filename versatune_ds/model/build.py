@@ -29,6 +29,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from versatune_ds.config import ModelConfig
 from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.domains import nearest_name
+from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
 from versatune_ds.model.named_model import adapters_line, check_saved_model
@@ -58,6 +59,11 @@ class DomainLosses(NamedTuple):
     """Loss of every position, zero where the label is ignored; empty unless `per_token`."""
     router_loss: torch.Tensor
     """Load-balancing loss times its coefficient, a scalar with gradient; 0 in evaluation, and where there is none."""
+
+    @property
+    def by_domain(self) -> DomainSums:
+        """Return the three sums by domain as one value."""
+        return DomainSums(self.loss_sum_K, self.loss_sq_sum_K, self.num_loss_tokens_K)
 
 
 class DomainModel(nn.Module):
@@ -119,9 +125,7 @@ class DomainModel(nn.Module):
         )
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
         router_loss = self.router_loss(output.router_logits, is_token) if has_router_loss else hidden.new_zeros(())
-        return DomainLosses(
-            result.loss, result.loss_sum_K, result.loss_sq_sum_K, result.num_loss_tokens_K, token_losses, router_loss
-        )
+        return DomainLosses(result.loss, *result.by_domain, token_losses, router_loss)
 
 
 def compile_layers(causal_lm: nn.Module) -> None:

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from versatune_ds.mixture.policies.acted import ALARM, read_recorded
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,9 +53,9 @@ class Monitor:
         """Record a decision; an alarm among its safeguards is an alert too."""
         for sink in self._sinks:
             sink.decision(decision)
-        for text in decision["acted"]:
-            if text.startswith("alarm"):
-                self.alert(decision["decided_at_step"], title="the mixture collapses", text=text)
+        for acted in read_recorded(decision["acted"]):
+            if acted.kind == ALARM:
+                self.alert(decision["decided_at_step"], title="the mixture collapses", text=acted.text)
 
     def alert(self, step: int, *, title: str, text: str) -> None:
         """Report something that a person should look at; a title is reported only once."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from versatune_ds.data.sources.domain_files import key_of
 from versatune_ds.preflight.subject import DomainSample, Subject
-from versatune_ds.training.assemble import is_never_measured, nothing_measured
 from versatune_ds.training.finding import Finding, fail, failures_of, ok, warn
+from versatune_ds.training.mixture_start import is_never_measured, nothing_measured
 
 
 def check_files(subject: Subject) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
+from versatune_ds.distributed import World, barrier, from_rank_zero, run_on_rank_zero
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.reference.command import ReferenceTask
@@ -40,7 +40,7 @@ from versatune_ds.reference.shared import Workplace, open_workplace
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import begin, train
-from versatune_ds.training.loss_digests import loss_digests
+from versatune_ds.training.mixture_start import loss_digests
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
 from versatune_ds.training.worker import be_process, started
@@ -73,8 +73,9 @@ def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: S
         is_known = started(lambda name=name: _is_known(place, name, is_fresh=task.is_fresh), place.world)
         if is_known:
             continue
-        run = started(lambda name=name: _begin_domain(place, name, is_fresh=task.is_fresh), place.world)
-        run.stop_signals = stop_signals
+        run = started(
+            lambda name=name: _begin_domain(place, name, is_fresh=task.is_fresh, stop_signals=stop_signals), place.world
+        )
         stop_signals.begin_steps()
         if not _train_domain(place, run, name):
             return REQUEUE_EXIT_CODE
@@ -115,7 +116,7 @@ def _is_known(place: Workplace, name: str, *, is_fresh: bool) -> bool:
     Raises:
         ValueError: On every rank, if it was measured in another way; one line a difference.
     """
-    found = broadcast_text(_result_text(place, name) if place.world.is_rank_zero else None, place.world)
+    found = from_rank_zero(lambda: _result_text(place, name), place.world)
     if not found or is_fresh:
         return False
     folder = domain_folder(place.config, name)
@@ -160,13 +161,14 @@ def _made_with(place: Workplace, name: str) -> dict[str, Any]:
     }
 
 
-def _begin_domain(place: Workplace, name: str, *, is_fresh: bool) -> Run:
+def _begin_domain(place: Workplace, name: str, *, is_fresh: bool, stop_signals: StopSignals) -> Run:
     """Assemble the run on one domain alone and take its first measurement: the base model's loss."""
     run = assemble_run(
         domain_recipe(place.config, name),
         world=place.world,
         device=place.device,
         is_fresh=is_fresh,
+        stop_signals=stop_signals,
         prepared=(place.tokenizer, domain_data(place.data, name)),
     )
     begin(run)
@@ -174,9 +176,9 @@ def _begin_domain(place: Workplace, name: str, *, is_fresh: bool) -> Run:
 
 
 def _train_domain(place: Workplace, run: Run, name: str) -> bool:
-    """Train a domain until its held-out loss stops falling; return True when done, False if a signal came."""
-    losses = broadcast_text(json.dumps(_losses_so_far(run, name)) if place.world.is_rank_zero else None, place.world)
-    stop = EarlyStop(name, patience=place.config.reference.patience, losses=json.loads(losses))
+    """Train a domain until its held-out loss stops falling; return whether it is done, False if a signal came."""
+    losses = from_rank_zero(lambda: _losses_so_far(run, name), place.world)
+    stop = EarlyStop(name, patience=place.config.reference.patience, losses=losses)
     is_done = False
     try:
         is_done = train(run, is_enough=stop, saves_end=False)

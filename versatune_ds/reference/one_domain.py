@@ -17,6 +17,7 @@ from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
+from versatune_ds.mixture.policies import ONE_DOMAIN
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 from versatune_ds.training.prepared_data import cache_folder
@@ -71,11 +72,17 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
             "data": data,
             "train": train,
             "model": settings.model or config.model,
-            "mixture": MixtureConfig(policy="uniform", update_every=every, weight_unit=config.mixture.weight_unit),
+            "mixture": _mixture_of_one(config, update_every=every),
             "monitor": MonitorConfig(log_every=every),
             "validation": config.validation.model_copy(update={"max_share": None}),
         }
     )
+
+
+def _mixture_of_one(config: RunConfig, *, update_every: int) -> MixtureConfig:
+    """Return the mixture section of a run on one domain."""
+    unit = config.mixture.weight_unit
+    return MixtureConfig(policy=ONE_DOMAIN.name, update_every=update_every, weight_unit=unit)
 
 
 def domain_data(data: PreparedData, name: str) -> PreparedData:

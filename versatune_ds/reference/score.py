@@ -8,9 +8,10 @@ from typing import Any
 from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.reference.shared import Workplace
-from versatune_ds.training.assemble import build_engine, build_model
 from versatune_ds.training.evaluate import measure_validation
 from versatune_ds.training.held_out import validation_loader
+from versatune_ds.training.model_and_engine import build_engine, build_model
+from versatune_ds.training.run_setup import RunSetup
 
 
 def scored_recipe(config: RunConfig, model: str) -> RunConfig:
@@ -23,12 +24,19 @@ def score_model(place: Workplace, *, names: Sequence[str], model: str) -> list[d
     """Return the held-out losses of a given model, and its losses on as many training examples."""
     config = scored_recipe(place.config, model)
     ds_config = deepspeed_config(config.train, world_size=place.world.world_size)
-    causal_lm = build_model(config, place.tokenizer, ds_config=ds_config)
-    engine = build_engine(config, causal_lm, place.data, ds_config=ds_config, world=place.world, device=place.device)
+    setup = RunSetup(
+        config=config,
+        world=place.world,
+        device=place.device,
+        ds_config=ds_config,
+        tokenizer=place.tokenizer,
+        data=place.data,
+    )
+    engine = build_engine(setup, build_model(setup))
     held_out, trained = (
         measure_validation(
             engine,
-            validation_loader(config, place.data, place.tokenizer, world=place.world, split=split),
+            validation_loader(setup, split=split),
             num_domains=len(place.data.domain_set),
         )
         for split in ("valid", "train")

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from versatune_ds.mixture.policies.acted import kinds_of, read_recorded
 from versatune_ds.report.scales import evenly, format_value
 from versatune_ds.report.series import RunSeries, loss_above_reference, number_or_none, of_domain
-from versatune_ds.report.story import changes_of_weights, safeguard_kinds
+from versatune_ds.report.story import changes_of_weights
 
 COLUMNS = (
     "domain", "loss", "± error", "reference", "above reference", "potential", "forgot: previous", "best", "start",
@@ -75,7 +76,7 @@ def _row(decision: Mapping[str, Any], names: tuple[str, ...], slots: Mapping[str
         effective_step=decision.get("effective_step", decision["decided_at_step"]),
         reason=str(decision.get("reason", "")),
         acted=[str(text) for text in acted] if isinstance(acted, list) else [],
-        kinds=safeguard_kinds(acted),
+        kinds=kinds_of(read_recorded(acted)),
         moved=[slots[name] for name, change in changes.items() if name in slots and abs(change) >= _VISIBLE_MOVE],
         inputs=[f"{key}: {value}" for key, value in inputs.items()] if isinstance(inputs, Mapping) else [],
         digest=str(decision.get("digest", "")),

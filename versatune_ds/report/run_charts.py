@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from versatune_ds.mixture.policies import DEFAULT
 from versatune_ds.report.charts import Chart, Line
 from versatune_ds.report.losses import (
     loss_errors,
@@ -179,7 +180,7 @@ class _Maker:
         decisions, names = self.series.decisions, self.series.domain_names
         steps = [decision["decided_at_step"] for decision in decisions]
         values = {name: [loss_above_reference(decision, name) for decision in decisions] for name in names}
-        note = "In nats per loss token, at least 0: what policy steer follows by default."
+        note = f"In nats per loss token, at least 0: what policy {DEFAULT.name} follows by default."
         return self._chart("above", "Loss above its reference", "loss", steps, values, note=note, height=200)
 
     def epochs(self) -> Chart | None:

@@ -5,12 +5,12 @@ Every sentence is computed from the recorded decisions and losses.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from versatune_ds.mixture.policies import POLICIES
+from versatune_ds.mixture.policies.acted import kinds_of, read_recorded
 from versatune_ds.report.series import RunSeries, loss_above_reference, number_or_none, of_domain
 
 _SMALLEST_MOVE = 5e-5
@@ -24,12 +24,6 @@ def headline(series: RunSeries) -> list[str]:
     if not updates:
         return ["The losses before training are measured; the mixture has not been updated yet."]
     return [text for text in (_moved(series, updates), _losses(series), _safeguards(updates)) if text]
-
-
-def safeguard_kinds(acted: Any) -> list[str]:
-    """Return the safeguards in a decision's texts: `floor: law; cap: code` is floor and cap."""
-    texts = [part for text in (acted if isinstance(acted, list) else []) for part in str(text).split("; ")]
-    return list(dict.fromkeys(re.sub(r"\s+[\d.]+%?$", "", text.split(":")[0]).strip() for text in texts))
 
 
 def changes_of_weights(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, float]:
@@ -110,7 +104,7 @@ def rise_from_start(series: RunSeries, name: str) -> float:
 
 def _safeguards(updates: Sequence[Mapping[str, Any]]) -> str:
     """Describe which safeguards acted, and how often."""
-    kinds = [safeguard_kinds(update.get("acted")) for update in updates]
+    kinds = [kinds_of(read_recorded(update.get("acted"))) for update in updates]
     counts = Counter(kind for of_update in kinds for kind in of_update)
     if not counts:
         return "No safeguard had to act."

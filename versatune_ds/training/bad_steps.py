@@ -1,10 +1,10 @@
-"""Skip optimizer steps whose gradient is no number, or whose loss jumps, and end a run that has only such steps.
+"""Skip optimizer steps whose gradient is not finite or whose loss spikes, and end a run that has only such steps.
 
-The one idea: an update is refused by a gradient that is not finite. DeepSpeed looks at the gradient's norm on all ranks
-before it steps (ZeRO 1 to 3 and fp16; the engine does it for stage 0), so every rank skips the same step, Adam's
-moments and counter stay, and nothing is asked of the device that was not asked before. A loss that jumps is refused by
-multiplying it with NaN before its backward pass; to know it, the host waits for the device once a step, and
-`train.spike_factor` is off by default for that reason. The order of the data does not depend on what is skipped.
+A step is skipped by a gradient that is not finite. DeepSpeed checks the gradient's norm on all ranks before it steps
+(ZeRO 1 to 3 and fp16; the engine does it for stage 0), so every rank skips the same step, Adam's moments and counter
+are kept, and the device is not asked for anything more. For a loss that spikes, the engine multiplies it by NaN before
+its backward pass. To see a spike the host waits for the device once a step, so `train.spike_factor` is off by default.
+The order of the data does not depend on what is skipped.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 logger = logging.getLogger(__name__)
 
 _MEAN_STEPS = 32
-"""Steps over which the usual loss is taken: each weighs 1/32 of what went before."""
+"""Steps over which the usual loss is averaged: each new one has weight 1/32."""
 _MIN_STEPS = 8
-"""Updates until the usual loss is known well enough to judge by."""
+"""Updates until the usual loss is known well enough to detect a spike."""
 
 
 class BadSteps:
-    """Count steps without an update, judge losses, and stop the run when there are too many in a row.
+    """Count steps without an update, detect loss spikes, and stop the run when too many come in a row.
 
     Args:
         train: The recipe's train section.
-        run_dir: The run's folder, to name the checkpoint that stands.
+        run_dir: The run's folder, to report its newest checkpoint.
     """
 
     def __init__(self, train: TrainConfig, *, run_dir: Path) -> None:
@@ -48,7 +48,7 @@ class BadSteps:
 
     @property
     def refusal(self) -> Callable[[float, int], bool] | None:
-        """Return what the engine asks before it updates the weights; None where only gradients are looked at."""
+        """Return the engine's check before an update of the weights; None where only gradients are checked."""
         return None if self.spike_factor is None else self.is_spike
 
     def is_spike(self, loss_sum: float, num_loss_tokens_global: int) -> bool:
@@ -60,7 +60,7 @@ class BadSteps:
             loss_sum: This rank's sum of token losses.
             num_loss_tokens_global: Loss tokens of the batch over all ranks.
         """
-        assert self.spike_factor is not None, "asked for only where it is set"
+        assert self.spike_factor is not None, "called only where it is set"
         loss_mean = float(sum_over_ranks(np.array([loss_sum]))[0]) / max(num_loss_tokens_global, 1)
         if self._num_judged >= _MIN_STEPS and loss_mean > self.spike_factor * self._usual_loss:
             logger.warning("loss %.4g, usually %.4g: a spike", loss_mean, self._usual_loss)
@@ -70,11 +70,11 @@ class BadSteps:
             self._usual_loss += (loss_mean - self._usual_loss) / min(self._num_judged, _MEAN_STEPS)
         return False
 
-    def take(self, *, step: int, is_applied: bool) -> None:
-        """Count a step.
+    def record(self, *, step: int, is_applied: bool) -> None:
+        """Record whether a step updated the weights.
 
         Raises:
-            RuntimeError: If `max_bad_steps` steps in a row made no update; it names them and the last checkpoint.
+            RuntimeError: If `max_bad_steps` steps in a row made no update; the message has the last checkpoint.
         """
         if is_applied:
             self._num_in_a_row = 0
@@ -83,12 +83,12 @@ class BadSteps:
         self._num_in_a_row += 1
         logger.warning("step %d: no update, its gradient is not finite or its loss is a spike", step)
         if self._num_in_a_row >= self._limit:
-            sound = next((path.name for path in complete_checkpoints(self._run_dir)), "none")
+            newest = next((path.name for path in complete_checkpoints(self._run_dir)), "none")
             raise RuntimeError(
                 f"steps {step - self._num_in_a_row + 1} to {step}: {self._num_in_a_row} in a row "
-                f"(train.max_bad_steps) made no update: their gradients are not finite, or their losses spikes. Last "
-                f"good checkpoint: {sound}. Lower train.learning_rate or train.max_grad_norm and start again to go on "
-                "from it"
+                "(train.max_bad_steps) made no update: their gradients are not finite, or their losses spikes. Last "
+                f"good checkpoint: {newest}. Lower train.learning_rate or train.max_grad_norm and start again to "
+                "resume from it"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,6 +101,6 @@ class BadSteps:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved state."""
+        """Load saved state."""
         self.num_skipped, self._num_in_a_row = state["num_skipped"], state["num_in_a_row"]
         self._usual_loss, self._num_judged = state["usual_loss"], state["num_judged"]

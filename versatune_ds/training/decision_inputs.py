@@ -1,7 +1,7 @@
-"""Gather what enters a decision besides losses: live control, what is left of the data, what measuring takes.
+"""Collect what enters a decision besides losses: live control, remaining data, the cost of measuring.
 
-The one idea: whatever enters is written into the decision. So a run that was killed and goes on takes the inputs of
-the steps it repeats from its own record, and the control file from there on: it decides as it did before.
+All of it is written into the decision. So a killed run that resumes takes the inputs of the steps it repeats from its
+own record, and reads the control file after them: it decides as it did before.
 
 Shape legend: **K** domains.
 """
@@ -15,19 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
+from versatune_ds.config import RunConfig
+from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs, read_control_or_keep, supply_caps
 from versatune_ds.mixture.policies import Policy
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import CONTROL_FILE, DECISIONS_FILE
+from versatune_ds.training.mixture_start import domain_sizes
 
 logger = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SupplyLimits:
-    """Say how much every domain may serve in the whole run.
+    """How much data every domain may serve in the whole run.
 
     Attributes:
         num_examples_K: int64, examples of each domain.
@@ -42,12 +44,12 @@ class SupplyLimits:
     num_steps: int
 
     def caps(self, *, step: int, draws_K: np.ndarray, units_drawn: float) -> np.ndarray | None:
-        """Return the largest weight [K] each domain can hold to the end of the run, None before the first step.
+        """Return the largest weight [K] each domain can have to the end of the run, None before the first step.
 
         Approximate: every example counts as an average one of its domain, every step draws as much as those before,
         and steps already planned count as still to come.
 
-        Example: 100 examples of 10 tokens, 2 epochs, 150 drawn: 500 tokens are left. Steps 1 to 10 of 20 drew 4000,
+        Example: 100 examples of 10 tokens, 2 epochs, 150 drawn: 500 tokens remain. Steps 1 to 10 of 20 drew 4000,
         so 4000 more will be drawn: the domain can serve 500 / 4000 = 0.125 of them.
 
         Args:
@@ -69,7 +71,7 @@ class DecisionInputs:
         run_dir: Folder of the run.
         domain_set: Domains of the run.
         policy: The run's policy.
-        limits: How much data the run may take; None where it may repeat it freely or no weight ever moves.
+        limits: How much data the run may use; None where it may repeat data freely or no weight ever moves.
     """
 
     def __init__(self, run_dir: Path, *, domain_set: DomainSet, policy: Policy, limits: SupplyLimits | None) -> None:
@@ -81,28 +83,29 @@ class DecisionInputs:
         self._recorded: dict[int, Inputs] = {}
 
     def at(self, step: int, *, draws_K: np.ndarray, units_drawn: float, interval_stretch: int = 1) -> Inputs:
-        """Return the inputs of the decision after a step; a control file with mistakes leaves the last one in force.
+        """Return the inputs of the decision after a step; a control file with mistakes keeps the previous one in force.
 
         Args:
             step: Optimizer steps done.
             draws_K: int64, examples of each domain drawn in them.
             units_drawn: Units of all domains drawn in them.
-            interval_stretch: What the clock asks for; a decision that is repeated keeps what it recorded.
+            interval_stretch: Asked for by the clock; a repeated decision keeps its recorded one.
         """
         recorded = self._recorded.get(step)
         if recorded is not None:
             logger.info("after step %d: inputs as decided before the run was interrupted", step)
-            return self._taken(recorded)
+            return self._with_control_logged(recorded)
         control_file = self._run_dir / CONTROL_FILE
-        control = self._taken(read_control_or_keep(control_file, kept=self._in_force, domain_set=self._domain_set))
+        read = read_control_or_keep(control_file, kept=self._in_force, domain_set=self._domain_set)
+        control = self._with_control_logged(read)
         inputs = replace(control, interval_stretch=interval_stretch)
         if self._limits is None:
             return inputs
         caps_K = self._limits.caps(step=step, draws_K=draws_K, units_drawn=units_drawn)
         return inputs.with_supply_caps(caps_K, domain_set=self._domain_set)
 
-    def _taken(self, inputs: Inputs) -> Inputs:
-        """Return inputs and remember their control; a change of it is said."""
+    def _with_control_logged(self, inputs: Inputs) -> Inputs:
+        """Return inputs and store their control; a change of it is logged."""
         control = inputs.control()
         if control != self._in_force:
             logger.info("live control: %s", json.dumps(control.to_dict()) if control.to_dict() else "none any more")
@@ -111,18 +114,32 @@ class DecisionInputs:
         self._in_force = control
         return inputs
 
-    def go_on_after(self, step: int) -> None:
-        """Take over what the run's record says: the control in force at a step, and the inputs of later decisions.
+    def resume_after(self, step: int) -> None:
+        """Restore from the run's record the control in force at a step, and the inputs of later decisions.
 
-        It must be called before the record is cut back to that step. A record that is missing or broken says nothing.
+        Call it before the record is cut back to that step. A record that is missing or corrupt restores nothing.
         """
-        decided = read_recorded_inputs(self._run_dir / DECISIONS_FILE)
+        decided = _recorded_inputs(self._run_dir / DECISIONS_FILE)
         before = [inputs for decided_at_step, inputs in decided.items() if decided_at_step <= step]
         self._in_force = before[-1].control() if before else Inputs()
         self._recorded = {at_step: inputs for at_step, inputs in decided.items() if at_step > step}
 
 
-def read_recorded_inputs(path: Path) -> dict[int, Inputs]:
+def decision_inputs(config: RunConfig, data: PreparedData) -> DecisionInputs:
+    """Return the source of a run's inputs. Supply limits a policy that moves the weights, never a fixed mixture."""
+    limits, max_epochs = None, config.data.max_epochs_per_domain
+    is_as_given = config.mixture.paper or config.mixture.rule.is_fixed
+    if max_epochs is not None and not is_as_given:
+        limits = SupplyLimits(
+            num_examples_K=domain_sizes(data, unit="examples"),
+            units_per_pass_K=domain_sizes(data, unit=config.mixture.weight_unit),
+            max_epochs=max_epochs,
+            num_steps=config.train.steps,
+        )
+    return DecisionInputs(config.run_dir, domain_set=data.domain_set, policy=config.mixture.rule, limits=limits)
+
+
+def _recorded_inputs(path: Path) -> dict[int, Inputs]:
     """Return {step: inputs} of the decisions in a file, up to a line that a kill left unfinished."""
     decided: dict[int, Inputs] = {}
     for line in json_lines(path):

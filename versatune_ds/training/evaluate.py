@@ -1,8 +1,8 @@
 """Measure held-out losses, example by example, over all ranks.
 
-The one idea: every validation example has a number, every rank adds its examples' token losses into one vector, and
-one all-reduce of that vector gives all ranks the same sums. Domain means, standard errors and paired changes follow
-from it. The loader gives every rank the same number of micro-batches, so evaluation cannot hang.
+Every validation example has a number. Each rank adds its examples' token losses into one vector, and one all-reduce of
+that vector gives all ranks the same sums, from which domain means, standard errors and paired changes follow. The
+loader gives every rank the same number of micro-batches, so evaluation cannot hang.
 
 Shape legend: **E** validation examples, **N** positions of a micro-batch.
 """
@@ -43,7 +43,7 @@ def sum_by_example(
     """Return the summed loss of every example this rank evaluates, 0 for those of the others: float64 [E].
 
     Args:
-        token_losses: Returns the loss of every position of a micro-batch, [N], zero where none is asked for.
+        token_losses: Returns the loss of every position of a micro-batch, [N], zero where a position bears no loss.
         batches: This rank's micro-batches, each with the example of every token, as a ValidationLoader gives them.
         num_examples: Examples over all domains and ranks, E.
     """

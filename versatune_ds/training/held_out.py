@@ -1,32 +1,31 @@
-"""Own the held-out examples that are measured while training, and choose how many of them are needed.
+"""Measure held-out losses while training, on a fixed set of examples that is chosen at the first measurement.
 
-The one idea: the first measurement is of all examples the recipe allows; it tells how much a domain's losses scatter,
-hence how many of them give the error asked for. The chosen ones are part of those measured, so the same measurement is
-the baseline, and every later one is paired with it.
+The first measurement is of all examples the recipe allows. It shows how much a domain's losses scatter, hence how many
+examples give the error asked for. The chosen ones are among those measured, so the same measurement is the baseline,
+and every later one is paired with it.
 
 Shape legend: **K** domains, **E** validation examples.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from versatune_ds.config import RunConfig, ValidationConfig
+from versatune_ds.config import ValidationConfig
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.encoding.tokenizer import pad_token_id
 from versatune_ds.data.order.subset import ExampleSubset
-from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.data.validation_loader import ValidationLoader
-from versatune_ds.distributed import World, broadcast_text
+from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.text_table import text_table
 from versatune_ds.training.evaluate import measure_validation
+from versatune_ds.training.run_setup import RunSetup
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ Subsets = Sequence[ExampleSubset]
 
 
 class HeldOutExamples:
-    """Measure the same held-out examples again and again; at first, choose them.
+    """Choose held-out examples at the first measurement, and measure the same ones every time.
 
     Args:
         domains: The held-out examples of each domain, all of them.
@@ -66,7 +65,7 @@ class HeldOutExamples:
     def measure(self, engine: Engine) -> ExampleLosses:
         """Return the losses of the examples, the same on every rank; the first measurement may choose among them.
 
-        Communication: the measurement's own; where it chooses, one broadcast of the numbers chosen.
+        Communication: the measurement's own; where it chooses, rank 0's choice is broadcast.
         """
         losses = measure_validation(engine, self.loader, num_domains=len(self._domains))
         return self._choose(losses) if self._is_to_choose else losses
@@ -74,9 +73,9 @@ class HeldOutExamples:
     def _choose(self, losses: ExampleLosses) -> ExampleLosses:
         """Keep as many examples as the error asked for needs, and return their losses. Rank 0 decides how many."""
         target = self._settings.target_standard_error
-        assert target is not None, "asked for only where there is a target"
+        assert target is not None, "called only where there is a target"
         needed_K = losses.num_examples_for(target, min_examples=self._settings.min_examples_per_domain)
-        num_chosen_K = json.loads(broadcast_text(json.dumps(needed_K.tolist()), self._world))
+        num_chosen_K = from_rank_zero(needed_K.tolist, self._world)
         before = self._examples
         self._keep(num_chosen_K)
         kept = losses.select(_places(self._examples, within=before))
@@ -93,19 +92,19 @@ class HeldOutExamples:
         self.loader = self._make_loader(self._examples)
 
     def _reasons(self) -> list[float | int | None]:
-        """Return the settings that decide how many examples are chosen; those of a choice only where there is one."""
+        """Return the settings that decide how many examples are chosen."""
         settings = self._settings
         fewest = None if settings.target_standard_error is None else settings.min_examples_per_domain
         return [settings.target_standard_error, fewest, settings.max_examples_per_domain]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return JSON-able state: how many examples of each domain were chosen, null where all are; and what for."""
+        """Return JSON-able state: the number of examples chosen of each domain (null: all), and the settings for it."""
         return {"num_chosen": self._num_chosen_K, "chosen_for": self._reasons()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore saved state, unless it was chosen under other settings: the next measurement then chooses again.
 
-        A state of an earlier version does not say for what it was chosen, and is kept.
+        A state of an earlier version lacks those settings, and is kept.
         """
         if state.get("chosen_for", self._reasons()) != self._reasons():
             logger.warning("validation: its settings changed since the checkpoint; held-out examples are chosen again")
@@ -115,24 +114,22 @@ class HeldOutExamples:
             self._keep(state["num_chosen"])
 
 
-def held_out_examples(config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World) -> HeldOutExamples:
+def held_out_examples(setup: RunSetup) -> HeldOutExamples:
     """Return the held-out examples of a run."""
     return HeldOutExamples(
-        data.valid,
-        settings=config.validation,
-        seed=config.run.seed,
-        make_loader=lambda examples: _loader_of(examples, config, data, tokenizer, world=world),
-        world=world,
+        setup.data.valid,
+        settings=setup.config.validation,
+        seed=setup.config.run.seed,
+        make_loader=lambda examples: _loader_of(examples, setup),
+        world=setup.world,
     )
 
 
-def validation_loader(
-    config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World, split: Literal["train", "valid"] = "valid"
-) -> ValidationLoader:
+def validation_loader(setup: RunSetup, *, split: Literal["train", "valid"] = "valid") -> ValidationLoader:
     """Return the loader of the held-out examples the recipe allows, or of as many training examples."""
-    domains = data.valid if split == "valid" else data.train
-    examples = subsets(domains, max_examples=config.validation.max_examples_per_domain, seed=config.run.seed)
-    return _loader_of(examples, config, data, tokenizer, world=world)
+    domains = setup.data.valid if split == "valid" else setup.data.train
+    max_examples = setup.config.validation.max_examples_per_domain
+    return _loader_of(subsets(domains, max_examples=max_examples, seed=setup.config.run.seed), setup)
 
 
 def subsets(domains: Sequence[Shards], *, max_examples: int | None, seed: int) -> list[ExampleSubset]:
@@ -143,18 +140,17 @@ def subsets(domains: Sequence[Shards], *, max_examples: int | None, seed: int) -
     ]
 
 
-def _loader_of(
-    examples: Subsets, config: RunConfig, data: PreparedData, tokenizer: Any, *, world: World
-) -> ValidationLoader:
+def _loader_of(examples: Subsets, setup: RunSetup) -> ValidationLoader:
     """Return this rank's loader of some examples of each domain."""
+    config = setup.config
     return ValidationLoader(
         examples,
-        domain_set=data.domain_set,
+        domain_set=setup.domain_set,
         rows_per_micro_batch=config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch,
         row_tokens=config.data.row_tokens,
-        rank=world.rank,
-        world_size=world.world_size,
-        pad_token_id=pad_token_id(tokenizer),
+        rank=setup.world.rank,
+        world_size=setup.world.world_size,
+        pad_token_id=pad_token_id(setup.tokenizer),
     )
 
 

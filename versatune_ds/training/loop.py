@@ -1,8 +1,7 @@
-"""Close the circle: data -> step -> losses by domain -> decision -> schedule -> data.
+"""The training loop: data -> step -> losses by domain -> decision -> schedule -> data.
 
-The one idea: the way back is a value. A decision made after step s names the step at which it takes effect, s +
-prefetch + 1, the first one whose data is not planned yet. So no planned batch is ever taken back, and the order of the
-data is a function of the seed and the decisions alone.
+A decision made after step s takes effect at step s + prefetch + 1, the first one whose data is not planned yet. So no
+planned batch is ever discarded, and the order of the data is a function of the seed and the decisions alone.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from collections.abc import Callable
 from versatune_ds.distributed import check_same_on_all_ranks
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.training.progress import log_step
+from versatune_ds.training.meter import log_step
 from versatune_ds.training.run import Run, validation_metrics
 
 logger = logging.getLogger(__name__)
 
 
 def begin(run: Run) -> None:
-    """Measure the losses before training, unless the run goes on from a checkpoint.
+    """Measure the losses before training, unless the run resumed from a checkpoint.
 
     Raises:
         ValueError: On every rank, if the references cannot steer from these losses.
@@ -34,7 +33,7 @@ def train(run: Run, *, is_enough: Callable[[Decision], bool] | None = None, save
 
     Args:
         run: The run, at any step.
-        is_enough: Asked after every decision, on every rank with the same decision: whether the run ends here.
+        is_enough: Called after every decision, on every rank with the same decision; returns whether the run ends here.
         saves_end: Whether the state after the last step is saved as a checkpoint.
 
     Returns:
@@ -44,28 +43,37 @@ def train(run: Run, *, is_enough: Callable[[Decision], bool] | None = None, save
         plan_data(run, step=step)
     run.updates.begin_steps(run.step)
     while not run.is_complete:
+        # Data and optimizer step; the loader plans ahead meanwhile.
         step = run.step + 1
         plan_data(run, step=step + run.loader.prefetch)
         data = run.loader.take(step)
         result = run.engine.train_step(data.micro_batches, step=step, is_refused=run.bad_steps.refusal)
-        run.take(step, result, data)
+        run.record_step(step, result, data)
         if run.is_complete or step % run.config.monitor.log_every == 0:
             log_step(run, data.plan)
+
+        # Measure, and decide the mixture of later steps.
         decision = measure_and_decide(run) if run.updates.is_due(step) else None
-        run.is_complete |= bool(decision and is_enough and is_enough(decision))
-        if run.is_complete and (decision is None or run.train_losses):
-            measure_losses(run)  # a run ends with held-out losses, whatever steered it
+        if decision is not None and is_enough is not None and is_enough(decision):
+            run.is_complete = True
+        has_held_out_losses = decision is not None and run.train_losses is None
+        if run.is_complete and not has_held_out_losses:
+            measure_losses(run)  # a run ends with held-out losses, whatever signal steered it
+
+        # Save, and stop where a signal asks for it: all ranks agree on both.
         agreed = run.agreed()
-        if saves_end if run.is_complete else agreed.is_save_due:
+        is_end_saved = run.is_complete and saves_end
+        is_save_due = agreed.is_save_due and not run.is_complete
+        if is_end_saved or is_save_due:
             run.save(is_last=agreed.is_stopped or run.is_complete)
         if agreed.is_stopped and not run.is_complete:
-            logger.info("stopped by a signal after step %d, all saved; start it again to go on", step)
+            logger.info("stopped by a signal after step %d, state saved; start it again to resume", step)
             return False
     return True
 
 
 def plan_data(run: Run, *, step: int) -> None:
-    """Let the loader plan a step with the weights the schedule holds for it; nothing beyond the last step."""
+    """Have the loader plan a step with the weights that the schedule has for it; nothing beyond the last step."""
     if step <= run.config.train.steps:
         run.loader.plan(step, run.schedule.weights_at(step))
 
@@ -82,7 +90,7 @@ def measure_and_decide(run: Run) -> Decision:
     """Measure held-out losses (or sum training ones), let rank 0 decide, apply the decision on every rank, return it.
 
     Communication, in this order on every rank: the measurement's own, the decision's broadcast, one check that all
-    ranks hold the same schedule and stand at the same draw.
+    ranks have the same schedule and the same position in the data.
     """
     with run.updates.measuring():
         losses = run.train_losses.take() if run.train_losses and run.step else measure_losses(run)

@@ -1,7 +1,7 @@
-"""Gather what optimizer steps leave on every rank and turn it, now and then, into metrics.
+"""Collect the results of optimizer steps, and record them as metrics every `monitor.log_every` steps.
 
-The one idea: between two log lines everything stays on the device; a log line costs one wait for the device and one
-all-reduce of 1 + 2K numbers.
+Between two log lines everything stays on the device. A log line costs one wait for the device and one all-reduce of
+1 + 2K numbers.
 
 Shape legend: **K** domains.
 """
@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from versatune_ds.data.loader import StepBatch
+from versatune_ds.data.order.plan import StepPlan
 from versatune_ds.distributed import sum_over_ranks
 from versatune_ds.domains import DomainSet
+from versatune_ds.engine.optimizer import learning_rate_at
+from versatune_ds.training.throughput import peak_memory_gib
 
 if TYPE_CHECKING:
     from versatune_ds.engine.engine import StepResult
+    from versatune_ds.training.run import Run
 
 
 class Meter:
@@ -45,14 +49,15 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of what is not training: validation, saving."""
+        """Leave out the time spent on anything but training: validation, saving."""
         stopped = time.perf_counter()
         yield
         self._started += time.perf_counter() - stopped
 
     def add(self, result: StepResult, data: StepBatch) -> None:
-        """Take in one optimizer step; nothing is read from the device. The losses of a skipped step do not count."""
-        self._results += [result] * result.is_applied
+        """Add one optimizer step; nothing is read from the device. The losses of a skipped step do not count."""
+        if result.is_applied:
+            self._results.append(result)
         self._num_steps += 1
         self._num_tokens += int(data.plan.num_tokens_K.sum())
         self._wait_seconds += data.wait_seconds
@@ -69,12 +74,15 @@ class Meter:
         without an update.
         Waits for the device. Communication: one all-reduce of 1 + 2K numbers.
         """
+        # Sum over the interval's steps, then over ranks.
         K = len(self._domain_set)
         loss_sum = sum(float(result.loss_sum) for result in self._results)
-        loss_sum_K = sum((result.loss_sum_K.cpu().numpy() for result in self._results), np.zeros(K))
-        num_K = sum((result.num_loss_tokens_K.cpu().numpy() for result in self._results), np.zeros(K))
+        loss_sum_K = sum((result.by_domain.loss_sum_K.cpu().numpy() for result in self._results), np.zeros(K))
+        num_K = sum((result.by_domain.num_loss_tokens_K.cpu().numpy() for result in self._results), np.zeros(K))
         totals = sum_over_ranks(np.concatenate([[loss_sum], loss_sum_K, num_K]))
         loss_sum_K, num_K = totals[1 : K + 1], totals[K + 1 :]
+
+        # Divide by tokens and seconds.
         seconds = time.perf_counter() - self._started
         num_loss_tokens = max(sum(result.num_loss_tokens_global for result in self._results), 1)
         metrics = {
@@ -88,3 +96,36 @@ class Meter:
                 metrics[f"domain/{name}/train_loss"] = loss_sum_K[i] / num_K[i]
         self._clear()
         return metrics
+
+
+def log_step(run: Run, plan: StepPlan) -> None:
+    """Record the metrics of the steps since the last call. Every rank must call it: the meter communicates.
+
+    Raises:
+        RuntimeError: If the loss is not finite although the weights were updated.
+    """
+    has_updates = run.meter.num_updates > 0
+    metrics = run.meter.read()
+    if has_updates and not math.isfinite(metrics["train/loss"]):
+        run.monitor.alert(run.step, title="the loss is not finite", text=f"train/loss is {metrics['train/loss']}")
+        raise RuntimeError(
+            f"train/loss is {metrics['train/loss']} at step {run.step}, and the weights were updated: DeepSpeed's own "
+            "check of gradients is off (bf16.check_grad_overflow). Turn it on and start again to resume from the last "
+            "complete checkpoint"
+        )
+
+    # Numbers that every rank knows.
+    metrics["train/num_skipped_steps"] = run.bad_steps.num_skipped
+    metrics["train/grad_norm"] = run.engine.grad_norm()
+    metrics["train/learning_rate"] = learning_rate_at(run.step, run.config.train)
+    metrics["perf/memory_gib"] = peak_memory_gib()
+    metrics |= run.throughput.metrics(metrics["perf/tokens_per_second"])
+    metrics |= {f"domain/{name}/weight": float(plan.weights_K[i]) for i, name in enumerate(run.domain_set)}
+    metrics |= run.served.metrics(run.domain_set.names)
+    epochs_K = run.loader.epochs_K()
+    metrics |= {f"domain/{name}/epochs": float(epochs_K[i]) for i, name in enumerate(run.domain_set)}
+    run.monitor.metrics(run.step, metrics)
+
+    for domain_id in plan.exhausted:
+        name = run.domain_set.names[domain_id]
+        run.monitor.alert(run.step, title=f"{name} has no data left", text="its share goes to the other domains")

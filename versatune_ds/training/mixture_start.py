@@ -1,20 +1,114 @@
-"""Say where a recipe's mixture starts: how much data each domain has, and the weights that follow.
+"""Load what a run's mixture starts from: sizes of the data, weights of step 0, reference losses.
 
-The one idea: training, inspect, simulate and replay ask here, so that all of them start from the same weights.
+Training, inspect, simulate and replay call this file, so that all of them start from the same weights.
 
 Shape legend: **K** domains.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from versatune_ds.config import RunConfig
+from versatune_ds.data.encoding.templates import choose_template, template_digest
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
+from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.order.sampler import WeightUnit
+from versatune_ds.data.order.supply import epochs_at_end
 from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.offline.outlook import Supply
+from versatune_ds.mixture.policies import KEEPS_PRIOR
+from versatune_ds.mixture.reference import References, load_references
+from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.start import starting_weights
+from versatune_ds.text_table import text_table
+from versatune_ds.training.run_setup import RunSetup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixtureStart:
+    """The mixture a run starts with.
+
+    Attributes:
+        named_K: Weights of step 0 as the recipe gives them, float64.
+        weights_K: The same, none below the safeguards' floor: those the run starts with.
+        references: Reference losses, checked against the run's tokens and loss mask.
+        controller: Built on every rank, so that every rank finds wrong settings; rank 0 uses it.
+    """
+
+    named_K: np.ndarray
+    weights_K: np.ndarray
+    references: References
+    controller: Controller
+
+
+def start_mixture(setup: RunSetup) -> MixtureStart:
+    """Return the mixture that a run starts with, and log it as a table.
+
+    Raises:
+        ValueError: If the references are missing, or cannot steer this run and `mixture.reference_check` is refuse; or
+            as `named_weights` does.
+    """
+    config, data = setup.config, setup.data
+    references = _checked_references(setup)
+    named_K, weights_K = named_weights(config, data), recipe_weights(config, data)
+    controller = Controller(
+        domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
+    )
+    logger.info("mixture\n%s", mixture_table(config, data, weights_K))
+    return MixtureStart(named_K=named_K, weights_K=weights_K, references=references, controller=controller)
+
+
+def _checked_references(setup: RunSetup) -> References:
+    """Return the reference losses, checked to be of the run's tokens and loss mask."""
+    config, data = setup.config, setup.data
+    references = load_references(config.mixture, domain_set=data.domain_set)
+    if is_never_measured(config, num_valid_K=[len(shards) for shards in data.valid]):
+        logger.warning("mixture.policy: %s", nothing_measured(config))
+    for warning in check_provenance(
+        references,
+        domain_set=data.domain_set,
+        run_digests=loss_digests(config, setup.tokenizer, data),
+        is_refused=config.mixture.reference_check == "refuse",
+    ):
+        logger.warning("%s", warning)
+    return references
+
+
+def loss_digests(config: RunConfig, tokenizer: Any, data: PreparedData) -> dict[str, str]:
+    """Return digests of what two losses must share to be comparable: tokenizer, template, loss mask, held-out rows.
+
+    The order of the domains does not count.
+    """
+    held_out = sorted(f"{shards.name} {shards.digest}" for shards in data.valid)
+    return {
+        "tokenizer": tokenizer_digest(tokenizer),
+        "template": template_digest(choose_template(tokenizer, path=config.data.chat_template)),
+        "mask": config.data.loss_on,
+        "held-out split": digest_of_texts(held_out),
+    }
+
+
+def is_never_measured(config: RunConfig, *, num_valid_K: Sequence[int]) -> bool:
+    """Return whether a policy that moves by held-out losses has no held-out row in any domain."""
+    return not config.mixture.rule.is_fixed and config.mixture.signal != "train" and not any(num_valid_K)
+
+
+def nothing_measured(config: RunConfig) -> str:
+    """Return the warning for such a recipe."""
+    return (
+        f"{config.mixture.policy} moves the mixture by held-out losses, but no domain has held-out rows: it stays at "
+        f"its start; give held-out rows, set mixture.signal=train, or mixture.policy={KEEPS_PRIOR.name}"
+    )
 
 
 def domain_sizes(data: PreparedData, *, unit: WeightUnit) -> np.ndarray:
@@ -26,7 +120,7 @@ def domain_sizes(data: PreparedData, *, unit: WeightUnit) -> np.ndarray:
 
 
 def recipe_weights(config: RunConfig, data: PreparedData) -> np.ndarray:
-    """Return the weights with which a recipe begins, float64 [K]: those it names, none below the safeguards' floor.
+    """Return the weights a recipe starts with, float64 [K]: those it gives, none below the safeguards' floor.
 
     Raises:
         ValueError: As `named_weights` does.
@@ -35,7 +129,7 @@ def recipe_weights(config: RunConfig, data: PreparedData) -> np.ndarray:
 
 
 def named_weights(config: RunConfig, data: PreparedData) -> np.ndarray:
-    """Return the weights of step 0 as a recipe names them, float64 [K].
+    """Return the weights of step 0 as a recipe gives them, float64 [K].
 
     Raises:
         ValueError: If the prior is no distribution over the domains, a file is missing, or the target is unknown.
@@ -47,7 +141,7 @@ def named_weights(config: RunConfig, data: PreparedData) -> np.ndarray:
 def recipe_supply(config: RunConfig, data: PreparedData) -> Supply:
     """Return how much data a recipe has and how fast it is drawn.
 
-    Approximate: rows are taken as full, and for other units than tokens an average token of all the data is drawn.
+    Approximate: rows count as full, and for units other than tokens every token counts as an average one.
     """
     sizes_K = domain_sizes(data, unit=config.mixture.weight_unit)
     units_per_token = sizes_K.sum() / max(domain_sizes(data, unit="tokens").sum(), 1.0)
@@ -55,4 +149,34 @@ def recipe_supply(config: RunConfig, data: PreparedData) -> Supply:
         sizes_K=sizes_K,
         units_per_step=config.train.rows_per_batch * config.data.row_tokens * units_per_token,
         max_epochs=config.data.max_epochs_per_domain,
+    )
+
+
+def mixture_table(config: RunConfig, data: PreparedData, weights_K: np.ndarray) -> str:
+    """Return one line a domain: starting weight, examples, tokens, and the passes over it by the end of the run.
+
+    The forecast is for these weights, which the controller moves. A domain that would pass
+    `data.max_epochs_per_domain` is marked: its share then goes to the others.
+    """
+    num_examples_K = domain_sizes(data, unit="examples")
+    num_tokens_K = domain_sizes(data, unit="tokens")
+    epochs_K = forecast_epochs(config, data, weights_K)
+    limit = config.data.max_epochs_per_domain
+    rows = []
+    for i, name in enumerate(data.domain_set):
+        mark = f"ends at {limit:g}" if limit is not None and epochs_K[i] > limit else ""
+        sizes = (f"{num_examples_K[i]:,.0f}", f"{num_tokens_K[i]:,.0f}")
+        rows.append((name, f"{weights_K[i]:.3f}", *sizes, f"{epochs_K[i]:.2f}", mark))
+    return text_table(("domain", "weight", "examples", "tokens", "epochs", ""), rows)
+
+
+def forecast_epochs(config: RunConfig, data: PreparedData, weights_K: np.ndarray) -> np.ndarray:
+    """Return the passes over each domain by the end of the run if the weights stay, float64 [K]. Approximate."""
+    size_K = domain_sizes(data, unit="examples")
+    supply = recipe_supply(config, data)
+    return epochs_at_end(
+        weights_K,
+        num_units=supply.units_per_step * config.train.steps,
+        mean_cost_K=supply.sizes_K / np.maximum(size_K, 1),
+        size_K=size_K,
     )

@@ -1,8 +1,8 @@
-"""Get a recipe's tokenizer and its tokenised data, once for all processes.
+"""Prepare a recipe's tokenizer and tokenised data, once for all processes.
 
-The one idea: rank 0 does the work and leaves it on disk; the others are told the folders and open what lies there. On
-a node that does not see rank 0's disk, that node's first process does the same work again; the digests in the folders'
-names, and the run's identity compared over all ranks, make sure that it is the same.
+Rank 0 does the work and writes it to disk; the others receive the folders' names and open them. On a node that does not
+see rank 0's disk, that node's first process does the same work again. The digests in the folders' names, and the run's
+identity compared over all ranks, make sure that it is the same data.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ logger = logging.getLogger(__name__)
 
 
 _POLL_SECONDS = 0.5
-_TRAINED_TOKENIZER_VERSION = "2"  # raise it when the same texts would give another tokenizer
+_TRAINED_TOKENIZER_VERSION = "2"  # increase it when the same texts would give another tokenizer
 
 
 def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, PreparedData]:
     """Return tokenizer and data on every rank; the work is done by one process of a node while the others wait.
 
-    Communication: two broadcasts when rank 0 is done: whether all went well, and the folders of the shards; then one
-    barrier, which waits for the slowest node.
+    Communication: when rank 0 is done, one broadcast of an error (usually none) and one of the shards' folders; then
+    one barrier, which waits for the slowest node.
 
     Raises:
         ValueError: On every rank, if the recipe's data are not as expected.
         RuntimeError: If this node's files hold other data than rank 0's.
     """
-    prepared: list[PreparedData] = []
-    run_on_rank_zero(lambda: prepared.append(prepare_recipe(config)), world)
-    text = _folders_as_text(prepared[0], cache_dir=cache_folder(config)) if prepared else None
+    data = run_on_rank_zero(lambda: prepare_recipe(config), world)
+    text = None if data is None else _folders_as_text(data, cache_dir=cache_folder(config))
     folders = broadcast_text(text, world)
-    data = prepared[0] if prepared else _open_or_prepare(folders, config, world)
+    if data is None:
+        data = _open_or_prepare(folders, config, world)
     barrier()
     return load_or_train_tokenizer(config), data
 
 
 def _folders_as_text(data: PreparedData, *, cache_dir: Path) -> str:
-    """Return where the shards lie within the cache, as JSON."""
+    """Return the shards' folders within the cache, as JSON."""
     splits = {
         split: [shards.folder.relative_to(cache_dir).as_posix() for shards in getattr(data, split)]
         for split in ("train", "valid")
@@ -63,17 +63,17 @@ def _folders_as_text(data: PreparedData, *, cache_dir: Path) -> str:
 
 
 def _open_or_prepare(text: str, config: RunConfig, world: World) -> PreparedData:
-    """Open the shards that rank 0 names; where this node does not have them, its first process prepares them."""
+    """Open the shards in rank 0's folders; where this node does not have them, its first process prepares them."""
     folders = json.loads(text)
     paths = {split: [cache_folder(config) / name for name in folders[split]] for split in ("train", "valid")}
-    if world.local_rank == 0 and not _are_there(paths):
+    if world.local_rank == 0 and not _exist(paths):
         data = prepare_recipe(config)
         if _folders_as_text(data, cache_dir=cache_folder(config)) != text:
             raise RuntimeError(
                 "data: the files on this node hold other data than those on rank 0's; make them the same"
             )
         return data
-    while not _are_there(paths):
+    while not _exist(paths):
         time.sleep(_POLL_SECONDS)  # should the first process fail, the launcher ends this one too
     return PreparedData(
         domain_set=DomainSet(tuple(folders["domains"])),
@@ -83,13 +83,13 @@ def _open_or_prepare(text: str, config: RunConfig, world: World) -> PreparedData
     )
 
 
-def _are_there(paths: dict[str, list[Path]]) -> bool:
-    """Return whether all folders exist; a prepared folder appears whole, by a rename."""
+def _exist(paths: dict[str, list[Path]]) -> bool:
+    """Return whether all folders exist; a prepared folder appears complete, by a rename."""
     return all(path.is_dir() for folders in paths.values() for path in folders)
 
 
 def prepare_recipe(config: RunConfig) -> PreparedData:
-    """Get the tokenizer and tokenise a recipe's data; the log shows what is in them.
+    """Tokenise a recipe's data, and log what is in it.
 
     Raises:
         ValueError: If a file, a row or the tokenizer is not as expected.
@@ -122,19 +122,16 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
 
 
 def _load_named(name: str, config: RunConfig) -> Any:
-    """Return the tokenizer of a folder or Hub name; a mistake is said under the key the user wrote."""
+    """Return the tokenizer of a folder or Hub name; an error opens with the key that the user wrote."""
+    key = "model.tokenizer"
     if config.model.tokenizer is None:
+        key = "model.name_or_path"
         check_saved_model(config.model)
-    try:
-        return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code)
-    except ValueError as error:
-        if config.model.tokenizer is not None:
-            raise
-        raise ValueError(str(error).replace("model.tokenizer:", "model.name_or_path:", 1)) from None
+    return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, key=key)
 
 
 def _trained_tokenizer_folder(config: RunConfig) -> Path:
-    """Return the folder of a tokenizer trained on this data: it is named by the files' content and the size."""
+    """Return the folder of a tokenizer trained on this data, named by a digest of the files' content and the size."""
     cache_dir = cache_folder(config)
     digests = SourceDigests(cache_dir)
     parts = [_TRAINED_TOKENIZER_VERSION, str(config.model.tokenizer_vocab_size)]

@@ -1,7 +1,7 @@
-"""Decide what a run goes on from, and whether it may: what a checkpoint was saved with against what the run has now.
+"""Find the checkpoint a run resumes from, compare it with the run, and restore the run's parts from it.
 
-The one idea: each difference is either refused in one line that says what to do, or was asked for by name in
-`resume.allow`; those that are let through are recorded in the run's `resumes.jsonl`.
+Each difference between what the checkpoint was saved with and what the run has now is refused in one line that states
+what to do, or allowed by name in `resume.allow`; allowed ones are recorded in the run's `resumes.jsonl`.
 """
 
 from __future__ import annotations
@@ -12,71 +12,81 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from versatune_ds.config import RunConfig
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
-from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.distributed import World, run_on_rank_zero
-from versatune_ds.engine.other_world_size import is_convertible
-from versatune_ds.mixture.reference import References
+from versatune_ds.engine.checkpoint import load_checkpoint
+from versatune_ds.engine.engine import Engine
+from versatune_ds.engine.other_world_size import is_convertible, load_converted
 from versatune_ds.run_folder.checkpoint_files import newest_valid_checkpoint, read_state, remove_unfinished
 from versatune_ds.run_folder.json_lines import append_json_line
 from versatune_ds.run_folder.names import RESUMES_FILE
+from versatune_ds.training.mixture_start import MixtureStart
+from versatune_ds.training.run_setup import RunSetup
 
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 2
 
+SAVED_PARTS = (
+    "loader", "schedule", "served", "bad_steps", "controller", "validation", "train_losses", "updates",
+)  # fmt: skip
+"""Fields of `Run` whose `state_dict` a checkpoint saves, each under its name in versatune.json."""
+
+_PARTS_ADDED_LATER = ("validation", "train_losses", "updates")
+"""Checkpoints of earlier versions, or of a run with another `mixture.signal`, have no state for these."""
+
 _PARTS = {"data": "data", "validation": "data", "tokenizer": "tokenizer", "weights": "mixture", "references": "mixture",
           "world_size": "world_size", "zero_stage": "zero_stage"}  # fmt: skip
-"""Key of an identity -> what `resume.allow` calls a change of it; other keys may not change."""
+"""Key of an identity -> the name in `resume.allow` that permits a change of it; other keys may not change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """Hold the checkpoint a run goes on from, and in what it differs from the run."""
+    """The checkpoint a run resumes from, and how it differs from the run."""
 
     folder: Path
     state: Mapping[str, Any]
     changed: frozenset[str]
     """Keys of the identity that differ, all of them allowed."""
     changed_domains: tuple[str, ...]
-    """Domains whose training data is another one."""
+    """Domains whose training data has changed."""
+
+    @property
+    def step(self) -> int:
+        """Return the optimizer steps done when it was saved."""
+        return self.state["step"]
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the run had done its last step by then."""
+        return self.state["is_complete"]
 
     @property
     def needs_conversion(self) -> bool:
-        """Return whether DeepSpeed's files must be converted; stage 0 keeps its optimizer whole."""
+        """Return whether DeepSpeed's files must be converted; stage 0 does not split its optimizer into parts."""
         has_parts = self.state["identity"]["zero_stage"] > 0
         return has_parts and bool(self.changed & {"world_size", "zero_stage"})
 
 
-def run_identity(
-    config: RunConfig,
-    tokenizer: Any,
-    data: PreparedData,
-    *,
-    world: World,
-    stage: int,
-    weights_K: np.ndarray,
-    references: References,
-) -> dict[str, Any]:
-    """Return what a checkpoint is compared with when a run goes on from it; the same on every rank."""
+def run_identity(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
+    """Return what a checkpoint is compared with when the run resumes from it; the same on every rank."""
+    data, references = setup.data, mixture.references
     return {
         "data": {shards.name: shards.digest for shards in data.train},
         "validation": {shards.name: shards.digest for shards in data.valid},
-        "tokenizer": tokenizer_digest(tokenizer),
+        "tokenizer": tokenizer_digest(setup.tokenizer),
         "domains": list(data.domain_set),
-        "rows_per_batch": config.train.rows_per_batch,
-        "world_size": world.world_size,
-        "zero_stage": stage,
-        "weights": weights_K.tolist(),
+        "rows_per_batch": setup.config.train.rows_per_batch,
+        "world_size": setup.world.world_size,
+        "zero_stage": setup.zero_stage,
+        "weights": mixture.named_K.tolist(),
         "references": None if references.losses_K is None else references.losses_K.tolist(),
     }
 
 
 def find_resume_point(config: RunConfig, identity: Mapping[str, Any], *, world: World) -> ResumePoint | None:
-    """Return the newest sound checkpoint of a run, None where there is none; leftovers of kills are deleted.
+    """Return the newest complete checkpoint of a run, None where there is none; delete what kills left over.
 
     Communication: see `newest_valid_checkpoint`.
 
@@ -111,8 +121,8 @@ def check_identity(
     if "domains" in changed:
         raise ValueError(
             f"{folder}: saved with domains {', '.join(saved['domains'])}, now {', '.join(current['domains'])}: a run "
-            "keeps its domains. Give them back, or export it (versatune export) and start a run of another run.name "
-            "from that folder (model.name_or_path)"
+            "keeps its domains. Use the earlier domains, or export it (versatune export) and start a run of another "
+            "run.name from that folder (model.name_or_path)"
         )
     if "data" in changed and "weights" in changed:
         changed.remove("weights")  # a proportional prior follows the data; the weights reached stay in any case
@@ -126,15 +136,16 @@ def _refusal(key: str, saved: Any, now: Any, *, allow: Sequence[str]) -> str | N
     """Return in one line why a difference is refused and what to do; None where it is allowed."""
     if key == "zero_stage" and not is_convertible(saved, now):
         return (
-            f"saved under ZeRO stage {saved}, now {now}: DeepSpeed converts between stages 1 and 2 only; give it back, "
-            "or export the model and start a new run from it"
+            f"saved under ZeRO stage {saved}, now {now}: DeepSpeed converts between stages 1 and 2 only; use the "
+            "earlier stage, or export the model and start a new run from it"
         )
     part = _PARTS.get(key)
     if part in allow:
         return None
-    what, way_back = f"saved with {key} {saved!r}, now {now!r}", "give it back"
+    what, way_back = f"saved with {key} {saved!r}, now {now!r}", "use the earlier value"
     if isinstance(now, Mapping) and isinstance(saved, Mapping):
         what = f"{key} of {', '.join(name for name in now if saved.get(name) != now[name])} changed since it was saved"
+        way_back = "restore the earlier files"
     if key == "world_size":
         way_back = f"use --processes {saved}"
     asking = f", or allow it with 'resume.allow=[{', '.join([*allow, part])}]'" if part else ""
@@ -144,13 +155,13 @@ def _refusal(key: str, saved: Any, now: Any, *, allow: Sequence[str]) -> str | N
 def restart_changed(
     saved: Mapping[str, Any], current: Mapping[str, Any], *, changed_domains: Sequence[str]
 ) -> dict[str, Any]:
-    """Return a saved place in the data in which the changed domains stand at their first example.
+    """Return a saved position in the data with the changed domains back at their first example.
 
-    What a domain was still owed stays: the mixture goes on, over other examples.
+    What a domain was still owed is kept: the mixture continues, over other examples.
 
     Args:
         saved: The loader's saved state.
-        current: The state of a loader of the current data that has not begun.
+        current: The state of a loader of the current data before its first step.
         changed_domains: Names.
     """
     draws = [
@@ -160,10 +171,34 @@ def restart_changed(
     return {**saved, **sizes, "draws": draws}
 
 
+def restore_parts(parts: Mapping[str, Any], point: ResumePoint) -> None:
+    """Load a checkpoint's state into the parts of a run.
+
+    Args:
+        parts: The parts by name, all of `SAVED_PARTS`; None where this rank or this run does without one.
+        point: The checkpoint.
+    """
+    for name in SAVED_PARTS:
+        part, state = parts[name], point.state.get(name)
+        if part is None or (state is None and name in _PARTS_ADDED_LATER):
+            continue
+        if name == "loader":
+            state = restart_changed(state, part.state_dict(0), changed_domains=point.changed_domains)
+        part.load_state_dict(state)
+
+
+def restore_engine(engine: Engine, point: ResumePoint) -> None:
+    """Load weights and optimizer. Communication: DeepSpeed's own, and a conversion's on another number of ranks."""
+    if point.needs_conversion:
+        load_converted(engine.deepspeed_engine, point.folder, world=engine.world)
+    else:
+        load_checkpoint(engine.deepspeed_engine, point.folder)
+
+
 def record_resume(run_dir: Path, point: ResumePoint, identity: Mapping[str, Any]) -> None:
-    """Append to the run's folder what it went on from, and what was changed; on rank 0 only."""
+    """Append one line to the run's resumes.jsonl: the checkpoint, and what changed since; on rank 0 only."""
     line = {
-        "step": point.state["step"],
+        "step": point.step,
         "checkpoint": point.folder.name,
         "world_size": identity["world_size"],
         "zero_stage": identity["zero_stage"],
@@ -174,11 +209,11 @@ def record_resume(run_dir: Path, point: ResumePoint, identity: Mapping[str, Any]
 
 
 def log_resume(point: ResumePoint) -> None:
-    """Say where the run goes on, and what is different from now on."""
-    logger.info("resuming after step %d from %s", point.state["step"], point.folder)
+    """Log the step the run resumes at, and what differs from now on."""
+    logger.info("resuming after step %d from %s", point.step, point.folder)
     if point.changed & {"world_size", "zero_stage"}:
         logger.warning("other processes or ZeRO stage: same batches, losses within rounding, not bit for bit")
     if point.changed_domains:
-        logger.warning("changed data, begun anew: %s", ", ".join(point.changed_domains))
+        logger.warning("changed data, restarted at the first example: %s", ", ".join(point.changed_domains))
     for key in sorted(point.changed - {"world_size", "zero_stage", "data"}):
         logger.warning("%s changed since the checkpoint, allowed by resume.allow", key)

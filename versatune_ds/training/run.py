@@ -1,14 +1,13 @@
-"""Hold the parts of a run: what the loop works on, and what it means to save, restore and record it.
+"""The parts of a run that the training loop works on, and what it means to decide, to stop and to save.
 
-The one idea: all state that is ours is rank-independent JSON: counters and decisions, no buffers. It is read back the
-same on every rank, whatever their number.
+All state of ours is rank-independent JSON: counters and decisions, no buffers. Every rank reads the same state back,
+whatever their number. `resume.py` restores it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +15,10 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader, StepBatch
-from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
+from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.domains import DomainSet
-from versatune_ds.engine.checkpoint import SaveError, load_checkpoint, save_checkpoint
+from versatune_ds.engine.checkpoint import SaveError, save_checkpoint
 from versatune_ds.engine.engine import Engine, StepResult
-from versatune_ds.engine.other_world_size import load_converted
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
@@ -33,7 +31,7 @@ from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.meter import Meter
-from versatune_ds.training.resume import STATE_VERSION, ResumePoint, log_resume, restart_changed
+from versatune_ds.training.resume import SAVED_PARTS, STATE_VERSION
 from versatune_ds.training.served_tokens import ServedTokens
 from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 from versatune_ds.training.throughput import Throughput
@@ -45,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, slots=True)
 class Run:
-    """Everything the training loop needs, and the number of steps done."""
+    """Everything the training loop needs, and the number of steps done. `assemble_run` makes it."""
 
     config: RunConfig
     world: World
@@ -69,23 +67,23 @@ class Run:
     served: ServedTokens
     throughput: Throughput
     identity: dict[str, Any]
-    """What a checkpoint must share with the run that resumes it: digests of data and tokenizer, world, ZeRO stage, ...;
-    the names `resume.allow` knows them by are in resume.py."""
-    step: int = 0
+    """What a checkpoint must share with the run that resumes from it: digests of data and tokenizer, world, ZeRO stage,
+    ...; resume.py maps them to the names of `resume.allow`."""
+    locks: tuple[FolderLock, ...]
+    """On rank 0 only: what makes this process the only writer of the run's folder."""
+    step: int
     """Optimizer steps done."""
-    is_complete: bool = False
+    is_complete: bool
     """Whether the last step is done, or the data has ended."""
-    locks: tuple[FolderLock, ...] = ()
-    """On rank 0 only: what makes it the run's one writer."""
 
     def release(self) -> None:
-        """Let another process have the run's folder: nothing is written into it any more."""
+        """Release the run's folder to other processes; nothing is written into it afterwards."""
         for lock in self.locks:
             lock.release()
 
-    def take(self, step: int, result: StepResult, data: StepBatch) -> None:
-        """Take in what an optimizer step left; the run stands after it."""
-        self.bad_steps.take(step=step, is_applied=result.is_applied)
+    def record_step(self, step: int, result: StepResult, data: StepBatch) -> None:
+        """Record an optimizer step that was just taken."""
+        self.bad_steps.record(step=step, is_applied=result.is_applied)
         self.step, self.is_complete = step, step == self.config.train.steps or data.plan.is_last
         self.served.add(data.plan)
         self.meter.add(result, data)
@@ -93,21 +91,20 @@ class Run:
             self.train_losses.add(result)
 
     def decide(self, losses: ExampleLosses | DomainStatistics, *, effective_step: int) -> Decision:
-        """Let rank 0 decide, and return the decision on every rank, its digest checked.
+        """Let rank 0 decide, and return the decision on every rank, its digest verified.
 
-        Communication: one broadcast of an error text (usually empty), one of the decision.
+        Communication: one broadcast of an error (usually none), one of the decision.
 
         Raises:
             ValueError: On every rank, if the references cannot steer.
         """
-        made: list[str] = []
-        run_on_rank_zero(lambda: made.append(self._decide(losses, effective_step=effective_step).to_json()), self.world)
-        decision = Decision.from_json(broadcast_text(made[0] if made else None, self.world))
+        text = from_rank_zero(lambda: self._decide(losses, effective_step=effective_step).to_json(), self.world)
+        decision = Decision.from_json(text)
         decision.verify()
         return decision
 
     def _decide(self, losses: ExampleLosses | DomainStatistics, *, effective_step: int) -> Decision:
-        """Return rank 0's decision on losses and on what else enters it."""
+        """Return the decision on losses and on the other inputs; rank 0 only."""
         assert self.controller is not None, "rank 0 decides"
         inputs = self._inputs()
         if isinstance(losses, ExampleLosses):
@@ -134,17 +131,17 @@ class Run:
         return replace(agreed, is_save_due=agreed.is_save_due or agreed.is_stopped or is_save_step)
 
     def place_as_text(self) -> str:
-        """Return what the order of the data depends on; the same on every rank, or they have diverged."""
+        """Return what the order of the data depends on; it differs between ranks only if they have diverged."""
         return json.dumps([self.schedule.state_dict(), self.loader.state_dict(self.step)])
 
     def save(self, *, is_last: bool) -> None:
-        """Save everything as the checkpoint of the current step; drop the oldest.
+        """Save the checkpoint of the current step, and delete the oldest beyond `checkpoint.keep`.
 
         Communication: one all-reduce of training losses where they are the signal; then see checkpoint.py.
 
         Args:
-            is_last: Whether the process ends after it. One that cannot be written then ends the run with an error;
-                before that it is said, training goes on, and the next one is tried at its time.
+            is_last: Whether the process ends after it. If it cannot be written, the run then ends with an error;
+                otherwise that is logged, training continues, and the next save is tried when due.
 
         Raises:
             RuntimeError: If the last one could not be written.
@@ -154,14 +151,7 @@ class Run:
             "step": self.step,
             "is_complete": self.is_complete,
             "identity": self.identity,
-            "loader": self.loader.state_dict(self.step),
-            "schedule": self.schedule.state_dict(),
-            "served": self.served.state_dict(),
-            "bad_steps": self.bad_steps.state_dict(),
-            "controller": self.controller.state_dict() if self.controller else None,
-            "validation": self.validation.state_dict(),
-            "train_losses": self.train_losses.state_dict() if self.train_losses else None,
-            "updates": self.updates.state_dict(),
+            **{name: self._state_of(name) for name in SAVED_PARTS},
         }
         self.save_clock.restart()
         try:
@@ -175,41 +165,20 @@ class Run:
                     world=self.world,
                 )
         except SaveError as error:
-            stands = next((path.name for path in complete_checkpoints(self.config.run_dir)), "none")
-            failed = f"step {self.step} could not be saved ({error}); the newest whole checkpoint is {stands}"
+            newest = next((path.name for path in complete_checkpoints(self.config.run_dir)), "none")
+            failed = f"step {self.step} could not be saved ({error}); the newest complete checkpoint is {newest}"
             if is_last:
-                raise RuntimeError(f"{failed}. Make room and start again to go on from it") from error
-            logger.error("%s. Training goes on, and the next save is tried at its time", failed)
+                raise RuntimeError(f"{failed}. Free disk space and start again to resume from it") from error
+            logger.error("%s. Training continues, and the next save is tried when due", failed)
             return
         logger.info("saved %s", folder)
 
-    def restore(self, point: ResumePoint) -> None:
-        """Go on from a checkpoint. Communication: DeepSpeed's own, and a conversion's on another number of ranks."""
-        state = point.state
-        log_resume(point)
-        current = self.loader.state_dict(0)
-        place = restart_changed(state["loader"], current, changed_domains=point.changed_domains)
-        self.loader.load_state_dict(place)
-        self.schedule.load_state_dict(state["schedule"])
-        self.served.load_state_dict(state["served"])
-        self.bad_steps.load_state_dict(state["bad_steps"])
-        if self.controller is not None:
-            self.controller.load_state_dict(state["controller"])
-        self._restore_signals(state)
-        if point.needs_conversion:
-            load_converted(self.engine.deepspeed_engine, point.folder, world=self.world)
-        else:
-            load_checkpoint(self.engine.deepspeed_engine, point.folder)
-        self.step, self.is_complete = state["step"], state["is_complete"]
-        if self.is_complete:
-            logger.info("%s is complete; --fresh starts over", self.config.run_dir)
-
-    def _restore_signals(self, state: Mapping[str, Any]) -> None:
-        """Take over what is measured, and when; a checkpoint of an earlier version or of another signal lacks it."""
-        parts = {"validation": self.validation, "train_losses": self.train_losses, "updates": self.updates}
-        for key, part in parts.items():
-            if part is not None and state.get(key) is not None:
-                part.load_state_dict(state[key])
+    def _state_of(self, name: str) -> dict[str, Any] | None:
+        """Return a part's state for a checkpoint; None where this run, or this rank, has no such part."""
+        if name == "loader":
+            return self.loader.state_dict(self.step)
+        part = getattr(self, name)
+        return None if part is None else part.state_dict()
 
 
 def validation_metrics(losses: ExampleLosses, domain_set: DomainSet) -> dict[str, float]:

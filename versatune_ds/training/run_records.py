@@ -1,7 +1,7 @@
-"""Read what a run recorded about its mixture: config and decisions, and decide them again.
+"""Read the config and decisions of a run's folder; explain them, and replay them.
 
-The one idea: a run's folder is enough. With its own settings a run must give its own decisions, digest for digest; each
-part of a run that was resumed with other settings decides with those of its time.
+The folder is all that is needed. With its own settings a replay must give the run's own decisions, digest for digest;
+each part of a run that was resumed with other settings is replayed with the settings of that part.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share
 """Keys of the mixture section on which the weights of step 0 depend."""
 
 _MEASURED_KEYS = ("mixture.update_every", "mixture.signal")
-"""Keys that say when which losses are measured: a record cannot answer for others."""
+"""Keys that decide when which losses are measured: a record has no losses for other values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """Hold a replay: the run's decisions beside those of the settings asked for."""
+    """The run's decisions, and those that a replay made."""
 
     domain_set: DomainSet
     recorded: tuple[Decision, ...]
@@ -48,7 +48,7 @@ class Replay:
 
     @property
     def text(self) -> str:
-        """Return how the two compare."""
+        """Return a comparison of the two."""
         return replay_text(self.recorded, self.replayed, domain_set=self.domain_set)
 
     def to_jsonl(self) -> str:
@@ -57,7 +57,7 @@ class Replay:
 
 
 def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return a run's resolved config with overrides; raise ValueError if the folder is no run's."""
+    """Return a run's resolved config with overrides; raise ValueError if the folder is not a run's."""
     if not (run_dir / CONFIG_FILE).is_file():
         raise ValueError(f"{run_dir}: no {CONFIG_FILE}; expected the folder of a run (runs/NAME)")
     return load_config(run_dir / CONFIG_FILE, overrides)
@@ -76,7 +76,7 @@ def recorded_decisions(run_dir: Path) -> list[Decision]:
 
 
 def explain_run(run_dir: Path, *, step: int | None = None) -> str:
-    """Return in words and numbers the last decision a run made at or before a step; its newest one by default.
+    """Describe the last decision a run made at or before a step; its newest one by default.
 
     Raises:
         ValueError: If the folder is no run's, or the step lies before the first decision or beyond the run.
@@ -89,11 +89,11 @@ def explain_run(run_dir: Path, *, step: int | None = None) -> str:
 
 
 def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
-    """Decide a run's recorded measurements again, with the inputs it recorded.
+    """Replay a run's recorded measurements, with the inputs it recorded.
 
     Args:
         run_dir: Folder of the run.
-        overrides: `mixture.` keys to decide with instead of the run's own.
+        overrides: `mixture.` keys that replace the run's own.
 
     Raises:
         ValueError: If the folder is no run's, or a key cannot be answered from a record.
@@ -102,10 +102,11 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
         key = override.partition("=")[0]
         if not key.startswith("mixture.") or key in _MEASURED_KEYS:
             raise ValueError(
-                f"{key}: a replay decides anew on the losses that the run measured, when it measured them; expected "
+                f"{key}: a replay has only the losses that the run measured, when it measured them; expected "
                 f"a key of mixture other than {' and '.join(_MEASURED_KEYS)}"
             )
-    _warn_of_unread(recorded_config(run_dir, overrides), overrides)  # a folder that is no run's is said first
+    # First, since it raises where the folder is not a run's.
+    _warn_of_unread(recorded_config(run_dir, overrides), overrides)
     recorded = recorded_decisions(run_dir)
     domain_set = DomainSet(tuple(recorded[0].weights_before))
     config_files = [*former_versions(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
@@ -124,7 +125,7 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
 
 
 def _warn_of_unread(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Log which of the keys to decide with the policy does not read: the replay is then that of the run."""
+    """Log which of the overridden keys the policy does not read: the replay is then the run's own."""
     named = [override.partition("=")[0] for override in overrides]
     for line in unread_settings(config, named=named):
         logger.warning("%s", line)
@@ -133,7 +134,7 @@ def _warn_of_unread(config: RunConfig, overrides: Sequence[str]) -> None:
 def _part(
     run_dir: Path, config_file: Path, *, overrides: Sequence[str], until_step: float, domain_set: DomainSet
 ) -> Part:
-    """Return what decides again in place of a part of a run; its own references are read from its folder."""
+    """Return the settings that replay a part of a run; its own references are read from its folder."""
     own, settings = load_config(config_file, ()).mixture, load_config(config_file, overrides).mixture
     kept = version_at(run_dir / REFERENCE_FILE, step=until_step)
     if isinstance(settings.reference, Path) and settings.reference == own.reference and kept.is_file():

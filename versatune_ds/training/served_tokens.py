@@ -1,4 +1,4 @@
-"""Count what was asked of the mixture and what it served, over the whole run.
+"""Count the requested and the served units of every domain over the whole run.
 
 Shape legend: **K** domains.
 """
@@ -25,7 +25,7 @@ class ServedTokens:
         self.requested_units_K = np.zeros(num_domains, dtype=np.float64)
 
     def add(self, plan: StepPlan) -> None:
-        """Take in one optimizer step's plan."""
+        """Add one optimizer step's plan."""
         self.num_tokens_K += plan.num_tokens_K
         self.realised_units_K += plan.realised_units_K
         self.requested_units_K += plan.requested_units_K
@@ -45,6 +45,6 @@ class ServedTokens:
         return {key: getattr(self, key).tolist() for key in ("num_tokens_K", "realised_units_K", "requested_units_K")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved state."""
+        """Load saved state."""
         for key, values in state.items():
             getattr(self, key)[:] = values

@@ -1,13 +1,12 @@
-"""Let a run stop in good order when the scheduler, or a user, asks for it.
+"""Stop a run cleanly when the scheduler or a user sends a signal: save, then exit.
 
-The one idea: a signal only sets a flag; after every optimizer step all ranks ask whether any of them has it set, so
-all save and leave at the same step. The same signal again leaves at once; the last whole checkpoint stands. Another
-one changes nothing: Ctrl-C reaches the ranks as SIGINT, and then again as SIGTERM from the deepspeed launcher.
+A signal only sets a flag. After every optimizer step all ranks check whether any of them has it set, so all save and
+exit at the same step. The same signal a second time exits at once, and the last complete checkpoint remains. Another
+signal has no effect: Ctrl-C reaches the ranks as SIGINT, and then again as SIGTERM from the deepspeed launcher.
 
-Before the first step there is nothing to save, so the first signal leaves at once, with the code that asks for a new
-start. Python runs its handlers between two lines of Python only: a rank that waits for another one inside a collective
-would never come to it. So a thread of its own reads the signals, through the file descriptor that the interpreter
-writes to at the very moment.
+Before the first step there is nothing to save, so the first signal exits at once, with the exit code for a requeue.
+Python runs signal handlers only between two lines of Python, and a rank that waits inside a collective would never run
+them. So a thread reads the signals, from the file descriptor that the interpreter writes to immediately.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Hold what all ranks agree on after an optimizer step."""
+    """What all ranks agree on after an optimizer step."""
 
     is_stopped: bool
     """Whether a signal reached any rank."""
@@ -56,13 +55,13 @@ class StopSignals:
         threading.Thread(target=self._watch, args=(reader,), name="versatune-signals", daemon=True).start()
 
     def _watch(self, reader: socket.socket) -> None:
-        """Take signals as they come, one byte each."""
+        """Handle signals as they arrive, one byte each."""
         while numbers := reader.recv(1):
             if numbers[0] in _SIGNALS:
                 self._take(signal.Signals(numbers[0]))
 
     def _take(self, number: signal.Signals) -> None:
-        """Note the first signal; leave when the same one comes again, or where there is nothing to save."""
+        """Record the first signal; exit when the same one comes again, or where there is nothing to save."""
         if not self._has_state:
             os._exit(REQUEUE_EXIT_CODE)
         if self.received == number:
@@ -75,11 +74,11 @@ class StopSignals:
         return self._has_state
 
     def begin_steps(self) -> None:
-        """Say that steps are taken from now on: a signal then waits for them to be saved."""
+        """Mark that training has started: from now on a signal waits until the state is saved."""
         self._has_state = True
 
     def ignore(self) -> None:
-        """Stop listening once all is saved: the deepspeed launcher signals the ranks that leave last."""
+        """Stop listening once all is saved: the deepspeed launcher signals the ranks that exit last."""
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -87,21 +86,21 @@ class StopSignals:
         """Return what holds for all ranks after a step. Communication: one all-reduce of two flags.
 
         Args:
-            is_save_due: What this rank's clock says; True on rank 0 alone, for clocks differ.
+            is_save_due: Whether this rank's clock asks for a save; only rank 0's may, since clocks differ.
         """
         num_stopped, num_due = sum_over_ranks(np.array([self.received is not None, is_save_due], dtype=np.float64))
         return Agreement(is_stopped=num_stopped > 0, is_save_due=num_due > 0)
 
 
 def _forget() -> None:
-    """Give a forked child the default back: its signals are not the run's, and a pool ends its workers by SIGTERM."""
+    """Restore the default handlers in a forked child: a process pool ends its workers by SIGTERM."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
 
 
 class SaveClock:
-    """Tell when the last save lies too long ago, by this process's clock.
+    """Report when the last save is too long ago, by this process's clock.
 
     Args:
         every_minutes: Minutes between saves; None for no clock.

@@ -1,8 +1,7 @@
-"""Say how much of the hardware a run uses: model FLOP/s, share of the device's peak, memory.
+"""Compute how much of the hardware a run uses: model FLOP/s, share of the device's peak (MFU), memory.
 
-The one idea: model FLOPs count what the mathematics needs, once: recomputed activations do not count, and attention's
-own products are left out, so that the share (MFU) is a lower bound; of a mixture of experts those count that a token is
-sent to.
+Model FLOPs count what the mathematics needs, once: recomputed activations do not count. Attention's own products are
+left out, so MFU is a lower bound. Of a mixture of experts, only those a token is sent to count.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from versatune_ds.config import TrainConfig
+from versatune_ds.distributed import World
 from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.model.sizes import sizes_of
 
@@ -21,12 +22,12 @@ _PEAK_TFLOPS = {
     "B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L40": 181.0, "A10G": 70.0,
     "RTX 4090": 165.0, "MI300X": 1307.0,
 }  # fmt: skip
-"""Dense bf16 peak of a device by a part of its name, from the makers' data sheets (SXM versions)."""
+"""Dense bf16 peak of a device by a part of its name, from the vendors' data sheets (SXM versions)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Know what one token costs and what the devices could do.
+    """Cost of one token, and peak of the devices.
 
     Attributes:
         flops_per_token: Model FLOPs of forward and backward pass.
@@ -51,22 +52,24 @@ class Throughput:
         return values
 
 
-def throughput_of(model: nn.Module, *, precision: str, num_processes: int) -> Throughput:
-    """Return the throughput of a model; call it before ZeRO-3 partitions the parameters, or after: both are handled."""
+def throughput_of(model: nn.Module, train: TrainConfig, *, world: World) -> Throughput:
+    """Return what a token of a model costs, before or after ZeRO-3 has partitioned its parameters."""
     return Throughput(
-        flops_per_token=flops_per_token(model), peak_tflops=_peak_tflops(precision), num_processes=num_processes
+        flops_per_token=flops_per_token(model),
+        peak_tflops=_peak_tflops(train.precision),
+        num_processes=world.world_size,
     )
 
 
 def flops_per_token(model: nn.Module) -> float:
-    """Return 2 FLOPs a multiplying weight forward, 2 for its input's gradient, and 2 more where it is trained.
+    """Return the model FLOPs of one token: per weight 2 forward, 2 for the input's gradient, 2 more if trained.
 
-    Multiplying weights are matrices other than a lookup table; a tied one multiplies in the head. Of routed experts a
-    token meets `num_experts_per_token` of `num_experts`.
+    Only matrices that multiply count: not a lookup table, unless it is tied to the head. Of routed experts a token uses
+    `num_experts_per_token` of `num_experts`.
     """
     sizes = sizes_of(model.config) if hasattr(model, "config") else None
     has_experts = sizes is not None and sizes.num_experts and sizes.num_experts_per_token
-    share_met = sizes.num_experts_per_token / sizes.num_experts if has_experts else 1.0
+    share_used = sizes.num_experts_per_token / sizes.num_experts if has_experts else 1.0
     lookups = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     heads = {id(getattr(part, "weight", None)) for part in model.modules() if not isinstance(part, nn.Embedding)}
     total = 0.0
@@ -74,8 +77,8 @@ def flops_per_token(model: nn.Module) -> float:
         shape = full_shape(parameter)
         if len(shape) < 2 or (id(parameter) in lookups and id(parameter) not in heads):
             continue
-        num_met = shape.numel() * (share_met if ".experts." in name else 1.0)
-        total += (6.0 if parameter.requires_grad else 4.0) * num_met
+        num_used = shape.numel() * (share_used if ".experts." in name else 1.0)
+        total += (6.0 if parameter.requires_grad else 4.0) * num_used
     return total
 
 

@@ -1,7 +1,7 @@
 """Sum the losses of training batches by domain between two updates: the signal that costs no pass of its own.
 
-The one idea: every contribution is a multiple of 2^-16, so float64 adds it without rounding, in any order and however
-it is spread over ranks, steps and restarts: a run that was stopped between two updates sums to the same bits.
+Every contribution is a multiple of 2^-16, so float64 adds it without rounding, in any order and however
+it is spread over ranks, steps and restarts: a run that was stopped between two updates gets the same bits.
 
 Shape legend: **K** domains.
 """
@@ -35,15 +35,14 @@ class TrainLosses:
         self._sums_3K: torch.Tensor | None = None
 
     def add(self, result: StepResult) -> None:
-        """Take in one optimizer step; nothing is read from the device. A step that was skipped says nothing."""
+        """Add one optimizer step; nothing is read from the device. A skipped step does not count."""
         if not result.is_applied:
             return
-        parts = (result.loss_sum_K, result.loss_sq_sum_K, result.num_loss_tokens_K)
-        sums_3K = torch.round(torch.cat([part.double() for part in parts]) * _SCALE) / _SCALE
+        sums_3K = torch.round(torch.cat([part.double() for part in result.by_domain]) * _SCALE) / _SCALE
         self._sums_3K = sums_3K if self._sums_3K is None else self._sums_3K + sums_3K
 
     def take(self) -> DomainStatistics:
-        """Return the sums over all ranks, and start anew.
+        """Return the sums over all ranks, and start again from zero.
 
         Waits for the device. Communication: one all-reduce of 3K numbers.
         """
@@ -62,7 +61,7 @@ class TrainLosses:
         return {"sums": [float(value) if np.isfinite(value) else None for value in total]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved state; rank 0 holds what all had summed."""
+        """Load saved state; rank 0 keeps the sum of all ranks."""
         sums = np.array([np.nan if value is None else value for value in state["sums"]])
         self._restored = sums if self._world.is_rank_zero else np.zeros_like(sums)
         self._sums_3K = None

@@ -1,7 +1,7 @@
-"""Say after which steps losses are measured: every `mixture.update_every`, or fewer times where that takes too long.
+"""Decide after which steps losses are measured: every `mixture.update_every`, or less often where that takes too long.
 
-The one idea: only a clock knows what measuring costs, and no two clocks agree. So rank 0 alone reads one, and what it
-concludes is a whole number that goes into the decision; all ranks, a resumed run and a replay count with the number.
+Only a clock shows what measuring costs, and no two clocks agree. So only rank 0 reads one, and records its result as a
+whole number in the decision; all ranks, a resumed run and a replay count with that number.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from versatune_ds.mixture.inputs import Inputs
 logger = logging.getLogger(__name__)
 
 _HEADROOM = 1.25
-"""A stretch is lowered only where the time allows this much more, or it would change at every update."""
+"""Margin for lowering the stretch; without it, the stretch would change at almost every update."""
 
 
 class UpdateClock:
-    """Count the steps between updates, and time what measuring takes of them.
+    """Count the steps between updates, and time what measuring costs.
 
     Args:
         update_every: `mixture.update_every`.
@@ -56,7 +56,7 @@ class UpdateClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of what is neither training nor measuring: saving."""
+        """Leave out the time of saving, which is neither training nor measuring."""
         stopped = self.clock()
         yield
         self._began += self.clock() - stopped
@@ -90,7 +90,7 @@ class UpdateClock:
         return min(self._stretch, max(1, math.ceil(_HEADROOM * needed))) if is_much_less else self._stretch
 
     def follow(self, decision: Decision) -> None:
-        """Take over from a decision when the next measurement is; a change is said."""
+        """Read from a decision when the next measurement is due; a change is logged."""
         stretch = Inputs.from_dict(decision.inputs).interval_stretch
         if stretch != self._stretch:
             every = stretch * self._update_every
@@ -106,5 +106,5 @@ class UpdateClock:
         return {"stretch": self._stretch, "last_step": self._last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved state."""
+        """Load saved state."""
         self._stretch, self._last_step = state["stretch"], state["last_step"]

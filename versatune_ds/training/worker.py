@@ -1,7 +1,7 @@
-"""Be one process of a run: join the world, assemble the run, train, leave with the right code.
+"""One process of a run: join the world, assemble the run, train, leave with the right exit code.
 
-A mistake of the user is reported in one line, by rank 0 or by the rank that alone sees it, and ends all ranks with code
-2; whatever fails later leaves the last complete checkpoint as it was.
+A user's mistake is reported in one line, by rank 0 or by the only rank that sees it, and ends all ranks with code 2.
+A later failure leaves the last complete checkpoint as it was.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from versatune_ds.config import RunConfig, load_config
 from versatune_ds.distributed import (
     Failure,
     FailureBoard,
+    RankZeroError,
     World,
     barrier,
     discover_world,
@@ -82,8 +83,8 @@ def run_worker(
 def be_process(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> int:
     """Find this process's place, do the work, leave the world; return the work's exit code.
 
-    A failure is reported by the rank that it came from, and ends all ranks with one exit code: 2 for a ValueError, else
-    1. A process that failed ends here: the goodbyes of the process group may wait for a rank that is gone.
+    A failure is reported by the rank where it happened, and ends all ranks with one exit code: 2 for a ValueError,
+    otherwise 1. A process that failed ends at once: leaving the process group may wait for a rank that is gone.
     """
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
@@ -108,14 +109,19 @@ def be_process(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> 
 
 
 def _report(error: Exception, world: World, board: FailureBoard) -> int:
-    """Say why this rank ends, unless another one's failure is the reason, and return the exit code of all ranks."""
+    """Report why this rank ends, unless another rank's failure is the cause, and return the exit code of all ranks."""
     exit_code = USER_ERROR_EXIT_CODE if isinstance(error, ValueError) else FAILED_EXIT_CODE
-    failure = Failure(rank=world.rank, exit_code=exit_code, text=str(error) or type(error).__name__)
-    first = board.tell(failure)
+    failure = Failure(
+        rank=world.rank,
+        exit_code=exit_code,
+        text=str(error) or type(error).__name__,
+        is_rank_zeros=isinstance(error, RankZeroError),
+    )
+    first = board.post(failure)
     if not board.is_mine_to_report(failure, first):
         return first.exit_code
     if not isinstance(error, StartError):
-        logger.exception("rank %d failed; the last whole checkpoint stands", world.rank)
+        logger.exception("rank %d failed; the last complete checkpoint is unchanged", world.rank)
     if isinstance(error, ValueError):
         where = f" on {platform.node()}" if world.local_rank != world.rank else ""
         prefix = "" if world.is_rank_zero else f"rank {world.rank}{where}: "
@@ -126,15 +132,15 @@ def _report(error: Exception, world: World, board: FailureBoard) -> int:
 
 
 class StartError(ValueError):
-    """What the user wrote is wrong, seen before training: one line says it, and no traceback."""
+    """A user's mistake, found before training: reported in one line, without a traceback."""
 
 
 def started(start: Callable[[], T], world: World) -> T:
-    """Return what `start` returns.
+    """Return what `start` returns; its ValueError becomes a StartError.
 
     Raises:
-        StartError: For a ValueError: before training it is about what the user wrote, found by every rank, told by
-            rank 0, or, where machines differ, found by one rank alone.
+        StartError: For a ValueError: before training it is about what the user wrote. Every rank finds it and rank 0
+            reports it; where machines differ, one rank alone may find it.
     """
     try:
         return start()
@@ -154,8 +160,9 @@ def _start(
 ) -> Run:
     """Join the world, assemble the run and take its first measurement."""
     device = take_place(world)
-    run = assemble_run(config, world=world, device=device, is_fresh=is_fresh, export_model=export_model)
-    run.stop_signals = stop_signals
+    run = assemble_run(
+        config, world=world, device=device, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
+    )
     begin(run)
     return run
 
@@ -164,8 +171,8 @@ def take_place(world: World) -> torch.device:
     """Join the world with this process's share of cores, and return its device.
 
     Raises:
-        ValueError: If the processes of this machine outnumber its GPUs. Rank 0, on another machine, may know nothing of
-            it and wait, so this machine's first process says it too.
+        ValueError: If the processes of this machine outnumber its GPUs. Rank 0, on another machine, may not see that
+            and wait, so this machine's first process logs it too.
     """
     set_threads()
     try:
@@ -179,7 +186,7 @@ def take_place(world: World) -> torch.device:
 
 
 def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int:
-    """Train, close the monitor with the code that is returned, and show the result."""
+    """Train, close the monitor with the exit code, and show the result."""
     run.stop_signals.begin_steps()
     exit_code = 1
     try:
@@ -190,19 +197,19 @@ def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int
         run.monitor.finish(exit_code=exit_code)
     if exit_code == 0 and run.world.is_rank_zero:
         when_complete(run.config.run_dir)
-    barrier()  # ranks leave together: the launcher ends those that are left when the first one goes with 75
+    barrier()  # ranks leave together: when the first leaves with 75, the launcher kills the others
     run.release()
     return exit_code
 
 
 def set_threads() -> None:
-    """Share the machine's cores among its processes.
+    """Set torch's threads to this process's share of the machine's cores.
 
-    The deepspeed launcher, mpirun and srun leave OMP_NUM_THREADS unset, and every process then takes every core: two
+    The deepspeed launcher, mpirun and srun leave OMP_NUM_THREADS unset, and every process then uses every core: two
     processes with two threads on two cores were 7 times slower than with one (torch 2.13, gloo).
 
-    Fewer cores than the machine has are this process's own where srun or mpirun bound it (srun --cpus-per-task), and
-    are not divided; torchrun and the deepspeed launcher bind nothing, so their processes share what they inherit.
+    If srun or mpirun bound this process to some cores (srun --cpus-per-task), those are its own and are not divided.
+    torchrun and the deepspeed launcher bind nothing: their processes share the cores they inherit.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
@@ -213,7 +220,7 @@ def set_threads() -> None:
 
 
 def num_local_processes() -> int:
-    """Return how many processes of the run share this machine, as the launcher says; 1 where it does not."""
+    """Return how many processes of the run share this machine, from the launcher's variables; 1 without them."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
         if os.environ.get(name, "").isdigit():
             return max(1, int(os.environ[name]))
@@ -249,8 +256,8 @@ def device_index(local_rank: int, *, num_gpus: int, num_local: int, is_one_gpu_g
         local_rank: The process's number on its machine.
         num_gpus: GPUs that it sees.
         num_local: Processes on its machine.
-        is_one_gpu_given: Whether CUDA_VISIBLE_DEVICES names one GPU, as under srun --gpus-per-task=1. That each process
-            was given another one is not checked here; NCCL refuses two ranks on one GPU.
+        is_one_gpu_given: Whether CUDA_VISIBLE_DEVICES lists one GPU, as under srun --gpus-per-task=1. That each process
+            has a different one is not checked here; NCCL refuses two ranks on one GPU.
 
     Raises:
         ValueError: If processes would have to share a GPU.

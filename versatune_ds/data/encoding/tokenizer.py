@@ -21,12 +21,13 @@ from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE, ROLE_MARKERS
 _BOS, _EOS, _PAD = "<|begin|>", "<|end|>", "<|pad|>"
 
 
-def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False, key: str = "model.tokenizer") -> Any:
     """Return the tokenizer of a folder saved by transformers, or of a Hub name.
 
     Args:
         name_or_path: Folder or Hub name.
         trust_remote_code: Run Python code that comes with it.
+        key: Recipe key that gave the name; it opens every message.
 
     Raises:
         ValueError: If it cannot be loaded, or is not a fast tokenizer: only those give the characters of a token.
@@ -35,13 +36,9 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"model.tokenizer: cannot load {str(name_or_path)!r}: {reason}; give a folder or a Hub name"
-        ) from error
+        raise ValueError(f"{key}: cannot load {str(name_or_path)!r}: {reason}; give a folder or a Hub name") from error
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"model.tokenizer: {str(name_or_path)!r} is not a fast tokenizer; convert it with transformers"
-        )
+        raise ValueError(f"{key}: {str(name_or_path)!r} is not a fast tokenizer; convert it with transformers")
     return tokenizer
 
 

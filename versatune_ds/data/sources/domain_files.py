@@ -13,7 +13,7 @@ from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.sources.data_folders import entries_of_folder, is_description, warn_of_skipped
-from versatune_ds.data.sources.find_files import find_files, is_saved_dataset
+from versatune_ds.data.sources.find_files import MissingDataError, find_files, is_saved_dataset
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
@@ -54,18 +54,20 @@ def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
     with silence():
         problems = list(_missing_files(data, cache_dir=cache_dir))
     if problems:
-        raise ValueError("\n".join(problems))
+        is_missing = any(isinstance(problem, MissingDataError) for problem in problems)
+        error = MissingDataError if is_missing else ValueError
+        raise error("\n".join(map(str, problems)))
 
 
-def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
-    """Yield one message for each domain and split whose files are missing."""
+def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[ValueError]:
+    """Yield what is wrong with each domain's and split's files."""
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for split in ("train", "valid"):
             local = [source for source in getattr(files, split) or () if isinstance(source, str)]
             try:
                 find_files(local, key=key_of(data, domain=name, split=split))
             except ValueError as error:
-                yield str(error)
+                yield error
 
 
 def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
@@ -96,7 +98,7 @@ def key_of(data: DataConfig, *, domain: str, split: str = "train") -> str:
 def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
     """Return the domains of a folder with `train/` and perhaps `valid/`."""
     if not (folder / "train").is_dir():
-        raise ValueError(f"data.folder: {folder}/train is not a folder; expected {folder}/train/DOMAIN.jsonl")
+        raise MissingDataError(f"data.folder: {folder}/train is not a folder; expected {folder}/train/DOMAIN.jsonl")
     train, valid = _paths_by_domain(folder / "train"), {}
     if not train:
         raise ValueError(f"data.folder: {folder}/train has no data file; expected {folder}/train/DOMAIN.jsonl")

@@ -23,6 +23,10 @@ from versatune_ds.warn_once import warn_once
 Source = str | HubDataset
 
 
+class MissingDataError(ValueError):
+    """A file or folder of the recipe's data is not there, perhaps because it was moved."""
+
+
 def find_files(sources: Sequence[Source], *, key: str) -> tuple[Path, ...]:
     """Return the data files of one domain's sources in a fixed order.
 
@@ -56,7 +60,7 @@ def _files_of(source: Source, *, key: str) -> list[Path]:
         return [_readable(path, key=key)]
     if glob.has_magic(source):
         return _files_of_glob(path, source=source, key=key)
-    raise ValueError(f"{key}: no such file or folder: {source!r}; a Hub data set is written {{hub: owner/name}}")
+    raise MissingDataError(f"{key}: no such file or folder: {source!r}; a Hub data set is written {{hub: owner/name}}")
 
 
 def _files_of_glob(path: Path, *, source: str, key: str) -> list[Path]:

@@ -1,10 +1,10 @@
-"""Model how losses answer to a mixture, well enough to try settings in a second.
+"""A synthetic learner whose losses respond to the mixture, to try settings in a second.
 
-The one idea: each domain has a knowledge n, its loss is a power law of n, training on a domain adds to n (and a
-little to its neighbours' n), and whatever is not trained fades. It is a caricature with the right signs: returns
-diminish, domains help each other, neglect is forgotten. No number that comes out of it is a prediction.
+Each domain has a knowledge n, and its loss is a power law of n. Training on a domain adds to n (and a little to the
+other domains' n); what is not trained fades. It is a caricature with the right signs: returns diminish, domains help
+each other, neglect is forgotten. None of its numbers is a prediction.
 
-Unit of n: tokens of the whole run, so a run adds 1 in all.
+Unit of n: tokens of the whole run, so a run adds 1 in total.
 
 Shape legend: **K** domains.
 """
@@ -18,13 +18,13 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LearningCurves:
-    """Hold a learner: l_j(n) = floor_j + scale_j * n_j ** -exponent_j.
+    """A learner: l_j(n) = floor_j + scale_j * n_j ** -exponent_j.
 
     Attributes:
         floor_K: Loss that no training removes, nats per loss token.
         scale_K: Loss above the floor at n = 1.
         exponent_K: How fast it falls.
-        start_K: Knowledge at step 0; what the base model brings.
+        start_K: Knowledge at step 0, that of the base model.
         transfer_KK: Row i, column j: knowledge of j that one unit of training on i brings; 1 on the diagonal.
         fading: Rate at which knowledge fades per unit of training on everything else.
     """
@@ -61,7 +61,7 @@ class LearningCurves:
 
 
 def synthetic_curves(known_K: np.ndarray, *, seed: int = 0, reference_K: np.ndarray | None = None) -> LearningCurves:
-    """Return a learner whose base model knows the domains about in proportion to the prior.
+    """Return a learner whose base model knows the domains roughly in proportion to the prior.
 
     Args:
         known_K: The prior, taken as the mixture that the base model was trained on.

@@ -1,6 +1,6 @@
-"""Look ahead over a run's decisions: data consumed, collapse, a controller that does nothing.
+"""Warnings about a run before it starts: data used up, collapse, a controller that does nothing.
 
-The one idea: each function returns sentences a person should read before taking machines.
+They are computed from simulated decisions and from the starting weights.
 
 Shape legend: **K** domains.
 """
@@ -24,13 +24,13 @@ STILL_WEIGHTS = 0.01
 
 
 MANY_EPOCHS = 4.0
-"""Passes after which repeated data teach visibly less than new ones would. Source: Muennighoff et al. 2023
+"""Passes after which repeated data teaches visibly less than new data. Source: Muennighoff et al. 2023
 (arXiv 2305.16264), for pretraining; fine-tuning on few rows shows it earlier, as held-out losses that rise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Supply:
-    """Say how much data there is and how fast it is drawn, in one unit.
+    """How much data there is and how fast it is drawn, in one unit.
 
     Attributes:
         sizes_K: Size of each domain.
@@ -50,7 +50,7 @@ def epochs_by_domain(schedule: Schedule, *, supply: Supply, num_steps: int) -> n
 
 
 def collapse_warnings(decisions: Sequence[Decision], *, policy: Policy, domain_set: DomainSet) -> list[str]:
-    """Say at which step the effective number of domains first fell below half of the start's, if it did."""
+    """Return a warning if the effective number of domains fell below half of the start's, with the first such step."""
     start = effective_num_domains(_start_K(decisions, domain_set))
     for decision in decisions:
         effective = effective_num_domains(decision.weights_K(domain_set))
@@ -64,7 +64,7 @@ def collapse_warnings(decisions: Sequence[Decision], *, policy: Policy, domain_s
 
 
 def still_warnings(decisions: Sequence[Decision], *, policy: Policy, domain_set: DomainSet) -> list[str]:
-    """Say when the controller is a constant: no weight ever moved visibly."""
+    """Return a warning if no weight ever moved visibly."""
     start_K = _start_K(decisions, domain_set)
     moved = max(float(np.max(np.abs(decision.weights_K(domain_set) - start_K))) for decision in decisions)
     if moved > STILL_WEIGHTS or len(decisions) < 2:
@@ -85,12 +85,12 @@ def _start_K(decisions: Sequence[Decision], domain_set: DomainSet) -> np.ndarray
 def start_warnings(
     settings: MixtureConfig, *, named_K: np.ndarray, start_K: np.ndarray, domain_set: DomainSet
 ) -> list[str]:
-    """Say which domains begin at weight 0, and where the floor raised a starting weight.
+    """Return warnings about domains that start at weight 0, and about starting weights that the floor raised.
 
     Args:
         settings: The recipe's mixture section.
-        named_K: Weights at step 0 as the recipe names them, [K].
-        start_K: Weights with which the run begins, [K].
+        named_K: Weights at step 0 as the recipe gives them, [K].
+        start_K: Weights with which the run starts, [K].
         domain_set: The domains.
     """
     warnings = []
@@ -118,7 +118,7 @@ def start_warnings(
 
 
 def _ever_at_zero(settings: MixtureConfig, name: str) -> bool:
-    """Return whether a domain's weight of 0 is worth a word: not where the policy's very idea gives it none."""
+    """Return whether a weight of 0 deserves a warning: not where the policy intends it, or a later stage raises it."""
     if settings.rule.may_start_at_zero:
         return False
     return not settings.rule.needs_stages or not any(stage.weights.get(name) for stage in settings.schedule)
@@ -132,13 +132,13 @@ def _start_key(settings: MixtureConfig) -> str:
 def exhaustion_warnings(
     epochs: np.ndarray, *, supply: Supply, domain_set: DomainSet, tolerated_epochs: float = 1.0
 ) -> list[str]:
-    """Say which domains run out of data, and when.
+    """Return a warning for each domain that runs out of data, with the step.
 
     Args:
         epochs: Passes over each domain's data after every step, [steps, K].
         supply: How much data there is.
         domain_set: The domains.
-        tolerated_epochs: Passes that need no word where `supply.max_epochs` sets no limit.
+        tolerated_epochs: Passes that need no warning where `supply.max_epochs` sets no limit.
     """
     limit = tolerated_epochs if supply.max_epochs is None else supply.max_epochs
     beyond = limit * (1.0 + 1e-9)  # a domain that ends exactly at its last row is not out of data

@@ -1,6 +1,4 @@
-"""Read losses that were recorded: plain JSON lines, or the decisions of a run.
-
-The one idea: either way a line becomes a `Measurement`, and from there on nothing knows where it came from.
+"""Read recorded losses: plain JSON lines, or the decisions of a run. Either way a line becomes a `Measurement`.
 
 Shape legend: **K** domains.
 """
@@ -26,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossRecord:
-    """Hold one recorded measurement.
+    """One recorded measurement.
 
     Attributes:
         update: Number of the update; 0 is the measurement before training.
@@ -43,9 +41,9 @@ def read_decisions(path: Path) -> list[Decision]:
     """Return the decisions of a decisions.jsonl, each with its digest verified.
 
     Raises:
-        ValueError: If there is no such file, or it holds no decision.
-        RuntimeError: If a line is no decision or was changed; the message has file and line. A last line that is not
-            complete is left out, and logged.
+        ValueError: If there is no such file, or no decision in it.
+        RuntimeError: If a line is not a decision or was changed; the message has file and line. An incomplete last
+            line is skipped and logged.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the folder of a run that has decided")
@@ -62,12 +60,12 @@ def read_decisions(path: Path) -> list[Decision]:
 
 
 def _refuse_damaged(problem: str) -> None:
-    """Raise RuntimeError for a line in the middle of a record: what follows it depends on what it held."""
+    """Raise RuntimeError for a damaged line in the middle of a file: what follows depends on it."""
     raise RuntimeError(f"{problem}; copy the file back from a backup, or resume the run from a checkpoint before it")
 
 
 def measurement_of(decision: Decision, *, domain_set: DomainSet) -> Measurement:
-    """Return the measurement a decision was made on, exactly."""
+    """Return exactly the measurement that a decision was made on."""
     losses, signals = decision.losses, decision.signals
 
     def column(values: Mapping[str, Mapping[str, Any]], key: str) -> np.ndarray:
@@ -104,7 +102,7 @@ def read_losses(path: Path, *, domain_set: DomainSet) -> list[LossRecord]:
 
 
 def _is_cut_decision(line: JsonLine) -> bool:
-    """Return whether a line is the end of a run's record that a kill or a power cut left; not a slip of a hand."""
+    """Return whether a line was cut by a kill or a power cut, as opposed to a mistake in a file written by hand."""
     return line.value is None and ("\0" in line.text or '"decided_at_step"' in line.text)
 
 
@@ -140,12 +138,12 @@ def _record(line: str, *, what: str, domain_set: DomainSet) -> LossRecord:
 
 
 def _decided_measurement(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> Measurement:
-    """Return the measurement of a line of decisions.jsonl; raise ValueError where it is of other domains or broken."""
+    """Return the measurement of a line of decisions.jsonl; raise ValueError for other domains or an incomplete one."""
     domain_set.from_dict(dict.fromkeys(values["losses"], 0.0), what=f"{what}: losses")
     try:
         return measurement_of(Decision.from_dict(values), domain_set=domain_set)
     except (RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{what}: no whole decision ({error})") from None
+        raise ValueError(f"{what}: not a complete decision ({error})") from None
 
 
 def _losses(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Decide a run's recorded measurements again, with its own settings or with others.
+"""Replay a run's recorded measurements, with its own settings or with others.
 
-The one idea: with its own settings a run must give its own decisions, digest for digest; with others the losses are
-still those of the recorded run, so the result says what would have been decided, not what would have been learnt.
+With its own settings a replay must give the run's own decisions, digest for digest. With others the losses are still
+those of the recorded run, so the result shows what would have been decided, not what would have been learnt.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ NOT_COUNTERFACTUAL = "The losses are those of the recorded run; under other weig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Hold what a part of a run decided with."""
+    """Settings of one part of a run; each resume with other settings starts a part."""
 
     settings: MixtureConfig
     references: References | None = None
     until_step: float = math.inf
-    """Last step after which these decided."""
+    """Step of the last decision made with these settings."""
 
 
 def replay(
@@ -45,7 +45,7 @@ def replay(
 
     Args:
         recorded: Decisions of the run, from the first.
-        parts: What decided, in order; a run that was never resumed with other settings has one.
+        parts: Settings in order; a run that was never resumed with other settings has one part.
         domain_set: Domains of the run, in its order.
         start_weights_K: Weights at step 0; those of the recorded run by default. Give `starting_weights(settings)`
             where the policy, the prior or the target is another one.
@@ -65,7 +65,7 @@ def replay(
             ),
         )
         if former is not None:
-            controller.load_state_dict(former.state_dict())  # as a run does that goes on with other settings
+            controller.load_state_dict(former.state_dict())  # as a run does that resumes with other settings
         for decision in recorded[len(replayed) :]:
             if decision.decided_at_step > part.until_step:
                 break
@@ -74,7 +74,7 @@ def replay(
 
 
 def _decide_again(controller: Controller, decision: Decision, *, domain_set: DomainSet) -> Decision:
-    """Return what a controller decides on a recorded decision's measurement and inputs."""
+    """Return a controller's decision on a recorded decision's measurement and inputs."""
     return controller.decide_measured(
         measurement_of(decision, domain_set=domain_set),
         step=decision.decided_at_step,
@@ -85,7 +85,7 @@ def _decide_again(controller: Controller, decision: Decision, *, domain_set: Dom
 
 
 def first_difference(recorded: Sequence[Decision], replayed: Sequence[Decision]) -> str | None:
-    """Return which decision is the first to differ and in what, or None where all digests agree."""
+    """Return which decision differs first and in which fields, or None where all digests agree."""
     for old, new in zip(recorded, replayed, strict=True):
         if old.digest != new.digest:
             differing = [key for key, value in new.to_dict().items() if key != "digest" and value != old.to_dict()[key]]

@@ -1,7 +1,6 @@
-"""Let the real controller decide on losses that cost nothing: synthetic curves or a recorded file.
+"""Run the real controller on losses that cost nothing: a synthetic learner's or a recorded file's.
 
-The one idea: no second implementation. What is simulated is the learner; weights, safeguards, schedule and decisions
-are those of training.
+Only the learner is simulated; weights, safeguards, schedule and decisions are those of training.
 
 Shape legend: **K** domains.
 """
@@ -35,12 +34,12 @@ from versatune_ds.mixture.start import prior_weights, starting_weights
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Simulation:
-    """Hold what a simulation came to.
+    """Result of a simulation.
 
     Attributes:
         decisions: As in decisions.jsonl; the first is the baseline.
         epochs_K: Passes over each domain's data by the last step; None where the data is unknown.
-        warnings: What a person should look at before training like this.
+        warnings: What to look at before training with these settings.
     """
 
     decisions: tuple[Decision, ...]
@@ -63,9 +62,9 @@ def simulate(
     noise: float = 0.0,
     prefetch: int = 2,
 ) -> Simulation:
-    """Return what the controller would do to a synthetic learner.
+    """Simulate a run on a synthetic learner.
 
-    Where the policy needs references and the recipe names none, those of the learner itself are taken, and said.
+    Where the policy needs references and the recipe has none, the learner's own are used, with a warning.
 
     Args:
         settings: The recipe's mixture section.
@@ -97,7 +96,9 @@ def simulate(
         measure=_noisy(seed=seed, noise=noise),
         prefetch=prefetch,
     )
-    said = ("mixture.reference is not given: the synthetic learner's own references were taken",) if is_stand_in else ()
+    notes = ()
+    if is_stand_in:
+        notes = ("mixture.reference is not given: the synthetic learner's own references were taken",)
     return _simulation(
         decisions,
         schedule,
@@ -105,7 +106,7 @@ def simulate(
         settings=settings,
         domain_set=domain_set,
         supply=supply,
-        said=said,
+        notes=notes,
     )
 
 
@@ -118,7 +119,7 @@ def simulate_losses(
     supply: Supply | None = None,
     prefetch: int = 2,
 ) -> Simulation:
-    """Return what the controller decides on recorded losses; they do not answer to its weights.
+    """Simulate a run on recorded losses, which do not respond to the weights.
 
     Raises:
         ValueError: If the start, the references or the settings are wrong.
@@ -139,7 +140,7 @@ def simulate_losses(
         )
         schedule.append(decision.effective_step, controller.weights_K)
         decisions.append(decision)
-    said = ("the losses are recorded: under other weights they would have been others",)
+    notes = ("the losses are recorded: under other weights they would have been others",)
     return _simulation(
         decisions,
         schedule,
@@ -147,7 +148,7 @@ def simulate_losses(
         settings=settings,
         domain_set=domain_set,
         supply=supply,
-        said=said,
+        notes=notes,
     )
 
 
@@ -214,11 +215,11 @@ def _simulation(
     settings: MixtureConfig,
     domain_set: DomainSet,
     supply: Supply | None,
-    said: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> Simulation:
     """Return the simulation with its epochs after `num_steps` steps and its warnings."""
     epochs = None if supply is None or num_steps < 1 else epochs_by_domain(schedule, supply=supply, num_steps=num_steps)
-    warnings = [*said, *collapse_warnings(decisions, policy=settings.rule, domain_set=domain_set)]
+    warnings = [*notes, *collapse_warnings(decisions, policy=settings.rule, domain_set=domain_set)]
     if settings.rule.moves:
         warnings += still_warnings(decisions, policy=settings.rule, domain_set=domain_set)
     if supply is not None and epochs is not None:

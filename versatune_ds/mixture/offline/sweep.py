@@ -1,7 +1,4 @@
-"""Spell out a sweep: one text of values into the overrides of each run.
-
-The one idea: a sweep is a list of ordinary `key=value` overrides, so nothing else needs to know of it.
-"""
+"""Expand `--sweep key=value,value` into the overrides of each run, as ordinary `key=value` texts."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ def _values_of(sweep: str) -> list[str]:
 
 
 def _split_outside_brackets(text: str) -> list[str]:
-    """Return the parts of a text between commas that stand in no bracket."""
+    """Return the parts of a text between commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")

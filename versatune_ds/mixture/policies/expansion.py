@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from versatune_ds.mixture.policies import versatune
+from versatune_ds.mixture.policies.acted import Acted
 from versatune_ds.mixture.policies.policy import Policy, PolicySettings
 from versatune_ds.mixture.policies.signals import Signals
 from versatune_ds.mixture.policies.simplex import neutral, normalise
@@ -27,11 +28,15 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
     if not is_tolerated and settings.otherwise == "multi_ability":
         return versatune.update(weights_K, signals, step, settings)
     target_weight = float(weights_K[target_id])
-    if is_tolerated:  # a target that starts above the cap is not cut here: the safeguards do that
+
+    # The target grows up to the cap. One that starts above the cap is not cut here: the safeguards do that.
+    if is_tolerated:
         target_weight = max(target_weight, min(_wanted_target_weight(weights_K, settings), settings.cap))
+
+    # The others share what is left, by `versatune`; equally if the target had everything.
     grown_K = weights_K * versatune.growth(signals, settings)
     grown_K[target_id] = 0.0
-    if grown_K.sum() <= 0:  # the target had everything: if the others must get a share, they share equally
+    if grown_K.sum() <= 0:
         grown_K = np.ones_like(weights_K)
         grown_K[target_id] = 0.0
     weights_after_K = normalise(grown_K) * (1.0 - target_weight)
@@ -84,17 +89,21 @@ def _explain(signals: Signals, settings: PolicySettings, names: Sequence[str]) -
 
 def _limits(
     weights_K: np.ndarray, signals: Signals, settings: PolicySettings, names: Sequence[str]
-) -> tuple[str, ...]:
-    """Return a text where the rule stopped its target at the cap, so that the safeguards find nothing to cut."""
-    return (f"cap: {names[_target_id(settings)]}",) if is_target_capped(weights_K, signals, settings) else ()
+) -> tuple[Acted, ...]:
+    """Return a cap where the rule stopped its target there, so that the safeguards find nothing to cut."""
+    if not is_target_capped(weights_K, signals, settings):
+        return ()
+    target = names[_target_id(settings)]
+    return (Acted("cap", (target,), f"cap: {target}"),)
 
 
-def _bound_effect(signals: Signals, unbounded: Signals, settings: PolicySettings) -> tuple[str, ...]:
-    """Return a text where the target gains only because of the confidence bound."""
+def _bound_effect(signals: Signals, unbounded: Signals, settings: PolicySettings) -> tuple[Acted, ...]:
+    """Return the confidence bound where the target gains only because of it."""
     bounded, tolerated = forgetting_against_tolerance(signals, settings)
     measured, _ = forgetting_against_tolerance(unbounded, settings)
     if bounded < tolerated <= measured:
-        return (f"confidence bound: the mean forgetting {measured:.4f} counts as {bounded:.4f}",)
+        text = f"confidence bound: the mean forgetting {measured:.4f} counts as {bounded:.4f}"
+        return (Acted("confidence bound", (), text),)
     return ()
 
 

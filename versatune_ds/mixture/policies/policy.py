@@ -1,11 +1,13 @@
-"""Define what a policy is: one frozen value that holds a rule and everything the rest of the package asks about it.
+"""What a policy is: one frozen value with an update rule and all that the rest of the package needs to know of it.
 
-A policy is a pure function update(weights_K, signals, step, settings) -> weights_K in float64. It knows nothing of
-files, ranks or safeguards. Rates are per interval; `settings.num_intervals` is the number of intervals that an update
-covers, so updating twice as often makes two half steps.
+The rule is a pure function update(weights_K, signals, step, settings) -> weights_K in float64, not negative and with
+sum 1. It knows nothing of files, ranks or safeguards. Rates are per interval, and `settings.num_intervals` is how many
+intervals an update covers, so that updating twice as often makes two half steps.
 
-A signal is NaN for a domain that was never measured: `neutral` replaces it by the mean of the others, which leaves
-that domain's share alone.
+A signal is NaN for a domain that was never measured. `simplex.neutral` replaces it by the mean of the others, which
+leaves that domain's share as it is.
+
+docs/extend.md shows how to add a policy, and has the fields of `Policy` in a table.
 
 Shape legend: **K** domains.
 """
@@ -18,30 +20,33 @@ from typing import Any, Literal
 
 import numpy as np
 
+from versatune_ds.mixture.policies.acted import Acted
 from versatune_ds.mixture.policies.signals import Signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PolicySettings:
-    """Numbers that a policy may read, resolved from the recipe's `mixture` section.
+    """Numbers that a rule may read, resolved from the recipe's `mixture` section (mixture/settings.py).
 
     Attributes:
         policy: Name of the policy.
-        sigma: Step size of `versatune` and `expansion`.
-        delta: Weight that `expansion` adds to the target per interval.
-        epsilon: Forgetting per unit of the target's potential that `expansion` tolerates per interval.
-        otherwise: What `expansion` does beyond it: hold or multi_ability.
-        interval_steps: Steps the rates are stated for; None means once per update, as in the paper.
+        sigma: `mixture.sigma`, the step size of `versatune` and `expansion`.
+        delta: `mixture.delta`, the weight that `expansion` adds to the target per interval.
+        epsilon: `mixture.epsilon`, the forgetting per unit of the target's potential that `expansion` tolerates per
+            interval.
+        otherwise: `mixture.expansion.otherwise`, what `expansion` does beyond that: hold or multi_ability.
+        interval_steps: `mixture.sigma_interval_steps`, the steps that rates are stated for; None means once per update,
+            as in the paper.
         num_intervals: Intervals that this update covers (exponent of 1 + sigma * g); 1 in paper mode.
-        target_id: The target domain, None where the policy has none.
-        cap: Largest weight of the target.
-        step_size: eta of `doremi` and `sheared`.
-        smoothing: c of `doremi` and `sheared`.
-        rate: Share of the way that `steer` goes per interval.
-        anchor: Share of the starting mixture in what `steer` goes towards.
-        potential: What `steer` tracks: nats or relative.
+        target_id: Domain id of `mixture.target`, None where the policy has no target.
+        cap: `mixture.safeguards.cap`, the largest weight of the target; 1 in paper mode.
+        step_size: `mixture.exponentiated.step_size`, eta of `doremi` and `sheared`.
+        smoothing: `mixture.exponentiated.smoothing`, c of `doremi` and `sheared`.
+        rate: `mixture.steer.rate`, the share of the way that `steer` goes per interval.
+        anchor: `mixture.steer.anchor`, the share of the starting mixture in what `steer` goes towards.
+        potential: `mixture.steer.potential`, what `steer` tracks: nats or relative.
         start_weights_K: Weights at step 0.
-        stages: Stages of `schedule`: (first step, weights [K]), by step.
+        stages: `mixture.schedule` as (first step, weights [K]), by step.
     """
 
     policy: str
@@ -70,7 +75,7 @@ class PolicySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a policy may build its starting weights from. Prior and sizes are read only when a policy asks for them."""
+    """What a policy's starting weights may depend on. Prior and sizes are read only if the policy calls for them."""
 
     num_domains: int
     prior: Callable[[], np.ndarray]
@@ -78,7 +83,7 @@ class Start:
     proportional: Callable[[], np.ndarray]
     """Returns the domains' shares of the training data [K]."""
     target_id: int | None
-    """Id of `mixture.target`, None where the recipe names none."""
+    """Domain id of `mixture.target`, None where the policy has no target."""
     target_share: float
     """`mixture.target_share`."""
     uniform_share: float
@@ -91,7 +96,6 @@ Update = Callable[[np.ndarray, Signals, int, PolicySettings], np.ndarray]
 Measure = Literal["potential", "nats"]
 """What a policy follows: the loss above its reference, as a share of the loss (the paper's g) or in nats per token."""
 
-
 _FROM_PRIOR = ("prior", "prior_uniform_share")
 _SAFEGUARDED = (
     "sigma_interval_steps",
@@ -102,11 +106,11 @@ _SAFEGUARDED = (
     "safeguards.effective_domains_alarm",
     "safeguards.forgetting_budget",
 )
-"""Keys that are read for every policy whose weights the safeguards bound."""
+"""Keys that matter for every policy whose weights the safeguards bound."""
 
 
 def from_prior(start: Start) -> np.ndarray:
-    """Return the prior [K] with the uniform mixture's share blended in: how most policies start."""
+    """Return the prior [K] with a share of the uniform mixture blended in: how most policies start."""
     prior_K = start.prior()
     if start.uniform_share == 0.0:
         return prior_K
@@ -115,10 +119,10 @@ def from_prior(start: Start) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One rule that decides the weights, and what the package, the report and the model card state about it.
+    """A rule that decides the weights, and what checks, safeguards, report and model card need to know of it.
 
-    Only `name` and `update` are required; the defaults describe a rule that starts from the prior, needs no references
-    and has no target.
+    Only `name` and `update` are required. The defaults are those of a rule that starts from the prior, is bounded by
+    the safeguards, and has neither references nor a target.
     """
 
     name: str
@@ -134,17 +138,17 @@ class Policy:
     is_fixed: bool = False
     """Whether the weights are given and no safeguard may change them: a baseline or a schedule."""
     moves: bool = True
-    """Whether the weights change at all; a policy that never moves them gets no warning for it."""
+    """Whether the weights change at all; where they do not, nobody is warned that they stayed the same."""
     needs_references: bool = False
     """Whether it cannot decide without reference losses."""
     target: Literal["none", "optional", "required"] = "none"
     """Whether it reads `mixture.target`."""
     has_given_target_share: bool = False
-    """Whether a target keeps `mixture.target_share`, which then may not lie above the cap."""
+    """Whether a target keeps `mixture.target_share`, which then may not be above the cap."""
     needs_stages: bool = False
-    """Whether it reads `mixture.schedule`, whose first stage then starts at step 0."""
+    """Whether it reads `mixture.schedule`, which must then have a stage for step 0."""
     may_start_at_zero: bool = False
-    """Whether a starting weight of 0 is what it is for, so that nobody needs a warning."""
+    """Whether a starting weight of 0 is intended, so that it needs no warning."""
     decides_before_training: bool = False
     """Whether the measurement before training already moves the weights."""
     is_in_paper_mode: bool = True
@@ -154,19 +158,19 @@ class Policy:
     live_rates: tuple[str, ...] = ()
     """Rates that live control may replace while it runs."""
     measure: Callable[[Callable[[str], Any]], Measure | None] = lambda setting: None
-    """What it follows, given a function that returns the value of a `mixture` key."""
+    """Returns what it follows, for the report; it is given a function from a `mixture` key to the recipe's value."""
     explain: Callable[[Signals, PolicySettings, Sequence[str]], str] | None = None
     """Returns one clause that explains an update, from signals, settings and domain names."""
-    limits: Callable[[np.ndarray, Signals, PolicySettings, Sequence[str]], tuple[str, ...]] | None = None
-    """Returns texts of limits that the rule itself applied, such as a target stopped at its cap."""
-    bound_effect: Callable[[Signals, Signals, PolicySettings], tuple[str, ...]] | None = None
-    """Returns texts where the confidence bound changed the rule's choice, from bounded and unbounded signals."""
+    limits: Callable[[np.ndarray, Signals, PolicySettings, Sequence[str]], tuple[Acted, ...]] | None = None
+    """Returns the limits that the rule itself applied, such as a target stopped at its cap."""
+    bound_effect: Callable[[Signals, Signals, PolicySettings], tuple[Acted, ...]] | None = None
+    """Returns whether the confidence bound changed the rule's choice, from bounded and unbounded signals."""
     when_still: str = "the potentials are nearly equal or sigma is small"
     """Why its weights may not have moved, for a warning."""
     when_collapsing: str = "lower mixture.sigma"
     """What to do when it puts nearly all weight on few domains."""
     method: str = "a data mixture that moves while the model trains"
-    """What it is, for a model card: Markdown."""
+    """What a model card says of it: Markdown."""
     citation: str = "The software: `versatune_ds`"
     """What a model trained with it cites: Markdown."""
     source: str = ""
@@ -176,7 +180,7 @@ class Policy:
 
     @property
     def all_reads(self) -> frozenset[str]:
-        """Return the keys of the `mixture` section that decide under this policy, of those that not every one reads."""
+        """Return the keys of the `mixture` section that matter under this policy, out of those that not all read."""
         keys = {*self.reads, *(_FROM_PRIOR if self.start is from_prior else ())}
         return frozenset(keys if self.is_fixed else {*keys, *_SAFEGUARDED})
 

@@ -1,6 +1,6 @@
-"""Define the signals that a policy acts on: what one update knows about every domain's loss.
+"""The signals that a policy acts on: what one update knows about every domain's loss.
 
-mixture/signals.py computes them from measurements; this file holds the value alone, so that a rule needs nothing else.
+mixture/signals.py computes them from measurements. This file has the value alone, so that a rule needs no other import.
 
 Shape legend: **K** domains.
 """

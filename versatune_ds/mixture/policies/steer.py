@@ -31,10 +31,13 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
 
     Example: P = P(0) = (.5, .5), e (.6, .2), anchor .5, rate .4, n 1 -> T = (.625, .375), P = (.55, .45).
     """
+    # What is left to learn, and which domains keep their starting share.
     left_K = left_to_learn(signals, settings)
     is_kept_K = _is_unmeasured(signals)
     if settings.target_id is not None:
         is_kept_K[settings.target_id] = True
+
+    # The mixture to move towards; less of it follows the losses where they are within their noise.
     left, noise = float(left_K.sum()), _noise_of_sum(signals, settings)
     moving = (1.0 - settings.anchor) * (min(left / noise, 1.0) if noise > 0 else float(left > 0))
     tracked_K = (1.0 - moving) * settings.start_weights_K
@@ -42,6 +45,7 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
         kept_share = float(settings.start_weights_K[is_kept_K].sum())
         tracked_K = tracked_K + moving * (1.0 - kept_share) * normalise(left_K)
     tracked_K[is_kept_K] = settings.start_weights_K[is_kept_K]
+
     share = 1.0 - (1.0 - settings.rate) ** settings.num_intervals
     return (1.0 - share) * weights_K + share * tracked_K
 
@@ -82,7 +86,9 @@ def _start(start: Start) -> np.ndarray:
 
 def _explain(signals: Signals, settings: PolicySettings, names: Sequence[str]) -> str:
     """Return which domains have most and least left to learn, in the measure that is tracked."""
-    return (potential_clause if settings.potential == "relative" else nats_clause)(signals, settings, names)
+    if settings.potential == "relative":
+        return potential_clause(signals, settings, names)
+    return nats_clause(signals, settings, names)
 
 
 def _measure(setting: Callable[[str], Any]) -> Measure:

@@ -1,4 +1,4 @@
-"""Find the policy that a recipe names: a built-in one, or a user's own in a module of theirs."""
+"""Import a user's own policy, which a recipe gives as `my_module:my_policy`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,12 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Mapping
 
-from versatune_ds.domains import nearest_name
 from versatune_ds.mixture.policies.policy import Policy
 
 
-def check_policy(name: str, known: Mapping[str, Policy]) -> Policy:
-    """Return a built-in policy; raise ValueError with the nearest name where there is none."""
-    if name not in known:
-        raise ValueError(f"mixture.policy: unknown policy {name!r}; {nearest_name(name, tuple(known))}")
-    return known[name]
-
-
 def is_own(name: str) -> bool:
-    """Return whether a name is that of a user's own policy, `module:attribute`."""
+    """Return whether a `mixture.policy` is a user's own, `module:attribute`, rather than a built-in one."""
     return ":" in name
 
 
@@ -33,10 +24,8 @@ def check_own_name(name: str) -> None:
 def import_policy(name: str) -> Policy:
     """Return a user's policy, given as `module:attribute`; the working folder is searched too.
 
-    The module is imported only because the recipe names it.
-
     Raises:
-        ValueError: If it cannot be imported, has no such attribute, or the attribute is no `Policy`.
+        ValueError: If the module cannot be imported, has no such attribute, or the attribute is no `Policy`.
     """
     module_name, _, attribute = name.partition(":")
     _search_working_folder()
@@ -57,7 +46,7 @@ def import_policy(name: str) -> Policy:
 
 
 def _search_working_folder() -> None:
-    """Let imports find modules beside the user's recipe, as `python script.py` would; installed commands do not."""
+    """Add the working folder to where modules are searched, as `python -m` does; installed commands do not."""
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:
         sys.path.append(folder)
