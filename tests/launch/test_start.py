@@ -18,6 +18,7 @@ from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 from versatune_ds.config import DataConfig, DomainFiles
 from versatune_ds.data.sources.domain_files import check_data_files
 from versatune_ds.distributed import World
+from versatune_ds.launch import start as launch_module
 from versatune_ds.launch.launchers import (
     Layout,
     check_started_once,
@@ -27,7 +28,6 @@ from versatune_ds.launch.launchers import (
     read_hostfile,
 )
 from versatune_ds.launch.start import Start, check_processes, device_flag, launch
-from versatune_ds.training import launch as launch_module
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"

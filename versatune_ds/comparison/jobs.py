@@ -21,8 +21,9 @@ from versatune_ds.comparison.processes import places, start_process
 from versatune_ds.comparison.starting_point import digest_of_start
 from versatune_ds.config import load_config
 from versatune_ds.data.sources.domain_files import has_test_rows
-from versatune_ds.evaluation.command import RESULT_FILE, EvaluateOptions, evaluate
+from versatune_ds.evaluation.command import EvaluateOptions, evaluate
 from versatune_ds.run_folder.atomic import write_json
+from versatune_ds.run_folder.names import EVALUATION_FILE
 from versatune_ds.training.worker import run_worker
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> in
 
 def result_of(plan: ComparisonPlan, cell: Cell) -> dict[str, Any]:
     """Return a run's evaluation by domain."""
-    return _read(folder_of(plan, cell) / RESULT_FILE)["domains"]
+    return _read(folder_of(plan, cell) / EVALUATION_FILE)["domains"]
 
 
 def evaluation_options(plan: ComparisonPlan) -> EvaluateOptions:
@@ -143,7 +144,7 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
             f"{folder}: made with other settings or from another base model; remove it, or give the comparison another "
             "name"
         )
-    return kept is not None and (folder / RESULT_FILE).is_file()
+    return kept is not None and (folder / EVALUATION_FILE).is_file()
 
 
 def _settings_path(plan: ComparisonPlan, cell: Cell) -> Path:
@@ -175,6 +176,6 @@ def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) 
     overrides = [*start, *overrides_of(plan, cell)]
     code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
     if code == 0:
-        options = replace(evaluation_options(plan), output=folder_of(plan, cell) / RESULT_FILE)
+        options = replace(evaluation_options(plan), output=folder_of(plan, cell) / EVALUATION_FILE)
         evaluate(folder_of(plan, cell), options)
     return code

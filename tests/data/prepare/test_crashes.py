@@ -13,15 +13,17 @@ import pytest
 from chat_data import write_domains
 from prepare_data import prepare_folder, prepare_rows
 
-from versatune_ds.data import cache, encode_files, prepare, prepare_domain, shard_writer, shards
+from versatune_ds.data import shards
+from versatune_ds.data.prepare import domains, encode_files, one_domain, shard_writer
 from versatune_ds.data.prepare.encode_rows import RowEncoder
 from versatune_ds.data.shards import DomainShards
+from versatune_ds.run_folder import atomic
 
 _STAGES = {
     "while reading": (encode_files, "_rows"),
     "while writing shards": (shard_writer.ShardWriter, "close"),
-    "before the summary": (prepare_domain, "_first_problems"),
-    "before the rename": (cache, "_force_to_disk"),
+    "before the summary": (one_domain, "_first_problems"),
+    "before the rename": (atomic, "_sync_tree"),
 }
 
 
@@ -42,14 +44,14 @@ def test_a_killed_preparation_leaves_nothing_half_valid(tmp_path, monkeypatch, s
 def test_two_preparations_at_once_build_every_domain_once(tmp_path, monkeypatch):
     folder = write_domains(tmp_path / "data", num_rows=400)
     log = tmp_path / "builds"
-    build_domain = prepare.build_domain
+    build_domain = domains.build_domain
 
     def logged_build(place, **options):
         with log.open("a") as stream:
             stream.write(options["task"].name + "\n")
         return build_domain(place, **options)
 
-    monkeypatch.setattr(prepare, "build_domain", logged_build)
+    monkeypatch.setattr(domains, "build_domain", logged_build)
     assert exit_codes_of(prepare_folder, folder, num_processes=4) == [0] * 4
     assert sorted(log.read_text().split()) == ["code", "law"]
     for built in prepare_folder(folder).train:
@@ -78,7 +80,7 @@ def test_a_changed_byte_of_a_shard_found_prepared_is_named_with_the_way_out(tmp_
     path.write_bytes(content)
     with pytest.raises(RuntimeError, match=r"tokens-00000.arrow: corrupt shard: digest .* delete .* and prepare again"):
         prepare_folder(folder)
-    monkeypatch.setattr(prepare, "_MAX_VERIFIED_BYTES", 1)
+    monkeypatch.setattr(domains, "_MAX_VERIFIED_BYTES", 1)
     assert len(prepare_folder(folder).domain_set) == 2, "large shards are not read whole at every start"
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from versatune_ds.data import source_digests
+from versatune_ds.data.sources import source_digests
 from versatune_ds.data.sources.source_digests import SourceDigests
 
 
