@@ -14,11 +14,11 @@ from tiny_run import ROOT, be_trained, read_lines, tiny_config
 
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.export.run_export import export_run
+from versatune_ds.reference import measure as reference
 from versatune_ds.reference.file import reference_notes
 from versatune_ds.reference.one_domain import EarlyStop, domain_recipe, folder_name, result_of_run
 from versatune_ds.reference.score import score_model
 from versatune_ds.reference.task import ReferenceTask
-from versatune_ds.training import reference
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import Agreement, StopSignals
 
