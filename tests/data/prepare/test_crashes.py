@@ -23,7 +23,7 @@ _STAGES = {
     "while reading": (encode_files, "_rows"),
     "while writing shards": (shard_writer.ShardWriter, "close"),
     "before the summary": (one_domain, "_first_problems"),
-    "before the rename": (atomic, "_force_to_disk"),
+    "before the rename": (atomic, "_sync_tree"),
 }
 
 
