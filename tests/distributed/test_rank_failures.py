@@ -10,8 +10,9 @@ from command_line import write_recipe
 from tiny_run import tiny_config
 
 from versatune_ds.distributed import free_port
+from versatune_ds.engine import checkpoint
 from versatune_ds.engine.engine import Engine
-from versatune_ds.training import assemble, checkpoint, worker
+from versatune_ds.training import assemble, start_checks, worker
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.worker import run_worker
 
@@ -125,7 +126,7 @@ def test_what_every_rank_finds_is_said_by_rank_zero_alone(tmp_path):
 def test_what_rank_zero_finds_while_the_others_wait_is_said_once(tmp_path):
     for fault, code, line in ((ValueError("a: b"), 2, "versatune: a: b\n"), (OSError("disk"), 1, "OSError: disk\n")):
         folder = tmp_path / type(fault).__name__
-        codes, errors = train(folder, world_size=2, faults=[(assemble, "check_run_folder", fault, "0", 1)])
+        codes, errors = train(folder, world_size=2, faults=[(start_checks, "check_run_folder", fault, "0", 1)])
         assert codes == [code, code]
         assert errors[0].endswith(line)
         assert errors[1] == ""
