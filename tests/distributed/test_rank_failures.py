@@ -12,7 +12,7 @@ from tiny_run import tiny_config
 from versatune_ds.distributed import free_port
 from versatune_ds.engine import checkpoint
 from versatune_ds.engine.engine import Engine
-from versatune_ds.training import assemble, model_and_engine, worker
+from versatune_ds.training import assemble, model_and_engine, start_checks, worker
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.worker import run_worker
 
@@ -126,7 +126,7 @@ def test_what_every_rank_finds_is_said_by_rank_zero_alone(tmp_path):
 def test_what_rank_zero_finds_while_the_others_wait_is_said_once(tmp_path):
     for fault, code, line in ((ValueError("a: b"), 2, "versatune: a: b\n"), (OSError("disk"), 1, "OSError: disk\n")):
         folder = tmp_path / type(fault).__name__
-        codes, errors = train(folder, world_size=2, faults=[(assemble, "check_run_folder", fault, "0", 1)])
+        codes, errors = train(folder, world_size=2, faults=[(start_checks, "check_run_folder", fault, "0", 1)])
         assert codes == [code, code]
         assert errors[0].endswith(line)
         assert errors[1] == ""
