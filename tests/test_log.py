@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from command_line import logger_kept
+from command_line import restored_logger
 
 from versatune_ds import log
 from versatune_ds.log import configure_logging
@@ -16,7 +16,7 @@ NO_GPU = "Setting accelerator to CPU. If you have GPU or other accelerator, we w
 
 def said_by_deepspeed(*messages):
     """Return which messages of deepspeed's logger get through."""
-    with logger_kept():
+    with restored_logger():
         configure_logging()
     records = [logging.makeLogRecord({"msg": message, "name": "DeepSpeed"}) for message in messages]
     return [record.msg for record in records if logging.getLogger("DeepSpeed").filter(record)]

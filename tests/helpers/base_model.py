@@ -1,4 +1,4 @@
-"""A saved base model with random weights and a tokenizer of the built-in corpus, and the recipe that detects on it."""
+"""Save a base model with random weights and a tokenizer of the built-in corpus, and make the recipe to detect on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from versatune_ds.training.prepared_data import load_or_train_tokenizer
 
 
 def save_base_model(folder: Path) -> Path:
-    """Save a tiny Llama and its tokenizer; with random weights it writes noise and rarely ends a sequence."""
+    """Save a tiny Llama and its tokenizer; with random weights it generates noise and rarely ends a sequence."""
     config = tiny_config(folder)
     tokenizer = load_or_train_tokenizer(config)
     torch.manual_seed(0)

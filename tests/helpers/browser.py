@@ -1,4 +1,4 @@
-"""Drive a headless Chromium, from Debian's packages, that tells what it loaded and what went wrong."""
+"""Drive a headless Chromium from Debian's packages, and read its requests and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("chromium", "chromium-driver")
 
 
 def find_programs() -> tuple[str, str]:
-    """Return the paths of chromium and chromedriver; install them where that is possible, skip the test where not."""
+    """Return the paths of chromium and chromedriver; install them if possible, else skip the test."""
     if not _found() and os.geteuid() == 0 and shutil.which("apt-get"):
         for command in (
             ["apt-get", "update", "-qq"],
@@ -57,23 +57,23 @@ def open_browser(profile: Path) -> Iterator[Browser]:
 
 
 class Browser:
-    """Show pages and answer questions about them."""
+    """Load pages and query them."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def show(self, page: Path, *, fragment: str = "") -> None:
-        """Load a page anew, forgetting what was logged before."""
+        """Load a page, and discard earlier log entries."""
         self.driver.get("about:blank")
         self.errors(), self.requests()
         self.driver.get(page.as_uri() + fragment)
 
     def errors(self) -> list[str]:
-        """Return what the console complained of since the last call."""
+        """Return the messages of the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Return the addresses asked for since the last call, data: ones aside."""
+        """Return the URLs requested since the last call, without data: URLs."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         return [url for url in asked if not url.startswith(("data:", "about:"))]
@@ -83,7 +83,7 @@ class Browser:
         return self.driver.execute_script(f"return {script}", *arguments)
 
     def texts(self, selector: str) -> list[str]:
-        """Return the text of every element that is shown, also of one that is scrolled out of sight."""
+        """Return the text of every visible element, including those scrolled out of sight."""
         script = "[...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => e.textContent)"
         return [" ".join(text.split()) for text in self.ask(script, selector)]
 
@@ -95,7 +95,7 @@ class Browser:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def be(self, *, width: int = 1200, is_dark: bool = False) -> None:
-        """Take a width in pixels, and a preference for light or dark."""
+        """Emulate a screen of a width in pixels, and a preference for light or dark."""
         screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         colour = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}

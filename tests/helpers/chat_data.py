@@ -1,4 +1,4 @@
-"""Make tokenizers, templates and small data files of chat rows for the tests of the data plane."""
+"""Make tokenizers, templates and small files of chat records for the tests of `data/`."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def tiny_tokenizer() -> Any:
 
 
 def chat_row(question: str, answer: str) -> dict[str, Any]:
-    """Return one row of chat messages."""
+    """Return one record of chat messages."""
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def chat_rows(num_rows: int, *, topic: str = "sum") -> list[dict[str, Any]]:
-    """Return different rows about a topic."""
+    """Return different records about a topic."""
     return [chat_row(f"{topic}: what is {i} plus {i}?", f"It is {2 * i}.") for i in range(num_rows)]
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
-    """Write rows as JSON Lines, texts as they are, and return the path."""
+    """Write records as JSON Lines (texts unchanged) and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -60,7 +60,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def write_domains(folder: Path, *, num_rows: int = 60, domains: Iterable[str] = ("law", "code")) -> Path:
-    """Write train/ and valid/ files of some domains and return the folder."""
+    """Write train/ and valid/ files of some domains, and return the folder."""
     for name in domains:
         write_jsonl(folder / "train" / f"{name}.jsonl", chat_rows(num_rows, topic=name))
         write_jsonl(folder / "valid" / f"{name}.jsonl", chat_rows(5, topic=f"held-out {name}"))

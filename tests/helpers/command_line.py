@@ -1,4 +1,4 @@
-"""The command line, called in this process, with what it wrote and the logger left as it was."""
+"""Call the command line in this process, capture its output, and leave the logger unchanged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from versatune_ds.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Called:
-    """What a call returned and wrote."""
+class CommandResult:
+    """Exit code and output of a call."""
 
     code: int
     out: str
@@ -24,8 +24,8 @@ class Called:
 
 
 @contextmanager
-def logger_kept() -> Iterator[None]:
-    """Undo what `main` does to the package's logger, so that later tests can read its records."""
+def restored_logger() -> Iterator[None]:
+    """Restore the package's logger after `main`, so that later tests can read its records."""
     logger = logging.getLogger("versatune_ds")
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     try:
@@ -34,17 +34,17 @@ def logger_kept() -> Iterator[None]:
         logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
 
 
-def command_of(capsys) -> Callable[..., Called]:
+def command_of(capsys) -> Callable[..., CommandResult]:
     """Return a function that runs `versatune ARGUMENTS` in this process."""
 
-    def versatune(*arguments: str | Path) -> Called:
+    def versatune(*arguments: str | Path) -> CommandResult:
         capsys.readouterr()
-        with logger_kept():
+        with restored_logger():
             try:
                 code = main([str(argument) for argument in arguments])
-            except SystemExit as left:  # argparse leaves by itself
-                code = left.code
-        return Called(code, *capsys.readouterr())
+            except SystemExit as system_exit:  # raised by argparse
+                code = system_exit.code
+        return CommandResult(code, *capsys.readouterr())
 
     return versatune
 

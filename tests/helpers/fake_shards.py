@@ -1,4 +1,4 @@
-"""Fake tokenised examples whose every token says where it comes from."""
+"""Fake tokenised examples in which every token encodes its domain, example and position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLES_PER_DOMAIN = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class FakeShards:
-    """Hold examples without storing them: token t of example i of domain d is d * 10^9 + i * 10^3 + t.
+    """Examples computed when read: token t of example i of domain d is d * 10^9 + i * 10^3 + t.
 
     The first `length - loss_length` tokens are the prompt; only the rest bears loss.
     """
@@ -36,7 +36,7 @@ class FakeShards:
 
 
 def fake_domain(domain_id: int, lengths: Sequence[int], *, name: str | None = None) -> FakeShards:
-    """Return a domain of given lengths, half of each example's tokens bearing loss (never the first)."""
+    """Return a domain of examples of given lengths; half of each one's tokens bear loss (never the first)."""
     length_E = np.array(lengths, dtype=np.int32)
     return FakeShards(name or f"domain{domain_id}", domain_id, length_E, length_E // 2)
 

@@ -1,4 +1,4 @@
-"""Kill ranks of a run with SIGKILL at moments that a seed chooses: around a step, amid a file, before a name."""
+"""Kill ranks of a run with SIGKILL at moments chosen by a seed: in a step, while writing, before a rename."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from versatune_ds.training import loop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """Say whom to kill and when."""
+    """Which ranks to kill, and when."""
 
     victims: tuple[int, ...]
     moment: str
-    """`step`: some time after a step was begun; `writing`: half a file is there; `naming`: only the name is missing."""
+    """`step`: some time after a step began; `writing`: with half of a file written; `naming`: before the rename."""
     num_steps: int
     delay_seconds: float
 
@@ -32,7 +32,7 @@ def random_kill(seed: int, *, world_size: int) -> Kill:
     """Return the kill of a seed."""
     choice = random.Random(seed)
     moment = choice.choice(("step", "step", "writing", "naming"))
-    one = 0 if moment == "naming" else choice.randrange(world_size)  # rank 0 alone gives names
+    one = 0 if moment == "naming" else choice.randrange(world_size)  # only rank 0 renames
     return Kill(
         victims=choice.choice((tuple(range(world_size)), (one,))),
         moment=moment,
@@ -42,7 +42,7 @@ def random_kill(seed: int, *, world_size: int) -> Kill:
 
 
 def arm(kill: Kill, *, rank: int) -> None:
-    """Make this process die of a kill, if it is among the victims; call it in a forked rank, before training."""
+    """Make this process kill itself at the moment, if it is a victim; call it in a forked rank, before training."""
     if rank not in kill.victims:
         return
     if kill.moment == "step":

@@ -1,8 +1,8 @@
-"""Small chat templates with the habits of known models' templates."""
+"""Small chat templates that behave like those of known models."""
 
 from __future__ import annotations
 
-# The system text stands in the last user turn, and only if that ends the conversation; ids have nine characters.
+# The system text is in the last user turn, and only if that ends the conversation; ids have nine characters.
 MISTRAL = """\
 {%- if messages[0]['role'] == 'system' %}
     {%- set system_message = messages[0]['content'] %}
@@ -45,7 +45,7 @@ MISTRAL = """\
 {%- endfor %}
 """
 
-# Reasoning is printed behind the last user turn only.
+# Reasoning is printed only after the last user turn.
 LAST_REASONING = """\
 {%- set ns = namespace(last=-1) %}
 {%- for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
@@ -66,7 +66,7 @@ LAST_REASONING = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
 """
 
-# Whatever the assistant thinks is deleted, in every turn; calls are printed beside the content None, as JSON text.
+# Reasoning is dropped in every turn; calls are printed only with the content None, as JSON text.
 NO_REASONING = """\
 {{- bos_token }}
 {%- for m in messages %}
@@ -85,7 +85,7 @@ NO_REASONING = """\
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
 """
 
-# The system turn tells the date, the calendar's where there is one.
+# The system turn has today's date if `strftime_now` is defined.
 DATED = """\
 {%- if strftime_now is defined %}
     {%- set date_string = strftime_now('%d %b %Y') %}

@@ -1,4 +1,4 @@
-"""Recipes, metrics and decisions for the tests of the monitor's sinks."""
+"""Make configs, metrics and decisions for the tests of the monitor's sinks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from versatune_ds.config.load import parse_config
 
 
 def recipe(output_dir: Path, **monitor: Any) -> RunConfig:
-    """Return a config whose monitor section is as given."""
+    """Return a config with a given monitor section."""
     return parse_config(
         {
             "run": {"name": "r", "output_dir": str(output_dir)},
@@ -24,7 +24,7 @@ def recipe(output_dir: Path, **monitor: Any) -> RunConfig:
 
 
 def step_metrics(**changed: float) -> dict[str, float]:
-    """Return what an interval of training records."""
+    """Return the metrics of an interval of training."""
     return {
         "train/loss": 1.5,
         "train/grad_norm": 0.25,
@@ -37,7 +37,7 @@ def step_metrics(**changed: float) -> dict[str, float]:
 
 
 def decision(update: int = 1, *, law: float = 0.75, acted: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a decision over law and code after 10 steps an update; law's weight was 0.5, its reference is 1."""
+    """Return a decision on law and code with an update every 10 steps; law's weight was 0.5, its reference is 1."""
     losses = {"law": 2.0, "code": 0.5}
     return {
         "update": update,

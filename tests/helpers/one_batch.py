@@ -1,4 +1,4 @@
-"""Train a tiny model through DeepSpeed on one small global batch, laid out in rows in several ways."""
+"""Train a tiny model with DeepSpeed on one small global batch, packed into rows in several ways."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ ROW_TOKENS = {"packed": 24, "one by one": 12}
 
 
 def build(precision="fp32", **settings):
-    """Return a small Llama with tied embeddings, the same weights whatever is trained of it."""
+    """Return a small Llama with tied embeddings, always with the same weights."""
     arguments = build_arguments("llama", tie_word_embeddings=True)
     model = arguments["model"].model_copy(update=settings)
     return build_causal_lm(**{**arguments, "precision": precision, "model": model})
 
 
 def examples():
-    """Return the examples of the global batch that every step trains on, of unequal lengths."""
+    """Return the examples of the global batch, of different lengths; every step trains on them."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(3, 12, (NUM_EXAMPLES,), generator=generator).tolist()
     return [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in lengths]
 
 
 def rows_of(layout):
-    """Return the rows of the global batch: two examples a row, or one."""
+    """Return the rows of the global batch, with two examples per row, or one."""
     per_row = 2 if layout == "packed" else 1
     groups = [examples()[i : i + per_row] for i in range(0, NUM_EXAMPLES, per_row)]
     return [pack(group, row_tokens=ROW_TOKENS[layout]) for group in groups]
 
 
 def micro_batch(rows, *, num_loss_tokens_global):
-    """Return a batch of rows as the loader makes it."""
+    """Return a batch of rows as the loader returns it."""
     columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     valid_index, num_valid = padded_valid_index(columns["labels"].reshape(-1).numpy())
     return Batch(

@@ -1,4 +1,4 @@
-"""A run's folder as a start leaves it, without a model, a tokenizer or a step."""
+"""Make a run's folder as after its start, without a model, a tokenizer or a step."""
 
 from __future__ import annotations
 

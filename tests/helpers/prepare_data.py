@@ -1,4 +1,4 @@
-"""Prepare small data for the tests of preparation, with the cache beside it."""
+"""Prepare small data for tests, with the cache beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def prepare_folder(folder, **settings):
 
 
 def prepare_rows(tmp_path, rows, **settings):
-    """Prepare one domain `law` of given training rows and one held-out row; return its counts and its shards."""
+    """Prepare one domain `law` of given training records and one held-out record; return its counts and shards."""
     write_jsonl(tmp_path / "data" / "train" / "law.jsonl", rows)
     write_jsonl(tmp_path / "data" / "valid" / "law.jsonl", chat_rows(1, topic="held out"))
     prepared = prepare_folder(tmp_path / "data", **settings)

@@ -1,6 +1,6 @@
-"""Run a function as the ranks of a world, by forking after the imports: a second instead of a launcher's ten.
+"""Run a function on the ranks of a world by forking, which takes a second; a launcher takes ten.
 
-The children inherit the imported modules; torch must not have used its thread pool before (one thread per process).
+The children inherit the imported modules. torch must not have used its thread pool before (one thread per process).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from versatune_ds.distributed import World, free_port, join_world, leave_world
 
 
 def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path, timeout: float = 240.0) -> list[Any]:
-    """Return what `function(world)` returned on each rank, in rank order.
+    """Run `function(world)` on each rank, and return the results in rank order.
 
     Args:
         function: Called in each process with the process group ready; its result must pickle.
@@ -46,7 +46,7 @@ def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path
 
 
 def start_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path) -> list[Any]:
-    """Start `function(world)` on each rank and return the processes; what it returns goes into files of the folder."""
+    """Start `function(world)` on each rank and return the processes; the results are written into the folder."""
     port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [
@@ -58,7 +58,7 @@ def start_ranks(function: Callable[[World], Any], *, world_size: int, folder: Pa
 
 
 def _wait(processes: list[Any], *, folder: Path, timeout: float) -> None:
-    """Wait for all ranks; when one has failed, the others get a few seconds to fail too."""
+    """Wait for all ranks; once one has failed, give the others a few seconds to fail too."""
     end = time.monotonic() + timeout
     while any(process.is_alive() for process in processes) and time.monotonic() < end:
         gone = [rank for rank, process in enumerate(processes) if not process.is_alive()]
@@ -88,4 +88,4 @@ def _be_rank(function: Callable[[World], Any], rank: int, world_size: int, port:
 
 
 def _read(path: Path) -> Any:
-    return pickle.loads(path.read_bytes()) if path.is_file() else _Failure(f"{path.stem} left without a word")
+    return pickle.loads(path.read_bytes()) if path.is_file() else _Failure(f"{path.stem} exited without a result")

@@ -1,4 +1,4 @@
-"""Measure references on forked ranks, as `versatune reference` does on started processes."""
+"""Measure reference losses on forked ranks, as `versatune reference` does in processes that it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from versatune_ds.training.signals import StopSignals
 
 
 def workplace(config: RunConfig, world: Any) -> Workplace:
-    """Return what all domains of a recipe share on this rank."""
+    """Return the objects that all domains of a recipe share on this rank."""
     tokenizer, data = prepare_once_per_node(config, world)
     return Workplace(config=config, world=world, device=torch.device("cpu"), tokenizer=tokenizer, data=data)
 

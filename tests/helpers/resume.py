@@ -1,4 +1,4 @@
-"""Prove that a loader resumed after any step gives what the uninterrupted one gives."""
+"""Check that a loader resumed after any step gives the same batches as the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_steps(
 
 
 def same_batches(left: StepBatch, right: StepBatch) -> bool:
-    """Tell whether two steps of the same rank hold the same tensors."""
+    """Return whether two steps of the same rank have the same tensors."""
     return len(left.micro_batches) == len(right.micro_batches) and all(
         torch.equal(getattr(a, column), getattr(b, column))
         for a, b in zip(left.micro_batches, right.micro_batches, strict=True)
@@ -45,7 +45,7 @@ def assert_resumes_at_every_step(
     """Check a resume after every step, and a resume of each resume after one more step.
 
     Args:
-        make: Makes the loader, each time from nothing.
+        make: Returns a new loader.
         last: Last step; steps are numbered from 1.
         weights_at: Weights of a step.
     """

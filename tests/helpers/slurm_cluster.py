@@ -1,7 +1,7 @@
-"""A private Slurm cluster on this machine: two nodes, real daemons, gone with the test whatever happens to it.
+"""Run a private Slurm cluster on this machine: two nodes with real daemons, which end with the test in any case.
 
-Everything runs in a process and a mount namespace of its own: names of nodes are known in there alone, and when its
-first process goes, the daemons and whatever jobs they left go with it.
+Everything runs in process and mount namespaces of its own: node names exist only there, and when its first process
+ends, the kernel ends the daemons and all jobs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from versatune_ds.distributed import free_port
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 NUM_CPUS = 4
-"""Cores each node claims to have, however many there are."""
+"""Cores that each node reports, however many there are."""
 
 _CONFIG = """\
 ClusterName=tests
@@ -70,7 +70,7 @@ exec sleep infinity
 
 
 def install_packages(*packages: str, programs: tuple[str, ...]) -> None:
-    """Install Debian packages where a program is missing; skip the test, with the reason, where that cannot be done."""
+    """Install Debian packages if a program is missing; skip the test, with the reason, if that is not possible."""
     if os.geteuid() != 0:
         pytest.skip(f"needs root to run {', '.join(programs)}")
     missing = [name for name in programs if shutil.which(name) is None]
@@ -87,7 +87,7 @@ def install_packages(*packages: str, programs: tuple[str, ...]) -> None:
 
 
 class Cluster:
-    """Two nodes, the partitions low and high; a job in high takes the nodes of one in low.
+    """Two nodes in the partitions low and high; a job in high preempts jobs in low.
 
     Args:
         folder: Empty folder for the cluster's files.
@@ -100,7 +100,7 @@ class Cluster:
         boot = ["bash", "-c", _BOOT.format(folder=folder)]
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *boot]
         with (folder / "boot.log").open("w") as log:
-            # The kernel ends the namespace when this process dies, however it dies.
+            # The kernel ends the namespace when this process dies for any reason.
             self._process = subprocess.Popen(["setpriv", "--pdeathsig=KILL", *unshare], stdout=log, stderr=log)
 
     def _write_files(self) -> None:
@@ -119,7 +119,7 @@ class Cluster:
             (self.folder / name).mkdir()
 
     def wait_until_up(self) -> None:
-        """Wait for both nodes; skip the test where this machine allows no namespaces."""
+        """Wait for both nodes; skip the test if this machine allows no namespaces."""
         try:
             self.wait_for(lambda: self.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D") == "2", seconds=60)
         except AssertionError:
@@ -129,7 +129,7 @@ class Cluster:
             raise AssertionError(f"the cluster did not come up:\n{text}") from None
 
     def run(self, *command: str) -> str:
-        """Return what a command says about, or to, this cluster."""
+        """Run a command on this cluster, and return its output."""
         done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=60)
         return done.stdout.strip()
 
@@ -138,25 +138,25 @@ class Cluster:
         return self.field(job, "JobState")
 
     def field(self, job: str, name: str) -> str:
-        """Return one field of what Slurm knows of a job."""
+        """Return one field of a job's description by Slurm."""
         fields = dict(part.partition("=")[::2] for part in self.run("scontrol", "show", "job", "-o", job).split())
         return fields.get(name, "")
 
     def wait_for(self, condition: Callable[[], bool], *, seconds: float = 240.0, log: Path | None = None) -> None:
-        """Wait until a condition holds; the message of a failure shows the job's log."""
+        """Wait until a condition is true; the failure message contains the job's log."""
         end = time.monotonic() + seconds
         while not condition():
             text = log.read_text() if log is not None and log.is_file() else ""
-            assert time.monotonic() < end, f"waited {seconds} s in vain\n{text}"
+            assert time.monotonic() < end, f"condition not true after {seconds} s\n{text}"
             time.sleep(0.03)
 
     def wait_for_end(self, job: str, *, log: Path | None = None) -> str:
-        """Wait until a job has ended for good, and return its state."""
+        """Wait until a job has ended and is not requeued, and return its state."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait_for(lambda: self.state(job) in ended, log=log)
         return self.state(job)
 
     def close(self) -> None:
-        """End the daemons and every job, at once."""
+        """Kill the daemons and all jobs."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()

@@ -27,7 +27,7 @@ def make_model(model_type, **arguments):
 
 
 def pack(examples, *, row_tokens=24):
-    """One row of examples, each a list of token ids; every next token bears loss; padding is a segment of its own."""
+    """Return one row of examples (lists of token ids) in which all tokens bear loss; the padding is a segment."""
     ids, labels, positions = [], [], []
     for tokens in examples:
         ids += tokens

@@ -1,4 +1,4 @@
-"""A whole run small enough to be trained in a second: built-in corpus, tiny Llama, real DeepSpeed."""
+"""Train a whole run in about a second: built-in corpus, tiny Llama, real DeepSpeed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def tiny_config(output_dir: Path, *overrides: str, cache_dir: Path | None = None) -> RunConfig:
-    """Return a recipe of 12 steps with an update every 4; overrides as on the command line."""
+    """Return a config of 12 steps with an update every 4; overrides are written as on the command line."""
     values: dict[str, Any] = {
         "run": {"name": "tiny", "output_dir": str(output_dir), "seed": 3},
         "model": {
@@ -64,7 +64,7 @@ def tiny_config(output_dir: Path, *overrides: str, cache_dir: Path | None = None
 
 
 def be_trained(config: RunConfig, world: Any, *, stop_after: int | None = None, is_fresh: bool = False) -> Run:
-    """Train on this rank to the end, or until a signal after step `stop_after` of the run; return the run."""
+    """Train on this rank to the end, or until a signal after step `stop_after`, and return the run."""
     run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=is_fresh)
     if stop_after is not None:
         run.stop_signals.agreed = lambda *, is_save_due: Agreement(is_stopped=run.step >= stop_after, is_save_due=False)

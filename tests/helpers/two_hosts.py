@@ -1,7 +1,7 @@
-"""Two hosts on one machine: namespaces for network, names and processes, joined by a cable, with an sshd in each.
+"""Run two hosts on one machine: namespaces for network, host name and processes, a virtual cable, an sshd in each.
 
-Nothing outside is touched: keys, configuration of ssh and names of hosts are mounted inside the namespaces alone, and
-all of it goes with its first process.
+Nothing outside changes: keys, ssh configuration and host names are mounted only in the namespaces, and everything ends
+with their first process.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class TwoHosts:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
 
     def run(self, *command: str | Path, cwd: Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-        """Run a command on alpha with beta at its side, and return what became of it."""
+        """Run a command on alpha while beta runs too, and return the completed process."""
         unshare = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         alpha = ["setpriv", "--pdeathsig=KILL", *unshare, "bash", self.folder / "alpha.sh"]
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""The files of a run, written without training: what the report reads, with numbers that a test can foretell."""
+"""Write the files of a run that the report reads, without training, with predictable numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HOSTILE = ('</script><script>document.title="broken"</script>', "<img src=x onerror=alert(1)>", "a & \"b\" / 'c'")
-"""Names that break a page which does not escape them."""
+"""Names that break a page unless it escapes them."""
 
 
 def write_run(
@@ -22,10 +22,10 @@ def write_run(
 ) -> Path:
     """Write a complete run with an update every `every` steps; domain `best` gains weight and learns most.
 
-    Under policy `steer` the measurement before training is the first of the moves.
+    Under policy `steer` the weights already move at the measurement before training.
 
-    At a share p of its steps, domain k's loss is 4 - p * (2 if k is best else 1) + k / 8; standard errors are 0.0625.
-    The floor acts at the second update, and there alone.
+    After a share p of its steps, domain k's loss is 4 - p * (2 if k is best else 1) + k / 8; standard errors are
+    0.0625. The floor acts only at the second update.
     """
     folder.mkdir(parents=True)
     weights = dict.fromkeys(names, 1 / len(names))
@@ -51,7 +51,7 @@ def write_run(
 
 
 def _moved(weights: dict[str, float], name: str) -> dict[str, float]:
-    """Return weights with a 16th of the others' moved to one domain."""
+    """Return weights with 1/16 of the others' moved to one domain."""
     moved = {n: weight * 15 / 16 for n, weight in weights.items()}
     return moved | {name: weights[name] + (1 - weights[name]) / 16}
 
@@ -67,7 +67,7 @@ def _logged(step: int, weights: dict[str, float], num_tokens: dict[str, int]) ->
 def _decision(
     update: int, step: int, losses: dict[str, float], before: dict[str, float], after: dict[str, float]
 ) -> dict[str, Any]:
-    """Return one decision as decisions.jsonl holds it."""
+    """Return one decision as in decisions.jsonl."""
     names = list(losses)
     return {
         "update": update,

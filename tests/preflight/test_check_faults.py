@@ -297,7 +297,7 @@ WARNINGS = {
     ),
     "forged turns": (
         forged_turns, "rows", "model.tokenizer", "law: 1 of 36 sampled rows: control tokens of the chat template",
-        "take them out",
+        "remove them",
     ),
     "a domain without held-out rows": (
         no_held_out_rows, "files", "data.folder", "law has no held-out rows", "data/valid/law.jsonl",

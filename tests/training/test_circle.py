@@ -142,7 +142,7 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last_whole_one(tmp_pa
         loop.plan_data = lambda run, *, step: os._exit(9) if step == 10 else plan_data(run, step=step)
         be_trained(config, world)
 
-    with pytest.raises(AssertionError, match="left without a word"):
+    with pytest.raises(AssertionError, match="exited without a result"):
         run_ranks(die_in_step_eight, world_size=2, folder=tmp_path)
     assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000005"]
     train_ranks(config, world_size=2)

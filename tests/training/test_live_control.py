@@ -74,7 +74,7 @@ def test_a_pinned_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(tmp_p
 @pytest.mark.slow
 def test_a_killed_run_repeats_its_decisions_with_the_inputs_it_recorded(tmp_path, cache_dir, whole):
     config = tiny_config(tmp_path, "checkpoint.every=3", cache_dir=cache_dir)
-    with pytest.raises(AssertionError, match="left without a word"):
+    with pytest.raises(AssertionError, match="exited without a result"):
         train_ranks(config, tmp_path / "first", control_after=5, killed_after=5)
     assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000003"]
     train_ranks(config, tmp_path / "second")

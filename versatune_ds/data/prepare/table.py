@@ -64,7 +64,7 @@ _NOTES = {
 
 
 def format_table(rows: Sequence[SplitCounts]) -> str:
-    """Return the counts as aligned text, one line a split; what double rows are is said where there are any."""
+    """Return the counts as aligned text, one line per split, with notes on duplicates if there are any."""
     cells = [[_cell(getattr(row, name)) for name in _HEADINGS] for row in rows]
     notes = [f"{_HEADINGS[name]}: {meaning}" for name, meaning in _NOTES.items() if any(getattr(r, name) for r in rows)]
     return "\n".join([text_table(list(_HEADINGS.values()), cells, num_left=2), *notes])

@@ -1,11 +1,12 @@
-"""Make the built-in corpus: six domains of question/answer rows, by rules, from a seed.
+"""Generate the built-in corpus: questions and answers of six domains, by rules, from a seed.
 
-It lets a mixture be tried without data or a network. Small models learn it in minutes; its domains differ in difficulty
-and help and hurt one another. Finance, science and code share percentages and products, medicine and general share
-illnesses, law and general share lookups; general contradicts law and finance on what 16 words mean (`meaning.py`).
+With it a mixture can be tried without data or a network. Small models learn it in minutes. Its domains differ in
+difficulty, and help or hurt one another: finance, science and code share percentages and products, medicine and general
+share illnesses, law and general share lookups; general contradicts law and finance on what 16 words mean
+(`meaning.py`).
 
-Not covered: held-out questions are new, the facts and sums behind them are mostly seen in training; the language is
-that of templates. Illnesses and drugs are invented.
+Not covered: held-out questions are new, but most facts and sums behind them occur in training; the language is that of
+templates. Illnesses and drugs are invented.
 
 Measured once (1.0 M parameter Llama, vocabulary 1536, equal token shares, 300 steps of 4096 tokens, one seed):
 

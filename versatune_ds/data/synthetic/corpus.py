@@ -1,4 +1,4 @@
-"""Write the built-in corpus to a folder: one JSONL file per split and domain, and corpus.json that describes them."""
+"""Write the built-in corpus to a folder: one JSONL file per split and domain, and corpus.json, which describes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _DESCRIPTION_NAME = "corpus.json"
 FORMAT_VERSION = 1
-"""Raised whenever a rule, word list or key changes, so that an old folder is written anew."""
+"""Raise it whenever a rule, word list or key changes, so that an old folder is written again."""
 DEFAULT_NUM_ROWS: dict[str, int] = {
     "law": 1000,
     "medicine": 1400,
@@ -32,21 +32,21 @@ DEFAULT_NUM_ROWS: dict[str, int] = {
 def write_corpus(
     folder: Path, *, num_rows: Mapping[str, int] | int, num_valid_rows: int, num_test_rows: int, seed: int
 ) -> None:
-    """Write folder/{train,valid,test}/<domain>.jsonl, unless they are there already with these settings.
+    """Write folder/{train,valid,test}/<domain>.jsonl, unless they exist already with these settings.
 
-    Files appear whole or not at all; corpus.json claims the folder first and gets the files' digests last, so a call
-    that was cut off is made good by the next one.
+    Files are complete or absent. corpus.json is written first, to mark the folder, and gets the files' digests last, so
+    that an interrupted call is completed by the next one.
 
     Args:
-        folder: Where to write; made when absent.
-        num_rows: Training rows of each domain, or of every domain.
-        num_valid_rows: Validation rows of every domain.
-        num_test_rows: Test rows of every domain.
+        folder: Where to write; made if absent.
+        num_rows: Training records: a mapping by domain, or one number for all.
+        num_valid_rows: Validation records of every domain.
+        num_test_rows: Test records of every domain.
         seed: See `generate_records`.
 
     Raises:
-        ValueError: If a domain is unknown, missing or too small, or if the folder holds files that this function did
-            not write: those are never overwritten.
+        ValueError: If a domain is unknown, missing or too small, or if the folder has files that this function did not
+            write; those are never overwritten.
     """
     settings = _settings(num_rows, num_valid_rows=num_valid_rows, num_test_rows=num_test_rows, seed=seed)
     rows_of_file = _rows_of_file(settings)
@@ -63,7 +63,7 @@ def write_corpus(
 def _settings(
     num_rows: Mapping[str, int] | int, *, num_valid_rows: int, num_test_rows: int, seed: int
 ) -> dict[str, Any]:
-    """Return all that decides the corpus's bytes, as JSON values."""
+    """Return everything that the corpus's bytes depend on, as JSON values."""
     if isinstance(num_rows, Mapping):
         DomainSet(DOMAIN_NAMES).from_dict(num_rows, what="num_rows")
     num_train_rows = {name: num_rows if isinstance(num_rows, int) else num_rows[name] for name in DOMAIN_NAMES}
@@ -76,7 +76,7 @@ def _settings(
 
 
 def _rows_of_file(settings: Mapping[str, Any]) -> dict[str, Iterator[Any]]:
-    """Return the rows of every file; asking for too many fails here, before anything is written."""
+    """Return the records of every file; asking for too many fails here, before anything is written."""
     return {
         f"{split}/{name}.jsonl": generate_records(
             name, split=split, num_rows=settings["num_rows"][split][name], seed=settings["seed"]
@@ -87,7 +87,7 @@ def _rows_of_file(settings: Mapping[str, Any]) -> dict[str, Iterator[Any]]:
 
 
 def _read_description(folder: Path) -> dict[str, Any] | None:
-    """Return what corpus.json says, or None where this module wrote none."""
+    """Return the content of corpus.json, or None if this module did not write one."""
     try:
         description = json.loads((folder / _DESCRIPTION_NAME).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -97,7 +97,7 @@ def _read_description(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_complete(folder: Path, *, settings: Mapping[str, Any], file_names: Iterable[str]) -> bool:
-    """Return whether the folder holds exactly the files that were written with these settings."""
+    """Return whether the folder has exactly the files that were written with these settings."""
     description = _read_description(folder)
     if description is None or description["settings"] != settings:
         return False
@@ -107,28 +107,28 @@ def _is_complete(folder: Path, *, settings: Mapping[str, Any], file_names: Itera
 
 
 def _check_is_free(folder: Path, *, file_names: Iterable[str]) -> None:
-    """Check that writing destroys nobody's files: a folder with our description is ours.
+    """Check that no file would be overwritten, unless the folder has our description.
 
     Raises:
-        ValueError: If a file is in the way.
+        ValueError: If a file would be overwritten.
     """
     if _read_description(folder) is not None:
         return
     for name in (_DESCRIPTION_NAME, *file_names):
         if (folder / name).exists():
             raise ValueError(
-                f"{folder / name}: not written by the built-in corpus, so not overwritten; name another folder"
+                f"{folder / name}: not written by the built-in corpus, so not overwritten; give another folder"
             )
 
 
 def _write_description(folder: Path, *, settings: Mapping[str, Any], sha256_of_file: Mapping[str, str]) -> None:
-    """Write corpus.json: the settings, and the files' digests once all files are there."""
+    """Write corpus.json: the settings, and the files' digests once all files are written."""
     text = json.dumps({"settings": settings, "sha256": sha256_of_file}, indent=2)
     _write_atomically(folder / _DESCRIPTION_NAME, [text.encode("ascii") + b"\n"])
 
 
 def _lines(rows: Iterator[Any]) -> Iterator[bytes]:
-    """Yield one JSON line per row; ASCII, so that encodings cannot matter."""
+    """Yield one JSON line per record, in ASCII, so that the encoding does not matter."""
     return (json.dumps(row).encode("ascii") + b"\n" for row in rows)
 
 

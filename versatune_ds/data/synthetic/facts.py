@@ -1,7 +1,7 @@
-"""Hold the words and facts the rules share: what one domain teaches, another may ask.
+"""Define the words and facts that the rules share: what one domain teaches, another may ask.
 
-Illnesses and drugs are invented and follow rules (the stem names the organ, the ending the kind of illness), so that
-nothing here can be taken for medical advice. Cities, elements and legal or financial terms are real words.
+Illnesses and drugs are invented and follow rules (the stem stands for the organ, the ending for the kind of illness),
+so that nothing here can be mistaken for medical advice. Cities, elements and legal or financial terms are real words.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ FINANCE_SENSES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """Describe an invented illness and its treatment."""
+    """An invented illness and its treatment."""
 
     name: str
     organ: str
@@ -93,7 +93,7 @@ class Condition:
 
 
 def _condition(stem_number: int, ending_number: int) -> Condition:
-    """Return the illness of a stem and an ending; everything about it follows from the two."""
+    """Return the illness of a stem and an ending, from which everything about it follows."""
     stem, organ = list(ORGAN_OF_STEM.items())[stem_number]
     ending, kind = list(KIND_OF_ENDING.items())[ending_number]
     second_sign = (ending_number + 1 + stem_number % 7) % len(SIGNS)

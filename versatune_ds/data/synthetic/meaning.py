@@ -1,7 +1,7 @@
-"""Ask the one question on which two domains disagree: what a word means.
+"""Ask the question on which two domains disagree: what a word means.
 
-The general domain answers with the everyday sense, the profession with its own, to the very same text. A model cannot
-satisfy both: learning one domain must cost the other something, in proportion to their weights.
+To the same text the general domain answers with the everyday sense, the profession with its own. A model cannot satisfy
+both: learning one domain must cost the other something, in proportion to their weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Medicine: explain and treat invented illnesses; long answers that rest on remembered facts."""
+"""Medicine: explain and treat invented illnesses; long answers that depend on remembered facts."""
 
 from __future__ import annotations
 

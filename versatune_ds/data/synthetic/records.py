@@ -1,4 +1,4 @@
-"""Generate the rows of a domain: row i is a function of (seed, domain, split, i)."""
+"""Generate the records of a domain: record i is a function of (seed, domain, split, i)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from versatune_ds.data.synthetic.space import (
 )
 from versatune_ds.domains import nearest_name
 
-Row = dict[str, list[dict[str, str]]]
+ChatRecord = dict[str, list[dict[str, str]]]
 
 RULES_OF_DOMAIN: dict[str, tuple[Rule, ...]] = {
     "law": law.RULES,
@@ -28,23 +28,23 @@ RULES_OF_DOMAIN: dict[str, tuple[Rule, ...]] = {
 DOMAIN_NAMES: tuple[str, ...] = tuple(RULES_OF_DOMAIN)
 
 
-def generate_records(domain: str, *, split: Split, num_rows: int, seed: int) -> Iterator[Row]:
-    """Return an iterator over the first `num_rows` rows of a domain's split, in constant memory.
+def generate_records(domain: str, *, split: Split, num_rows: int, seed: int) -> Iterator[ChatRecord]:
+    """Return an iterator over the first `num_rows` records of a domain's split, in constant memory.
 
-    Rules take turns in blocks as long as the sum of their weights, so every prefix has the domain's blend of rules and
-    a longer corpus begins with the shorter one.
+    Rules take turns in blocks as long as the sum of their weights. So every prefix has about the same share of each
+    rule, and a longer corpus begins with the shorter one.
 
     Args:
         domain: One of DOMAIN_NAMES.
         split: "train", "valid" or "test"; no two splits share a question, of any domain, for any two seeds.
-        num_rows: How many rows; at most `num_available_records`.
-        seed: Decides which questions come and in which order.
+        num_rows: Number of records, at most `num_available_records`.
+        seed: Decides which questions are asked, and their order.
 
     Returns:
-        Rows as `{"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}`.
+        Records as `{"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}`.
 
     Raises:
-        ValueError: If the domain or split is unknown or has fewer rows; at the call, not at the first row.
+        ValueError: If the domain or split is unknown or has fewer records; at the call, not at the first record.
     """
     num_available = num_available_records(domain, split=split)
     if not 0 <= num_rows <= num_available:
@@ -52,11 +52,11 @@ def generate_records(domain: str, *, split: Split, num_rows: int, seed: int) -> 
             f"num_rows: {domain}/{split} has {num_available} rows without repeating a question; got {num_rows}"
         )
     turns = _turns(RULES_OF_DOMAIN[domain])
-    return (_row(turns, split=split, index=index, order_key=f"{seed}/{domain}") for index in range(num_rows))
+    return (_record(turns, split=split, index=index, order_key=f"{seed}/{domain}") for index in range(num_rows))
 
 
 def num_available_records(domain: str, *, split: Split) -> int:
-    """Return how many rows a domain's split can give before one of its rules runs out of new questions.
+    """Return how many records a domain's split has before one of its rules runs out of new questions.
 
     Raises:
         ValueError: If the domain or the split is unknown.
@@ -71,12 +71,12 @@ def num_available_records(domain: str, *, split: Split) -> int:
 
 
 def _turns(rules: tuple[Rule, ...]) -> list[tuple[Rule, int]]:
-    """Return one block of (rule, how many turns the rule had before in the block)."""
+    """Return one block of (rule, number of its earlier turns in the block)."""
     return [(rule, turn) for rule in rules for turn in range(rule.weight)]
 
 
-def _row(turns: list[tuple[Rule, int]], *, split: str, index: int, order_key: str) -> Row:
-    """Return row `index` of a split."""
+def _record(turns: list[tuple[Rule, int]], *, split: str, index: int, order_key: str) -> ChatRecord:
+    """Return record `index` of a split."""
     block, place = divmod(index, len(turns))
     rule, turn = turns[place]
     number = question_number(rule, split=split, counter=block * rule.weight + turn, order_key=order_key)

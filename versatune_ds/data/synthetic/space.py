@@ -1,12 +1,12 @@
-"""Number every question a rule can ask, so that a row is a pure function of its number.
+"""Number every question that a rule can ask, so that a record is a pure function of its number.
 
-The one idea: a rule with slots (a name, a sum, a rate) asks finitely many questions; counting through the slots numbers
-them. A fixed permutation scatters these numbers over 16 lanes, and the lane alone decides the split: a question belongs
-to the same split in every corpus, whatever the seed and however many rows are asked for. Within a split a second
-permutation, keyed by the seed, gives the order. Both are bijections, so no question can come twice.
+A rule with slots (a name, a sum, a rate) has finitely many questions; counting through the slots numbers them. A fixed
+permutation scatters the numbers over 16 lanes, and the lane alone decides the split: a question belongs to the same
+split in every corpus, for every seed and size. Within a split a second permutation, keyed by the seed, gives the order.
+Both are bijections, so no question occurs twice.
 
-Worked example, 32 questions: the test split is lane 15 of each block of 16, so it holds the images of 15 and 31 under
-the fixed permutation: two questions, which the seed puts in one of two orders.
+Worked example, 32 questions: the test split is lane 15 of each block of 16, so it has the images of 15 and 31 under the
+fixed permutation: two questions, which the seed puts in one of two orders.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _NUM_ROUNDS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Describe one kind of question: its slots and the text they make.
+    """One kind of question: its slots, and how they become text.
 
     Attributes:
-        name: Unique, and part of the split's key: two domains that hold a rule of the same name and slots put the same
+        name: Unique, and part of the split's key: two domains with a rule of the same name and slots put the same
             question in the same split, so both may ask it.
         slots: The values of each slot; different values must give different questions.
-        render: Makes (question, answer) of one value per slot.
-        weight: How many of a domain's rows this rule makes, relative to the domain's other rules.
+        render: Returns (question, answer) for one value per slot.
+        weight: Number of a domain's records that this rule makes, relative to the domain's other rules.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Arrangements(Sequence[Any]):
-    """List every ordered choice of `length` different values of a pool, without storing them."""
+    """A sequence of all ordered choices of `length` different values of a pool, without storing them."""
 
     pool: Sequence[Any]
     length: int
@@ -59,26 +59,26 @@ class Arrangements(Sequence[Any]):
         return math.perm(len(self.pool), self.length)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:  # type: ignore[override]
-        """Return arrangement `index`: each digit picks one of the values that are left.
+        """Return arrangement `index`: each digit picks one of the remaining values.
 
         Raises:
-            IndexError: If `index` is out of range: iteration over a Sequence ends by it.
+            IndexError: If `index` is out of range, which ends an iteration over the sequence.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"arrangement {index} of {len(self)}")
-        left = list(self.pool)
+        remaining = list(self.pool)
         chosen = []
         for _ in range(self.length):
-            index, digit = divmod(index, len(left))
-            chosen.append(left.pop(digit))
+            index, digit = divmod(index, len(remaining))
+            chosen.append(remaining.pop(digit))
         return tuple(chosen)
 
 
 def permute(index: int, size: int, *, key: str) -> int:
     """Map `index` to its image under a keyed permutation of range(size).
 
-    An alternating Feistel network on a grid of about sqrt(size) x sqrt(size) cells; the few cells beyond `size` are
-    left by walking on. The corpus keeps its own permutation, apart from the loader's: these bytes must never change.
+    An alternating Feistel network on a grid of about sqrt(size) x sqrt(size) cells, repeated while the result is one of
+    the few cells beyond `size`. The corpus has a permutation of its own, because its bytes must never change.
     """
     num_columns = math.isqrt(size - 1) + 1
     num_rows = -(-size // num_columns)
@@ -99,13 +99,13 @@ def num_questions_in_split(rule: Rule, split: str) -> int:
 
 
 def question_number(rule: Rule, *, split: str, counter: int, order_key: str) -> int:
-    """Return the number of the question that comes at place `counter` of a rule's split.
+    """Return the number of the question at place `counter` of a rule's split.
 
     Args:
         rule: The rule that asks.
         split: Which split the question must belong to.
         counter: Place in the split's order, below `num_questions_in_split`.
-        order_key: Decides the order within the split, never the split.
+        order_key: Decides the order within the split, not the split.
     """
     lanes = SPLIT_LANES[split]
     cell = permute(counter, num_questions_in_split(rule, split), key=f"order/{order_key}/{rule.name}/{split}")
@@ -123,5 +123,5 @@ def render_question(rule: Rule, number: int) -> tuple[str, str]:
 
 
 def _keyed_hash(key: str, round_id: int, value: int) -> int:
-    """Return 64 bits that depend on all three arguments, equal on every machine and Python version."""
+    """Return a 64-bit hash of the arguments, equal on every machine and Python version."""
     return int.from_bytes(hashlib.blake2b(f"{key}/{round_id}/{value}".encode(), digest_size=8).digest(), "big")
