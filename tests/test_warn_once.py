@@ -24,8 +24,8 @@ def test_a_check_before_the_run_leaves_it_to_the_run_to_say(data, tmp_path, capl
     domain_files(data, cache_dir=tmp_path)
     domain_files(data, cache_dir=tmp_path)
     train, valid, held_out = caplog.messages
-    assert train == f"data.folder: {tmp_path}/train/notes.md is no data file; passed over"
-    assert valid == f"data.folder: {tmp_path}/valid/notes.md is no data file; passed over"
+    assert train == f"data.folder: {tmp_path}/train/notes.md is not a data file; skipped"
+    assert valid == f"data.folder: {tmp_path}/valid/notes.md is not a data file; skipped"
     assert "valid has no file for law: the loss there is not measured" in held_out
 
 

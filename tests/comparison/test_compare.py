@@ -74,7 +74,7 @@ def test_what_another_comparison_adds_to_the_starting_point_does_not_make_it_ano
 
 
 def test_a_mistake_that_a_stage_finds_is_the_users_in_its_own_words(comparison):
-    with pytest.raises(ValueError, match=r"^data\.folder: nowhere/train is no folder"):
+    with pytest.raises(ValueError, match=r"^data\.folder: nowhere/train is not a folder"):
         make_starting_point(read_plan(comparison, ["data.folder=nowhere"]), num_processes=1)
 
 

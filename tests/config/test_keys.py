@@ -45,7 +45,7 @@ def test_a_pattern_chooses_keys_by_name_or_meaning(pattern, found):
 
 def test_a_pattern_that_no_key_has_is_one_line_and_code_2(capsys):
     assert main(["keys", "nosuchkey"]) == 2
-    message = "versatune: 'nosuchkey': no key of a recipe has that; `versatune keys` lists all\n"
+    message = "versatune: 'nosuchkey': no recipe key matches; `versatune keys` lists all\n"
     assert capsys.readouterr().err == message
 
 

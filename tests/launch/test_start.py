@@ -93,7 +93,7 @@ def test_a_mistake_in_the_recipe_is_said_before_any_process_is_started(recipe):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.folder=gone", "data.folder: gone/train is no folder; expected gone/train/DOMAIN.jsonl"),
+        ("data.folder=gone", "data.folder: gone/train is not a folder; expected gone/train/DOMAIN.jsonl"),
         (
             "data.domains={law: {train: gone.jsonl, valid: gone.jsonl}}",
             "\n".join(f"data.domains.law.{split}: {NO_FILE}" for split in ("train", "valid")),
