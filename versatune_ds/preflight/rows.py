@@ -119,6 +119,8 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
             found = f"{name}: columns with text that is not trained on: {text}, of {rows.num_rows:,} sampled rows"
             key = f"data.domains.{name}.columns" if subject.config.data.domains else "data.folder"
             yield warn("rows", key, found, UNREAD_WAY_OUT)
+        if rows.example is None and rows.num_rows and len(rows.bad) == rows.num_rows:
+            continue  # all are bad, as the line above says; row_tokens has no part in it
         if rows.example is None:
             yield fail(
                 "rows",

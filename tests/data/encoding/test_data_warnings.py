@@ -75,14 +75,16 @@ def test_ids_that_are_shortened_are_logged_without_alarm(tmp_path, caplog):
 def test_control_tokens_are_counted_in_turns_and_in_plain_text(tmp_path):
     rows = [chat_row("a<|end|>b", "c"), {"text": "one<|end|>two"}, {"text": "three"}, *chat_rows(2)]
     counts, shards = prepare_rows(tmp_path, rows)
-    assert counts.remarks == {"control_as_text": 1, "control_in_text": 1}
+    assert counts.remarks == {
+        "control_as_text": 1, "control_as_text <|end|>": 1, "control_in_text": 1, "control_in_text <|end|>": 1
+    }  # fmt: skip
     end = tiny_tokenizer().eos_token_id
     assert [shards.read(i)[0].tolist().count(end) for i in range(3)] == [1, 2, 1]
 
 
 def test_answers_that_end_with_an_end_token_are_counted(tmp_path):
     counts, _ = prepare_rows(tmp_path, [{"prompt": "Why?", "completion": "So.<|end|>\n"}, *chat_rows(2)])
-    assert counts.remarks == {"ended_twice": 1}
+    assert counts.remarks == {"ended_twice": 1, "ended_twice <|end|>": 1}
 
 
 def test_too_much_cut_off_is_logged_with_the_way_out(tmp_path, caplog):
@@ -113,3 +115,11 @@ def test_every_kind_has_a_sentence_that_fits_a_count():
     described = list(describe_warnings(dict.fromkeys(DATA_WARNINGS, 2), num_rows=5, what="rows", abilities=abilities))
     assert len(described) == len(DATA_WARNINGS)
     assert all(found.startswith("2 of 5 rows: ") for found, _ in described)
+
+
+def test_a_warning_shows_the_control_tokens_that_were_found_and_no_others():
+    counts = {"control_in_text": 2, "control_in_text <|end|>": 2}
+    abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
+    (found, _), *_ = describe_warnings(counts, num_rows=5, what="rows", abilities=abilities)
+    assert found.startswith("2 of 5 rows: ")
+    assert found.endswith(" (<|end|>)")

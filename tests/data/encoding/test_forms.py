@@ -219,6 +219,8 @@ def test_reasoning_that_could_be_of_several_turns_is_listed():
     [
         {"prompt": "Why?", "completion": "No.", "label": False},
         {"prompt": "Why?", "completion": "No.", "label": "False"},
+        {"prompt": "Why?", "completion": "No.", "label": "rejected"},
+        {"prompt": "Why?", "completion": "No.", "accepted": False},
         {"prompt": "Why?", "completion": "No.", "label": 0},
         {"prompt": [USER], "completion": [ASSISTANT], "label": False},
         {"messages": [USER, ASSISTANT], "label": False},
@@ -228,7 +230,7 @@ def test_reasoning_that_could_be_of_several_turns_is_listed():
     ids=lambda record: "-".join(record),
 )
 def test_an_answer_marked_as_bad_is_refused(record):
-    with pytest.raises(BadRowError, match=r"^rejected answer \((label|kto_tag|chosen): .*KTO .*not for supervised"):
+    with pytest.raises(BadRowError, match=r"^rejected answer \((label|kto_tag|chosen|accepted): .*KTO .*not for supervised"):
         parse(record)
 
 
@@ -362,3 +364,11 @@ _VALUES = st.recursive(
 def test_any_record_becomes_a_row_or_a_bad_row(record):
     with contextlib.suppress(BadRowError):
         assert isinstance(parse(record), Example)
+
+
+def test_numbers_that_are_none_are_absent_from_tool_arguments_given_as_text_as_from_those_given_as_objects():
+    text = '{"limit": Infinity, "keep": null, "sizes": [1.5, NaN], "far": 1e999}'
+    call = {"function": {"name": "search", "arguments": text}}
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    (_, answer) = parse({"messages": messages}).turns
+    assert answer["tool_calls"][0]["function"]["arguments"] == {"keep": None, "sizes": [1.5, None]}

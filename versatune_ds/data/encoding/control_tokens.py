@@ -154,6 +154,14 @@ def texts_hold(value: Any, texts: Sequence[str]) -> bool:
     return bool(texts) and any(_pattern(tuple(texts)).search(string) for string in _strings(value))
 
 
+def texts_found(value: Any, texts: Sequence[str]) -> list[str]:
+    """Return which of some texts the texts in a value contain, each once."""
+    if not texts:
+        return []
+    matches = (match for string in _strings(value) for match in _pattern(tuple(texts)).findall(string))
+    return list(dict.fromkeys(matches))
+
+
 @lru_cache(maxsize=64)
 def _pattern(texts: tuple[str, ...]) -> re.Pattern[str]:
     """Return a pattern that matches any of some texts, and the longest of those with the same beginning."""

@@ -5,7 +5,7 @@ Examples are counted by warning, for each domain, when data is prepared and in `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from versatune_ds.data.encoding.template_abilities import TemplateAbilities
@@ -95,13 +95,19 @@ DATA_WARNINGS = {
 }
 
 
+def with_details(kind: str, found: Sequence[str]) -> list[str]:
+    """Return the keys under which an example's warning is counted: its kind, and the kind with each text found."""
+    return [kind, *(f"{kind} {text}" for text in found)] if found else []
+
+
 def describe_warnings(
     counts: Mapping[str, int], *, num_rows: int, what: str, abilities: TemplateAbilities
 ) -> Iterator[tuple[str, DataWarning]]:
     """Yield a sentence (without what to do) and the warning, for each warning that applies.
 
     Args:
-        counts: Number of examples of each warning, by the keys of `DATA_WARNINGS`.
+        counts: Number of examples of each warning, by the keys of `DATA_WARNINGS`, and of each text that `with_details`
+            adds to one.
         num_rows: Number of all examples.
         what: What the examples are called, as in `law: 3 of 10 sampled rows`.
         abilities: The template's control tokens, and what it refuses.
@@ -111,11 +117,12 @@ def describe_warnings(
     for kind, warning in DATA_WARNINGS.items():
         if not counts.get(kind):
             continue
-        shown = ", ".join(examples.get(kind, ())[:4])
+        found = [key.removeprefix(f"{kind} ") for key in counts if key.startswith(f"{kind} ")]
+        shown = ", ".join((found or examples.get(kind, ()))[:4])
         reason = abilities.reason_without_calls if kind == "calls_as_text" else ""
         details = ""
         if shown:
-            details = f" ({shown} ...)"
+            details = f" ({shown})" if 0 < len(found) <= 4 else f" ({shown} ...)"
         elif reason:
             details = f" (it says: {reason})"
         yield f"{counts[kind]:,} of {num_rows:,} {what}: {warning.found}{details}", warning

@@ -31,7 +31,11 @@ _PREFERENCE_PAIRS = (
     ("chosen_messages", "rejected_messages"),
     ("preferred", "dispreferred"),
 )
-_VERDICT_KEYS = ("label", "kto_tag", "desirable", "is_desirable", "chosen", "is_chosen", "preferred", "is_preferred")
+_VERDICT_KEYS = (
+    *("label", "kto_tag", "desirable", "is_desirable", "chosen", "is_chosen", "preferred", "is_preferred"),
+    *("accepted", "is_accepted"),
+)
+_REJECTED_TEXTS = ("false", "rejected", "reject", "undesirable", "dispreferred")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,7 @@ def _rejected_answer(record: Columns) -> Example | None:
     is_kto = "prompt" in record and "completion" in record  # there 0 and 1 are verdicts, elsewhere perhaps classes
     for key in _VERDICT_KEYS:
         value = record.get(key)
-        is_rejected = value is False or (isinstance(value, str) and value.strip().lower() == "false")
+        is_rejected = value is False or (isinstance(value, str) and value.strip().lower() in _REJECTED_TEXTS)
         if is_rejected or (is_kto and key == "label" and value in (0, "0")):
             raise BadRowError(
                 f"rejected answer ({key}: {value}): made for KTO or reward models, not for supervised fine-tuning, "

@@ -6,6 +6,8 @@ on complete or not at all.
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 from versatune_ds.data.encoding.reasoning import is_in_content, reasoning_beside, split_thinking
@@ -255,11 +257,36 @@ def _tool_call(call: Any, *, what: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRowError(f"{what}: expected a name and arguments")
     arguments = function.get("arguments", function.get("parameters", {}))
-    arguments = parsed_json(arguments, what=f"{what} arguments") if isinstance(arguments, str) else arguments
+    arguments = _parsed_arguments(arguments, what=f"{what} arguments") if isinstance(arguments, str) else arguments
     made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     call_id = call.get("id", call.get("call_id"))
     is_id = isinstance(call_id, (str, int)) and str(call_id).strip()
     return {"id": str(call_id), **made} if is_id else made
+
+
+def _parsed_arguments(text: str, *, what: str) -> Any:
+    """Return arguments that are JSON text; a key that is NaN or infinite is absent, as in any other format.
+
+    A null that somebody wrote stays: JSON text is stored as it is, so no format added it.
+    """
+    nothing = object()
+
+    def without_nothing(value: Any) -> Any:
+        """Return a value without the keys that are no numbers; such an element of a list becomes None."""
+        if isinstance(value, dict):
+            return {key: without_nothing(entry) for key, entry in value.items() if entry is not nothing}
+        if isinstance(value, list):
+            return [None if entry is nothing else without_nothing(entry) for entry in value]
+        return value
+
+    def finite(number: str) -> Any:
+        return float(number) if math.isfinite(float(number)) else nothing
+
+    try:
+        value = json.loads(text, parse_constant=lambda _: nothing, parse_float=finite)
+    except (ValueError, RecursionError):
+        return parsed_json(text, what=what)
+    return without_nothing({} if value is nothing else value)
 
 
 def _bears_loss(message: dict[str, Any], *, what: str) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ds.data.encoding.control_tokens import texts_hold
+from versatune_ds.data.encoding.control_tokens import texts_found, texts_hold
+from versatune_ds.data.encoding.data_warnings import with_details
 from versatune_ds.data.encoding.encode import EncodedExample, encode_rendered
 from versatune_ds.data.encoding.forms import Example, parse_example
 from versatune_ds.data.encoding.loss_spans import RenderedExample, TemplateMismatchError, render_example
@@ -103,8 +104,8 @@ class RecordEncoder:
         # Plain text.
         control = self.abilities.control
         if example.text is not None:
-            warnings = ("control_in_text",) if texts_hold(example.text, control.all) else ()
-            return RenderedExample(text=example.text, loss_spans=None, is_plain=True, warnings=warnings)
+            found = with_details("control_in_text", texts_found(example.text, control.all))
+            return RenderedExample(text=example.text, loss_spans=None, is_plain=True, warnings=tuple(found))
         # A conversation, in a form that the template can print.
         fitted = fit_to_template(example, abilities=self.abilities)
         rendered = render_example(
@@ -118,14 +119,15 @@ class RecordEncoder:
         # Warnings.
         texts = [turn["content"] for turn in example.turns]
         answers = [turn["content"].rstrip() for turn in example.turns if turn["role"] == "assistant"]
-        is_warning = {
-            "control_as_text": bool(rendered.as_text),
-            "ended_twice": any(answer.endswith(control.of_turns) for answer in answers),
-            "marks_in_text": texts_hold(texts, control.marks),
-            "special_in_text": texts_hold(texts, control.others),
-        }
         warnings = [*parts_as_text(example, abilities=self.abilities), *rendered.warnings]
-        warnings += [name for name, applies in is_warning.items() if applies]
+        if rendered.as_text:
+            found = texts_found([*texts, *example.tools], control.all)
+            warnings += with_details("control_as_text", found) or ["control_as_text"]
+        ends = [end for end in control.of_turns if any(answer.endswith(end) for answer in answers)]
+        warnings += with_details("ended_twice", ends)
+        warnings += with_details("marks_in_text", texts_found(texts, control.marks))
+        if texts_hold(texts, control.others):
+            warnings.append("special_in_text")
         return dataclasses.replace(rendered, warnings=tuple(warnings))
 
     def _lines_of_example(self, example: EncodedExample, *, place: dict[str, Any]) -> list[dict[str, Any]]:
