@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 _PACKAGE = "versatune_ds"
@@ -38,7 +39,10 @@ def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = loggin
 
 
 def _quiet_libraries() -> None:
-    """Hide deepspeed's warning on a machine without a GPU, and progress bars of work that takes no time."""
+    """Hide deepspeed's warning on a machine without a GPU, matplotlib's of names in scripts that its font lacks, and
+    progress bars of work that takes no time.
+    """
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")
     logging.getLogger("DeepSpeed").addFilter(_is_useful)
     os.environ.setdefault("TQDM_DELAY", "3")  # seconds; read by tqdm at import, inherited by child processes
 

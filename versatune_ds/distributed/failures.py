@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST, _NUM_SEEN, _NUM_LEFT = "first_failure", "num_seen", "num_left"
 _POLL_SECONDS = 0.25
+_POLLS_PER_SECOND = 1000.0
+"""Most looks at the board by all ranks together: rank 0, which answers them, also trains."""
 _GRACE_SECONDS = 15.0
 """How long a rank that trains may take to notice by itself that another one is gone, and to close its files."""
 _GRACE_AT_START_SECONDS = 1.0
@@ -129,7 +131,7 @@ class FailureBoard:
         try:
             store = _connect(is_host=False)
             while not store.check([_FIRST]):
-                if self._ended.wait(_POLL_SECONDS):
+                if self._ended.wait(max(_POLL_SECONDS, self._world.world_size / _POLLS_PER_SECOND)):
                     return
             self._seen = Failure.from_json(store.get(_FIRST))
         except RuntimeError:  # the board is gone, and rank 0 with it

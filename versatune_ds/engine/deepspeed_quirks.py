@@ -82,7 +82,9 @@ def drop_nonfinite_gradients(deepspeed_engine: Any) -> bool:
     if hasattr(deepspeed_engine.optimizer, "overflow"):
         return True
     trained = [parameter for parameter in deepspeed_engine.module.parameters() if parameter.grad is not None]
-    if bool(torch.isfinite(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained]))):
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+    deepspeed_engine._global_grad_norm = norm  # DeepSpeed keeps none here, and get_global_grad_norm would return None
+    if bool(torch.isfinite(norm)):
         return True
     for parameter in trained:
         parameter.grad = None

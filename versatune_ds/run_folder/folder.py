@@ -91,6 +91,14 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
         check_changes(_with_defaults(saved), config.model_dump(mode="json"), folder=folder, allowed=allowed)
 
 
+def _log_changes(config: RunConfig) -> None:
+    """Log once, where the run itself is about to resume, which keys it resumes with that it did not begin with."""
+    if (config.run_dir / CONFIG_FILE).is_file():
+        saved = yaml.safe_load((config.run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        for key, was, now in changed_keys(_with_defaults(saved), config.model_dump(mode="json")):
+            logger.info("%s: now %s, was %s (run in %s)", key, now, was, config.run_dir)
+
+
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     """Return a saved config with the defaults of keys that are newer than it, so that they do not count as changed."""
     try:
@@ -107,6 +115,8 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     """
     folder = config.run_dir
     check_run_folder(config, is_fresh=is_fresh)
+    if not is_fresh:
+        _log_changes(config)
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:
         _delete_former_run(folder)
@@ -148,15 +158,14 @@ def write_record(config: RunConfig, world: World, *, start: RunStart, step: int)
 
 
 def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
-    """Log which keys changed since the run began.
+    """Check that no key changed that makes a run what it is.
 
     Raises:
         ValueError: One line for each changed key that must stay the same.
     """
     before, now = flatten(saved), flatten(current)
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     fixed_keys = tuple(f"{key}." for key in _FIXED_KEYS if key not in allowed)
-    fixed = [key for key in changed if f"{key}.".startswith(fixed_keys)]
+    fixed = [key for key, _, _ in changed_keys(saved, current) if f"{key}.".startswith(fixed_keys)]
     if fixed:
         raise ValueError(
             "\n".join(
@@ -165,10 +174,13 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
                 for key in fixed
             )
         )
-    for key in changed:
-        is_new = before.get(key) is None
-        past = "not set" if is_new else before[key]
-        logger.info("%s: now %s, was %s (run in %s)", key, now.get(key, "not set"), past, folder)
+
+
+def changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (key, value before, value now) of each dotted key that differs; `not set` stands for no value."""
+    before, now = flatten(saved), flatten(current)
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return [(key, "not set" if before.get(key) is None else before[key], now.get(key, "not set")) for key in changed]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -230,7 +230,8 @@ def test_reasoning_that_could_be_of_several_turns_is_listed():
     ids=lambda record: "-".join(record),
 )
 def test_an_answer_marked_as_bad_is_refused(record):
-    with pytest.raises(BadRowError, match=r"^rejected answer \((label|kto_tag|chosen|accepted): .*KTO .*not for supervised"):
+    refused = r"^rejected answer \((label|kto_tag|chosen|accepted): .*KTO .*not for supervised"
+    with pytest.raises(BadRowError, match=refused):
         parse(record)
 
 
