@@ -21,6 +21,7 @@ from versatune_ds.distributed import World
 from versatune_ds.launch import start as launch_module
 from versatune_ds.launch.launchers import (
     Layout,
+    check_allocation,
     choose_launcher,
     launcher_command,
     num_nodes_given,
@@ -189,6 +190,19 @@ def test_inside_an_allocation_srun_starts_the_processes_unless_another_launcher_
     assert choose_launcher(None, environ={}) == "deepspeed"
     assert choose_launcher(None, environ={"SLURM_JOB_ID": "7"}) == "srun"
     assert choose_launcher("mpirun", environ={"SLURM_JOB_ID": "7"}) == "mpirun"
+
+
+@pytest.mark.parametrize(("exit_code", "is_refused"), [(0, False), (1, True)])
+def test_variables_of_a_job_that_slurm_does_not_know_are_named(tmp_path, monkeypatch, exit_code, is_refused):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit {exit_code}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    if not is_refused:
+        assert check_allocation({"SLURM_JOB_ID": "77"}) is None
+        return
+    with pytest.raises(ValueError, match=r"^SLURM_JOB_ID=77: Slurm shows no such job \(slurm_load_jobs error: Invalid"):
+        check_allocation({"SLURM_JOB_ID": "77"})
 
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_NUM_NODES": "4"}

@@ -7,6 +7,8 @@ other launcher is used instead.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,6 +72,29 @@ def choose_launcher(asked: str | None, *, environ: Mapping[str, str], num_nodes:
         return asked
     is_here = is_slurm_task(environ) and num_nodes == 1
     return "srun" if "SLURM_JOB_ID" in environ and not is_here else "deepspeed"
+
+
+def check_allocation(environ: Mapping[str, str]) -> None:
+    """Check that Slurm knows the job whose variables are in the environment: a shell may have them from elsewhere.
+
+    Without `scontrol` on the PATH nothing is checked.
+
+    Raises:
+        ValueError: If it does not; the message names the variable and both ways out.
+    """
+    job_id, scontrol = environ.get("SLURM_JOB_ID", ""), shutil.which("scontrol")
+    if scontrol is None:
+        return
+    try:
+        shown = subprocess.run([scontrol, "show", "job", job_id], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    if shown.returncode != 0:
+        reason = (shown.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(
+            f"SLURM_JOB_ID={job_id}: Slurm shows no such job ({reason}); unset the SLURM_ variables if this shell is "
+            "not in a job, or choose the launcher yourself, as in --launcher deepspeed"
+        )
 
 
 def num_nodes_given(environ: Mapping[str, str]) -> int:

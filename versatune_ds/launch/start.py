@@ -17,7 +17,14 @@ import torch
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.launch.forward_signals import run_and_forward
-from versatune_ds.launch.launchers import Layout, choose_launcher, launcher_command, num_nodes_given, read_hostfile
+from versatune_ds.launch.launchers import (
+    Layout,
+    check_allocation,
+    choose_launcher,
+    launcher_command,
+    num_nodes_given,
+    read_hostfile,
+)
 from versatune_ds.training.finding import Stage
 from versatune_ds.training.start_checks import Start, check_start
 
@@ -57,6 +64,8 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
     num_gpus = num_visible_gpus()
     layout = _layout(options, num_gpus=num_gpus)
     launcher = choose_launcher(options.launcher, environ=os.environ, num_nodes=layout.nodes)
+    if launcher == "srun" and options.launcher is None:
+        check_allocation(os.environ)
     is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
     device_type = _device_type(num_gpus) if is_here else None
     check_start(
@@ -94,6 +103,8 @@ def launch_here(config: RunConfig, *, stage: Stage, processes: int | None, scrip
     check_start(Start(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True))
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     launcher = choose_launcher(None, environ=os.environ)
+    if launcher == "srun":
+        check_allocation(os.environ)
     return run_ranks(launcher, Layout(processes=num_processes), script=script, words=words)
 
 
