@@ -1,14 +1,17 @@
 """Every workaround for DeepSpeed names the test that fails without it."""
 
+import math
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from ranks import run_ranks
 
 from versatune_ds.engine import deepspeed_quirks
-from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
+from versatune_ds.engine.deepspeed_quirks import drop_nonfinite_gradients, ignore_renamed_torch_functions
 from versatune_ds.engine.engine import share_process_group
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +45,14 @@ def test_warnings_about_renamed_functions_of_torch_are_hidden():
         for module in ("torch.distributed.nn", "versatune_ds.engine"):
             warnings.warn_explicit("renamed", FutureWarning, f"{module}.py", 1, module=module)
     assert [warning.filename for warning in shown] == ["versatune_ds.engine.py"]
+
+
+def test_the_gradient_norm_is_kept_where_deepspeed_keeps_none():
+    module = torch.nn.Linear(2, 1, bias=False)
+    module.weight.grad = torch.tensor([[3.0, 4.0]])
+    engine = SimpleNamespace(optimizer=SimpleNamespace(), module=module)
+    assert drop_nonfinite_gradients(engine)
+    assert float(engine._global_grad_norm) == 5.0
+    module.weight.grad[0, 0] = math.nan
+    assert not drop_nonfinite_gradients(engine)
+    assert module.weight.grad is None
