@@ -76,8 +76,8 @@ def drop_nonfinite_gradients(deepspeed_engine: Any) -> bool:
 
     There the optimizer is torch's own and DeepSpeed does not check: one NaN would ruin all weights. Without gradients
     the optimizer does nothing. They are summed over the ranks by now, so all ranks return the same. This waits for the
-    device; in every other case DeepSpeed checks, and waits, by itself. It keeps no gradient norm here either, so the log
-    would show nan at every step: the norm is set where `get_global_grad_norm` looks for it.
+    device; in every other case DeepSpeed checks, and waits, by itself. It keeps no gradient norm here either:
+    the log would show nan at every step. The norm is set where `get_global_grad_norm` looks for it.
     Test: tests/training/test_kept_state.py::test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_go_on
     """
     if hasattr(deepspeed_engine.optimizer, "overflow"):
