@@ -399,3 +399,16 @@ def test_a_batch_jobs_tasks_per_node_say_nothing_of_a_lone_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
     assert num_local_processes() == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mixture.policy=no_such_module:X"], r"^mixture\.policy: no_such_module:X: cannot import 'no_such_module'"),
+        (["mixture.policy=steer", "mixture.target=laws"], r"^mixture\.target: unknown domain 'laws'; did you mean 'law'"),
+    ],
+)
+def test_a_policy_and_a_target_that_do_not_exist_are_found_before_any_process_is_started(tmp_path, overrides, message):
+    config = tiny_config(tmp_path, *overrides)
+    with pytest.raises(ValueError, match=message):
+        check_start(Start(config=config, stage="train", num_processes=1, device_type="cpu", is_here=True))

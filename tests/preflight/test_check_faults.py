@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 
@@ -383,3 +384,12 @@ def test_without_slurm_programs_a_cluster_run_is_a_warning(versatune, recipe, mo
     monkeypatch.setenv("PATH", str(recipe.parent))
     code, findings = checked(versatune, recipe)
     assert (code, [(found["level"], found["check"]) for found in findings]) == (0, [("warn", "slurm")])
+
+
+def test_a_fraction_that_holds_out_no_row_of_a_small_domain_fails_with_one_that_does(versatune, recipe):
+    shutil.rmtree(recipe.parent / "data" / "valid")
+    code, findings = checked(versatune, recipe, "data.valid_fraction=0.0001")
+    held_out = next(finding for finding in findings if finding["key"] == "data.valid_fraction")
+    assert (code, held_out["level"]) == (1, "FAIL")
+    assert held_out["found"].startswith("0.0001 holds out no row of domain ")
+    assert re.search(r"data\.valid_fraction=0\.\d+, which holds out [1-9]", held_out["todo"])

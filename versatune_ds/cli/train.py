@@ -35,6 +35,9 @@ def add_train(commands: Commands) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
+    from versatune_ds.config import load_config
+
+    load_config(parsed.recipe, parsed.overrides)  # a mistake is found before torch is imported, which takes seconds
     from versatune_ds.launch.start import LaunchOptions, launch
 
     options = LaunchOptions(

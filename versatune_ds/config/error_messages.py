@@ -79,6 +79,9 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     key, kind, given = ".".join(keys), details["type"], details["input"]
     if kind == "extra_forbidden":
         known = _keys_of(_walk(details["loc"][:-1], section)[1])
+        elsewhere = _keys_named(_ALIASES.get(keys[-1], keys[-1]), section)
+        if elsewhere and keys[-1] not in known:
+            return f"{key}: unknown key; did you mean {' or '.join(elsewhere)}?"
         return f"{key}: unknown key; {nearest_name(keys[-1], known)}" if known else f"{key}: unknown key"
     if kind == "missing":
         return f"{key}: missing; this key is required"
@@ -90,6 +93,20 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     if expected == _PAIRS and (known := _keys_of(kinds)):
         expected = f"{_PAIRS}, with the keys {', '.join(known)}"
     return key, expected, "" if isinstance(given, dict) else f" (got {shown_value(given)})"
+
+
+_ALIASES = {"lr": "learning_rate", "num_train_steps": "steps", "max_steps": "steps", "max_seq_length": "row_tokens"}
+"""Names that other tools use, and ours."""
+
+
+def _keys_named(name: str, section: type[BaseModel]) -> list[str]:
+    """Return the dotted keys one section below the top whose last part is a name, such as train.steps for steps."""
+    found = []
+    for key, field in section.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        found += [f"{key}.{name}" for kind in below[:1] if name in kind.model_fields]
+    return found
 
 
 def _expected(details: ErrorDetails, message: str) -> str:

@@ -96,12 +96,16 @@ class Stage(Section):
         return by_domain_name(weights, what="mixture.schedule")
 
 
+_ABOUT_POLICY = (
+    f"Rule that updates the weights: {', '.join(POLICIES)}, or one of your own as `my_module:my_policy`. With "
+    f"`mixture.paper=true` the default is `{PAPER_DEFAULT.name}`."
+)
+
+
 class MixtureConfig(Section):
     """How the mixture starts, and the rule that updates it."""
 
-    policy: str = DEFAULT.name
-    """Rule that updates the weights: a built-in policy, or one of your own as `my_module:my_policy`. With
-    `mixture.paper=true` the default is `versatune`."""
+    policy: str = Field(default=DEFAULT.name, description=_ABOUT_POLICY)
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
     """Weights at step 0: a prior.json (from `versatune detect`), a mapping, `uniform`, or `proportional` to the
     data."""

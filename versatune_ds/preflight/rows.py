@@ -24,10 +24,12 @@ from versatune_ds.data.encoding.unread_columns import (
     describe_text,
 )
 from versatune_ds.data.inspect import mark_masked
+from versatune_ds.data.prepare.one_domain import is_held_out_by_hash
 from versatune_ds.preflight.inspect_recipe import escape_control_characters
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, fail, ok, warn
 
+_LARGER_FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 _MAX_EXAMPLE_CHARACTERS, _MAX_EXAMPLE_LINES = 600, 12
 
 
@@ -49,6 +51,8 @@ class SampledRows:
     """Records that are unusual in some way, by the keys of `data_warnings.DATA_WARNINGS`."""
     example: EncodedExample | None
     """The first example that bears loss."""
+    content_hashes: np.ndarray
+    """Content hashes of the examples, uint64: the lowest ones are held out."""
     unread: tuple[UnreadColumn, ...]
     """Columns that are not trained on."""
 
@@ -98,8 +102,27 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
         ),
         remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["warnings"])),
         example=_encoded(kept[0]) if kept else None,
+        content_hashes=np.array([line["content_hash"] for line in kept if line["piece"] == 0], dtype=np.uint64),
         unread=unread.columns(),
     )
+
+
+def _check_held_out(subject: Subject, domain: str, rows: SampledRows) -> Iterator[Finding]:
+    """Report that `data.valid_fraction` holds out no example, with a fraction that does; all examples are known."""
+    data = subject.config.data
+    if subject.files_of_domain[domain].valid is not None or not len(rows.content_hashes):
+        return
+    hashes, fraction = rows.content_hashes, data.valid_fraction
+    if is_held_out_by_hash(hashes, fraction=fraction).any():
+        return
+    todo = "give it files of held-out rows"
+    for larger in _LARGER_FRACTIONS:
+        num_held_out = int(is_held_out_by_hash(hashes, fraction=larger).sum())
+        if larger > fraction and num_held_out:
+            todo += f", or set data.valid_fraction={larger:g}, which holds out {num_held_out}"
+            break
+    found = f"{fraction:g} holds out no row of domain {domain!r} ({len(hashes)} rows)"
+    yield fail("rows", "data.valid_fraction", found, todo)
 
 
 def _encoded(line: dict[str, Any]) -> EncodedExample:
@@ -115,6 +138,8 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
         rows = encode_sample(subject, name)
         is_whole = all(file.is_whole for file in subject.readable_files(name))
         yield _judge_bad_rows(subject, name, rows, is_whole=is_whole)
+        if is_whole:
+            yield from _check_held_out(subject, name, rows)
         if text := describe_text(rows.unread):
             found = f"{name}: columns with text that is not trained on: {text}, of {rows.num_rows:,} sampled rows"
             key = f"data.domains.{name}.columns" if subject.config.data.domains else "data.folder"

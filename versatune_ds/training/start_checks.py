@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.sources.domain_files import check_data_files
+from versatune_ds.data.sources.domain_files import check_data_files, domain_names
 from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus
 from versatune_ds.distributed.slurm import is_slurm_task
+from versatune_ds.domains import DomainSet
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
 from versatune_ds.mixture.files import no_such_file
 from versatune_ds.mixture.reference import check_has_references
+from versatune_ds.mixture.start import target_id_of
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.model.build import check_model_weights, config_from_mapping
 from versatune_ds.model.named_model import check_saved_model
@@ -141,6 +143,16 @@ def _check_model_keys(start: Start) -> Iterator[Finding]:
     yield from ()
 
 
+def _check_policy(start: Start) -> Iterator[Finding]:
+    """Check that a policy of the user's own can be imported, and that the target is a domain."""
+    settings, data = start.config.mixture, start.config.data
+    settings.check_for_rule(settings.rule)
+    names = None if _is_made_by_another_job(start) else domain_names(data)
+    if settings.has_target and names is not None:
+        target_id_of(settings, DomainSet(names))
+    yield from ()
+
+
 def _check_prior(start: Start) -> Iterator[Finding]:
     """Check that the prior's file exists, or that its weights are weights."""
     prior = start.config.mixture.prior
@@ -236,6 +248,7 @@ START_CHECKS: tuple[Check[Start], ...] = (
     Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_check_launched_once),
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
+    Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
     Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
     Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),

@@ -16,7 +16,7 @@ from versatune_ds.data.sources.data_folders import entries_of_folder, is_descrip
 from versatune_ds.data.sources.find_files import MissingDataError, find_files, is_saved_dataset
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
-from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, write_corpus
+from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, write_corpus
 from versatune_ds.domains import domain_name
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.warn_once import silence, warn_once
@@ -39,6 +39,19 @@ def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]
     if data.synthetic is not None:
         return _files_by_domain(_write_synthetic(data.synthetic, cache_dir=cache_dir))
     return _files_by_domain(data.folder)
+
+
+def domain_names(data: DataConfig) -> tuple[str, ...] | None:
+    """Return the names of the domains, in order, without reading or writing a file; None if a folder is missing."""
+    if data.domains is not None:
+        return tuple(data.domains)
+    if data.folder is None:
+        return DOMAIN_NAMES
+    try:
+        with silence():
+            return tuple(_files_by_domain(data.folder))
+    except ValueError:  # `check_data_files` reports it
+        return None
 
 
 def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
