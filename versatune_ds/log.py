@@ -39,8 +39,10 @@ def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = loggin
 
 
 def _quiet_libraries() -> None:
-    """Hide deepspeed's warning on a machine without a GPU, matplotlib's of names in scripts that its font lacks, and
-    progress bars of work that takes no time.
+    """Hide three kinds of output that no user can act on.
+
+    These are deepspeed's warning on a machine without a GPU, matplotlib's about characters that its font lacks, and
+    progress bars of work that takes less than three seconds.
     """
     warnings.filterwarnings("ignore", message="Glyph .* missing from font")
     logging.getLogger("DeepSpeed").addFilter(_is_useful)

@@ -27,7 +27,7 @@ from versatune_ds.launch.launchers import (
     read_hostfile,
 )
 from versatune_ds.launch.start import LaunchOptions, check_processes, device_flag, launch
-from versatune_ds.training.start_checks import Start, check_start, check_started_once
+from versatune_ds.training.start_checks import StartCheckInput, check_start, check_started_once
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"
@@ -122,7 +122,7 @@ def test_what_a_job_before_this_one_makes_may_be_missing_when_it_is_submitted(tm
         tmp_path, "data.synthetic=null", "data.folder=gone", "model={name_or_path: ./gone}",
         "slurm.dependency=afterok:7",
     )  # fmt: skip
-    check_start(Start(config=config, stage="submit"))
+    check_start(StartCheckInput(config=config, stage="submit"))
 
 
 def test_a_data_set_of_the_hub_is_not_fetched_to_see_whether_it_is_there(tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def estimate(
 
 
 def _unparsed(mass: float) -> float:
-    """Return what is missing from 1, never less than nothing: a mean of masses of 1 may round to above it."""
+    """Return 1 - mass, at least 0: a mean of masses of 1 may round to more than 1."""
     return max(0.0, 1.0 - mass)
 
 

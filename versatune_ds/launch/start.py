@@ -19,7 +19,7 @@ from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
 from versatune_ds.launch.forward_signals import run_and_forward
 from versatune_ds.launch.launchers import Layout, choose_launcher, launcher_command, num_nodes_given, read_hostfile
 from versatune_ds.training.finding import Stage
-from versatune_ds.training.start_checks import Start, check_start
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
     is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
     device_type = _device_type(num_gpus) if is_here else None
     check_start(
-        Start(
+        StartCheckInput(
             config=config,
             stage="train",
             num_processes=layout.num_processes,
@@ -91,7 +91,9 @@ def launch_here(config: RunConfig, *, stage: Stage, processes: int | None, scrip
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
     device_type = _device_type(num_gpus)
-    check_start(Start(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True))
+    check_start(
+        StartCheckInput(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True)
+    )
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     launcher = choose_launcher(None, environ=os.environ)
     return run_ranks(launcher, Layout(processes=num_processes), script=script, words=words)

@@ -1,4 +1,4 @@
-"""Names of the files and folders in a run's folder; no other module spells one out."""
+"""Names of the files and folders in a run's folder; other modules import them from here."""
 
 from __future__ import annotations
 

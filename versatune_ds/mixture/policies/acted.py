@@ -1,4 +1,4 @@
-"""What acted in an update besides the rule itself: safeguards, limits of the rule, uncertain or missing losses.
+"""Interventions recorded with an update: safeguards, limits of the rule, uncertain or missing losses.
 
 A decision records the texts alone (`Decision.acted`), so this file also has the one reader of recorded texts.
 """
