@@ -39,11 +39,7 @@ def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = loggin
 
 
 def _quiet_libraries() -> None:
-    """Hide three kinds of output that no user can act on.
-
-    These are deepspeed's warning on a machine without a GPU, matplotlib's about characters that its font lacks, and
-    progress bars of work that takes less than three seconds.
-    """
+    """Hide deepspeed's warning without a GPU, matplotlib's about missing glyphs, and very short progress bars."""
     warnings.filterwarnings("ignore", message="Glyph .* missing from font")
     logging.getLogger("DeepSpeed").addFilter(_is_useful)
     os.environ.setdefault("TQDM_DELAY", "3")  # seconds; read by tqdm at import, inherited by child processes

@@ -77,8 +77,8 @@ def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool
     Args:
         run_dir: The run's folder.
         folder: The exported model.
-        step: Step of the exported checkpoint; later decisions are left out.
-        is_adapter: Whether the folder holds adapters, which need their base model.
+        step: Step of the exported checkpoint; later decisions are omitted.
+        is_adapter: Whether the folder contains adapters, which need their base model.
     """
     config = recorded_config(run_dir)
     decisions = [decision for decision in recorded_decisions(run_dir) if decision.decided_at_step <= step]

@@ -63,7 +63,7 @@ def shares_of(labels_NK: np.ndarray, size_N: np.ndarray, *, prior_shift: bool) -
     Args:
         labels_NK: Probabilities [N, K]; a row sums to 1, or to less by what is unparsed.
         size_N: Tokens of every sequence.
-        prior_shift: Whether the labels hold for equal shares and are moved to those found.
+        prior_shift: Whether the labels assume equal shares and are moved to those found.
 
     Returns:
         Two float64 arrays [K], each summing to 1.

@@ -156,7 +156,7 @@ def check_processes(processes: int | None, *, num_gpus: int) -> int:
     """Return the number of processes to start: as asked, else one per GPU, else 1.
 
     Raises:
-        ValueError: If fewer than one is asked for, or more than there are GPUs where there are any.
+        ValueError: If fewer than one is requested, or more than there are GPUs where there are any.
     """
     if processes is None:
         return max(num_gpus, 1)

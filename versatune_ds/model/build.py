@@ -131,7 +131,7 @@ class DomainModel(nn.Module):
 def compile_layers(causal_lm: nn.Module) -> None:
     """Compile the decoder's layers in place, one by one, so that they share one compiled form and names do not change.
 
-    The head is left out: its kernel is compiled already.
+    The head is excluded: its kernel is compiled already.
     """
     for module in causal_lm.modules():
         if isinstance(module, GradientCheckpointingLayer):

@@ -122,7 +122,7 @@ class Subject:
 
     @property
     def files_of_domain(self) -> dict[str, DomainFiles]:
-        """Return every domain's files; the built-in corpus is written if it is asked for."""
+        """Return every domain's files; the built-in corpus is written if it is requested."""
         return self.once("files", lambda: domain_files(self.config.data, cache_dir=self.cache_dir))
 
     @property

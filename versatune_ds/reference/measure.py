@@ -61,7 +61,7 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
 
 
 def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: StopSignals) -> int:
-    """Measure all domains asked for, write reference.json once all are known, and return the exit code."""
+    """Measure all requested domains, write reference.json once all are known, and return the exit code."""
     # A given model: one pass, no training.
     names = as_start_error(lambda: _measurable(place, task.domains), place.world)
     if task.scored_model is not None:
@@ -86,10 +86,10 @@ def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: S
 
 
 def _measurable(place: Workplace, domains: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the domains asked for that have held-out rows; the others have no loss that could be a reference.
+    """Return the requested domains that have held-out rows; the others have no loss that could be a reference.
 
     Raises:
-        ValueError: If one of the others was asked for by name, or no domain remains.
+        ValueError: If one of the others was requested by name, or no domain remains.
     """
     unmeasured = _unmeasured(place)
     asked = [name for name in domains or () if name in unmeasured]
@@ -126,7 +126,7 @@ def _is_known(place: Workplace, name: str, *, is_fresh: bool) -> bool:
 
 
 def check_made_with(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Path) -> None:
-    """Raise ValueError, one line a difference, if a domain was measured in another way than is asked for now."""
+    """Raise ValueError, one line a difference, if a domain was measured in another way than is requested now."""
     lines = [
         f"{folder}: measured with {key} {saved.get(key)!r}, now {value!r}; use the earlier value, or measure again "
         "with --fresh"
@@ -208,7 +208,7 @@ def _write_result(place: Workplace, run_dir: Path, name: str) -> None:
 def _all_results(place: Workplace) -> list[Result]:
     """Return the results of all domains that are measured as the recipe asks, on rank 0; the other ranks write nothing.
 
-    Domains left out by --domains may have been measured before, or by another job.
+    Domains that --domains excludes may have been measured before, or by another job.
     """
     measured = [name for name in place.data.domain_set if name not in _unmeasured(place)]
     texts = {name: _result_text(place, name) for name in measured} if place.world.is_rank_zero else {}

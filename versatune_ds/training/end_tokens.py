@@ -40,7 +40,7 @@ Example = tuple[np.ndarray, np.ndarray]
 def endings_of_data(config: RunConfig, tokenizer: Any, data: PreparedData) -> dict[str, Any]:
     """Return the content of a run's ENDINGS_FILE, from examples spread over every domain's training data.
 
-    Examples as long as a row are left out: most of them were cut off, and end anywhere.
+    Examples as long as a row are skipped: most of them were cut off, and end anywhere.
     """
     examples = [
         shards.read(index)

@@ -1,7 +1,7 @@
 """Measure held-out losses while training, on a fixed set of examples that is chosen at the first measurement.
 
 The first measurement is of all examples the recipe allows. It shows how much a domain's losses scatter, hence how many
-examples give the error asked for. The chosen ones are among those measured, so the same measurement is the baseline,
+examples give the requested error. The chosen ones are among those measured, so the same measurement is the baseline,
 and every later one is paired with it.
 
 Shape legend: **K** domains, **E** validation examples.
@@ -71,7 +71,7 @@ class HeldOutExamples:
         return self._choose(losses) if self._is_to_choose else losses
 
     def _choose(self, losses: ExampleLosses) -> ExampleLosses:
-        """Keep as many examples as the error asked for needs, and return their losses. Rank 0 decides how many."""
+        """Keep as many examples as the requested error needs, and return their losses. Rank 0 decides how many."""
         target = self._settings.target_standard_error
         assert target is not None, "called only where there is a target"
         needed_K = losses.num_examples_for(target, min_examples=self._settings.min_examples_per_domain)

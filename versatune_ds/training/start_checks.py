@@ -212,7 +212,7 @@ def _check_wandb_key(start: StartCheckInput) -> Iterator[Finding]:
 
 
 def _check_gpus(start: StartCheckInput) -> Iterator[Finding]:
-    """Check that torch can use the GPUs asked for, and sees this machine's if the run takes place here."""
+    """Check that torch can use the requested GPUs, and sees this machine's if the run takes place here."""
     slurm, environ = start.config.slurm, start.environ
     asked = asks_for_gpus(slurm, environ)
     if start.gpus_asked_by is not None and slurm.container is None:
