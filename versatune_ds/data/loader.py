@@ -224,7 +224,7 @@ class MixtureLoader:
             RuntimeError: If another step was taken last.
         """
         if self._taken_step not in (-1, step):
-            raise RuntimeError(f"data state of step {step} asked for after step {self._taken_step} was taken")
+            raise RuntimeError(f"data state of step {step} requested after step {self._taken_step} was taken")
         return state_to_json(self._taken_state, step=step, identity=self._identity)
 
     def epochs_K(self) -> np.ndarray:

@@ -58,7 +58,7 @@ Policy `{policy}`; {num_updates} updates{shown}.
 ## Training
 
 {steps} steps of {rows} rows of {row_tokens} tokens, learning rate {learning_rate} ({schedule}), precision {precision},
-loss on {loss_on} tokens. The run's whole recipe is in its `config.yaml`.
+loss on {loss_on} tokens. The run's complete recipe is in its `config.yaml`.
 
 ## Licence
 
@@ -111,7 +111,7 @@ def _text(
     is_hub_name = named is not None and not Path(named).exists()
     shown = _spread(decisions, count=_NUM_DECISIONS_SHOWN)
     adapter_note = (
-        "\nThe folder holds adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
+        "\nThe folder contains adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
     )
     return _CARD.format(
         name=config.run.name,

@@ -55,7 +55,7 @@ def check_slurm(subject: Subject) -> Iterator[Finding]:
     has_sbatch = shutil.which("sbatch", path=subject.request.environ.get("PATH")) is not None
     is_asked_for = partition is not None or subject.num_nodes > 1
     if not is_asked_for:
-        yield ok("slurm", "sbatch", "there, but not asked for" if has_sbatch else "not asked for")
+        yield ok("slurm", "sbatch", "installed, but not requested" if has_sbatch else "not requested")
         return
     known = _partitions(subject) if has_sbatch else None
     if not has_sbatch:

@@ -128,7 +128,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         if line.value is not None:
             yield line.value
         elif not line.is_last or "\0" in line.text:
-            logger.warning("%s:%d is left out: %s", path, line.number, line.problem)
+            logger.warning("%s:%d is skipped: %s", path, line.number, line.problem)
 
 
 def is_number(value: Any) -> bool:

@@ -191,4 +191,4 @@ def _step_of(line: JsonLine, *, key: str) -> float:
 
 def _log_left_out(path: Path, line: JsonLine) -> None:
     """Log that an incomplete last line is not read."""
-    logger.warning("%s:%d: the last line is left out: %s", path, line.number, line.problem)
+    logger.warning("%s:%d: the last line is skipped: %s", path, line.number, line.problem)

@@ -67,7 +67,7 @@ DATA_WARNINGS = {
         found="the chat template prints no reasoning_content, so it is written as <think> text", is_minor=True
     ),
     "system_in_question": DataWarning(
-        found="the chat template prints no system turn before whole conversations, so it joins the first user turn",
+        found="the chat template prints no system turn before complete conversations, so it joins the first user turn",
         is_minor=True,
     ),
     "control_as_text": DataWarning(

@@ -218,6 +218,6 @@ def _end_of_turn(i: int, *, text: str, start: int, with_turn: str, end_of_text: 
 def _mismatch(turn: int, *, what: str) -> str:
     """Return a message that the loss span of a turn cannot be found, and what to do."""
     return (
-        f"turn {turn + 1}: the chat template renders {what} differently than in the whole conversation, so its loss "
+        f"turn {turn + 1}: the chat template renders {what} differently than in the full conversation, so its loss "
         f"cannot be placed; {_WAY_OUT}"
     )
