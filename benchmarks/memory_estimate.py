@@ -29,7 +29,7 @@ from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.loop import begin, train
+from versatune_ds.training.loop import measure_before_training, train
 
 NUM_RANKS = 2
 SIZES = {
@@ -81,7 +81,7 @@ def measure(config: Any, *, rank: int, port: int, answers: Any) -> None:
     join_world(world, device=torch.device("cpu"))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=True)
-        begin(run)
+        measure_before_training(run)
         train(run)
         run.loader.close()
     run.monitor.finish(exit_code=0)

@@ -147,7 +147,7 @@ def train_ours(settings: dict[str, Any], *, policy: str) -> dict[str, Any]:
         return data
 
     run.loader.take = counted
-    loop.begin(run)
+    loop.measure_before_training(run)
     loop.train(run)
     run.loader.close()
     run.monitor.finish(exit_code=0)

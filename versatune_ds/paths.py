@@ -56,7 +56,7 @@ def check_replaceable(path: Path | None, *, mark: str, option: str = "--output")
     """Check that an output replaces nothing but an earlier output of its kind.
 
     Args:
-        path: The file that will be written; None where none was asked for.
+        path: The file that will be written; None where none was requested.
         mark: Text near the beginning of every file of that kind.
         option: The command-line option it was given by.
 

@@ -121,6 +121,6 @@ def test_a_state_of_another_step_or_after_planning_is_refused():
     loader.take(1)
     with pytest.raises(RuntimeError, match="data state loaded after step 1 was planned; load it first"):
         loader.load_state_dict(make_loader().state_dict(0))
-    with pytest.raises(RuntimeError, match="data state of step 3 asked for after step 1 was taken"):
+    with pytest.raises(RuntimeError, match="data state of step 3 requested after step 1 was taken"):
         loader.state_dict(3)
     loader.close()

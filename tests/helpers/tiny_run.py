@@ -11,7 +11,7 @@ import torch
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import parse_config, set_by_dotted_key
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.loop import begin, train
+from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import Agreement
 
@@ -68,7 +68,7 @@ def be_trained(config: RunConfig, world: Any, *, stop_after: int | None = None, 
     run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=is_fresh)
     if stop_after is not None:
         run.stop_signals.agreed = lambda *, is_save_due: Agreement(is_stopped=run.step >= stop_after, is_save_due=False)
-    begin(run)
+    measure_before_training(run)
     train(run)
     run.loader.close()
     run.monitor.finish(exit_code=0)

@@ -28,7 +28,7 @@ from versatune_ds.launch.launchers import (
     read_hostfile,
 )
 from versatune_ds.launch.start import LaunchOptions, check_processes, device_flag, launch
-from versatune_ds.training.start_checks import Start, check_start, check_started_once
+from versatune_ds.training.start_checks import StartCheckInput, check_start, check_started_once
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"
@@ -123,7 +123,7 @@ def test_what_a_job_before_this_one_makes_may_be_missing_when_it_is_submitted(tm
         tmp_path, "data.synthetic=null", "data.folder=gone", "model={name_or_path: ./gone}",
         "slurm.dependency=afterok:7",
     )  # fmt: skip
-    check_start(Start(config=config, stage="submit"))
+    check_start(StartCheckInput(config=config, stage="submit"))
 
 
 def test_a_data_set_of_the_hub_is_not_fetched_to_see_whether_it_is_there(tmp_path, monkeypatch):
@@ -412,4 +412,4 @@ def test_a_batch_jobs_tasks_per_node_say_nothing_of_a_lone_process(monkeypatch):
 def test_a_policy_and_a_target_that_do_not_exist_are_found_before_any_process_is_started(tmp_path, overrides, message):
     config = tiny_config(tmp_path, *overrides)
     with pytest.raises(ValueError, match=message):
-        check_start(Start(config=config, stage="train", num_processes=1, device_type="cpu", is_here=True))
+        check_start(StartCheckInput(config=config, stage="train", num_processes=1, device_type="cpu", is_here=True))

@@ -239,8 +239,8 @@ def test_a_wrong_prior_file_is_named_with_key_and_place(tmp_path, text, message)
     ("content", "message"),
     [
         (b"", "prior.json: empty; correct it, or write it again with versatune detect"),
-        (b"\0" * 512, "prior.json: holds zeros, as a power cut leaves; correct it, or write it again"),
-        (b'{"weights": {"law": 0.5, "me\0\0\0', "prior.json: holds zeros, as a power cut leaves; correct it"),
+        (b"\0" * 512, "prior.json: contains zeros, as after a power failure; correct it, or write it again"),
+        (b'{"weights": {"law": 0.5, "me\0\0\0', "prior.json: contains zeros, as after a power failure; correct it"),
         (b'{"weights": {"law": 0.5, "me', "prior.json:1: not valid JSON: "),
         (b'{"weights": {"law": NaN, "medicine": 0.5, "code": 0.5}}', "weights.law: expected a number, got 'nan'"),
         (b'{"weights": {"law": 1e999, "medicine": 0, "code": 0}}', "weights.law: expected a number, got 'inf'"),

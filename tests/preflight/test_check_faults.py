@@ -15,7 +15,7 @@ from model_templates import LAST_REASONING
 from versatune_ds.config import load_config
 from versatune_ds.data.encoding.templates import template_digest
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
-from versatune_ds.training.start_checks import Start, check_start
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 SECRET = "a-key-that-nobody-may-see"
 LLAMA = {
@@ -219,7 +219,7 @@ def test_a_start_and_the_check_refuse_a_mistake_in_the_same_words(versatune, rec
     monkeypatch.delenv("WANDB_API_KEY")
     folder_of_something_else(recipe.parent)
     overrides = ["train.rows_per_batch=6", "mixture.reference=gone.json", "model.from_config.hiden_size=32"]
-    start = Start(config=load_config(recipe, overrides), stage=stage, num_processes=4, is_here=True)
+    start = StartCheckInput(config=load_config(recipe, overrides), stage=stage, num_processes=4, is_here=True)
     with pytest.raises(ValueError, match=r"\S") as caught:
         check_start(start)
     _, findings = checked(versatune, recipe, *overrides)
@@ -297,8 +297,8 @@ WARNINGS = {
         "make a row of each assistant turn",
     ),
     "forged turns": (
-        forged_turns, "rows", "model.tokenizer", "law: 1 of 36 sampled rows: control tokens of the chat template",
-        "remove them",
+        forged_turns, "rows", "model.tokenizer",
+        "law: 1 of 36 sampled rows: messages contain control tokens of the chat template", "remove them",
     ),
     "a domain without held-out rows": (
         no_held_out_rows, "files", "data.folder", "law has no held-out rows", "data/valid/law.jsonl",

@@ -10,7 +10,7 @@ from versatune_ds.config import SlurmConfig
 from versatune_ds.config.load import parse_config
 from versatune_ds.run_folder.folder import check_run_folder, flatten
 from versatune_ds.run_folder.history import version_at
-from versatune_ds.training.start_checks import Start, check_start
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 
 def test_the_resolved_config_and_the_environment_lie_in_the_folder(tmp_path):
@@ -124,7 +124,7 @@ def test_every_file_that_is_missing_is_named_with_the_command_that_writes_it(tmp
     named = {"prior": tmp_path / "p.json", "reference": tmp_path / "r.json"}
     settings = settings.model_copy(update={"mixture": settings.mixture.model_copy(update=named)})
     with pytest.raises(ValueError, match="no such file") as caught:
-        check_start(Start(config=settings, stage="every rank"))
+        check_start(StartCheckInput(config=settings, stage="every rank"))
     prior, reference = str(caught.value).splitlines()
     assert "p.json: no such file; run versatune detect" in prior
     assert "r.json: no such file; run versatune reference" in reference

@@ -111,7 +111,7 @@ def test_a_broken_last_line_is_left_out_and_logged(tmp_path, caplog, broken_end)
     path = tmp_path / "decisions.jsonl"
     path.write_bytes(f"{decision_line(0)}\n{decision_line(4)}\n".encode() + broken_end)
     assert [decision.decided_at_step for decision in read_decisions(path)] == [0, 4]
-    assert f"{path}:3: the last line is left out: " in caplog.text
+    assert f"{path}:3: the last line is skipped: " in caplog.text
     assert len(caplog.records) == 1
 
 
@@ -135,7 +135,7 @@ def test_a_resumed_run_drops_a_broken_end_and_keeps_and_names_damage_in_the_midd
     cut_json_lines(path, key="step", last_step=2)
     assert path.read_bytes() == b'{"step": 1}\n\0\0\0\n{"step": 2}\n'
     assert f"{path}:2: zeros, as a power cut leaves; it stays" in caplog.text
-    assert f"{path}:5: the last line is left out: cut off, followed by zeros" in caplog.text
+    assert f"{path}:5: the last line is skipped: cut off, followed by zeros" in caplog.text
     caplog.clear()
     cut_json_lines(path, key="step", last_step=-1)
     assert (path.read_bytes(), caplog.text) == (b"", "")
@@ -146,7 +146,7 @@ def test_a_report_leaves_out_what_is_broken_and_says_so_but_not_of_a_line_being_
     path.write_bytes(b'{"step": 1}\n{"step\n{"step": 2}\n{"st')
     with caplog.at_level(logging.WARNING):
         assert [line["step"] for line in read_json_lines(path)] == [1, 2]
-    assert [record.getMessage() for record in caplog.records] == [f"{path}:2 is left out: no complete JSON object"]
+    assert [record.getMessage() for record in caplog.records] == [f"{path}:2 is skipped: no complete JSON object"]
 
 
 def test_a_missing_file_has_no_lines(tmp_path):

@@ -38,7 +38,7 @@ def test_a_node_whose_files_hold_other_data_stops_with_the_reason(tmp_path):
         on_node = World(rank=world.rank, world_size=2, local_rank=0, launcher="test")
         prepare_once_per_node(config, on_node)
 
-    with pytest.raises(AssertionError, match="RuntimeError: data: the files on this node hold other data"):
+    with pytest.raises(AssertionError, match="RuntimeError: data files on this node differ from rank 0's"):
         run_ranks(work, world_size=2, folder=tmp_path)
 
 

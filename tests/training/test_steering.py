@@ -10,7 +10,7 @@ from tiny_run import losses_by_step, read_lines, tiny_config
 
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.loop import begin, train
+from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.run_records import explain_run, replay_run
 from versatune_ds.training.signals import Agreement
 
@@ -35,7 +35,7 @@ def train_ranks(config, *, stop_after=None, then=lambda run: None):
             run.stop_signals.agreed = lambda *, is_save_due: Agreement(
                 is_stopped=run.step >= stop_after, is_save_due=False
             )
-        begin(run)
+        measure_before_training(run)
         train(run)
         run.loader.close()
         run.monitor.finish(exit_code=0)

@@ -124,22 +124,7 @@ def add_evaluate(commands: Commands) -> None:
         choices=("valid", "test"),
         help="split to evaluate on (default: test for the built-in corpus, else valid)",
     )
-    command.add_argument(
-        "--choices", type=path_argument, nargs="+", default=[], metavar="PATH",
-        help='multiple choice: DOMAIN.jsonl or folders of them, {"question", "choices", "answer": index from 0}',
-    )  # fmt: skip
-    command.add_argument(
-        "--harness", type=comma_separated, default=(), metavar="TASK[,TASK]",
-        help="lm-evaluation-harness tasks to run too, e.g. arc_easy or my_task.yaml (needs the extra `harness`)",
-    )  # fmt: skip
-    command.add_argument(
-        "--harness-include", type=path_argument, metavar="FOLDER", help="folder with YAML files of more harness tasks"
-    )
-    command.add_argument("--harness-limit", type=int, metavar="N", help="examples per harness task (default: all)")
-    command.add_argument(
-        "--exact", type=int, metavar="N",
-        help="answers to generate per domain and compare with the data's (default: 100 on the built-in corpus, else 0)",
-    )  # fmt: skip
+    _add_answer_options(command)
     command.add_argument(
         "--against",
         type=path_argument,
@@ -162,6 +147,26 @@ def add_evaluate(commands: Commands) -> None:
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
     command.set_defaults(run=_evaluate)
+
+
+def _add_answer_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `versatune evaluate` for tasks besides the held-out loss."""
+    command.add_argument(
+        "--choices", type=path_argument, nargs="+", default=[], metavar="PATH",
+        help='multiple choice: DOMAIN.jsonl or folders of them, {"question", "choices", "answer": index from 0}',
+    )  # fmt: skip
+    command.add_argument(
+        "--harness", type=comma_separated, default=(), metavar="TASK[,TASK]",
+        help="lm-evaluation-harness tasks to run too, e.g. arc_easy or my_task.yaml (needs the extra `harness`)",
+    )  # fmt: skip
+    command.add_argument(
+        "--harness-include", type=path_argument, metavar="FOLDER", help="folder with YAML files of more harness tasks"
+    )
+    command.add_argument("--harness-limit", type=int, metavar="N", help="examples per harness task (default: all)")
+    command.add_argument(
+        "--exact", type=int, metavar="N",
+        help="answers to generate per domain and compare with the data's (default: 100 on the built-in corpus, else 0)",
+    )  # fmt: skip
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:

@@ -67,6 +67,6 @@ def _results(plan: ComparisonPlan, *, start: Sequence[str], num_jobs: int, gpus:
 
 
 def last_weights(run_dir: Path) -> dict[str, float]:
-    """Return a run's last weights by domain; a domain without one, in a run that never decided, is left out."""
+    """Return a run's last weights by domain; a domain without one, in a run that never decided, is omitted."""
     _, weights = requested_weights(read_series(run_dir))
     return {name: values[-1] for name, values in weights.items() if values[-1] is not None}

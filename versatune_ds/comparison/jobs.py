@@ -32,10 +32,10 @@ _BASE_FILE = "base_evaluation.json"
 
 
 def num_jobs_of(asked: int | None, *, gpus: tuple[str, ...]) -> int:
-    """Return the runs at a time: one a GPU, or one a core, unless another number is asked for.
+    """Return how many runs to do at a time: as requested, else one per GPU, else one per CPU core.
 
     Raises:
-        ValueError: If that is none.
+        ValueError: If the requested number is below 1.
     """
     if asked is not None and asked < 1:
         raise ValueError(f"--jobs={asked}: expected 1 or more")
@@ -136,7 +136,7 @@ def folder_of(plan: ComparisonPlan, cell: Cell) -> Path:
 
 
 def _log_of(plan: ComparisonPlan, cell: Cell) -> Path:
-    """Return the run's log, which is beside its folder: in a run's folder is nothing but the run's."""
+    """Return the run's log file; it is beside the run's folder, which contains only files of the run itself."""
     return plan.folder / "logs" / f"{cell.run_name}.log"
 
 

@@ -112,7 +112,7 @@ def check_settings(plan: ComparisonPlan) -> None:
     Raises:
         ValueError: If it differs: runs from two starting points must not meet in one table.
     """
-    # The settings asked for now, and those of the earlier call.
+    # The settings requested now, and those of the earlier call.
     base, shared = _configs(plan)
     asked = {"base": base.model_dump(mode="json")}
     if plan.detect or plan.reference:

@@ -22,7 +22,7 @@ class HubDataset(Section):
     config: str | None = None
     """Configuration of the data set, where it has several."""
     split: str = Field(default="train", pattern=r"^[^\[\]]+$")
-    """Split to read, always whole; slices such as `train[:10%]` are not supported."""
+    """Split to read, always all of it; slices such as `train[:10%]` are not supported."""
     revision: str | None = None
     """Commit, tag or branch of the data set. Give a commit to make the run repeatable."""
 

@@ -18,7 +18,7 @@ class TrainConfig(Section):
     """Optimisation: lengths in optimizer steps, batch sizes in packed rows."""
 
     steps: int = Field(ge=1)
-    """Length of the whole run, in optimizer steps."""
+    """Length of the run, in optimizer steps."""
     rows_per_batch: int = Field(default=8, ge=1)
     """Batch size: packed rows of one optimizer step, over all processes. A row has `data.row_tokens` tokens."""
     rows_per_micro_batch: int = Field(default=1, ge=1)

@@ -89,7 +89,7 @@ def collate_rows(
     """Read the examples of consecutive rows and return them as a batch.
 
     Args:
-        placement: Rows of a whole batch.
+        placement: Rows of a global batch.
         first_row: First row of the batch; rows after the last planned one are all padding.
         num_rows: Rows of the batch, B.
         row_tokens: Tokens of a row, T.

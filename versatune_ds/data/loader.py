@@ -1,6 +1,6 @@
 """Load the batches of a run: plan every step and collate this rank's rows, in the background.
 
-The training loop gives the weights of each step a few steps ahead. A thread plans the whole global batch, the same on
+The training loop gives the weights of each step a few steps ahead. A thread plans the entire global batch, the same on
 every rank, and collates this rank's rows. There are no worker processes, nothing is sent between ranks, and a change of
 weights is only a different argument to the next plan.
 
@@ -157,7 +157,7 @@ class MixtureLoader:
             weights_K: float64 [K], weights of this step. A step is never planned again.
 
         Raises:
-            RuntimeError: If a step is left out or planned twice, or if more than prefetch + 1 steps are planned but not
+            RuntimeError: If a step is skipped or planned twice, or if more than prefetch + 1 steps are planned but not
                 taken.
         """
         if self._last_planned is not None and step != self._last_planned + 1:
@@ -224,7 +224,7 @@ class MixtureLoader:
             RuntimeError: If another step was taken last.
         """
         if self._taken_step not in (-1, step):
-            raise RuntimeError(f"data state of step {step} asked for after step {self._taken_step} was taken")
+            raise RuntimeError(f"data state of step {step} requested after step {self._taken_step} was taken")
         return state_to_json(self._taken_state, step=step, identity=self._identity)
 
     def epochs_K(self) -> np.ndarray:

@@ -54,7 +54,7 @@ def first_host(node_list: str) -> str:
 def slurm_rendezvous(environ: Mapping[str, str]) -> tuple[str, str]:
     """Return address and port of rank 0, the same on every task of the step.
 
-    Slurm gives rank 0 to the first node of the step's list, unless the user asked for an arbitrary order. A step on
+    Slurm gives rank 0 to the first node of the step's list, unless the user requested an arbitrary order. A step on
     one node meets on the loopback address, since a node's name need not resolve there.
 
     Raises:

@@ -93,7 +93,7 @@ def drop_nonfinite_gradients(deepspeed_engine: Any) -> bool:
 
 
 def destroy(deepspeed_engine: Any) -> None:
-    """Let go of a DeepSpeed engine's model, gradients and optimizer state; the caller drops its reference afterwards.
+    """Release a DeepSpeed engine's model, gradients and optimizer state; the caller then drops its reference.
 
     DeepSpeed keeps the engines of ZeRO stages 1 to 3 until the process ends, 16 bytes a parameter: the hooks on the
     parameters' gradients, which only its `destroy` removes, refer to the optimizer from where Python's garbage

@@ -44,7 +44,7 @@ def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         return dict(source)
     source = source if source.is_file() else _PROJECT / source  # recipes refer to ds_configs/ of the project
     if not source.is_file():
-        raise ValueError(f"train.deepspeed: no such file {source}; {_PROJECT / 'ds_configs'} holds some")
+        raise ValueError(f"train.deepspeed: no such file {source}; {_PROJECT / 'ds_configs'} contains some")
     try:
         values = json.loads(source.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

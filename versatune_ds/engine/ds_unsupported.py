@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 GONE = "the installed DeepSpeed no longer has it; leave it out"
-_ONE_COPY = "every process holds its own rows of a batch here"
+_ONE_COPY = "here every process has its own rows of a batch"
 _ZERO_3 = "to fit a larger model use ZeRO stage 3 (ds_configs/zero3.json)"
 
 UNSUPPORTED: Mapping[str, str] = {

@@ -1,6 +1,6 @@
 """Read multiple-choice questions and score their options by likelihood.
 
-The model is never asked for a letter. Every option is rendered as the assistant's whole answer, and the one with the
+The model is never asked for a letter. Every option is rendered as the assistant's complete answer, and the one with the
 highest log-likelihood per byte wins. Per byte, so that models with different tokenizers compare, and a long option does
 not lose for being long.
 

@@ -129,7 +129,7 @@ def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
 
 
 def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
-    """Find the tasks of lm-evaluation-harness that were asked for."""
+    """Find the requested tasks of lm-evaluation-harness."""
     if not options.harness_tasks:
         if options.harness_include is not None or options.harness_limit is not None:
             raise ValueError("--harness-include and --harness-limit need tasks: --harness TASK[,TASK]")

@@ -3,7 +3,7 @@
 The harness builds prompts and scores as usual, without a chat template, so its numbers compare with published ones.
 This module adds the change against another model, with its error, paired question by question.
 
-The package lm_eval is an extra; it is imported only when a task is asked for.
+The package lm_eval is an extra; it is imported only when a task is requested.
 """
 
 from __future__ import annotations

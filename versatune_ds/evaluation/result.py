@@ -47,7 +47,7 @@ class Answers:
         """Return the bounds [K] of the 95 % interval of the accuracy, NaN without questions.
 
         Source: Wilson, J. Am. Stat. Assoc. 22 (1927): p = (x + z^2 / 2n +- z sqrt(x (1 - x) / n + z^2 / 4n^2)) /
-        (1 + z^2 / n). It stays within 0 and 1 and holds for few questions, where x +- 2 standard errors does not.
+        (1 + z^2 / n). It stays within 0 and 1 and is valid for few questions, where x +- 2 standard errors does not.
         """
         x_K = self.accuracy()
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -110,13 +110,13 @@ class Evaluation:
     def bits_per_byte(self) -> np.ndarray:
         """Return loss sum / (ln 2 * bytes) [K]: comparable between tokenizers; NaN where there is no text.
 
-        The loss of special tokens (the end of a turn) is in the sum; it stands for no byte.
+        The loss of special tokens (the end of a turn) is in the sum; it has no byte.
         """
         loss_sum_K = self.losses.sum_by_domain(self.losses.loss_sum_E)
         return loss_sum_K / (math.log(2) * np.where(self.num_bytes_K > 0, self.num_bytes_K, np.nan))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return {domain: numbers}; None for a number without a value, nothing for one that was not asked for."""
+        """Return {domain: numbers}; None for a number without a value, no entry for one that was not requested."""
         mean_K, error_K, bits_K = self.losses.mean(), self.losses.standard_error(), self.bits_per_byte()
         num_examples_K = self.losses.sum_by_domain(self.losses.num_loss_tokens_E > 0)
         domains: dict[str, dict[str, Any]] = {

@@ -35,7 +35,7 @@ def _harness_block(result: Mapping[str, Any]) -> str:
 
 
 def _block(domains: Mapping[str, Numbers], possible: Sequence[tuple[str, Callable[[Numbers], str]]]) -> str:
-    """Return a row for each domain and one of means; columns without any number are left out."""
+    """Return a row for each domain and one of means; columns without any number are omitted."""
     columns = [column for column in possible if any(column[1](numbers) != _NONE for numbers in domains.values())]
     header = ["domain", *(title for title, _ in columns)]
     rows = [[name, *(cell(numbers) for _, cell in columns)] for name, numbers in domains.items()]

@@ -58,7 +58,7 @@ Policy `{policy}`; {num_updates} updates{shown}.
 ## Training
 
 {steps} steps of {rows} rows of {row_tokens} tokens, learning rate {learning_rate} ({schedule}), precision {precision},
-loss on {loss_on} tokens. The run's whole recipe is in its `config.yaml`.
+loss on {loss_on} tokens. The run's complete recipe is in its `config.yaml`.
 
 ## Licence
 
@@ -77,8 +77,8 @@ def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool
     Args:
         run_dir: The run's folder.
         folder: The exported model.
-        step: Step of the exported checkpoint; later decisions are left out.
-        is_adapter: Whether the folder holds adapters, which need their base model.
+        step: Step of the exported checkpoint; later decisions are omitted.
+        is_adapter: Whether the folder contains adapters, which need their base model.
     """
     config = recorded_config(run_dir)
     decisions = [decision for decision in recorded_decisions(run_dir) if decision.decided_at_step <= step]
@@ -111,7 +111,7 @@ def _text(
     is_hub_name = named is not None and not Path(named).exists()
     shown = _spread(decisions, count=_NUM_DECISIONS_SHOWN)
     adapter_note = (
-        "\nThe folder holds adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
+        "\nThe folder contains adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
     )
     return _CARD.format(
         name=config.run.name,

@@ -11,7 +11,7 @@ from versatune_ds.config.unread_settings import unread_detect_settings
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
 from versatune_ds.launch.start import check_processes, num_visible_gpus
-from versatune_ds.training.start_checks import Start, check_start
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
         ValueError: If the recipe, its model, data or labeller is not as expected.
     """
     config = load_config(recipe, overrides)
-    check_start(Start(config=config, stage="detect"))
+    check_start(StartCheckInput(config=config, stage="detect"))
     for line in unread_detect_settings(config):
         logger.warning("%s", line)
     num_gpus = num_visible_gpus()

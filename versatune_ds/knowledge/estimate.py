@@ -63,7 +63,7 @@ def shares_of(labels_NK: np.ndarray, size_N: np.ndarray, *, prior_shift: bool) -
     Args:
         labels_NK: Probabilities [N, K]; a row sums to 1, or to less by what is unparsed.
         size_N: Tokens of every sequence.
-        prior_shift: Whether the labels hold for equal shares and are moved to those found.
+        prior_shift: Whether the labels assume equal shares and are moved to those found.
 
     Returns:
         Two float64 arrays [K], each summing to 1.
@@ -111,7 +111,7 @@ def estimate(
 
 
 def _unparsed(mass: float) -> float:
-    """Return what is missing from 1, never less than nothing: a mean of masses of 1 may round to above it."""
+    """Return 1 - mass, at least 0: a mean of masses of 1 may round to more than 1."""
     return max(0.0, 1.0 - mass)
 
 

@@ -4,7 +4,7 @@ A share is a mean of probabilities, so they must be calibrated, on texts that th
 they are is reported: accuracy and calibration error on texts used neither for fitting nor for calibration.
 
 Words and pieces of words weighted by TF-IDF go into a multinomial logistic regression (scikit-learn). Every domain
-counts the same, whatever its number of texts, so the probabilities hold for equal shares; `estimate.py` moves them to
+counts the same, whatever its number of texts, so the probabilities assume equal shares; `estimate.py` moves them to
 the shares that are found.
 
 Shape legend: **K** domains, **N** texts.
@@ -74,7 +74,7 @@ class ClassifierLabeller:
         self._num_rows = {"fit": len(texts.fit), "calibrate": len(texts.calibrate), "test": len(texts.test)}
 
     def label(self, texts: list[str]) -> np.ndarray:
-        """Return the probability of every domain for every text, float64 [N, K]; they hold for equal shares."""
+        """Return the probability of every domain for every text, float64 [N, K]; they assume equal shares."""
         return self._calibration.probabilities(self._scores(texts))
 
     def describe(self) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
 def rank_pids(*, session: int, port: str | None = None) -> list[int]:
     """Return the ranks of a run on this machine, from /proc; empty where there is no /proc.
 
-    What a rank has started is left out, though it has the rank's environment: a signal that the rank answers by saving
-    would kill W&B's process, and with it the last metrics.
+    Processes that a rank has started are excluded, though they have the rank's environment: a signal that makes the
+    rank save would kill W&B's process, and the last metrics would be lost.
 
     Args:
         session: The session in which their launcher started them.

@@ -1,6 +1,6 @@
 """Build the command of each launcher: deepspeed, torchrun, mpirun and srun, on this machine or on several.
 
-The command is one that a user could have typed. Where a launcher cannot do what is asked for, that is an error; no
+The command is one that a user could have typed. Where a launcher cannot do what is requested, that is an error; no
 other launcher is used instead.
 """
 
@@ -44,7 +44,7 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
         processes: Take at most so many processes of each.
 
     Raises:
-        ValueError: If the file is missing, a line is not of that form, or there are fewer machines than asked for.
+        ValueError: If the file is missing, a line is not of that form, or there are fewer machines than requested.
     """
     if not path.is_file():
         raise ValueError(f"--hostfile={path}: no such file")
@@ -63,7 +63,7 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
 
 
 def choose_launcher(asked: str | None, *, environ: Mapping[str, str], num_nodes: int = 1) -> str:
-    """Return the launcher asked for; else srun inside an allocation of Slurm, and deepspeed everywhere else.
+    """Return the requested launcher; else srun inside an allocation of Slurm, and deepspeed everywhere else.
 
     In a shell that srun started (`srun --pty bash`) the deepspeed launcher starts processes on this machine: srun can
     start no more there than the step has tasks and cores for.

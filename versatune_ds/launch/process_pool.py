@@ -46,8 +46,8 @@ class ProcessPool(Generic[Loaded]):
     """Processes that load something once each and then work on items; a context manager, since they must end.
 
     Args:
-        load: Returns what the work needs, given the process's place among the others. Called at a process's first item:
-            there an error reaches the caller in its own words; an initializer's would be "a process ended abruptly".
+        load: Returns what the work needs, given the process's place among the others. Called at a process's first item,
+            so that its exception reaches the caller; an exception in an initializer surfaces only as BrokenProcessPool.
         num_processes: 1 works in this process.
     """
 
@@ -253,7 +253,7 @@ def _write_to(log: Path) -> None:
     stream = log.open("ab", buffering=0)
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
-    # What the process it was forked from put in their place, a test's capture for one, would get the lines otherwise.
+    # The parent may have replaced sys.stdout (pytest's capture); write to the log instead.
     sys.stdout = sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     configure_logging()
 

@@ -26,7 +26,7 @@ from versatune_ds.launch.launchers import (
     read_hostfile,
 )
 from versatune_ds.training.finding import Stage
-from versatune_ds.training.start_checks import Start, check_start
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
     is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
     device_type = _device_type(num_gpus) if is_here else None
     check_start(
-        Start(
+        StartCheckInput(
             config=config,
             stage="train",
             num_processes=layout.num_processes,
@@ -100,7 +100,9 @@ def launch_here(config: RunConfig, *, stage: Stage, processes: int | None, scrip
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
     device_type = _device_type(num_gpus)
-    check_start(Start(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True))
+    check_start(
+        StartCheckInput(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True)
+    )
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     launcher = choose_launcher(None, environ=os.environ)
     if launcher == "srun":
@@ -165,7 +167,7 @@ def check_processes(processes: int | None, *, num_gpus: int) -> int:
     """Return the number of processes to start: as asked, else one per GPU, else 1.
 
     Raises:
-        ValueError: If fewer than one is asked for, or more than there are GPUs where there are any.
+        ValueError: If fewer than one is requested, or more than there are GPUs where there are any.
     """
     if processes is None:
         return max(num_gpus, 1)

@@ -1,4 +1,4 @@
-"""Read the small JSON files that hold one number a domain: prior.json and reference.json.
+"""Read the small JSON files with one number per domain: prior.json and reference.json.
 
 A file written by hand needs the required key alone. That nothing is known about its origin is logged.
 """
@@ -103,7 +103,7 @@ def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(f"{what}: {path}: not a text file; expected JSON in UTF-8; {_REMAKE[what]}") from None
     except json.JSONDecodeError as error:
-        problem = "empty" if not text.strip() else "holds zeros, as a power cut leaves" if "\0" in text else ""
+        problem = "empty" if not text.strip() else "contains zeros, as after a power failure" if "\0" in text else ""
         place = f"{path}: {problem}" if problem else f"{path}:{error.lineno}: not valid JSON: {error.msg}"
         raise ValueError(f"{what}: {place}; {_REMAKE[what]}") from None
     except (_TwiceError, RecursionError) as error:

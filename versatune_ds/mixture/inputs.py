@@ -86,7 +86,7 @@ class Inputs:
         return tuple(key for key in self.rates() if key not in policy.live_rates)
 
     def with_supply_caps(self, caps_K: np.ndarray | None, *, domain_set: DomainSet) -> Inputs:
-        """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above are left out."""
+        """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above are omitted."""
         if caps_K is None:
             return self
         caps = {name: cap for name, cap in domain_set.to_dict(caps_K).items() if cap < 1.0}
@@ -121,11 +121,11 @@ def read_control(path: Path, *, domain_set: DomainSet) -> Inputs:
 
 
 def read_control_or_keep(path: Path, *, kept: Inputs, domain_set: DomainSet) -> Inputs:
-    """Return the live control of a run, or the one in force, with a warning, where the file is wrong."""
+    """Return the live control of a run, or the previous one, with a warning, where the file is wrong."""
     try:
         return read_control(path, domain_set=domain_set)
     except ValueError as error:
-        logger.warning("%s; the last control stays in force until the file is corrected or removed", error)
+        logger.warning("%s; the last control stays active until the file is corrected or removed", error)
         return kept.control()
 
 

@@ -40,7 +40,7 @@ class Measurement:
 
     @classmethod
     def of_means(cls, loss_K: np.ndarray, *, num_loss_tokens_K: np.ndarray | None = None) -> Measurement:
-        """Return a measurement of which only the means [K] are known; a NaN mean stands for an absent domain."""
+        """Return a measurement of which only the means [K] are known; a NaN mean means an absent domain."""
         unknown_K = np.full(loss_K.shape, np.nan)
         tokens_K = (~np.isnan(loss_K)).astype(np.int64) if num_loss_tokens_K is None else num_loss_tokens_K
         return cls(

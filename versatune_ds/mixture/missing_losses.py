@@ -20,7 +20,7 @@ from versatune_ds.mixture.safeguards import rise_beyond_earlier
 
 
 def kept_signals(measurement: Measurement, *, previous: Signals, domain_set: DomainSet) -> tuple[Acted, ...]:
-    """Return that some domains are absent from a measurement and keep their previous signals, or nothing.
+    """Return a record of the domains that were not measured and kept their previous signals; empty if none.
 
     A domain that was never measured has no signals to keep and is not listed.
     """
@@ -34,11 +34,11 @@ def kept_signals(measurement: Measurement, *, previous: Signals, domain_set: Dom
 def eased_budget(
     signals: Signals, *, unbounded: Signals, budget: float | None, domain_set: DomainSet
 ) -> tuple[Acted, ...]:
-    """Return that the bound at z standard errors eased the forgetting budget of some domains, or nothing.
+    """Return a record of the domains whose forgetting budget the confidence bound eased; empty if none.
 
     Args:
         signals: Signals whose rises are lower bounds.
-        unbounded: The same with the rises as measured.
+        unbounded: Signals whose rises are as measured.
         budget: Forgetting budget, None without one.
         domain_set: Domains of the run.
     """

@@ -95,7 +95,7 @@ def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> Refere
 def _checked(losses_K: np.ndarray, *, domain_set: DomainSet, origin: str, allows_unknown: bool = False) -> np.ndarray:
     """Return the losses; raise ValueError with the first that is not positive and finite.
 
-    In a file, null (NaN here) stands for a domain without held-out rows; one of a domain that is measured is refused
+    In a file, null (NaN here) means a domain without held-out rows; one of a domain that is measured is refused
     at its first measurement.
     """
     for name, loss in zip(domain_set, losses_K, strict=True):

@@ -87,7 +87,7 @@ def digest_mismatches(references: References, *, run_digests: Mapping[str, str])
     """Return one line for each digest that differs between the reference file and the run.
 
     Args:
-        references: References whose provenance may hold `digests`, a mapping such as {tokenizer, template, mask}.
+        references: References whose provenance may contain `digests`, a mapping such as {tokenizer, template, mask}.
         run_digests: The same for the run; those that only one side has are not compared.
     """
     stated = references.provenance.get("digests", {})

@@ -2,7 +2,7 @@
 
 Each safeguard is a pure function that returns the weights and what acted; `apply_safeguards` calls them in order.
 Floors, caps, pins, frozen domains and exhausted data are all bounds on single weights, met by one projection. The KL
-limit then shortens the step inside them (both sets are convex, so the bounds still hold).
+limit then shortens the step inside them (both sets are convex, so the bounds are still met).
 
 Source: docs/method.md section 8.
 

@@ -31,7 +31,7 @@ class Occasion:
     Attributes:
         update: Number of the update; 0 is the measurement before training.
         step: Optimizer steps done.
-        effective_step: Step from which new weights can hold.
+        effective_step: Step from which new weights can apply.
         inputs: Live control and supply caps.
     """
 

@@ -70,7 +70,7 @@ def project_to_bounds(weights_K: np.ndarray, *, lower_K: np.ndarray, upper_K: np
 
     The solution is clip(c * weights, lower, upper) with the one c that makes the sum 1, so domains that touch no bound
     keep their ratios. Each round fixes domains that certainly end at a bound: when the clipped sum is above 1, c must
-    fall, and whoever is below its lower bound now stays there.
+    fall, and a domain below its lower bound now ends at that bound.
 
     Example: (.70, .28, .02) with a floor of .10 -> (.70, .28) * .90 / .98 = (.643, .257) and .10.
 

@@ -131,7 +131,7 @@ class DomainModel(nn.Module):
 def compile_layers(causal_lm: nn.Module) -> None:
     """Compile the decoder's layers in place, one by one, so that they share one compiled form and names do not change.
 
-    The head is left out: its kernel is compiled already.
+    The head is excluded: its kernel is compiled already.
     """
     for module in causal_lm.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -194,7 +194,7 @@ def build_causal_lm(
         vocab_size: Length of the tokenizer; the model must have at least as many embeddings.
         special_ids: bos, eos and pad ids for a model made from config.
         zero3_config: DeepSpeed's config under ZeRO-3: a saved model is then loaded in parts, so that no process ever
-            stores all of it. A model made from config is built whole, so that its weights do not depend on the stage.
+            stores all of it. A model made from config is not, so that its weights do not depend on the stage.
         reads_weights: False builds a saved model from its config alone, to count parameters; no weights are read.
 
     Raises:
@@ -222,22 +222,32 @@ def build_causal_lm(
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
     # Check the vocabulary, then freeze parameters or add adapters.
+    _check_vocabulary(causal_lm, vocab_size=vocab_size)
+    choose_what_is_trained(causal_lm, model)
+    del zero3_switch
+    if is_loaded_in_parts and not is_checked:  # a model of the Hub has been downloaded by now
+        check_model_weights(model)
+    if model.gradient_checkpointing:
+        _enable_gradient_checkpointing(causal_lm)
+    return causal_lm
+
+
+def _check_vocabulary(causal_lm: PreTrainedModel, *, vocab_size: int) -> None:
+    """Raise ValueError if a model has fewer embeddings than its tokenizer has ids."""
     num_embeddings = sizes_of(causal_lm.config).vocabulary
     if num_embeddings < vocab_size:
         raise ValueError(
             f"model.tokenizer: {vocab_size} token ids, but the model has {num_embeddings} embeddings; "
             "use the model's own tokenizer"
         )
-    choose_what_is_trained(causal_lm, model)
-    del zero3_switch
-    if is_loaded_in_parts and not is_checked:  # a model of the Hub has been downloaded by now
-        check_model_weights(model)
-    if model.gradient_checkpointing:
-        # transformers 5.24 renamed the method and will drop the old name in 6; older versions have only the old one.
-        is_renamed = hasattr(causal_lm, "activation_checkpointing_enable")
-        enable = causal_lm.activation_checkpointing_enable if is_renamed else causal_lm.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    return causal_lm
+
+
+def _enable_gradient_checkpointing(causal_lm: PreTrainedModel) -> None:
+    """Enable gradient checkpointing under the method name that this transformers version has."""
+    # transformers 5.24 renamed the method and will drop the old name in 6; older versions have only the old one.
+    is_renamed = hasattr(causal_lm, "activation_checkpointing_enable")
+    enable = causal_lm.activation_checkpointing_enable if is_renamed else causal_lm.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def save_model_settings(causal_lm: Any, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Record and show what a run measures: JSON lines and the terminal always, W&B and TensorBoard where asked for.
+"""Record and show what a run measures: JSON lines and the terminal always, W&B and TensorBoard on request.
 
 A metric is a flat name (`domain/law/loss`) with a number at a step; a sink receives mappings of them. The record is
 `metrics.jsonl` and `decisions.jsonl`; every other sink may fail, and training continues.

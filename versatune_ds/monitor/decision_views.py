@@ -12,7 +12,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def decision_metrics(decision: Mapping[str, Any]) -> dict[str, float]:
-    """Return a decision's numbers as {`domain/NAME/...`: value}; unknown ones are left out.
+    """Return a decision's numbers as {`domain/NAME/...`: value}; unknown ones are omitted.
 
     `excess_loss` is the validation loss minus the reference loss, not clipped.
     """

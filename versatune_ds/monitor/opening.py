@@ -31,7 +31,7 @@ def open_monitor(
         export_model: Exports the model of a run's folder, for a sink that uploads it.
 
     Raises:
-        ValueError: If W&B or TensorBoard cannot be opened as asked for; the message says what to do.
+        ValueError: If W&B or TensorBoard cannot be opened as configured; the message says what to do.
     """
     if not is_rank_zero:
         return Monitor([])

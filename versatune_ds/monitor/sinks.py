@@ -72,7 +72,7 @@ class Monitor:
 
 
 class Background:
-    """Call a sink from a thread of its own: one that is slow, unreachable or failing never holds up training.
+    """Call a sink from a thread of its own: one that is slow, unreachable or failing never delays training.
 
     Calls wait in a queue in memory, without bound, as metrics are small. A failure is logged once; after it the sink is
     not called again, as the files have everything.

@@ -94,7 +94,7 @@ class Wandb:
         self._run.log({"step": self._step, **images}, step=self._step)
 
     def _keep_artifacts(self) -> None:
-        """Upload the files that describe the run and, where asked for, its exported model."""
+        """Upload the files that describe the run and, if configured, its exported model."""
         kept, run_dir = self._config.monitor.wandb.artifacts, self._config.run_dir
         if kept == "none":
             return

@@ -18,12 +18,12 @@ from versatune_ds.preflight.subject import Subject
 from versatune_ds.preflight.tokens import check_endings, check_template, check_tokenizer
 from versatune_ds.preflight.tracking import check_tracking
 from versatune_ds.training.finding import Check, Stage
-from versatune_ds.training.start_checks import START_CHECKS, Start
+from versatune_ds.training.start_checks import START_CHECKS, StartCheckInput
 
 _CHECK: frozenset[Stage] = frozenset({"check"})
 
 
-def _of_subject(check: Check[Start]) -> Check[Subject]:
+def _of_subject(check: Check[StartCheckInput]) -> Check[Subject]:
     """Return a start check as one of the recipe that `versatune check` looks at."""
     return replace(check, find=lambda subject: check.find(subject.start))  # type: ignore[return-value, arg-type]
 

@@ -17,7 +17,7 @@ _SECONDS = 10.0
 
 
 def check_launcher(subject: Subject) -> Iterator[Finding]:
-    """Look for the launcher, and compare the GPUs of this machine with those asked for."""
+    """Look for the launcher, and compare the GPUs of this machine with the requested ones."""
     beside = Path(sys.executable).with_name("deepspeed")
     launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if launcher is None:
@@ -48,14 +48,14 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
 
 
 def check_slurm(subject: Subject) -> Iterator[Finding]:
-    """Look for sbatch where Slurm is asked for, and for the partition among those the cluster knows."""
+    """Look for sbatch where Slurm is requested, and for the partition among those the cluster knows."""
     key, partition = "slurm.partition", subject.config.slurm.partition
     if partition is None:
         key, partition = "SBATCH_PARTITION", subject.request.environ.get("SBATCH_PARTITION")
     has_sbatch = shutil.which("sbatch", path=subject.request.environ.get("PATH")) is not None
     is_asked_for = partition is not None or subject.num_nodes > 1
     if not is_asked_for:
-        yield ok("slurm", "sbatch", "there, but not asked for" if has_sbatch else "not asked for")
+        yield ok("slurm", "sbatch", "installed, but not requested" if has_sbatch else "not requested")
         return
     known = _partitions(subject) if has_sbatch else None
     if not has_sbatch:

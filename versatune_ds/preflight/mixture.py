@@ -33,7 +33,7 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
     settings, domain_set = subject.config.mixture, subject.domain_set
     for finding in _findings([*unread_settings(subject.config), *unread_detect_settings(subject.config)], check="keys"):
         yield warn("keys", finding.key, finding.found, finding.todo)
-    # The weights of step 0; what needs them is left out if they are wrong.
+    # The weights of step 0; checks that need them are skipped if they are wrong.
     weights_K, references = None, None
     supply = _estimated_supply(subject)
     sizes_K = np.ones(len(domain_set)) if supply is None else supply.sizes_K

@@ -60,7 +60,7 @@ class CheckReport:
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:
-    """Return a finding's cells; a long key, such as a path, stands before the text so that the column stays narrow."""
+    """Return a finding's cells; a long key, such as a path, is put before the text so that the column stays narrow."""
     if len(finding.key) > _MAX_KEY_LENGTH:
         return finding.level, finding.check, "", f"{finding.key}  {finding.text}"
     return finding.level, finding.check, finding.key, finding.text

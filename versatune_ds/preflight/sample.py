@@ -48,7 +48,7 @@ def sample_file(path: Path, *, num_records: int) -> FileSample:
     """Return up to `num_records` records of a file.
 
     Raises:
-        ValueError: If the file as a whole cannot be read.
+        ValueError: If the file cannot be read at all.
     """
     num_bytes, is_compressed = path.stat().st_size, path.suffix.lower() in COMPRESSIONS
     if num_bytes <= _MAX_WHOLE_BYTES and not is_compressed:

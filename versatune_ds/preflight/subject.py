@@ -31,7 +31,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.sample import FileSample, sample_file
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
-from versatune_ds.training.start_checks import Start
+from versatune_ds.training.start_checks import StartCheckInput
 
 _CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
 _RECORDS_PER_SPLIT = 400
@@ -81,7 +81,7 @@ class Subject:
         return self.num_nodes * self.gpus_per_node
 
     @property
-    def start(self) -> Start:
+    def start(self) -> StartCheckInput:
         """Return the start of this recipe's processes, as the start checks see it."""
         request, slurm = self.request, self.config.slurm
         is_queued = slurm.partition is not None or "SBATCH_PARTITION" in request.environ
@@ -94,7 +94,7 @@ class Subject:
         elif self.num_gpus_here or slurm.gpus_per_node or asks_for_gpus(slurm, request.environ):
             device_type = "cuda"
         given = request.gpus_per_node
-        return Start(
+        return StartCheckInput(
             config=self.config,
             stage="check",
             num_processes=self.world_size,
@@ -122,7 +122,7 @@ class Subject:
 
     @property
     def files_of_domain(self) -> dict[str, DomainFiles]:
-        """Return every domain's files; the built-in corpus is written if it is asked for."""
+        """Return every domain's files; the built-in corpus is written if it is requested."""
         return self.once("files", lambda: domain_files(self.config.data, cache_dir=self.cache_dir))
 
     @property

@@ -1,4 +1,4 @@
-"""What `versatune reference` is asked for, and the start of its processes."""
+"""Options of `versatune reference`, and the start of its processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from versatune_ds.model.named_model import check_is_no_adapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceTask:
-    """What `versatune reference` is asked for.
+    """Options of `versatune reference`.
 
     Attributes:
         domains: Domains to measure; None means all.
@@ -28,7 +28,7 @@ class ReferenceTask:
     is_fresh: bool = False
 
     def flags(self) -> list[str]:
-        """Return the options by which a started process is asked for the same."""
+        """Return the command-line options that give a started process the same task."""
         values = {
             "--score": self.scored_model,
             "--domains": ",".join(self.domains) if self.domains else None,
@@ -46,7 +46,7 @@ def launch_reference(
         recipe: YAML file.
         overrides: `key=value` texts.
         processes: Number of processes; None means one per GPU, or 1 without a GPU.
-        task: What is asked for; the started processes are asked for the same.
+        task: What to measure; the started processes get the same.
         is_quiet: Whether only warnings are shown.
 
     Raises:

@@ -29,7 +29,7 @@ _COLUMNS = {
     "steps": "step",
     "num_loss_tokens": "num_loss_tokens",
 }
-"""Entry of reference.json to the key of a domain's result; unknown values are left out."""
+"""Entry of reference.json to the key of a domain's result; unknown values are omitted."""
 
 
 def reference_content(

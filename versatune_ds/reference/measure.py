@@ -39,11 +39,11 @@ from versatune_ds.reference.score import score_model, scored_recipe
 from versatune_ds.reference.shared import Workplace, open_workplace
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.loop import begin, train
+from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.mixture_start import loss_digests
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
-from versatune_ds.training.worker import be_process, started
+from versatune_ds.training.worker import as_start_error, run_rank
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +54,26 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
     """Run one process of `versatune reference`; return 0, 2 for a user's mistake, 75 to be started again."""
 
     def work(world: World, stop_signals: StopSignals) -> int:
-        place = started(lambda: open_workplace(recipe, overrides, task=task, world=world), world)
+        place = as_start_error(lambda: open_workplace(recipe, overrides, task=task, world=world), world)
         return measure_references(place, task=task, stop_signals=stop_signals)
 
-    return be_process(work, is_quiet=is_quiet)
+    return run_rank(work, is_quiet=is_quiet)
 
 
 def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: StopSignals) -> int:
-    """Measure all domains asked for, write reference.json once all are known, and return the exit code."""
+    """Measure all requested domains, write reference.json once all are known, and return the exit code."""
     # A given model: one pass, no training.
-    names = started(lambda: _measurable(place, task.domains), place.world)
+    names = as_start_error(lambda: _measurable(place, task.domains), place.world)
     if task.scored_model is not None:
-        results = started(lambda: score_model(place, names=names, model=task.scored_model or ""), place.world)
+        results = as_start_error(lambda: score_model(place, names=names, model=task.scored_model or ""), place.world)
         return _conclude(place, results, task=task)
     # Else one run a domain; those with a result are skipped.
     for number, name in enumerate(names, start=1):
         logger.info("reference %d of %d: %s", number, len(names), name)
-        is_known = started(lambda name=name: _is_known(place, name, is_fresh=task.is_fresh), place.world)
+        is_known = as_start_error(lambda name=name: _is_known(place, name, is_fresh=task.is_fresh), place.world)
         if is_known:
             continue
-        run = started(
+        run = as_start_error(
             lambda name=name: _begin_domain(place, name, is_fresh=task.is_fresh, stop_signals=stop_signals), place.world
         )
         stop_signals.begin_steps()
@@ -86,10 +86,10 @@ def measure_references(place: Workplace, *, task: ReferenceTask, stop_signals: S
 
 
 def _measurable(place: Workplace, domains: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the domains asked for that have held-out rows; the others have no loss that could be a reference.
+    """Return the requested domains that have held-out rows; the others have no loss that could be a reference.
 
     Raises:
-        ValueError: If one of the others was asked for by name, or no domain remains.
+        ValueError: If one of the others was requested by name, or no domain remains.
     """
     unmeasured = _unmeasured(place)
     asked = [name for name in domains or () if name in unmeasured]
@@ -126,7 +126,7 @@ def _is_known(place: Workplace, name: str, *, is_fresh: bool) -> bool:
 
 
 def check_made_with(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Path) -> None:
-    """Raise ValueError, one line a difference, if a domain was measured in another way than is asked for now."""
+    """Raise ValueError, one line a difference, if a domain was measured in another way than is requested now."""
     lines = [
         f"{folder}: measured with {key} {saved.get(key)!r}, now {value!r}; use the earlier value, or measure again "
         "with --fresh"
@@ -171,7 +171,7 @@ def _begin_domain(place: Workplace, name: str, *, is_fresh: bool, stop_signals: 
         stop_signals=stop_signals,
         prepared=(place.tokenizer, domain_data(place.data, name)),
     )
-    begin(run)
+    measure_before_training(run)
     return run
 
 
@@ -181,7 +181,7 @@ def _train_domain(place: Workplace, run: Run, name: str) -> bool:
     stop = EarlyStop(name, patience=place.config.reference.patience, losses=losses)
     is_done = False
     try:
-        is_done = train(run, is_enough=stop, saves_end=False)
+        is_done = train(run, should_stop=stop, save_at_end=False)
     finally:
         run.loader.close()
         run.monitor.finish(exit_code=0 if is_done else REQUEUE_EXIT_CODE)
@@ -208,7 +208,7 @@ def _write_result(place: Workplace, run_dir: Path, name: str) -> None:
 def _all_results(place: Workplace) -> list[Result]:
     """Return the results of all domains that are measured as the recipe asks, on rank 0; the other ranks write nothing.
 
-    Domains left out by --domains may have been measured before, or by another job.
+    Domains that --domains excludes may have been measured before, or by another job.
     """
     measured = [name for name in place.data.domain_set if name not in _unmeasured(place)]
     texts = {name: _result_text(place, name) for name in measured} if place.world.is_rank_zero else {}

@@ -78,8 +78,8 @@ class Chart:
         note: One sentence on what to look for.
         height: In pixels.
         y_axis: None for one that fits the values.
-        is_stacked: Whether the values are shares of 1 that hold until the next step, drawn as areas, the first on top.
-        is_step: Whether a value holds until the next step.
+        is_stacked: Whether the values are shares of 1 that apply until the next step, drawn as areas, the first on top.
+        is_step: Whether a value applies until the next step.
         num_steps_recorded: Points that the run recorded; fewer may be drawn.
     """
 

@@ -31,7 +31,7 @@ class DecisionRow:
     Attributes:
         update: Its number.
         step: Optimizer step after which it was made.
-        effective_step: Step from which it holds.
+        effective_step: First step it applies to.
         reason: One sentence.
         acted: Each safeguard's text.
         kinds: Names of the safeguards.

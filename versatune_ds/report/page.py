@@ -1,6 +1,6 @@
 """Write the report of a run, or of several side by side, as one HTML file that works offline.
 
-Whatever a domain's name or a reason may hold, it is escaped, and the content policy in the head lets the browser load
+Whatever a domain's name or a reason contains is escaped, and the content policy in the head lets the browser load
 nothing and run no script but the page's own.
 """
 

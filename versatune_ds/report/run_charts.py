@@ -1,6 +1,6 @@
 """Make the charts of a run: mixture, losses, signals, data, speed.
 
-A chart that would have no recorded value is left out, and the page says so.
+A chart that would have no recorded value is omitted, and the page says so.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class _Maker:
 def served_shares(counts: Mapping[str, Mapping[int, float]], steps: Sequence[int]) -> dict[str, list[float | None]]:
     """Return each domain's share of the tokens served since the log line before; one more value than steps.
 
-    The value at position i holds from step i to step i + 1 of [0, *steps]; the last is repeated to end the area.
+    The value at position i applies from step i to step i + 1 of [0, *steps]; the last is repeated to end the area.
 
     Args:
         counts: Domain to {step: tokens served since the run began}.

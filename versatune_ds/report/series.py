@@ -1,7 +1,7 @@
 """Read a run's folder into series of numbers.
 
 Tables, plots and pages are made from these files alone, so they work on a run that is finished, running or killed: a
-missing file counts as empty, and an incomplete line is left out.
+missing file counts as empty, and an incomplete line is skipped.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RunSeries:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, name: str) -> list[tuple[int, float]]:
-        """Return the (step, value) pairs of one metric; missing values and those that are not finite are left out."""
+        """Return the (step, value) pairs of one metric; missing values and those that are not finite are omitted."""
         return [(line["step"], line[name]) for line in self.metrics if is_number(line.get(name))]
 
     def last(self, name: str) -> float | None:
@@ -120,15 +120,15 @@ def read_series(run_dir: Path) -> RunSeries:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file, none for a missing one; incomplete lines are left out.
+    """Yield the objects of a JSON-lines file, none for a missing one; incomplete lines are skipped.
 
-    Lines left out are logged, except for the last one, which may just be being written.
+    Skipped lines are logged, except for the last one, which may just be being written.
     """
     for line in json_lines(path):
         if line.value is not None:
             yield line.value
         elif not line.is_last or "\0" in line.text:
-            logger.warning("%s:%d is left out: %s", path, line.number, line.problem)
+            logger.warning("%s:%d is skipped: %s", path, line.number, line.problem)
 
 
 def is_number(value: Any) -> bool:

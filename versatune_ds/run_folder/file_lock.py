@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 def try_lock(stream: BinaryIO) -> bool:
-    """Lock an open file for this process; return False at once where another process holds the lock.
+    """Lock an open file for this process; return False at once if another process has locked it.
 
     Raises:
         OSError: If the file system has no locks.

@@ -146,7 +146,7 @@ def _delete_former_run(folder: Path) -> None:
 
 
 def write_record(config: RunConfig, world: World, *, start: RunStart, step: int) -> None:
-    """Write what is in force after a step: the resolved config, references, environment; on rank 0 only.
+    """Write what applies after a step: the resolved config, references, environment; on rank 0 only.
 
     Earlier versions that differ are kept beside them (history.py).
     """
@@ -177,7 +177,7 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
 
 
 def changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, value before, value now) of each dotted key that differs; `not set` stands for no value."""
+    """Return (key, value before, value now) of each dotted key that differs; `not set` means no value."""
     before, now = flatten(saved), flatten(current)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return [(key, "not set" if before.get(key) is None else before[key], now.get(key, "not set")) for key in changed]

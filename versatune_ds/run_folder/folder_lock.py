@@ -1,4 +1,4 @@
-"""Let one process at a time use a folder: a second start is refused, and one that died blocks nobody.
+"""Let one process at a time use a folder: a second start is refused; the lock of a dead process is ignored.
 
 Two things together tell whether a folder is in use. A record lock of the operating system ends with its process, also
 over NFS where the server passes locks on. A record beside it describes the owner (host, pid, start, Slurm job) and is
@@ -191,7 +191,7 @@ def _check_lock_is_stale(folder: Path, owner: Owner | None, *, way_out: str) -> 
         raise ValueError(f"{folder}: in use by another process that is just starting; try again, or {way_out}")
     if owner.is_on_this_machine or not _is_replaceable(folder.resolve(), owner):
         raise ValueError(refusal(folder, owner, way_out=way_out))
-    logger.warning("%s: taken over from %s, whose machine no longer answers though its lock is held", folder, owner)
+    logger.warning("%s: taken over from %s; its machine no longer answers, so its lock is ignored", folder, owner)
 
 
 def _check_owner_is_gone(folder: Path, owner: Owner, *, way_out: str) -> None:

@@ -1,6 +1,6 @@
-"""Keep the settings of a run's earlier parts beside those in force now.
+"""Keep the settings of a run's earlier parts beside the current ones.
 
-`config.yaml` is in force now; `config_until_step_00000005.yaml` made the decisions up to step 5. A run that resumes
+`config.yaml` is the current one; `config_until_step_00000005.yaml` made the decisions up to step 5. A run that resumes
 from an earlier step than it had reached drops the decisions after that step, and their settings too.
 """
 
@@ -13,7 +13,7 @@ from versatune_ds.run_folder.atomic import write_text
 
 
 def write_version(path: Path, text: str, *, step: int) -> None:
-    """Write a file that is in force after a step, and keep the version that was in force before if it differs.
+    """Write a file that applies after a step, and keep the version that applied before if it differs.
 
     A kill between the lines leaves files from which the same call gives the same result.
 
@@ -22,7 +22,7 @@ def write_version(path: Path, text: str, *, step: int) -> None:
         text: Its new content.
         step: Optimizer steps done; below 1 the run begins and there is no past.
     """
-    # A resume from an earlier step: the version in force at that step is the first one that outlasted it.
+    # A resume from an earlier step: the version that applied at that step is the first one that outlasted it.
     later = [(until, former) for until, former in former_versions(path) if until > step or step < 1]
     in_force = later[0][1] if later else path
     former = path.with_name(f"{path.stem}_until_step_{step:08d}{path.suffix}")
@@ -35,12 +35,12 @@ def write_version(path: Path, text: str, *, step: int) -> None:
 
 
 def former_versions(path: Path) -> list[tuple[int, Path]]:
-    """Return (last step, file) of the versions that were in force before, oldest first."""
+    """Return (last step, file) of the earlier versions, oldest first."""
     pattern = re.compile(re.escape(path.stem) + r"_until_step_(\d+)" + re.escape(path.suffix))
     matches = ((pattern.fullmatch(other.name), other) for other in path.parent.glob(f"{path.stem}_until_step_*"))
     return sorted((int(match[1]), other) for match, other in matches if match)
 
 
 def version_at(path: Path, *, step: float) -> Path:
-    """Return the version that was in force when the decision after a step was made."""
+    """Return the version that applied when the decision after a step was made."""
     return next((former for until, former in former_versions(path) if until >= step), path)

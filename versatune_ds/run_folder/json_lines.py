@@ -1,7 +1,7 @@
 """Read and write the JSON-lines files of a run, also after a kill, a power cut or on a full disk.
 
 A line is written completely or not at all. A kill may still leave an incomplete last line, and a file system that lost
-its last block leaves zeros: such a last line is left out, and logged. Anywhere else an unreadable line is damage, and
+its last block leaves zeros: such a last line is skipped, and logged. Anywhere else an unreadable line is damage, and
 reported with its number. When a run resumes, the files are cut back to that step, so that they read as one history.
 """
 
@@ -29,7 +29,7 @@ class JsonLine:
 
     Attributes:
         number: Number of the line, from 1.
-        text: The line as it stands in the file, without its end.
+        text: The line as it is in the file, without its line end.
         value: The object in it; None where there is none.
         is_last: Whether nothing but empty lines follow.
     """
@@ -58,7 +58,7 @@ def json_lines(path: Path) -> Iterator[JsonLine]:
 
 
 def complete_lines(path: Path, *, when_damaged: Callable[[str], None]) -> Iterator[JsonLine]:
-    """Yield the lines that contain an object; a last one that does not is left out, which is logged.
+    """Yield the lines that contain an object; a last one that does not is skipped, which is logged.
 
     Args:
         path: The file.
@@ -138,7 +138,7 @@ class JsonLines:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line; NaN and infinity become null, which JSON has.
 
-        A line that the disk has no room for is left out, and the first such line is logged.
+        A line that the disk has no room for is dropped, and the first such line is logged.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
@@ -191,4 +191,4 @@ def _step_of(line: JsonLine, *, key: str) -> float:
 
 def _log_left_out(path: Path, line: JsonLine) -> None:
     """Log that an incomplete last line is not read."""
-    logger.warning("%s:%d: the last line is left out: %s", path, line.number, line.problem)
+    logger.warning("%s:%d: the last line is skipped: %s", path, line.number, line.problem)

@@ -1,17 +1,17 @@
-"""Names of the files and folders in a run's folder; no other module spells one out."""
+"""Names of the files and folders in a run's folder; other modules import them from here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
-"""The resolved recipe that is in force now."""
+"""The current resolved recipe."""
 ENVIRONMENT_FILE = "environment.json"
 """Versions, commit, launcher, devices."""
 PRIOR_FILE = "prior.json"
 """Weights of step 0, and where they came from."""
 REFERENCE_FILE = "reference.json"
-"""Reference losses in force, where they were given as losses."""
+"""The current reference losses, where they were given as losses."""
 ENDINGS_FILE = "endings.json"
 """Tokens that ended the turns of the training data, and the chat template."""
 METRICS_FILE = "metrics.jsonl"

@@ -1,6 +1,6 @@
 """Build a run from its config: folder, data, mixture, model, engine, and the checkpoint it resumes from.
 
-Everything a user can get wrong is found here, before the first step, what is cheap to check first.
+All user errors are raised here, before the first step; cheap checks run first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from versatune_ds.training.run import Run
 from versatune_ds.training.run_setup import RunSetup
 from versatune_ds.training.served_tokens import ServedTokens
 from versatune_ds.training.signals import SaveClock, StopSignals
-from versatune_ds.training.start_checks import Start, check_start
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.throughput import throughput_of
 from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.update_clock import UpdateClock
@@ -84,12 +84,7 @@ def assemble_run(
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
     """
     # Settings and the run's folder, before anything that takes time.
-    beginning = Start(
-        config=config, stage="every rank", num_processes=world.world_size, device_type=device.type, is_here=True,
-        is_fresh=is_fresh,
-    )  # fmt: skip
-    check_start(beginning)
-    locks = _claim_run_folder(beginning, world=world)
+    locks = _check_and_lock(config, world=world, device=device, is_fresh=is_fresh)
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
 
     # The data, and the mixture that training starts with.
@@ -124,11 +119,15 @@ def assemble_run(
     )  # fmt: skip
 
 
-def _claim_run_folder(beginning: Start, *, world: World) -> tuple[FolderLock, ...]:
-    """Lock the run's folder against other writers and check that this recipe may use it; the locks are rank 0's."""
-    run_dir, is_fresh = beginning.config.run_dir, beginning.is_fresh
-    locks = run_on_rank_zero(lambda: lock_run_folder(run_dir, is_fresh=is_fresh), world)
-    run_on_rank_zero(lambda: check_start(replace(beginning, stage="rank 0")), world)
+def _check_and_lock(config: RunConfig, *, world: World, device: torch.device, is_fresh: bool) -> tuple[FolderLock, ...]:
+    """Run the start checks of every rank, lock the run's folder, run those of rank 0; return the locks, on rank 0."""
+    check_input = StartCheckInput(
+        config=config, stage="every rank", num_processes=world.world_size, device_type=device.type, is_here=True,
+        is_fresh=is_fresh,
+    )  # fmt: skip
+    check_start(check_input)
+    locks = run_on_rank_zero(lambda: lock_run_folder(config.run_dir, is_fresh=is_fresh), world)
+    run_on_rank_zero(lambda: check_start(replace(check_input, stage="rank 0")), world)
     return tuple(locks or ())
 
 

@@ -2,7 +2,7 @@
 
 A step is skipped by a gradient that is not finite. DeepSpeed checks the gradient's norm on all ranks before it steps
 (ZeRO 1 to 3 and fp16; the engine does it for stage 0), so every rank skips the same step, Adam's moments and counter
-are kept, and the device is not asked for anything more. For a loss that spikes, the engine multiplies it by NaN before
+are kept, and nothing else is read from the device. For a loss that spikes, the engine multiplies it by NaN before
 its backward pass. To see a spike the host waits for the device once a step, so `train.spike_factor` is off by default.
 The order of the data does not depend on what is skipped.
 """

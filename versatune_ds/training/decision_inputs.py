@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SupplyLimits:
-    """How much data every domain may serve in the whole run.
+    """How much data every domain may serve in the entire run.
 
     Attributes:
         num_examples_K: int64, examples of each domain.
@@ -83,7 +83,7 @@ class DecisionInputs:
         self._recorded: dict[int, Inputs] = {}
 
     def at(self, step: int, *, draws_K: np.ndarray, units_drawn: float, interval_stretch: int = 1) -> Inputs:
-        """Return the inputs of the decision after a step; a control file with mistakes keeps the previous one in force.
+        """Return the inputs of the decision after a step; if the control file has mistakes, the previous one is used.
 
         Args:
             step: Optimizer steps done.
@@ -115,7 +115,7 @@ class DecisionInputs:
         return inputs
 
     def resume_after(self, step: int) -> None:
-        """Restore from the run's record the control in force at a step, and the inputs of later decisions.
+        """Restore from the run's record the control that was active at a step, and the inputs of later decisions.
 
         Call it before the record is cut back to that step. A record that is missing or corrupt restores nothing.
         """

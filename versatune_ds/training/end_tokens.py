@@ -1,7 +1,7 @@
 """Find out which tokens ended the assistant's turns in training, so that an exported model stops where it learned to.
 
 A base model's generation settings often name its end-of-text token alone, while the chat template ends turns with
-another one: generation would then run past the answer into turns that nobody asked for.
+another one: generation would then run past the answer into further turns.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from versatune_ds.run_folder.names import ENDINGS_FILE
 
 logger = logging.getLogger(__name__)
 
-"""File of a run's folder: the ids that ended turns, and the chat template that conversations were written with."""
-
 _EXAMPLES_PER_DOMAIN = 200
 _LEAST_SHARE = 0.01
 """Share of the examples that a token must end; fewer are accidents of the texts."""
@@ -40,9 +38,9 @@ Example = tuple[np.ndarray, np.ndarray]
 
 
 def endings_of_data(config: RunConfig, tokenizer: Any, data: PreparedData) -> dict[str, Any]:
-    """Return what a run keeps in ENDINGS_FILE, from examples spread over every domain's training data.
+    """Return the content of a run's ENDINGS_FILE, from examples spread over every domain's training data.
 
-    Examples as long as a row are left out: most of them were cut off, and end anywhere.
+    Examples as long as a row are skipped: most of them were cut off, and end anywhere.
     """
     examples = [
         shards.read(index)
@@ -59,7 +57,7 @@ def endings_of_data(config: RunConfig, tokenizer: Any, data: PreparedData) -> di
 
 
 def ends_of_examples(examples: Iterable[Example], *, tokenizer: Any) -> list[int]:
-    """Return the special tokens that examples end with where loss falls, white space behind them left out."""
+    """Return the special tokens that are the last loss tokens of examples, ignoring white space after them."""
     special_ids = set(special_ids_of(tokenizer).tolist())
     lasts = [_last_loss_token(*example, tokenizer=tokenizer) for example in examples]
     counts = Counter(token_id for token_id in lasts if token_id in special_ids)
@@ -107,7 +105,7 @@ def _template_of(config: RunConfig, tokenizer: Any) -> str | None:
 
 
 def recorded_endings(run_dir: Path, config: RunConfig, tokenizer: Any) -> dict[str, Any]:
-    """Return what a run kept in ENDINGS_FILE; for runs that kept none, what their template says."""
+    """Return the content of a run's ENDINGS_FILE; without the file, derive it from the chat template."""
     path = run_dir / ENDINGS_FILE
     if path.is_file():
         try:
@@ -142,7 +140,7 @@ def stop_at_ends(folder: Path, end_ids: Sequence[int], *, tokenizer: Any) -> Non
 
     Args:
         folder: Folder with generation_config.json and perhaps config.json.
-        end_ids: As a run kept them.
+        end_ids: As recorded in ENDINGS_FILE.
         tokenizer: Names the tokens in the log.
     """
     for name in ("generation_config.json", "config.json"):

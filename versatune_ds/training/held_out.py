@@ -1,7 +1,7 @@
 """Measure held-out losses while training, on a fixed set of examples that is chosen at the first measurement.
 
 The first measurement is of all examples the recipe allows. It shows how much a domain's losses scatter, hence how many
-examples give the error asked for. The chosen ones are among those measured, so the same measurement is the baseline,
+examples give the requested error. The chosen ones are among those measured, so the same measurement is the baseline,
 and every later one is paired with it.
 
 Shape legend: **K** domains, **E** validation examples.
@@ -71,7 +71,7 @@ class HeldOutExamples:
         return self._choose(losses) if self._is_to_choose else losses
 
     def _choose(self, losses: ExampleLosses) -> ExampleLosses:
-        """Keep as many examples as the error asked for needs, and return their losses. Rank 0 decides how many."""
+        """Keep as many examples as the requested error needs, and return their losses. Rank 0 decides how many."""
         target = self._settings.target_standard_error
         assert target is not None, "called only where there is a target"
         needed_K = losses.num_examples_for(target, min_examples=self._settings.min_examples_per_domain)
@@ -83,7 +83,7 @@ class HeldOutExamples:
         return kept
 
     def _keep(self, num_chosen_K: list[int]) -> None:
-        """Measure so many examples of each domain from now on."""
+        """Measure `num_chosen_K` examples of each domain from now on."""
         self._is_to_choose, self._num_chosen_K = False, num_chosen_K
         self._examples = [
             ExampleSubset(domain, max_examples=count, seed=self._seed)
@@ -126,14 +126,14 @@ def held_out_examples(setup: RunSetup) -> HeldOutExamples:
 
 
 def validation_loader(setup: RunSetup, *, split: Literal["train", "valid"] = "valid") -> ValidationLoader:
-    """Return the loader of the held-out examples the recipe allows, or of as many training examples."""
+    """Return a loader of at most `validation.max_examples_per_domain` examples of each domain of a split."""
     domains = setup.data.valid if split == "valid" else setup.data.train
     max_examples = setup.config.validation.max_examples_per_domain
     return _loader_of(subsets(domains, max_examples=max_examples, seed=setup.config.run.seed), setup)
 
 
 def subsets(domains: Sequence[Shards], *, max_examples: int | None, seed: int) -> list[ExampleSubset]:
-    """Return at most so many examples of each domain, chosen by the seed; None returns all."""
+    """Return at most `max_examples` examples of each domain, chosen by the seed; None returns all."""
     return [
         ExampleSubset(part, max_examples=part.num_examples if max_examples is None else max_examples, seed=seed)
         for part in domains

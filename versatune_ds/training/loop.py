@@ -18,7 +18,7 @@ from versatune_ds.training.run import Run, validation_metrics
 logger = logging.getLogger(__name__)
 
 
-def begin(run: Run) -> None:
+def measure_before_training(run: Run) -> None:
     """Measure the losses before training, unless the run resumed from a checkpoint.
 
     Raises:
@@ -28,13 +28,13 @@ def begin(run: Run) -> None:
         measure_and_decide(run)
 
 
-def train(run: Run, *, is_enough: Callable[[Decision], bool] | None = None, saves_end: bool = True) -> bool:
+def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, save_at_end: bool = True) -> bool:
     """Train from the run's step to its last one, to the end of the data, or to a signal.
 
     Args:
         run: The run, at any step.
-        is_enough: Called after every decision, on every rank with the same decision; returns whether the run ends here.
-        saves_end: Whether the state after the last step is saved as a checkpoint.
+        should_stop: Called after every decision, on every rank with the same decision; returns whether to end the run.
+        save_at_end: Whether the state after the last step is saved as a checkpoint.
 
     Returns:
         Whether the run is complete; False if a signal stopped it, its state saved.
@@ -54,7 +54,7 @@ def train(run: Run, *, is_enough: Callable[[Decision], bool] | None = None, save
 
         # Measure, and decide the mixture of later steps.
         decision = measure_and_decide(run) if run.updates.is_due(step) else None
-        if decision is not None and is_enough is not None and is_enough(decision):
+        if decision is not None and should_stop is not None and should_stop(decision):
             run.is_complete = True
         has_held_out_losses = decision is not None and run.train_losses is None
         if run.is_complete and not has_held_out_losses:
@@ -62,7 +62,7 @@ def train(run: Run, *, is_enough: Callable[[Decision], bool] | None = None, save
 
         # Save, and stop where a signal asks for it: all ranks agree on both.
         agreed = run.agreed()
-        is_end_saved = run.is_complete and saves_end
+        is_end_saved = run.is_complete and save_at_end
         is_save_due = agreed.is_save_due and not run.is_complete
         if is_end_saved or is_save_due:
             run.save(is_last=agreed.is_stopped or run.is_complete)

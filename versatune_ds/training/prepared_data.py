@@ -42,7 +42,7 @@ def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, Prepare
 
     Raises:
         ValueError: On every rank, if the recipe's data are not as expected.
-        RuntimeError: If this node's files hold other data than rank 0's.
+        RuntimeError: If this node's data files differ from rank 0's.
     """
     data = run_on_rank_zero(lambda: prepare_recipe(config), world)
     text = None if data is None else _folders_as_text(data, cache_dir=cache_folder(config))
@@ -69,9 +69,7 @@ def _open_or_prepare(text: str, config: RunConfig, world: World) -> PreparedData
     if world.local_rank == 0 and not _exist(paths):
         data = prepare_recipe(config)
         if _folders_as_text(data, cache_dir=cache_folder(config)) != text:
-            raise RuntimeError(
-                "data: the files on this node hold other data than those on rank 0's; make them the same"
-            )
+            raise RuntimeError("data files on this node differ from rank 0's; copy rank 0's files to every node")
         return data
     while not _exist(paths):
         time.sleep(_POLL_SECONDS)  # should the first process fail, the launcher ends this one too

@@ -1,4 +1,4 @@
-"""Count the requested and the served units of every domain over the whole run.
+"""Count the requested and the served units of every domain over the entire run.
 
 Shape legend: **K** domains.
 """

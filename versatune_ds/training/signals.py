@@ -83,7 +83,7 @@ class StopSignals:
             signal.signal(number, signal.SIG_IGN)
 
     def agreed(self, *, is_save_due: bool = False) -> Agreement:
-        """Return what holds for all ranks after a step. Communication: one all-reduce of two flags.
+        """Return whether any rank was signalled or rank 0 wants to save. Communication: one all-reduce of two flags.
 
         Args:
             is_save_due: Whether this rank's clock asks for a save; only rank 0's may, since clocks differ.

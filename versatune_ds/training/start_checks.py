@@ -1,9 +1,9 @@
-"""The checks that come before a run's processes start: seconds each, without tokenizer and without rows.
+"""Checks before a run's processes start: they take seconds each and read neither tokenizer nor rows.
 
-This is the first part of the one list of checks. `train`, `submit`, `reference` and `detect` make their share of it
-before they start a process, and every process makes its share again (`assemble.py`). `versatune check` makes all of
-it, followed by the checks of `preflight/checks.py`, which need more. It lives here and not in `preflight/` because a
-process of a run imports no layer above `training/`.
+Each check states its stages. `train`, `submit`, `reference` and `detect` run theirs before they start a process; every
+process runs those of stage `every rank`, rank 0 also those of `rank 0` (`assemble.py`). `versatune check` runs all of
+them, then the checks of `preflight/checks.py`, which need more. This file is not in `preflight/` because a process of a
+run imports no layer above `training/`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """A start of a run's processes, as the checks see it."""
+class StartCheckInput:
+    """Inputs of the start checks."""
 
     config: RunConfig
     stage: Stage
@@ -58,8 +58,8 @@ class Start:
     def ds_config(self) -> dict[str, Any]:
         """Return DeepSpeed's config.
 
-        A batch that does not divide among the processes has a check of its own; it is made to divide here, so that
-        mistakes in both are found at once.
+        A batch that the processes cannot share equally has its own check. Here it is replaced by one that they can, so
+        that mistakes in the batch and in the settings are reported together.
         """
         train = self.config.train
         rows_at_once = train.rows_per_micro_batch * self.num_processes
@@ -68,8 +68,8 @@ class Start:
         return deepspeed_config(train, world_size=self.num_processes)
 
 
-def check_start(start: Start) -> None:
-    """Make the start checks of a stage in their order, and log their warnings.
+def check_start(start: StartCheckInput) -> None:
+    """Run the start checks of a stage in order, and log their warnings.
 
     Raises:
         ValueError: One line for each mistake of any of them.
@@ -107,13 +107,13 @@ def check_started_once(environ: Mapping[str, str]) -> None:
         )
 
 
-def _check_launched_once(start: Start) -> Iterator[Finding]:
+def _check_launched_once(start: StartCheckInput) -> Iterator[Finding]:
     """Check that one process starts the others."""
     check_started_once(start.environ)
     yield from ()
 
 
-def _check_batch(start: Start) -> Iterator[Finding]:
+def _check_batch(start: StartCheckInput) -> Iterator[Finding]:
     """Divide a batch among the processes."""
     train = start.config.train
     num_steps = num_micro_steps(train, world_size=start.num_processes)
@@ -124,7 +124,7 @@ def _check_batch(start: Start) -> Iterator[Finding]:
     yield ok("batch", "train.rows_per_batch", found)
 
 
-def _check_deepspeed(start: Start) -> Iterator[Finding]:
+def _check_deepspeed(start: StartCheckInput) -> Iterator[Finding]:
     """Check DeepSpeed's settings against the recipe, the model and, where it is known, the device."""
     config, settings = start.config, start.ds_config
     check_model_settings(config.model, settings)
@@ -135,7 +135,7 @@ def _check_deepspeed(start: Start) -> Iterator[Finding]:
     yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {config.train.precision}")
 
 
-def _check_model_keys(start: Start) -> Iterator[Finding]:
+def _check_model_keys(start: StartCheckInput) -> Iterator[Finding]:
     """Check that the model type knows the keys of `model.from_config`."""
     model = start.config.model
     if model.from_config is not None:
@@ -143,7 +143,7 @@ def _check_model_keys(start: Start) -> Iterator[Finding]:
     yield from ()
 
 
-def _check_policy(start: Start) -> Iterator[Finding]:
+def _check_policy(start: StartCheckInput) -> Iterator[Finding]:
     """Check that a policy of the user's own can be imported, and that the target is a domain."""
     settings, data = start.config.mixture, start.config.data
     settings.check_for_rule(settings.rule)
@@ -153,7 +153,7 @@ def _check_policy(start: Start) -> Iterator[Finding]:
     yield from ()
 
 
-def _check_prior(start: Start) -> Iterator[Finding]:
+def _check_prior(start: StartCheckInput) -> Iterator[Finding]:
     """Check that the prior's file exists, or that its weights are weights."""
     prior = start.config.mixture.prior
     if isinstance(prior, Path) and not prior.is_file():
@@ -163,7 +163,7 @@ def _check_prior(start: Start) -> Iterator[Finding]:
     yield from ()
 
 
-def _check_reference(start: Start) -> Iterator[Finding]:
+def _check_reference(start: StartCheckInput) -> Iterator[Finding]:
     """Check that the policy has the references it needs, and that their file exists."""
     reference = start.config.mixture.reference
     check_has_references(start.config.mixture)
@@ -172,13 +172,13 @@ def _check_reference(start: Start) -> Iterator[Finding]:
     yield from ()
 
 
-def _check_folder(start: Start) -> Iterator[Finding]:
+def _check_folder(start: StartCheckInput) -> Iterator[Finding]:
     """Check that the run's folder is free, or a run's that this recipe may resume."""
     check_run_folder(start.config, is_fresh=start.is_fresh)
     yield from ()
 
 
-def _check_owner(start: Start) -> Iterator[Finding]:
+def _check_owner(start: StartCheckInput) -> Iterator[Finding]:
     """Check that no other process is at work in the run's folder: a warning where the run starts later."""
     slurm = start.config.slurm
     if start.stage == "submit" and (slurm.dependency is not None or slurm.array is not None):
@@ -192,7 +192,7 @@ def _check_owner(start: Start) -> Iterator[Finding]:
             yield warn("files", finding.key, finding.found, finding.todo)
 
 
-def _check_saved_model(start: Start) -> Iterator[Finding]:
+def _check_saved_model(start: StartCheckInput) -> Iterator[Finding]:
     """Check that a saved model is there, and that its weights are those of its config."""
     if _is_made_by_another_job(start):
         return
@@ -201,19 +201,19 @@ def _check_saved_model(start: Start) -> Iterator[Finding]:
         yield ok("model", "model.name_or_path", "names and shapes of its weights are those of its config")
 
 
-def _check_data_files(start: Start) -> Iterator[Finding]:
+def _check_data_files(start: StartCheckInput) -> Iterator[Finding]:
     """Check that the data files are there."""
     if not _is_made_by_another_job(start):
         check_data_files(start.config.data, cache_dir=cache_folder(start.config))
     yield from ()
 
 
-def _is_made_by_another_job(start: Start) -> bool:
+def _is_made_by_another_job(start: StartCheckInput) -> bool:
     """Return whether model and data may be missing because the job before this one makes them."""
     return start.config.slurm.dependency is not None and start.stage != "reference"
 
 
-def _check_wandb_key(start: Start) -> Iterator[Finding]:
+def _check_wandb_key(start: StartCheckInput) -> Iterator[Finding]:
     """Check that W&B has a key where it is to be online, on the machine that will need it."""
     is_elsewhere = start.stage == "train" and not start.is_here
     if start.config.monitor.wandb.mode == "online" and not is_elsewhere:
@@ -223,8 +223,8 @@ def _check_wandb_key(start: Start) -> Iterator[Finding]:
     yield from ()
 
 
-def _check_gpus(start: Start) -> Iterator[Finding]:
-    """Check that torch can use the GPUs asked for, and sees this machine's if the run takes place here."""
+def _check_gpus(start: StartCheckInput) -> Iterator[Finding]:
+    """Check that torch can use the requested GPUs, and sees this machine's if the run takes place here."""
     slurm, environ = start.config.slurm, start.environ
     asked = asks_for_gpus(slurm, environ)
     if start.gpus_asked_by is not None and slurm.container is None:
@@ -244,7 +244,7 @@ _MIXING: frozenset[Stage] = frozenset({"check", "train", "submit"})
 """Stages of a run with a mixture; the runs of `versatune reference` have one domain, and a folder each."""
 _PROCESSES: frozenset[Stage] = frozenset({"every rank"})
 
-START_CHECKS: tuple[Check[Start], ...] = (
+START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_check_launched_once),
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
@@ -255,7 +255,7 @@ START_CHECKS: tuple[Check[Start], ...] = (
     Check(name="files", needs="files", stages=_MIXING, find=_check_owner),  # a process takes the folder instead
     Check(name="wandb", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_check_wandb_key),
     Check(name="model", needs="model config", stages=_TRAINING | _PROCESSES, find=_check_model_keys),
-    # Of these two a process finds out as it loads the model, or prepares the data.
+    # A process makes these two checks when it loads the model and prepares the data.
     Check(name="model", needs="files", stages=_TRAINING, find=_check_saved_model),
     Check(name="files", needs="files", stages=_TRAINING, find=_check_data_files),
     # The commands that start processes here have seen the GPUs when they count them (launch/start.py).

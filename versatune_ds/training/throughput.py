@@ -1,7 +1,7 @@
 """Compute how much of the hardware a run uses: model FLOP/s, share of the device's peak (MFU), memory.
 
 Model FLOPs count what the mathematics needs, once: recomputed activations do not count. Attention's own products are
-left out, so MFU is a lower bound. Of a mixture of experts, only those a token is sent to count.
+not counted, so MFU is a lower bound. Of a mixture of experts, only those a token is sent to count.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One process of a run: join the world, assemble the run, train, leave with the right exit code.
 
-A user's mistake is reported in one line, by rank 0 or by the only rank that sees it, and ends all ranks with code 2.
+A user error is reported in one line, by rank 0 or by the only rank that sees it, and ends all ranks with code 2.
 A later failure leaves the last complete checkpoint as it was.
 """
 
@@ -34,7 +34,7 @@ from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ER
 from versatune_ds.log import configure_logging
 from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.loop import begin, train
+from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
 
@@ -68,8 +68,8 @@ def run_worker(
     """
 
     def work(world: World, stop_signals: StopSignals) -> int:
-        config = started(lambda: load_config(recipe, overrides), world)
-        run = started(
+        config = as_start_error(lambda: load_config(recipe, overrides), world)
+        run = as_start_error(
             lambda: _start(
                 config, world=world, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
             ),
@@ -77,14 +77,17 @@ def run_worker(
         )
         return _train_to_the_end(run, when_complete=when_complete)
 
-    return be_process(work, is_quiet=is_quiet)
+    return run_rank(work, is_quiet=is_quiet)
 
 
-def be_process(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> int:
-    """Find this process's place, do the work, leave the world; return the work's exit code.
+def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> int:
+    """Run `work` as one rank: set up logging and signals, report failures to the other ranks, tear down the group.
 
     A failure is reported by the rank where it happened, and ends all ranks with one exit code: 2 for a ValueError,
     otherwise 1. A process that failed ends at once: leaving the process group may wait for a rank that is gone.
+
+    Returns:
+        The exit code of `work`, or of the failure.
     """
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
@@ -135,7 +138,7 @@ class StartError(ValueError):
     """A user's mistake, found before training: reported in one line, without a traceback."""
 
 
-def started(start: Callable[[], T], world: World) -> T:
+def as_start_error(start: Callable[[], T], world: World) -> T:
     """Return what `start` returns; its ValueError becomes a StartError.
 
     Raises:
@@ -163,7 +166,7 @@ def _start(
     run = assemble_run(
         config, world=world, device=device, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
     )
-    begin(run)
+    measure_before_training(run)
     return run
 
 

@@ -1,6 +1,6 @@
 """Look up the columns of one record by name, and list those that are not used.
 
-Text must not be left out of training silently. So the columns of a record track which of them were used. Of the others,
+No text may be dropped from training silently. So the columns of a record track which of them were used. Of the others,
 those with text are listed: text (an explanation, a hint) separately from labels (an id, a source, a language), which
 are common and not meant for training.
 """
@@ -29,7 +29,7 @@ _LABEL_VALUE = re.compile(r"[!-~]{1,48}")  # one word without a space: `physics`
 _NO_TEXT = frozenset(("true", "false", "none", "null", "nan"))
 _VERDICTS = ("label", "correct", "is_correct")
 _RENDERED_KEYS = ("text", "prompt", "full_text", "full_prompt", "formatted_text", "formatted_prompt", "chat")
-"""Columns in which some data sets repeat the whole rendered example."""
+"""Columns in which some data sets repeat the full rendered example."""
 
 _KEYS = "role from content value text tool_calls function_call tool_call_id name id weight loss_weight train type"
 _MESSAGE_KEYS = frozenset(_KEYS.split())

@@ -67,12 +67,11 @@ DATA_WARNINGS = {
         found="the chat template prints no reasoning_content, so it is written as <think> text", is_minor=True
     ),
     "system_in_question": DataWarning(
-        found="the chat template prints no system turn before whole conversations, so it joins the first user turn",
+        found="the chat template prints no system turn before complete conversations, so it joins the first user turn",
         is_minor=True,
     ),
     "control_as_text": DataWarning(
-        found="control tokens of the chat template stand in what turns say; they are read as ordinary text there, so "
-        "they neither end nor begin a turn",
+        found="messages contain control tokens of the chat template; they are tokenised as plain text",
         todo="remove them if they are left over from another format",
     ),
     "ended_twice": DataWarning(
@@ -80,16 +79,16 @@ DATA_WARNINGS = {
         todo="remove it",
     ),
     "control_in_text": DataWarning(
-        found="plain texts hold control tokens, which are read as such",
+        found="plain texts contain control tokens, which are tokenised as such",
         todo="remove them unless they are meant to end or begin something",
     ),
     "marks_in_text": DataWarning(
-        found="what turns say holds text by which the chat template frames turns, and the tokenizer cannot tell them "
-        "apart, so it can end or begin a turn",
+        found="messages contain turn markers of the chat template that are not special tokens, so they can end or "
+        "begin a turn",
         todo="remove it, or use a tokenizer that has them as tokens",
     ),
     "special_in_text": DataWarning(
-        found="what turns say holds special tokens that the chat template does not use; they are read as such",
+        found="messages contain special tokens that the chat template does not use; they are tokenised as such",
         is_minor=True,
     ),
 }

@@ -1,7 +1,7 @@
 """Turn conversations and texts into tokens, with the tokens that bear loss.
 
-Which characters bear loss is decided on the whole text, which is tokenised once; the tokenizer's offsets map characters
-to tokens. So the tokens of a turn are the same as in the whole conversation; nothing is tokenised in pieces.
+Which characters bear loss is decided on the full text, which is tokenised once; the tokenizer's offsets map characters
+to tokens. So the tokens of a turn are the same as in the full conversation; nothing is tokenised in pieces.
 """
 
 from __future__ import annotations

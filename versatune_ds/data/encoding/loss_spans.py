@@ -1,13 +1,13 @@
 """Render a conversation and find the characters that bear loss: the assistant's text.
 
 If a template marks generated text, its marks are the spans. Otherwise a turn's span is what rendering the conversation
-with the turn adds to rendering it up to the turn's header, both being prefixes of the whole:
+with the turn adds to rendering it up to the turn's header, both being prefixes of the full text:
 
     up to its header    <user>Hi</s><assistant>                      start: its length
     with the turn       <user>Hi</s><assistant>Hello</s>             end: its length without white space at the end
-    the whole           <user>Hi</s><assistant>Hello</s><user>...
+    the full text       <user>Hi</s><assistant>Hello</s><user>...
 
-Two differences between the prefix and the whole are allowed, because they do not change the turn's text: an empty or
+Two differences between prefix and full text are allowed, because they do not change the turn's text: an empty or
 dropped thinking block (Qwen3, DeepSeek, Nemotron), and an end-of-text token after the last turn only (Phi-3). Any other
 difference is refused, and every span must contain its turn's text.
 
@@ -194,7 +194,7 @@ def _nested_spans(messages: list[dict[str, Any]], *, text: str, **context: Any) 
 
 
 def _start_of_turn(i: int, *, text: str, header: str) -> int:
-    """Return where a turn begins in the whole text: after its header, without a thinking block opened in prompts."""
+    """Return where a turn begins in the full text: after its header, without a thinking block opened in prompts."""
     for prefix in (header, _OPENED_THINKING.sub("", header)):
         if text.startswith(prefix):
             return len(prefix)
@@ -202,7 +202,7 @@ def _start_of_turn(i: int, *, text: str, header: str) -> int:
 
 
 def _end_of_turn(i: int, *, text: str, start: int, with_turn: str, end_of_text: str | None) -> int:
-    """Return where a turn ends in the whole text: after its end-of-turn token, before the white space that follows."""
+    """Return where a turn ends in the full text: after its end-of-turn token, before the white space that follows."""
     if text.startswith(with_turn):
         return max(start, len(with_turn.rstrip()))
     if with_turn[:start] == text[:start]:
@@ -218,6 +218,6 @@ def _end_of_turn(i: int, *, text: str, start: int, with_turn: str, end_of_text: 
 def _mismatch(turn: int, *, what: str) -> str:
     """Return a message that the loss span of a turn cannot be found, and what to do."""
     return (
-        f"turn {turn + 1}: the chat template renders {what} differently than in the whole conversation, so its loss "
+        f"turn {turn + 1}: the chat template renders {what} differently than in the full conversation, so its loss "
         f"cannot be placed; {_WAY_OUT}"
     )

@@ -85,7 +85,7 @@ def _is_after_answer(text: str) -> bool:
     """Return whether the marker is missing before the first answer of a conversation; False for an empty text.
 
     Mistral's templates print system text and tools with the last user turn. So the beginning of a conversation is
-    rendered differently than in the whole, and the loss spans could not be found.
+    rendered differently than in the full conversation, and the loss spans could not be found.
     """
     return bool(text) and MARKER not in text.partition("answer5081")[0]
 

@@ -134,7 +134,7 @@ def _reasoning(
     """Yield (number, is in the text, bears loss) for each assistant turn with reasoning, the last turn first.
 
     If every turn that bears loss has a span of its own, its reasoning is searched in the span and just before it.
-    Otherwise the whole text must contain it as often as turns have it; if it does not, the earlier turns lack it.
+    Otherwise the full text must contain it as often as turns have it; if it does not, the earlier turns lack it.
     """
     # Assistant turns, those with reasoning, and the span of each turn that bears loss.
     answers = [(number, turn) for number, turn in enumerate(messages, start=1) if turn["role"] == "assistant"]

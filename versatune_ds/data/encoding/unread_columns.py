@@ -20,7 +20,7 @@ class UnreadColumn:
     place: str
     """file:line of the first of these rows."""
     is_label: bool
-    """Whether it is a label (an id, a source), or left out by `columns`, in all of these rows."""
+    """Whether it is a label (an id, a source), or excluded by `columns`, in all of these rows."""
 
 
 class UnreadCounter:

@@ -96,7 +96,7 @@ class Draws:
 
     @property
     def requested_units_K(self) -> np.ndarray:
-        """Return the units that the weights of each segment asked for, float64 [K]."""
+        """Return the units that the weights of each segment request, float64 [K]."""
         borders = [*(segment.first for segment in self.segments), len(self.domain_n)]
         units = [int(self.cost_n[a:b].sum(dtype=np.int64)) for a, b in pairwise(borders)]
         return sum(segment.weight_K / WEIGHT_SCALE * n for segment, n in zip(self.segments, units, strict=True))

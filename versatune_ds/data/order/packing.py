@@ -1,6 +1,6 @@
 """Pack examples into rows of equal length.
 
-Only lengths matter, so every rank packs the whole global batch in milliseconds. A batch is the longest prefix of the
+Only lengths matter, so every rank packs the entire global batch in milliseconds. A batch is the longest prefix of the
 draws that fits into its rows. Nothing is stored for later: an example that does not fit counts as not drawn, so the
 state of a run is only counters.
 
@@ -178,7 +178,7 @@ def pack_prefix(length_n: np.ndarray, *, num_rows: int, row_tokens: int) -> tupl
     Args:
         length_n: int32 [n], tokens of each example in drawing order, each in 1..row_tokens.
         num_rows: Rows to fill.
-        row_tokens: Tokens a row holds.
+        row_tokens: Tokens that fit in a row.
 
     Returns:
         row and offset (token at which the example begins) of the examples of the prefix, int64; their length is the

@@ -29,7 +29,7 @@ class PlanSettings:
 
     Attributes:
         rows_per_batch: Rows of one optimizer step over all ranks.
-        row_tokens: Tokens a row holds (the context).
+        row_tokens: Tokens that fit in a row (the context).
         weight_unit: What a weight is a share of: `tokens`, `loss_tokens` or `examples`.
         max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
     """

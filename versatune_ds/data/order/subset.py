@@ -1,4 +1,4 @@
-"""Present a fixed subset of a domain's examples like a whole domain.
+"""Present a fixed subset of a domain's examples like a complete domain.
 
 The subset depends only on the run's seed, the domain's name and its size. So the same held-out examples are measured at
 every update and after every resume, and changes between measurements are paired.
@@ -18,7 +18,7 @@ class ExampleSubset:
     Attributes:
         name: The domain's name.
         num_examples: Examples in the subset.
-        indices: int64 [num_examples], rising, in the whole domain. A smaller subset is part of a larger one.
+        indices: int64 [num_examples], rising, in the complete domain. A smaller subset is part of a larger one.
         lengths: int32 [num_examples] tokens of each example.
         loss_lengths: int32 [num_examples] tokens that bear loss.
     """
@@ -27,8 +27,8 @@ class ExampleSubset:
         """Choose the examples.
 
         Args:
-            shards: The whole domain.
-            max_examples: Size of the subset; a smaller domain is used whole.
+            shards: The complete domain.
+            max_examples: Size of the subset; of a smaller domain all examples are used.
             seed: The run's seed.
         """
         count = min(max_examples, shards.num_examples)

@@ -63,7 +63,7 @@ def open_windows(
         orders: The domains.
         first_draw_K: int64 [K], first draw of each window.
         count_K: int64 [K], draws in each window; cut at the limit.
-        limit_K: int64 [K], most draws of each domain in the whole run.
+        limit_K: int64 [K], most draws of each domain in the entire run.
         unit: Unit of a candidate's cost.
         row_tokens: Longest example allowed.
 

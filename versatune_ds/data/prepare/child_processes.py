@@ -1,7 +1,7 @@
-"""Let the processes that tokenise end when this one ends, however it ends.
+"""End the processes that tokenise when this one ends, however it ends.
 
-The one idea: `datasets` starts its workers itself and gives no hook, and workers whose parent was killed wait for work
-forever, with their memory. On Linux the kernel can be asked, in each child after its fork, to kill it with its parent.
+`datasets` starts its own workers and offers no hook. If their parent is killed, they block forever and keep their
+memory. On Linux each child can ask the kernel, after its fork, to be killed with its parent.
 """
 
 from __future__ import annotations

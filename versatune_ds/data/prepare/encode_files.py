@@ -40,7 +40,7 @@ def encode_files(
         num_processes: Processes that encode.
 
     Raises:
-        ValueError: If a file as a whole cannot be read.
+        ValueError: If a file cannot be read at all.
     """
     # Records to disk.
     num_records = _write_records(files, path=work / "records.arrow")

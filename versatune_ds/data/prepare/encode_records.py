@@ -162,7 +162,7 @@ def split_example(example: EncodedExample, *, max_tokens: int) -> list[EncodedEx
     """Split an example into pieces of at most `max_tokens` tokens.
 
     A piece begins with the last token of the piece before it, so that every token that bears loss keeps a token before
-    it. Example: 10 tokens in pieces of 4 are 0-3, 3-6, 6-9; together they have the loss tokens of the whole.
+    it. Example: 10 tokens in pieces of 4 are 0-3, 3-6, 6-9; together they have the loss tokens of the example.
     """
     starts = range(0, max(1, len(example.input_ids) - 1), max_tokens - 1)
     return [cut_example(example, start=start, end=start + max_tokens) for start in starts]

@@ -72,7 +72,7 @@ def build_domain(
         settings: What the tokens depend on, for the manifests.
 
     Raises:
-        ValueError: If a file as a whole cannot be read.
+        ValueError: If a file cannot be read at all.
     """
     # Encode the records, and divide the examples among the two splits.
     max_tokens = encoder.settings.row_tokens

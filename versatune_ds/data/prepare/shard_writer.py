@@ -1,7 +1,7 @@
 """Write one domain's examples into Arrow files, in constant memory.
 
 Every record batch but the last has the same number of examples, so a reader finds an example by one division. Lengths
-go into an index file, each in one contiguous column, so that planning can map them whole.
+go into an index file, each in one contiguous column, so that planning can map each as one array.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def format_table(rows: Sequence[SplitCounts]) -> str:
 
 
 def _cell(value: str | int) -> str:
-    """Return a value as it stands in the table; control characters of names are escaped."""
+    """Return a value as shown in the table; control characters of names are escaped."""
     if isinstance(value, int):
         return f"{value:,}"
     return value if value.isprintable() else value.encode("unicode_escape").decode("ascii")

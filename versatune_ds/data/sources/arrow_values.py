@@ -41,7 +41,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def _plain_values(column: pa.Array) -> list[Any]:
-    """Return a column's values; one by one if it has maps (lists of pairs in Python) or cannot be converted whole."""
+    """Return a column's values; one by one if it has maps (lists of pairs in Python) or cannot be converted at once."""
     if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
         # Python would write 0.1 as 0.10000000149011612, and the model would be trained on that.
         return [None if value is None else plain_value(float(str(value))) for value in _as_numpy(column)]

@@ -1,7 +1,7 @@
 """Read the records of a `.json` file: an array, an object of records, or JSON Lines under another name.
 
 An array is parsed element by element while it is read, so its size does not matter. Only a file with a single object is
-read into memory whole.
+read into memory completely.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _after_separators(text: str, place: int) -> int:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Return whether the first line that is not blank is a whole object, and more follows it."""
+    """Return whether the first line that is not blank is a complete object, and more follows it."""
     with open_text(path) as stream:
         line = stream.readline(_MAX_FIRST_LINE_CHARACTERS)
         while line and not line.strip():

@@ -1,7 +1,7 @@
 """Read the records of one file, whatever its format, one at a time.
 
 Every format becomes a stream of (line, JSON text of one record). So forms are recognised in one place, in many
-processes, and the place of a record in its file stays known. No file is read into memory whole, except a `.json` file
+processes, and the place of a record in its file stays known. No file is read fully into memory, except a `.json` file
 with a single object.
 
 Lines count from 1; for Parquet and Arrow they are row numbers, for a `.json` object entry numbers.
@@ -39,7 +39,7 @@ def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a file in order.
 
     Raises:
-        ValueError: If the file as a whole cannot be read: wrong encoding, corrupt compression, not JSON, not Parquet.
+        ValueError: If the file cannot be read at all: wrong encoding, corrupt compression, not JSON, not Parquet.
             The message begins with the file.
     """
     readers = {

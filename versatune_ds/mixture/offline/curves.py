@@ -4,7 +4,7 @@ Each domain has a knowledge n, and its loss is a power law of n. Training on a d
 other domains' n); what is not trained fades. It is a caricature with the right signs: returns diminish, domains help
 each other, neglect is forgotten. None of its numbers is a prediction.
 
-Unit of n: tokens of the whole run, so a run adds 1 in total.
+Unit of n: tokens of the entire run, so a run adds 1 in total.
 
 Shape legend: **K** domains.
 """

@@ -20,7 +20,7 @@ from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.weights import effective_num_domains
 
 STILL_WEIGHTS = 0.01
-"""A policy that moves no weight by more than this over a whole run is a constant (docs/method.md section 11)."""
+"""A policy that moves no weight by more than this over a run is a constant (docs/method.md section 11)."""
 
 
 MANY_EPOCHS = 4.0

@@ -93,7 +93,7 @@ def read_losses(path: Path, *, domain_set: DomainSet) -> list[LossRecord]:
         raise ValueError(f"{path}: no such file; expected JSON lines with update, step and losses")
     lines = list(json_lines(path))
     if lines and _is_cut_decision(lines[-1]):
-        logger.warning("%s:%d: the last line is left out: %s", path, lines[-1].number, lines[-1].problem)
+        logger.warning("%s:%d: the last line is skipped: %s", path, lines[-1].number, lines[-1].problem)
         lines.pop()
     records = list(_records(lines, what=str(path), domain_set=domain_set))
     if not records:

@@ -1,4 +1,4 @@
-"""The policies: rules that decide the weights, one file each, listed in `POLICIES`.
+"""The policies: rules that decide the weights, one file a rule (the six fixed baselines share one); see `POLICIES`.
 
 To add one, write `my_rule.py` with a `Policy` value and add it to `POLICIES` below. Your own policy can also stay
 outside the package: `mixture.policy: my_module:my_policy` (docs/extend.md). No module outside this folder names a

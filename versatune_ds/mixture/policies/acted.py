@@ -1,4 +1,4 @@
-"""What acted in an update besides the rule itself: safeguards, limits of the rule, uncertain or missing losses.
+"""Interventions recorded with an update: safeguards, limits of the rule, uncertain or missing losses.
 
 A decision records the texts alone (`Decision.acted`), so this file also has the one reader of recorded texts.
 """
@@ -20,7 +20,7 @@ class Acted:
     kind: str
     """Such as `floor`, `KL limit`, `alarm`; the text starts with it."""
     domains: tuple[str, ...]
-    """Domains it acted on, empty where it acts on the mixture as a whole."""
+    """Domains it acted on, empty where it acts on the entire mixture."""
     text: str
     """What is recorded and shown, with numbers."""
     is_same_entry: bool = False

@@ -28,7 +28,7 @@ def nats_clause(signals: Signals, settings: PolicySettings, names: Sequence[str]
 def _most_and_least(
     signals: Signals, left_K: np.ndarray, *, settings: PolicySettings, names: Sequence[str], form: str
 ) -> str:
-    """Return the clause on the domains with the largest and the smallest value; a target is left out."""
+    """Return the clause on the domains with the largest and the smallest value; a target is excluded."""
     unknown = "no potential is known"
     if np.all(np.isnan(signals.learnable_potential_K)):
         return unknown

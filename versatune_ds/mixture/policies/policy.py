@@ -42,8 +42,8 @@ class PolicySettings:
         cap: `mixture.safeguards.cap`, the largest weight of the target; 1 in paper mode.
         step_size: `mixture.exponentiated.step_size`, eta of `doremi` and `sheared`.
         smoothing: `mixture.exponentiated.smoothing`, c of `doremi` and `sheared`.
-        rate: `mixture.steer.rate`, the share of the way that `steer` goes per interval.
-        anchor: `mixture.steer.anchor`, the share of the starting mixture in what `steer` goes towards.
+        rate: `mixture.steer.rate`, fraction of the distance that `steer` moves per interval.
+        anchor: `mixture.steer.anchor`, weight of the starting mixture in `steer`'s target mixture.
         potential: `mixture.steer.potential`, what `steer` tracks: nats or relative.
         start_weights_K: Weights at step 0.
         stages: `mixture.schedule` as (first step, weights [K]), by step.
@@ -138,7 +138,7 @@ class Policy:
     is_fixed: bool = False
     """Whether the weights are given and no safeguard may change them: a baseline or a schedule."""
     moves: bool = True
-    """Whether the weights change at all; where they do not, nobody is warned that they stayed the same."""
+    """Whether the weights change at all. If False, unchanged weights are not reported."""
     needs_references: bool = False
     """Whether it cannot decide without reference losses."""
     target: Literal["none", "optional", "required"] = "none"
@@ -180,7 +180,7 @@ class Policy:
 
     @property
     def all_reads(self) -> frozenset[str]:
-        """Return the keys of the `mixture` section that matter under this policy, out of those that not all read."""
+        """Return the policy-specific `mixture` keys that this policy reads."""
         keys = {*self.reads, *(_FROM_PRIOR if self.start is from_prior else ())}
         return frozenset(keys if self.is_fixed else {*keys, *_SAFEGUARDED})
 
