@@ -81,7 +81,7 @@ def test_an_unreachable_server_is_said_once_and_the_run_is_recorded_offline(tmp_
     config.run_dir.mkdir()
     with caplog.at_level("WARNING"):
         record_part(config, resumed_step=-1, first=1, last=3)
-    assert sum("recording offline" in record.getMessage() for record in caplog.records) == 1
+    assert sum("recorded offline" in record.getMessage() for record in caplog.records) == 1
     assert list(history_as_synced(config.run_dir)) == [1, 2, 3]
 
 

@@ -12,9 +12,11 @@ from tiny_run import ROOT, be_trained, read_lines
 
 from versatune_ds.cli import parse
 from versatune_ds.config import load_config
+from versatune_ds.domains import DomainSet
 from versatune_ds.export.run_export import export_run
 from versatune_ds.knowledge.detect_recipe import default_output as prior_output
 from versatune_ds.knowledge.detect_recipe import detect_recipe
+from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.reference.one_domain import default_output as reference_output
 from versatune_ds.training.run_records import replay_run
 
@@ -80,7 +82,10 @@ def test_detect_reference_and_both_modes_run_one_after_another_without_naming_a_
         config = load_config(CHAIN / f"{mode}.yaml", [*small, *UPDATES])
         run_ranks(lambda world, config=config: be_trained(config, world).step, world_size=1, folder=tmp_path)
         baseline, *updates = read_lines(config.run_dir / "decisions.jsonl")
-        assert baseline["weights_before"] == pytest.approx(prior)
+        domain_set = DomainSet(tuple(prior))
+        start_K = guarded_start(config.mixture, domain_set.from_dict(prior, what="prior"), domain_set=domain_set)
+        # No domain starts below the floor.
+        assert baseline["weights_before"] == pytest.approx(domain_set.to_dict(start_K))
         assert {name: values["reference_loss"] for name, values in baseline["signals"].items()} == losses
         assert len(updates) == 2
         assert updates[-1]["weights_after"] != baseline["weights_before"]
