@@ -35,7 +35,7 @@ def test_no_operator_is_built_for_collectives_on_the_cpu(tmp_path, monkeypatch):
         raise AssertionError("DeepSpeed builds its shared-memory operator")
 
     monkeypatch.setattr("deepspeed.ops.op_builder.cpu.comm.ShareMemCommBuilder.load", refuse)
-    run_ranks(lambda world: share_process_group(), world_size=2, folder=tmp_path)
+    assert run_ranks(lambda world: share_process_group(), world_size=2, folder=tmp_path) == [None, None]
 
 
 def test_warnings_about_renamed_functions_of_torch_are_hidden():

@@ -90,6 +90,7 @@ def test_a_job_is_told_to_stop_when_the_process_that_started_it_is_killed(tmp_pa
     parent.kill()
     parent.join()
     wait_for(tmp_path / "told")
+    assert (tmp_path / "told").exists()
 
 
 def wait_for(path):
