@@ -113,7 +113,7 @@ def test_a_stage_takes_as_many_processes_as_its_batch_divides_among(tmp_path, ro
 
 
 @pytest.mark.slow
-def test_a_comparison_goes_on_after_a_failed_run_and_gives_the_same_when_a_run_is_made_again(
+def test_a_comparison_continues_after_a_failed_run_and_gives_the_same_when_a_run_is_made_again(
     comparison, tmp_path, monkeypatch, caplog
 ):
     folder, evaluate = tmp_path / "out" / "mine", jobs.evaluate

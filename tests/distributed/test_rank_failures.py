@@ -122,7 +122,7 @@ def test_among_four_ranks_the_one_that_failed_is_heard_alone(tmp_path, phase):
 
 
 @pytest.mark.slow
-def test_what_every_rank_finds_is_said_by_rank_zero_alone(tmp_path):
+def test_what_every_rank_finds_is_reported_by_rank_zero_alone(tmp_path):
     codes, errors = train(tmp_path, world_size=3, faults=[])
     assert codes == [2, 2, 2]
     assert errors[0].startswith("versatune: train.rows_per_batch: 8 rows do not divide into micro-batches")
@@ -130,7 +130,7 @@ def test_what_every_rank_finds_is_said_by_rank_zero_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_rank_zero_finds_while_the_others_wait_is_said_once(tmp_path):
+def test_what_rank_zero_finds_while_the_others_wait_is_reported_once(tmp_path):
     for fault, code, line in ((ValueError("a: b"), 2, "versatune: a: b\n"), (OSError("disk"), 1, "OSError: disk\n")):
         folder = tmp_path / type(fault).__name__
         codes, errors = train(folder, world_size=2, faults=[(start_checks, "check_run_folder", fault, "0", 1)])

@@ -71,7 +71,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003", "step_00000004"]
 
 
-def test_a_broken_one_of_a_later_step_takes_no_sound_ones_place(tmp_path):
+def test_a_broken_one_of_a_later_step_takes_no_valid_ones_place(tmp_path):
     run(save_steps([4]), tmp_path)
     (tmp_path / "run" / "checkpoints" / "step_00000004" / "optim_0.pt").write_bytes(b"broken")
     run(save_steps([2, 3], keep=1), tmp_path, "begun again")
@@ -91,7 +91,7 @@ def test_a_folder_that_rank_zero_cannot_list_is_told_to_all_ranks(tmp_path, monk
     assert run(work, tmp_path) == ["[Errno 116] Stale file handle", "another rank could not write its files"]
 
 
-def test_an_old_one_that_cannot_be_deleted_is_said_and_stops_nothing(tmp_path, monkeypatch, caplog):
+def test_an_old_one_that_cannot_be_deleted_is_reported_and_stops_nothing(tmp_path, monkeypatch, caplog):
     busy = OSError(errno.EBUSY, "Device or resource busy")
     usual = Path.rename
     fails = lambda path: path.name == "step_00000001"  # noqa: E731
@@ -146,7 +146,7 @@ def test_every_byte_of_a_manifest_matters(tmp_path):
             check_valid(folder)
 
 
-def test_a_checkpoint_of_another_format_is_said_to_be_one_and_not_damaged(tmp_path):
+def test_a_checkpoint_of_another_format_is_reported_to_be_one_and_not_damaged(tmp_path):
     run(save_steps([1]), tmp_path)
     folder = tmp_path / "run" / "checkpoints" / "step_00000001"
     manifest = json.loads((folder / "MANIFEST").read_text())

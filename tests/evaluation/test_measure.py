@@ -78,7 +78,7 @@ def test_shares_add_up_to_the_whole(causal_lm, data, world_size):
     assert as_evaluation(np.sum(shares, axis=0), data).exact.num_questions().tolist() == [0, 1, 3]
 
 
-def test_the_model_goes_on_giving_logits(causal_lm, data):
+def test_the_model_continues_giving_logits(causal_lm, data):
     ids = torch.arange(5)[None]
     before = causal_lm(input_ids=ids).logits
     evaluate_model(causal_lm, tiny_tokenizer(), data)

@@ -98,7 +98,7 @@ def test_answers_come_back_in_the_order_of_the_questions_and_end_at_the_end_of_t
     assert [shape[0] for shape, _ in model.asked] == [2, 1]
 
 
-def test_an_answer_that_goes_on_is_not_the_answer():
+def test_an_answer_that_continues_is_not_the_answer():
     (question,) = found(shards("law", chat_row("q", "no")))
     endless = np.tile(question.answer_ids[:-1], 9).tolist()
     (written,) = answer_greedily(Parrot({text(question.prompt_ids): endless}), [question], tokenizer=tiny_tokenizer())

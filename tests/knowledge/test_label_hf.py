@@ -61,6 +61,6 @@ def test_detection_with_a_local_model_leaves_nothing_unparsed(model, tmp_path):
     assert found.labeller["name"] == "hf"
 
 
-def test_a_model_that_is_not_there_is_said_under_its_own_key(tmp_path):
+def test_a_model_that_is_not_there_is_reported_under_its_own_key(tmp_path):
     with pytest.raises(ValueError, match=r"detect.hf.name_or_path: 'no/such' is no folder, nor found on the Hub"):
         labeller("no/such", tmp_path)

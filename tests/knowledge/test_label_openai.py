@@ -131,7 +131,7 @@ def test_a_server_that_keeps_failing_ends_the_detection_and_keeps_the_answers(se
     assert len(server.requests) == 1
 
 
-def test_a_wrong_key_is_said_at_once_and_not_shown(server, tmp_path):
+def test_a_wrong_key_is_reported_at_once_and_not_shown(server, tmp_path):
     server.script = [(401, "", {})] * 9
     with pytest.raises(RuntimeError, match="AuthenticationError, status 401") as raised:
         labeller(server, tmp_path).label(["a"])

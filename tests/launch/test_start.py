@@ -84,7 +84,7 @@ def test_one_process_needs_no_launcher_and_a_users_mistake_ends_it_with_code_two
 
 
 @pytest.mark.slow
-def test_a_mistake_in_the_recipe_is_said_before_any_process_is_started(recipe):
+def test_a_mistake_in_the_recipe_is_reported_before_any_process_is_started(recipe):
     result = versatune("train", recipe, "--processes", 2, "mixture.sigme=1")
     assert result.returncode == 2
     assert result.stderr == "versatune: mixture.sigme: unknown key; did you mean 'sigma'?\n"
@@ -106,7 +106,7 @@ def test_a_mistake_in_the_recipe_is_said_before_any_process_is_started(recipe):
         ),
     ],
 )
-def test_what_is_missing_is_said_before_any_process_is_started(tmp_path, monkeypatch, override, message):
+def test_what_is_missing_is_reported_before_any_process_is_started(tmp_path, monkeypatch, override, message):
     monkeypatch.setattr(launch_module, "run_ranks", lambda *arguments, **settings: pytest.fail("started"))
     values = tiny_config(tmp_path).model_dump(mode="json", exclude_defaults=True)
     key = override.partition("=")[0]

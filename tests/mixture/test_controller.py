@@ -282,7 +282,7 @@ def test_paired_errors_are_far_below_the_errors_of_the_means():
         assert decision.signals[name]["change_stderr"] < 0.2 * decision.losses[name]["stderr"]
 
 
-def test_other_validation_examples_are_said_and_survived(caplog):
+def test_other_validation_examples_are_reported_and_survived(caplog):
     controller = controller_of(SIX, reference={"start_fraction": 0.6})
     controller.decide(example_losses(0), step=0, effective_step=3)
     with caplog.at_level(logging.WARNING, logger="versatune_ds"):
@@ -322,7 +322,7 @@ def test_a_collapse_is_limited_and_announced(caplog):
     assert "effective number of domains" in caplog.text
 
 
-def test_decisions_of_one_trace_are_valid_json_lines_with_sound_digests():
+def test_decisions_of_one_trace_are_valid_json_lines_with_valid_digests():
     controller = controller_of(SIX, reference={"start_fraction": 0.6})
     for update in range(4):
         decision = controller.decide(example_losses(update), step=50 * update, effective_step=50 * update + 3)

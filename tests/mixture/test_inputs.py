@@ -55,7 +55,7 @@ def test_a_wrong_control_file_is_one_line_with_file_and_key(tmp_path, values, me
     assert str(caught.value).startswith(str(tmp_path / "control.json"))
 
 
-def test_a_file_broken_while_the_run_goes_on_leaves_the_last_control_in_force(tmp_path, caplog):
+def test_a_file_broken_while_the_run_continues_leaves_the_last_control_in_force(tmp_path, caplog):
     path = tmp_path / "control.json"
     kept = Inputs(pins={"law": 0.2}, supply_caps={"code": 0.1})
     path.write_text("{")

@@ -52,7 +52,7 @@ def test_all_calls_reach_the_sink_in_order_before_finish_returns():
     ]  # fmt: skip
 
 
-def test_a_failure_is_said_once_with_the_way_out_and_the_sink_is_left_alone(caplog):
+def test_a_failure_is_reported_once_with_the_way_out_and_the_sink_is_left_alone(caplog):
     sink = Recorder(fails_at=2)
     service = background(sink)
     monitor = Monitor([service])

@@ -73,7 +73,7 @@ def test_online_without_a_key_is_the_users_mistake_and_names_the_variable(tmp_pa
 
 
 @pytest.mark.slow
-def test_an_unreachable_server_is_said_once_and_the_run_is_recorded_offline(tmp_path, monkeypatch, caplog):
+def test_an_unreachable_server_is_reported_once_and_the_run_is_recorded_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.delenv("WANDB_MODE", raising=False)

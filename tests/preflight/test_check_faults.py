@@ -87,7 +87,7 @@ def checked(versatune, recipe, *arguments):
     return called.code, [found for found in json.loads(called.out)["findings"] if found["level"] != "ok"]
 
 
-def test_a_sound_recipe_is_all_green(versatune, recipe):
+def test_a_valid_recipe_is_all_green(versatune, recipe):
     code, findings = checked(versatune, recipe)
     assert findings == []
     assert code == 0
@@ -229,7 +229,7 @@ def test_a_start_and_the_check_refuse_a_mistake_in_the_same_words(versatune, rec
     assert said >= {" ".join(line.split()) for line in lines}
 
 
-def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_said(versatune, recipe, monkeypatch):
+def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_reported(versatune, recipe, monkeypatch):
     monkeypatch.setenv("SBATCH_PARTITION", "gpus")
     monkeypatch.setenv("HOME", str(recipe.parent))
     monkeypatch.delenv("WANDB_API_KEY")

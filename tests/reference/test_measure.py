@@ -120,7 +120,7 @@ def test_what_is_measured_is_not_measured_again_and_other_settings_are_refused(m
 
 
 @pytest.mark.slow
-def test_an_interrupted_domain_goes_on_and_ends_with_the_same_loss(measured, tmp_path, cache_dir, monkeypatch):
+def test_an_interrupted_domain_continues_and_ends_with_the_same_loss(measured, tmp_path, cache_dir, monkeypatch):
     config = tiny_config(tmp_path, *STEPS, cache_dir=cache_dir)
     task = ReferenceTask(domains=("law",))
     with monkeypatch.context() as patch:

@@ -32,7 +32,7 @@ def test_a_key_that_may_change_is_logged_once_by_the_run_that_resumes(tmp_path, 
     assert caplog.messages == [f"train.learning_rate: now 1.0, was 2e-05 (run in {tmp_path}/r)"]
 
 
-def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_said(tmp_path, caplog):
+def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_reported(tmp_path, caplog):
     folder = open_folder(config(tmp_path))
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     del saved["slurm"], saved["monitor"]["log_every"]

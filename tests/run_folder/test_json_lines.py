@@ -63,7 +63,7 @@ class FullDisk:
         return self._file.write(data[:4])
 
 
-def test_metrics_that_find_no_room_are_left_out_whole_and_that_is_said_once(tmp_path, caplog):
+def test_metrics_that_find_no_room_are_left_out_whole_and_that_is_reported_once(tmp_path, caplog):
     sink = JsonLines(tmp_path, resumed_step=0)
     sink.metrics(1, {"a": 1.0})
     file, sink._metrics = sink._metrics, FullDisk(sink._metrics)

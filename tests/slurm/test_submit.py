@@ -73,7 +73,7 @@ def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune
         (["mixture.prior=/nowhere.json"], "mixture.prior: /nowhere.json: no such file"),
     ],
 )
-def test_what_would_end_the_job_in_its_first_minute_is_said_before_it_is_submitted(
+def test_what_would_end_the_job_in_its_first_minute_is_reported_before_it_is_submitted(
     versatune, tmp_path, arguments, message
 ):
     recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")

@@ -134,7 +134,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, cache_
 
 
 @pytest.mark.slow
-def test_a_run_killed_between_checkpoints_goes_on_from_the_last_whole_one(tmp_path, cache_dir, whole_runs):
+def test_a_run_killed_between_checkpoints_resumes_from_the_last_complete_one(tmp_path, cache_dir, whole_runs):
     config = tiny_config(tmp_path, zero(2), cache_dir=cache_dir)
 
     def die_in_step_eight(world):

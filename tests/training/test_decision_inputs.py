@@ -58,7 +58,7 @@ def test_a_domain_without_examples_has_cap_zero():
     assert empty.caps(step=1, draws_K=np.array([0, 10]), units_drawn=100.0)[0] == 0.0
 
 
-def test_the_control_file_is_read_at_every_decision_and_its_changes_are_said(tmp_path, caplog):
+def test_the_control_file_is_read_at_every_decision_and_its_changes_are_reported(tmp_path, caplog):
     caplog.set_level("INFO", logger="versatune_ds")
     inputs = inputs_of(tmp_path)
     assert inputs.at(0, **NOTHING).to_dict() == {}
@@ -70,7 +70,7 @@ def test_the_control_file_is_read_at_every_decision_and_its_changes_are_said(tmp
     assert said == ['live control: {"pins": {"law": 0.5}}', "live control: none any more"]
 
 
-def test_a_rate_that_the_policy_does_not_read_is_said_once(tmp_path, caplog):
+def test_a_rate_that_the_policy_does_not_read_is_reported_once(tmp_path, caplog):
     for policy, said in (("steer", ["live control: policy steer does not read sigma"]), ("versatune", [])):
         caplog.clear()
         inputs = inputs_of(tmp_path, policy=policy)

@@ -49,7 +49,7 @@ def finish(recipe, name):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_next_start_goes_on_without_a_gap(recipe):
+def test_ctrl_c_saves_and_the_next_start_continues_without_a_gap(recipe):
     process = start(recipe, "stopped")
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does to a command and its group
     assert process.wait(timeout=60) == REQUEUE_EXIT_CODE

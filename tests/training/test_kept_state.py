@@ -128,7 +128,7 @@ def test_a_stage_and_number_of_processes_that_deepspeed_can_convert_give_the_sam
 
 
 @pytest.mark.parametrize("less", ["model.freeze=['*embed_tokens*']", "model.lora={rank: 2}"])
-def test_a_model_trained_in_part_goes_on_from_a_converted_checkpoint(train, less):
+def test_a_model_trained_in_part_resumes_from_a_converted_checkpoint(train, less):
     settings = (NO_DROPOUT, "train.steps=6", less)
     whole, _ = train("whole", *settings)
     train("changed", *settings, stop_after=3)
@@ -149,7 +149,7 @@ def test_settings_of_the_mixture_that_changed_are_kept_for_the_decisions_they_ma
     ]  # fmt: skip
 
 
-def test_a_domain_whose_data_changed_begins_anew_where_that_is_allowed(train):
+def test_a_domain_whose_data_changed_starts_over_where_that_is_allowed(train):
     rows = "data.synthetic={num_rows: 60, num_valid_rows: 8, num_test_rows: 2, seed: 9}"
     train("changed", stop_after=6)
     with pytest.raises(AssertionError, match=r"ValueError: .*data of .* changed since .*; restore the earlier files"):
@@ -254,7 +254,7 @@ def observe(run):
 
 
 @pytest.mark.parametrize("stage", [0, 3])  # a spike is refused with NaN under stage 2
-def test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_go_on(train, stage):
+def test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_continue(train, stage):
     settings = (zero(stage), "train.steps=6", "mixture.update_every=50", "checkpoint.every=2")
     _, clean = train("clean", *settings, then=observe)
     bad = {3: math.nan, 4: math.inf}

@@ -51,7 +51,7 @@ def whole(tmp_path_factory, cache_dir):
 
 
 @pytest.mark.slow
-def test_a_pin_written_while_the_run_goes_on_acts_from_the_next_decision_on_all_ranks(whole):
+def test_a_pin_written_while_the_run_continues_acts_from_the_next_decision_on_all_ranks(whole):
     config, (first, second) = whole
     decisions = decisions_of(config)
     assert [decision["inputs"] for decision in decisions] == [{}, {}, PIN, PIN]

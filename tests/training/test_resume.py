@@ -69,7 +69,7 @@ def test_only_an_optimizer_in_parts_is_converted(stage, changed, expected):
     assert point.needs_conversion == expected
 
 
-def test_a_changed_domain_begins_anew_and_the_others_go_on():
+def test_a_changed_domain_starts_over_and_the_others_continue():
     saved = {"step": 5, "domains": ["law", "code"], "num_examples": [10, 20], "lengths_digest": "x",
              "draws": [7, 9], "deficits": [3, -3]}  # fmt: skip
     current = {**saved, "step": 0, "num_examples": [11, 20], "lengths_digest": "y", "draws": [0, 0], "deficits": [0, 0]}

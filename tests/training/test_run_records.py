@@ -63,7 +63,7 @@ def test_a_reference_file_that_is_gone_is_read_from_the_runs_folder(run_dir, ver
         replay_run(run_dir, ["mixture.reference=nowhere.json"])
 
 
-def test_a_decision_is_said_in_words_and_numbers(versatune, run_dir):
+def test_a_decision_is_reported_in_words_and_numbers(versatune, run_dir):
     newest, fifth = versatune("explain", run_dir), versatune("explain", run_dir, "--step", "5")
     assert newest.code == fifth.code == 0
     assert newest.out.startswith("Update 5, decided after step 20, in effect from step 23.")
@@ -95,7 +95,7 @@ def test_a_folder_that_is_no_runs_is_refused(versatune, tmp_path, command):
     assert called.err == f"versatune: {tmp_path}: no config.yaml; expected the folder of a run (runs/NAME)\n"
 
 
-def test_a_run_that_has_not_decided_is_said(versatune, run_dir):
+def test_a_run_that_has_not_decided_is_reported(versatune, run_dir):
     (run_dir / "decisions.jsonl").unlink()
     called = versatune("explain", run_dir)
     assert called.code == 2

@@ -85,7 +85,7 @@ def test_a_resumed_clock_counts_on_from_the_last_decision():
     assert [step for step in range(9, 25) if resumed.is_due(step)] == [20, 24]
 
 
-def test_a_change_of_the_interval_is_said_once(caplog):
+def test_a_change_of_the_interval_is_reported_once(caplog):
     caplog.set_level("INFO", logger="versatune_ds")
     updates, hours = clock_of()
     pass_interval(updates, hours, step=4, training=10, measuring=1)

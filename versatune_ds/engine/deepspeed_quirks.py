@@ -61,7 +61,7 @@ def patch_clipping(deepspeed_engine: Any) -> None:
 
     DeepSpeed raises IndexError there, which would end the run at the first step whose gradients
     `drop_nonfinite_gradients` has dropped.
-    Test: tests/training/test_kept_state.py::test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_go_on
+    Test: tests/training/test_kept_state.py::test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_continue
     """
 
     def clip() -> None:
@@ -78,7 +78,7 @@ def drop_nonfinite_gradients(deepspeed_engine: Any) -> bool:
     the optimizer does nothing. They are summed over the ranks by now, so all ranks return the same. This waits for the
     device; in every other case DeepSpeed checks, and waits, by itself. It keeps no gradient norm here either:
     the log would show nan at every step. The norm is set where `get_global_grad_norm` looks for it.
-    Test: tests/training/test_kept_state.py::test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_go_on
+    Test: tests/training/test_kept_state.py::test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_continue
     """
     if hasattr(deepspeed_engine.optimizer, "overflow"):
         return True

@@ -52,7 +52,7 @@ def test_the_digest_changes_with_the_vocabulary_and_not_with_padding_or_template
     assert tokenizer_digest(tokenizer) != before
 
 
-def test_a_name_that_loads_nothing_is_said_in_one_line(tmp_path):
+def test_a_name_that_loads_nothing_is_reported_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^model.tokenizer: cannot load '.*nothing_here': ") as caught:
         load_tokenizer(tmp_path / "nothing_here")
     assert "\n" not in str(caught.value)

@@ -46,7 +46,7 @@ def test_the_table_is_printed_one_line_a_split(tmp_path):
     assert len(lines) == 6
 
 
-def test_what_double_rows_are_is_said_where_there_are_any(tmp_path):
+def test_what_double_rows_are_is_reported_where_there_are_any(tmp_path):
     folder = write_domains(tmp_path / "data", num_rows=7)
     write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(3, topic="law"), *chat_rows(1, topic="law")])
     write_jsonl(folder / "valid" / "law.jsonl", chat_rows(1, topic="law"))
