@@ -133,20 +133,25 @@ def test_an_interrupted_domain_continues_and_ends_with_the_same_loss(measured, t
     assert not (tmp_path / "tiny-reference.json").exists()
 
 
-def live_tensor_bytes():
-    """Return the bytes of all tensors' storages in this process."""
-    # isinstance would ask weak proxies, some of which are dead.
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+def live_tensors():
+    """Return all tensors of this process. isinstance would ask weak proxies, some of which are dead."""
+    return [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+
+
+def live_tensor_bytes(*, apart_from):
+    """Return the bytes of the tensors' storages, without those that the process had when it was forked."""
+    new = [tensor for tensor in live_tensors() if id(tensor) not in apart_from and tensor.device.type == "cpu"]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in new}
     return sum(storages.values())
 
 
 def what_is_left_when_a_domain_begins(config, world):
     """Measure three domains; return, at the start of each, the tensor bytes and the earlier engines still alive."""
     engines, found, begin_domain = [], [], reference._begin_domain
+    inherited = {id(tensor): tensor for tensor in live_tensors()}  # of tests before this one, in the same process
 
     def watched(*arguments, **named):
-        found.append((live_tensor_bytes(), sum(engine() is not None for engine in engines)))
+        found.append((live_tensor_bytes(apart_from=inherited), sum(engine() is not None for engine in engines)))
         run = begin_domain(*arguments, **named)
         engine = run.engine.deepspeed_engine
         engines.extend(map(weakref.ref, (engine, engine.optimizer, next(engine.module.parameters()))))
