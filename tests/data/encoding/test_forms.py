@@ -304,7 +304,10 @@ def test_columns_name_system_text_and_reasoning_too():
         ({"instruction": None, "output": "a"}, "^the prompt is empty$"),
         ({"text": None, "url": "x"}, "^text is empty$"),
         ({"messages": None}, "^messages is empty$"),
-        ({"title": "a", "body": "b"}, "form not recognised; columns: title, body; say which is which with `columns`"),
+        (
+            {"title": "a", "body": "b"},
+            "form not recognised; columns: title, body; name the columns to use under `columns`",
+        ),
         ({}, "form not recognised; columns: none"),
         ([1, 2], "expected a JSON object with named columns, found list"),
         ({"messages": []}, "messages: expected a list with at least one message"),

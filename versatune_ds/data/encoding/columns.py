@@ -117,7 +117,7 @@ def _text_and_labels(unused: Mapping[str, Any], *, texts: Sequence[str]) -> tupl
     for name, value in unused.items():
         strings = [part for part in _strings(value) if _is_text(part)]
         if name.lower() in _VERDICTS and not isinstance(value, str) and value in (0, False):
-            text.append(name)  # not text, but it may say that the answer is wrong
+            text.append(name)  # a number or a flag: 0 or false can mark a wrong answer
         elif strings and _is_label(name, strings):
             if any(string not in texts for string in strings):
                 labels.append(name)

@@ -90,7 +90,7 @@ def _recognised(record: Mapping[str, Any]) -> Example:
         if example is not None:
             return _with_unread(example, columns=columns)
     found = ", ".join(str(key) for key in list(record)[:12]) or "none"
-    raise BadRowError(f"form not recognised; columns: {found}; say which is which with `columns`")
+    raise BadRowError(f"form not recognised; columns: {found}; name the columns to use under `columns`")
 
 
 def _with_unread(example: Example, *, columns: Columns, column_of_part: Mapping[str, str] | None = None) -> Example:

@@ -71,7 +71,7 @@ def _files_of_glob(path: Path, *, source: str, key: str) -> list[Path]:
     descriptions = [path for path in found if path.is_file() and is_description(path)]
     files, repeated = without_repeats(path for path in found if path.is_file() and path not in descriptions)
     warn_of_skipped(sorted(descriptions), repeated, key=key)
-    # No match: say what may be wrong with the pattern.
+    # No match: add the likely cause to the error.
     if not files:
         hint = ""
         if folders:
