@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from versatune_ds.config.typed_values import is_section, scalar_types
+from versatune_ds.config.typed_values import alternatives_of, is_section, scalar_types
 from versatune_ds.domains import nearest_name
 
 _MOST_SHOWN = 80
@@ -24,18 +24,12 @@ _TAG_BEGINNINGS = ("function-", "constrained-", "lax-or-strict", "json-or-python
                    "list[", "chain[", "union[", "tagged-union[", "is-instance[", "nullable")  # fmt: skip
 """Names that pydantic puts among the keys of an error, for the alternatives of a key."""
 
-_PAIRS, _LIST, _TEXT = "expected key: value pairs", "expected a list such as [a, b]", "expected text"
+_PAIRS = "expected key: value pairs"
 _EXPECTED = {
     "model_type": _PAIRS,
-    "model_attributes_type": _PAIRS,
-    "dataclass_type": _PAIRS,
     "dict_type": _PAIRS,
-    "mapping_type": _PAIRS,
-    "list_type": _LIST,
-    "tuple_type": _LIST,
-    "iterable_type": _LIST,
-    "set_type": _LIST,
-    "string_type": _TEXT,
+    "tuple_type": "expected a list such as [a, b]",
+    "string_type": "expected text",
     "string_unicode": "expected text that is valid Unicode",
     "path_type": "expected a path",
     "int_from_float": "expected a whole number",
@@ -101,12 +95,8 @@ _ALIASES = {"lr": "learning_rate", "num_train_steps": "steps", "max_steps": "ste
 
 def _keys_named(name: str, section: type[BaseModel]) -> list[str]:
     """Return the dotted keys one section below the top whose last part is a name, such as train.steps for steps."""
-    found = []
-    for key, field in section.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
-        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        found += [f"{key}.{name}" for kind in below[:1] if name in kind.model_fields]
-    return found
+    kinds_of = {key: list(alternatives_of(field.annotation)) for key, field in section.model_fields.items()}
+    return [f"{key}.{name}" for key, kinds in kinds_of.items() if name in _keys_of(kinds)]
 
 
 def _expected(details: ErrorDetails, message: str) -> str:

@@ -1,4 +1,4 @@
-"""Define the base class of all config sections: frozen, unknown keys refused, paths expanded."""
+"""Define the base class of all config sections: frozen, unknown keys refused; and the types that they share."""
 
 from __future__ import annotations
 
@@ -28,3 +28,6 @@ ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
 
 ExpandedText = Annotated[str, BeforeValidator(_expanded)]
 """A path or a Hub name; Hub names contain neither `~` nor `$`."""
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""Texts; one may be written without a list around it."""

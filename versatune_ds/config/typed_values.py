@@ -35,34 +35,34 @@ def typed_values(values: Any, expected: Any, *, key: str = "") -> Any:
         ValueError: If a number begins with 0: YAML would read 010 in base 8, as 8.
     """
     if values is EMPTY:
-        return _nothing(tuple(_alternatives(expected)))
+        return _nothing(tuple(alternatives_of(expected)))
     kinds = tuple(scalar_types(expected))
     if isinstance(values, Mapping):
         return _typed_mapping(values, kinds, key=key)
     if isinstance(values, list):
-        if not any(get_origin(kind) in (tuple, list) or kind is Any for kind in _alternatives(expected)):
+        if not any(get_origin(kind) in (tuple, list) or kind is Any for kind in alternatives_of(expected)):
             return plain_value(values)
         return [typed_values(value, kinds, key=f"{key}.{i}") for i, value in enumerate(values)]
     return _typed_scalar(values, kinds, key=key)
 
 
-def _alternatives(expected: Any) -> Iterator[Any]:
+def alternatives_of(expected: Any) -> Iterator[Any]:
     """Yield the types that an annotation allows, without `Annotated`."""
     if isinstance(expected, tuple):
         for part in expected:
-            yield from _alternatives(part)
+            yield from alternatives_of(part)
     elif get_origin(expected) is Annotated:
-        yield from _alternatives(get_args(expected)[0])
+        yield from alternatives_of(get_args(expected)[0])
     elif get_origin(expected) in (Union, types.UnionType):
         for part in get_args(expected):
-            yield from _alternatives(part)
+            yield from alternatives_of(part)
     else:
         yield expected
 
 
 def scalar_types(expected: Any) -> Iterator[Any]:
     """Yield the types of single values that an annotation allows; for a list, those of its entries."""
-    for kind in _alternatives(expected):
+    for kind in alternatives_of(expected):
         if get_origin(kind) in (tuple, list):
             yield from scalar_types(get_args(kind)[0])
         else:
@@ -113,7 +113,7 @@ def _typed_mapping(values: Mapping[str, Any], kinds: tuple[Any, ...], *, key: st
 
 def _stands_for_default(field: FieldInfo) -> bool:
     """Return whether an empty value means a field's default, as for the mapping `train.deepspeed`."""
-    alternatives = tuple(_alternatives(field.annotation))
+    alternatives = tuple(alternatives_of(field.annotation))
     is_mapping = isinstance(_nothing(alternatives), EmptySection) and not any(map(is_section, alternatives))
     return is_mapping and not field.is_required()
 
