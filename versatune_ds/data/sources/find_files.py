@@ -18,7 +18,7 @@ from versatune_ds.config import HubDataset
 from versatune_ds.data.sources.data_folders import files_below, is_description, warn_of_skipped, without_repeats
 from versatune_ds.data.sources.readers import SUFFIXES, format_of
 from versatune_ds.data.sources.records import COMPRESSIONS
-from versatune_ds.warn_once import warn_once
+from versatune_ds.log import warn_once
 
 Source = str | HubDataset
 
