@@ -42,7 +42,7 @@ HOMES = {
         "model/build.py", "data/encoding/tokenizer.py", "export/run_export.py", "knowledge/generate.py",
         "model/saved_weights.py", "model/trainable_parameters.py",
     },
-}
+}  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
