@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _BEGINNING_BYTES = 1 << 16
-_VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^{}]*)\}|(?P<plain>[A-Za-z_][A-Za-z0-9_]*))")
+_VARIABLE = re.compile(r"\$(?:\{([^{}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+"""`${NAME}` or `$NAME`: one of the two groups is the name, the other is empty."""
 
 
 def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
@@ -27,12 +28,12 @@ def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
     """
     text = os.fspath(text)
     environ = os.environ if environ is None else environ
-    missing = [name for name in _names(text) if name not in environ]
+    missing = [name for match in _VARIABLE.findall(text) if (name := "".join(match)) not in environ]
     if missing and os.path.lexists(text):
         return text
     if missing:
         raise ValueError(f"${missing[0] or '{}'} is not set in the environment; export it, or write the path out")
-    expanded = _VARIABLE.sub(lambda match: environ[_name(match)], text)
+    expanded = _VARIABLE.sub(lambda match: environ[match[1] or match[2]], text)
     if not text.startswith("~"):
         return expanded
     home = os.path.expanduser(expanded)
@@ -40,16 +41,6 @@ def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
         user = expanded.partition("/")[0].removeprefix("~")
         raise ValueError(f"no user {user!r} on this machine; write the path out, or ./{text} for a file of that name")
     return home
-
-
-def _names(text: str) -> list[str]:
-    """Return the names of the variables in a text, in order."""
-    return [_name(match) for match in _VARIABLE.finditer(text)]
-
-
-def _name(match: re.Match[str]) -> str:
-    """Return the name of a variable that was found."""
-    return match["plain"] if match["braced"] is None else match["braced"]
 
 
 def check_replaceable(path: Path | None, *, mark: str, option: str = "--output") -> None:

@@ -13,7 +13,7 @@ from versatune_ds.paths import expand_path
 
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
-"""What a subcommand does with its arguments; returns the exit code."""
+"""Runs a subcommand with its arguments and returns the exit code."""
 
 
 def path_or_name(text: str) -> str:
@@ -45,12 +45,12 @@ OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "key=value"}
 """Settings of `add_argument` for kinds of arguments."""
 
 
-def add_command(commands: Commands, name: str, run: Run, help_text: str, *, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand with its example."""
+def add_command(commands: Commands, name: str, run: Run, *, example: str) -> argparse.ArgumentParser:
+    """Add a subcommand; the docstring of the function that runs it is its sentence in the help."""
     command = commands.add_parser(
         name,
-        help=help_text,
-        description=help_text,
+        help=run.__doc__,
+        description=run.__doc__,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

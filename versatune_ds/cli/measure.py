@@ -28,7 +28,6 @@ def add_detect(commands: Commands) -> None:
         commands,
         "detect",
         _detect,
-        "Estimate the share of each domain in the text that the base model generates, and write it as prior.json.",
         example="versatune detect recipes/detect.yaml --processes 2 detect.num_sequences=2000",
     )
     add_recipe(command)
@@ -44,6 +43,7 @@ def add_detect(commands: Commands) -> None:
 
 
 def _detect(parsed: argparse.Namespace) -> int:
+    """Estimate the share of each domain in the text that the base model generates, and write it as prior.json."""
     from versatune_ds.knowledge.detect_recipe import detect_recipe
 
     check_replaceable(parsed.output, mark='"weights"')
@@ -57,7 +57,6 @@ def add_reference(commands: Commands) -> None:
         commands,
         "reference",
         _reference,
-        "Measure each domain's reference loss: fine-tune on the domain alone, or score a given model.",
         example="versatune reference recipes/quickstart.yaml --processes 2 reference.steps=120",
     )
     add_recipe(command)
@@ -85,6 +84,7 @@ def add_reference(commands: Commands) -> None:
 
 
 def _reference(parsed: argparse.Namespace) -> int:
+    """Measure each domain's reference loss: fine-tune on the domain alone, or score a given model."""
     from versatune_ds.reference.command import ReferenceTask, launch_reference
 
     check_replaceable(parsed.output, mark='"losses"')
@@ -101,11 +101,7 @@ def _reference(parsed: argparse.Namespace) -> int:
 def add_evaluate(commands: Commands) -> None:
     """Add `versatune evaluate`."""
     command = add_command(
-        commands,
-        "evaluate",
-        _evaluate,
-        "Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot.",
-        example="versatune evaluate runs/quickstart --choices choices/ --split test",
+        commands, "evaluate", _evaluate, example="versatune evaluate runs/quickstart --choices choices/ --split test"
     )
     command.add_argument(
         "model",
@@ -164,6 +160,7 @@ def _add_answer_options(command: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
+    """Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot."""
     from versatune_ds.evaluation.command import EvaluateOptions, evaluate, shown
 
     options = EvaluateOptions(
@@ -193,7 +190,6 @@ def add_compare(commands: Commands) -> None:
         commands,
         "compare",
         _compare,
-        "Train and evaluate several policies on one base model, over several seeds, and write a page of the results.",
         example="versatune compare recipes/compare/multi_ability.yaml seeds=[1,2,3] --jobs 2",
     )
     command.add_argument("comparison", type=path_argument, help="YAML file, see recipes/compare/")
@@ -207,6 +203,7 @@ def add_compare(commands: Commands) -> None:
 
 
 def _compare(parsed: argparse.Namespace) -> int:
+    """Train and evaluate several policies on one base model, over several seeds, and write a page of the results."""
     from versatune_ds.comparison.compare import compare
 
     write(str(compare(parsed.comparison, parsed.overrides, num_jobs=parsed.jobs)))

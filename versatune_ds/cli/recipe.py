@@ -16,7 +16,6 @@ def add_check(commands: Commands) -> None:
         commands,
         "check",
         _check,
-        "Check that a recipe would run, without starting it: files, examples, batches, memory, disk, ...",
         example="versatune check recipes/quickstart.yaml --nodes 2 --gpus-per-node 4 --gpu-memory 80",
     )
     add_recipe(command)
@@ -34,6 +33,7 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(parsed: argparse.Namespace) -> int:
+    """Check that a recipe would run, without starting it: files, examples, batches, memory, disk, ..."""
     from versatune_ds.config import load_config
     from versatune_ds.preflight import CheckRequest, check_recipe
 
@@ -51,8 +51,7 @@ def _check(parsed: argparse.Namespace) -> int:
 
 def add_keys(commands: Commands) -> None:
     """Add `versatune keys`."""
-    help_text = "List the keys of a recipe with type, default and meaning."
-    command = add_command(commands, "keys", _keys, help_text, example="versatune keys learning_rate")
+    command = add_command(commands, "keys", _keys, example="versatune keys learning_rate")
     command.add_argument(
         "pattern", nargs="?", default="", help="text to find in a key's name or meaning; * matches anything"
     )
@@ -60,6 +59,7 @@ def add_keys(commands: Commands) -> None:
 
 
 def _keys(parsed: argparse.Namespace) -> int:
+    """List the keys of a recipe with type, default and meaning."""
     from versatune_ds.config.keys import keys_as_markdown, keys_as_text, recipe_keys
 
     keys = recipe_keys(parsed.pattern)
@@ -72,16 +72,13 @@ def _keys(parsed: argparse.Namespace) -> int:
 def add_prepare(commands: Commands) -> None:
     """Add `versatune prepare`."""
     command = add_command(
-        commands,
-        "prepare",
-        _prepare,
-        "Tokenise a recipe's data and print the counts of each domain.",
-        example="versatune prepare recipes/six_domains.yaml data.folder=my_data",
+        commands, "prepare", _prepare, example="versatune prepare recipes/six_domains.yaml data.folder=my_data"
     )
     add_recipe(command)
 
 
 def _prepare(parsed: argparse.Namespace) -> int:
+    """Tokenise a recipe's data and print the counts of each domain."""
     from versatune_ds.config import load_config
     from versatune_ds.training.prepared_data import prepare_recipe
 
@@ -92,11 +89,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
 def add_inspect(commands: Commands) -> None:
     """Add `versatune inspect`."""
     command = add_command(
-        commands,
-        "inspect",
-        _inspect,
-        "Print the packed rows that training reads, as JSON lines or as text.",
-        example="versatune inspect recipes/quickstart.yaml --steps 0:20 --world-size 4",
+        commands, "inspect", _inspect, example="versatune inspect recipes/quickstart.yaml --steps 0:20 --world-size 4"
     )
     add_recipe(command)
     command.add_argument(
@@ -125,6 +118,7 @@ def add_inspect(commands: Commands) -> None:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
+    """Print the packed rows that training reads, as JSON lines or as text."""
     from versatune_ds.config import load_config
     from versatune_ds.preflight.inspect_recipe import Inspection, StepRange, inspect_as_json, inspect_as_text
 
@@ -146,7 +140,6 @@ def add_simulate(commands: Commands) -> None:
         commands,
         "simulate",
         _simulate,
-        "Run the controller without training, on a synthetic learner or on recorded losses.",
         example="versatune simulate recipes/quickstart.yaml --sweep mixture.steer.anchor=0,0.5,1",
     )
     add_recipe(command)
@@ -172,6 +165,7 @@ def add_simulate(commands: Commands) -> None:
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
+    """Run the controller without training, on a synthetic learner or on recorded losses."""
     from versatune_ds.preflight.simulate_recipe import Learner, simulate_recipe
     from versatune_ds.report.decision_plot import plot_decisions
 

@@ -25,11 +25,7 @@ from versatune_ds.run_folder.names import EXPORT_FOLDER
 def add_replay(commands: Commands) -> None:
     """Add `versatune replay`."""
     command = add_command(
-        commands,
-        "replay",
-        _replay,
-        "Decide again from a run's recorded losses, with its own settings or with others.",
-        example="versatune replay runs/quickstart mixture.steer.anchor=0.2",
+        commands, "replay", _replay, example="versatune replay runs/quickstart mixture.steer.anchor=0.2"
     )
     add_run_folder(command)
     command.add_argument("overrides", **OVERRIDES, help="keys of the mixture section to change, e.g. mixture.sigma=0.1")
@@ -37,6 +33,7 @@ def add_replay(commands: Commands) -> None:
 
 
 def _replay(parsed: argparse.Namespace) -> int:
+    """Decide again from a run's recorded losses, with its own settings or with others."""
     from versatune_ds.training.run_records import replay_run
 
     check_replaceable(parsed.output, mark='"decided_at_step"')
@@ -49,13 +46,7 @@ def _replay(parsed: argparse.Namespace) -> int:
 
 def add_explain(commands: Commands) -> None:
     """Add `versatune explain`."""
-    command = add_command(
-        commands,
-        "explain",
-        _explain,
-        "Explain one decision of a run in words and numbers.",
-        example="versatune explain runs/quickstart --step 100",
-    )
+    command = add_command(commands, "explain", _explain, example="versatune explain runs/quickstart --step 100")
     add_run_folder(command)
     command.add_argument(
         "--step", **NUMBER, help="explain the last decision made at or before step N (default: the newest)"
@@ -63,6 +54,7 @@ def add_explain(commands: Commands) -> None:
 
 
 def _explain(parsed: argparse.Namespace) -> int:
+    """Explain one decision of a run in words and numbers."""
     from versatune_ds.training.run_records import explain_run
 
     write(explain_run(parsed.run_dir, step=parsed.step))
@@ -71,13 +63,7 @@ def _explain(parsed: argparse.Namespace) -> int:
 
 def add_report(commands: Commands) -> None:
     """Add `versatune report`."""
-    command = add_command(
-        commands,
-        "report",
-        _report,
-        "Write an HTML page about one run, or several side by side; works while a run is in progress.",
-        example="versatune report runs/quickstart",
-    )
+    command = add_command(commands, "report", _report, example="versatune report runs/quickstart")
     command.add_argument(
         "run_dirs", type=path_argument, nargs="+", metavar="RUN", help="folders of runs, e.g. runs/quickstart"
     )
@@ -95,6 +81,7 @@ def add_report(commands: Commands) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> int:
+    """Write an HTML page about one run, or several side by side; works while a run is in progress."""
     from versatune_ds.report.finish import write_report
 
     check_replaceable(parsed.output, mark="default-src 'none'; img-src data:")
@@ -106,13 +93,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 def add_export(commands: Commands) -> None:
     """Add `versatune export`."""
-    command = add_command(
-        commands,
-        "export",
-        _export,
-        "Export a run's model as a folder that transformers can load.",
-        example="versatune export runs/quickstart --output my_model",
-    )
+    command = add_command(commands, "export", _export, example="versatune export runs/quickstart --output my_model")
     add_run_folder(command)
     command.add_argument("--output", **FOLDER, help="folder to write (default: RUN/export)")
     command.add_argument("--step", **NUMBER, help="checkpoint to export (default: the newest complete one)")
@@ -137,6 +118,7 @@ def add_export(commands: Commands) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> int:
+    """Export a run's model as a folder that transformers can load."""
     from versatune_ds.export.run_export import export_run
     from versatune_ds.run_folder.folder_lock import locked_folder
 

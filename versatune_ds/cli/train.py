@@ -15,7 +15,6 @@ def add_train(commands: Commands) -> None:
         commands,
         "train",
         _train,
-        "Train a model, on this machine or several; resumes the run if its folder exists.",
         example="versatune train recipes/quickstart.yaml --processes 2 mixture.steer.anchor=0.2 run.name=bold",
     )
     add_recipe(command)
@@ -35,6 +34,7 @@ def add_train(commands: Commands) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
+    """Train a model, on this machine or several; resumes the run if its folder exists."""
     from versatune_ds.config import load_config
 
     load_config(parsed.recipe, parsed.overrides)  # a mistake is found before torch is imported, which takes seconds
@@ -54,11 +54,7 @@ def _train(parsed: argparse.Namespace) -> int:
 def add_worker(commands: Commands) -> None:
     """Add `versatune worker`."""
     command = add_command(
-        commands,
-        "worker",
-        _worker,
-        "Run one process of a training run; launchers start it through launcher/train.py.",
-        example="deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml",
+        commands, "worker", _worker, example="deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml"
     )
     add_recipe(command)
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
@@ -66,6 +62,7 @@ def add_worker(commands: Commands) -> None:
 
 
 def _worker(parsed: argparse.Namespace) -> int:
+    """Run one process of a training run; launchers start it through launcher/train.py."""
     from versatune_ds.report.finish import show_summary
     from versatune_ds.training.worker import run_worker
 
@@ -92,7 +89,6 @@ def add_submit(commands: Commands) -> None:
         commands,
         "submit",
         _submit,
-        "Submit a run to Slurm; it resumes by itself after preemptions and time limits.",
         example="versatune submit recipes/quickstart.yaml --nodes 2 slurm.gpus_per_node=1 slurm.time=1:00:00",
     )
     add_recipe(command)
@@ -104,6 +100,7 @@ def add_submit(commands: Commands) -> None:
 
 
 def _submit(parsed: argparse.Namespace) -> int:
+    """Submit a run to Slurm; it resumes by itself after preemptions and time limits."""
     from versatune_ds.config import load_config
     from versatune_ds.slurm.submit import submission_overrides, submit
     from versatune_ds.training.start_checks import StartCheckInput, check_start
@@ -127,18 +124,13 @@ def _submit(parsed: argparse.Namespace) -> int:
 
 def add_job(commands: Commands) -> None:
     """Add `versatune job`."""
-    command = add_command(
-        commands,
-        "job",
-        _job,
-        "Run the batch job of a run; slurm/train.sbatch calls this inside an allocation.",
-        example="sbatch --nodes 2 slurm/train.sbatch recipes/quickstart.yaml",
-    )
+    command = add_command(commands, "job", _job, example="sbatch --nodes 2 slurm/train.sbatch recipes/quickstart.yaml")
     add_recipe(command)
     command.add_argument("--fresh", action="store_true", help="delete the run's folder when the job first starts")
 
 
 def _job(parsed: argparse.Namespace) -> int:
+    """Run the batch job of a run; slurm/train.sbatch calls this inside an allocation."""
     from versatune_ds.slurm.job import run_job
 
     return run_job(parsed.recipe, parsed.overrides, is_fresh=parsed.fresh, is_quiet=parsed.quiet)
