@@ -43,13 +43,12 @@ def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
     return home
 
 
-def check_replaceable(path: Path | None, *, mark: str, option: str = "--output") -> None:
-    """Check that an output replaces nothing but an earlier output of its kind.
+def check_replaceable(path: Path | None, *, mark: str) -> None:
+    """Check that the file of `--output` replaces nothing but an earlier output of its kind.
 
     Args:
         path: The file that will be written; None where none was requested.
         mark: Text near the beginning of every file of that kind.
-        option: The command-line option it was given by.
 
     Raises:
         ValueError: If it is a folder, or a file of another kind.
@@ -57,8 +56,8 @@ def check_replaceable(path: Path | None, *, mark: str, option: str = "--output")
     if path is None or not path.exists():
         return
     if path.is_dir():
-        raise ValueError(f"{option}: {path} is a folder; expected a file")
+        raise ValueError(f"--output: {path} is a folder; expected a file")
     with path.open("rb") as stream:
         beginning = stream.read(_BEGINNING_BYTES)
     if beginning.strip() and mark.encode() not in beginning:
-        raise ValueError(f"{option}: {path} is a file of another kind; give another name, or delete it")
+        raise ValueError(f"--output: {path} is a file of another kind; give another name, or delete it")

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import parse_section, set_by_dotted_key
-from versatune_ds.config.typed_values import is_section, scalar_types
+from versatune_ds.config.section import is_section, scalar_types
 
 RECIPE = {
     "run": {"name": "mine"},

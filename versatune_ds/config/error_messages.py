@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from versatune_ds.config.typed_values import alternatives_of, is_section, scalar_types
+from versatune_ds.config.section import alternatives_of, fields_of, is_section, scalar_types
 from versatune_ds.domains import nearest_name
 
 _MOST_SHOWN = 80
@@ -72,7 +72,7 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     keys, kinds = _walk(details["loc"], section)
     key, kind, given = ".".join(keys), details["type"], details["input"]
     if kind == "extra_forbidden":
-        known = _keys_of(_walk(details["loc"][:-1], section)[1])
+        known = list(fields_of(_walk(details["loc"][:-1], section)[1]))
         elsewhere = _keys_named(_ALIASES.get(keys[-1], keys[-1]), section)
         if elsewhere and keys[-1] not in known:
             return f"{key}: unknown key; did you mean {' or '.join(elsewhere)}?"
@@ -84,7 +84,7 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     if not key or names_its_key:
         return message
     expected = _expected(details, message)
-    if expected == _PAIRS and (known := _keys_of(kinds)):
+    if expected == _PAIRS and (known := fields_of(kinds)):
         expected = f"{_PAIRS}, with the keys {', '.join(known)}"
     return key, expected, "" if isinstance(given, dict) else f" (got {shown_value(given)})"
 
@@ -95,8 +95,8 @@ _ALIASES = {"lr": "learning_rate", "num_train_steps": "steps", "max_steps": "ste
 
 def _keys_named(name: str, section: type[BaseModel]) -> list[str]:
     """Return the dotted keys one section below the top whose last part is a name, such as train.steps for steps."""
-    kinds_of = {key: list(alternatives_of(field.annotation)) for key, field in section.model_fields.items()}
-    return [f"{key}.{name}" for key, kinds in kinds_of.items() if name in _keys_of(kinds)]
+    parts = section.model_fields.items()
+    return [f"{key}.{name}" for key, field in parts if name in fields_of(alternatives_of(field.annotation))]
 
 
 def _expected(details: ErrorDetails, message: str) -> str:
@@ -133,7 +133,7 @@ def _walk(places: Sequence[int | str], section: type[BaseModel]) -> tuple[list[s
     kinds: list[Any] = [section]
     for place in places:
         # What the value at the last key may contain.
-        fields = {name: field for kind in kinds if is_section(kind) for name, field in kind.model_fields.items()}
+        fields = fields_of(kinds)
         mappings = [kind for kind in kinds if get_origin(kind) is dict]
         has_others = any(kind is not type(None) and kind not in mappings for kind in kinds)
         # Whether the next place is a key, or the name of an alternative.
@@ -153,9 +153,3 @@ def _walk(places: Sequence[int | str], section: type[BaseModel]) -> tuple[list[s
             keys.append(place)
             kinds = []
     return keys, kinds
-
-
-def _keys_of(kinds: Sequence[Any]) -> list[str]:
-    """Return the keys of the section among types; none if there is no section."""
-    sections = [kind for kind in kinds if is_section(kind)]
-    return list(sections[0].model_fields) if sections else []

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from versatune_ds.config.recipe import RunConfig
-from versatune_ds.config.typed_values import alternatives_of, is_section
+from versatune_ds.config.section import alternatives_of, is_section
 
 _NAME_OF_TYPE = {
     int: "integer",
@@ -83,7 +83,6 @@ def keys_as_markdown(keys: Sequence[Key]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return text as a cell of a Markdown table."""
     return text.replace("|", "\\|") or "(empty)"
 
 

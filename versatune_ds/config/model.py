@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from versatune_ds.config.section import ExpandedText, Section
-from versatune_ds.config.yaml_text import plain_value
+from versatune_ds.config.section import ExpandedText, PlainMapping, Section
 
 
 class LoraConfig(Section):
@@ -51,7 +49,7 @@ class ModelConfig(Section):
 
     name_or_path: ExpandedText | None = None
     """Model to fine-tune: a folder saved by transformers, or a Hub name. Give either this or `model.from_config`."""
-    from_config: dict[str, Any] | None = None
+    from_config: PlainMapping | None = None
     """Train from random weights: a transformers config as a mapping with `model_type` and sizes."""
     tokenizer: ExpandedText | None = None
     """Folder or Hub name of the tokenizer. By default the model's own; with `model.from_config`, one trained on the
@@ -72,12 +70,6 @@ class ModelConfig(Section):
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
-
-    @field_validator("from_config", mode="before")
-    @classmethod
-    def _as_transformers_reads_it(cls, value: Any) -> Any:
-        """Read words and numbers as YAML does; transformers checks them."""
-        return plain_value(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> ModelConfig:
