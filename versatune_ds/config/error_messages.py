@@ -80,6 +80,7 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     if kind == "missing":
         return f"{key}: missing; this key is required"
     message = details["msg"].removeprefix("Value error, ")
+    # A validator that checks several keys begins its message with the one at fault; pydantic knows the section only.
     names_its_key = kind == "value_error" and "." in message.split(" ", 1)[0].rstrip(":")
     if not key or names_its_key:
         return message

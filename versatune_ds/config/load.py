@@ -17,8 +17,6 @@ from versatune_ds.config.recipe import RunConfig
 from versatune_ds.config.section import typed_values
 from versatune_ds.config.yaml_text import EMPTY, read_value, read_yaml
 
-__all__ = ["load_config", "parse_config", "parse_section", "read_yaml", "set_by_dotted_key"]
-
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
 
