@@ -10,8 +10,7 @@ import pytest
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.reference import References, load_references
-from versatune_ds.mixture.reference_checks import check_against_start, check_provenance
+from versatune_ds.mixture.reference import References, check_against_start, check_provenance, load_references
 
 DOMAINS = DomainSet(("law", "code"))
 

@@ -17,8 +17,7 @@ from versatune_ds.mixture.offline.curves import synthetic_curves
 from versatune_ds.mixture.offline.outlook import Supply
 from versatune_ds.mixture.offline.recorded_losses import read_decisions, read_losses
 from versatune_ds.mixture.offline.replay import NOT_COUNTERFACTUAL, Part, first_difference, replay
-from versatune_ds.mixture.offline.simulate import simulate, simulate_losses
-from versatune_ds.mixture.offline.sweep import sweep_overrides
+from versatune_ds.mixture.offline.simulate import simulate, simulate_losses, sweep_overrides
 from versatune_ds.mixture.reference import References
 from versatune_ds.mixture.statistics import ExampleLosses
 

@@ -22,17 +22,22 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
-from versatune_ds.mixture.missing_losses import kept_signals
 from versatune_ds.mixture.policies import Policy, Signals
 from versatune_ds.mixture.policies.acted import ALARM, Acted
 from versatune_ds.mixture.policies.signals import from_list, to_list
-from versatune_ds.mixture.reason import BASELINE_REASON, reason_to_skip
-from versatune_ds.mixture.reference import References
-from versatune_ds.mixture.reference_checks import check_against_start
+from versatune_ds.mixture.reference import References, check_against_start
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
 from versatune_ds.mixture.signals import History, signals_from
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
-from versatune_ds.mixture.update import Move, Occasion, move_weights, write_decision
+from versatune_ds.mixture.update import (
+    BASELINE_REASON,
+    Move,
+    Occasion,
+    kept_signals,
+    move_weights,
+    reason_to_skip,
+    write_decision,
+)
 from versatune_ds.mixture.weights import as_weights
 
 logger = logging.getLogger(__name__)

@@ -92,6 +92,26 @@ def forgetting_budget(
     return normalise(raised_K), (Acted("forgetting budget", names, f"forgetting budget {budget:.1%}: {rises}"),)
 
 
+def eased_budget(
+    signals: Signals, *, unbounded: Signals, budget: float | None, domain_set: DomainSet
+) -> tuple[Acted, ...]:
+    """Return a record of the domains whose forgetting budget the confidence bound eased; empty if none.
+
+    Args:
+        signals: Signals whose rises are lower bounds.
+        unbounded: Signals whose rises are as measured.
+        budget: Forgetting budget, None without one.
+        domain_set: Domains of the run.
+    """
+    if budget is None:
+        return ()
+    rise_K, measured_K = rise_beyond_earlier(signals), rise_beyond_earlier(unbounded)
+    eased = tuple(domain_set.names[i] for i in np.flatnonzero((measured_K > budget) & (rise_K < measured_K)))
+    if not eased:
+        return ()
+    return (Acted("confidence bound", eased, f"confidence bound: less of the budget is used by {', '.join(eased)}"),)
+
+
 def prior_pull(weights_K: np.ndarray, *, start_weights_K: np.ndarray, pull: float, num_intervals: float) -> Guarded:
     """Blend in the starting mixture: (1 - a) P + a * start, a = 1 - (1 - pull)^n."""
     if pull == 0.0:

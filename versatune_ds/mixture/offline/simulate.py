@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.start import prior_weights, starting_weights
+
+_STEPS_UNTIL_EFFECT = 3
+"""A run plans two steps ahead by default, so its decisions act three steps later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +64,6 @@ def simulate(
     supply: Supply | None = None,
     seed: int = 0,
     noise: float = 0.0,
-    prefetch: int = 2,
 ) -> Simulation:
     """Simulate a run on a synthetic learner.
 
@@ -74,7 +77,6 @@ def simulate(
         supply: Data and draw rate, for epochs and exhaustion.
         seed: Seed of the learner and of its noise.
         noise: Relative standard error of a measured change.
-        prefetch: Steps planned ahead; a decision acts prefetch + 1 steps later.
     """
     start_K = guarded_start(
         settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
@@ -94,7 +96,6 @@ def simulate(
         num_steps=num_steps,
         update_every=settings.update_every,
         measure=_noisy(seed=seed, noise=noise),
-        prefetch=prefetch,
     )
     notes = ()
     if is_stand_in:
@@ -117,7 +118,6 @@ def simulate_losses(
     domain_set: DomainSet,
     sizes_K: Sequence[float] | np.ndarray | None = None,
     supply: Supply | None = None,
-    prefetch: int = 2,
 ) -> Simulation:
     """Simulate a run on recorded losses, which do not respond to the weights.
 
@@ -135,7 +135,7 @@ def simulate_losses(
         decision = controller.decide_measured(
             record.measurement,
             step=record.step,
-            effective_step=record.step + prefetch + 1,
+            effective_step=record.step + _STEPS_UNTIL_EFFECT,
             is_baseline=record.update == 0,
         )
         schedule.append(decision.effective_step, controller.weights_K)
@@ -160,7 +160,6 @@ def simulate_curves(
     num_steps: int,
     update_every: int,
     measure: Callable[[np.ndarray, int], Measurement],
-    prefetch: int,
 ) -> list[Decision]:
     """Train a learner step by step under a controller's decisions, which are appended to the schedule.
 
@@ -171,7 +170,6 @@ def simulate_curves(
         num_steps: Steps of the run.
         update_every: Steps between updates.
         measure: Makes a measurement of the true losses [K] and the step.
-        prefetch: A decision acts prefetch + 1 steps later.
     """
     knowledge_K, decisions = curves.start_K, []
     for step in range(num_steps + 1):
@@ -180,7 +178,7 @@ def simulate_curves(
             knowledge_K = curves.trained(knowledge_K, weights_K=weights_K, share_of_run=1.0 / num_steps)
         if step % update_every == 0:
             measurement = measure(curves.loss(knowledge_K), step)
-            decision = controller.decide_measured(measurement, step=step, effective_step=step + prefetch + 1)
+            decision = controller.decide_measured(measurement, step=step, effective_step=step + _STEPS_UNTIL_EFFECT)
             schedule.append(decision.effective_step, controller.weights_K)
             decisions.append(decision)
     return decisions
@@ -227,3 +225,38 @@ def _simulation(
     return Simulation(
         decisions=tuple(decisions), epochs_K=None if epochs is None else epochs[-1], warnings=tuple(warnings)
     )
+
+
+def sweep_overrides(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the overrides of every combination.
+
+    Example: ["mixture.sigma=0.1,0.3", "mixture.policy=versatune,steer"] -> four pairs of overrides.
+
+    Args:
+        sweeps: Texts `key=value,value,...`; commas within brackets or braces do not separate.
+
+    Raises:
+        ValueError: If a text has no `=` or no value.
+    """
+    return list(product(*(_values_of(sweep) for sweep in sweeps)))
+
+
+def _values_of(sweep: str) -> list[str]:
+    """Return the overrides of one text."""
+    key, equals, text = sweep.partition("=")
+    values = _split_outside_brackets(text)
+    if not equals or not key or any(not value for value in values):
+        raise ValueError(f"--sweep {sweep!r}: expected key=value,value,..., for example mixture.sigma=0.1,0.3,1")
+    return [f"{key}={value}" for value in values]
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    """Return the parts of a text between commas outside brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]

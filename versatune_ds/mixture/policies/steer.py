@@ -10,8 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ds.mixture.policies.explanations import nats_clause, potential_clause
-from versatune_ds.mixture.policies.policy import Measure, Policy, PolicySettings, Start, arxiv, from_prior
+from versatune_ds.mixture.policies.policy import (
+    Measure,
+    Policy,
+    PolicySettings,
+    Start,
+    arxiv,
+    from_prior,
+    nats_clause,
+    potential_clause,
+)
 from versatune_ds.mixture.policies.signals import Signals
 from versatune_ds.mixture.policies.simplex import neutral, normalise, with_share
 
