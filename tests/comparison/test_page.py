@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ds.comparison.findings import findings
-from versatune_ds.comparison.page import write_page
+from versatune_ds.comparison.page import findings, write_page
 from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
 from versatune_ds.comparison.table import Results, markdown_table, retention_table
 
