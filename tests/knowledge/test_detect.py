@@ -14,8 +14,8 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge import detect as detect_module
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.detect import detect
+from versatune_ds.knowledge.detect_recipe import prior_table, prior_values, write_prior
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
-from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
 from versatune_ds.knowledge.sequences import DrawnSequence
 from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.mixture.start import prior_weights

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from versatune_ds.knowledge.in_threads import ask_in_threads
+from versatune_ds.knowledge.label_openai import ask_in_threads
 
 INTERRUPTED = """
 import os, signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background ignores it
-from versatune_ds.knowledge.in_threads import ask_in_threads
+from versatune_ds.knowledge.label_openai import ask_in_threads
 
 def ask(question):
     if question == "second":

@@ -12,6 +12,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,6 @@ import numpy as np
 
 from versatune_ds.config import EndpointConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.knowledge.in_threads import ask_in_threads
 from versatune_ds.knowledge.questions import LabelStore, Question
 from versatune_ds.monitor.progress_lines import with_progress
 
@@ -85,6 +87,52 @@ class EndpointLabeller:
                 "start again to resume"
             ) from None
         return (answer.choices[0].message.content or "") if answer.choices else ""
+
+
+def ask_in_threads(
+    ask: Callable[[str], str], questions: Sequence[str], *, num_threads: int
+) -> Iterator[tuple[str, str]]:
+    """Ask many questions at once; yield (question, answer) in the order in which answers come.
+
+    When the caller stops iterating, no further question is asked. The threads are daemons, which end with the program:
+    those of `concurrent.futures` are waited for at its end, and a request to a slow endpoint may take minutes, with its
+    retries even more.
+
+    Args:
+        ask: Returns the answer to a question.
+        questions: What is asked.
+        num_threads: Questions asked at a time.
+
+    Raises:
+        Exception: What `ask` raised first.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    answered: queue.SimpleQueue[tuple[str, str | BaseException]] = queue.SimpleQueue()
+    is_over = threading.Event()
+    for question in questions:
+        waiting.put(question)
+
+    def work() -> None:
+        while not is_over.is_set():
+            try:
+                question = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                answered.put((question, ask(question)))
+            except BaseException as error:
+                answered.put((question, error))
+
+    for _ in range(min(num_threads, len(questions))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in questions:
+            question, answer = answered.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            yield question, answer
+    finally:
+        is_over.set()
 
 
 def read_answer(answer: str, domain_set: DomainSet) -> np.ndarray:
