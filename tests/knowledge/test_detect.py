@@ -18,7 +18,7 @@ from versatune_ds.knowledge.detect_recipe import prior_table, prior_values, writ
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
 from versatune_ds.knowledge.sequences import DrawnSequence
 from versatune_ds.launch.process_pool import ProcessPool
-from versatune_ds.mixture.start import prior_weights
+from versatune_ds.mixture.settings import prior_weights
 
 DOMAINS = ("law", "code")
 TEXTS = {"law": "the tenant shall pay", "code": "print(x)"}

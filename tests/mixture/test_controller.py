@@ -17,7 +17,7 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.mixture.reference import load_references
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import starting_weights
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 
 DOMAINS = DomainSet(("law", "code"))
@@ -173,7 +173,7 @@ def test_the_confidence_bound_is_named_where_it_eases_the_forgetting_budget():
 
 def test_a_loss_that_is_no_number_never_reaches_a_weight(caplog):
     controller = controller_of(reference={"law": 1.0, "code": 1.0})
-    measurement = Measurement.of_means(np.array([np.nan, 1.5]), num_loss_tokens_K=np.array([10, 10]))
+    measurement = replace(Measurement.of_means(np.array([np.nan, 1.5])), num_loss_tokens_K=np.array([10, 10]))
     first = decide_means(controller, [3.0, 3.0], [2.0, 1.25])[1]
     with caplog.at_level(logging.WARNING, logger="versatune_ds"):
         skipped = controller.decide_measured(measurement, step=100, effective_step=103)

@@ -6,8 +6,7 @@ import pytest
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.offline.outlook import start_warnings
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import guarded_start, starting_weights
 
 DOMAINS = DomainSet(("law", "code", "art"))
 

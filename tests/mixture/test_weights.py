@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.policies.simplex import inverse_weights, normalise, target_weights, with_share
-from versatune_ds.mixture.start import starting_weights
-from versatune_ds.mixture.weights import (
-    as_weights,
-    effective_num_domains,
-    kl_divergence,
-    project_to_bounds,
-    with_floor,
-)
+from versatune_ds.mixture.settings import starting_weights
+from versatune_ds.mixture.weights import as_weights, effective_num_domains, kl_divergence, project_to_bounds
 
 DOMAINS = DomainSet(("law", "medicine", "code"))
 
@@ -29,6 +23,11 @@ def start(sizes_K=None, **settings):
     return starting_weights(
         MixtureConfig(**{"policy": "versatune"} | settings), domain_set=DOMAINS, sizes_K=sizes_K
     ).tolist()
+
+
+def project_to_floor(weights, floor):
+    """Return the nearest weights with none below the floor."""
+    return project_to_bounds(np.array(weights), lower_K=np.full(len(weights), floor), upper_K=np.ones(len(weights)))
 
 
 @st.composite
@@ -73,12 +72,12 @@ def test_kl_divergence_is_infinite_only_where_weight_comes_from_nothing():
 
 
 def test_the_floor_takes_from_the_others_in_proportion():
-    assert with_floor(np.array([0.70, 0.28, 0.02]), 0.10) == pytest.approx([0.7 * 0.9 / 0.98, 0.28 * 0.9 / 0.98, 0.1])
+    assert project_to_floor([0.70, 0.28, 0.02], 0.10) == pytest.approx([0.7 * 0.9 / 0.98, 0.28 * 0.9 / 0.98, 0.1])
 
 
 def test_a_projection_can_drive_a_second_domain_to_its_bound():
     # 0.05 -> 0.1 shrinks the others by 0.9/0.95, which brings 0.105 to 0.0995: that one must stop at 0.1 as well.
-    assert with_floor(np.array([0.845, 0.105, 0.05]), 0.1) == pytest.approx([0.8, 0.1, 0.1])
+    assert project_to_floor([0.845, 0.105, 0.05], 0.1) == pytest.approx([0.8, 0.1, 0.1])
 
 
 def test_a_cap_gives_its_excess_to_the_others_also_to_those_at_zero():

@@ -10,7 +10,6 @@ The key comes from OPENAI_API_KEY, and is written nowhere.
 from __future__ import annotations
 
 import json
-import math
 import os
 import queue
 import threading
@@ -23,6 +22,7 @@ import numpy as np
 from versatune_ds.config import EndpointConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.questions import LabelStore, Question
+from versatune_ds.mixture.files import is_finite_number
 from versatune_ds.monitor.progress_lines import with_progress
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
@@ -151,7 +151,7 @@ def read_answer(answer: str, domain_set: DomainSet) -> np.ndarray:
         values = json.loads(answer[start : end + 1]) if start >= 0 else None
     except (ValueError, RecursionError):
         return zeros_K
-    if not isinstance(values, dict) or not all(map(_is_probability, values.values())):
+    if not isinstance(values, dict) or not all(is_finite_number(value) and value >= 0 for value in values.values()):
         return zeros_K
     given: dict[str, float] = {}
     for name, value in values.items():
@@ -161,11 +161,6 @@ def read_answer(answer: str, domain_set: DomainSet) -> np.ndarray:
     if total <= 0:
         return zeros_K
     return np.array([given.get(name.casefold(), 0.0) / total for name in domain_set])
-
-
-def _is_probability(value: Any) -> bool:
-    """Return whether a value is a finite number that is not negative."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _client(endpoint: EndpointConfig) -> Any:

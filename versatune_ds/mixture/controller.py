@@ -33,6 +33,7 @@ from versatune_ds.mixture.update import (
     BASELINE_REASON,
     Move,
     Occasion,
+    Rules,
     kept_signals,
     move_weights,
     reason_to_skip,
@@ -89,11 +90,15 @@ class Controller:
     def _start_from(self, start_weights_K: np.ndarray) -> None:
         """Resolve the settings that depend on the starting weights."""
         self._start_weights_K = start_weights_K
-        self._policy_settings = policy_settings(
-            self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K, rule=self._policy
-        )
-        self._safeguard_settings = safeguard_settings(
-            self._settings, num_domains=len(self._domain_set), start_weights_K=start_weights_K, rule=self._policy
+        self._rules = Rules(
+            policy=self._policy,
+            settings=policy_settings(
+                self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K, rule=self._policy
+            ),
+            safeguards=safeguard_settings(
+                self._settings, num_domains=len(self._domain_set), start_weights_K=start_weights_K, rule=self._policy
+            ),
+            domain_set=self._domain_set,
         )
 
     @property
@@ -126,9 +131,7 @@ class Controller:
         self, statistics: DomainStatistics, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS
     ) -> Decision:
         """Return the decision on training losses by domain (free, but biased by what was drawn), and store it."""
-        is_first = self._history.signals.update < 0
-        previous_stderr_K = None if is_first else self._history.signals.loss_stderr_K
-        measurement = measurement_of_statistics(statistics, previous_stderr_K=previous_stderr_K)
+        measurement = measurement_of_statistics(statistics, previous_stderr_K=self._history.signals.loss_stderr_K)
         return self.decide_measured(measurement, step=step, effective_step=effective_step, inputs=inputs)
 
     def decide_measured(
@@ -155,7 +158,12 @@ class Controller:
         occasion = Occasion(update=update, step=step, effective_step=effective_step, inputs=inputs)
         skipped = reason_to_skip(measurement, domain_set=self._domain_set)
         before_K = self._weights_K
-        move = self._kept(skipped, step=step) if skipped else self._moved(measurement, occasion=occasion)
+        if skipped:
+            # No weight changes, and neither its losses nor its elapsed steps are recorded.
+            logger.warning("step %d: %s", step, skipped)
+            move = Move(weights_K=before_K, acted=(Acted("skipped", (), "skipped"),), reason=skipped)
+        else:
+            move = self._moved(measurement, occasion=occasion)
         self._weights_K, self._next_update = move.weights_K, update + 1
         return write_decision(
             move,
@@ -166,28 +174,24 @@ class Controller:
             domain_set=self._domain_set,
         )
 
-    def _kept(self, reason: str, *, step: int) -> Move:
-        """Return a skipped update, which changes no weight; its losses and elapsed steps are not recorded."""
-        logger.warning("step %d: %s", step, reason)
-        return Move(weights_K=self._weights_K, acted=(Acted("skipped", (), "skipped"),), reason=reason)
-
     def _moved(self, measurement: Measurement, *, occasion: Occasion) -> Move:
         """Record a measurement and return its update."""
+        # What the policy sees; a domain that was not measured keeps its previous signals.
         history = self._started(measurement)
-        signals = self._signals(measurement, history=history, update=occasion.update, z=self._safeguard_settings.z)
+        signals = self._signals(measurement, history=history, update=occasion.update, z=self._rules.safeguards.z)
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
+        # The move; a baseline is recorded, and moves the weights for some policies only.
         move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
-        if occasion.update > 0 or self._steps_before_training > 0:
+        is_baseline = occasion.update == 0
+        elapsed_steps = self._steps_before_training if is_baseline else occasion.step - self._last_moved_step
+        if not is_baseline or elapsed_steps > 0:
             move = move_weights(
                 self._weights_K,
                 signals=signals,
                 unbounded=self._signals(measurement, history=history, update=occasion.update, z=0.0),
                 occasion=occasion,
-                elapsed_steps=self._elapsed_steps(occasion),
-                rule=self._policy,
-                policy=self._policy_settings,
-                safeguards=self._safeguard_settings,
-                domain_set=self._domain_set,
+                elapsed_steps=elapsed_steps,
+                rules=self._rules,
             )
             move = replace(move, acted=(*kept, *move.acted))
         for acted in move.acted:
@@ -202,14 +206,8 @@ class Controller:
 
         The rules of the paper move from one measurement to the next, so the first one moves nothing.
         """
-        interval_steps = self._policy_settings.interval_steps
+        interval_steps = self._rules.settings.interval_steps
         return interval_steps if self._policy.decides_before_training and interval_steps is not None else 0
-
-    def _elapsed_steps(self, occasion: Occasion) -> int:
-        """Return the number of steps that an update covers."""
-        if occasion.update == 0:
-            return self._steps_before_training
-        return occasion.step - self._last_moved_step
 
     def _started(self, measurement: Measurement) -> History:
         """Return the history with the first losses of a measurement; check the references against the very first."""

@@ -123,11 +123,9 @@ class Decision:
 
 def by_domain(columns: Mapping[str, np.ndarray], *, domain_set: DomainSet) -> dict[str, dict[str, Number]]:
     """Return columns [K] as {domain: {column: number}}; integers stay integers, NaN and infinity become null."""
-    rows = zip(*(_plain_numbers(column_K) for column_K in columns.values()), strict=True)
+    rows = zip(*(_finite_or_none(column_K) for column_K in columns.values()), strict=True)
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(domain_set, rows, strict=True)}
 
 
-def _plain_numbers(values_K: np.ndarray) -> list[Number]:
-    """Return Python numbers, None where a value is not finite."""
-    numbers = values_K.tolist()
-    return numbers if np.all(np.isfinite(values_K)) else [n if math.isfinite(n) else None for n in numbers]
+def _finite_or_none(values_K: np.ndarray) -> list[Number]:
+    return [number if math.isfinite(number) else None for number in values_K.tolist()]

@@ -77,10 +77,6 @@ def check_has_references(settings: MixtureConfig) -> None:
 def load_references(settings: MixtureConfig, *, domain_set: DomainSet) -> References:
     """Return the references of `mixture.reference`.
 
-    Args:
-        settings: The recipe's mixture section.
-        domain_set: Domains of the run.
-
     Raises:
         ValueError: If the policy needs references and there are none, a file is missing or wrong, or a loss is not
             positive.

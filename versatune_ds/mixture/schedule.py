@@ -25,7 +25,6 @@ class Schedule:
         self._weights = [as_weights(weights_K, "weights of step 0")]
 
     def __len__(self) -> int:
-        """Return the number of entries."""
         return len(self._steps)
 
     @property

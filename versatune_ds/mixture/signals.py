@@ -133,19 +133,14 @@ def signals_from(
             earlier.loss_per_weight_sum_K, loss_K=measurement.loss_K, weights_K=weights_K, update=update
         ),
     )
-    return _kept_where_absent(measured, is_present_K=measurement.is_present(), previous=earlier)
+    is_present_K = measurement.is_present()
+    kept = {
+        name: np.where(is_present_K, getattr(measured, name), getattr(earlier, name)) for name in Signals.vector_names()
+    }
+    return replace(measured, **kept)
 
 
 def _with_loss_per_weight(sum_K: np.ndarray, *, loss_K: np.ndarray, weights_K: np.ndarray, update: int) -> np.ndarray:
     """Return the sums [K] with this update's loss / weight; the measurement before training adds nothing."""
     sum_K = np.nan_to_num(sum_K)
     return sum_K if update == 0 else sum_K + np.divide(loss_K, weights_K, out=np.zeros_like(sum_K), where=weights_K > 0)
-
-
-def _kept_where_absent(measured: Signals, *, is_present_K: np.ndarray, previous: Signals) -> Signals:
-    """Return the measured signals, with the previous ones for domains that were absent."""
-    kept = {
-        name: np.where(is_present_K, getattr(measured, name), getattr(previous, name))
-        for name in Signals.vector_names()
-    }
-    return replace(measured, **kept)

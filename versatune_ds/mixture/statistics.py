@@ -21,6 +21,15 @@ def _frozen(values: npt.ArrayLike, dtype: npt.DTypeLike) -> np.ndarray:
     return array
 
 
+def _freeze_fields(statistics: object, dtypes: dict[str, type], *, what: str) -> None:
+    """Replace three fields by read-only vectors of their types; raise ValueError if they differ in shape."""
+    for name, dtype in dtypes.items():
+        object.__setattr__(statistics, name, _frozen(getattr(statistics, name), dtype))
+    shapes = {getattr(statistics, name).shape for name in dtypes}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f"{what} need three vectors of one length, got shapes {sorted(shapes)}")
+
+
 def _mean(loss_sum: np.ndarray, num_loss_tokens: np.ndarray) -> np.ndarray:
     """Return sum / tokens in nats per loss token, NaN where there is no token."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -47,11 +56,8 @@ class DomainStatistics:
         Raises:
             ValueError: If the three differ in shape.
         """
-        for name, dtype in (("loss_sum_K", np.float64), ("loss_sq_sum_K", np.float64), ("num_loss_tokens_K", np.int64)):
-            object.__setattr__(self, name, _frozen(getattr(self, name), dtype))
-        shapes = {self.loss_sum_K.shape, self.loss_sq_sum_K.shape, self.num_loss_tokens_K.shape}
-        if len(shapes) > 1 or self.loss_sum_K.ndim != 1:
-            raise ValueError(f"statistics by domain need three vectors of one length, got shapes {sorted(shapes)}")
+        dtypes = {"loss_sum_K": np.float64, "loss_sq_sum_K": np.float64, "num_loss_tokens_K": np.int64}
+        _freeze_fields(self, dtypes, what="statistics by domain")
 
     def mean(self) -> np.ndarray:
         """Return the mean loss [K] in nats per loss token; NaN for a domain without tokens."""
@@ -106,11 +112,8 @@ class ExampleLosses:
         Raises:
             ValueError: If the three differ in shape or an id is out of range.
         """
-        for name, dtype in (("loss_sum_E", np.float64), ("num_loss_tokens_E", np.int64), ("domain_ids_E", np.int64)):
-            object.__setattr__(self, name, _frozen(getattr(self, name), dtype))
-        shapes = {self.loss_sum_E.shape, self.num_loss_tokens_E.shape, self.domain_ids_E.shape}
-        if len(shapes) > 1 or self.loss_sum_E.ndim != 1:
-            raise ValueError(f"losses by example need three vectors of one length, got shapes {sorted(shapes)}")
+        dtypes = {"loss_sum_E": np.float64, "num_loss_tokens_E": np.int64, "domain_ids_E": np.int64}
+        _freeze_fields(self, dtypes, what="losses by example")
         if np.any((self.domain_ids_E < 0) | (self.domain_ids_E >= self.num_domains)):
             raise ValueError(f"domain ids of examples must lie in 0..{self.num_domains - 1}")
         num_loss_tokens_K = self.sum_by_domain(self.num_loss_tokens_E)

@@ -60,6 +60,16 @@ class Move:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What decides how the weights of a run move: its policy with resolved settings, the safeguards, the domains."""
+
+    policy: Policy
+    settings: PolicySettings
+    safeguards: SafeguardSettings
+    domain_set: DomainSet
+
+
 def reason_to_skip(measurement: Measurement, *, domain_set: DomainSet) -> str | None:
     """Return why an update must be skipped, or None where the measurement can decide."""
     bad = [name for name, is_bad in zip(domain_set, measurement.is_not_finite(), strict=True) if is_bad]
@@ -89,10 +99,7 @@ def move_weights(
     unbounded: Signals,
     occasion: Occasion,
     elapsed_steps: int,
-    rule: Policy,
-    policy: PolicySettings,
-    safeguards: SafeguardSettings,
-    domain_set: DomainSet,
+    rules: Rules,
 ) -> Move:
     """Return the update of weights [K]: proposed by the policy, bounded by the safeguards, with its reason.
 
@@ -102,13 +109,12 @@ def move_weights(
         unbounded: The same without the confidence bound, to record where that bound decided.
         occasion: Steps and inputs of the update; rates set by live control replace the policy's.
         elapsed_steps: Steps since the weights were last decided on a measurement.
-        rule: The policy.
-        policy: Its resolved settings.
-        safeguards: Resolved safeguard settings.
-        domain_set: Domains of the run.
+        rules: What decides.
     """
-    settings = replace(policy.after_steps(elapsed_steps), **occasion.inputs.rates())
-    proposed_K = rule.update(weights_K, signals, occasion.effective_step, settings)
+    # Proposed by the policy, bounded by the safeguards.
+    policy, safeguards, domain_set = rules.policy, rules.safeguards, rules.domain_set
+    settings = replace(rules.settings.after_steps(elapsed_steps), **occasion.inputs.rates())
+    proposed_K = policy.update(weights_K, signals, occasion.effective_step, settings)
     guarded_K, acted = apply_safeguards(
         proposed_K,
         before_K=weights_K,
@@ -120,10 +126,12 @@ def move_weights(
         domain_set=domain_set,
     )
     after_K = as_weights(guarded_K, "decided weights")
-    reason = _reason_for(rule, signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
-    by_rule = rule.limits(weights_K, signals, settings, domain_set.names) if rule.limits else ()
+
+    # Why the weights moved, and what limited the move.
+    reason = _reason_for(policy, signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
+    by_rule = policy.limits(weights_K, signals, settings, domain_set.names) if policy.limits else ()
     by_confidence = (
-        *(rule.bound_effect(signals, unbounded, settings) if rule.bound_effect else ()),
+        *(policy.bound_effect(signals, unbounded, settings) if policy.bound_effect else ()),
         *eased_budget(signals, unbounded=unbounded, budget=safeguards.forgetting_budget, domain_set=domain_set),
     )
     return Move(weights_K=after_K, acted=(*by_confidence, *by_rule, *acted), reason=reason)
@@ -168,11 +176,16 @@ def write_decision(
     domain_set: DomainSet,
 ) -> Decision:
     """Return the decision with its digest."""
+    losses = {
+        "mean": measurement.loss_K,
+        "stderr": measurement.loss_stderr_K,
+        "num_loss_tokens": measurement.num_loss_tokens_K,
+    }
     decision = Decision(
         update=occasion.update,
         decided_at_step=occasion.step,
         effective_step=occasion.effective_step,
-        losses=by_domain(_loss_columns(measurement), domain_set=domain_set),
+        losses=by_domain(losses, domain_set=domain_set),
         signals=by_domain(_signal_columns(signals), domain_set=domain_set),
         weights_before=domain_set.to_dict(before_K),
         weights_after=domain_set.to_dict(move.weights_K),
@@ -181,15 +194,6 @@ def write_decision(
         inputs=occasion.inputs.to_dict(),
     )
     return replace(decision, digest=decision.computed_digest())
-
-
-def _loss_columns(measurement: Measurement) -> dict[str, np.ndarray]:
-    """Return a decision's `losses` as columns [K]."""
-    return {
-        "mean": measurement.loss_K,
-        "stderr": measurement.loss_stderr_K,
-        "num_loss_tokens": measurement.num_loss_tokens_K,
-    }
 
 
 def _signal_columns(signals: Signals) -> dict[str, np.ndarray]:

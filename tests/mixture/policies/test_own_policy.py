@@ -10,7 +10,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies import Policy, policy_named
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import starting_weights
 
 DOMAINS = DomainSet(("law", "code"))
 RULE = """

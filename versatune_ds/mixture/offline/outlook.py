@@ -22,7 +22,6 @@ from versatune_ds.mixture.weights import effective_num_domains
 STILL_WEIGHTS = 0.01
 """A policy that moves no weight by more than this over a run is a constant (docs/method.md section 11)."""
 
-
 MANY_EPOCHS = 4.0
 """Passes after which repeated data teaches visibly less than new data. Source: Muennighoff et al. 2023
 (arXiv 2305.16264), for pretraining; fine-tuning on few rows shows it earlier, as held-out losses that rise."""
@@ -94,9 +93,8 @@ def start_warnings(
         domain_set: The domains.
     """
     warnings = []
-    raised = [i for i in range(len(domain_set)) if start_K[i] > named_K[i] and named_K[i] < start_K[i] * 0.999]
-    below = [i for i in raised if start_K[i] == np.min(start_K)]
-    if below:
+    below = np.flatnonzero((named_K < start_K * 0.999) & (start_K == np.min(start_K)))
+    if below.size:
         names = ", ".join(f"{domain_set.names[i]} (from {named_K[i]:.3g})" for i in below)
         warnings.append(
             f"{_start_key(settings)}: the floor of {start_K[below[0]]:.4g} raises the starting weight of {names}; give "
@@ -106,10 +104,12 @@ def start_warnings(
         name for name, weight in domain_set.to_dict(start_K).items() if weight == 0 and _ever_at_zero(settings, name)
     ]
     if zeros:
-        because = (
-            "mixture.paper switches the floor off" if settings.paper else f"policy {settings.policy!r} has no floor"
-        )
-        because = because if settings.safeguards.floor != 0 else "mixture.safeguards.floor is 0"
+        if settings.safeguards.floor == 0:
+            because = "mixture.safeguards.floor is 0"
+        elif settings.paper:
+            because = "mixture.paper switches the floor off"
+        else:
+            because = f"policy {settings.policy!r} has no floor"
         warnings.append(
             f"{_start_key(settings)}: {', '.join(zeros)} begins at weight 0 and may never be trained on ({because}); "
             "give it weight, or leave the domain out"
@@ -125,7 +125,6 @@ def _ever_at_zero(settings: MixtureConfig, name: str) -> bool:
 
 
 def _start_key(settings: MixtureConfig) -> str:
-    """Return the key that the starting weights come from."""
     return "mixture.schedule" if settings.rule.needs_stages else "mixture.prior"
 
 

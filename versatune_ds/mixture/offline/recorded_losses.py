@@ -17,6 +17,7 @@ import numpy as np
 from versatune_ds.domains import DomainSet, by_domain_name, nearest_name
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.measurement import Measurement
+from versatune_ds.mixture.policies.signals import from_list
 from versatune_ds.run_folder.json_lines import JsonLine, complete_lines, json_lines
 
 logger = logging.getLogger(__name__)
@@ -69,15 +70,15 @@ def measurement_of(decision: Decision, *, domain_set: DomainSet) -> Measurement:
     losses, signals = decision.losses, decision.signals
 
     def column(values: Mapping[str, Mapping[str, Any]], key: str) -> np.ndarray:
-        return np.array([np.nan if values[name][key] is None else values[name][key] for name in domain_set])
+        return from_list([values[name][key] for name in domain_set])
 
     return Measurement(
-        loss_K=column(losses, "mean").astype(np.float64),
-        loss_stderr_K=column(losses, "stderr").astype(np.float64),
+        loss_K=column(losses, "mean"),
+        loss_stderr_K=column(losses, "stderr"),
         num_loss_tokens_K=column(losses, "num_loss_tokens").astype(np.int64),
-        change_stderr_K=column(signals, "change_stderr").astype(np.float64),
-        change_from_best_stderr_K=column(signals, "change_from_best_stderr").astype(np.float64),
-        change_from_start_stderr_K=column(signals, "change_from_start_stderr").astype(np.float64),
+        change_stderr_K=column(signals, "change_stderr"),
+        change_from_best_stderr_K=column(signals, "change_from_best_stderr"),
+        change_from_start_stderr_K=column(signals, "change_from_start_stderr"),
     )
 
 
@@ -118,7 +119,6 @@ def _records(lines: Iterable[JsonLine], *, what: str, domain_set: DomainSet) -> 
 
 
 def _record(line: str, *, what: str, domain_set: DomainSet) -> LossRecord:
-    """Return the record of one line."""
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:

@@ -7,7 +7,7 @@ Shape legend: **K** domains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -29,8 +29,7 @@ from versatune_ds.mixture.offline.outlook import (
 from versatune_ds.mixture.offline.recorded_losses import LossRecord
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import prior_weights, starting_weights
+from versatune_ds.mixture.settings import guarded_start, prior_weights, starting_weights
 
 _STEPS_UNTIL_EFFECT = 3
 """A run plans two steps ahead by default, so its decisions act three steps later."""
@@ -78,28 +77,21 @@ def simulate(
         seed: Seed of the learner and of its noise.
         noise: Relative standard error of a measured change.
     """
-    start_K = guarded_start(
-        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
-    )
+    schedule = _fresh_schedule(settings, domain_set=domain_set, sizes_K=sizes_K)
+    # The learner, and references: the recipe's, or else what the learner reaches on each domain alone.
     has_references = settings.reference is not None
-    given = load_references(settings, domain_set=domain_set) if has_references else References()
+    references = load_references(settings, domain_set=domain_set) if has_references else References()
     known_K = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
-    curves = synthetic_curves(known_K, seed=seed, reference_K=given.losses_K)
-    is_stand_in = not has_references and settings.rule.needs_references
-    references = References(losses_K=curves.reference_losses(share_of_run=0.5)) if is_stand_in else given
-    controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
-    schedule = Schedule(start_K)
-    decisions = simulate_curves(
-        controller,
-        curves=curves,
-        schedule=schedule,
-        num_steps=num_steps,
-        update_every=settings.update_every,
-        measure=_noisy(seed=seed, noise=noise),
-    )
+    curves = synthetic_curves(known_K, seed=seed, reference_K=references.losses_K)
     notes = ()
-    if is_stand_in:
+    if not has_references and settings.rule.needs_references:
+        references = References(losses_K=curves.reference_losses(share_of_run=0.5))
         notes = ("mixture.reference is not given: the synthetic learner's own references were taken",)
+    # Training, and the decisions that it responds to.
+    losses = _trained(
+        curves, schedule=schedule, num_steps=num_steps, update_every=settings.update_every, seed=seed, noise=noise
+    )
+    decisions = _decide(losses, settings, references=references, schedule=schedule, domain_set=domain_set)
     return _simulation(
         decisions,
         schedule,
@@ -124,12 +116,40 @@ def simulate_losses(
     Raises:
         ValueError: If the start, the references or the settings are wrong.
     """
-    start_K = guarded_start(
-        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
-    )
+    schedule = _fresh_schedule(settings, domain_set=domain_set, sizes_K=sizes_K)
     references = load_references(settings, domain_set=domain_set)
-    controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
-    schedule = Schedule(start_K)
+    decisions = _decide(records, settings, references=references, schedule=schedule, domain_set=domain_set)
+    return _simulation(
+        decisions,
+        schedule,
+        num_steps=records[-1].step,
+        settings=settings,
+        domain_set=domain_set,
+        supply=supply,
+        notes=("the losses are recorded: under other weights they would have been others",),
+    )
+
+
+def _fresh_schedule(
+    settings: MixtureConfig, *, domain_set: DomainSet, sizes_K: Sequence[float] | np.ndarray | None
+) -> Schedule:
+    """Return the schedule of a run that has decided nothing yet."""
+    start_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+    return Schedule(guarded_start(settings, start_K, domain_set=domain_set))
+
+
+def _decide(
+    records: Iterable[LossRecord],
+    settings: MixtureConfig,
+    *,
+    references: References,
+    schedule: Schedule,
+    domain_set: DomainSet,
+) -> list[Decision]:
+    """Return a new controller's decisions; each is in the schedule before the next record is asked for."""
+    controller = Controller(
+        domain_set=domain_set, settings=settings, weights_K=schedule.weights_at(0), references=references
+    )
     decisions = []
     for record in records:
         decision = controller.decide_measured(
@@ -140,69 +160,36 @@ def simulate_losses(
         )
         schedule.append(decision.effective_step, controller.weights_K)
         decisions.append(decision)
-    notes = ("the losses are recorded: under other weights they would have been others",)
-    return _simulation(
-        decisions,
-        schedule,
-        num_steps=records[-1].step,
-        settings=settings,
-        domain_set=domain_set,
-        supply=supply,
-        notes=notes,
-    )
+    return decisions
 
 
-def simulate_curves(
-    controller: Controller,
-    *,
-    curves: LearningCurves,
-    schedule: Schedule,
-    num_steps: int,
-    update_every: int,
-    measure: Callable[[np.ndarray, int], Measurement],
-) -> list[Decision]:
-    """Train a learner step by step under a controller's decisions, which are appended to the schedule.
-
-    Args:
-        controller: Fresh controller.
-        curves: The learner.
-        schedule: Fresh schedule.
-        num_steps: Steps of the run.
-        update_every: Steps between updates.
-        measure: Makes a measurement of the true losses [K] and the step.
-    """
-    knowledge_K, decisions = curves.start_K, []
+def _trained(
+    curves: LearningCurves, *, schedule: Schedule, num_steps: int, update_every: int, seed: int, noise: float
+) -> Iterator[LossRecord]:
+    """Train a learner step by step with the weights of a growing schedule, and yield its losses at every update."""
+    knowledge_K = curves.start_K
     for step in range(num_steps + 1):
         if step > 0:
             weights_K = schedule.weights_at(step)
             knowledge_K = curves.trained(knowledge_K, weights_K=weights_K, share_of_run=1.0 / num_steps)
         if step % update_every == 0:
-            measurement = measure(curves.loss(knowledge_K), step)
-            decision = controller.decide_measured(measurement, step=step, effective_step=step + _STEPS_UNTIL_EFFECT)
-            schedule.append(decision.effective_step, controller.weights_K)
-            decisions.append(decision)
-    return decisions
+            measurement = _measured(curves.loss(knowledge_K), step=step, seed=seed, noise=noise)
+            yield LossRecord(update=step // update_every, step=step, measurement=measurement)
 
 
-def _noisy(*, seed: int, noise: float) -> Callable[[np.ndarray, int], Measurement]:
-    """Return a measuring function with a relative error, drawn from (seed, step)."""
-
-    def measure(loss_K: np.ndarray, step: int) -> Measurement:
-        measured = Measurement.of_means(loss_K)
-        if noise == 0.0:
-            return measured
-        drawn_K = np.random.default_rng([seed, step]).normal(0.0, noise / np.sqrt(2), loss_K.shape)
-        error_K = noise * loss_K
-        return Measurement(
-            loss_K=loss_K * (1.0 + drawn_K),
-            loss_stderr_K=error_K,
-            num_loss_tokens_K=measured.num_loss_tokens_K,
-            change_stderr_K=error_K,
-            change_from_best_stderr_K=error_K,
-            change_from_start_stderr_K=error_K,
-        )
-
-    return measure
+def _measured(loss_K: np.ndarray, *, step: int, seed: int, noise: float) -> Measurement:
+    """Return the measurement of true losses [K] with a relative error, drawn from (seed, step)."""
+    exact = Measurement.of_means(loss_K)
+    if noise == 0.0:
+        return exact
+    drawn_K = np.random.default_rng([seed, step]).normal(0.0, noise / np.sqrt(2), loss_K.shape)
+    error_K = noise * loss_K
+    return Measurement.unpaired(
+        loss_K * (1.0 + drawn_K),
+        loss_stderr_K=error_K,
+        num_loss_tokens_K=exact.num_loss_tokens_K,
+        change_stderr_K=error_K,
+    )
 
 
 def _simulation(
@@ -242,7 +229,6 @@ def sweep_overrides(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _values_of(sweep: str) -> list[str]:
-    """Return the overrides of one text."""
     key, equals, text = sweep.partition("=")
     values = _split_outside_brackets(text)
     if not equals or not key or any(not value for value in values):
@@ -251,7 +237,6 @@ def _values_of(sweep: str) -> list[str]:
 
 
 def _split_outside_brackets(text: str) -> list[str]:
-    """Return the parts of a text between commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")

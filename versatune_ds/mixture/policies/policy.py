@@ -194,6 +194,16 @@ def arxiv(name: str, number: str) -> str:
     return f"[{name}](https://arxiv.org/abs/{number})"
 
 
+def method_by_rule_of(name: str, number: str) -> str:
+    """Return the `method` of a policy whose rule is from a paper on arXiv."""
+    return f"`versatune_ds`, whose data mixture moves while the model trains, by the rule of {arxiv(name, number)}"
+
+
+def citation_of_rule(name: str, number: str) -> str:
+    """Return the `citation` of a policy whose rule is from a paper on arXiv."""
+    return f"The rule of the mixture: {name}, arXiv {number}; the software: `versatune_ds`"
+
+
 def potential_clause(signals: Signals, settings: PolicySettings, names: Sequence[str]) -> str:
     """Return which domains have most and least left to learn, as learnable potential."""
     left_K = signals.learnable_potential_K

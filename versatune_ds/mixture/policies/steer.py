@@ -100,7 +100,6 @@ def _explain(signals: Signals, settings: PolicySettings, names: Sequence[str]) -
 
 
 def _measure(setting: Callable[[str], Any]) -> Measure:
-    """Return what is tracked under a recipe's settings."""
     return "potential" if setting("steer.potential") == "relative" else "nats"
 
 
