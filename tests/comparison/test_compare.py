@@ -10,7 +10,8 @@ import pytest
 import yaml
 from tiny_run import tiny_config
 
-from versatune_ds.comparison import jobs, starting_point
+from versatune_ds.comparison import compare as compare_module
+from versatune_ds.comparison import starting_point
 from versatune_ds.comparison.compare import compare
 from versatune_ds.comparison.plan import read_plan
 from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
@@ -83,7 +84,7 @@ def test_a_second_comparison_waits_for_the_starting_point_of_the_first(compariso
     plan = read_plan(comparison, ["base.name=shared"])
     notes = plan.output_dir / "notes"
 
-    def make(command, *arguments):
+    def make(folder, command, *arguments):
         with notes.open("a") as stream:
             stream.write(f"begin {command}\n")
         time.sleep(0.3)
@@ -93,7 +94,7 @@ def test_a_second_comparison_waits_for_the_starting_point_of_the_first(compariso
         with notes.open("a") as stream:
             stream.write(f"end {command}\n")
 
-    monkeypatch.setattr(starting_point._Stages, "run", lambda self, *arguments: make(*arguments))
+    monkeypatch.setattr(starting_point, "_run_stage", make)
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=make_starting_point, args=(plan,), kwargs={"num_processes": 1}) for _ in range(2)
@@ -116,14 +117,14 @@ def test_a_stage_takes_as_many_processes_as_its_batch_divides_among(tmp_path, ro
 def test_a_comparison_continues_after_a_failed_run_and_gives_the_same_when_a_run_is_made_again(
     comparison, tmp_path, monkeypatch, caplog
 ):
-    folder, evaluate = tmp_path / "out" / "mine", jobs.evaluate
+    folder, evaluate = tmp_path / "out" / "mine", compare_module.evaluate
 
     def broken(model, options):
         if model.name == "uniform-seed1":
             raise RuntimeError("no disk")
         return evaluate(model, options)
 
-    monkeypatch.setattr(jobs, "evaluate", broken)
+    monkeypatch.setattr(compare_module, "evaluate", broken)
     with pytest.raises(RuntimeError, match=r"1 of 4 runs failed: see .*logs/uniform-seed1\.log"):
         compare(comparison, [], num_jobs=2)
     assert "no disk" in (folder / "logs" / "uniform-seed1.log").read_text()

@@ -8,10 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.comparison.intervals import holm, mean_with_interval, paired_p_value
 from versatune_ds.comparison.outcome import outcome
 from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.table import Results, markdown_table, p_values, retention_table
+from versatune_ds.comparison.table import (
+    Results,
+    holm,
+    markdown_table,
+    mean_with_interval,
+    p_values,
+    paired_p_value,
+    retention_table,
+)
 
 BASE = {"law": {"loss": 2.0}, "code": {"loss": 1.0}}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from versatune_ds.comparison.jobs import evaluation_options
+from versatune_ds.comparison.compare import evaluation_options
 from versatune_ds.comparison.plan import cells_of, config_of_cell, read_plan, texts
 from versatune_ds.comparison.starting_point import check_settings
 from versatune_ds.config import load_config

@@ -80,5 +80,4 @@ def _mean_of(domains: Domains, key: str) -> float | None:
 
 
 def _mean(values: list[float]) -> float:
-    """Return the plain mean."""
     return sum(values) / len(values)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from versatune_ds.comparison.intervals import mean_with_interval
 from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw_weights
 from versatune_ds.comparison.table import (
     HEADINGS,
@@ -43,13 +42,7 @@ _LEVEL = 0.05
 
 
 def write_page(results: Results, *, command: str, versions: dict[str, str | None]) -> Path:
-    """Write README.md, index.html and the pictures into the comparison's folder; return README.md's path.
-
-    Args:
-        results: All evaluations.
-        command: The command that made them.
-        versions: Libraries, and the commit.
-    """
+    """Write README.md, index.html and the pictures into the comparison's folder; return README.md's path."""
     folder = results.plan.folder
     draw_policies(results, folder / "comparison.png")
     draw_retention(results, folder / "retention.png")
@@ -62,7 +55,6 @@ def write_page(results: Results, *, command: str, versions: dict[str, str | None
 
 
 def _paragraphs(results: Results, *, command: str, versions: dict[str, str | None]) -> Sequence[str]:
-    """Return the page's lines."""
     plan, base = results.plan, results.base
     losses = ", ".join(f"{escaped(name)} {base[name]['loss']:.4f}" for name in results.domain_names())
     made = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -133,15 +125,10 @@ def findings(results: Results) -> list[str]:
     return [*sentences, _forgot(results)]
 
 
-def _mean(results: Results, label: str, measure: str) -> float:
-    """Return a policy's mean of a measure."""
-    return mean_with_interval(results.values(label, measure)).mean
-
-
 def _best(results: Results, measure: str) -> str:
     """Return which policy is best in a measure, beside the baseline."""
     baseline = results.plan.baseline
-    means = {label: _mean(results, label, measure) for label in results.plan.runs}
+    means = {label: results.mean(label, measure).mean for label in results.plan.runs}
     best = baseline
     for label, mean in means.items():
         best = label if is_better(mean, means[best], measure) else best
@@ -156,7 +143,7 @@ def _better_on_both(results: Results, axes: Sequence[str]) -> list[str]:
     better = [
         label
         for label in results.plan.runs
-        if all(is_better(_mean(results, label, m), _mean(results, baseline, m), m) for m in axes)
+        if all(is_better(results.mean(label, m).mean, results.mean(baseline, m).mean, m) for m in axes)
     ]
     sure = [label for label in better if all(p[label] < _LEVEL for p in p_by_measure)]
     both = " and ".join(HEADINGS[measure] for measure in axes)
@@ -167,7 +154,7 @@ def _better_on_both(results: Results, axes: Sequence[str]) -> list[str]:
 
 def _forgot(results: Results) -> str:
     """Return the policies whose worst domain lost more than a little, in the mean."""
-    worst = {label: _mean(results, label, "worst") for label in results.plan.runs}
+    worst = {label: results.mean(label, "worst").mean for label in results.plan.runs}
     forgot = [f"`{label}` ({number(mean, 'worst')})" for label, mean in worst.items() if mean < -_MUCH]
     named = ", ".join(forgot) or "no policy"
     return f"Worst domain more than {100 * _MUCH:.0f} % worse than the base model's, in the mean: {named}."

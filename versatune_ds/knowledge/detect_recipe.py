@@ -135,6 +135,5 @@ def prior_table(values: dict[str, Any]) -> str:
 
 
 def _intervals(shares: Shares, names: DomainSet) -> dict[str, list[float]]:
-    """Return {domain: [low, high]}."""
     pairs = zip(names, shares.lower_K.tolist(), shares.upper_K.tolist(), strict=True)
     return {name: [low, high] for name, low, high in pairs}

@@ -170,5 +170,4 @@ def _shares_of_draws(
 
 
 def _normalised(values_RK: np.ndarray) -> np.ndarray:
-    """Return rows divided by their sums."""
     return values_RK / values_RK.sum(axis=1, keepdims=True)

@@ -64,7 +64,6 @@ def make_labeller(
 
 
 def _classifier(config: RunConfig, *, tokenizer: Any, domain_set: DomainSet, cache_dir: Path) -> Labeller:
-    """Return a classifier fitted on the recipe's own records."""
     from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
     from versatune_ds.knowledge.label_texts import read_divided_texts
 

@@ -27,14 +27,6 @@ class Question:
     max_characters: int
     """Characters of the text that are shown."""
 
-    def domains(self) -> str:
-        """Return the domains as lines, with their descriptions."""
-        lines = (
-            f"- {name}: {self.descriptions[name]}" if name in self.descriptions else f"- {name}"
-            for name in self.domain_set
-        )
-        return "\n".join(lines)
-
     def about(self, text: str, *, answer: str) -> str:
         """Return the text of the question.
 
@@ -42,9 +34,13 @@ class Question:
             text: What is to be labelled.
             answer: A sentence that asks for a form of answer.
         """
+        domains = "\n".join(
+            f"- {name}: {self.descriptions[name]}" if name in self.descriptions else f"- {name}"
+            for name in self.domain_set
+        )
         return (
             "Which domain does the text between the lines belong to? The domains are:\n"
-            f"{self.domains()}\n\n{answer}\n\n-----\n{text[: self.max_characters]}\n-----"
+            f"{domains}\n\n{answer}\n\n-----\n{text[: self.max_characters]}\n-----"
         )
 
 
