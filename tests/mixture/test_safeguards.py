@@ -53,7 +53,7 @@ def guard(weights_K, *, before_K=EVEN, start_K=EVEN, inputs=None, signals=None, 
 
 
 def resolved(**settings):
-    return safeguard_settings(MixtureConfig(**settings), num_domains=3, start_weights_K=EVEN)
+    return safeguard_settings(MixtureConfig(**settings), start_weights_K=EVEN)
 
 
 def test_nothing_acts_when_all_is_off():
@@ -196,7 +196,7 @@ def test_bounds_without_room_are_refused_with_their_key(safeguards, message):
 
 
 def test_a_single_domain_needs_no_bounds():
-    settings = safeguard_settings(MixtureConfig(), num_domains=1, start_weights_K=np.ones(1))
+    settings = safeguard_settings(MixtureConfig(), start_weights_K=np.ones(1))
     assert (settings.floor, settings.cap) == (0.0, 1.0)
 
 

@@ -20,7 +20,6 @@ def schedule_of(*entries):
 def test_weights_hold_from_their_step_until_the_next():
     schedule = schedule_of((3, [0.6, 0.4]), (10, [0.7, 0.3]))
     assert [schedule.weights_at(step)[0] for step in (0, 2, 3, 9, 10, 1000)] == [0.5, 0.5, 0.6, 0.6, 0.7, 0.7]
-    assert schedule.last_step == 10
 
 
 def test_the_past_cannot_be_rewritten():

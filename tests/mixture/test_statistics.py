@@ -95,8 +95,8 @@ def test_the_ratio_estimator_covers_the_spread_of_repeated_samples():
 def test_ranks_that_fill_their_own_examples_add_to_the_whole(examples):
     sums, tokens, ids = (np.array(column) for column in zip(*examples, strict=True))
     is_rank0 = np.arange(len(ids)) % 2 == 0
-    parts = [losses(sums * mask, tokens * mask, ids).to_vector() for mask in (is_rank0, ~is_rank0)]
-    whole = ExampleLosses.from_vector(parts[0] + parts[1], domain_ids_E=ids, num_domains=2)
+    rank0, rank1 = (losses(sums * mask, tokens * mask, ids) for mask in (is_rank0, ~is_rank0))
+    whole = losses(rank0.loss_sum_E + rank1.loss_sum_E, rank0.num_loss_tokens_E + rank1.num_loss_tokens_E, ids)
     assert np.array_equal(whole.mean(), losses(sums, tokens, ids).mean(), equal_nan=True)
     assert whole.num_loss_tokens().tolist() == losses(sums, tokens, ids).num_loss_tokens().tolist()
 

@@ -104,15 +104,7 @@ def run_cells(
     num_jobs: int,
     gpus: tuple[str, ...],
 ) -> None:
-    """Run every cell that has no result yet.
-
-    Args:
-        plan: The comparison.
-        cells: Its runs.
-        base: The base model's evaluation, against which a run that is done is logged.
-        start: `key=value` texts of what the runs start from.
-        num_jobs: Runs at a time.
-        gpus: Names of this machine's GPUs.
+    """Run every cell that has no result yet; one that is done is logged against the base model's evaluation.
 
     Raises:
         RuntimeError: If runs fail; the others are finished first, and each failed one is named with its log.

@@ -84,21 +84,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The evaluations of a comparison.
-
-    Attributes:
-        plan: What was compared.
-        base: The base model's evaluation by domain.
-        domains: Every run's evaluation by domain.
-        split: Of the examples they were evaluated on, test or valid.
-        weights: Every run's last weights by domain.
-    """
+    """The evaluations of a comparison."""
 
     plan: ComparisonPlan
     base: Domains
+    """The base model's evaluation by domain."""
     domains: Mapping[Cell, Domains]
+    """Every run's evaluation by domain."""
     split: str
+    """Of the examples they were evaluated on, test or valid."""
     weights: Mapping[Cell, Mapping[str, float]]
+    """Every run's last weights by domain."""
 
     def values_of_runs(self, label: str, measure: str) -> list[float]:
         """Return one measure of one policy, one value a run; empty if it was not measured.

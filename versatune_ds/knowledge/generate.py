@@ -27,12 +27,7 @@ from versatune_ds.training.worker import set_threads
 
 
 class SequenceGenerator:
-    """Draw batches of sequences from a model.
-
-    Args:
-        causal_lm: A transformers model, on its device.
-        tokenizer: Its tokenizer.
-        sampling: The recipe's detect.sampling section.
+    """Draw batches of sequences from a transformers model, which is on its device already.
 
     Raises:
         ValueError: If the tokenizer has no token to start from, or the model no room for the sequences.

@@ -36,12 +36,7 @@ _ANSWER = (
 
 
 class EndpointLabeller:
-    """Label texts by asking an endpoint.
-
-    Args:
-        endpoint: The recipe's detect.openai section.
-        question: What is asked.
-        folder: Where answers are stored.
+    """Label texts by asking an endpoint; its answers are stored in `folder`.
 
     Raises:
         ValueError: If the openai package is missing, or OpenAI's own endpoint is asked without a key.
@@ -61,11 +56,11 @@ class EndpointLabeller:
         Raises:
             RuntimeError: If a request fails for good; the answers so far are stored.
         """
-        missing = list(dict.fromkeys(text for text in texts if self._store.of(text) is None))
+        missing = self._store.missing(texts)
         answers = ask_in_threads(self._ask, missing, num_threads=self._endpoint.concurrency)
         for text, answer in with_progress(answers, num_items=len(missing), what="labelled %s sequences"):
             self._store.add(text, read_answer(answer, self._question.domain_set), answer=answer)
-        return np.array([self._store.of(text) for text in texts])
+        return self._store.labels(texts)
 
     def describe(self) -> dict[str, Any]:
         """Return what prior.json records of this labeller."""
@@ -97,11 +92,6 @@ def ask_in_threads(
     When the caller stops iterating, no further question is asked. The threads are daemons, which end with the program:
     those of `concurrent.futures` are waited for at its end, and a request to a slow endpoint may take minutes, with its
     retries even more.
-
-    Args:
-        ask: Returns the answer to a question.
-        questions: What is asked.
-        num_threads: Questions asked at a time.
 
     Raises:
         Exception: What `ask` raised first.

@@ -22,7 +22,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
-from versatune_ds.mixture.policies import Policy, Signals
+from versatune_ds.mixture.policies import Policy
 from versatune_ds.mixture.policies.acted import ALARM, Acted
 from versatune_ds.mixture.policies.signals import from_list, to_list
 from versatune_ds.mixture.reference import References, check_against_start
@@ -95,9 +95,7 @@ class Controller:
             settings=policy_settings(
                 self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K, rule=self._policy
             ),
-            safeguards=safeguard_settings(
-                self._settings, num_domains=len(self._domain_set), start_weights_K=start_weights_K, rule=self._policy
-            ),
+            safeguards=safeguard_settings(self._settings, start_weights_K=start_weights_K, rule=self._policy),
             domain_set=self._domain_set,
         )
 
@@ -178,7 +176,17 @@ class Controller:
         """Record a measurement and return its update."""
         # What the policy sees; a domain that was not measured keeps its previous signals.
         history = self._started(measurement)
-        signals = self._signals(measurement, history=history, update=occasion.update, z=self._rules.safeguards.z)
+        signals, unbounded = (
+            signals_from(
+                measurement,
+                history=history,
+                reference_loss_K=self._references.at_start(history.start_K),
+                weights_K=self._weights_K,
+                update=occasion.update,
+                z=z,
+            )
+            for z in (self._rules.safeguards.z, 0.0)
+        )
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
         # The move; a baseline is recorded, and moves the weights for some policies only.
         move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
@@ -188,7 +196,7 @@ class Controller:
             move = move_weights(
                 self._weights_K,
                 signals=signals,
-                unbounded=self._signals(measurement, history=history, update=occasion.update, z=0.0),
+                unbounded=unbounded,
                 occasion=occasion,
                 elapsed_steps=elapsed_steps,
                 rules=self._rules,
@@ -220,17 +228,6 @@ class Controller:
             ):
                 logger.warning("%s", warning)
         return history
-
-    def _signals(self, measurement: Measurement, *, history: History, update: int, z: float) -> Signals:
-        """Return the signals of a measurement, rises counted beyond z standard errors."""
-        return signals_from(
-            measurement,
-            history=history,
-            reference_loss_K=self._references.at_start(history.start_K),
-            weights_K=self._weights_K,
-            update=update,
-            z=z,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return JSON-able state; decisions after a load are those of the uninterrupted run, bit for bit."""

@@ -32,33 +32,30 @@ CONTROL_KEYS = ("pins", "caps", "freeze", *_NUMBERS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Inputs of one decision; empty by default.
-
-    Attributes:
-        pins: Domain to the weight it must have.
-        caps: Domain to its largest weight.
-        freeze: Domains that keep the weight they have.
-        supply_caps: Domain to the largest weight its remaining data can serve.
-        sigma: Replaces `mixture.sigma`.
-        delta: Replaces `mixture.delta`.
-        epsilon: Replaces `mixture.epsilon`.
-        rate: Replaces `mixture.steer.rate`.
-        anchor: Replaces `mixture.steer.anchor`.
-        interval_stretch: The next losses are measured after this many times `mixture.update_every` steps.
-        signal: "train" where the losses are those of training batches, None where they are held out.
-    """
+    """Inputs of one decision; empty by default."""
 
     pins: Mapping[str, float] = field(default_factory=dict)
+    """Domain to the weight it must have."""
     caps: Mapping[str, float] = field(default_factory=dict)
+    """Domain to its largest weight."""
     freeze: tuple[str, ...] = ()
+    """Domains that keep the weight they have."""
     supply_caps: Mapping[str, float] = field(default_factory=dict)
+    """Domain to the largest weight its remaining data can serve."""
     sigma: float | None = None
+    """Replaces `mixture.sigma`."""
     delta: float | None = None
+    """Replaces `mixture.delta`."""
     epsilon: float | None = None
+    """Replaces `mixture.epsilon`."""
     rate: float | None = None
+    """Replaces `mixture.steer.rate`."""
     anchor: float | None = None
+    """Replaces `mixture.steer.anchor`."""
     interval_stretch: int = 1
+    """The next losses are measured after this many times `mixture.update_every` steps."""
     signal: Literal["train"] | None = None
+    """Is "train" where the losses are those of training batches, None where they are held out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, JSON-able."""

@@ -20,23 +20,20 @@ from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measurement:
-    """One measurement of all domains; every error may be NaN (unknown).
-
-    Attributes:
-        loss_K: float64 mean loss, nats per loss token; NaN where a domain was absent or its loss is not a number.
-        loss_stderr_K: Standard error of `loss_K`.
-        num_loss_tokens_K: int64; 0 means that the domain was absent.
-        change_stderr_K: Standard error of the change since the previous measurement.
-        change_from_best_stderr_K: The same since the domain's best measurement.
-        change_from_start_stderr_K: The same since its first.
-    """
+    """One measurement of all domains; every error may be NaN (unknown)."""
 
     loss_K: np.ndarray
+    """float64 mean loss, nats per loss token; NaN where a domain was absent or its loss is not a number."""
     loss_stderr_K: np.ndarray
+    """Standard error of `loss_K`."""
     num_loss_tokens_K: np.ndarray
+    """int64; 0 means that the domain was absent."""
     change_stderr_K: np.ndarray
+    """Standard error of the change since the previous measurement."""
     change_from_best_stderr_K: np.ndarray
+    """The same since the domain's best measurement."""
     change_from_start_stderr_K: np.ndarray
+    """The same since its first."""
 
     @classmethod
     def of_means(cls, loss_K: np.ndarray) -> Measurement:
@@ -75,17 +72,14 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Remembered:
-    """Earlier losses of the same examples, so that changes have paired errors.
-
-    Attributes:
-        previous: The last accepted measurement, None before the first.
-        best: For each domain the examples of its lowest mean so far.
-        start: The first accepted measurement.
-    """
+    """Earlier losses of the same examples, so that changes have paired errors."""
 
     previous: ExampleLosses | None = None
+    """The last accepted measurement, None before the first."""
     best: ExampleLosses | None = None
+    """For each domain the examples of its lowest mean so far."""
     start: ExampleLosses | None = None
+    """The first accepted measurement."""
 
     def measure(self, losses: ExampleLosses) -> Measurement:
         """Return the measurement of new losses against the remembered ones."""

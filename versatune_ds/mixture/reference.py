@@ -36,19 +36,16 @@ _WAY_OUT = "measure them on held-out rows with versatune reference"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class References:
-    """Reference losses, or the rule that fixes them at the first measurement.
-
-    Attributes:
-        losses_K: float64 held-out losses in nats per loss token, or None.
-        start_fraction: Reference = this fraction of a domain's first measured loss, where `losses_K` is None.
-        origin: Key or file they came from, for messages.
-        provenance: The file's other entries: `digests`, `train_losses`, `measured_on`, ...
-    """
+    """Reference losses, or the rule that fixes them at the first measurement."""
 
     losses_K: np.ndarray | None = None
+    """float64 held-out losses in nats per loss token, or None."""
     start_fraction: float | None = None
+    """Reference = this fraction of a domain's first measured loss, where `losses_K` is None."""
     origin: str = "mixture.reference"
+    """Key or file they came from, for messages."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """The file's other entries: `digests`, `train_losses`, `measured_on`, ..."""
 
     def to_dict(self, domain_set: DomainSet) -> dict[str, Any] | None:
         """Return the content of a reference.json, None where no losses were given."""
@@ -113,17 +110,6 @@ def _checked(losses_K: np.ndarray, *, domain_set: DomainSet, origin: str, allows
         if not np.isfinite(loss) or loss <= 0:
             raise ValueError(f"{origin}: {name}: expected a positive loss in nats per loss token, got {loss}")
     return losses_K
-
-
-def refuse_or_warn(problems: list[str], *, is_refused: bool) -> list[str]:
-    """Return the problems as warnings, or raise them.
-
-    Raises:
-        ValueError: If `is_refused` and there is any, one line each.
-    """
-    if problems and is_refused:
-        raise ValueError("\n".join(problems))
-    return problems
 
 
 def fatal_against_start(references: References, *, start_K: np.ndarray, domain_set: DomainSet) -> str | None:
@@ -223,7 +209,9 @@ def check_provenance(
         ValueError: If `is_refused` and the digests differ or the losses are not held-out ones.
     """
     fatal = digest_mismatches(references, run_digests=run_digests) + not_held_out(references)
-    return refuse_or_warn(fatal, is_refused=is_refused) + memorisation_warnings(references, domain_set=domain_set)
+    if fatal and is_refused:
+        raise ValueError("\n".join(fatal))
+    return fatal + memorisation_warnings(references, domain_set=domain_set)
 
 
 def check_against_start(
@@ -235,6 +223,6 @@ def check_against_start(
         ValueError: If `is_refused` and the references would make the potential equal everywhere.
     """
     fatal = fatal_against_start(references, start_K=start_K, domain_set=domain_set)
-    if fatal:
-        return refuse_or_warn([fatal], is_refused=is_refused)
-    return weak_against_start(references, start_K=start_K, domain_set=domain_set)
+    if fatal and is_refused:
+        raise ValueError(fatal)
+    return [fatal] if fatal else weak_against_start(references, start_K=start_K, domain_set=domain_set)

@@ -29,25 +29,20 @@ _FLOOR_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafeguardSettings:
-    """Numbers of the safeguards; by default all of them are off.
-
-    Attributes:
-        floor: Smallest weight.
-        cap: Largest weight.
-        max_kl: Largest KL divergence of one update in nats, None for no limit.
-        prior_pull: Share of the starting mixture blended in per interval.
-        min_effective_domains: Effective number of domains below which an alarm is raised.
-        forgetting_budget: Relative rise over best or start that pulls weight back, None for no budget.
-        z: Standard errors subtracted from a rise before it counts as forgetting.
-    """
+    """Numbers of the safeguards; by default all of them are off."""
 
     floor: float = 0.0
     cap: float = 1.0
     max_kl: float | None = None
+    """Largest KL divergence of one update in nats, None for no limit."""
     prior_pull: float = 0.0
+    """Share of the starting mixture blended in per interval."""
     min_effective_domains: float = 0.0
+    """Effective number of domains below which an alarm is raised."""
     forgetting_budget: float | None = None
+    """Relative rise over best or start that pulls weight back, None for no budget."""
     z: float = 0.0
+    """Standard errors subtracted from a rise before it counts as forgetting."""
 
 
 def starting_weights(
@@ -149,7 +144,7 @@ def guarded_start(settings: MixtureConfig, start_weights_K: np.ndarray, *, domai
     mixtures, schedules and the paper's rule keep the weights of the recipe; a target with a given share keeps it.
     """
     num_domains = len(domain_set)
-    floor = safeguard_settings(settings, num_domains=num_domains, start_weights_K=start_weights_K).floor
+    floor = safeguard_settings(settings, start_weights_K=start_weights_K).floor
     if np.all(start_weights_K >= floor):
         return start_weights_K
     lower_K, upper_K = np.full(num_domains, floor), np.ones(num_domains)
@@ -195,7 +190,7 @@ def policy_settings(
 
 
 def safeguard_settings(
-    settings: MixtureConfig, *, num_domains: int, start_weights_K: np.ndarray, rule: Policy | None = None
+    settings: MixtureConfig, *, start_weights_K: np.ndarray, rule: Policy | None = None
 ) -> SafeguardSettings:
     """Return the safeguards' numbers; all off in paper mode and for the fixed mixtures.
 
@@ -207,7 +202,7 @@ def safeguard_settings(
         return SafeguardSettings()
     if (settings.rule if rule is None else rule).is_fixed:
         return SafeguardSettings(z=chosen.z)
-    floor, cap = _bounds(settings, num_domains=num_domains)
+    floor, cap = _bounds(settings, num_domains=len(start_weights_K))
     return SafeguardSettings(
         floor=floor,
         cap=cap,

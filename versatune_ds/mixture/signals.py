@@ -22,17 +22,14 @@ from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class History:
-    """Earlier losses that later signals need; a value, replaced at every accepted measurement.
-
-    Attributes:
-        signals: The last signals; its `loss_K` is "the previous loss".
-        best_K: Lowest loss of each domain so far, NaN before its first.
-        start_K: First loss of each domain, NaN before it.
-    """
+    """Earlier losses that later signals need; a value, replaced at every accepted measurement."""
 
     signals: Signals
+    """The last signals; its `loss_K` is "the previous loss"."""
     best_K: np.ndarray
+    """Lowest loss of each domain so far, NaN before its first."""
     start_K: np.ndarray
+    """First loss of each domain, NaN before it."""
 
     @classmethod
     def empty(cls, num_domains: int) -> History:

@@ -38,17 +38,14 @@ def _mean(loss_sum: np.ndarray, num_loss_tokens: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DomainStatistics:
-    """Loss sums by domain.
-
-    Attributes:
-        loss_sum_K: float64, nats.
-        loss_sq_sum_K: float64, sum of squared token losses.
-        num_loss_tokens_K: int64, tokens that bear loss.
-    """
+    """Loss sums by domain."""
 
     loss_sum_K: np.ndarray
+    """float64, nats."""
     loss_sq_sum_K: np.ndarray
+    """float64, sum of squared token losses."""
     num_loss_tokens_K: np.ndarray
+    """int64, tokens that bear loss."""
 
     def __post_init__(self) -> None:
         """Copy to read-only vectors of the documented types.
@@ -89,18 +86,16 @@ class ExampleLosses:
     """Loss sums of the same validation examples at one moment.
 
     A rank fills in the examples it evaluated and leaves zeros elsewhere; the sum over ranks is the measurement.
-
-    Attributes:
-        loss_sum_E: float64, nats summed over an example's loss tokens.
-        num_loss_tokens_E: int64.
-        domain_ids_E: int64, the domain of each example; the same on every rank.
-        num_domains: K; a domain may own no example.
     """
 
     loss_sum_E: np.ndarray
+    """float64, nats summed over an example's loss tokens."""
     num_loss_tokens_E: np.ndarray
+    """int64."""
     domain_ids_E: np.ndarray
+    """int64, the domain of each example; the same on every rank."""
     num_domains: int
+    """K; a domain may own no example."""
     _num_loss_tokens_K: np.ndarray = field(init=False)
     _mean_K: np.ndarray = field(init=False)
     _num_bearing_K: np.ndarray = field(init=False)
@@ -195,18 +190,3 @@ class ExampleLosses:
         with np.errstate(invalid="ignore", divide="ignore"):
             factor_K = np.where(num_examples_K > 1, num_examples_K / (num_examples_K - 1), np.nan)
             return np.sqrt(factor_K * self.sum_by_domain(residuals_E**2)) / self.num_loss_tokens()
-
-    def to_vector(self) -> np.ndarray:
-        """Return float64 [2E] for one all-reduce sum over ranks: loss sums, then token counts."""
-        return np.concatenate([self.loss_sum_E, self.num_loss_tokens_E.astype(np.float64)])
-
-    @classmethod
-    def from_vector(cls, vector: npt.ArrayLike, *, domain_ids_E: npt.ArrayLike, num_domains: int) -> ExampleLosses:
-        """Return the losses of a vector [2E] made by `to_vector`, summed over ranks or not."""
-        loss_sum_E, num_loss_tokens_E = np.split(np.asarray(vector, dtype=np.float64), 2)
-        return cls(
-            loss_sum_E=loss_sum_E,
-            num_loss_tokens_E=num_loss_tokens_E,
-            domain_ids_E=np.asarray(domain_ids_E),
-            num_domains=num_domains,
-        )

@@ -30,33 +30,25 @@ BASELINE_REASON = "Baseline before training: the losses are recorded, the weight
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occasion:
-    """When a decision is made, and its inputs besides losses.
-
-    Attributes:
-        update: Number of the update; 0 is the measurement before training.
-        step: Optimizer steps done.
-        effective_step: Step from which new weights can apply.
-        inputs: Live control and supply caps.
-    """
+    """When a decision is made, and its inputs besides losses."""
 
     update: int
+    """Number of the update; 0 is the measurement before training."""
     step: int
+    """Optimizer steps done."""
     effective_step: int
+    """Step from which new weights can apply."""
     inputs: Inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Move:
-    """Result of an update.
-
-    Attributes:
-        weights_K: Weights afterwards, float64.
-        acted: Every safeguard that acted, in order.
-        reason: One sentence.
-    """
+    """Result of an update."""
 
     weights_K: np.ndarray
+    """Weights afterwards, float64."""
     acted: tuple[Acted, ...] = ()
+    """Every safeguard that acted, in order."""
     reason: str = ""
 
 
@@ -149,7 +141,8 @@ def _reason_for(
     """Return the reason of an update: what the policy saw, then which weights moved most."""
     moved = _largest_moves(before_K, after_K, domain_set=domain_set)
     if not policy.moves:
-        return f"Policy {settings.policy}: a fixed mixture{', held' if not moved else f'; {moved}'}."
+        change = f"; {moved}" if moved else ", held"
+        return f"Policy {settings.policy}: a fixed mixture{change}."
     clauses = [policy.explain(signals, settings, domain_set.names)] if policy.explain else []
     return f"Policy {settings.policy}: {'; '.join([*clauses, moved or 'no weight moved'])}."
 

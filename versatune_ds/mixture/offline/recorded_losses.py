@@ -25,16 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossRecord:
-    """One recorded measurement.
-
-    Attributes:
-        update: Number of the update; 0 is the measurement before training.
-        step: Optimizer steps done.
-        measurement: What was measured.
-    """
+    """One recorded measurement."""
 
     update: int
+    """Number of the update; 0 is the measurement before training."""
     step: int
+    """Optimizer steps done."""
     measurement: Measurement
 
 
@@ -131,19 +127,14 @@ def _record(line: str, *, what: str, domain_set: DomainSet) -> LossRecord:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{what}: {key}: expected a whole number of at least 0, got {value!r}")
     if "decided_at_step" in values and "signals" in values:
-        decided = _decided_measurement(values, what=what, domain_set=domain_set)
-        return LossRecord(update=update, step=step, measurement=decided)
+        domain_set.from_dict(dict.fromkeys(values["losses"], 0.0), what=f"{what}: losses")
+        try:
+            measurement = measurement_of(Decision.from_dict(values), domain_set=domain_set)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(f"{what}: not a complete decision ({error})") from None
+        return LossRecord(update=update, step=step, measurement=measurement)
     loss_K = _losses(values["losses"], what=what, domain_set=domain_set)
     return LossRecord(update=update, step=step, measurement=Measurement.of_means(loss_K))
-
-
-def _decided_measurement(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> Measurement:
-    """Return the measurement of a line of decisions.jsonl; raise ValueError for other domains or an incomplete one."""
-    domain_set.from_dict(dict.fromkeys(values["losses"], 0.0), what=f"{what}: losses")
-    try:
-        return measurement_of(Decision.from_dict(values), domain_set=domain_set)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{what}: not a complete decision ({error})") from None
 
 
 def _losses(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> np.ndarray:

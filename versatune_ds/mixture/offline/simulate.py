@@ -37,16 +37,12 @@ _STEPS_UNTIL_EFFECT = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Simulation:
-    """Result of a simulation.
-
-    Attributes:
-        decisions: As in decisions.jsonl; the first is the baseline.
-        epochs_K: Passes over each domain's data by the last step; None where the data is unknown.
-        warnings: What to look at before training with these settings.
-    """
+    """Result of a simulation."""
 
     decisions: tuple[Decision, ...]
+    """As in decisions.jsonl; the first is the baseline."""
     epochs_K: np.ndarray | None
+    """Passes over each domain's data by the last step; None where the data is unknown."""
     warnings: tuple[str, ...]
 
     def to_jsonl(self) -> str:

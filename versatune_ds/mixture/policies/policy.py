@@ -26,45 +26,40 @@ from versatune_ds.mixture.policies.signals import Signals
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PolicySettings:
-    """Numbers that a rule may read, resolved from the recipe's `mixture` section (mixture/settings.py).
-
-    Attributes:
-        policy: Name of the policy.
-        sigma: `mixture.sigma`, the step size of `versatune` and `expansion`.
-        delta: `mixture.delta`, the weight that `expansion` adds to the target per interval.
-        epsilon: `mixture.epsilon`, the forgetting per unit of the target's potential that `expansion` tolerates per
-            interval.
-        otherwise: `mixture.expansion.otherwise`, what `expansion` does beyond that: hold or multi_ability.
-        interval_steps: `mixture.sigma_interval_steps`, the steps that rates are stated for; None means once per update,
-            as in the paper.
-        num_intervals: Intervals that this update covers (exponent of 1 + sigma * g); 1 in paper mode.
-        target_id: Domain id of `mixture.target`, None where the policy has no target.
-        cap: `mixture.safeguards.cap`, the largest weight of the target; 1 in paper mode.
-        step_size: `mixture.exponentiated.step_size`, eta of `doremi` and `sheared`.
-        smoothing: `mixture.exponentiated.smoothing`, c of `doremi` and `sheared`.
-        rate: `mixture.steer.rate`, fraction of the distance that `steer` moves per interval.
-        anchor: `mixture.steer.anchor`, weight of the starting mixture in `steer`'s target mixture.
-        potential: `mixture.steer.potential`, what `steer` tracks: nats or relative.
-        start_weights_K: Weights at step 0.
-        stages: `mixture.schedule` as (first step, weights [K]), by step.
-    """
+    """Numbers that a rule may read, resolved from the recipe's `mixture` section (mixture/settings.py)."""
 
     policy: str
     sigma: float
+    """`mixture.sigma`, the step size of `versatune` and `expansion`."""
     delta: float
+    """`mixture.delta`, the weight that `expansion` adds to the target per interval."""
     epsilon: float
+    """`mixture.epsilon`, the forgetting per unit of the target's potential that `expansion` tolerates per interval."""
     otherwise: str
+    """`mixture.expansion.otherwise`, what `expansion` does beyond that: hold or multi_ability."""
     interval_steps: int | None
+    """`mixture.sigma_interval_steps`, the steps that rates are stated for; None means once per update, as in the
+    paper."""
     target_id: int | None
+    """Domain id of `mixture.target`, None where the policy has no target."""
     cap: float
+    """`mixture.safeguards.cap`, the largest weight of the target; 1 in paper mode."""
     step_size: float
+    """`mixture.exponentiated.step_size`, eta of `doremi` and `sheared`."""
     smoothing: float
+    """`mixture.exponentiated.smoothing`, c of `doremi` and `sheared`."""
     rate: float
+    """`mixture.steer.rate`, fraction of the distance that `steer` moves per interval."""
     anchor: float
+    """`mixture.steer.anchor`, weight of the starting mixture in `steer`'s target mixture."""
     potential: str
+    """`mixture.steer.potential`, what `steer` tracks: nats or relative."""
     start_weights_K: np.ndarray
+    """Weights at step 0."""
     stages: tuple[tuple[int, np.ndarray], ...] = ()
+    """`mixture.schedule` as (first step, weights [K]), by step."""
     num_intervals: float = 1.0
+    """Intervals that this update covers (exponent of 1 + sigma * g); 1 in paper mode."""
 
     def after_steps(self, elapsed_steps: int) -> PolicySettings:
         """Return the settings of an update that covers so many steps: elapsed / interval intervals."""
