@@ -35,9 +35,7 @@ _STAGE_SECTIONS = ("model", "data", "train", "validation", "detect", "reference"
 def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
     """Make base model, prior and references, those that do not exist yet.
 
-    Args:
-        plan: The comparison.
-        num_processes: Most processes of a stage; fewer where its batch does not divide among them.
+    A stage uses `num_processes`, or fewer where its batch does not divide among them.
 
     Returns:
         `key=value` texts that let a run start from them.

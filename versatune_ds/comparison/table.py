@@ -195,16 +195,13 @@ def _cell(results: Results, label: str, measure: str, *, p: float | None) -> str
     pairs = zip(results.values(label, measure), results.values(results.plan.baseline, measure), strict=True)
     difference = mean_with_interval([value - other for value, other in pairs]).mean
     star = "\\*" if p < 0.05 else ""
-    return f"{text} ({_signed(difference, measure)}{star})"
+    signed = f"{100 * difference:+.2f}" if measure in _AS_PERCENT else f"{difference:+.4f}"
+    return f"{text} ({signed}{star})"
 
 
 def number(value: float, measure: str) -> str:
     """Return a loss with four decimals, a share in percent with two."""
     return f"{100 * value:.2f} %" if measure in _AS_PERCENT else f"{value:.4f}"
-
-
-def _signed(value: float, measure: str) -> str:
-    return f"{100 * value:+.2f}" if measure in _AS_PERCENT else f"{value:+.4f}"
 
 
 def retention_table(results: Results) -> str:

@@ -143,12 +143,8 @@ class Controller:
     ) -> Decision:
         """Return the decision on a measurement, and store it; training, simulation and replay all call this.
 
-        Args:
-            measurement: Means by domain and their errors.
-            step: Optimizer steps done.
-            effective_step: Step from which new weights can apply.
-            inputs: Live control and supply caps.
-            is_baseline: Whether this is the measurement before training; by default the first one at step 0 is.
+        `is_baseline` is whether this is the measurement before training; by default, the first one at step 0 is. The
+        other arguments are those of `decide`.
         """
         if is_baseline is None:
             is_baseline = self._next_update == 0 and step == 0
@@ -188,10 +184,14 @@ class Controller:
             for z in (self._rules.safeguards.z, 0.0)
         )
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
-        # The move; a baseline is recorded, and moves the weights for some policies only.
+        # The rules of the paper move from one measurement to the next, so the one before training moves nothing. For
+        # policies that use it, it covers one interval.
         move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
         is_baseline = occasion.update == 0
-        elapsed_steps = self._steps_before_training if is_baseline else occasion.step - self._last_moved_step
+        elapsed_steps = occasion.step - self._last_moved_step
+        if is_baseline:
+            interval_steps = self._rules.settings.interval_steps if self._policy.decides_before_training else None
+            elapsed_steps = 0 if interval_steps is None else interval_steps
         if not is_baseline or elapsed_steps > 0:
             move = move_weights(
                 self._weights_K,
@@ -207,15 +207,6 @@ class Controller:
                 logger.warning("step %d: %s", occasion.step, acted.text)
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
-
-    @property
-    def _steps_before_training(self) -> int:
-        """Return the steps that the measurement before training covers: one interval, for policies that use it.
-
-        The rules of the paper move from one measurement to the next, so the first one moves nothing.
-        """
-        interval_steps = self._rules.settings.interval_steps
-        return interval_steps if self._policy.decides_before_training and interval_steps is not None else 0
 
     def _started(self, measurement: Measurement) -> History:
         """Return the history with the first losses of a measurement; check the references against the very first."""
