@@ -8,8 +8,7 @@ from versatune_ds.config.unread_settings import readers_of, unread_detect_settin
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.mixture.policies.signals import Signals
-from versatune_ds.mixture.settings import policy_settings
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import policy_settings, starting_weights
 
 RECIPE = """
 run: {name: mine}

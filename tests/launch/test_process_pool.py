@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from versatune_ds.comparison.jobs import num_jobs_of
+from versatune_ds.comparison.compare import num_jobs_of
 from versatune_ds.launch.process_pool import Job, ProcessPool, gpus_of, places, run_jobs, start_job
 
 

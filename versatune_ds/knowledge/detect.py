@@ -215,7 +215,6 @@ def _log_labeller(description: dict[str, Any]) -> None:
 
 
 def _log_round(found: Detection, *, number: int, change: float) -> None:
-    """Log the weights after a round."""
     shares = "  ".join(f"{name} {share:.3f}" for name, share in found.domain_set.to_dict(found.rounds[-1]).items())
     changed = f", largest change {change:.4f}" if number > 1 else ""
     logger.info("round %d: %s sequences%s\n  %s", number, f"{len(found.sequences):,}", changed, shares)

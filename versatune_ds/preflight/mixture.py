@@ -17,11 +17,15 @@ from versatune_ds.mixture.offline.outlook import (
     exhaustion_warnings,
     start_warnings,
 )
-from versatune_ds.mixture.reference import References, load_references
-from versatune_ds.mixture.reference_checks import digest_mismatches, memorisation_warnings, not_held_out
+from versatune_ds.mixture.reference import (
+    References,
+    digest_mismatches,
+    load_references,
+    memorisation_warnings,
+    not_held_out,
+)
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import guarded_start, starting_weights
 from versatune_ds.preflight.rows import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, failures_of, ok, warn

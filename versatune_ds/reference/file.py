@@ -14,8 +14,7 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.reference import References
-from versatune_ds.mixture.reference_checks import fatal_against_start, memorisation_warnings, weak_against_start
+from versatune_ds.mixture.reference import References, fatal_against_start, memorisation_warnings, weak_against_start
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
 

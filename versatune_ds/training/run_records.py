@@ -22,8 +22,7 @@ from versatune_ds.mixture.explain import decision_at, explain, replay_text
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.mixture.offline.replay import Part, replay
 from versatune_ds.mixture.reference import load_references
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import guarded_start, starting_weights
 from versatune_ds.run_folder.history import former_versions, version_at
 from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, REFERENCE_FILE
 from versatune_ds.training.mixture_start import domain_sizes

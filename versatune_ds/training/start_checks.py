@@ -24,7 +24,7 @@ from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, 
 from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
 from versatune_ds.mixture.files import no_such_file
 from versatune_ds.mixture.reference import check_has_references
-from versatune_ds.mixture.start import target_id_of
+from versatune_ds.mixture.settings import target_id_of
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.model.build import check_model_weights, config_from_mapping
 from versatune_ds.model.named_model import check_saved_model
