@@ -6,8 +6,7 @@ from tiny_models import A, B, C, build_arguments, make_model, pack
 from transformers import AutoConfig
 
 from versatune_ds.model.build import build_causal_lm
-from versatune_ds.model.positions import check_positions
-from versatune_ds.model.sizes import num_learned_positions, sizes_of
+from versatune_ds.model.sizes import check_positions, num_learned_positions, sizes_of
 
 NONE = dict.fromkeys(
     ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")

@@ -21,7 +21,7 @@ from versatune_ds.evaluation.questions import answer_greedily, text_of_answer
 from versatune_ds.evaluation.result import Answers, Evaluation
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.build import DomainModel, model_inputs
-from versatune_ds.model.positions import check_positions
+from versatune_ds.model.sizes import check_positions
 from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.training.evaluate import sum_by_example
 

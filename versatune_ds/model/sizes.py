@@ -1,16 +1,21 @@
-"""Read the sizes of a model from its config, whatever their names there.
+"""Read the sizes of a model from its config, whatever their names there, and check that its positions suffice.
 
 transformers' configs have several names for one thing: `n_positions`, `n_ctx` and `max_position_embeddings`;
 `num_experts`, `num_local_experts` and `n_routed_experts`. All code reads sizes through this module.
+
+Positions restart with every packed example, so a row may be longer than the model's positions; an example may not.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,3 +105,25 @@ def _is_of_positions(name: str) -> bool:
     """Return whether a module's name looks like that of a table of positions."""
     last = name.rpartition(".")[2].lower()
     return last == "wpe" or "position" in last or last in ("pos_emb", "pos_embed", "pos_embedding")
+
+
+def check_positions(causal_lm: Any, *, longest: int, what: str = "the longest example") -> None:
+    """Check that a model has enough positions; warn where a text is longer than it was made for.
+
+    Args:
+        causal_lm: A transformers model.
+        longest: Tokens of the longest text that goes through it; `data.row_tokens` limits them.
+        what: Description of that text.
+
+    Raises:
+        ValueError: If the model learned its positions and has fewer.
+    """
+    room = num_learned_positions(causal_lm)
+    if room is not None and longest > room:
+        raise ValueError(
+            f"data.row_tokens: {what} has {longest} tokens, but the model has learned {room} positions "
+            f"(max_position_embeddings or n_positions of its config); set data.row_tokens={room} or less"
+        )
+    made_for = sizes_of(causal_lm.config).max_positions
+    if room is None and made_for is not None and longest > made_for:
+        logger.warning("data.row_tokens: %s has %d tokens, but the model was made for %d", what, longest, made_for)
