@@ -9,7 +9,7 @@ import pytest
 import torch
 from chat_data import chat_rows, write_jsonl
 from ranks import run_ranks
-from references import measure, workplace
+from references import measure, setup_of_recipe
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
 
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
@@ -18,7 +18,6 @@ from versatune_ds.reference import measure as reference
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import reference_notes
 from versatune_ds.reference.one_domain import EarlyStop, domain_recipe, folder_name, result_of_run
-from versatune_ds.reference.score import score_model
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import Agreement, StopSignals
 
@@ -161,7 +160,7 @@ def what_is_left_when_a_domain_begins(config, world):
     stop_signals = StopSignals()
     stop_signals.ignore = lambda: None
     task = ReferenceTask(domains=("code", "law", "medicine"))
-    assert reference.measure_references(workplace(config, world), task=task, stop_signals=stop_signals) == 0
+    assert reference.measure_references(setup_of_recipe(config, world), task=task, stop_signals=stop_signals) == 0
     return found
 
 
@@ -235,7 +234,7 @@ def test_a_given_model_is_scored_with_the_losses_its_own_run_measured(tmp_path, 
     last = read_lines(config.run_dir / "decisions.jsonl")[-1]["losses"]
     names = ("law", "code")
     (results,) = run_ranks(
-        lambda world: score_model(workplace(config, world), names=names, model=str(folder)),
+        lambda world: reference.score_model(setup_of_recipe(config, world), names=names, model=str(folder)),
         world_size=1,
         folder=tmp_path,
     )

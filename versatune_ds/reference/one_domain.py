@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.mixture.policies import ONE_DOMAIN
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
+from versatune_ds.training.mixture_start import loss_digests
 from versatune_ds.training.prepared_data import cache_folder
+from versatune_ds.training.run_setup import RunSetup
+
+RESULT_FILE = "result.json"
+"""In a domain's folder, once it is measured."""
 
 MEASUREMENTS = 10
 """Held-out measurements of a domain, unless the recipe sets how often."""
@@ -149,3 +154,39 @@ def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
         "train_loss": train_losses.get(best.decided_at_step),
         "held_out_losses": {str(decision.decided_at_step): decision.losses[name]["mean"] for decision in decisions},
     }
+
+
+def result_text(config: RunConfig, name: str) -> str:
+    """Return a finished domain's result as JSON, empty if there is none."""
+    path = domain_folder(config, name) / RESULT_FILE
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def made_with(setup: RunSetup, name: str) -> dict[str, Any]:
+    """Return everything that a domain's reference depends on."""
+    recipe, data = domain_recipe(setup.config, name), domain_data(setup.data, name)
+    return {
+        **loss_digests(recipe, setup.tokenizer, data),
+        "data": data.digest,
+        "seed": recipe.run.seed,
+        "model": recipe.model.model_dump(mode="json"),
+        "patience": recipe.reference.patience,
+        "reference.steps": recipe.train.steps,
+        "reference.evaluate_every": recipe.mixture.update_every,
+        "learning_rate": recipe.train.learning_rate,
+        "rows_per_batch": recipe.train.rows_per_batch,
+        "max_examples_per_domain": recipe.validation.max_examples_per_domain,
+        "target_standard_error": recipe.validation.target_standard_error,
+    }
+
+
+def check_made_with(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Path) -> None:
+    """Raise ValueError, one line a difference, if a domain was measured in another way than is requested now."""
+    lines = [
+        f"{folder}: measured with {key} {saved.get(key)!r}, now {value!r}; use the earlier value, or measure again "
+        "with --fresh"
+        for key, value in current.items()
+        if saved.get(key) != value
+    ]
+    if lines:
+        raise ValueError("\n".join(lines))
