@@ -11,7 +11,7 @@ from tiny_run import be_trained, read_lines, tiny_config
 from versatune_ds.data.sources.find_files import MissingDataError
 from versatune_ds.data.synthetic import DOMAIN_NAMES
 from versatune_ds.evaluation import command
-from versatune_ds.evaluation.command import EvaluateOptions, evaluate
+from versatune_ds.evaluation.command import EvaluateOptions, evaluate, result_name, write_result
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,41 @@ def test_a_run_that_was_moved_is_told_how_to_name_its_data(tmp_path, monkeypatch
         evaluate(tmp_path, options)
     is_helped = str(raised.value).endswith("were moved, say where the data are: data.folder=FOLDER, or --recipe FILE")
     assert is_helped is has_own_recipe
+
+
+@pytest.mark.parametrize(
+    ("split", "step", "expected"),
+    [
+        ("test", None, "evaluation.json"),
+        ("valid", None, "evaluation-valid.json"),
+        ("test", 100, "evaluation-step-100.json"),
+        ("valid", 100, "evaluation-valid-step-100.json"),
+    ],
+)
+def test_the_name_says_which_rows_and_which_checkpoint_unless_they_are_the_usual_ones(split, step, expected):
+    assert result_name(split=split, default_split="test", step=step) == expected
+
+
+def contents(folder):
+    return {json.loads(path.read_text())["loss"]: path.name for path in folder.iterdir()}
+
+
+def test_the_newest_result_has_the_name_and_one_asked_otherwise_is_kept_beside_it(tmp_path):
+    path = tmp_path / "evaluation.json"
+    write_result({"loss": 1, "asked": {"exact": 0}}, path)
+    write_result({"loss": 2, "asked": {"exact": 0}}, path)
+    assert contents(tmp_path) == {2: "evaluation.json"}
+    write_result({"loss": 3, "asked": {"exact": 50}}, path)
+    assert contents(tmp_path) == {3: "evaluation.json", 2: contents(tmp_path)[2]}
+    write_result({"loss": 4, "asked": {"exact": 0}}, path)
+    assert set(contents(tmp_path)) == {2, 3, 4}
+    assert contents(tmp_path)[4] == "evaluation.json"
+
+
+@pytest.mark.parametrize("earlier", ["", "[]", '{"loss": 1}', '{"lo'])
+def test_a_result_that_does_not_say_what_was_asked_is_kept(tmp_path, earlier):
+    path = tmp_path / "evaluation.json"
+    path.write_text(earlier)
+    write_result({"asked": {}}, path)
+    (kept,) = set(tmp_path.iterdir()) - {path}
+    assert kept.read_text() == earlier

@@ -7,8 +7,8 @@ from chat_data import chat_rows, tiny_tokenizer, write_domains, write_jsonl
 from tiny_run import tiny_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from versatune_ds.evaluation import evaluate_model, evaluation_data
 from versatune_ds.evaluation.choices import read_choices
+from versatune_ds.evaluation.data import evaluation_data
 from versatune_ds.evaluation.measure import as_evaluation, measure
 
 
@@ -41,11 +41,15 @@ def loss_of_transformers(causal_lm, input_ids, is_loss):
     return float(loss) * int(is_loss.sum())
 
 
+def evaluated(causal_lm, data):
+    return as_evaluation(measure(causal_lm, tiny_tokenizer(), data, rows_per_micro_batch=4), data)
+
+
 @torch.no_grad()
 def test_the_loss_of_every_example_is_transformers_own(causal_lm, data):
     examples = [part.read(i) for part in data.held_out for i in range(part.num_examples)]
     expected = [loss_of_transformers(causal_lm, *example) for example in examples]
-    found = evaluate_model(causal_lm, tiny_tokenizer(), data)
+    found = evaluated(causal_lm, data)
     np.testing.assert_allclose(found.losses.loss_sum_E, expected, rtol=1e-5)
     assert found.losses.sum_by_domain(found.losses.num_loss_tokens_E > 0).tolist() == [0, 1, 5]
     assert data.domain_set.names == ("art", "code", "law")
@@ -57,7 +61,7 @@ def test_the_loss_of_every_example_is_transformers_own(causal_lm, data):
 @torch.no_grad()
 def test_the_option_transformers_finds_likelier_a_byte_is_chosen(causal_lm, data):
     losses = [loss_of_transformers(causal_lm, *option) for option in data.choices.options]
-    found = evaluate_model(causal_lm, tiny_tokenizer(), data)
+    found = evaluated(causal_lm, data)
     assert found.choices.is_right_Q.tolist() == [losses[0] <= losses[1], losses[3] < losses[2]]
     assert found.choices.is_right_Q.sum() == 1  # the same pair of options, once each is called right
 
@@ -81,6 +85,6 @@ def test_shares_add_up_to_the_whole(causal_lm, data, world_size):
 def test_the_model_continues_giving_logits(causal_lm, data):
     ids = torch.arange(5)[None]
     before = causal_lm(input_ids=ids).logits
-    evaluate_model(causal_lm, tiny_tokenizer(), data)
+    evaluated(causal_lm, data)
     assert torch.equal(causal_lm(input_ids=ids).logits, before)
     assert not causal_lm.training

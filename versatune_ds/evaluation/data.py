@@ -26,8 +26,6 @@ from versatune_ds.evaluation.choices import ChoiceQuestion, ChoiceSet, encode_ch
 from versatune_ds.evaluation.questions import Question, find_questions
 from versatune_ds.training.prepared_data import cache_folder
 
-SPLITS = ("valid", "test")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvaluationData:
