@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.reference import References
 from versatune_ds.mixture.reference_checks import fatal_against_start, memorisation_warnings, weak_against_start
-from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import number_cell, text_table
 
 Result = Mapping[str, Any]
@@ -77,20 +75,13 @@ def reference_content(
     }
 
 
-def write_reference(path: Path, content: Result) -> None:
-    """Write a reference.json completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
-
-
 def reference_table(results: Sequence[Result]) -> str:
     """Return one line a domain: its first loss, its best one, and the gap to its training loss."""
     header = ("domain", "base loss", "reference", "+-", "potential", "train loss", "gap", "step", "of")
-    return text_table(header, [_row(result) for result in results])
+    return text_table(header, [_cells(result) for result in results])
 
 
-def _row(result: Result) -> tuple[str, ...]:
-    """Return a domain's cells."""
+def _cells(result: Result) -> tuple[str, ...]:
     base, loss, train = result.get("base_loss"), result["loss"], result.get("train_loss")
     return (
         result["domain"],

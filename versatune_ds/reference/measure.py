@@ -28,7 +28,6 @@ from versatune_ds.reference.file import (
     reference_content,
     reference_notes,
     reference_table,
-    write_reference,
 )
 from versatune_ds.reference.one_domain import (
     RESULT_FILE,
@@ -43,6 +42,7 @@ from versatune_ds.reference.one_domain import (
     result_of_run,
     result_text,
 )
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.evaluate import measure_validation
@@ -214,7 +214,8 @@ def _begin_domain(setup: RunSetup, name: str, *, is_fresh: bool, stop_signals: S
 
 def _train_domain(setup: RunSetup, run: Run, name: str) -> bool:
     """Train a domain until its held-out loss stops falling; return whether it is done, False if a signal came."""
-    losses = from_rank_zero(lambda: _losses_so_far(run, name), setup.world)
+    decisions = run.config.run_dir / DECISIONS_FILE
+    losses = from_rank_zero(lambda: [loss_of(decision, name) for decision in read_decisions(decisions)], setup.world)
     stop = EarlyStop(name, patience=setup.config.reference.patience, losses=losses)
     is_done = False
     try:
@@ -228,16 +229,10 @@ def _train_domain(setup: RunSetup, run: Run, name: str) -> bool:
     return is_done
 
 
-def _losses_so_far(run: Run, name: str) -> list[float]:
-    """Return the held-out losses on record up to the run's step."""
-    decisions = read_decisions(run.config.run_dir / DECISIONS_FILE)
-    return [loss_of(decision, name) for decision in decisions]
-
-
 def _write_result(setup: RunSetup, run_dir: Path, name: str) -> None:
     """Write a domain's result and delete its checkpoints, which nothing needs any more."""
     result = {**result_of_run(run_dir, name), "made_with": made_with(setup, name)}
-    write_reference(run_dir / RESULT_FILE, result)
+    write_json(run_dir / RESULT_FILE, result)
     shutil.rmtree(run_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
     logger.info("%s: reference loss %.4f at step %d", name, result["loss"], result["step"])
 
@@ -275,7 +270,8 @@ def _write(setup: RunSetup, results: Sequence[Result], *, task: ReferenceTask) -
     how = f"scored: {task.scored_model}" if task.scored_model else "fine-tuned on each domain alone, held-out minimum"
     digests = loss_digests(setup.config, setup.tokenizer, setup.data)
     content = reference_content(results, config=recipe, digests=digests, how=how, unmeasured=unmeasured)
-    write_reference(output, content)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, content)
     is_named = output == setup.config.mixture.reference
     use = "the recipe uses it" if is_named else f"train with mixture.reference={output}"
     logger.info("wrote %s; %s", output, use)

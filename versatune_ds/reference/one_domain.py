@@ -77,17 +77,13 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
             "data": data,
             "train": train,
             "model": settings.model or config.model,
-            "mixture": _mixture_of_one(config, update_every=every),
+            "mixture": MixtureConfig(
+                policy=ONE_DOMAIN.name, update_every=every, weight_unit=config.mixture.weight_unit
+            ),
             "monitor": MonitorConfig(log_every=every),
             "validation": config.validation.model_copy(update={"max_share": None}),
         }
     )
-
-
-def _mixture_of_one(config: RunConfig, *, update_every: int) -> MixtureConfig:
-    """Return the mixture section of a run on one domain."""
-    unit = config.mixture.weight_unit
-    return MixtureConfig(policy=ONE_DOMAIN.name, update_every=update_every, weight_unit=unit)
 
 
 def domain_data(data: PreparedData, name: str) -> PreparedData:
