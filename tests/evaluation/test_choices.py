@@ -1,4 +1,4 @@
-"""Multiple choice: what is read, what bears loss, which option wins."""
+"""Multiple choice: reading questions, which tokens bear loss, which option wins."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def encoded(questions, *, row_tokens=64, template=CHATML):
     return encode_choices(questions, tokenizer=tiny_tokenizer(), template=template, row_tokens=row_tokens)
 
 
-def test_files_and_folders_are_read_by_the_files_names(tmp_path):
+def test_questions_of_files_and_folders_are_listed_by_file_name(tmp_path):
     write_jsonl(tmp_path / "all" / "law.jsonl", [row(), row(answer=1)])
     write_jsonl(tmp_path / "all" / "README.txt", ["Questions of law."])
     write_jsonl(tmp_path / "art.jsonl.gz".removesuffix(".gz"), [row(choices=("x", "y", "z"), answer=2)])
@@ -33,13 +33,13 @@ def test_files_and_folders_are_read_by_the_files_names(tmp_path):
     "bad",
     [row(answer=2), row(answer="A"), row(choices=("only",)), row(choices=("a", " ")), {"question": "q"}, "not json", 3],
 )
-def test_a_row_that_is_no_question_is_named_with_file_and_line(tmp_path, bad):
+def test_a_record_that_is_not_a_question_is_reported_with_file_and_line(tmp_path, bad):
     path = write_jsonl(tmp_path / "law.jsonl", [row(), bad])
     with pytest.raises(ValueError, match=rf"^--choices: {path}:2: .*expected"):
         read_choices([path])
 
 
-def test_a_place_without_questions_is_refused(tmp_path):
+def test_a_folder_without_questions_and_a_second_file_of_a_domain_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"^--choices: .*no such file, or a folder without data files"):
         read_choices([tmp_path / "empty"])
@@ -47,7 +47,7 @@ def test_a_place_without_questions_is_refused(tmp_path):
         read_choices([write_jsonl(tmp_path / "law.jsonl", [row()]), write_jsonl(tmp_path / "x" / "law.jsonl", [row()])])
 
 
-def test_the_options_text_bears_loss_and_nothing_else():
+def test_only_the_text_of_the_option_bears_loss():
     choices = encoded({"law": asked(("what is seven", ("the answer", "sky"), 1))})
     texts = []
     for index in range(2):
@@ -63,12 +63,12 @@ def test_the_options_text_bears_loss_and_nothing_else():
     assert choices.num_bytes_C.tolist() == [10, 3]
 
 
-def test_the_likeliest_option_a_byte_wins_question_by_question():
+def test_the_option_with_the_lowest_loss_per_byte_wins_each_question():
     choices = encoded(
         {"law": asked(("q", ("ab", "abcd"), 1), ("q", ("ab", "cd", "efgh"), 0)), "art": asked(("q", ("é", "e"), 0))}
     )
     assert choices.num_bytes_C.tolist() == [2, 4, 2, 2, 4, 2, 1]
-    loss_sum_C = np.array([3.0, 4.0, 1.0, 3.0, 4.0, 3.0, 1.0])  # a byte: 1.5 1.0 | 0.5 1.5 1.0 | 1.5 1.0
+    loss_sum_C = np.array([3.0, 4.0, 1.0, 3.0, 4.0, 3.0, 1.0])  # per byte: 1.5 1.0 | 0.5 1.5 1.0 | 1.5 1.0
     assert choices.is_right(loss_sum_C).tolist() == [True, True, False]
     assert choices.domain_id_Q.tolist() == [0, 0, 1]
 
@@ -82,7 +82,7 @@ def test_a_question_too_long_for_a_row_keeps_its_end_and_its_option():
 
 
 @pytest.mark.parametrize("option", ["the sky is the colour of the court " * 5, "the sky"])
-def test_an_option_that_would_be_cut_is_refused_by_name(option):
+def test_an_option_that_would_be_truncated_is_refused_and_quoted(option):
     questions = {"law": asked(("q", (option, "court"), 0))}
     own_tokens = len(tiny_tokenizer().encode(f"{option}<|im_end|>"))
     with pytest.raises(

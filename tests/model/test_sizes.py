@@ -1,4 +1,4 @@
-"""One accessor reads a config's sizes under every name that transformers' models give them."""
+"""Sizes are read from a config under every name that transformers' models use; positions are checked."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ OPT = {"num_key_value_heads": None, "intermediate_size": None, "ffn_dim": 48, "m
         ("dbrx", {"ffn_config": {"moe_num_experts": 6, "moe_top_k": 3}}, (2048, 24, 16, 128, 2048, 6, 3)),
     ],
 )  # fmt: skip
-def test_every_spelling_gives_the_size(model_type, keys, expected):
+def test_a_size_is_read_under_each_of_its_names(model_type, keys, expected):
     sizes = sizes_of(AutoConfig.for_model(model_type, **keys))
     found = (
         sizes.hidden, sizes.num_layers, sizes.num_heads, sizes.head_dim, sizes.max_positions, sizes.num_experts,
@@ -42,7 +42,7 @@ def test_every_spelling_gives_the_size(model_type, keys, expected):
     assert found == expected
 
 
-def test_of_several_models_in_one_the_texts_sizes_are_read():
+def test_a_model_of_several_parts_has_the_sizes_of_its_text_model():
     config = AutoConfig.for_model("gemma3", text_config={"hidden_size": 48, "vocab_size": 77, "num_hidden_layers": 5})
     sizes = sizes_of(config)
     assert (sizes.hidden, sizes.vocabulary, sizes.num_layers) == (48, 77, 5)
@@ -64,12 +64,12 @@ def build(model_type, **keys):
         ("qwen3", {"max_position_embeddings": 16}, None),
     ],
 )  # fmt: skip
-def test_positions_are_a_table_or_computed(model_type, keys, expected):
+def test_learned_positions_are_counted_and_computed_ones_are_none(model_type, keys, expected):
     attention = "eager" if model_type in ("gptj", "gpt_neo") else "sdpa"
     assert num_learned_positions(build(model_type, attention=attention, **keys)) == expected
 
 
-def test_an_example_beyond_learned_positions_is_refused_and_beyond_computed_ones_warned_of(caplog):
+def test_an_example_longer_than_learned_positions_is_refused_and_than_computed_ones_logged(caplog):
     learned, computed = build("gpt2", **GPT2), build("llama", max_position_embeddings=16)
     for model in (learned, computed):
         check_positions(model, longest=16)
