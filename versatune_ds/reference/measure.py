@@ -8,7 +8,6 @@ Source: docs/method.md sections 8 and 11: references are held-out losses, and th
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -35,12 +34,11 @@ from versatune_ds.reference.one_domain import (
     check_made_with,
     default_output,
     domain_data,
-    domain_folder,
     domain_recipe,
     loss_of,
     made_with,
+    read_result,
     result_of_run,
-    result_text,
 )
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
@@ -139,7 +137,6 @@ def _measurable(setup: RunSetup, domains: Sequence[str] | None) -> tuple[str, ..
 
 
 def _unmeasured(setup: RunSetup) -> tuple[str, ...]:
-    """Return the domains without held-out rows."""
     return tuple(name for name, shards in zip(setup.domain_set, setup.data.valid, strict=True) if not len(shards))
 
 
@@ -189,11 +186,13 @@ def _is_known(setup: RunSetup, name: str, *, is_fresh: bool) -> bool:
     Raises:
         ValueError: On every rank, if it was measured in another way; one line a difference.
     """
-    found = from_rank_zero(lambda: result_text(setup.config, name), setup.world)
-    if not found or is_fresh:
+    if is_fresh:
         return False
-    folder = domain_folder(setup.config, name)
-    check_made_with(json.loads(found)["made_with"], made_with(setup, name), folder=folder)
+    result = from_rank_zero(lambda: read_result(setup.config, name), setup.world)
+    if result is None:
+        return False
+    folder = domain_recipe(setup.config, name).run_dir
+    check_made_with(result["made_with"], made_with(setup, name), folder=folder)
     logger.info("%s: measured before, %s", name, folder / RESULT_FILE)
     return True
 
@@ -245,9 +244,8 @@ def _all_results(setup: RunSetup) -> list[Result]:
     if not setup.world.is_rank_zero:
         return []
     measured = [name for name in setup.domain_set if name not in _unmeasured(setup)]
-    texts = {name: result_text(setup.config, name) for name in measured}
-    results = {name: json.loads(text) for name, text in texts.items() if text}
-    return [result for name, result in results.items() if result["made_with"] == made_with(setup, name)]
+    results = {name: read_result(setup.config, name) for name in measured}
+    return [result for name, result in results.items() if result and result["made_with"] == made_with(setup, name)]
 
 
 def _write(setup: RunSetup, results: Sequence[Result], *, task: ReferenceTask) -> None:

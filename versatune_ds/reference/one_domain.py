@@ -7,6 +7,7 @@ held-out loss in its decisions.jsonl.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,20 +32,10 @@ MEASUREMENTS = 10
 """Held-out measurements of a domain, unless the recipe sets how often."""
 
 
-def reference_folder(config: RunConfig) -> Path:
-    """Return the folder of a recipe's single-domain runs; outside the run's folder, which --fresh would delete."""
-    return config.run.output_dir / "reference" / config.run.name
-
-
 def default_output(config: RunConfig) -> Path:
     """Return where reference.json goes by default: where `mixture.reference` looks, else beside the run's folder."""
     named = config.mixture.reference
     return named if isinstance(named, Path) else config.run.output_dir / f"{config.run.name}-reference.json"
-
-
-def domain_folder(config: RunConfig, name: str) -> Path:
-    """Return the folder of the run on one domain alone."""
-    return reference_folder(config) / folder_name(name)
 
 
 def folder_name(name: str) -> str:
@@ -70,7 +61,9 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
         }
     )
     data = config.data.model_copy(update={"cache_dir": cache_folder(config), "max_epochs_per_domain": None})
-    run = config.run.model_copy(update={"name": folder_name(name), "output_dir": reference_folder(config)})
+    # Outside the run's own folder, which --fresh would delete.
+    output_dir = config.run.output_dir / "reference" / config.run.name
+    run = config.run.model_copy(update={"name": folder_name(name), "output_dir": output_dir})
     return config.model_copy(
         update={
             "run": run,
@@ -152,10 +145,10 @@ def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
     }
 
 
-def result_text(config: RunConfig, name: str) -> str:
-    """Return a finished domain's result as JSON, empty if there is none."""
-    path = domain_folder(config, name) / RESULT_FILE
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def read_result(config: RunConfig, name: str) -> dict[str, Any] | None:
+    """Return a finished domain's result, None if there is none."""
+    path = domain_recipe(config, name).run_dir / RESULT_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def made_with(setup: RunSetup, name: str) -> dict[str, Any]:
