@@ -117,7 +117,9 @@ def test_missing_data_of_a_moved_run_give_an_error_that_explains_how_to_locate_t
     options = EvaluateOptions(recipe=None if has_own_recipe else tmp_path / "recipe.yaml")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}") as raised:
         evaluate(tmp_path, options)
-    has_hint = str(raised.value).endswith("were moved, say where the data are: data.folder=FOLDER, or --recipe FILE")
+    has_hint = str(raised.value).endswith(
+        "were moved, specify where the data are: data.folder=FOLDER, or --recipe FILE"
+    )
     assert has_hint is has_own_recipe
 
 

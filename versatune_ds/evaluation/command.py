@@ -27,7 +27,7 @@ from versatune_ds.evaluation.harness import (
     scores_to_dict,
 )
 from versatune_ds.evaluation.measure import Request, evaluate_subject, rows_at_a_time
-from versatune_ds.evaluation.result import retention
+from versatune_ds.evaluation.result import Evaluation, retention
 from versatune_ds.evaluation.subject import (
     Subject,
     base_subject,
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _NUM_EXACT_SYNTHETIC = 100
 
-_IF_MOVED = "if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
+_IF_MOVED = "if the run or its data were moved, specify where the data are: data.folder=FOLDER, or --recipe FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,8 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         raise ValueError(f"--output: {options.output}: expected a file in an existing folder")
     if options.against is not None and not options.against.is_dir():
         raise ValueError(f"--against: {options.against}: no such folder; give a run's or a transformers model's")
+    if not options.harness_tasks and (options.harness_include is not None or options.harness_limit is not None):
+        raise ValueError("--harness-include and --harness-limit need tasks: --harness TASK[,TASK]")
     # Find the data, the questions and the tasks.
     config = config_of(model, recipe=options.recipe, overrides=options.overrides)
     is_synthetic = config.data.synthetic is not None
@@ -98,7 +100,9 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         num_exact=default_num_exact if options.num_exact is None else options.num_exact,
         num_processes=options.processes,
     )
-    tasks = _tasks(options)
+    tasks = None
+    if options.harness_tasks:
+        tasks = find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
     # Evaluate, and write the result.
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
         try:
@@ -131,24 +135,13 @@ def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
     }
 
 
-def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
-    """Find the requested tasks of lm-evaluation-harness."""
-    if not options.harness_tasks:
-        if options.harness_include is not None or options.harness_limit is not None:
-            raise ValueError("--harness-include and --harness-limit need tasks: --harness TASK[,TASK]")
-        return None
-    return find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
-
-
 def _compare(
     model: Path, request: Request, *, tasks: HarnessTasks | None, options: EvaluateOptions, workspace: Path
 ) -> dict[str, Any]:
     """Evaluate the model and, where there is one, the base model, and return both results with the changes."""
     # The model itself.
     subject = trained_subject(model, workspace=workspace, step=options.step)
-    logger.info("evaluating %s", subject.name)
-    after = evaluate_subject(subject, request)
-    scores_after = _scores(subject, request, tasks)
+    after, scores_after = _evaluate(subject, request, tasks=tasks)
     result: dict[str, Any] = {
         "model": subject.name,
         "split": request.split,
@@ -156,33 +149,35 @@ def _compare(
         "domains": after.to_dict(),
     }
     # The model it started from, or another one.
-    base = None
+    base, scores_before = None, None
     if options.has_base:
         base = base_subject(model, request.config, against=options.against, workspace=workspace)
     if base is not None:
-        logger.info("evaluating %s", base.name)
-        before = evaluate_subject(base, request)
+        before, scores_before = _evaluate(base, request, tasks=tasks)
         result["base"] = {"model": base.name, "domains": before.to_dict()}
         result["retention"] = retention(after, before)
-    # Changes in the harness's tasks.
+    # The harness's tasks.
     if scores_after is not None:
         result["harness"] = scores_to_dict(scores_after)
-        scores_before = _scores(base, request, tasks)
-        if scores_before is not None:
-            result["base"]["harness"] = scores_to_dict(scores_before)
-            result["harness_retention"] = score_changes(scores_after, scores_before)
+    if scores_after is not None and scores_before is not None:
+        result["base"]["harness"] = scores_to_dict(scores_before)
+        result["harness_retention"] = score_changes(scores_after, scores_before)
     logger.info("evaluated %s", subject.name)
     return result
 
 
-def _scores(subject: Subject | None, request: Request, tasks: HarnessTasks | None) -> TaskScores | None:
-    """Run the harness's tasks on a model, in this process; None without a model or tasks."""
-    if subject is None or tasks is None:
-        return None
+def _evaluate(
+    subject: Subject, request: Request, *, tasks: HarnessTasks | None
+) -> tuple[Evaluation, TaskScores | None]:
+    """Evaluate one model, and run the harness's tasks on it, in this process; no scores without tasks."""
+    logger.info("evaluating %s", subject.name)
+    evaluation = evaluate_subject(subject, request)
+    if tasks is None:
+        return evaluation, None
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)
     causal_lm, tokenizer = load_subject(subject, request.config)
-    device = device_of(World())
-    return run_tasks(causal_lm.to(device), tokenizer, tasks, batch_size=rows_at_a_time(request.config))
+    causal_lm.to(device_of(World()))
+    return evaluation, run_tasks(causal_lm, tokenizer, tasks, batch_size=rows_at_a_time(request.config))
 
 
 def result_name(*, split: str, default_split: str, step: int | None) -> str:
@@ -206,7 +201,7 @@ def write_result(result: Mapping[str, Any], path: Path) -> None:
         result: The result, with its options as `asked`.
         path: File to write.
     """
-    kept = _place_of_earlier(path, asked=result["asked"])
+    kept = _path_for_earlier(path, asked=result["asked"])
     if kept is not None:
         path.replace(kept)
         logger.info("kept the earlier result, made with other options, as %s", kept)
@@ -214,7 +209,7 @@ def write_result(result: Mapping[str, Any], path: Path) -> None:
     logger.info("wrote %s", path)
 
 
-def _place_of_earlier(path: Path, *, asked: Mapping[str, Any]) -> Path | None:
+def _path_for_earlier(path: Path, *, asked: Mapping[str, Any]) -> Path | None:
     """Return where to keep an earlier result; None if there is none, or its options are the same."""
     if not path.is_file():
         return None

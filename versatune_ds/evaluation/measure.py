@@ -42,7 +42,7 @@ class Request:
     split: str
     choices: dict[str, list[ChoiceQuestion]]
     num_exact: int
-    num_processes: int = 1
+    num_processes: int
 
 
 def evaluate_subject(subject: Subject, request: Request) -> Evaluation:
@@ -76,7 +76,6 @@ def _open(
 
 
 def _share(request: Request, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:
-    """Measure one process's share of the sums."""
     rows, world_size = rows_at_a_time(request.config), request.num_processes
     return measure(*opened, rows_per_micro_batch=rows, rank=rank, world_size=world_size)
 

@@ -121,5 +121,4 @@ def _padded_options(options: Sequence[Option]) -> tuple[torch.Tensor, torch.Tens
 
 
 def _on(device: torch.device, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors on a device."""
     return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -164,7 +164,6 @@ def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> st
 
 
 def _number(loss: float | None) -> str:
-    """Format a loss that may be missing."""
     return "not measured" if loss is None else f"{loss:.3f}"
 
 
