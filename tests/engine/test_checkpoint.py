@@ -73,7 +73,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 def test_a_corrupt_checkpoint_of_a_later_step_does_not_count_towards_keep(tmp_path):
     run(save_steps([4]), tmp_path)
-    (tmp_path / "run" / "checkpoints" / "step_00000004" / "optim_0.pt").write_bytes(b"broken")
+    (tmp_path / "run" / "checkpoints" / "step_00000004" / "optim_0.pt").write_bytes(b"corrupt")
     run(save_steps([2, 3], keep=1), tmp_path, "restarted")
     assert find(tmp_path, "found") == [tmp_path / "run" / "checkpoints" / "step_00000003"] * 2
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003"]

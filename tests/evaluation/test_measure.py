@@ -8,7 +8,7 @@ from tiny_run import tiny_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from versatune_ds.evaluation.choices import read_choices
-from versatune_ds.evaluation.data import evaluation_data
+from versatune_ds.evaluation.data import Request, evaluation_data
 from versatune_ds.evaluation.measure import as_evaluation, measure
 
 
@@ -30,9 +30,8 @@ def data(tmp_path_factory):
     row = {"question": "what is 1 plus 1?", "choices": ["It is 2.", "It is 3."], "answer": 0}
     choices = write_jsonl(folder / "choices" / "sums.jsonl", [row, {**row, "answer": 1}])
     config = tiny_config(folder, "data.synthetic=null", f"data.folder={folder}")
-    return evaluation_data(
-        config, tokenizer=tiny_tokenizer(), split="valid", choices=read_choices([choices]), num_exact=3
-    )
+    request = Request(config=config, split="valid", choices=read_choices([choices]), num_exact=3)
+    return evaluation_data(request, tokenizer=tiny_tokenizer())
 
 
 def loss_of_transformers(causal_lm, input_ids, is_loss):

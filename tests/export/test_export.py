@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
-from versatune_ds.evaluation.data import evaluation_data
+from versatune_ds.evaluation.data import Request, evaluation_data
 from versatune_ds.evaluation.measure import as_evaluation, measure
 from versatune_ds.export.run_export import export_run
 from versatune_ds.model import weight_files
@@ -97,7 +97,8 @@ def losses_of(folder, config):
     """Return the held-out losses by domain of an exported model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     causal_lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    data = evaluation_data(config, tokenizer=tokenizer, split="valid")
+    request = Request(config=config, split="valid", choices={}, num_exact=0)
+    data = evaluation_data(request, tokenizer=tokenizer)
     found = as_evaluation(measure(causal_lm, tokenizer, data, rows_per_micro_batch=4), data)
     return dict(zip(found.domain_set, found.losses.mean(), strict=True))
 

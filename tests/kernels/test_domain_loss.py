@@ -180,7 +180,7 @@ def test_results_are_equal_bit_for_bit_for_any_number_of_threads(dtype: torch.dt
 @given(cuts=st.lists(st.integers(0, 200), max_size=6), seed=st.integers(0, 1000))
 def test_sums_are_equal_bit_for_bit_for_any_division_into_chunks(cuts: list[int], seed: int) -> None:
     case = make_case(200, 129, seed=seed)
-    whole, _ = run(case)
+    undivided, _ = run(case)
     edges = [0, *sorted(cuts), 200]
     total_K = torch.zeros(4, dtype=torch.float64)
     for start, stop in itertools.pairwise(edges):
@@ -188,7 +188,7 @@ def test_sums_are_equal_bit_for_bit_for_any_division_into_chunks(cuts: list[int]
         part = domain_cross_entropy(case.logits_NV[rows], case.labels_N[rows], case.domain_ids_N[rows], 4)
         # float64 adds multiples of 2^-24 below 2^29 without rounding
         total_K += part.loss_sum_K
-    assert torch.equal(total_K, whole.loss_sum_K)
+    assert torch.equal(total_K, undivided.loss_sum_K)
 
 
 def test_infinite_and_extreme_logits_behave_as_in_float64() -> None:

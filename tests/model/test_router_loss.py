@@ -23,13 +23,13 @@ MODELS = {
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {**EXPERTS, "head_dim": 8},
 }  # fmt: skip
-ASKED = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+WITH_ROUTER_LOSS = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
 ROWS = [[A], [B, C], [C, A], [A, B]]
 
 
 def build(model_type="mixtral", *, checkpointing=False, lora=None, **keys):
     attention = "eager" if model_type == "gpt_oss" else "sdpa"
-    arguments = build_arguments(model_type, attention=attention, **{**MODELS[model_type], **ASKED, **keys})
+    arguments = build_arguments(model_type, attention=attention, **{**MODELS[model_type], **WITH_ROUTER_LOSS, **keys})
     model = arguments["model"].model_copy(update={"gradient_checkpointing": checkpointing, "lora": lora})
     return build_causal_lm(**{**arguments, "model": model})
 

@@ -18,6 +18,7 @@ from typing import Any
 from versatune_ds.data.sources.find_files import MissingDataError
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.choices import read_choices
+from versatune_ds.evaluation.data import Request
 from versatune_ds.evaluation.harness import (
     HarnessTasks,
     TaskScores,
@@ -26,7 +27,7 @@ from versatune_ds.evaluation.harness import (
     score_changes,
     scores_to_dict,
 )
-from versatune_ds.evaluation.measure import Request, evaluate_subject, rows_at_a_time
+from versatune_ds.evaluation.measure import evaluate_subject, rows_at_a_time
 from versatune_ds.evaluation.result import Evaluation, retention
 from versatune_ds.evaluation.subject import (
     Subject,
@@ -98,7 +99,6 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         split=options.split or default_split,
         choices=read_choices(options.choice_paths),
         num_exact=default_num_exact if options.num_exact is None else options.num_exact,
-        num_processes=options.processes,
     )
     tasks = None
     if options.harness_tasks:
@@ -141,7 +141,7 @@ def _compare(
     """Evaluate the model and, where there is one, the base model, and return both results with the changes."""
     # The model itself.
     subject = trained_subject(model, workspace=workspace, step=options.step)
-    after, scores_after = _evaluate(subject, request, tasks=tasks)
+    after, scores_after = _evaluate(subject, request, tasks=tasks, num_processes=options.processes)
     result: dict[str, Any] = {
         "model": subject.name,
         "split": request.split,
@@ -153,7 +153,7 @@ def _compare(
     if options.has_base:
         base = base_subject(model, request.config, against=options.against, workspace=workspace)
     if base is not None:
-        before, scores_before = _evaluate(base, request, tasks=tasks)
+        before, scores_before = _evaluate(base, request, tasks=tasks, num_processes=options.processes)
         result["base"] = {"model": base.name, "domains": before.to_dict()}
         result["retention"] = retention(after, before)
     # The harness's tasks.
@@ -167,11 +167,11 @@ def _compare(
 
 
 def _evaluate(
-    subject: Subject, request: Request, *, tasks: HarnessTasks | None
+    subject: Subject, request: Request, *, tasks: HarnessTasks | None, num_processes: int
 ) -> tuple[Evaluation, TaskScores | None]:
-    """Evaluate one model, and run the harness's tasks on it, in this process; no scores without tasks."""
+    """Evaluate one model, and run the harness's tasks on it in this process; None for the scores without tasks."""
     logger.info("evaluating %s", subject.name)
-    evaluation = evaluate_subject(subject, request)
+    evaluation = evaluate_subject(subject, request, num_processes=num_processes)
     if tasks is None:
         return evaluation, None
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)

@@ -8,7 +8,6 @@ Shape legend: **E** held-out examples, **Q** questions, **C** options of multipl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,7 @@ from versatune_ds.data.batch import Batch
 from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.distributed import World
-from versatune_ds.evaluation.choices import ChoiceQuestion
-from versatune_ds.evaluation.data import EvaluationData, evaluation_data
+from versatune_ds.evaluation.data import EvaluationData, Request, evaluation_data
 from versatune_ds.evaluation.option_losses import option_losses
 from versatune_ds.evaluation.questions import answer_greedily, text_of_answer
 from versatune_ds.evaluation.result import Answers, Evaluation
@@ -34,36 +32,18 @@ from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.training.evaluate import sum_by_example
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a model is evaluated on."""
-
-    config: RunConfig
-    split: str
-    choices: dict[str, list[ChoiceQuestion]]
-    num_exact: int
-    num_processes: int
-
-
-def evaluate_subject(subject: Subject, request: Request) -> Evaluation:
+def evaluate_subject(subject: Subject, request: Request, *, num_processes: int) -> Evaluation:
     """Return the evaluation of a model; the data are prepared here, once, and found prepared by the processes."""
     data = _data(subject, request)
-    kept = data if request.num_processes == 1 else None
-    with ProcessPool(partial(_open, subject, request, kept), num_processes=request.num_processes) as pool:
-        shares = dict(pool.map(partial(_share, request), range(request.num_processes)))
-    return as_evaluation(np.sum([shares[rank] for rank in range(request.num_processes)], axis=0), data)
+    kept = data if num_processes == 1 else None
+    with ProcessPool(partial(_open, subject, request, kept), num_processes=num_processes) as pool:
+        shares = dict(pool.map(partial(_share, request.config, num_processes), range(num_processes)))
+    return as_evaluation(np.sum([shares[rank] for rank in range(num_processes)], axis=0), data)
 
 
 def _data(subject: Subject, request: Request) -> EvaluationData:
-    """Return a subject's evaluation data."""
     tokenizer = load_tokenizer(subject.tokenizer, trust_remote_code=request.config.model.trust_remote_code)
-    return evaluation_data(
-        request.config,
-        tokenizer=tokenizer,
-        split=request.split,
-        choices=request.choices,
-        num_exact=request.num_exact,
-    )
+    return evaluation_data(request, tokenizer=tokenizer)
 
 
 def _open(
@@ -75,9 +55,8 @@ def _open(
     return causal_lm.to(device_of(world)), tokenizer, data
 
 
-def _share(request: Request, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:
-    rows, world_size = rows_at_a_time(request.config), request.num_processes
-    return measure(*opened, rows_per_micro_batch=rows, rank=rank, world_size=world_size)
+def _share(config: RunConfig, world_size: int, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:
+    return measure(*opened, rows_per_micro_batch=rows_at_a_time(config), rank=rank, world_size=world_size)
 
 
 def rows_at_a_time(config: RunConfig) -> int:
@@ -123,10 +102,10 @@ def measure(
     parts = [_held_out_losses(model, loader)]
     # Written answers: this process answers every world_size-th question.
     is_right_Q = np.zeros(len(data.questions))
-    mine = range(rank, len(data.questions), world_size)
-    asked = [data.questions[q] for q in mine]
+    places = range(rank, len(data.questions), world_size)
+    asked = [data.questions[q] for q in places]
     answers = answer_greedily(causal_lm, asked, tokenizer=tokenizer, batch_size=4 * rows_per_micro_batch)
-    for q, question, answer in zip(mine, asked, answers, strict=True):
+    for q, question, answer in zip(places, asked, answers, strict=True):
         is_right_Q[q] = answer == text_of_answer(question.answer_ids, tokenizer=tokenizer)
     parts.append(is_right_Q)
     # Multiple choice.

@@ -124,9 +124,9 @@ def _measurable(setup: RunSetup, domains: Sequence[str] | None) -> tuple[str, ..
         ValueError: If one of the others was requested by name, or no domain remains.
     """
     unmeasured = _unmeasured(setup)
-    asked = [name for name in domains or () if name in unmeasured]
-    if asked or len(unmeasured) == len(setup.domain_set):
-        names = ", ".join(asked or unmeasured)
+    requested = [name for name in domains or () if name in unmeasured]
+    if requested or len(unmeasured) == len(setup.domain_set):
+        names = ", ".join(requested or unmeasured)
         raise ValueError(f"data: no held-out rows of {names}, so no reference can be measured; give some in `valid`")
     if unmeasured:
         logger.warning(

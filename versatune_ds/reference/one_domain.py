@@ -34,8 +34,8 @@ MEASUREMENTS = 10
 
 def default_output(config: RunConfig) -> Path:
     """Return where reference.json goes by default: where `mixture.reference` looks, else beside the run's folder."""
-    named = config.mixture.reference
-    return named if isinstance(named, Path) else config.run.output_dir / f"{config.run.name}-reference.json"
+    configured = config.mixture.reference
+    return configured if isinstance(configured, Path) else config.run.output_dir / f"{config.run.name}-reference.json"
 
 
 def folder_name(name: str) -> str:
