@@ -1,4 +1,4 @@
-"""Building: once among many processes, again after a kill, and a loud word when there is no compiler or no ninja."""
+"""Building: once among many processes, again after a kill, and a warning without a compiler or ninja."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from versatune_ds.kernels import build, build_spec
 FORK = multiprocessing.get_context("fork")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
 
-# Notes each compilation in a file and takes 0.3 s (or as told) for it; links an empty library.
+# Records each compilation in a file and takes 0.3 s (or FAKE_SECONDS) for it; links an empty library.
 FAKE_COMPILER = """#!/bin/sh
 case "$*" in -dump*) echo 12.2.0; exit;; esac
 for out; do :; done
@@ -78,15 +78,13 @@ def test_a_finished_library_needs_neither_compiler_nor_ninja(
 
 
 @needs_compiler
-def test_a_killed_build_leaves_nothing_that_others_wait_for(
-    fake_compiler: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_build_does_not_block_the_next_one(fake_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "60")
     victim = FORK.Process(target=_build_in_own_group)
     victim.start()
     while num_calls(fake_compiler) == 0:
         time.sleep(0.02)
-    victim.kill()  # its compiler lives on, as an orphan
+    victim.kill()  # its compiler keeps running, as an orphan
     victim.join()
     monkeypatch.setenv("FAKE_SECONDS", "0")
     assert len(list((fake_compiler.parent / "cache").glob("*/workspace_*/lock"))) == 1  # cpp_extension would wait
@@ -104,7 +102,7 @@ def _build_in_own_group() -> None:
     build.load_library("cpu")
 
 
-def test_another_source_flag_or_compiler_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_source_flag_or_compiler_gives_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_spec, "CSRC", tmp_path)
     source = tmp_path / "kernel.cpp"
     source.write_text("one")
@@ -126,7 +124,7 @@ def test_another_source_flag_or_compiler_is_another_library(tmp_path: Path, monk
 
 
 def load(device_type: str = "cpu") -> build.Implementation:
-    """Load as a fresh process would: past the cache."""
+    """Load without the cache, as a new process would."""
     return build.load_kernels.__wrapped__(device_type)
 
 
@@ -138,7 +136,7 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_without_a_compiler_one_warning_line_says_that_the_slow_implementation_runs(
+def test_without_a_compiler_one_warning_reports_the_slow_implementation(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="versatune_ds"):
@@ -150,7 +148,7 @@ def test_without_a_compiler_one_warning_line_says_that_the_slow_implementation_r
 
 
 @pytest.mark.usefixtures("fake_compiler", "no_ninja")
-def test_without_ninja_one_warning_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_ninja_one_warning_reports_the_slow_implementation(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert not load().is_compiled
     (record,) = caplog.records
@@ -163,7 +161,7 @@ def no_ninja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ninja", None)
 
 
-def test_the_ninja_of_this_interpreter_is_found_though_path_lacks_it(
+def test_the_ninja_of_this_interpreter_is_found_though_it_is_not_on_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ninja = pytest.importorskip("ninja")
@@ -174,7 +172,7 @@ def test_the_ninja_of_this_interpreter_is_found_though_path_lacks_it(
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_the_switch_forbids_forces_and_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_forces_or_forbids_kernels_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERSATUNE_KERNELS", "cpp")
     with pytest.raises(RuntimeError, match="VERSATUNE_KERNELS=cpp, but no C\\+\\+ compiler"):
         load()
@@ -191,7 +189,7 @@ def test_a_device_without_kernels_falls_back(caplog: pytest.LogCaptureFixture) -
     assert "no compiled kernels exist for xpu" in caplog.text
 
 
-def test_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complaint = "kernel.cpp:3: error: no such thing"
     install_compiler(tmp_path, monkeypatch, script=f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
     with pytest.raises(RuntimeError, match=rf"compiling failed: {complaint} \(see .*build\.log\)"):
@@ -200,7 +198,7 @@ def test_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert complaint in log.read_text()
 
 
-def test_processes_that_waited_for_a_build_that_failed_do_not_repeat_it(
+def test_processes_that_waited_for_a_failed_build_do_not_repeat_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f'#!/bin/sh\ncase "$*" in *" -c "*) echo call >> {tmp_path}/calls; sleep 2;; esac\nexit 1\n'

@@ -107,7 +107,7 @@ class DomainModel(nn.Module):
         Attention never crosses examples: positions restart with every example, and from that transformers builds
         its packed mask (sdpa, eager) or sequence lengths (flash attention); a cache or a mask would switch it off.
         """
-        if self.num_positions is not None:  # examples fit (positions.py); the padding of a long row may not
+        if self.num_positions is not None:  # examples fit (check_positions); the padding of a long row may not
             positions = positions.remainder(self.num_positions)
         decoder = self.causal_lm.get_decoder()
         has_router_loss = self.router_loss is not None and self.training

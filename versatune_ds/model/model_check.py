@@ -33,18 +33,21 @@ def check_losses_are_the_models(causal_lm: Any) -> None:
         return  # cannot run on a CPU; it is checked on the device that trains
     was_training = causal_lm.training
     causal_lm.eval()
+    # Logits and router loss: ours against the model's own.
     ids = torch.arange(8, device=causal_lm.device)[None] % sizes_of(causal_lm.config).vocabulary
-    alone, half = torch.arange(8, device=ids.device)[None], torch.arange(4, device=ids.device)
+    positions, half_positions = torch.arange(8, device=ids.device)[None], torch.arange(4, device=ids.device)
     router_loss = router_loss_of(causal_lm)
     extra = {} if router_loss is None else {"output_router_logits": True}
-    own = causal_lm(input_ids=ids, position_ids=alone, use_cache=False, **extra)
-    output = _run_decoder(causal_lm, ids, alone, **extra)
+    own = causal_lm(input_ids=ids, position_ids=positions, use_cache=False, **extra)
+    output = _run_decoder(causal_lm, ids, positions, **extra)
     _check_equal(own.logits, _our_logits(causal_lm, output), problem="scales its logits outside its head")
     if router_loss is not None:
         theirs, ours = router_loss.coefficient * own.aux_loss, router_loss(output.router_logits)
         _check_equal(theirs, ours, problem="computes its router loss in another way than its config says")
-    packed = _our_logits(causal_lm, _run_decoder(causal_lm, ids, torch.cat([half, half])[None]))[:, 4:]
-    apart = _our_logits(causal_lm, _run_decoder(causal_lm, ids[:, 4:], half[None]))
+    # Two examples of four tokens in a row: the second one must not see the first.
+    packed_output = _run_decoder(causal_lm, ids, torch.cat([half_positions, half_positions])[None])
+    packed = _our_logits(causal_lm, packed_output)[:, 4:]
+    apart = _our_logits(causal_lm, _run_decoder(causal_lm, ids[:, 4:], half_positions[None]))
     _check_equal(apart, packed, problem="lets the examples of a packed row see each other")
     causal_lm.train(was_training)
 

@@ -10,8 +10,8 @@ import torch
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.model.build import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
 from versatune_ds.model.model_check import check_losses_are_the_models
-from versatune_ds.model.positions import check_positions
 from versatune_ds.model.router_loss import describe_router_loss
+from versatune_ds.model.sizes import check_positions
 from versatune_ds.training.run_setup import RunSetup
 
 logger = logging.getLogger(__name__)
