@@ -55,7 +55,9 @@ def write_corpus(
         return
     _check_is_free(folder, file_names=rows_of_file.keys())
     _write_description(folder, settings=settings, sha256_of_file={})
-    sha256_of_file = {name: _write_atomically(folder / name, _lines(rows)) for name, rows in rows_of_file.items()}
+    for name, rows in rows_of_file.items():
+        _write_atomically(folder / name, (json.dumps(row).encode("ascii") + b"\n" for row in rows))
+    sha256_of_file = {name: _sha256(folder / name) for name in rows_of_file}
     _write_description(folder, settings=settings, sha256_of_file=sha256_of_file)
     _LOGGER.info("wrote the built-in corpus to %s", folder)
 
@@ -127,24 +129,14 @@ def _write_description(folder: Path, *, settings: Mapping[str, Any], sha256_of_f
     _write_atomically(folder / _DESCRIPTION_NAME, [text.encode("ascii") + b"\n"])
 
 
-def _lines(rows: Iterator[Any]) -> Iterator[bytes]:
-    """Yield one JSON line per record, in ASCII, so that the encoding does not matter."""
-    return (json.dumps(row).encode("ascii") + b"\n" for row in rows)
-
-
-def _write_atomically(path: Path, chunks: Iterable[bytes]) -> str:
-    """Write a file from chunks, complete or not at all; return the content's SHA-256."""
+def _write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file from chunks, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
     with atomic_file(path) as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
-    return digest.hexdigest()
+        file.writelines(chunks)
 
 
 def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

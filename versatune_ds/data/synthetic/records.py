@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from versatune_ds.data.synthetic import code, finance, general, law, medicine, science
+from versatune_ds.data.synthetic.number_rules import CODE_RULES, FINANCE_RULES, SCIENCE_RULES
 from versatune_ds.data.synthetic.space import (
     SPLIT_LANES,
     Rule,
@@ -13,17 +13,18 @@ from versatune_ds.data.synthetic.space import (
     question_number,
     render_question,
 )
+from versatune_ds.data.synthetic.word_rules import GENERAL_RULES, LAW_RULES, MEDICINE_RULES
 from versatune_ds.domains import nearest_name
 
 ChatRecord = dict[str, list[dict[str, str]]]
 
 RULES_OF_DOMAIN: dict[str, tuple[Rule, ...]] = {
-    "law": law.RULES,
-    "medicine": medicine.RULES,
-    "finance": finance.RULES,
-    "science": science.RULES,
-    "code": code.RULES,
-    "general": general.RULES,
+    "law": LAW_RULES,
+    "medicine": MEDICINE_RULES,
+    "finance": FINANCE_RULES,
+    "science": SCIENCE_RULES,
+    "code": CODE_RULES,
+    "general": GENERAL_RULES,
 }
 DOMAIN_NAMES: tuple[str, ...] = tuple(RULES_OF_DOMAIN)
 
@@ -51,7 +52,8 @@ def generate_records(domain: str, *, split: Split, num_rows: int, seed: int) -> 
         raise ValueError(
             f"num_rows: {domain}/{split} has {num_available} rows without repeating a question; got {num_rows}"
         )
-    turns = _turns(RULES_OF_DOMAIN[domain])
+    # One block: each rule as often as its weight, with the number of its earlier turns in the block.
+    turns = [(rule, turn) for rule in RULES_OF_DOMAIN[domain] for turn in range(rule.weight)]
     return (_record(turns, split=split, index=index, order_key=f"{seed}/{domain}") for index in range(num_rows))
 
 
@@ -70,13 +72,7 @@ def num_available_records(domain: str, *, split: Split) -> int:
     return num_blocks * sum(rule.weight for rule in rules)
 
 
-def _turns(rules: tuple[Rule, ...]) -> list[tuple[Rule, int]]:
-    """Return one block of (rule, number of its earlier turns in the block)."""
-    return [(rule, turn) for rule in rules for turn in range(rule.weight)]
-
-
 def _record(turns: list[tuple[Rule, int]], *, split: str, index: int, order_key: str) -> ChatRecord:
-    """Return record `index` of a split."""
     block, place = divmod(index, len(turns))
     rule, turn = turns[place]
     number = question_number(rule, split=split, counter=block * rule.weight + turn, order_key=order_key)
