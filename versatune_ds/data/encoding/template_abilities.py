@@ -13,7 +13,7 @@ from typing import Any
 from versatune_ds.data.encoding.control_tokens import ControlTokens, find_control_tokens
 from versatune_ds.data.encoding.forms import Example
 from versatune_ds.data.encoding.tokenizer import has_generation_marks
-from versatune_ds.data.encoding.tool_call_format import (
+from versatune_ds.data.encoding.tool_calls import (
     MARKER,
     NINE,
     USER,
@@ -21,8 +21,9 @@ from versatune_ds.data.encoding.tool_call_format import (
     ToolCallFormat,
     call_turn,
     find_tool_call_format,
+    results_in_call_order,
+    with_call_ids,
 )
-from versatune_ds.data.encoding.tool_call_ids import results_in_call_order, with_call_ids
 
 _ANSWER = {"role": "assistant", "content": "a"}
 _TWO_QUESTIONS = (USER, {"role": "assistant", "content": "answer5081"}, USER, _ANSWER)

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.data.encoding.columns import UNREAD_WAY_OUT, describe_labels, describe_text
 from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
 from versatune_ds.data.encoding.template_abilities import probe_template
 from versatune_ds.data.encoding.templates import choose_template, template_digest
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
-from versatune_ds.data.encoding.unread_columns import UNREAD_WAY_OUT, describe_labels, describe_text
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.prepare.encode_records import EncodeSettings, RecordEncoder
 from versatune_ds.data.prepare.one_domain import (
@@ -36,7 +36,7 @@ from versatune_ds.data.prepare.one_domain import (
     check_summary,
     read_summary,
 )
-from versatune_ds.data.prepare.table import SplitCounts, format_table
+from versatune_ds.data.prepare.split_builder import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
 from versatune_ds.data.sources.find_files import find_files

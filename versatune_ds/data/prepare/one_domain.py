@@ -18,11 +18,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from versatune_ds.data.encoding.unread_columns import UnreadColumn, UnreadCounter, columns_from_json
+from versatune_ds.data.encoding.columns import UnreadColumn, UnreadCounter, columns_from_json
 from versatune_ds.data.prepare.encode_files import encode_files
 from versatune_ds.data.prepare.encode_records import RecordEncoder
-from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder
-from versatune_ds.data.prepare.table import SplitCounts
+from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder, SplitCounts
 
 SUMMARY_NAME = "summary.json"
 BAD_ROWS_NAME = "bad_rows.jsonl"

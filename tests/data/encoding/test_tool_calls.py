@@ -12,7 +12,7 @@ from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.loss_spans import render_example
 from versatune_ds.data.encoding.template_abilities import fit_to_template, parts_as_text, probe_template
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE
-from versatune_ds.data.encoding.tool_call_ids import results_in_call_order, shortened, with_call_ids
+from versatune_ds.data.encoding.tool_calls import results_in_call_order, shortened, with_call_ids
 from versatune_ds.data.encoding.turns import BadRowError
 from versatune_ds.data.prepare.encode_records import content_hash
 
