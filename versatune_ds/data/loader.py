@@ -6,10 +6,14 @@ weights is only a different argument to the next plan.
 
     rows of a batch:  row = (micro_step * world_size + rank) * rows_per_micro_batch + slot
     2 ranks, 2 micro-steps, 1 row each:  (micro-step, rank) of rows 0 1 2 3 is (0, 0) (0, 1) (1, 0) (1, 1)
+
+The saved position is K draw counters and K deficits after a step, the same on every rank, with the seed, domains and
+sizes to which they belong. Batches planned ahead are not saved: they are planned again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -22,13 +26,19 @@ import numpy as np
 from versatune_ds.data.background import BackgroundThread
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
-from versatune_ds.data.order.loader_state import identity_of, state_from_json, state_to_json
-from versatune_ds.data.order.permutation import DomainOrder
+from versatune_ds.data.order.permutation import DomainOrder, probe_of
 from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
 from versatune_ds.data.order.sampler import SamplerState, WeightUnit
 from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+
+
+DataIdentity = dict[str, Any]
+"""What the counters of a saved position belong to, as JSON values: seed, unit of the deficits, names and sizes of the
+domains, and a digest of up to 1024 lengths of each, which changes if the data is tokenised differently."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,3 +260,40 @@ class MixtureLoader:
         """Discard the planned steps and end the thread."""
         self._planned.clear()
         self._thread.close()
+
+
+def identity_of(orders: Sequence[DomainOrder], *, seed: int, weight_unit: str) -> DataIdentity:
+    """Return the identity of a run's data; a run and the run that resumes it have the same."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for order in orders:
+        hasher.update(np.ascontiguousarray(probe_of(order.lengths), dtype="<i4").tobytes())
+    return {
+        "seed": seed,
+        "weight_unit": weight_unit,
+        "domains": [order.name for order in orders],
+        "num_examples": [order.size for order in orders],
+        "lengths_digest": hasher.hexdigest(),
+    }
+
+
+def state_to_json(state: SamplerState, *, step: int, identity: DataIdentity) -> dict[str, Any]:
+    """Return the position after a step as JSON values."""
+    counters = {"draws": state.draws_K.tolist(), "deficits": state.deficit_K.tolist()}
+    return {"version": STATE_VERSION, "step": step, **identity, **counters}
+
+
+def state_from_json(values: dict[str, Any], *, identity: DataIdentity) -> tuple[SamplerState, int]:
+    """Return sampler state and step of a saved position.
+
+    Raises:
+        RuntimeError: If the position belongs to other data, seed or version, with one line for every difference.
+    """
+    differing = [
+        f"data state: {key} is {values.get(key)!r}, expected {expected!r} as in this run"
+        for key, expected in {"version": STATE_VERSION, **identity}.items()
+        if values.get(key) != expected
+    ]
+    if differing:
+        raise RuntimeError("\n".join([*differing, "continue with the data of the checkpoint, or start a new run"]))
+    draws_K = np.array(values["draws"], dtype=np.int64)
+    return SamplerState(draws_K=draws_K, deficit_K=np.array(values["deficits"], dtype=np.int64)), int(values["step"])

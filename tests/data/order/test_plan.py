@@ -61,8 +61,8 @@ def test_a_plan_counts_tokens_loss_tokens_and_shares():
     assert plan.num_tokens_K.tolist() == [192, 64]
     assert plan.num_loss_tokens_K.tolist() == [96, 32]
     assert plan.num_loss_tokens_global == 128
-    assert plan.realised_share_K.tolist() == [0.75, 0.25]
-    assert plan.requested_share_K.tolist() == [0.75, 0.25]
+    assert plan.realised_units_K.tolist() == [192, 64]
+    assert plan.requested_units_K.tolist() == [192, 64]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_capped_domain_passes_its_share_on_and_the_event_is_recorded():
     assert plans[0].exhausted == (0,)
     assert plans[0].num_tokens_K.tolist() == [64, 96, 96]
     assert plans[1].num_tokens_K.tolist() == [0, 128, 128]
-    assert plans[1].requested_share_K.tolist() == pytest.approx([0, 0.5, 0.5])
+    assert plans[1].requested_units_K.tolist() == pytest.approx([0, 128, 128])
 
 
 def test_data_ends_with_a_last_batch_that_has_room_left():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatune_ds.data.encoding.reasoning import MIN_QUOTED_CHARACTERS, REASONING_KEYS
-from versatune_ds.data.sources.records import why_unreadable
+from versatune_ds.data.sources.records import printable, texts_in
 
 _LABELS = """
 id ids idx index uid uuid guid hash sha md5 url urls uri link links href doi date time timestamp created updated at
@@ -120,7 +120,7 @@ def _text_and_labels(unused: Mapping[str, Any], *, texts: Sequence[str]) -> tupl
     """Return the names of unused values with text that the example's texts do not contain, as (text, labels)."""
     text, labels = [], []
     for name, value in unused.items():
-        strings = [part for part in _strings(value) if _is_text(part)]
+        strings = [part for part in texts_in(value) if _is_text(part)]
         if name.lower() in _VERDICTS and not isinstance(value, str) and value in (0, False):
             text.append(name)  # a number or a flag: 0 or false can mark a wrong answer
         elif strings and _is_label(name, strings):
@@ -129,18 +129,6 @@ def _text_and_labels(unused: Mapping[str, Any], *, texts: Sequence[str]) -> tupl
         elif strings and not _is_repeated(name, strings, texts=texts):
             text.append(name)
     return text, labels
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield the texts in a value, however nested."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict) and not why_unreadable(value):
-        for entry in value.values():
-            yield from _strings(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _strings(entry)
 
 
 def _is_text(string: str) -> bool:
@@ -209,30 +197,22 @@ class UnreadCounter:
         return tuple(sorted(self._found.values(), key=lambda column: (-column.num_rows, column.name)))
 
 
-def columns_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[UnreadColumn, ...]:
-    """Return columns from their JSON values."""
-    return tuple(UnreadColumn(**value) for value in values)
-
-
 def describe_text(columns: Iterable[UnreadColumn]) -> str:
     """Return the columns with text, each with its number of rows and the first of them; empty if there are none."""
     found = [column for column in columns if not column.is_label]
-    names = [f"{_printable(c.name)} ({c.num_rows:,} rows, first {_printable(c.place, limit=400)})" for c in found]
-    return _listed(names)
+    return _listed([f"{_name(c)} ({c.num_rows:,} rows, first {printable(c.place, max_characters=400)})" for c in found])
 
 
 def describe_labels(columns: Iterable[UnreadColumn]) -> str:
     """Return the names of the columns that are labels; empty if there are none."""
-    return _listed([_printable(column.name) for column in columns if column.is_label])
+    return _listed([_name(column) for column in columns if column.is_label])
+
+
+def _name(column: UnreadColumn) -> str:
+    return printable(column.name, max_characters=_MAX_NAME_CHARACTERS)
 
 
 def _listed(names: list[str]) -> str:
     """Return names in one line; of many, only the first."""
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more
-
-
-def _printable(text: str, *, limit: int = _MAX_NAME_CHARACTERS) -> str:
-    """Return a name from a data file, safe for a terminal and not too long."""
-    shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= limit else f"{shown[:limit]}..."

@@ -25,6 +25,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from versatune_ds.data.sources.records import texts_in
+
 _FIRST_PRIVATE = 0xF0000  # private use planes, which ordinary text does not use
 _LAST_PRIVATE = 0xFFFFD
 _THINKING = re.compile("think|reason", re.IGNORECASE)
@@ -105,7 +107,7 @@ def hide_control_tokens(
     """
     # Nothing to hide, or no way to.
     tokens = control.all
-    everything = "\0".join(_strings([messages, tools]))
+    everything = "\0".join(texts_in([messages, tools], with_keys=True))
     if not tokens or not _pattern(tokens).search(everything):
         return HiddenExample(messages=messages, tools=tools, token_of_stand_in={})
     if any(_FIRST_PRIVATE <= ord(character) <= _LAST_PRIVATE for character in everything):
@@ -151,14 +153,14 @@ def encode_with_text(
 
 def texts_hold(value: Any, texts: Sequence[str]) -> bool:
     """Return whether any text in a value contains one of some texts."""
-    return bool(texts) and any(_pattern(tuple(texts)).search(string) for string in _strings(value))
+    return bool(texts) and any(_pattern(tuple(texts)).search(string) for string in texts_in(value, with_keys=True))
 
 
 def texts_found(value: Any, texts: Sequence[str]) -> list[str]:
     """Return which of some texts the texts in a value contain, each once."""
     if not texts:
         return []
-    matches = (match for string in _strings(value) for match in _pattern(tuple(texts)).findall(string))
+    matches = (match for string in texts_in(value, with_keys=True) for match in _pattern(tuple(texts)).findall(string))
     return list(dict.fromkeys(matches))
 
 
@@ -264,20 +266,6 @@ def _replacements(
     for stop, next_start in [*unchanged, (len(text), len(text))]:
         found += [(m.start(), m.end(), new_of_old[m.group()]) for m in pattern.finditer(text, start, stop)]
         start = next_start
-    return found
-
-
-def _strings(value: Any) -> list[str]:
-    """Return all texts in a JSON-like value, with keys of mappings, at any depth."""
-    found, pending = [], [value]
-    while pending:
-        entry = pending.pop()
-        if isinstance(entry, str):
-            found.append(entry)
-        elif isinstance(entry, dict):
-            pending += [*entry.keys(), *entry.values()]
-        elif isinstance(entry, (list, tuple)):
-            pending += entry
     return found
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from versatune_ds.data.sources.records import texts_in
+
 _THINKING_TAG = re.compile(r"</?think>")
 _Turns = list[dict[str, Any]]
 
@@ -99,7 +101,7 @@ def _end_of_part(spellings: tuple[str, ...], *, text: str, start: int) -> int | 
 def _missing_parts(messages: _Turns, *, text: str) -> Iterator[str]:
     """Yield warnings for missing arguments of calls, names of speakers, and text of users before `</think>`."""
     for turn in messages:
-        texts = [leaf for call in turn.get("tool_calls") or () for leaf in _texts_of(call["function"]["arguments"])]
+        texts = [leaf for call in turn.get("tool_calls") or () for leaf in texts_in(call["function"]["arguments"])]
         if any(not _is_in(leaf, text=text) for leaf in texts):
             yield "arguments_left_out"
         if turn["role"] in ("user", "assistant") and turn.get("name") and _squeezed(turn["name"]) not in text:
@@ -113,19 +115,6 @@ def _is_in(value: str, *, text: str) -> bool:
     once = _as_json(value)
     spellings = [value, *once, *(twice for spelling in once for twice in _as_json(spelling))]
     return any(_squeezed(spelling) in text for spelling in spellings)
-
-
-def _texts_of(value: Any) -> Iterator[str]:
-    """Yield the texts in a JSON value, at any depth."""
-    pending = [value]
-    while pending:
-        entry = pending.pop()
-        if isinstance(entry, str):
-            yield entry
-        elif isinstance(entry, dict):
-            pending += entry.values()
-        elif isinstance(entry, list):
-            pending += entry
 
 
 def _reasoning(

@@ -126,14 +126,6 @@ def draw_indices(key: int, *, first_draw: int, count: int, size: int) -> tuple[n
     return epochs, indices
 
 
-def example_index(key: int, *, epoch: int, position: int, size: int) -> int:
-    """Return the example at a position of an epoch: a bijection of [0, size) for every key and epoch."""
-    if not 0 <= position < size:
-        raise ValueError(f"position {position} of {size} examples: expected 0 <= position < size")
-    _, indices = draw_indices(key, first_draw=epoch * size + position, count=1, size=size)
-    return int(indices[0])
-
-
 def probe_of(lengths: np.ndarray) -> np.ndarray:
     """Return at most 1024 consecutive lengths from the middle: each separate read of a memory map would cost 64 KiB."""
     first = max(len(lengths) - NUM_PROBES, 0) // 2

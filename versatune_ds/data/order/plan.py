@@ -97,16 +97,6 @@ class StepPlan:
         """Return the share of the rows' tokens that are not padding."""
         return int(self.num_tokens_K.sum()) / (self.num_rows * self.row_tokens)
 
-    @property
-    def requested_share_K(self) -> np.ndarray:
-        """Return the requested share of units, float64 [K]."""
-        return self.requested_units_K / max(float(self.requested_units_K.sum()), 1.0)
-
-    @property
-    def realised_share_K(self) -> np.ndarray:
-        """Return the realised share of units, float64 [K]."""
-        return self.realised_units_K / max(int(self.realised_units_K.sum()), 1)
-
 
 def plan_step(
     state: SamplerState, weights_K: np.ndarray, *, step: int, orders: Sequence[DomainOrder], settings: PlanSettings

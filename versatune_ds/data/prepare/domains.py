@@ -38,14 +38,12 @@ from versatune_ds.data.prepare.one_domain import (
 )
 from versatune_ds.data.prepare.split_builder import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
-from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
+from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.domains import DomainSet
 from versatune_ds.run_folder.atomic import atomic_folder
 from versatune_ds.run_folder.file_lock import locked
-
-__all__ = ["PreparedData", "iter_texts", "prepare_domains"]
 
 _logger = logging.getLogger(__name__)
 

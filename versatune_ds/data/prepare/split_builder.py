@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from versatune_ds.data.prepare.shard_writer import ShardWriter
+from versatune_ds.data.sources.records import printable
 from versatune_ds.text_table import text_table
 
 
@@ -183,6 +184,4 @@ def format_table(rows: Sequence[SplitCounts]) -> str:
 
 def _cell(value: str | int) -> str:
     """Return a value as shown in the table; control characters of names are escaped."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return value if value.isprintable() else value.encode("unicode_escape").decode("ascii")
+    return f"{value:,}" if isinstance(value, int) else printable(value)
