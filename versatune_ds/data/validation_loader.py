@@ -18,6 +18,7 @@ from versatune_ds.data.collate import Shards, collate_rows
 from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_all
 from versatune_ds.data.order.permutation import domain_key, draw_indices
 from versatune_ds.data.order.plan import Placement
+from versatune_ds.data.order.supply import check_lengths
 from versatune_ds.domains import DomainSet
 
 
@@ -112,7 +113,6 @@ class ValidationLoader:
         self.example_num_loss_tokens = self._placement.loss_length_E[by_example].astype(np.int64)
 
     def __len__(self) -> int:
-        """Return the number of micro-batches of each rank."""
         return self.num_micro_batches
 
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -152,13 +152,9 @@ def _place_examples(shards: Sequence[Shards], *, row_tokens: int) -> tuple[Place
     loss_lengths = np.concatenate([np.asarray(shard.loss_lengths) for shard in shards])
     domain_ids = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
     indices = np.concatenate([np.arange(n, dtype=np.int64) for n in counts])
-    impossible = np.flatnonzero((lengths < 1) | (lengths > row_tokens))
-    if len(impossible):
-        e = impossible[0]
-        raise ValueError(
-            f"domain {shards[domain_ids[e]].name!r}, validation example {indices[e]}: {lengths[e]} tokens, expected "
-            f"1..{row_tokens} (data.row_tokens); prepare the data again with this row length"
-        )
+    for shard, count in zip(shards, counts, strict=True):
+        what = f"domain {shard.name!r}, validation example"
+        check_lengths(np.asarray(shard.lengths), indices=np.arange(count), row_tokens=row_tokens, what=what)
     # Pack them, and sort them by row.
     rows, offsets, num_rows = pack_all(lengths, row_tokens=row_tokens)
     rows = order_rows_by_cost(rows, lengths, num_rows=num_rows)[rows]

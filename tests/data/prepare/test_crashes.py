@@ -20,7 +20,7 @@ from versatune_ds.data.shards import DomainShards
 from versatune_ds.run_folder import atomic
 
 _STAGES = {
-    "while reading": (encode_files, "_rows"),
+    "while reading": (encode_files, "read_records"),
     "while writing shards": (shard_writer.ShardWriter, "close"),
     "before the summary": (one_domain, "_first_problems"),
     "before the rename": (atomic, "_sync_tree"),

@@ -60,7 +60,6 @@ class Columns:
         self._used: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        """Return whether a column has a value."""
         return key in self._name_of
 
     def get(self, key: str) -> Any:
@@ -137,7 +136,6 @@ def _is_text(string: str) -> bool:
 
 
 def _is_blank(value: Any) -> bool:
-    """Return whether a value is an empty list or blank text."""
     return value == [] or (isinstance(value, str) and not value.strip())
 
 

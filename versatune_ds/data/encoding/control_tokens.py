@@ -270,7 +270,6 @@ def _replacements(
 
 
 def _found(texts_in: Sequence[str], *, texts: Any) -> set[str]:
-    """Return those of some texts that occur in others."""
     return {text for text in texts if text and any(text in place for place in texts_in)}
 
 

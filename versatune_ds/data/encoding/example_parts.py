@@ -73,6 +73,5 @@ def tools_of(record: Columns) -> tuple[dict[str, Any], ...]:
 
 
 def _are_tools(value: Any) -> bool:
-    """Return whether a value is a list of named tool descriptions."""
     is_list = isinstance(value, list) and bool(value)
     return is_list and all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in value)

@@ -173,7 +173,6 @@ def _token_after(
 
 
 def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Return the texts of a tokenizer's special tokens, longer ones first."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=lambda token: (-len(token), token)))
 
@@ -216,7 +215,6 @@ def _end_of_turn(i: int, *, text: str, start: int, with_turn: str, end_of_text: 
 
 
 def _mismatch(turn: int, *, what: str) -> str:
-    """Return a message that the loss span of a turn cannot be found, and what to do."""
     return (
         f"turn {turn + 1}: the chat template renders {what} differently than in the full conversation, so its loss "
         f"cannot be placed; {_WAY_OUT}"

@@ -65,7 +65,6 @@ def split_thinking(content: Any) -> tuple[Any, str]:
 
 
 def _is_thinking(part: Any) -> bool:
-    """Return whether a typed part is reasoning that can be read."""
     return isinstance(part, dict) and part.get("type") in _THINKING_PARTS and bool(_part_reasoning(part))
 
 

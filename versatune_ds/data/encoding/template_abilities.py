@@ -205,5 +205,4 @@ def _with_system_in_first_question(turns: list[dict[str, Any]]) -> list[dict[str
 
 
 def _json_text(value: Any) -> str:
-    """Return a value as JSON text without ASCII escapes."""
     return json.dumps(value, ensure_ascii=False)

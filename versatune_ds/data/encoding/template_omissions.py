@@ -169,5 +169,4 @@ def _as_json(text: str) -> list[str]:
 
 
 def _squeezed(text: str) -> str:
-    """Return a text without white space."""
     return "".join(text.split())

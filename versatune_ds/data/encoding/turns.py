@@ -158,7 +158,6 @@ def is_unicode(text: str) -> bool:
 
 
 def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
-    """Return one message as a turn."""
     # Role.
     name = str(message.get("role") or message.get("from") or "").lower()
     role = _ROLE_OF_NAME.get(name)
@@ -237,7 +236,6 @@ def _content_text(content: Any, *, what: str) -> str:
 
 
 def _part_text(part: Any, *, what: str) -> str:
-    """Return the text of one typed part."""
     kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
     if kind not in ("text", "input_text", "output_text"):
         raise BadRowError(f"{what} has {kind} content; only text can be trained on")

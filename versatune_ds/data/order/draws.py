@@ -194,7 +194,6 @@ def _collect(
 
 
 def _join(parts: Sequence[Draws], *, exhausted: tuple[int, ...], is_last: bool) -> Draws:
-    """Return the draws of several segments as one sequence."""
     firsts = np.cumsum([0, *(len(part.domain_n) for part in parts)]).tolist()
     segments = tuple(replace(part.segments[0], first=first) for part, first in zip(parts, firsts, strict=False))
     return Draws(

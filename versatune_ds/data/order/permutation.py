@@ -62,7 +62,6 @@ def _feistel(value: np.uint64, key: np.uint64, low_bits: np.uint64, high_bits: n
 
 @njit(cache=True, nogil=True)
 def _num_bits(size: int) -> int:
-    """Return the number of bits needed for `size` different values."""
     bits = 0
     while (1 << bits) < size:
         bits += 1

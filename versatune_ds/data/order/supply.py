@@ -121,25 +121,25 @@ def open_windows(
     for k in np.flatnonzero(count_K):
         window = slice(start_K[k], start_K[k + 1])
         epoch_F[window], index_F[window], length_F[window] = orders[k].window(int(first_draw_K[k]), int(count_K[k]))
-        _check_lengths(orders[k], index_F[window], length_F[window], row_tokens=settings.row_tokens)
+        what = f"domain {orders[k].name!r}, example"
+        check_lengths(length_F[window], indices=index_F[window], row_tokens=settings.row_tokens, what=what)
         cost_F[window] = _costs(orders[k], index_F[window], length_F[window], unit=settings.weight_unit)
     candidates = Candidates(start_K, length_F, cost_F, first_draw_K + count_K >= limit_K)
     return candidates, epoch_F, index_F
 
 
 def _costs(order: DomainOrder, indices: np.ndarray, lengths: np.ndarray, *, unit: WeightUnit) -> np.ndarray | int:
-    """Return the cost of each candidate in the unit of the weights."""
     if unit == "loss_tokens":
         return np.take(order.loss_lengths, indices)
     return lengths if unit == "tokens" else 1
 
 
-def _check_lengths(order: DomainOrder, indices: np.ndarray, lengths: np.ndarray, *, row_tokens: int) -> None:
-    """Raise ValueError, with domain and example, if a length is outside 1..row_tokens."""
-    if lengths.min() >= 1 and lengths.max() <= row_tokens:
-        return
-    bad = int(np.flatnonzero((lengths < 1) | (lengths > row_tokens))[0])
-    raise ValueError(
-        f"domain {order.name!r}, example {indices[bad]}: {lengths[bad]} tokens, expected 1..{row_tokens} "
-        "(data.row_tokens); prepare the data again with this row length"
-    )
+def check_lengths(lengths: np.ndarray, *, indices: np.ndarray, row_tokens: int, what: str) -> None:
+    """Raise ValueError, with `what` (domain and kind) and the example, if a length is outside 1..row_tokens."""
+    impossible = np.flatnonzero((lengths < 1) | (lengths > row_tokens))
+    if len(impossible):
+        i = impossible[0]
+        raise ValueError(
+            f"{what} {indices[i]}: {lengths[i]} tokens, expected 1..{row_tokens} (data.row_tokens); prepare the data "
+            "again with this row length"
+        )

@@ -127,14 +127,12 @@ def _to_verify(found: Sequence[Path]) -> set[Path]:
 
 
 def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
-    """Return the settings of a domain's encoder."""
     return EncodeSettings(
         row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
     )
 
 
 def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
-    """Return a domain's task, with its sources resolved to files."""
     key, valid_key = (key_of(data, domain=name, split=split) for split in ("train", "valid"))
     return DomainTask(
         name=name,
@@ -197,7 +195,6 @@ def _fingerprint(task: DomainTask, *, settings: dict[str, Any], digests: SourceD
 
 
 def _file_name(domain: str) -> str:
-    """Return a domain's name as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", domain)[:64].lstrip(".") or "domain"
 
 

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -75,19 +74,16 @@ def encode_files(
 def _write_records(files: Sequence[Path], *, path: Path) -> int:
     """Write the records of files, in order, as one Arrow stream; return their number."""
     num_records = 0
+    rows = (
+        {"file": number, "line": record.line, "json_text": record.json_text, "problem": record.problem}
+        for number, file in enumerate(files)
+        for record in read_records(file)
+    )
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_stream(stream, _RECORD_SCHEMA) as writer:
-        rows = _rows(files)
         while batch := list(islice(rows, _RECORDS_PER_BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_RECORD_SCHEMA))
             num_records += len(batch)
     return num_records
-
-
-def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the records of files as rows of the record schema."""
-    for number, file in enumerate(files):
-        for record in read_records(file):
-            yield {"file": number, "line": record.line, "json_text": record.json_text, "problem": record.problem}
 
 
 @contextlib.contextmanager

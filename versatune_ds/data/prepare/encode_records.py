@@ -188,7 +188,6 @@ def content_hash(example: Example) -> int:
 
 
 def _normalised(text: str) -> str:
-    """Return a text in one letter case with single spaces."""
     return " ".join(text.split()).casefold()
 
 

@@ -190,7 +190,6 @@ def _count_unread(counter: UnreadCounter, *, lines: Lines, files: Sequence[Path]
 
 
 def _first_problems(path: Path) -> tuple[str, ...]:
-    """Return the first bad rows as file:line: reason."""
     with path.open(encoding="utf-8") as stream:
         first = [json.loads(line) for line, _ in zip(stream, range(_NUM_PROBLEMS_SHOWN), strict=False)]
     texts = (f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in first)

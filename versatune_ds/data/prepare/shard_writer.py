@@ -135,7 +135,6 @@ def describe_file(path: Path, *, num_examples: int) -> ShardFile:
 
 
 def _list_column(rows: list[np.ndarray]) -> pa.ListArray:
-    """Return int32 rows of unequal length as one Arrow list column."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     values = np.concatenate(rows).astype(np.int32, copy=False)

@@ -99,9 +99,7 @@ class SplitBuilder:
         """Open a shard writer in a new folder; no example may be longer than `max_tokens`."""
         folder.mkdir()
         self._writer = ShardWriter(folder, max_tokens=max_tokens)
-        self._counts = dict.fromkeys(("num_rows", "num_bad_rows", "num_without_loss"), 0)
-        self._num_long_rows = 0
-        self._num_cut_tokens = 0
+        self._counts = Counter(num_rows=0, num_bad_rows=0, num_without_loss=0, num_long_rows=0, num_cut_tokens=0)
         self._max_tokens = max_tokens
         self._warnings: Counter[str] = Counter()
         self._content_hashes: list[np.ndarray] = []
@@ -112,11 +110,13 @@ class SplitBuilder:
         num_tokens_L = np.diff(lines.token_offsets)
         is_row_L = is_selected_L & (lines.piece == 0)
         is_bad_L = lines.is_bad
-        self._counts["num_rows"] += int(is_row_L.sum())
-        self._counts["num_bad_rows"] += int((is_row_L & is_bad_L).sum())
-        self._counts["num_without_loss"] += int((is_row_L & ~is_bad_L & (num_tokens_L == 0)).sum())
-        self._num_long_rows += int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum())
-        self._num_cut_tokens += int(lines.num_cut_tokens[is_row_L].sum())
+        self._counts.update(
+            num_rows=int(is_row_L.sum()),
+            num_bad_rows=int((is_row_L & is_bad_L).sum()),
+            num_without_loss=int((is_row_L & ~is_bad_L & (num_tokens_L == 0)).sum()),
+            num_long_rows=int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum()),
+            num_cut_tokens=int(lines.num_cut_tokens[is_row_L].sum()),
+        )
         for i in np.flatnonzero(is_row_L & (num_tokens_L > 0)).tolist():
             self._warnings.update(lines.warnings[i])
         self._content_hashes.append(lines.content_hash[is_row_L & (num_tokens_L > 0)])
@@ -140,8 +140,6 @@ class SplitBuilder:
             num_tokens=manifest.num_tokens,
             num_loss_tokens=manifest.num_loss_tokens,
             longest_tokens=manifest.longest_tokens,
-            num_long_rows=self._num_long_rows,
-            num_cut_tokens=self._num_cut_tokens,
             num_duplicates=len(content_hashes) - len(np.unique(content_hashes)),
             remarks=dict(self._warnings),
             **self._counts,
@@ -183,5 +181,4 @@ def format_table(rows: Sequence[SplitCounts]) -> str:
 
 
 def _cell(value: str | int) -> str:
-    """Return a value as shown in the table; control characters of names are escaped."""
     return f"{value:,}" if isinstance(value, int) else printable(value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from versatune_ds.data.sources.readers import format_of
@@ -27,18 +26,6 @@ _FILES_OF_DATASETS = re.compile(r"state\.json|cache-\w+\.arrow")
 _MACHINE_FOLDERS = frozenset(("_delta_log", "_temporary", "_spark_metadata", "__pycache__", "__macosx"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderContent:
-    """The files below a folder."""
-
-    files: tuple[Path, ...]
-    """Data files, sorted."""
-    skipped: tuple[Path, ...]
-    """Files that are not data: an unknown format, or the name of a description; hidden files are not listed."""
-    repeated: tuple[Path, ...]
-    """Links to files that are listed under another name."""
-
-
 def is_description(path: Path) -> bool:
     """Return whether the name of a file or folder is that of a description: README.txt, dataset_infos.json."""
     if _FILES_OF_DATASETS.fullmatch(path.name):  # only beside what `datasets` saves; elsewhere they may be data
@@ -46,8 +33,12 @@ def is_description(path: Path) -> bool:
     return path.name.lower() in _MACHINE_FOLDERS or _DESCRIPTIONS.fullmatch(path.name) is not None
 
 
-def files_below(folder: Path, *, key: str) -> FolderContent:
+def files_below(folder: Path, *, key: str) -> tuple[tuple[Path, ...], tuple[Path, ...], tuple[Path, ...]]:
     """Return the files below a folder and behind its links.
+
+    Returns:
+        Data files, sorted; files that are not data (an unknown format, or the name of a description; hidden files are
+        not listed); links to files that are listed under another name.
 
     Raises:
         ValueError: If a folder cannot be listed, or a link to a data file or a folder is broken.
@@ -55,7 +46,7 @@ def files_below(folder: Path, *, key: str) -> FolderContent:
     found = list(_walk(folder, key=key))
     data = [path for path in found if format_of(path) and path.is_file() and not is_description(path)]
     files, repeated = without_repeats(data)
-    return FolderContent(files=files, skipped=tuple(sorted(set(found) - set(data))), repeated=repeated)
+    return files, tuple(sorted(set(found) - set(data))), repeated
 
 
 def without_repeats(paths: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:

@@ -73,7 +73,6 @@ def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
 
 
 def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[ValueError]:
-    """Yield what is wrong with each domain's and split's files."""
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for split in ("train", "valid"):
             local = [source for source in getattr(files, split) or () if isinstance(source, str)]

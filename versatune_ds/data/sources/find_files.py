@@ -50,12 +50,11 @@ def find_files(sources: Sequence[Source], *, key: str) -> tuple[Path, ...]:
 
 
 def _files_of(source: Source, *, key: str) -> list[Path]:
-    """Return the files of one source."""
     if isinstance(source, HubDataset):
         return _files_of_hub_dataset(source, key=key)
     path = Path(source).expanduser()
     if path.is_dir():
-        return files_of_folder(path, key=key)
+        return _files_of_folder(path, key=key)
     if path.is_file():
         return [_readable(path, key=key)]
     if glob.has_magic(source):
@@ -96,7 +95,7 @@ def _pattern(path: Path) -> str:
     return glob.escape(str(literal))
 
 
-def files_of_folder(folder: Path, *, key: str) -> list[Path]:
+def _files_of_folder(folder: Path, *, key: str) -> list[Path]:
     """Return the data files below a folder, or those of a data set that `save_to_disk` wrote there.
 
     Links are followed; each file is read once. Hidden files are skipped silently, other files that are not data with a
@@ -104,14 +103,14 @@ def files_of_folder(folder: Path, *, key: str) -> list[Path]:
     """
     _check_no_splits(folder, key=key)
     if is_saved_dataset(folder):
-        return _files_of_saved_dataset(folder, key=key)
-    content = files_below(folder, key=key)
-    for path in content.skipped:
+        return _cache_files(datasets.load_from_disk(str(folder)), key=key)
+    files, skipped, repeated = files_below(folder, key=key)
+    for path in skipped:
         _check_no_splits(path.parent, key=key)
-    warn_of_skipped(content.skipped, content.repeated, key=key)
-    if not content.files:
+    warn_of_skipped(skipped, repeated, key=key)
+    if not files:
         raise ValueError(f"{key}: {folder} has no data file; expected one of {', '.join(SUFFIXES)}")
-    return list(content.files)
+    return list(files)
 
 
 def _check_no_splits(folder: Path, *, key: str) -> None:
@@ -124,11 +123,6 @@ def _check_no_splits(folder: Path, *, key: str) -> None:
 def is_saved_dataset(folder: Path) -> bool:
     """Return whether a folder is a data set written by `save_to_disk`."""
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-
-
-def _files_of_saved_dataset(folder: Path, *, key: str) -> list[Path]:
-    """Return the Arrow files of a data set written by `save_to_disk`."""
-    return _cache_files(datasets.load_from_disk(str(folder)), key=key)
 
 
 def _files_of_hub_dataset(source: HubDataset, *, key: str) -> list[Path]:
@@ -145,7 +139,6 @@ def _files_of_hub_dataset(source: HubDataset, *, key: str) -> list[Path]:
 
 
 def _cache_files(dataset: object, *, key: str) -> list[Path]:
-    """Return the Arrow files of a data set."""
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     if not files:
         raise ValueError(f"{key}: the data set has no files on disk")

@@ -109,7 +109,6 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _is_json_object(text: str) -> bool:
-    """Return whether a text is a complete JSON object."""
     try:
         return isinstance(parse_json(text), dict)
     except (ValueError, RecursionError):
@@ -129,7 +128,6 @@ def _read_json_object(path: Path, *, text: str) -> Iterator[Record]:
 
 
 def _entries(value: Any) -> list[Any]:
-    """Return the records in an object."""
     if not isinstance(value, dict):
         return [value]
     if value and all(isinstance(entry, dict) for entry in value.values()):

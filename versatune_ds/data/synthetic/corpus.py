@@ -130,7 +130,6 @@ def _write_description(folder: Path, *, settings: Mapping[str, Any], sha256_of_f
 
 
 def _write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file from chunks, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.writelines(chunks)

@@ -138,7 +138,6 @@ def _percent(variables: tuple[str, str], amount: int, rate: int, word: str) -> t
 
 
 def _lookup(variable: str, elements: tuple[str, ...], place: int) -> tuple[str, str]:
-    """Ask for a list's element."""
     question = f"What does this print?\n{variable} = {list(elements)}\nprint({variable}[{place}])"
     return question, f"It prints {elements[place]}."
 
