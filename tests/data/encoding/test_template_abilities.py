@@ -41,7 +41,7 @@ def test_abilities_are_found_by_rendering():
 @pytest.mark.parametrize("template", [BUILT_IN_TEMPLATE, CHATML, INST], ids=["built-in", "chatml", "inst"])
 def test_every_part_of_a_row_stands_in_the_text_and_calls_bear_loss(template):
     tokenizer = tiny_tokenizer()
-    fitted = fit_to_template(ROW, abilities=probe_template(template, tokenizer=tokenizer))
+    fitted, _ = fit_to_template(ROW, abilities=probe_template(template, tokenizer=tokenizer))
     input_ids, is_loss = encode_messages(
         list(fitted.turns), tokenizer=tokenizer, template=template, tools=list(fitted.tools) or None
     )
@@ -55,4 +55,4 @@ def test_every_part_of_a_row_stands_in_the_text_and_calls_bear_loss(template):
 
 def test_a_row_the_template_prints_whole_stays_as_it_is():
     row = Example(turns=ROW.turns[:2] + ROW.turns[4:])
-    assert fit_to_template(row, abilities=probe_template(CHATML, tokenizer=tiny_tokenizer())) == row
+    assert fit_to_template(row, abilities=probe_template(CHATML, tokenizer=tiny_tokenizer())) == (row, [])

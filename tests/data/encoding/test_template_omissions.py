@@ -8,7 +8,7 @@ from model_templates import LAST_REASONING, MISTRAL, NO_REASONING
 
 from versatune_ds.data.encoding.forms import Example
 from versatune_ds.data.encoding.loss_spans import TemplateMismatchError, render_example
-from versatune_ds.data.encoding.template_abilities import fit_to_template, parts_as_text, probe_template
+from versatune_ds.data.encoding.template_abilities import fit_to_template, probe_template
 
 REFUSED = r"turn {} \(assistant, the last\): the chat template leaves its reasoning out"
 
@@ -30,7 +30,7 @@ def thinking(*thoughts, is_inline=False):
 
 def warnings_of(turns, template, **options):
     abilities = probe_template(template, tokenizer=tiny_tokenizer())
-    fitted = fit_to_template(Example(turns=tuple(turns)), abilities=abilities)
+    fitted, _ = fit_to_template(Example(turns=tuple(turns)), abilities=abilities)
     return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=template, **options).warnings
 
 
@@ -114,7 +114,7 @@ def test_a_system_text_that_whole_conversations_lose_joins_the_first_question():
     abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
     assert not abilities.has_system
     turns = ({"role": "system", "content": "Be kind."}, *thinking(None, None))
-    fitted = fit_to_template(Example(turns=turns), abilities=abilities)
+    fitted, _ = fit_to_template(Example(turns=turns), abilities=abilities)
     row = render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=MISTRAL)
     expected = "<|begin|>[INST]Be kind.\n\nQuestion 0?[/INST] Answer 0.<|end|>[INST]Question 1?[/INST] Answer 1.<|end|>"
     assert row.text == expected
@@ -126,7 +126,7 @@ def test_tools_that_move_with_the_last_question_stand_as_text_in_rows_of_several
     abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
 
     def rendered(turns):
-        fitted = fit_to_template(Example(turns=tuple(turns), tools=(tool,)), abilities=abilities)
+        fitted, _ = fit_to_template(Example(turns=tuple(turns), tools=(tool,)), abilities=abilities)
         tools = list(fitted.tools) or None
         return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=MISTRAL, tools=tools).text
 
@@ -136,9 +136,8 @@ def test_tools_that_move_with_the_last_question_stand_as_text_in_rows_of_several
     calling = {"role": "assistant", "content": "I look.", "tool_calls": [call]}  # written as text, so its result asks
     turns = [thinking(None)[0], calling, {"role": "tool", "content": "y"}, thinking(None)[1]]
     assert rendered(turns).startswith('<|begin|>[INST]Tools:\n[{"type": "function"')
-    assert parts_as_text(Example(turns=tuple(thinking(None, None)), tools=(tool,)), abilities=abilities) == [
-        "tools_as_text"
-    ]
+    _, warnings = fit_to_template(Example(turns=tuple(thinking(None, None)), tools=(tool,)), abilities=abilities)
+    assert warnings == ["tools_as_text"]
 
 
 def test_tools_that_only_a_closing_question_shows_are_not_printed():

@@ -10,7 +10,7 @@ from model_templates import MISTRAL, NO_REASONING
 
 from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.loss_spans import render_example
-from versatune_ds.data.encoding.template_abilities import fit_to_template, parts_as_text, probe_template
+from versatune_ds.data.encoding.template_abilities import fit_to_template, probe_template
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE
 from versatune_ds.data.encoding.tool_calls import results_in_call_order, shortened, with_call_ids
 from versatune_ds.data.encoding.turns import BadRowError
@@ -44,9 +44,9 @@ def rendered(turns, template):
     """Return a row's text as it is trained on, and what of it is written as text."""
     row = parse_example(json.dumps({"messages": turns}))
     abilities = probe_template(template, tokenizer=tiny_tokenizer())
-    fitted = fit_to_template(row, abilities=abilities)
+    fitted, warnings = fit_to_template(row, abilities=abilities)
     text = render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=template).text
-    return text, parts_as_text(row, abilities=abilities)
+    return text, warnings
 
 
 def test_ids_and_names_are_read_from_every_spelling():

@@ -25,6 +25,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from versatune_ds.data.encoding.templates import TemplateMismatchError
 from versatune_ds.data.sources.records import texts_in
 
 _FIRST_PRIVATE = 0xF0000  # private use planes, which ordinary text does not use
@@ -103,7 +104,7 @@ def hide_control_tokens(
     A token at the end of the assistant's text stays: only the end of the turn follows it.
 
     Raises:
-        ValueError: If the conversation contains both control tokens and private characters.
+        TemplateMismatchError: If the conversation contains both control tokens and private characters.
     """
     # Nothing to hide, or no way to.
     tokens = control.all
@@ -111,7 +112,9 @@ def hide_control_tokens(
     if not tokens or not _pattern(tokens).search(everything):
         return HiddenExample(messages=messages, tools=tools, token_of_stand_in={})
     if any(_FIRST_PRIVATE <= ord(character) <= _LAST_PRIVATE for character in everything):
-        raise ValueError("has control tokens of the chat template and private characters (U+F0000 ...); remove one")
+        raise TemplateMismatchError(
+            "has control tokens of the chat template and private characters (U+F0000 ...); remove one"
+        )
     # One character for each token.
     stand_ins = {token: chr(_FIRST_PRIVATE + i) for i, token in enumerate(tokens)}
     of_turns = {token: stand_ins[token] for token in control.of_turns}

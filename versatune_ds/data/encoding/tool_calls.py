@@ -141,7 +141,7 @@ def with_call_ids(turns: Sequence[dict[str, Any]], *, is_accepted: Callable[[str
     """Return turns in which every call has an id that a template accepts, and every result the id of its call.
 
     Args:
-        turns: Turns as `normalised_turns` returns them.
+        turns: Turns as `turns_of` returns them.
         is_accepted: Whether the template accepts an id as it is.
     """
     made = [dict(turn) for turn in turns]

@@ -45,23 +45,18 @@ class BadRowError(ValueError):
     """A record cannot be trained on; the message says why in half a sentence."""
 
 
-def normalised_turns(messages: Any) -> Turns:
+def turns_of(messages: list[dict[str, Any]]) -> Turns:
     """Return messages as turns with `role`, `content` and, where they have them, `tool_calls`, `reasoning_content`.
 
     Ids of calls, `tool_call_id` and `name` are kept. A turn whose own weight is 0 gets `loss: False`. Empty system
     turns are dropped.
 
     Args:
-        messages: A list of messages with `role`/`from` and `content`/`value`/`text`, or its JSON text.
+        messages: From `parsed_messages`, with `role`/`from` and `content`/`value`/`text`.
 
     Raises:
         BadRowError: If a turn has an unknown role, is empty, or contains anything but text.
     """
-    return turns_of(parsed_messages(messages))
-
-
-def turns_of(messages: list[dict[str, Any]]) -> Turns:
-    """Return the turns of messages from `parsed_messages`; see `normalised_turns`."""
     turns = []
     for number, message in enumerate(messages, start=1):
         for part in _with_calls_beside_content(message):

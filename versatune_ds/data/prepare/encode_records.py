@@ -20,7 +20,7 @@ from versatune_ds.data.encoding.data_warnings import with_details
 from versatune_ds.data.encoding.encode import EncodedExample, encode_rendered
 from versatune_ds.data.encoding.forms import Example, parse_example
 from versatune_ds.data.encoding.loss_spans import RenderedExample, TemplateMismatchError, render_example
-from versatune_ds.data.encoding.template_abilities import TemplateAbilities, fit_to_template, parts_as_text
+from versatune_ds.data.encoding.template_abilities import TemplateAbilities, fit_to_template
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 
 _NOT_UNICODE = "contains half of a surrogate pair, which is not valid text"
@@ -107,7 +107,7 @@ class RecordEncoder:
             found = with_details("control_in_text", texts_found(example.text, control.all))
             return RenderedExample(text=example.text, loss_spans=None, is_plain=True, warnings=tuple(found))
         # A conversation, in a form that the template can print.
-        fitted = fit_to_template(example, abilities=self.abilities)
+        fitted, warnings = fit_to_template(example, abilities=self.abilities)
         rendered = render_example(
             list(fitted.turns),
             tokenizer=self.tokenizer,
@@ -119,7 +119,7 @@ class RecordEncoder:
         # Warnings.
         texts = [turn["content"] for turn in example.turns]
         answers = [turn["content"].rstrip() for turn in example.turns if turn["role"] == "assistant"]
-        warnings = [*parts_as_text(example, abilities=self.abilities), *rendered.warnings]
+        warnings += rendered.warnings
         if rendered.as_text:
             found = texts_found([*texts, *example.tools], control.all)
             warnings += with_details("control_as_text", found) or ["control_as_text"]
