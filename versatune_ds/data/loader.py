@@ -43,17 +43,14 @@ domains, and a digest of up to 1024 lengths of each, which changes if the data i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """The data of one optimizer step on one rank.
-
-    Attributes:
-        plan: The global batch, the same on every rank.
-        micro_batches: This rank's rows, one Batch per micro-step.
-        wait_seconds: How long the training loop waited for it.
-    """
+    """The data of one optimizer step on one rank."""
 
     plan: StepPlan
+    """The global batch, the same on every rank."""
     micro_batches: tuple[Batch, ...]
+    """This rank's rows, one Batch per micro-step."""
     wait_seconds: float
+    """How long the training loop waited for it."""
 
 
 def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> tuple[DomainOrder, ...]:
@@ -75,31 +72,25 @@ def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
-    """What a `MixtureLoader` is built from besides shards: the global batch, and this rank's part of it.
-
-    Attributes:
-        seed: Seed of the order; with the weights it alone decides what is drawn.
-        rows_per_batch: Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch.
-        row_tokens: Tokens of a row (the context).
-        rows_per_micro_batch: Rows one rank takes through the model at a time.
-        rank: This process.
-        world_size: Number of processes.
-        weight_unit: What a weight is a share of: tokens, loss_tokens or examples.
-        max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
-        pad_token_id: Token of the padding.
-        prefetch: Steps planned ahead of the one that is taken.
-    """
+    """What a `MixtureLoader` is built from besides shards: the global batch, and this rank's part of it."""
 
     seed: int
+    """Seed of the order; with the weights it alone decides what is drawn."""
     rows_per_batch: int
+    """Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch."""
     row_tokens: int
+    """Tokens of a row (the context)."""
     rows_per_micro_batch: int
+    """Rows one rank takes through the model at a time."""
     rank: int = 0
     world_size: int = 1
     weight_unit: WeightUnit = "tokens"
+    """What a weight is a share of: tokens, loss_tokens or examples."""
     max_epochs_per_domain: float | None = None
+    """Passes over a domain before its share goes to the others; None for no cap."""
     pad_token_id: int = 0
     prefetch: int = 2
+    """Steps planned ahead of the one that is taken."""
 
     def __post_init__(self) -> None:
         """Check that every rank gets the same number of rows.

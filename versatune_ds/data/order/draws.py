@@ -52,27 +52,24 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """Consecutive draws.
-
-    Attributes:
-        domain_n: int32 [n].
-        epoch_n: int64 [n].
-        index_n: int64 [n], example index within the domain.
-        length_n: int32 [n], tokens.
-        cost_n: int32 [n], units of the weights.
-        segments: Weights and deficits, in order; the first segment begins at draw 0.
-        is_last: Whether the data ended with the last draw.
-        exhausted: Ids of domains that could not be drawn in at least one segment.
-    """
+    """Consecutive draws."""
 
     domain_n: np.ndarray
+    """int32 [n]."""
     epoch_n: np.ndarray
+    """int64 [n]."""
     index_n: np.ndarray
+    """int64 [n], example index within the domain."""
     length_n: np.ndarray
+    """int32 [n], tokens."""
     cost_n: np.ndarray
+    """int32 [n], units of the weights."""
     segments: tuple[Segment, ...]
+    """Weights and deficits, in order; the first segment begins at draw 0."""
     is_last: bool
+    """Whether the data ended with the last draw."""
     exhausted: tuple[int, ...]
+    """Ids of domains that could not be drawn in at least one segment."""
 
     def prefix(self, count: int) -> Draws:
         """Return the first `count` draws, at least one."""

@@ -133,23 +133,19 @@ def probe_of(lengths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainOrder:
-    """What a plan needs of one domain: its lengths, and the key of its order.
-
-    Attributes:
-        name: Domain name, for messages.
-        key: From `domain_key`.
-        lengths: int32 [num_examples] tokens of each example; may be a memory map.
-        loss_lengths: int32 [num_examples] tokens that bear loss; may be a memory map.
-        mean_tokens: Mean of some of the `lengths`; it decides how far a plan looks ahead, never what it draws.
-        mean_loss_tokens: The same for `loss_lengths`.
-    """
+    """What a plan needs of one domain: its lengths, and the key of its order."""
 
     name: str
     key: int
+    """From `domain_key`."""
     lengths: np.ndarray
+    """int32 [num_examples] tokens of each example; may be a memory map."""
     loss_lengths: np.ndarray
+    """int32 [num_examples] tokens that bear loss; may be a memory map."""
     mean_tokens: float
+    """Mean of some of the `lengths`; it decides how far a plan looks ahead, never what it draws."""
     mean_loss_tokens: float
+    """The same for `loss_lengths`."""
 
     @staticmethod
     def of(name: str, *, seed: int, lengths: np.ndarray, loss_lengths: np.ndarray) -> DomainOrder:

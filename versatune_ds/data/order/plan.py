@@ -25,23 +25,20 @@ from versatune_ds.data.order.sampler import PlanSettings, SamplerState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The places of examples in packed rows, sorted by row, then by offset.
-
-    Attributes:
-        domain_id_E: int32 [E].
-        index_E: int64 [E], example index within its domain.
-        length_E: int32 [E], tokens.
-        loss_length_E: int32 [E], tokens that bear loss.
-        row_E: int64 [E], row of the batch.
-        offset_E: int64 [E], token of the row at which the example begins.
-    """
+    """The places of examples in packed rows, sorted by row, then by offset."""
 
     domain_id_E: np.ndarray
+    """int32 [E]."""
     index_E: np.ndarray
+    """int64 [E], example index within its domain."""
     length_E: np.ndarray
+    """int32 [E], tokens."""
     loss_length_E: np.ndarray
+    """int32 [E], tokens that bear loss."""
     row_E: np.ndarray
+    """int64 [E], row of the batch."""
     offset_E: np.ndarray
+    """int64 [E], token of the row at which the example begins."""
 
     def rows(self, first: int, last: int) -> slice:
         """Return the slice of the examples in rows first..last-1."""
@@ -50,37 +47,32 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """The batch of one optimizer step, the same on every rank.
-
-    Attributes:
-        step: Optimizer step.
-        weights_K: float64 [K], requested weights.
-        placement: Which examples are where.
-        epoch_E: int64 [E], epoch of each example in its domain.
-        num_rows: Rows of the batch, R.
-        row_tokens: Tokens of a row.
-        num_tokens_K: int64 [K], tokens of each domain.
-        num_loss_tokens_K: int64 [K], tokens of each domain that bear loss.
-        requested_units_K: float64 [K], requested units; the share of exhausted domains goes to the others.
-        realised_units_K: int64 [K], units drawn.
-        exhausted: Ids of domains that could not be drawn for all or part of the step.
-        is_last: Whether the data ended within the step, so that the batch is not full.
-        state_after: State from which the next step is planned.
-    """
+    """The batch of one optimizer step, the same on every rank."""
 
     step: int
     weights_K: np.ndarray
+    """float64 [K], requested weights."""
     placement: Placement
+    """Which examples are where."""
     epoch_E: np.ndarray
+    """int64 [E], epoch of each example in its domain."""
     num_rows: int
+    """Rows of the batch, R."""
     row_tokens: int
     num_tokens_K: np.ndarray
+    """int64 [K], tokens of each domain."""
     num_loss_tokens_K: np.ndarray
+    """int64 [K], tokens of each domain that bear loss."""
     requested_units_K: np.ndarray
+    """float64 [K], requested units; the share of exhausted domains goes to the others."""
     realised_units_K: np.ndarray
+    """int64 [K], units drawn."""
     exhausted: tuple[int, ...]
+    """Ids of domains that could not be drawn for all or part of the step."""
     is_last: bool
+    """Whether the data ended within the step, so that the batch is not full."""
     state_after: SamplerState
+    """State from which the next step is planned."""
 
     @property
     def num_examples(self) -> int:

@@ -49,15 +49,12 @@ FINISHED, NEEDS_WINDOW, EXHAUSTED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerState:
-    """The position of all domains' draws: K counters and K deficits, the same on every rank.
-
-    Attributes:
-        draws_K: int64 [K], draws made from each domain since the run began; epoch = draws // domain size.
-        deficit_K: int64 [K], units owed minus units served, in units of 1 / WEIGHT_SCALE; they sum to 0.
-    """
+    """The position of all domains' draws: K counters and K deficits, the same on every rank."""
 
     draws_K: np.ndarray
+    """int64 [K], draws made from each domain since the run began; epoch = draws // domain size."""
     deficit_K: np.ndarray
+    """int64 [K], units owed minus units served, in units of 1 / WEIGHT_SCALE; they sum to 0."""
 
     @staticmethod
     def start(num_domains: int) -> SamplerState:
@@ -67,19 +64,16 @@ class SamplerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
-    """The shape of a batch, and what a weight is a share of.
-
-    Attributes:
-        rows_per_batch: Rows of one optimizer step over all ranks.
-        row_tokens: Tokens that fit in a row (the context).
-        weight_unit: What a weight is a share of: `tokens`, `loss_tokens` or `examples`.
-        max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
-    """
+    """The shape of a batch, and what a weight is a share of."""
 
     rows_per_batch: int
+    """Rows of one optimizer step over all ranks."""
     row_tokens: int
+    """Tokens that fit in a row (the context)."""
     weight_unit: WeightUnit = "tokens"
+    """What a weight is a share of: `tokens`, `loss_tokens` or `examples`."""
     max_epochs_per_domain: float | None = None
+    """Passes over a domain before its share goes to the others; None for no cap."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -97,19 +91,16 @@ class PlanSettings:
 
 
 class Candidates(NamedTuple):
-    """The next examples of every domain in drawing order: the window of domain k is `start_K[k]:start_K[k+1]`.
-
-    Attributes:
-        start_K: int64 [K+1].
-        length_F: int32 [F], tokens of each candidate.
-        cost_F: int32 [F], units of each candidate.
-        is_last_K: bool [K], whether the domain may not be drawn beyond its window (`max_epochs_per_domain`).
-    """
+    """The next examples of every domain in drawing order: the window of domain k is `start_K[k]:start_K[k+1]`."""
 
     start_K: np.ndarray
+    """int64 [K+1]."""
     length_F: np.ndarray
+    """int32 [F], tokens of each candidate."""
     cost_F: np.ndarray
+    """int32 [F], units of each candidate."""
     is_last_K: np.ndarray
+    """bool [K], whether the domain may not be drawn beyond its window (`max_epochs_per_domain`)."""
 
 
 def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
