@@ -106,11 +106,10 @@ class LoaderSettings:
                 "rank below the world size"
             )
 
-    def first_rows(self) -> tuple[int, ...]:
+    def first_rows(self) -> range:
         """Return the row of the global batch at which each of this rank's micro-batches starts."""
         rows_per_micro_step = self.world_size * self.rows_per_micro_batch
-        offset = self.rank * self.rows_per_micro_batch
-        return tuple(first + offset for first in range(0, self.rows_per_batch, rows_per_micro_step))
+        return range(self.rank * self.rows_per_micro_batch, self.rows_per_batch, rows_per_micro_step)
 
 
 class MixtureLoader:

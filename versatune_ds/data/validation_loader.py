@@ -102,10 +102,8 @@ class ValidationLoader:
         self._placement, self._example_id_E, num_rows = _place_examples(shards, row_tokens=row_tokens)
         rows_per_micro_step = rows_per_micro_batch * world_size
         self.num_micro_batches = -(-num_rows // rows_per_micro_step)
-        self._first_rows = tuple(
-            micro_step * rows_per_micro_step + rank * rows_per_micro_batch
-            for micro_step in range(self.num_micro_batches)
-        )
+        end = self.num_micro_batches * rows_per_micro_step
+        self._first_rows = range(rank * rows_per_micro_batch, end, rows_per_micro_step)
         # Domains and loss tokens in the order of the examples' numbers.
         by_example = np.argsort(self._example_id_E)
         self.num_examples = len(by_example)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.data.synthetic.records import RULES_OF_DOMAIN
+from versatune_ds.data.synthetic.corpus import RULES_OF_DOMAIN
 from versatune_ds.data.synthetic.space import (
     SPLIT_LANES,
     Arrangements,

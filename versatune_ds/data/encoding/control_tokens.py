@@ -154,11 +154,6 @@ def encode_with_text(
     return encoding, [ids.get(token_id, token_id) for token_id in encoding.ids], moved
 
 
-def texts_hold(value: Any, texts: Sequence[str]) -> bool:
-    """Return whether any text in a value contains one of some texts."""
-    return bool(texts) and any(_pattern(tuple(texts)).search(string) for string in texts_in(value, with_keys=True))
-
-
 def texts_found(value: Any, texts: Sequence[str]) -> list[str]:
     """Return which of some texts the texts in a value contain, each once."""
     if not texts:

@@ -101,9 +101,10 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
     # Prepare each domain, unless it was prepared before.
     folders, found, counts = [], [], []
     for name, files in files_of_domain.items():
-        encoder = RecordEncoder(
-            tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
+        settings = EncodeSettings(
+            row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
         )
+        encoder = RecordEncoder(tokenizer=tokenizer, template=template, abilities=abilities, settings=settings)
         task = _task(data, name=name, files=files)
         folder, is_found = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
         folders.append(folder)
@@ -124,12 +125,6 @@ def _to_verify(found: Sequence[Path]) -> set[Path]:
     """Return which of the folders prepared before to verify by digest: all, or none if they are large."""
     num_bytes = sum(path.stat().st_size for folder in found for path in folder.glob("*/*.arrow"))
     return set(found) if num_bytes < _MAX_VERIFIED_BYTES else set()
-
-
-def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
-    return EncodeSettings(
-        row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
-    )
 
 
 def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:

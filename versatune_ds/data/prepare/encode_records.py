@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ds.data.encoding.control_tokens import texts_found, texts_hold
+from versatune_ds.data.encoding.control_tokens import texts_found
 from versatune_ds.data.encoding.data_warnings import with_details
 from versatune_ds.data.encoding.encode import EncodedExample, encode_rendered
 from versatune_ds.data.encoding.forms import Example, parse_example
@@ -126,7 +126,7 @@ class RecordEncoder:
         ends = [end for end in control.of_turns if any(answer.endswith(end) for answer in answers)]
         warnings += with_details("ended_twice", ends)
         warnings += with_details("marks_in_text", texts_found(texts, control.marks))
-        if texts_hold(texts, control.others):
+        if texts_found(texts, control.others):
             warnings.append("special_in_text")
         return dataclasses.replace(rendered, warnings=tuple(warnings))
 

@@ -12,8 +12,14 @@ from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
 from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.sources.data_folders import entries_of_folder, is_description, warn_of_skipped
-from versatune_ds.data.sources.find_files import MissingDataError, find_files, is_saved_dataset
+from versatune_ds.data.sources.find_files import (
+    MissingDataError,
+    entries_of_folder,
+    find_files,
+    is_description,
+    is_saved_dataset,
+    warn_of_skipped,
+)
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, write_corpus

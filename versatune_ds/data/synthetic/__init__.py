@@ -25,7 +25,12 @@ by 0.11.
 
 from __future__ import annotations
 
-from versatune_ds.data.synthetic.corpus import DEFAULT_NUM_ROWS, write_corpus
-from versatune_ds.data.synthetic.records import DOMAIN_NAMES, generate_records, num_available_records
+from versatune_ds.data.synthetic.corpus import (
+    DEFAULT_NUM_ROWS,
+    DOMAIN_NAMES,
+    generate_records,
+    num_available_records,
+    write_corpus,
+)
 
 __all__ = ["DEFAULT_NUM_ROWS", "DOMAIN_NAMES", "generate_records", "num_available_records", "write_corpus"]
