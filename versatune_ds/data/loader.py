@@ -93,11 +93,7 @@ class LoaderSettings:
     """Steps planned ahead of the one that is taken."""
 
     def __post_init__(self) -> None:
-        """Check that every rank gets the same number of rows.
-
-        Raises:
-            ValueError: If rows do not divide, or the rank is not below the world size.
-        """
+        """Raise ValueError if ranks would not get the same number of rows, or the rank is not below the world size."""
         rows_per_micro_step = self.world_size * self.rows_per_micro_batch
         if self.rows_per_batch % rows_per_micro_step or not 0 <= self.rank < self.world_size:
             raise ValueError(

@@ -220,11 +220,7 @@ def _names_and_ids(message: dict[str, Any]) -> dict[str, str]:
 
 
 def _content_text(content: Any, *, what: str) -> str:
-    """Return content given as text or as a list of typed parts.
-
-    Raises:
-        BadRowError: If a part is not text.
-    """
+    """Return content given as text or as a list of typed parts; raise BadRowError if a part is not text."""
     if not isinstance(content, list):
         return text_of(content, what=what)
     return "".join(part if isinstance(part, str) else _part_text(part, what=what) for part in content)
@@ -283,12 +279,8 @@ def _parsed_arguments(text: str, *, what: str) -> Any:
 
 
 def _bears_loss(message: dict[str, Any], *, what: str) -> bool:
-    """Return whether a message bears loss by its own weight, 0 or 1; it does by default.
-
-    Raises:
-        BadRowError: If the weight is a fraction, which would be lost silently.
-    """
+    """Return whether a message bears loss by its own weight, 0 or 1; it does by default."""
     weight = next((message[key] for key in _WEIGHT_KEYS if message.get(key) is not None), 1)
-    if weight not in (0, 1):
+    if weight not in (0, 1):  # a fraction would be lost silently
         raise BadRowError(f"{what}: weight {weight!r}; expected 0 or 1")
     return bool(weight)

@@ -76,11 +76,7 @@ class PlanSettings:
     """Passes over a domain before its share goes to the others; None for no cap."""
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: If a size is not positive, the batch is beyond 2^31 tokens, or the unit is unknown.
-        """
+        """Raise ValueError if a size is not positive, the batch is beyond 2^31 tokens, or the unit is unknown."""
         if self.rows_per_batch < 1 or self.row_tokens < 1 or self.rows_per_batch * self.row_tokens >= MAX_UNITS:
             raise ValueError(
                 f"rows_per_batch {self.rows_per_batch} x row_tokens {self.row_tokens}: expected 1 or more each, and "

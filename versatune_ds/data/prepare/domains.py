@@ -169,11 +169,7 @@ def _prepare_domain(
 def _check_built(
     place: Path, *, summary: DomainSummary, task: DomainTask, max_bad_rows: float, kept_bad_rows: Path
 ) -> None:
-    """Check a domain just built; if it is refused, keep only its list of bad rows.
-
-    Raises:
-        ValueError: If the domain is refused.
-    """
+    """Raise ValueError if a domain just built is refused; of such a domain, only the list of bad rows is kept."""
     try:
         check_summary(summary, task=task, max_bad_rows=max_bad_rows, bad_rows=kept_bad_rows)
     except ValueError:

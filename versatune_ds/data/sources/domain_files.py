@@ -163,11 +163,7 @@ def has_test_rows(data: DataConfig) -> bool:
 
 
 def _paths_by_domain(folder: Path) -> dict[str, Path]:
-    """Return the data files and folders in a folder by domain name (the name without suffixes), sorted.
-
-    Raises:
-        ValueError: If two have the same name, the folder is a data set saved by `datasets`, or a link is broken.
-    """
+    """Return the data files and folders in a folder by domain name (the name without suffixes), sorted by it."""
     if is_saved_dataset(folder):
         raise ValueError(
             f"data.folder: {folder} is one saved data set, not a folder of domains; name it in data.domains"

@@ -184,11 +184,7 @@ def _is_complete(folder: Path, *, settings: Mapping[str, Any], file_names: Itera
 
 
 def _check_is_free(folder: Path, *, file_names: Iterable[str]) -> None:
-    """Check that no file would be overwritten, unless the folder has our description.
-
-    Raises:
-        ValueError: If a file would be overwritten.
-    """
+    """Raise ValueError if a file would be overwritten in a folder without our description."""
     if _read_description(folder) is not None:
         return
     for name in (_DESCRIPTION_NAME, *file_names):
