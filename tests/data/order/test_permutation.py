@@ -41,7 +41,7 @@ def test_an_epoch_is_a_bijection(key: int, epoch: int, size: int):
 
 
 @given(size=st.integers(1, 50), first=st.integers(0, 500), count=st.integers(0, 200))
-def test_draws_in_a_row_are_the_draws_one_by_one(size: int, first: int, count: int):
+def test_consecutive_draws_equal_single_draws(size: int, first: int, count: int):
     epochs, indices = draw_indices(3, first_draw=first, count=count, size=size)
     for draw, epoch, index in zip(range(first, first + count), epochs, indices, strict=True):
         assert epoch == draw // size
@@ -60,14 +60,14 @@ def test_all_permutations_of_a_tiny_domain_are_equally_frequent(size: int):
     assert chi_square < num_permutations + 4 * math.sqrt(2 * num_permutations)
 
 
-def test_neighbours_of_a_large_domain_are_unrelated():
+def test_neighbouring_draws_of_a_large_domain_are_uncorrelated():
     size = 1_000_003
     _, indices = draw_indices(domain_key(3, "x"), first_draw=0, count=size, size=size)
     assert abs(np.corrcoef(indices[:-1], indices[1:])[0, 1]) < 0.005
     assert abs(np.corrcoef(np.arange(size), indices)[0, 1]) < 0.005
 
 
-def test_the_key_depends_on_seed_and_name_alone():
+def test_the_key_depends_only_on_seed_and_domain_name():
     assert domain_key(1, "law") == domain_key(1, "law")
     assert len({domain_key(1, "law"), domain_key(2, "law"), domain_key(1, "code"), domain_key(11, "aw")}) == 4
 

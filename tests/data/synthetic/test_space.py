@@ -1,4 +1,4 @@
-"""Numbered questions: every one once, each in one split, in an order the seed decides."""
+"""Every numbered question occurs once, in one split, in an order that the seed decides."""
 
 from __future__ import annotations
 
