@@ -37,13 +37,7 @@ class ExampleSubset:
     """
 
     def __init__(self, shards: Shards, *, max_examples: int, seed: int) -> None:
-        """Choose the examples.
-
-        Args:
-            shards: The complete domain.
-            max_examples: Size of the subset; of a smaller domain all examples are used.
-            seed: The run's seed.
-        """
+        """Choose the examples of a complete domain; of one with fewer than `max_examples`, all are used."""
         count = min(max_examples, shards.num_examples)
         key = domain_key(seed, f"subset of {shards.name}")
         _, indices = draw_indices(key, first_draw=0, count=count, size=max(shards.num_examples, 1))

@@ -8,18 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-REASONING_KEYS = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thinking_content",
-    "thoughts",
-    "thought",
-    "think",
-    "chain_of_thought",
-    "cot",
-    "complex_cot",
-)
+_NAMES = "reasoning_content reasoning thinking thinking_content thoughts thought think chain_of_thought cot complex_cot"
+REASONING_KEYS = tuple(_NAMES.split())
 _KEYS = frozenset(REASONING_KEYS)
 MIN_QUOTED_CHARACTERS = 24
 """A shorter text inside another may be there by chance."""

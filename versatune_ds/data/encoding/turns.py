@@ -15,25 +15,13 @@ from versatune_ds.data.sources.records import parse_json, why_unreadable
 
 Turns = tuple[dict[str, Any], ...]
 
-_ROLE_OF_NAME = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
+_NAMES_OF_ROLE = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model", "function_call", "tool_call"),
+    "tool": ("tool", "function", "observation", "tool_response", "ipython"),
 }
+_ROLE_OF_NAME = {name: role for role, names in _NAMES_OF_ROLE.items() for name in names}
 CONTENT_KEYS = ("content", "value", "text")
 _NESTED_KEYS = (*CONTENT_KEYS, "tool_calls", "function_call")
 _MAX_EXACT_INTEGER = 2**53
