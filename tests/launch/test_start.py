@@ -405,8 +405,10 @@ def test_a_batch_jobs_tasks_per_node_say_nothing_of_a_lone_process(monkeypatch):
     ("overrides", "message"),
     [
         (["mixture.policy=no_such_module:X"], r"^mixture\.policy: no_such_module:X: cannot import 'no_such_module'"),
-        (["mixture.policy=steer", "mixture.target=laws"],
-         r"^mixture\.target: unknown domain 'laws'; did you mean 'law'"),
+        (
+            ["mixture.policy=steer", "mixture.target=laws"],
+            r"^mixture\.target: unknown domain 'laws'; did you mean 'law'",
+        ),
     ],
 )
 def test_a_policy_and_a_target_that_do_not_exist_are_found_before_any_process_is_started(tmp_path, overrides, message):

@@ -21,7 +21,7 @@ from versatune_ds.data.encoding.encode import encode_rendered
 from versatune_ds.data.encoding.loss_spans import render_example
 from versatune_ds.data.encoding.template_abilities import probe_template
 from versatune_ds.data.encoding.tokenizer import special_ids_of
-from versatune_ds.data.sources.data_folders import is_description
+from versatune_ds.data.sources.find_files import is_description
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.domains import DomainSet, domain_name
 

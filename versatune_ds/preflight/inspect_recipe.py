@@ -16,8 +16,7 @@ from typing import Any
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.inspect import describe_rows, iterate_plans, render_row
-from versatune_ds.data.loader import orders_of
-from versatune_ds.data.order.loader_state import DataIdentity, identity_of, state_from_json, state_to_json
+from versatune_ds.data.loader import DataIdentity, identity_of, orders_of, state_from_json, state_to_json
 from versatune_ds.data.order.plan import PlanSettings, StepPlan
 from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.data.prepare.domains import PreparedData

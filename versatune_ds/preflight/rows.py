@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
-from versatune_ds.data.encoding.encode import EncodedExample
-from versatune_ds.data.encoding.unread_columns import (
+from versatune_ds.data.encoding.columns import (
     UNREAD_WAY_OUT,
     UnreadColumn,
     UnreadCounter,
     describe_labels,
     describe_text,
 )
+from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
+from versatune_ds.data.encoding.encode import EncodedExample
 from versatune_ds.data.inspect import mark_masked
 from versatune_ds.data.prepare.one_domain import is_held_out_by_hash
 from versatune_ds.preflight.inspect_recipe import escape_control_characters

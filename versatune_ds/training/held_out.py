@@ -18,8 +18,7 @@ import numpy as np
 from versatune_ds.config import ValidationConfig
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.encoding.tokenizer import pad_token_id
-from versatune_ds.data.order.subset import ExampleSubset
-from versatune_ds.data.validation_loader import ValidationLoader
+from versatune_ds.data.validation_loader import ExampleSubset, ValidationLoader
 from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses

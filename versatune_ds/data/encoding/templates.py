@@ -45,6 +45,10 @@ BUILT_IN_TEMPLATE = """\
 """
 
 
+class TemplateMismatchError(ValueError):
+    """A template cannot render a conversation, or its loss spans cannot be found exactly."""
+
+
 def choose_template(tokenizer: Any, *, path: Path | None = None) -> str:
     """Return the text of the chat template to render conversations with.
 

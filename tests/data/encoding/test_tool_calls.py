@@ -1,4 +1,4 @@
-"""Tool calls and their results keep their ids, or get ids that the chat template accepts, and stay pairs."""
+"""Tool calls and their results keep their ids, or get ids that the chat template accepts, and stay paired."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from model_templates import MISTRAL, NO_REASONING
 
 from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.loss_spans import render_example
-from versatune_ds.data.encoding.template_abilities import fit_to_template, parts_as_text, probe_template
+from versatune_ds.data.encoding.template_abilities import fit_to_template, probe_template
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE
-from versatune_ds.data.encoding.tool_call_ids import results_in_call_order, shortened, with_call_ids
+from versatune_ds.data.encoding.tool_calls import results_in_call_order, shortened, with_call_ids
 from versatune_ds.data.encoding.turns import BadRowError
 from versatune_ds.data.prepare.encode_records import content_hash
 
@@ -41,12 +41,12 @@ def ids_of(turns):
 
 
 def rendered(turns, template):
-    """Return a row's text as it is trained on, and what of it is written as text."""
+    """Return an example's text as it is trained on, and the warnings about it."""
     row = parse_example(json.dumps({"messages": turns}))
     abilities = probe_template(template, tokenizer=tiny_tokenizer())
-    fitted = fit_to_template(row, abilities=abilities)
+    fitted, warnings = fit_to_template(row, abilities=abilities)
     text = render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=template).text
-    return text, parts_as_text(row, abilities=abilities)
+    return text, warnings
 
 
 def test_ids_and_names_are_read_from_every_spelling():
@@ -63,7 +63,7 @@ def test_ids_and_names_are_read_from_every_spelling():
     assert ids_of(parse_example(json.dumps({"conversations": sharegpt})).turns) == (["x1"], ["x1"])
 
 
-def test_calls_and_results_among_the_parts_of_a_content_are_calls_and_results():
+def test_calls_and_results_in_typed_content_are_recognised():
     use = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"word": "x"}}
     answer = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "one"}]}
     messages = [
@@ -80,12 +80,12 @@ def test_calls_and_results_among_the_parts_of_a_content_are_calls_and_results():
         {"role": "user", "content": "And?"},
         ANSWER,
     )
-    messages[1]["content"].reverse()  # what is said after a call has no place
+    messages[1]["content"].reverse()  # no template can print text after a call
     with pytest.raises(BadRowError, match=r"turn 2 \(assistant\) has tool_use content"):
         parse_example(json.dumps({"messages": messages}))
 
 
-def test_ids_that_the_template_takes_are_printed_as_they_are():
+def test_ids_that_the_template_accepts_are_printed_unchanged():
     turns = exchange([call("f", "abcdef001"), call("g", "ghijkl001")], [result("2", "ghijkl001")])
     text, changed = rendered(turns, MISTRAL)
     assert '"name": "f", "arguments": {"word": "f-word"}, "id": "abcdef001"}' in text
@@ -93,7 +93,7 @@ def test_ids_that_the_template_takes_are_printed_as_they_are():
     assert changed == []
 
 
-def test_ids_of_another_length_become_nine_characters_and_stay_pairs():
+def test_ids_of_another_length_are_shortened_to_nine_characters_in_calls_and_results_alike():
     turns = exchange(
         [call("f", "call_abc1234567890"), call("g", "c2")], [result("2", "c2"), result("1", "call_abc1234567890")]
     )
@@ -106,7 +106,7 @@ def test_ids_of_another_length_become_nine_characters_and_stay_pairs():
     assert changed == ["ids_changed"]
 
 
-def test_calls_without_ids_are_numbered_where_the_template_demands_ids():
+def test_calls_without_ids_are_numbered_if_the_template_requires_ids():
     text, changed = rendered(exchange([call("f"), call("g")], [result("1"), result("2")]), MISTRAL)
     assert '"f-word"}, "id": "call00001"' in text
     assert '"content": 2, "call_id": "call00002"' in text
@@ -132,7 +132,7 @@ def test_a_result_without_an_id_gets_that_of_its_call(calls, results, expected):
     assert "id" not in call("f")
 
 
-def test_results_without_printed_ids_stand_in_the_order_of_their_calls():
+def test_results_follow_the_order_of_their_calls_if_ids_are_not_printed():
     turns = exchange([call("f", "x"), call("g", "y")], [result("2", "y"), result("1", "x")])
     assert [turn["content"] for turn in results_in_call_order(turns) if turn["role"] == "tool"] == ["1", "2"]
     text, changed = rendered(turns, BUILT_IN_TEMPLATE)
@@ -142,14 +142,14 @@ def test_results_without_printed_ids_stand_in_the_order_of_their_calls():
     assert results_in_call_order(unknown) == unknown
 
 
-def test_a_template_that_takes_arguments_as_text_beside_no_content_is_given_both():
+def test_a_template_may_require_arguments_as_text_and_content_of_none():
     text, changed = rendered(exchange([call("f")], [result("1")]), NO_REASONING)
     assert '[call]f\n{"word": "f-word"}[/call]<|end|>' in text
     assert changed == []
 
 
 @pytest.mark.parametrize("template", [MISTRAL, NO_REASONING], ids=["drops content", "drops calls"])
-def test_calls_beside_text_are_text_where_the_template_prints_one_of_them_only(template):
+def test_calls_beside_text_are_written_as_text_if_the_template_prints_only_one_of_them(template):
     turns = exchange([call("f", "abcdef001")], [result("1", "abcdef001")])
     assert rendered(turns, template)[1] == []
     turns[1]["content"] = "I look."
@@ -158,7 +158,7 @@ def test_calls_beside_text_are_text_where_the_template_prints_one_of_them_only(t
     assert changed == ["calls_as_text", "results_as_text"]
 
 
-def test_rows_that_differ_in_their_ids_only_are_duplicates():
+def test_examples_that_differ_only_in_their_ids_are_duplicates():
     rows = [
         parse_example(json.dumps({"messages": exchange([call("f", call_id)], [result("1", call_id)])}))
         for call_id in ("x", "y", None)
