@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
-from versatune_ds.monitor.plain import PlainTerminal
+from versatune_ds.monitor.progress_lines import PlainTerminal
 from versatune_ds.monitor.sinks import Background, Monitor, Sink
 from versatune_ds.run_folder.json_lines import JsonLines
 from versatune_ds.run_folder.names import TENSORBOARD_FOLDER

@@ -139,7 +139,6 @@ def start_run(config: RunConfig, *, run_id: str) -> Any:
 
 
 def _init(config: RunConfig, *, run_id: str, mode: str) -> Any:
-    """Start a W&B run in a mode."""
     settings = config.monitor.wandb
     return wandb.init(
         id=run_id,
