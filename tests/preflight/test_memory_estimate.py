@@ -13,11 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.preflight.activations import decoder_pass_bytes
-from versatune_ds.preflight.disk import checkpoint_bytes
-from versatune_ds.preflight.memory import estimates_of
+from versatune_ds.preflight.capacity import checkpoint_bytes, estimates_of
 from versatune_ds.preflight.memory_estimate import estimate_memory, measure_model
-from versatune_ds.preflight.request import CheckRequest
-from versatune_ds.preflight.subject import Subject
+from versatune_ds.preflight.subject import CheckRequest, Subject
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 

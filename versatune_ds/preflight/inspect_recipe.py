@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,8 @@ def inspect_as_text(config: RunConfig, inspection: Inspection) -> Iterator[str]:
         ValueError: As `inspect_as_json`.
     """
     _check(config, inspection)
-    data, tokenizer = prepare_recipe(config), load_or_train_tokenizer(config)
-
-    def decode(token_ids: list[int]) -> str:
-        return escape_control_characters(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
-
+    data = prepare_recipe(config)
+    decode = terminal_decoder(load_or_train_tokenizer(config))
     for plan in _plans(config, data, inspection):
         for row in _describe(config, [plan], data=data, world_size=inspection.world_size):
             heading = " ".join(f"{key} {value}" for key, value in row.items() if key != "examples")
@@ -114,6 +111,11 @@ def escape_control_characters(text: str) -> str:
     )
 
 
+def terminal_decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Return a function that turns token ids into text that is safe for a terminal."""
+    return lambda token_ids: escape_control_characters(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
+
+
 def _check(config: RunConfig, inspection: Inspection) -> None:
     """Raise ValueError if the rows do not divide among the processes, or the resume point is not within the steps."""
     world_size = 1 if inspection.world_size is None else inspection.world_size
@@ -130,7 +132,10 @@ def _check(config: RunConfig, inspection: Inspection) -> None:
 def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Iterator[StepPlan]:
     """Yield the plans of the steps to show; those before them are planned too, from their lengths alone."""
     # What decides on the rows: the weights of every step, the order of the examples, the sizes.
-    schedule = _schedule(config, data, run_dir=inspection.run_dir)
+    if inspection.run_dir is None:
+        schedule = Schedule(recipe_weights(config, data))
+    else:
+        schedule = _recorded_schedule(inspection.run_dir, data.domain_set)
     orders = orders_of(data.train, seed=config.run.seed, domain_set=data.domain_set)
     settings = PlanSettings(
         rows_per_batch=config.train.rows_per_batch,
@@ -166,12 +171,7 @@ def _through_json(state: SamplerState, *, step: int, identity: DataIdentity) -> 
     return state_from_json(json.loads(text), identity=identity)[0]
 
 
-def _schedule(config: RunConfig, data: PreparedData, *, run_dir: Path | None) -> Schedule:
-    """Return the weights of every step: those a run decided, or the recipe's weights of step 0 for all."""
-    return Schedule(recipe_weights(config, data)) if run_dir is None else recorded_schedule(run_dir, data.domain_set)
-
-
-def recorded_schedule(run_dir: Path, domain_set: DomainSet) -> Schedule:
+def _recorded_schedule(run_dir: Path, domain_set: DomainSet) -> Schedule:
     """Return the weights that a run's decisions set, step by step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Check a sample of the records of every domain, and show one of each as the model reads it.
+"""Check the files of every domain and a sample of their records, and show one of each as the model reads it.
 
 Sampled records go through the encoder that prepares data, so what is bad here is bad there, for the same reason.
 """
@@ -25,12 +25,47 @@ from versatune_ds.data.encoding.unread_columns import (
 )
 from versatune_ds.data.inspect import mark_masked
 from versatune_ds.data.prepare.one_domain import is_held_out_by_hash
-from versatune_ds.preflight.inspect_recipe import escape_control_characters
-from versatune_ds.preflight.subject import Subject
-from versatune_ds.training.finding import Finding, fail, ok, warn
+from versatune_ds.data.sources.domain_files import key_of
+from versatune_ds.preflight.inspect_recipe import escape_control_characters, terminal_decoder
+from versatune_ds.preflight.subject import DomainSample, Subject
+from versatune_ds.training.finding import Finding, fail, failures_of, ok, warn
+from versatune_ds.training.mixture_start import is_never_measured, nothing_measured
 
 _LARGER_FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 _MAX_EXAMPLE_CHARACTERS, _MAX_EXAMPLE_LINES = 600, 12
+
+
+def check_files(subject: Subject) -> Iterator[Finding]:
+    """Find and sample every domain's files, and report their sizes and records."""
+    data = subject.config.data
+    for name in subject.files_of_domain:
+        for split in ("train", "valid"):
+            try:
+                sample = subject.sample(name, split)
+            except ValueError as error:
+                yield from failures_of(error, check="files")
+                continue
+            if sample.files:
+                yield _describe_files(sample)
+        if subject.files_of_domain[name].valid == ():
+            found = f"{name} has no held-out rows: its loss is not measured, and no loss of its own moves its weight"
+            todo = "name files, or null to split some rows off"
+            if data.folder:
+                todo = f"write {data.folder}/valid/{name}.jsonl"
+            yield warn("files", key_of(data, domain=name, split="valid"), found, todo)
+    if is_never_measured(subject.config, num_valid_K=[files.valid != () for files in subject.files_of_domain.values()]):
+        yield warn("files", "mixture.policy", *nothing_measured(subject.config).split("; "))
+
+
+def _describe_files(sample: DomainSample) -> Finding:
+    """Return how many files, bytes and rows a split has."""
+    num_bytes = sum(file.path.stat().st_size for file in sample.files)
+    about = "" if all(file.is_counted for file in sample.files) else "about "
+    found = f"{len(sample.files)} {'files' if len(sample.files) > 1 else 'file'}, {num_bytes / 2**20:,.1f} MiB, {about}"
+    found += f"{sample.num_rows:,.0f} rows"
+    if sample.num_rows == 0:
+        return fail("files", sample.key, f"{sample.files[0].path} has no row", "give it rows or leave the domain out")
+    return ok("files", f"{sample.domain} {sample.split}", found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +136,7 @@ def _encode_sample(subject: Subject, domain: str) -> SampledRows:
             num_kept_tokens=sum(len(line["input_ids"]) for line in kept),
         ),
         remarks=dict(Counter(remark for line in kept if line["piece"] == 0 for remark in line["warnings"])),
-        example=_encoded(kept[0]) if kept else None,
+        example=_example_of(kept[0]) if kept else None,
         content_hashes=np.array([line["content_hash"] for line in kept if line["piece"] == 0], dtype=np.uint64),
         unread=unread.columns(),
     )
@@ -125,10 +160,10 @@ def _check_held_out(subject: Subject, domain: str, rows: SampledRows) -> Iterato
     yield fail("rows", "data.valid_fraction", found, todo)
 
 
-def _encoded(line: dict[str, Any]) -> EncodedExample:
-    """Return the example of an output line."""
-    columns = (np.array(line[name], dtype=np.int32) for name in ("input_ids", "loss_spans"))
-    return EncodedExample(**dict(zip(("input_ids", "loss_spans"), columns, strict=True)))
+def _example_of(line: dict[str, Any]) -> EncodedExample:
+    """Return the example of an output line of the encoder."""
+    input_ids, loss_spans = (np.array(line[name], dtype=np.int32) for name in ("input_ids", "loss_spans"))
+    return EncodedExample(input_ids=input_ids, loss_spans=loss_spans)
 
 
 def check_rows(subject: Subject) -> Iterator[Finding]:
@@ -146,21 +181,14 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
             yield warn("rows", key, found, UNREAD_WAY_OUT)
         if rows.example is None and rows.num_rows and len(rows.bad) == rows.num_rows:
             continue  # all are bad, as the line above says; row_tokens has no part in it
+        todo = "raise it, or set data.long_examples=split"
         if rows.example is None:
-            yield fail(
-                "rows",
-                "data.row_tokens",
-                f"{name}: none of {rows.num_rows} sampled rows bears loss within {row_tokens} tokens",
-                "raise it, or set data.long_examples=split",
-            )
+            found = f"{name}: none of {rows.num_rows} sampled rows bears loss within {row_tokens} tokens"
+            yield fail("rows", "data.row_tokens", found, todo)
         elif rows.num_without_loss > MAX_CUT_SHARE * rows.num_rows:
             found = f"{name}: {rows.num_without_loss} of {rows.num_rows} sampled rows bear no loss within"
-            yield warn(
-                "rows",
-                "data.row_tokens",
-                f"{found} {row_tokens} tokens",
-                "raise it, or set data.long_examples=split",
-            )
+            found += f" {row_tokens} tokens"
+            yield warn("rows", "data.row_tokens", found, todo)
         yield from _judge_remarks(subject, name, rows)
 
 
@@ -198,16 +226,12 @@ def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whol
 
 def render_examples(subject: Subject) -> dict[str, str]:
     """Return one example a domain as the model reads it, parts that bear no loss in brackets, safe for a terminal."""
-
-    def decode(token_ids: list[int]) -> str:
-        return escape_control_characters(subject.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
-
     examples = {}
     for name in subject.readable_domains():
         example = encode_sample(subject, name).example
         if example is not None:
-            text = mark_masked(example.input_ids.tolist(), example.is_loss.tolist(), decode)
-            examples[name] = _shortened(text)
+            decode = terminal_decoder(subject.tokenizer)
+            examples[name] = _shortened(mark_masked(example.input_ids.tolist(), example.is_loss.tolist(), decode))
     return examples
 
 

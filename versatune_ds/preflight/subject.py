@@ -7,11 +7,9 @@ error, so that the report lists it once and lists what could not be checked beca
 from __future__ import annotations
 
 import contextlib
-import functools
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,6 @@ from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.distributed.gpus import asks_for_gpus, is_cpu_meant
 from versatune_ds.domains import DomainSet
-from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.sample import FileSample, sample_file
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 from versatune_ds.training.start_checks import StartCheckInput
@@ -37,6 +34,30 @@ _CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant"
 _RECORDS_PER_SPLIT = 400
 _MAX_BYTES_FOR_TOKENIZER = 32 << 20
 """Data up to this size are read completely to train the tokenizer that the run will have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """Where the run that is checked is to take place, as the command line and the environment state it.
+
+    Attributes:
+        nodes: Machines; None takes the recipe's or 1.
+        gpus_per_node: Processes a machine; None takes the recipe's, or the GPUs of this machine, or 1.
+        gpu_memory_gib: Memory of one GPU; None takes that of this machine's GPU, if it has one.
+        environ: The environment's variables.
+    """
+
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    gpu_memory_gib: float | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number that is not positive."""
+        for option in ("nodes", "gpus_per_node", "gpu_memory_gib"):
+            value = getattr(self, option)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{option.replace('_', '-')}={value}: expected a positive number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,38 +137,27 @@ class Subject:
         return self._found[name]
 
     @property
-    def cache_dir(self) -> Path:
-        """Return the folder of prepared data."""
-        return cache_folder(self.config)
-
-    @property
     def files_of_domain(self) -> dict[str, DomainFiles]:
         """Return every domain's files; the built-in corpus is written if it is requested."""
-        return self.once("files", lambda: domain_files(self.config.data, cache_dir=self.cache_dir))
+        return self.once("files", lambda: domain_files(self.config.data, cache_dir=cache_folder(self.config)))
 
     @property
     def domain_set(self) -> DomainSet:
         """Return the run's domains."""
         return self.once("domains", lambda: DomainSet(tuple(self.files_of_domain)))
 
-    def paths(self, domain: str, split: str) -> tuple[Path, ...]:
-        """Return the files of a domain's split, none where it has no files of its own."""
-        sources = getattr(self.files_of_domain[domain], split)
-        key = key_of(self.config.data, domain=domain, split=split)
-        return () if sources is None else self.once(f"{domain} {split}", lambda: find_files(sources, key=key))
-
     def sample(self, domain: str, split: str) -> DomainSample:
         """Return sampled records of a domain's split."""
         return self.once(f"sample of {domain} {split}", lambda: self._sample(domain, split))
 
     def _sample(self, domain: str, split: str) -> DomainSample:
-        """Read some records of each file of a domain's split."""
-        paths = self.paths(domain, split)
+        """Read some records of each file of a domain's split, none where it has no files of its own."""
+        sources = getattr(self.files_of_domain[domain], split)
+        key = key_of(self.config.data, domain=domain, split=split)
+        paths = () if sources is None else find_files(sources, key=key)
         num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
         files = tuple(sample_file(path, num_records=num_records) for path in paths)
-        return DomainSample(
-            domain=domain, split=split, key=key_of(self.config.data, domain=domain, split=split), files=files
-        )
+        return DomainSample(domain=domain, split=split, key=key, files=files)
 
     def readable_domains(self) -> list[str]:
         """Return the domains whose training files were found and sampled; the others are reported by their check."""
@@ -181,12 +191,12 @@ class Subject:
     @property
     def tokenizer(self) -> Any:
         """Return the run's tokenizer; one that is to be trained on large data is replaced by a stand-in."""
-        find = functools.partial(load_or_train_tokenizer, self.config)
-        names = self.config.model.tokenizer or self.config.model.name_or_path
-        return self.once("tokenizer", find if names or self.has_own_tokenizer else self._stand_in_tokenizer)
+        return self.once("tokenizer", self._find_tokenizer)
 
-    def _stand_in_tokenizer(self) -> Any:
-        """Return a tokenizer trained on the sampled records."""
+    def _find_tokenizer(self) -> Any:
+        """Load the run's tokenizer, or train one on small data; of large data, train one on the sampled records."""
+        if self.config.model.tokenizer or self.config.model.name_or_path or self.has_own_tokenizer:
+            return load_or_train_tokenizer(self.config)
         texts = [text for name in self.readable_domains() for text in _texts(self.sample(name, "train"))]
         with tempfile.TemporaryDirectory() as folder:
             train_tokenizer(texts, vocab_size=self.config.model.tokenizer_vocab_size, folder=folder)
@@ -210,7 +220,7 @@ class Subject:
                 list(_CONVERSATION), tokenizer=self.tokenizer, template=template, loss_on=self.config.data.loss_on
             )
         except TemplateMismatchError as error:
-            reason = " ".join(str(error).split()).replace("; ", ", ")
+            reason = " ".join(str(error).split()).replace("; ", ", ")  # "; " is only between the problem and what to do
             raise ValueError(f"{self.template_key}: {reason}; fix it, or give data.chat_template=FILE") from None
         return template
 
