@@ -56,7 +56,7 @@ class Wandb:
     ) -> None:
         self._config = config
         self._export_model = export_model
-        self._decisions = _read_decisions(config.run_dir)
+        self._decisions = [line.value for line in json_lines(config.run_dir / DECISIONS_FILE) if line.value is not None]
         self._step = max(resumed_step, 0)
         self._run = start_run(config, run_id=_run_id(config.run_dir, is_new=resumed_step < 0))
         self._run.define_metric("step", hidden=True)
@@ -187,11 +187,6 @@ def _run_id(run_dir: Path, *, is_new: bool) -> str:
     if is_new or not path.is_file():
         write_text(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8").strip()
-
-
-def _read_decisions(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the decisions made before this process started."""
-    return [line.value for line in json_lines(run_dir / DECISIONS_FILE) if line.value is not None]
 
 
 def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
