@@ -18,9 +18,9 @@ import torch
 from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import DTYPES, special_ids_of_tokenizer
+from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.memory_estimate import MemoryEstimate, ModelSize, estimate_memory, measure_model
-from versatune_ds.preflight.rows import encode_sample
-from versatune_ds.preflight.subject import Subject
+from versatune_ds.preflight.subject import Subject, once
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
 from versatune_ds.training.finding import Finding, fail, ok, warn
 from versatune_ds.training.prepared_data import cache_folder
@@ -46,12 +46,8 @@ class _Estimates:
     """With gradient checkpointing turned the other way."""
 
 
+@once
 def estimates_of(subject: Subject) -> _Estimates:
-    """Return the estimates of a recipe, made once."""
-    return subject.once("estimates", lambda: _estimate(subject))
-
-
-def _estimate(subject: Subject) -> _Estimates:
     """Measure the model and estimate its memory, with gradient checkpointing and without."""
     config, found = subject.config, {}
     for is_checkpointed in (False, True):

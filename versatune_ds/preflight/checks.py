@@ -17,11 +17,17 @@ import torch
 
 from versatune_ds.config import RunConfig
 from versatune_ds.preflight.capacity import check_disk, check_memory, check_positions
+from versatune_ds.preflight.data import (
+    check_endings,
+    check_files,
+    check_rows,
+    check_template,
+    check_tokenizer,
+    render_examples,
+)
 from versatune_ds.preflight.machine import check_kernels, check_launcher, check_slurm, check_wandb
 from versatune_ds.preflight.mixture import check_mixture
-from versatune_ds.preflight.rows import check_files, check_rows, render_examples
 from versatune_ds.preflight.subject import CheckRequest, Subject
-from versatune_ds.preflight.tokens import check_endings, check_template, check_tokenizer
 from versatune_ds.text_table import text_table
 from versatune_ds.training.finding import Check, Finding, Level, Stage, fail, failures_of, warn
 from versatune_ds.training.start_checks import START_CHECKS, StartCheckInput

@@ -1,4 +1,4 @@
-"""Check the files of every domain and a sample of their records, and show one of each as the model reads it.
+"""Check the data as the model will read them: files, tokenizer, chat template, and a sample of every domain's records.
 
 Sampled records go through the encoder that prepares data, so what is bad here is bad there, for the same reason.
 """
@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
 from versatune_ds.data.encoding.encode import EncodedExample
+from versatune_ds.data.encoding.templates import TEMPLATE_DATE, has_fixed_date
+from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.encoding.unread_columns import (
     UNREAD_WAY_OUT,
     UnreadColumn,
@@ -26,8 +28,10 @@ from versatune_ds.data.encoding.unread_columns import (
 from versatune_ds.data.inspect import mark_masked
 from versatune_ds.data.prepare.one_domain import is_held_out_by_hash
 from versatune_ds.data.sources.domain_files import key_of
+from versatune_ds.model.build import stopping_settings
 from versatune_ds.preflight.inspect_recipe import escape_control_characters, terminal_decoder
-from versatune_ds.preflight.subject import DomainSample, Subject
+from versatune_ds.preflight.subject import DomainSample, Subject, once
+from versatune_ds.training.end_tokens import ends_of_examples, ends_of_template, named_tokens, stops_of
 from versatune_ds.training.finding import Finding, fail, failures_of, ok, warn
 from versatune_ds.training.mixture_start import is_never_measured, nothing_measured
 
@@ -68,6 +72,29 @@ def _describe_files(sample: DomainSample) -> Finding:
     return ok("files", f"{sample.domain} {sample.split}", found)
 
 
+def check_tokenizer(subject: Subject) -> Iterator[Finding]:
+    """Load the tokenizer, or train it as preparing the data would."""
+    config = subject.config
+    names = {"model.tokenizer": config.model.tokenizer, "model.name_or_path": config.model.name_or_path}
+    key = next((key for key, name in names.items() if name), "model.tokenizer_vocab_size")
+    tokenizer = subject.tokenizer
+    if subject.has_own_tokenizer:
+        yield ok("tokenizer", key, f"{len(tokenizer):,} tokens, digest {tokenizer_digest(tokenizer)[:12]}")
+    else:
+        found = f"{config.model.tokenizer_vocab_size:,} tokens, trained when data are prepared; a stand-in is used here"
+        yield ok("tokenizer", key, found)
+
+
+def check_template(subject: Subject) -> Iterator[Finding]:
+    """Render a question and its answer with the chat template; ValueError if that fails."""
+    template, key = subject.template, subject.template_key
+    if subject.encoder(next(iter(subject.files_of_domain))).abilities.closes_turns:
+        dated = f", as of {TEMPLATE_DATE:%d %b %Y} on every day" if has_fixed_date(template) else ""
+        yield ok("template", key, f"{len(template)} characters, loss on {subject.config.data.loss_on}{dated}")
+    else:
+        yield warn("template", key, "ends no turn, so a model does not learn to stop", "end turns with a token")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledRows:
     """How the encoder takes a domain's sampled records."""
@@ -92,42 +119,37 @@ class SampledRows:
     """Columns that are not trained on."""
 
 
+@once
 def encode_sample(subject: Subject, domain: str) -> SampledRows:
-    """Return how the encoder takes a domain's sampled records.
+    """Send a domain's sampled records through the encoder.
 
     Raises:
         ValueError: If the tokenizer or the template fails.
     """
-    return subject.once(f"rows of {domain}", lambda: _encode_sample(subject, domain))
-
-
-def _encode_sample(subject: Subject, domain: str) -> SampledRows:
-    """Send a domain's sampled records through the encoder."""
     # Encode all records of both splits as one table; `line` is a record's number here.
     files = subject.readable_files(domain)
-    records = [(file, record) for file in files for record in file.records]
+    records = [record for file in files for record in file.records]
+    places = [file.place(record) for file in files for record in file.records]
     table = pa.Table.from_pylist(
         [
             {"file": 0, "line": number, "json_text": record.json_text, "problem": record.problem}
-            for number, (_, record) in enumerate(records)
+            for number, record in enumerate(records)
         ]
     )
     lines = subject.encoder(domain)(table).to_pylist() if records else []
     # A long record may be split into several lines; its first piece has its counts.
     rows = [line for line in lines if line["piece"] == 0]
-    bad = [line for line in rows if line["problem"]]
-    places = [records[line["line"]] for line in bad]
+    bad = tuple(f"{places[line['line']]}: {line['problem']}" for line in rows if line["problem"])
     kept = [line for line in lines if line["input_ids"]]
     unread = UnreadCounter()
     for line in lines:
-        file, record = records[line["line"]]
-        unread.add(line["unread"], is_label=False, place=file.place(record))
-        unread.add(line["unread_labels"], is_label=True, place=file.place(record))
+        unread.add(line["unread"], is_label=False, place=places[line["line"]])
+        unread.add(line["unread_labels"], is_label=True, place=places[line["line"]])
     # Sum up what was kept, what was cut off and what is unusual.
     num_tokens = sum(line["num_row_tokens"] for line in rows)
     return SampledRows(
         num_rows=len(rows),
-        bad=tuple(f"{file.place(record)}: {line['problem']}" for (file, record), line in zip(places, bad, strict=True)),
+        bad=bad,
         num_without_loss=sum(not line["input_ids"] and not line["problem"] for line in rows),
         longest_tokens=max((len(line["input_ids"]) for line in kept), default=0),
         mean_tokens=num_tokens / max(len(rows) - len(bad), 1),
@@ -222,6 +244,28 @@ def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whol
     found = f"{domain}: {len(rows.bad)} of {looked_at} rows bad ({first})"
     todo = f"fix them, or raise the limit of {allowed:,} rows"
     return (fail if expected > allowed else warn)("rows", "data.max_bad_rows", found, todo)
+
+
+def check_endings(subject: Subject) -> Iterator[Finding]:
+    """Compare the tokens that end sampled examples with those at which the base model's generation stops."""
+    examples = [encode_sample(subject, name).example for name in subject.readable_domains()]
+    encoded = [(example.input_ids, example.is_loss) for example in examples if example is not None]
+    tokenizer = subject.tokenizer
+    ends = ends_of_examples(encoded, tokenizer=tokenizer)
+    if not ends and any(not is_loss[1:].all() for _, is_loss in encoded):  # rows that are cut off end anywhere
+        ends = ends_of_template(tokenizer, subject.template)
+    if not ends:
+        return
+    is_saved = subject.config.model.name_or_path is not None
+    stops = stops_of(*(stopping_settings(subject.config.model) if is_saved else [tokenizer]))
+    missing = [token_id for token_id in ends if token_id not in stops]
+    key = "generation_config.eos_token_id"
+    if not missing:
+        yield ok("endings", key, f"rows end with {named_tokens(ends, tokenizer)}, where generation stops")
+        return
+    found = f"rows end with {named_tokens(missing, tokenizer)}, but the base model's generation stops at "
+    found += named_tokens(stops, tokenizer) or "no token"
+    yield warn("endings", key, found, "versatune export adds it; elsewhere, pass eos_token_id when generating")
 
 
 def render_examples(subject: Subject) -> dict[str, str]:

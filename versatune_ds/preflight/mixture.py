@@ -22,7 +22,7 @@ from versatune_ds.mixture.reference_checks import digest_mismatches, memorisatio
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.start import starting_weights
-from versatune_ds.preflight.rows import encode_sample
+from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, failures_of, ok, warn
 

@@ -7,17 +7,18 @@ error, so that the report lists it once and lists what could not be checked beca
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from versatune_ds.config import DomainFiles, RunConfig
 from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.loss_spans import TemplateMismatchError, render_example
-from versatune_ds.data.encoding.template_abilities import probe_template
+from versatune_ds.data.encoding.template_abilities import TemplateAbilities, probe_template
 from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, train_tokenizer
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
@@ -75,6 +76,27 @@ class DomainSample:
         return sum(file.num_rows for file in self.files)
 
 
+Found = TypeVar("Found")
+
+
+def once(find: Callable[..., Found]) -> Callable[..., Found]:
+    """Make a function of a subject, and perhaps of names, run once for each; later calls return or raise the same."""
+
+    @functools.wraps(find)
+    def found(subject: Subject, *names: str) -> Found:
+        key = (find.__name__, *names)
+        if key not in subject._found:
+            try:
+                subject._found[key] = find(subject, *names)
+            except Exception as error:
+                subject._found[key] = error
+        if isinstance(subject._found[key], Exception):
+            raise subject._found[key]
+        return subject._found[key]
+
+    return found
+
+
 class Subject:
     """The recipe being checked, with everything about it that several checks ask for.
 
@@ -94,7 +116,7 @@ class Subject:
         self.gpus_per_node = request.gpus_per_node or (
             slurm.num_processes_per_node if is_asked_of_slurm else max(num_gpus_here, 1)
         )
-        self._found: dict[str, Any] = {}
+        self._found: dict[tuple[str, ...], Any] = {}  # by `once`
 
     @property
     def world_size(self) -> int:
@@ -125,32 +147,20 @@ class Subject:
             environ=request.environ,
         )
 
-    def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """Return what `find` returned at the first call, or raise what it raised then."""
-        if name not in self._found:
-            try:
-                self._found[name] = find()
-            except Exception as error:
-                self._found[name] = error
-        if isinstance(self._found[name], Exception):
-            raise self._found[name]
-        return self._found[name]
-
     @property
+    @once
     def files_of_domain(self) -> dict[str, DomainFiles]:
         """Return every domain's files; the built-in corpus is written if it is requested."""
-        return self.once("files", lambda: domain_files(self.config.data, cache_dir=cache_folder(self.config)))
+        return domain_files(self.config.data, cache_dir=cache_folder(self.config))
 
     @property
+    @once
     def domain_set(self) -> DomainSet:
         """Return the run's domains."""
-        return self.once("domains", lambda: DomainSet(tuple(self.files_of_domain)))
+        return DomainSet(tuple(self.files_of_domain))
 
+    @once
     def sample(self, domain: str, split: str) -> DomainSample:
-        """Return sampled records of a domain's split."""
-        return self.once(f"sample of {domain} {split}", lambda: self._sample(domain, split))
-
-    def _sample(self, domain: str, split: str) -> DomainSample:
         """Read some records of each file of a domain's split, none where it has no files of its own."""
         sources = getattr(self.files_of_domain[domain], split)
         key = key_of(self.config.data, domain=domain, split=split)
@@ -189,12 +199,9 @@ class Subject:
         return bool(names) or (is_all_readable and self.num_bytes <= _MAX_BYTES_FOR_TOKENIZER)
 
     @property
+    @once
     def tokenizer(self) -> Any:
-        """Return the run's tokenizer; one that is to be trained on large data is replaced by a stand-in."""
-        return self.once("tokenizer", self._find_tokenizer)
-
-    def _find_tokenizer(self) -> Any:
-        """Load the run's tokenizer, or train one on small data; of large data, train one on the sampled records."""
+        """Return the run's tokenizer; on large data not trained yet, a stand-in trained on the sampled records."""
         if self.config.model.tokenizer or self.config.model.name_or_path or self.has_own_tokenizer:
             return load_or_train_tokenizer(self.config)
         texts = [text for name in self.readable_domains() for text in _texts(self.sample(name, "train"))]
@@ -208,11 +215,8 @@ class Subject:
         return "data.chat_template" if self.config.data.chat_template else "model.tokenizer"
 
     @property
+    @once
     def template(self) -> str:
-        """Return the chat template's text, after it has rendered a conversation."""
-        return self.once("template", self._checked_template)
-
-    def _checked_template(self) -> str:
         """Return the chat template's text; raise ValueError if it cannot render a question and an answer."""
         template = choose_template(self.tokenizer, path=self.config.data.chat_template)
         try:
@@ -224,13 +228,18 @@ class Subject:
             raise ValueError(f"{self.template_key}: {reason}; fix it, or give data.chat_template=FILE") from None
         return template
 
+    @property
+    @once
+    def _abilities(self) -> TemplateAbilities:
+        return probe_template(self.template, tokenizer=self.tokenizer)
+
     def encoder(self, domain: str) -> RecordEncoder:
         """Return what turns a domain's records into tokens, the same as when data are prepared."""
         data = self.config.data
         return RecordEncoder(
             tokenizer=self.tokenizer,
             template=self.template,
-            abilities=self.once("abilities", lambda: probe_template(self.template, tokenizer=self.tokenizer)),
+            abilities=self._abilities,
             settings=EncodeSettings(
                 row_tokens=data.row_tokens,
                 loss_on=data.loss_on,
@@ -250,9 +259,10 @@ class Subject:
         return len(self.tokenizer) if self.has_own_tokenizer else self.config.model.tokenizer_vocab_size
 
     @property
+    @once
     def ds_config(self) -> dict[str, Any]:
         """Return DeepSpeed's config."""
-        return self.once("deepspeed", lambda: self.start.ds_config)
+        return self.start.ds_config
 
 
 def _texts(sample: DomainSample) -> list[str]:
