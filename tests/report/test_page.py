@@ -13,7 +13,7 @@ from versatune_ds.report.charts import Chart, Line
 from versatune_ds.report.decision_list import COLUMNS, decision_rows
 from versatune_ds.report.domain_file import domain_file
 from versatune_ds.report.page import render_page
-from versatune_ds.report.run_charts import charts_of, served_shares
+from versatune_ds.report.run_charts import RunCharts, served_shares
 from versatune_ds.report.series import read_series
 from versatune_ds.report.shapes import draw
 from versatune_ds.report.story import headline
@@ -173,7 +173,7 @@ def test_runs_of_unequal_length_share_the_axis_of_steps(tmp_path):
     charts = data_of(page_of(long, short))["charts"]
     assert (charts["run2-weights"]["last"], charts["run2-weights"]["end"]) == (40, 80)
     series = read_series(short)
-    drawn = charts_of(series, prefix="r", slots={"law": 0, "code": 1, "general": 2}, x_end=80).losses[0]
+    drawn = RunCharts(series=series, prefix="r", slots={"law": 0, "code": 1, "general": 2}, x_end=80).losses[0]
     assert "M0.0 " in draw(drawn)
     assert "L500.0 " in draw(drawn)
     assert "L1000.0 " not in draw(drawn)
@@ -215,7 +215,7 @@ def test_a_long_run_is_drawn_with_fewer_points_but_keeps_its_spikes_and_says_so(
     next(line for line in lines if line["step"] == 11110 and "train/loss" in line)["train/loss"] = 99.5
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     series = read_series(run_dir)
-    charts = charts_of(series, prefix="run1", slots={"law": 0, "code": 1, "general": 2}, x_end=20000)
+    charts = RunCharts(series=series, prefix="run1", slots={"law": 0, "code": 1, "general": 2}, x_end=20000)
     training = next(chart for chart in charts.training if chart.title == "Training loss")
     assert len(training.steps) <= 602
     assert max(training.lines[0].known) == 99.5

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from versatune_ds.report.finish import summary_table
 from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import read_series, requested_weights
-from versatune_ds.report.table import summary_table
 
 
 @pytest.fixture

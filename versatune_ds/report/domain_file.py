@@ -75,7 +75,6 @@ def _columns(key: str, by_domain: Mapping[str, Any]) -> dict[str, Mapping[str, A
 
 
 def _text(value: Any) -> str:
-    """Return a value as a cell."""
     if value is None:
         return UNKNOWN
     if isinstance(value, list):
