@@ -35,21 +35,16 @@ _FORGETTING_SHOWN = 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveState:
-    """The values that a frame shows.
-
-    Attributes:
-        name: The run's name.
-        num_steps: Its optimizer steps.
-        step: The last step recorded.
-        train: Training metrics of the last interval; empty before the first.
-        decision: The last decision; None before the first.
-    """
+    """The values that a frame shows."""
 
     name: str
     num_steps: int
     step: int
+    """The last step recorded."""
     train: Mapping[str, float]
+    """Training metrics of the last interval; empty before the first."""
     decision: Mapping[str, Any] | None
+    """The last decision; None before the first."""
 
 
 class LiveTerminal:

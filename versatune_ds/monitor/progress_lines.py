@@ -70,7 +70,9 @@ def log_decision(decision: Mapping[str, Any]) -> None:
 
 def direction(before: float, after: float) -> str:
     """Return up, down or =; a move below half of the last digit shown counts as none."""
-    return "=" if abs(after - before) < 5e-5 else "up" if after > before else "down"
+    if abs(after - before) < 5e-5:
+        return "="
+    return "up" if after > before else "down"
 
 
 def duration(seconds: float) -> str:

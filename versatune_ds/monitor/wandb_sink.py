@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import wandb
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from versatune_ds.config import RunConfig
 from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
@@ -203,9 +205,6 @@ def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
 
 def _as_pixels(figure: Any) -> Any:
     """Return a matplotlib figure as an array of pixels, drawn without a display."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())

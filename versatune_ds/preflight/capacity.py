@@ -19,7 +19,13 @@ from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import DTYPES, special_ids_of_tokenizer
 from versatune_ds.preflight.data import encode_sample
-from versatune_ds.preflight.memory_estimate import MemoryEstimate, ModelSize, estimate_memory, measure_model
+from versatune_ds.preflight.memory_estimate import (
+    MemoryEstimate,
+    ModelSize,
+    estimate_memory,
+    measure_model,
+    optimizer_bytes,
+)
 from versatune_ds.preflight.subject import Subject, once
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
 from versatune_ds.training.finding import Finding, fail, ok, warn
@@ -138,21 +144,20 @@ def check_positions(subject: Subject) -> Iterator[Finding]:
 
 
 def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[str, Any]) -> int:
-    """Return the size of a checkpoint: weights, two moments of Adam, and fp32 copies where the optimizer has any.
+    """Return the size of a checkpoint: weights, and what the optimizer keeps.
 
     Under ZeRO-3 trained weights are written once, as the optimizer's fp32 copies.
     """
-    dtype = DTYPES[config.train.precision]
-    copies = 4 if zero_stage(ds_config) > 0 or dtype != torch.float32 else 0
-    moments = 2 if config.train.optimizer == "adamw_8bit" else 8
-    is_written_once = zero_stage(ds_config) == 3
-    num_weights = size.num_parameters - size.num_trained if is_written_once else size.num_parameters
-    return num_weights * dtype.itemsize + size.num_trained * (moments + copies)
+    stage = zero_stage(ds_config)
+    num_weights = size.num_parameters - size.num_trained if stage == 3 else size.num_parameters
+    weights = num_weights * DTYPES[config.train.precision].itemsize
+    return weights + size.num_trained * optimizer_bytes(config, stage=stage)
 
 
 def check_disk(subject: Subject) -> Iterator[Finding]:
     """Compare checkpoints, then prepared data, with the free space of their folders."""
     config = subject.config
+    # Checkpoints.
     one = checkpoint_bytes(config, size=estimates_of(subject).size, ds_config=subject.ds_config)
     folder = config.run_dir / CHECKPOINTS_FOLDER  # may be a link to another disk
     existing = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # a resumed run deletes them
@@ -160,6 +165,7 @@ def check_disk(subject: Subject) -> Iterator[Finding]:
     about = f"{config.checkpoint.keep} checkpoints and one being written, {gib(one)} each"
     todo = "keep fewer, or set run.output_dir"
     yield _compare_with_disk("checkpoint.keep", about, needed=needed, folder=folder, todo=todo)
+    # Prepared data.
     num_tokens = sum(
         encode_sample(subject, name).mean_tokens * subject.sample(name, "train").num_rows
         for name in subject.readable_domains()

@@ -194,6 +194,7 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
     for name in subject.readable_domains():
         rows = encode_sample(subject, name)
         is_whole = all(file.is_whole for file in subject.readable_files(name))
+        # Bad records, held-out examples, and columns that would stay out of training.
         yield _judge_bad_rows(subject, name, rows, is_whole=is_whole)
         if is_whole:
             yield from _check_held_out(subject, name, rows)
@@ -203,6 +204,7 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
             yield warn("rows", key, found, UNREAD_WAY_OUT)
         if rows.example is None and rows.num_rows and len(rows.bad) == rows.num_rows:
             continue  # all are bad, as the line above says; row_tokens has no part in it
+        # Examples that bear no loss, and what else is unusual.
         todo = "raise it, or set data.long_examples=split"
         if rows.example is None:
             found = f"{name}: none of {rows.num_rows} sampled rows bears loss within {row_tokens} tokens"
@@ -243,7 +245,8 @@ def _judge_bad_rows(subject: Subject, domain: str, rows: SampledRows, *, is_whol
     first = escape_control_characters("; ".join(rows.bad[:2])).replace("\n", " ")[:400]
     found = f"{domain}: {len(rows.bad)} of {looked_at} rows bad ({first})"
     todo = f"fix them, or raise the limit of {allowed:,} rows"
-    return (fail if expected > allowed else warn)("rows", "data.max_bad_rows", found, todo)
+    finding = fail if expected > allowed else warn
+    return finding("rows", "data.max_bad_rows", found, todo)
 
 
 def check_endings(subject: Subject) -> Iterator[Finding]:

@@ -271,7 +271,8 @@ def _texts(sample: DomainSample) -> list[str]:
     for file in sample.files:
         for record in file.records:
             try:
-                texts += [] if record.problem else parse_example(record.json_text).texts()
+                if not record.problem:
+                    texts += parse_example(record.json_text).texts()
             except BadRowError:
                 continue
     return [text for text in texts if is_unicode(text)]

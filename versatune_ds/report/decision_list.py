@@ -25,31 +25,23 @@ _MAX_DECISIONS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRow:
-    """One decision as text.
-
-    Attributes:
-        update: Its number.
-        step: Optimizer step after which it was made.
-        effective_step: First step it applies to.
-        reason: One sentence.
-        acted: Each safeguard's text.
-        kinds: Names of the safeguards.
-        moved: Numbers of the domains whose weight moved visibly.
-        inputs: Inputs besides losses, as text.
-        digest: Of the decision.
-        rows: One row a domain, in the order of COLUMNS.
-    """
+    """One decision as text."""
 
     update: int
     step: int
+    """Optimizer step after which it was made."""
     effective_step: int
     reason: str
     acted: list[str]
     kinds: list[str]
+    """Names of the safeguards that acted."""
     moved: list[int]
+    """Numbers of the domains whose weight moved visibly."""
     inputs: list[str]
+    """Inputs besides losses."""
     digest: str
     rows: list[list[str]]
+    """One row a domain, in the order of COLUMNS."""
 
 
 def decision_rows(series: RunSeries, *, slots: Mapping[str, int]) -> list[DecisionRow]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,7 @@ from versatune_ds.report.run_charts import RunCharts
 from versatune_ds.report.series import RunSeries
 from versatune_ds.report.shapes import draw, sample
 from versatune_ds.report.story import headline
-from versatune_ds.report.summary import (
-    DOMAIN_COLUMNS,
-    comparison,
-    domain_table,
-    facts,
-    flat_items,
-    state_of,
-    time_text,
-)
+from versatune_ds.report.summary import DOMAIN_COLUMNS, comparison, domain_table, facts, flat_items, state_of
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.names import EVALUATION_FILE, PRIOR_FILE, REFERENCE_FILE
 
@@ -75,7 +68,7 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=Markup(_json_in_html(script_data)),
-        made=time_text(now),
+        made=datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
     )
 

@@ -5,7 +5,7 @@ Domains differ in colour and in line style.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _STYLES = ("-", "--", "-.", ":")
 
 _Value = Callable[[Decision, str], float | None]
+_Points = Sequence[tuple[int, float | None]]
 
 _PANELS: dict[str, _Value] = {
     "Weight decided": lambda decision, name: decision.weights_after[name],
@@ -42,7 +43,9 @@ def plot_weights(series: RunSeries, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(8, 7), layout="constrained")
     weights_axes, loss_axes = figure.subplots(2, 1, sharex=True)
-    _draw_steps(weights_axes, _weight_points(series), title="Mixture weights", is_step=True)
+    steps, weights = requested_weights(series)
+    points = {name: list(zip(steps, values, strict=True)) for name, values in weights.items()}
+    _draw_steps(weights_axes, points, title="Mixture weights", is_step=True)
     weights_axes.set_ylim(bottom=0)
     losses, whose = _loss_points(series)
     _draw_steps(loss_axes, losses, title=f"{whose} loss (nats per token, logarithmic)", is_step=False)
@@ -55,16 +58,7 @@ def plot_weights(series: RunSeries, path: Path) -> Path:
     return path
 
 
-def _weight_points(series: RunSeries) -> dict[str, list[tuple[int, float]]]:
-    """Return {domain: [(step, weight)]} of the requested mixture."""
-    steps, weights_by_name = requested_weights(series)
-    return {
-        name: [(step, weight) for step, weight in zip(steps, weights, strict=True) if weight is not None]
-        for name, weights in weights_by_name.items()
-    }
-
-
-def _loss_points(series: RunSeries) -> tuple[dict[str, list[tuple[int, float]]], str]:
+def _loss_points(series: RunSeries) -> tuple[Mapping[str, _Points], str]:
     """Return {domain: [(step, loss)]} of the losses that decisions used, and `Training` or `Validation`."""
     trained = {name: sorted(training_losses(series, name).values.items()) for name in series.domain_names}
     if any(trained.values()):
@@ -72,10 +66,11 @@ def _loss_points(series: RunSeries) -> tuple[dict[str, list[tuple[int, float]]],
     return {name: series.of(f"domain/{name}/loss") for name in series.domain_names}, "Validation"
 
 
-def _draw_steps(axes: Axes, points_by_domain: dict[str, list[tuple[int, float]]], *, title: str, is_step: bool) -> None:
-    """Draw one line per domain, labelled at its end."""
+def _draw_steps(axes: Axes, points_by_domain: Mapping[str, _Points], *, title: str, is_step: bool) -> None:
+    """Draw one line per domain through its known points, labelled at its end."""
     ends: list[tuple[float, float, str]] = []
-    for i, (name, points) in enumerate(points_by_domain.items()):
+    for i, (name, all_points) in enumerate(points_by_domain.items()):
+        points = [(step, value) for step, value in all_points if value is not None]
         if not points:
             continue
         steps, values = zip(*points, strict=True)

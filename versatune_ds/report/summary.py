@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from versatune_ds.report.decision_list import change_text
@@ -63,8 +62,8 @@ def _against_start(series: RunSeries, name: str) -> str:
 def facts(series: RunSeries) -> list[tuple[str, str]]:
     """Return the few numbers of a run that a reader looks for first."""
     means = mean_of_losses(series)
-    num_tokens = [series.last(f"domain/{name}/num_tokens") for name in series.domain_names]
-    known_tokens = [value for value in num_tokens if value is not None]
+    last_tokens = [series.last(f"domain/{name}/num_tokens") for name in series.domain_names]
+    known_tokens = [value for value in last_tokens if value is not None]
     seconds = [value for _, value in series.of("perf/step_seconds")]
     waits = [value for _, value in series.of("perf/data_seconds")]
     speeds = sorted(value for _, value in series.of("perf/tokens_per_second"))
@@ -93,26 +92,16 @@ def state_of(series: RunSeries, *, now: float) -> str:
     return f"Not complete: step {series.last_step:,}{of_all}; it last wrote {age} before this page was made."
 
 
-def time_text(now: float) -> str:
-    """Return a time as the page shows it."""
-    return datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run's last loss of a domain.
-
-    Attributes:
-        text: The loss.
-        error: Its standard error as text, empty where unknown.
-        against_first: Difference to the first run in words, empty for the first.
-        is_best: Whether no other run's is lower.
-    """
+    """One run's last loss of a domain as text, with its standard error, empty where unknown."""
 
     text: str
     error: str
     against_first: str
+    """Difference to the first run in words, empty for the first."""
     is_best: bool
+    """Whether no other run's is lower."""
 
 
 def comparison(runs: Sequence[RunSeries], names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
