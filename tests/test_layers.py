@@ -37,7 +37,7 @@ HOMES = {
     "lm_eval": {"evaluation/harness.py"},
     "peft": {"model/trainable_parameters.py"},
     "wandb": {"monitor/wandb_sink.py"},
-    "rich": {"text_table.py", "monitor/live.py", "monitor/live_frame.py"},
+    "rich": {"text_table.py", "monitor/live.py"},
     "transformers": {
         "model/build.py",
         "data/encoding/tokenizer.py",

@@ -167,7 +167,7 @@ def add_simulate(commands: Commands) -> None:
 def _simulate(parsed: argparse.Namespace) -> int:
     """Run the controller without training, on a synthetic learner or on recorded losses."""
     from versatune_ds.preflight.simulate_recipe import Learner, simulate_recipe
-    from versatune_ds.report.decision_plot import plot_decisions
+    from versatune_ds.report.plots import plot_decisions
 
     learner = Learner(losses_file=parsed.losses, num_steps=parsed.steps, seed=parsed.seed, noise=parsed.noise)
     if parsed.sweep and (parsed.output or parsed.plot):

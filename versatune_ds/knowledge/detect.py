@@ -30,7 +30,7 @@ from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import Labeller, make_labeller
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
-from versatune_ds.monitor.plain import duration
+from versatune_ds.monitor.progress_lines import duration
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 

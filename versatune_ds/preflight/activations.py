@@ -126,5 +126,4 @@ def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int, has_ro
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
-    """Free a gradient as soon as it is accumulated."""
     parameter.grad = None

@@ -83,7 +83,10 @@ def simulate_recipe(
     Raises:
         ValueError: If the recipe, its data, a losses file (with its line) or a swept key is wrong.
     """
-    _check_sweeps(sweeps)
+    # Another key than one of the mixture would need other data or steps.
+    for sweep in sweeps:
+        if not sweep.startswith("mixture."):
+            raise ValueError(f"--sweep {sweep}: expected a key of mixture, for example mixture.sigma=0.1,0.3,1")
     configs = {" ".join(swept): load_config(recipe, [*overrides, *swept]) for swept in sweep_overrides(sweeps)}
     for line in dict.fromkeys(line for config in configs.values() for line in unread_settings(config)):
         logger.warning("%s", line)
@@ -92,15 +95,7 @@ def simulate_recipe(
     return Trial(domain_set=data.domain_set, simulations=simulations)
 
 
-def _check_sweeps(sweeps: Sequence[str]) -> None:
-    """Raise ValueError with the first swept key outside the mixture: other keys would need other data or steps."""
-    for sweep in sweeps:
-        if not sweep.startswith("mixture."):
-            raise ValueError(f"--sweep {sweep}: expected a key of mixture, for example mixture.sigma=0.1,0.3,1")
-
-
 def _simulate(config: RunConfig, data: PreparedData, *, learner: Learner) -> Simulation:
-    """Return one setting's simulation."""
     sizes_K = domain_sizes(data, unit=config.mixture.weight_unit)
     supply = recipe_supply(config, data)
     if learner.losses_file is not None:

@@ -1,19 +1,35 @@
-"""Check that model, states and a micro-batch fit into a GPU's memory, and the examples into the model's positions."""
+"""Check that a run fits: into a GPU's memory, into the model's positions, and on the disk.
+
+`checkpoint.keep` checkpoints exist while the next one is written, so the disk must have room for one more.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import zero_stage
-from versatune_ds.model.build import special_ids_of_tokenizer
-from versatune_ds.preflight.memory_estimate import MemoryEstimate, ModelSize, estimate_memory, measure_model
-from versatune_ds.preflight.rows import encode_sample
-from versatune_ds.preflight.subject import Subject
+from versatune_ds.model.build import DTYPES, special_ids_of_tokenizer
+from versatune_ds.preflight.data import encode_sample
+from versatune_ds.preflight.memory_estimate import (
+    MemoryEstimate,
+    ModelSize,
+    estimate_memory,
+    measure_model,
+    optimizer_bytes,
+)
+from versatune_ds.preflight.subject import Subject, once
+from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
 from versatune_ds.training.finding import Finding, fail, ok, warn
+from versatune_ds.training.prepared_data import cache_folder
 
 _RUNTIME_GIB = 1.0
 """Assumed for the CUDA context, NCCL and cuBLAS workspaces; not measured here."""
@@ -21,22 +37,23 @@ _RUNTIME_GIB = 1.0
 _MARGIN = 0.9
 """Share of the memory that an estimate may fill before it counts as tight: allocators leave gaps."""
 
+_CACHE_BYTES_PER_TOKEN = 13
+"""Prepared data besides the text of their records: ids (4 bytes), in the shards and while they are built, and loss."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Estimates:
-    """A model's size and its memory, as the recipe has it and with gradient checkpointing turned the other way."""
+    """A model's size and its memory."""
 
     size: ModelSize
     chosen: MemoryEstimate
+    """With gradient checkpointing as the recipe has it."""
     other: MemoryEstimate
+    """With gradient checkpointing turned the other way."""
 
 
+@once
 def estimates_of(subject: Subject) -> _Estimates:
-    """Return the estimates of a recipe, made once."""
-    return subject.once("estimates", lambda: _estimate(subject))
-
-
-def _estimate(subject: Subject) -> _Estimates:
     """Measure the model and estimate its memory, with gradient checkpointing and without."""
     config, found = subject.config, {}
     for is_checkpointed in (False, True):
@@ -67,12 +84,12 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
         f"activations {gib(chosen.activations)} ({gib(other.activations)} {switch} gradient checkpointing), "
         f"head chunk {gib(chosen.head)}, buffers {gib(chosen.buffers)}, optimizer step {gib(chosen.step)}",
     )
-    yield _compare(subject, chosen, other)
+    yield _compare_with_gpu(subject, estimates)
 
 
-def _compare(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) -> Finding:
+def _compare_with_gpu(subject: Subject, estimates: _Estimates) -> Finding:
     """Compare the estimate with the memory of a GPU, given or seen here."""
-    needed = chosen.peak / 2**30 + _RUNTIME_GIB
+    needed = estimates.chosen.peak / 2**30 + _RUNTIME_GIB
     key, memory = "--gpu-memory", subject.request.gpu_memory_gib
     if memory is None and subject.num_gpus_here:
         key, memory = "GPU here", torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -81,16 +98,17 @@ def _compare(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) ->
         return ok("memory", key, f"{about}; not compared: give the GPU's memory with --gpu-memory GIB")
     if needed <= _MARGIN * memory:
         return ok("memory", key, f"{about} of {memory:,.1f}")
+    todo = _ways_to_save(subject, estimates)
     if needed <= memory:
-        return warn("memory", key, f"{about} of {memory:,.1f}: tight", _advice(subject, chosen, other))
-    return fail("memory", key, f"{about}, but it has {memory:,.1f}", _advice(subject, chosen, other))
+        return warn("memory", key, f"{about} of {memory:,.1f}: tight", todo)
+    return fail("memory", key, f"{about}, but it has {memory:,.1f}", todo)
 
 
-def _advice(subject: Subject, chosen: MemoryEstimate, other: MemoryEstimate) -> str:
+def _ways_to_save(subject: Subject, estimates: _Estimates) -> str:
     """Return what saves memory, the cheapest first."""
     config, ways = subject.config, []
     if not config.model.gradient_checkpointing:
-        ways.append(f"model.gradient_checkpointing=true saves {gib(chosen.peak - other.peak)}")
+        ways.append(f"model.gradient_checkpointing=true saves {gib(estimates.chosen.peak - estimates.other.peak)}")
     if config.train.rows_per_micro_batch > 1:
         ways.append("a smaller train.rows_per_micro_batch")
     if zero_stage(subject.ds_config) < 3:
@@ -123,3 +141,47 @@ def check_positions(subject: Subject) -> Iterator[Finding]:
     elif not (is_whole and longest):
         found = f"{row_tokens} tokens, but the model has {room} positions; no sampled example is longer"
         yield warn("model", "data.row_tokens", found, todo)
+
+
+def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[str, Any]) -> int:
+    """Return the size of a checkpoint: weights, and what the optimizer keeps.
+
+    Under ZeRO-3 trained weights are written once, as the optimizer's fp32 copies.
+    """
+    stage = zero_stage(ds_config)
+    num_weights = size.num_parameters - size.num_trained if stage == 3 else size.num_parameters
+    weights = num_weights * DTYPES[config.train.precision].itemsize
+    return weights + size.num_trained * optimizer_bytes(config, stage=stage)
+
+
+def check_disk(subject: Subject) -> Iterator[Finding]:
+    """Compare checkpoints, then prepared data, with the free space of their folders."""
+    config = subject.config
+    # Checkpoints.
+    one = checkpoint_bytes(config, size=estimates_of(subject).size, ds_config=subject.ds_config)
+    folder = config.run_dir / CHECKPOINTS_FOLDER  # may be a link to another disk
+    existing = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # a resumed run deletes them
+    needed = one * (config.checkpoint.keep + 1) - existing
+    about = f"{config.checkpoint.keep} checkpoints and one being written, {gib(one)} each"
+    todo = "keep fewer, or set run.output_dir"
+    yield _compare_with_disk("checkpoint.keep", about, needed=needed, folder=folder, todo=todo)
+    # Prepared data.
+    num_tokens = sum(
+        encode_sample(subject, name).mean_tokens * subject.sample(name, "train").num_rows
+        for name in subject.readable_domains()
+    )
+    about = f"prepared data, about {num_tokens / 1e6:,.1f} M tokens"
+    needed = int(subject.num_bytes + num_tokens * _CACHE_BYTES_PER_TOKEN)
+    todo = "set data.cache_dir to a larger disk"
+    yield _compare_with_disk("data.cache_dir", about, needed=needed, folder=cache_folder(config), todo=todo)
+
+
+def _compare_with_disk(key: str, about: str, *, needed: int, folder: Path, todo: str) -> Finding:
+    """Compare what is needed with what is free, and check that the folder can be written."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        return fail("disk", key, f"{existing} cannot be written", "choose another folder")
+    if needed > free:
+        return fail("disk", key, f"{about}: {gib(needed)}, but {existing} has {gib(free)} free", todo)
+    return ok("disk", key, f"{about}; {gib(free)} free in {existing}")
