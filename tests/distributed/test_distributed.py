@@ -27,8 +27,14 @@ from versatune_ds.distributed import (
     run_on_rank_zero,
     sum_over_ranks,
 )
-from versatune_ds.distributed.rendezvous import _agree_through_mpi, _provide_rendezvous, export_place
-from versatune_ds.distributed.slurm import expand_counts, first_host, slurm_rendezvous
+from versatune_ds.distributed.rendezvous import (
+    _agree_through_mpi,
+    export_place,
+    first_host,
+    provide_rendezvous,
+    slurm_rendezvous,
+)
+from versatune_ds.distributed.world import expand_counts
 
 SLURM_1_OF_2 = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "3"}
 
@@ -213,7 +219,7 @@ def no_address(monkeypatch):
 def test_plain_srun_needs_no_address_from_the_user(monkeypatch, no_address):
     for name, value in {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}.items():
         monkeypatch.setenv(name, value)
-    _provide_rendezvous(World(rank=1, world_size=2, launcher="Slurm"))
+    provide_rendezvous(World(rank=1, world_size=2, launcher="Slurm"))
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("n1", str(16384 + 7919))
 
 

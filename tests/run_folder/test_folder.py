@@ -8,8 +8,7 @@ from opened_run import config, open_folder
 
 from versatune_ds.config import SlurmConfig
 from versatune_ds.config.load import parse_config
-from versatune_ds.run_folder.folder import check_run_folder, flatten
-from versatune_ds.run_folder.history import version_at
+from versatune_ds.run_folder.folder import check_run_folder, flatten, version_at
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import ROOT, tiny_config
 
-from versatune_ds.slurm.job import _Job, array_overrides, may_resume, step_environment
-from versatune_ds.slurm.job_files import Starts
+from versatune_ds.slurm.job import Starts, _Job, array_overrides, may_resume, step_environment
 
 SRUN = """#!/bin/bash
 echo "srun $*" >> calls

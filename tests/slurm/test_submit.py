@@ -9,9 +9,8 @@ from command_line import command_of, write_recipe
 from tiny_run import ROOT, tiny_config
 
 from versatune_ds.run_folder.names import newest_step
-from versatune_ds.slurm.job_files import log_pattern
 from versatune_ds.slurm.steps import prepare_step, train_step
-from versatune_ds.slurm.submit import outside_of_jobs, sbatch_options
+from versatune_ds.slurm.submit import log_pattern, outside_of_jobs, sbatch_options
 
 WORKER = str(ROOT / "launcher" / "train.py")
 

@@ -11,8 +11,7 @@ from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training import held_out
-from versatune_ds.training.evaluate import sum_by_example
-from versatune_ds.training.held_out import HeldOutExamples
+from versatune_ds.training.held_out import HeldOutExamples, sum_by_example
 
 SHARDS = fake_domains([400, 60, 90], longest=20, seed=2)
 DOMAINS = DomainSet(tuple(shard.name for shard in SHARDS))

@@ -15,8 +15,7 @@ from versatune_ds.distributed.collectives import (
 )
 from versatune_ds.distributed.failures import Failure, FailureBoard, RankZeroError
 from versatune_ds.distributed.rendezvous import free_port, join_world, leave_world
-from versatune_ds.distributed.slurm import num_tasks_on_this_node
-from versatune_ds.distributed.world import World, discover_world
+from versatune_ds.distributed.world import World, discover_world, num_tasks_on_this_node
 
 __all__ = [
     "Failure",

@@ -23,7 +23,7 @@ from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.build import DomainModel, model_inputs
 from versatune_ds.model.positions import check_positions
 from versatune_ds.monitor.progress_lines import with_progress
-from versatune_ds.training.evaluate import sum_by_example
+from versatune_ds.training.held_out import sum_by_example
 
 
 def evaluate_model(

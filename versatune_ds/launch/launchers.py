@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from versatune_ds.distributed import free_port
-from versatune_ds.distributed.slurm import is_slurm_task
+from versatune_ds.distributed.world import is_slurm_task
 from versatune_ds.slurm.steps import SRUN, overlap
 
 

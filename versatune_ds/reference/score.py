@@ -8,9 +8,8 @@ from typing import Any
 from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.reference.shared import Workplace
-from versatune_ds.training.evaluate import measure_validation
-from versatune_ds.training.held_out import validation_loader
-from versatune_ds.training.model_and_engine import build_engine, build_model
+from versatune_ds.training.assemble import build_engine, build_model
+from versatune_ds.training.held_out import measure_validation, validation_loader
 from versatune_ds.training.run_setup import RunSetup
 
 

@@ -1,27 +1,33 @@
 """Open a run's folder: make it, or resume in it with a recipe that still fits.
 
 The folder contains the resolved config, so a resumed run can log which keys changed since it began, and refuse those
-that would make it another run.
+that would make it another run. The settings of a run's earlier parts stay beside the current ones: `config.yaml` is the
+current one, `config_until_step_00000005.yaml` made the decisions up to step 5. A run that resumes from an earlier step
+than it had reached drops the decisions after that step, and their settings too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World
-from versatune_ds.run_folder.atomic import write_json
-from versatune_ds.run_folder.environment import describe_environment
-from versatune_ds.run_folder.history import write_version
+from versatune_ds.run_folder.atomic import write_json, write_text
 from versatune_ds.run_folder.links import (
     check_links,
     claim_checkpoints,
@@ -56,6 +62,9 @@ _FIXED_KEYS = (
 )
 """Keys, or sections, that must stay the same; a change of any other key between the parts of a run is logged. Data and
 tokenizer are compared by content, when a checkpoint is loaded."""
+
+
+_LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "versatune_ds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +157,79 @@ def _delete_former_run(folder: Path) -> None:
 def write_record(config: RunConfig, world: World, *, start: RunStart, step: int) -> None:
     """Write what applies after a step: the resolved config, references, environment; on rank 0 only.
 
-    Earlier versions that differ are kept beside them (history.py).
+    Earlier versions that differ are kept beside them.
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_version(config.run_dir / CONFIG_FILE, text, step=step)
     if start.reference is not None:
         write_version(config.run_dir / REFERENCE_FILE, json.dumps(dict(start.reference), indent=1) + "\n", step=step)
     write_json(config.run_dir / ENVIRONMENT_FILE, describe_environment(world))
+
+
+def write_version(path: Path, text: str, *, step: int) -> None:
+    """Write a file that applies after a step, and keep the version that applied before if it differs.
+
+    A kill between the lines leaves files from which the same call gives the same result.
+
+    Args:
+        path: The file, such as config.yaml.
+        text: Its new content.
+        step: Optimizer steps done; below 1 the run begins and there is no past.
+    """
+    # A resume from an earlier step: the version that applied at that step is the first one that outlasted it.
+    later = [(until, former) for until, former in former_versions(path) if until > step or step < 1]
+    in_force = later[0][1] if later else path
+    former = path.with_name(f"{path.stem}_until_step_{step:08d}{path.suffix}")
+    has_made_decisions = step >= 1 and in_force.is_file() and not former.is_file()
+    if has_made_decisions and in_force.read_text(encoding="utf-8") != text:
+        write_text(former, in_force.read_text(encoding="utf-8"))
+    write_text(path, text)
+    for _, former in later:
+        former.unlink()
+
+
+def former_versions(path: Path) -> list[tuple[int, Path]]:
+    """Return (last step, file) of the earlier versions, oldest first."""
+    pattern = re.compile(re.escape(path.stem) + r"_until_step_(\d+)" + re.escape(path.suffix))
+    matches = ((pattern.fullmatch(other.name), other) for other in path.parent.glob(f"{path.stem}_until_step_*"))
+    return sorted((int(match[1]), other) for match, other in matches if match)
+
+
+def version_at(path: Path, *, step: float) -> Path:
+    """Return the version that applied when the decision after a step was made."""
+    return next((former for until, former in former_versions(path) if until >= step), path)
+
+
+def describe_environment(world: World) -> dict[str, Any]:
+    """Return what a result depends on besides the recipe: versions, commit, devices; no secret, no user name."""
+    return {
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": _commit(),
+        "world_size": world.world_size,
+        "launcher": world.launcher,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+    }
+
+
+def _version(library: str) -> str | None:
+    """Return an installed library's version."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of this source tree, None outside a git checkout."""
+    source = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
 
 
 def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ the job is requeued: not if it failed, was cancelled, or makes no progress.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -20,9 +21,9 @@ from types import FrameType
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.paths import expand_path
-from versatune_ds.run_folder.names import newest_step
-from versatune_ds.slurm.job_files import Starts, job_folder, job_that_opened
+from versatune_ds.run_folder.names import ENVIRONMENT_FILE, newest_step
 from versatune_ds.slurm.steps import prepare_step, train_step
+from versatune_ds.slurm.submit import job_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,40 @@ def array_overrides(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
     if not task.isdigit():
         return []
     return [f"run.name={config.run.name}-{task}", f"run.seed={config.run.seed + int(task)}"]
+
+
+class Starts:
+    """The step from which each start of a job trained, so that a job without progress is not started for ever.
+
+    A start that ends where it began may be bad luck, such as a preemption in its first minute. A second one in a row
+    means that the job would take nodes for nothing.
+
+    Args:
+        path: One step a line, in a file that outlives the job's nodes; made at the first start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, step: int) -> None:
+        """Record a start after `step` steps."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{step}\n")
+
+    def steps(self) -> list[int]:
+        """Return the step of every start, oldest first."""
+        return [int(line) for line in self.path.read_text().split()] if self.path.is_file() else []
+
+    def are_stuck_at(self, step: int) -> bool:
+        """Return whether the last two starts began at `step`, where the run still is."""
+        return self.steps()[-2:] == [step, step]
+
+
+def job_that_opened(run_dir: Path) -> str | None:
+    """Return the id of the job that last opened the run's folder, None if none did."""
+    record = run_dir / ENVIRONMENT_FILE
+    return json.loads(record.read_text(encoding="utf-8")).get("slurm_job_id") if record.is_file() else None
 
 
 class _Job:

@@ -1,7 +1,7 @@
 """Collect the results of optimizer steps, and record them as metrics every `monitor.log_every` steps.
 
 Between two log lines everything stays on the device. A log line costs one wait for the device and one all-reduce of
-1 + 2K numbers.
+1 + 2K numbers. `Meter` sums since the last log line, `ServedTokens` over the entire run.
 
 Shape legend: **K** domains.
 """
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,6 +96,44 @@ class Meter:
                 metrics[f"domain/{name}/train_loss"] = loss_sum_K[i] / num_K[i]
         self._clear()
         return metrics
+
+
+class ServedTokens:
+    """Sum requested and realised units, and served tokens, by domain over the entire run; the same on every rank.
+
+    Args:
+        num_domains: K.
+    """
+
+    def __init__(self, num_domains: int) -> None:
+        self.num_tokens_K = np.zeros(num_domains, dtype=np.int64)
+        self.realised_units_K = np.zeros(num_domains, dtype=np.int64)
+        self.requested_units_K = np.zeros(num_domains, dtype=np.float64)
+
+    def add(self, plan: StepPlan) -> None:
+        """Add one optimizer step's plan."""
+        self.num_tokens_K += plan.num_tokens_K
+        self.realised_units_K += plan.realised_units_K
+        self.requested_units_K += plan.requested_units_K
+
+    def metrics(self, names: tuple[str, ...]) -> dict[str, float]:
+        """Return tokens served, share requested and share realised since the run began."""
+        total = max(int(self.realised_units_K.sum()), 1)
+        metrics: dict[str, float] = {}
+        for i, name in enumerate(names):
+            metrics[f"domain/{name}/num_tokens"] = int(self.num_tokens_K[i])
+            metrics[f"domain/{name}/requested_share"] = float(self.requested_units_K[i] / total)
+            metrics[f"domain/{name}/realised_share"] = float(self.realised_units_K[i] / total)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON-able, exact state."""
+        return {key: getattr(self, key).tolist() for key in ("num_tokens_K", "realised_units_K", "requested_units_K")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load saved state."""
+        for key, values in state.items():
+            getattr(self, key)[:] = values
 
 
 def log_step(run: Run, plan: StepPlan) -> None:

@@ -24,7 +24,7 @@ from versatune_ds.mixture.offline.replay import Part, replay
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.start import starting_weights
-from versatune_ds.run_folder.history import former_versions, version_at
+from versatune_ds.run_folder.folder import former_versions, version_at
 from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, REFERENCE_FILE
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe

@@ -18,7 +18,7 @@ from typing import Any
 from versatune_ds.config import RunConfig
 from versatune_ds.data.sources.domain_files import check_data_files, domain_names
 from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus
-from versatune_ds.distributed.slurm import is_slurm_task
+from versatune_ds.distributed.world import is_slurm_task
 from versatune_ds.domains import DomainSet
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
