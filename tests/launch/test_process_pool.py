@@ -7,9 +7,10 @@ import time
 from functools import partial
 
 import pytest
+import torch
 
 from versatune_ds.comparison.jobs import num_jobs_of
-from versatune_ds.launch.process_pool import Job, ProcessPool, gpus_of, places, run_jobs, start_job
+from versatune_ds.launch.process_pool import Job, ProcessPool, gpu_names, places, run_jobs, start_job
 
 
 def load_place(folder, world):
@@ -43,10 +44,12 @@ def test_several_processes_have_places_of_their_own_load_once_and_raise_in_their
     assert str(os.getpid()) not in {name.rpartition("-")[2] for name in names}
 
 
-def test_gpus_are_named_as_the_variable_names_them():
-    assert gpus_of(2, visible="") == ("0", "1")
-    assert gpus_of(2, visible="4, 6") == ("4", "6")
-    assert gpus_of(0, visible="4,6") == ()
+@pytest.mark.parametrize(("count", "visible", "names"), [(2, "", ("0", "1")), (2, "4, 6", ("4", "6")), (0, "4,6", ())])
+def test_gpus_have_the_names_that_the_environment_gives_them(monkeypatch, count, visible, names):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_names() == names
 
 
 def test_there_is_one_job_a_gpu_or_one_a_core_unless_asked_otherwise(monkeypatch):

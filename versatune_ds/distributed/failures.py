@@ -158,7 +158,6 @@ class FailureBoard:
 
 
 def _key(rank: int) -> str:
-    """Return the key of a rank's failure."""
     return f"failure_of_rank_{rank}"
 
 

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from versatune_ds.distributed import World
-from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.distributed.gpus import check_torch_sees_gpus, named_gpus, uses_gpus
 from versatune_ds.log import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -137,8 +137,7 @@ def device_of(world: World) -> torch.device:
     Raises:
         ValueError: If there are GPUs that torch does not see.
     """
-    check_torch_sees_gpus(os.environ)
-    if is_cpu_meant(os.environ) or not torch.cuda.is_available():
+    if not uses_gpus(os.environ):
         return torch.device("cpu")
     device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -148,20 +147,14 @@ def device_of(world: World) -> torch.device:
 def gpu_names() -> tuple[str, ...]:
     """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them; empty without one.
 
+    Worked example: two GPUs where CUDA_VISIBLE_DEVICES=4,6 are 4 and 6; where it is empty they are 0 and 1.
+
     Raises:
         ValueError: If there are some that torch does not see.
     """
     check_torch_sees_gpus(os.environ)
-    return gpus_of(torch.cuda.device_count(), visible=os.environ.get(_VISIBLE, ""))
-
-
-def gpus_of(count: int, *, visible: str) -> tuple[str, ...]:
-    """Return the names of the GPUs this process may use.
-
-    Worked example: two GPUs where CUDA_VISIBLE_DEVICES=4,6 are 4 and 6; where it is empty they are 0 and 1.
-    """
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    return tuple(names[:count] if names else map(str, range(count)))
+    count = torch.cuda.device_count()
+    return tuple(named_gpus(os.environ)[:count] or map(str, range(count)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

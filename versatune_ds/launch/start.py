@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant, named_gpus
 from versatune_ds.launch.forward_signals import run_and_forward
 from versatune_ds.launch.launchers import (
     Layout,
@@ -67,19 +67,16 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
     if launcher == "srun" and options.launcher is None:
         check_allocation(os.environ)
     is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
-    device_type = _device_type(num_gpus) if is_here else None
-    check_start(
+    _check(
         StartCheckInput(
             config=config,
             stage="train",
             num_processes=layout.num_processes,
-            device_type=device_type,
+            device_type=_device_type(num_gpus) if is_here else None,
             is_here=is_here,
             is_fresh=options.is_fresh,
         )
     )
-    if device_type is not None:
-        os.environ.setdefault("DS_ACCELERATOR", device_type)
     words = [str(recipe), *overrides, *process_flags(is_fresh=options.is_fresh, is_quiet=options.is_quiet)]
     return run_ranks(launcher, layout, hostfile=options.hostfile, script="train.py", words=words)
 
@@ -100,10 +97,9 @@ def launch_here(config: RunConfig, *, stage: Stage, processes: int | None, scrip
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
     device_type = _device_type(num_gpus)
-    check_start(
+    _check(
         StartCheckInput(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True)
     )
-    os.environ.setdefault("DS_ACCELERATOR", device_type)
     launcher = choose_launcher(None, environ=os.environ)
     if launcher == "srun":
         check_allocation(os.environ)
@@ -117,8 +113,14 @@ def process_flags(*, is_fresh: bool, is_quiet: bool) -> list[str]:
 
 
 def _device_type(num_gpus: int) -> str:
-    """Return what processes on this machine run on."""
     return "cuda" if num_gpus else "cpu"
+
+
+def _check(start: StartCheckInput) -> None:
+    """Run the start checks; the processes then use the kind of device that was checked."""
+    check_start(start)
+    if start.device_type is not None:
+        os.environ.setdefault("DS_ACCELERATOR", start.device_type)
 
 
 def num_visible_gpus() -> int:
@@ -194,7 +196,7 @@ def device_flag(num_processes: int, *, cuda_visible_devices: str) -> str:
     Raises:
         ValueError: If GPUs are named by UUID, which the launcher cannot take.
     """
-    names = [name.strip() for name in cuda_visible_devices.split(",") if name.strip()][:num_processes]
+    names = named_gpus({"CUDA_VISIBLE_DEVICES": cuda_visible_devices})[:num_processes]
     if not names:
         return f"--num_gpus={num_processes}"
     if not all(name.isdigit() for name in names):

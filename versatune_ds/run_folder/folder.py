@@ -95,21 +95,13 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
     if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
     if not is_fresh:
-        saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allow else ()
-        check_changes(_with_defaults(saved), config.model_dump(mode="json"), folder=folder, allowed=allowed)
+        _check_changes(_saved_config(folder), config.model_dump(mode="json"), folder=folder, allowed=allowed)
 
 
-def _log_changes(config: RunConfig) -> None:
-    """Log once, where the run itself is about to resume, which keys it resumes with that it did not begin with."""
-    if (config.run_dir / CONFIG_FILE).is_file():
-        saved = yaml.safe_load((config.run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-        for key, was, now in changed_keys(_with_defaults(saved), config.model_dump(mode="json")):
-            logger.info("%s: now %s, was %s (run in %s)", key, now, was, config.run_dir)
-
-
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a saved config with the defaults of keys that are newer than it, so that they do not count as changed."""
+def _saved_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's config, with the defaults of newer keys, so that these do not count as changed."""
+    saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     try:
         return parse_config(saved).model_dump(mode="json")
     except ValueError:  # it has keys that no longer exist
@@ -124,8 +116,9 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     """
     folder = config.run_dir
     check_run_folder(config, is_fresh=is_fresh)
-    if not is_fresh:
-        _log_changes(config)
+    if not is_fresh and (folder / CONFIG_FILE).is_file():
+        for key, was, now in _changed_keys(_saved_config(folder), config.model_dump(mode="json")):
+            logger.info("%s: now %s, was %s (run in %s)", key, now, was, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:
         _delete_former_run(folder)
@@ -215,7 +208,6 @@ def describe_environment(world: World) -> dict[str, Any]:
 
 
 def _version(library: str) -> str | None:
-    """Return an installed library's version."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
@@ -232,7 +224,7 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
+def _check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
     """Check that no key changed that makes a run what it is.
 
     Raises:
@@ -240,7 +232,7 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
     """
     before, now = flatten(saved), flatten(current)
     fixed_keys = tuple(f"{key}." for key in _FIXED_KEYS if key not in allowed)
-    fixed = [key for key, _, _ in changed_keys(saved, current) if f"{key}.".startswith(fixed_keys)]
+    fixed = [key for key, _, _ in _changed_keys(saved, current) if f"{key}.".startswith(fixed_keys)]
     if fixed:
         raise ValueError(
             "\n".join(
@@ -251,7 +243,7 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
         )
 
 
-def changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (key, value before, value now) of each dotted key that differs; `not set` means no value."""
     before, now = flatten(saved), flatten(current)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]

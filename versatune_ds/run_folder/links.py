@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from versatune_ds.run_folder.atomic import write_text
-from versatune_ds.run_folder.folder_lock import FolderLock, find_owner, lock_folder, refusal
+from versatune_ds.run_folder.folder_lock import FolderInUseError, FolderLock, find_owner, lock_folder
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ def lock_run_folder(run_dir: Path, *, is_fresh: bool) -> list[FolderLock]:
 
 
 def check_unlocked(run_dir: Path) -> None:
-    """Raise ValueError where another process is known to use a run's folder; waits for nothing and changes nothing."""
+    """Raise FolderInUseError where another process is known to use a run's folder; wait for nothing, change nothing."""
     owner = find_owner(run_dir)
     if owner is not None:
-        raise ValueError(refusal(run_dir, owner, way_out=_WAY_OUT))
+        raise FolderInUseError(run_dir, owner, _WAY_OUT)
 
 
 def check_links(run_dir: Path, *, is_fresh: bool) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from versatune_ds.config import MixtureConfig, RunConfig, load_config
+from versatune_ds.config import RunConfig, load_config
 from versatune_ds.config.unread_settings import unread_settings
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
@@ -106,7 +106,9 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
                 f"a key of mixture other than {' and '.join(_MEASURED_KEYS)}"
             )
     # First, since it raises where the folder is not a run's.
-    _warn_of_unread(recorded_config(run_dir, overrides), overrides)
+    config = recorded_config(run_dir, overrides)
+    for line in unread_settings(config, named=[override.partition("=")[0] for override in overrides]):
+        logger.warning("%s", line)  # the replay is then the run's own
     recorded = recorded_decisions(run_dir)
     domain_set = DomainSet(tuple(recorded[0].weights_before))
     config_files = [*former_versions(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
@@ -124,13 +126,6 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
     return Replay(domain_set=domain_set, recorded=tuple(recorded), replayed=tuple(replayed))
 
 
-def _warn_of_unread(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Log which of the overridden keys the policy does not read: the replay is then the run's own."""
-    named = [override.partition("=")[0] for override in overrides]
-    for line in unread_settings(config, named=named):
-        logger.warning("%s", line)
-
-
 def _part(
     run_dir: Path, config_file: Path, *, overrides: Sequence[str], until_step: float, domain_set: DomainSet
 ) -> Part:
@@ -146,12 +141,7 @@ def _part(
 def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:
     """Return the weights [K] at step 0 under other settings; the data is opened only where their sizes matter."""
     sizes_K = None
-    if _asks_for_sizes(config.mixture):
+    if config.mixture.rule.needs_sizes or config.mixture.prior == "proportional":
         sizes_K = domain_sizes(prepare_recipe(config), unit=config.mixture.weight_unit)
     named_K = starting_weights(config.mixture, domain_set=domain_set, sizes_K=sizes_K)
     return guarded_start(config.mixture, named_K, domain_set=domain_set)
-
-
-def _asks_for_sizes(settings: MixtureConfig) -> bool:
-    """Return whether the weights of step 0 may depend on the sizes of the data."""
-    return settings.rule.needs_sizes or settings.prior == "proportional"

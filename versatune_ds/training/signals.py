@@ -41,7 +41,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._has_state = False
+        self.has_state = False
+        """Whether there is something to save: steps are taken."""
 
     def install(self) -> None:
         """Start listening; only the main thread may."""
@@ -62,20 +63,15 @@ class StopSignals:
 
     def _take(self, number: signal.Signals) -> None:
         """Record the first signal; exit when the same one comes again, or where there is nothing to save."""
-        if not self._has_state:
+        if not self.has_state:
             os._exit(REQUEUE_EXIT_CODE)
         if self.received == number:
             os._exit(128 + number)
         self.received = self.received or number
 
-    @property
-    def has_state(self) -> bool:
-        """Return whether there is something to save: steps are taken."""
-        return self._has_state
-
     def begin_steps(self) -> None:
         """Mark that training has started: from now on a signal waits until the state is saved."""
-        self._has_state = True
+        self.has_state = True
 
     def ignore(self) -> None:
         """Stop listening once all is saved: the deepspeed launcher signals the ranks that exit last."""
