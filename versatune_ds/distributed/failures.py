@@ -60,7 +60,6 @@ class FailureBoard:
     """Board on which the ranks share the first failure; it does nothing in a world of one.
 
     Args:
-        world: This process's place.
         has_state: Returns whether this process trains, and so has records to close before it ends.
 
     Raises:

@@ -49,11 +49,7 @@ def check_torch_sees_gpus(environ: Mapping[str, str]) -> None:
 
 
 def check_torch_for(asked: str, environ: Mapping[str, str]) -> None:
-    """Check that this torch could use the GPUs that a job requests, on this machine or another.
-
-    Args:
-        asked: The key or option that requests them, for the message.
-        environ: The environment's variables.
+    """Check that this torch could use the GPUs that a job requests by a key or option, on this machine or another.
 
     Raises:
         UnseenGpusError: If torch is built without CUDA, unless DS_ACCELERATOR=cpu is set.
@@ -111,7 +107,9 @@ def gpus_here(environ: Mapping[str, str]) -> str | None:
             if environ.get(name, "").strip() not in ("", "0"):
                 return f"Slurm gave this job GPUs ({name}={environ[name]})"
     listed = _listed(environ)
-    return f"nvidia-smi lists {listed[0]}{' and others' if len(listed) > 1 else ''}" if listed else None
+    if not listed:
+        return None
+    return f"nvidia-smi lists {listed[0]}" + (" and others" if len(listed) > 1 else "")
 
 
 def why_torch_sees_none() -> str:

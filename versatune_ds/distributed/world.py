@@ -65,9 +65,6 @@ def discover_world(environ: Mapping[str, str]) -> World:
     A batch script under Slurm runs outside any step and sees SLURM_NTASKS without being a task: Slurm's variables
     count only inside a step of tasks.
 
-    Args:
-        environ: The environment's variables, usually `os.environ`.
-
     Raises:
         ValueError: If a launcher's variables are incomplete, impossible, or contradict another launcher's.
     """
@@ -85,7 +82,7 @@ def discover_world(environ: Mapping[str, str]) -> World:
     if place.launcher == "MPICH" and same[-1].launcher == "Slurm":
         place, same = same[-1], same[::-1]  # srun --mpi=pmi2 sets PMI_RANK, but not MPICH's local rank
     local_ranks = [other.local_rank for other in same if other.local_rank is not None]
-    local_rank = local_ranks[0] if local_ranks else _local_rank_unsaid(place, environ)
+    local_rank = local_ranks[0] if local_ranks else _local_rank_on_one_machine(place, environ)
     return World(rank=place.rank, world_size=place.world_size, local_rank=local_rank, launcher=place.launcher)
 
 
@@ -133,7 +130,7 @@ def _check_nesting(inner: _Place, outer: _Place, environ: Mapping[str, str]) -> 
         )
 
 
-def _local_rank_unsaid(place: _Place, environ: Mapping[str, str]) -> int:
+def _local_rank_on_one_machine(place: _Place, environ: Mapping[str, str]) -> int:
     """Return the local rank where no launcher sets it, which is certain on one machine only.
 
     Raises:

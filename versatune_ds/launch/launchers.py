@@ -38,10 +38,7 @@ class Layout:
 def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> dict[str, int]:
     """Return the machines of a hostfile, `NAME slots=N` a line, as the deepspeed launcher reads it.
 
-    Args:
-        path: The file.
-        nodes: Take the first so many only.
-        processes: Take at most so many processes of each.
+    Only the first `nodes` machines are used, and at most `processes` slots of each.
 
     Raises:
         ValueError: If the file is missing, a line is not of that form, or there are fewer machines than requested.
@@ -53,7 +50,8 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
         words = line.split("#")[0].split()
         if not words:
             continue
-        name, slots = words[0], words[1].removeprefix("slots=") if len(words) == 2 else ""
+        name = words[0]
+        slots = words[1].removeprefix("slots=") if len(words) == 2 else ""
         if not slots.isdigit() or int(slots) < 1 or name in hosts:
             raise ValueError(f"{path}:{i}: {line.strip()!r}: expected a machine, once, as in: node1 slots=8")
         hosts[name] = min(int(slots), processes or int(slots))
@@ -106,11 +104,7 @@ def num_nodes_given(environ: Mapping[str, str]) -> int:
 def launcher_command(launcher: str, layout: Layout, *, hostfile: Path | None, devices: str) -> list[str]:
     """Return the command up to the script that every process runs.
 
-    Args:
-        launcher: One of `LAUNCHERS`.
-        layout: Where processes run.
-        hostfile: The file the machines came from.
-        devices: What `device_flag` returned, for the deepspeed launcher on this machine.
+    `devices` is what `device_flag` returned, for the deepspeed launcher on this machine.
 
     Raises:
         ValueError: If the launcher cannot start processes there.

@@ -52,20 +52,18 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
 
     DS_ACCELERATOR=cpu in the environment means no GPU.
 
-    Args:
-        recipe: YAML file.
-        overrides: `key=value` texts.
-        options: What is started, and where.
-
     Raises:
         ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
+    # Where the processes run, and what starts them.
     config = load_config(recipe, overrides)
     num_gpus = num_visible_gpus()
     layout = _layout(options, num_gpus=num_gpus)
     launcher = choose_launcher(options.launcher, environ=os.environ, num_nodes=layout.nodes)
     if launcher == "srun" and options.launcher is None:
         check_allocation(os.environ)
+
+    # Checks, then the processes.
     is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
     _check(
         StartCheckInput(
@@ -136,12 +134,7 @@ def num_visible_gpus() -> int:
 def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, script: str, words: Sequence[str]) -> int:
     """Log the launcher's command, run it to its end with signals passed on, and return its exit code.
 
-    Args:
-        launcher: One of `LAUNCHERS`.
-        layout: Where processes run.
-        hostfile: The file the machines came from.
-        script: Name of the script in launcher/ that every process runs.
-        words: Its command line.
+    Every process runs `script`, a file of launcher/, with `words` as its command line.
     """
     devices = ""
     if launcher == "deepspeed" and hostfile is None:  # the others leave CUDA_VISIBLE_DEVICES to the processes
@@ -161,8 +154,11 @@ def _layout(options: LaunchOptions, *, num_gpus: int) -> Layout:
     if options.nodes is not None and options.nodes < 1:
         raise ValueError(f"--nodes={options.nodes}: expected 1 or more")
     num_nodes = options.nodes or num_nodes_given(os.environ)
-    asked = num_gpus or None if options.processes is None else options.processes
-    return Layout(processes=check_processes(asked, num_gpus=num_gpus if num_nodes == 1 else 0), nodes=num_nodes)
+    if num_nodes == 1:
+        return Layout(processes=check_processes(options.processes, num_gpus=num_gpus))
+    # Other machines may have more GPUs than this one, so its number is a default and not a limit.
+    processes = max(num_gpus, 1) if options.processes is None else options.processes
+    return Layout(processes=check_processes(processes, num_gpus=0), nodes=num_nodes)
 
 
 def check_processes(processes: int | None, *, num_gpus: int) -> int:

@@ -162,12 +162,8 @@ def write_record(config: RunConfig, world: World, *, start: RunStart, step: int)
 def write_version(path: Path, text: str, *, step: int) -> None:
     """Write a file that applies after a step, and keep the version that applied before if it differs.
 
-    A kill between the lines leaves files from which the same call gives the same result.
-
-    Args:
-        path: The file, such as config.yaml.
-        text: Its new content.
-        step: Optimizer steps done; below 1 the run begins and there is no past.
+    Below step 1 the run begins and there is no past. A kill between the lines leaves files from which the same call
+    gives the same result.
     """
     # A resume from an earlier step: the version that applied at that step is the first one that outlasted it.
     later = [(until, former) for until, former in former_versions(path) if until > step or step < 1]

@@ -56,10 +56,10 @@ def check_links(run_dir: Path, *, is_fresh: bool) -> None:
                 f"{path}: is a link to {os.readlink(path)}, where there is no folder; is a disk missing? Make the "
                 "folder, or remove the link"
             )
-    if is_fresh or not link.is_symlink():
+    if is_fresh or not link.is_symlink() or not (link / _RUN_FILE).is_file():
         return
-    other = _run_of(link)
-    if other is not None and _shares(other, run_dir):
+    other = Path((link / _RUN_FILE).read_text(encoding="utf-8").strip())
+    if _shares(other, run_dir):
         raise ValueError(
             f"{link}: is a link to {link.resolve()}, where the run in {other} keeps its checkpoints; replace the link "
             "by a copy of that folder, or start over with --fresh"
@@ -103,12 +103,6 @@ def point_to_new_folder(link: Path) -> None:
             f"({error}); point the link to an empty folder"
         ) from None
     logger.warning("%s: was a link to %s, which is kept; it now leads to the new folder %s", link, old, new)
-
-
-def _run_of(link: Path) -> Path | None:
-    """Return the folder of the run that a linked folder of checkpoints belongs to, None where it is not known."""
-    path = link / _RUN_FILE
-    return Path(path.read_text(encoding="utf-8").strip()) if path.is_file() else None
 
 
 def _shares(other: Path, run_dir: Path) -> bool:

@@ -43,7 +43,7 @@ from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, decision_inputs
 from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.held_out import held_out_examples
-from versatune_ds.training.meter import Meter, ServedTokens
+from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.mixture_start import MixtureStart, start_mixture
 from versatune_ds.training.prepared_data import prepare_once_per_node
 from versatune_ds.training.resume import (
@@ -60,7 +60,6 @@ from versatune_ds.training.run_setup import RunSetup
 from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.throughput import throughput_of
-from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)

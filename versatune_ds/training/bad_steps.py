@@ -30,12 +30,7 @@ _MIN_STEPS = 8
 
 
 class BadSteps:
-    """Count steps without an update, detect loss spikes, and stop the run when too many come in a row.
-
-    Args:
-        train: The recipe's train section.
-        run_dir: The run's folder, to report its newest checkpoint.
-    """
+    """Count steps without an update, detect loss spikes, and stop the run when too many come in a row."""
 
     def __init__(self, train: TrainConfig, *, run_dir: Path) -> None:
         self._limit = train.max_bad_steps

@@ -68,9 +68,6 @@ class DecisionInputs:
     """Read the control file and count the data at each decision; rank 0 only.
 
     Args:
-        run_dir: Folder of the run.
-        domain_set: Domains of the run.
-        policy: The run's policy.
         limits: How much data the run may use; None where it may repeat data freely or no weight ever moves.
     """
 
@@ -85,11 +82,8 @@ class DecisionInputs:
     def at(self, step: int, *, draws_K: np.ndarray, units_drawn: float, interval_stretch: int = 1) -> Inputs:
         """Return the inputs of the decision after a step; if the control file has mistakes, the previous one is used.
 
-        Args:
-            step: Optimizer steps done.
-            draws_K: int64, examples of each domain drawn in them.
-            units_drawn: Units of all domains drawn in them.
-            interval_stretch: Asked for by the clock; a repeated decision keeps its recorded one.
+        `draws_K` and `units_drawn` are as in `SupplyLimits.caps`. The clock asks for `interval_stretch`; a repeated
+        decision keeps its recorded one.
         """
         recorded = self._recorded.get(step)
         if recorded is not None:

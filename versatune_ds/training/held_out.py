@@ -42,10 +42,7 @@ class HeldOutExamples:
 
     Args:
         domains: The held-out examples of each domain, all of them.
-        settings: The recipe's validation section.
-        seed: The run's seed.
         make_loader: Returns this rank's loader of some examples of each domain.
-        world: This process's place.
     """
 
     def __init__(

@@ -106,7 +106,11 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
     """Return the recipe's tokenizer, the model's, or one trained on the training data and kept in the cache."""
     name = config.model.tokenizer or config.model.name_or_path
     if name is not None:
-        return _load_named(name, config)
+        key = "model.tokenizer"  # an error opens with the key that the user wrote
+        if config.model.tokenizer is None:
+            key = "model.name_or_path"
+            check_saved_model(config.model)
+        return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, key=key)
     folder = _trained_tokenizer_folder(config)
     if folder.is_dir():
         return load_tokenizer(folder)
@@ -117,15 +121,6 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
             with atomic_folder(folder) as place:
                 train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=place)
     return load_tokenizer(folder)
-
-
-def _load_named(name: str, config: RunConfig) -> Any:
-    """Return the tokenizer of a folder or Hub name; an error opens with the key that the user wrote."""
-    key = "model.tokenizer"
-    if config.model.tokenizer is None:
-        key = "model.name_or_path"
-        check_saved_model(config.model)
-    return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, key=key)
 
 
 def _trained_tokenizer_folder(config: RunConfig) -> Path:

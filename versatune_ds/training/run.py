@@ -29,11 +29,10 @@ from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
-from versatune_ds.training.meter import Meter, ServedTokens
+from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.resume import SAVED_PARTS, STATE_VERSION
 from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 from versatune_ds.training.throughput import Throughput
-from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)

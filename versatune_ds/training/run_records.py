@@ -89,15 +89,12 @@ def explain_run(run_dir: Path, *, step: int | None = None) -> str:
 
 
 def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
-    """Replay a run's recorded measurements, with the inputs it recorded.
-
-    Args:
-        run_dir: Folder of the run.
-        overrides: `mixture.` keys that replace the run's own.
+    """Replay a run's recorded measurements, with the inputs it recorded; `mixture.` keys may be overridden.
 
     Raises:
         ValueError: If the folder is no run's, or a key cannot be answered from a record.
     """
+    # Refuse what a record cannot answer, and log what changes nothing.
     for override in overrides:
         key = override.partition("=")[0]
         if not key.startswith("mixture.") or key in _MEASURED_KEYS:
@@ -105,12 +102,13 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
                 f"{key}: a replay has only the losses that the run measured, when it measured them; expected "
                 f"a key of mixture other than {' and '.join(_MEASURED_KEYS)}"
             )
-    # First, since it raises where the folder is not a run's.
     config = recorded_config(run_dir, overrides)
     for line in unread_settings(config, named=[override.partition("=")[0] for override in overrides]):
-        logger.warning("%s", line)  # the replay is then the run's own
+        logger.warning("%s", line)
     recorded = recorded_decisions(run_dir)
     domain_set = DomainSet(tuple(recorded[0].weights_before))
+
+    # Replay each part of the run with its own settings; only another start needs the sizes of the data.
     config_files = [*former_versions(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
     own, first = load_config(config_files[0][1], ()), load_config(config_files[0][1], overrides)
     is_start_kept = all(getattr(own.mixture, key) == getattr(first.mixture, key) for key in _START_KEYS)

@@ -59,9 +59,9 @@ class StopSignals:
         """Handle signals as they arrive, one byte each."""
         while numbers := reader.recv(1):
             if numbers[0] in _SIGNALS:
-                self._take(signal.Signals(numbers[0]))
+                self._receive(signal.Signals(numbers[0]))
 
-    def _take(self, number: signal.Signals) -> None:
+    def _receive(self, number: signal.Signals) -> None:
         """Record the first signal; exit when the same one comes again, or where there is nothing to save."""
         if not self.has_state:
             os._exit(REQUEUE_EXIT_CODE)
@@ -96,11 +96,7 @@ def _forget() -> None:
 
 
 class SaveClock:
-    """Report when the last save is too long ago, by this process's clock.
-
-    Args:
-        every_minutes: Minutes between saves; None for no clock.
-    """
+    """Report when the last save is too long ago, by this process's clock; never where `every_minutes` is None."""
 
     def __init__(self, every_minutes: float | None) -> None:
         self._seconds = None if every_minutes is None else 60 * every_minutes

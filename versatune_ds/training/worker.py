@@ -17,18 +17,10 @@ from typing import TypeVar
 import torch
 
 from versatune_ds.config import load_config
-from versatune_ds.distributed import (
-    Failure,
-    FailureBoard,
-    RankZeroError,
-    World,
-    barrier,
-    discover_world,
-    join_world,
-    leave_world,
-    num_tasks_on_this_node,
-)
+from versatune_ds.distributed import World, barrier, join_world, leave_world
+from versatune_ds.distributed.failures import Failure, FailureBoard, RankZeroError
 from versatune_ds.distributed.gpus import named_gpus, uses_gpus
+from versatune_ds.distributed.world import discover_world, num_tasks_on_this_node
 from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
