@@ -80,7 +80,7 @@ def train(tmp_path, *, world_size, faults):
 
 def own_lines(text):
     """Leave out what torch's C++ logs when the process that hosts the store is gone, with its stack."""
-    noise = re.compile(r"\[rank\d+\]:\[[WE]|Exception raised from|frame #|<omitting python frames>|\s*$")
+    noise = re.compile(r"(\[rank\d+\]:)?\[[WE]\d|Exception raised from|frame #|<omitting python frames>|\s*$")
     return "".join(line for line in text.splitlines(keepends=True) if not noise.match(line))
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
-from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.config import DataConfig, DomainFiles, load_config
 from versatune_ds.data.sources.domain_files import check_data_files
 from versatune_ds.distributed import World
 from versatune_ds.launch import start as launch_module
@@ -28,7 +28,7 @@ from versatune_ds.launch.launchers import (
     read_hostfile,
 )
 from versatune_ds.launch.start import LaunchOptions, check_processes, device_flag, launch
-from versatune_ds.training.start_checks import StartCheckInput, check_start, check_started_once
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"
@@ -229,7 +229,8 @@ def test_a_command_that_srun_started_as_several_tasks_is_refused_but_not_in_a_sh
     with pytest.raises(ValueError, match=r"^srun started this command 4 times \(SLURM_STEP_NUM_TASKS\)"):
         launch(recipe, [], options=LaunchOptions())
     for changed in ({"SLURM_PTY_PORT": "40001"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_ID": str(2**32 - 5)}):
-        check_started_once({**STEP, "SLURM_STEP_NUM_TASKS": "4", **changed})
+        environ = {**STEP, "SLURM_STEP_NUM_TASKS": "4", **changed}
+        check_start(StartCheckInput(config=load_config(recipe, []), stage="detect", environ=environ))
 
 
 def test_a_hostfile_names_machines_and_their_processes(tmp_path):

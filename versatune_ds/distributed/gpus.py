@@ -48,14 +48,14 @@ def check_torch_sees_gpus(environ: Mapping[str, str]) -> None:
         raise _unseen_gpus(found)
 
 
-def check_torch_for(asked: str, environ: Mapping[str, str]) -> None:
+def check_torch_for(requested_by: str, environ: Mapping[str, str]) -> None:
     """Check that this torch could use the GPUs that a job requests by a key or option, on this machine or another.
 
     Raises:
         UnseenGpusError: If torch is built without CUDA, unless DS_ACCELERATOR=cpu is set.
     """
     if not is_cpu_meant(environ) and not has_cuda():
-        raise _unseen_gpus(f"{asked} asks for GPUs")
+        raise _unseen_gpus(f"{requested_by} asks for GPUs")
 
 
 def asks_for_gpus(slurm: SlurmConfig, environ: Mapping[str, str]) -> str | None:

@@ -60,14 +60,14 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
     return dict(list(hosts.items())[:nodes])
 
 
-def choose_launcher(asked: str | None, *, environ: Mapping[str, str], num_nodes: int = 1) -> str:
+def choose_launcher(requested: str | None, *, environ: Mapping[str, str], num_nodes: int = 1) -> str:
     """Return the requested launcher; else srun inside an allocation of Slurm, and deepspeed everywhere else.
 
     In a shell that srun started (`srun --pty bash`) the deepspeed launcher starts processes on this machine: srun can
     start no more there than the step has tasks and cores for.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     is_here = is_slurm_task(environ) and num_nodes == 1
     return "srun" if "SLURM_JOB_ID" in environ and not is_here else "deepspeed"
 

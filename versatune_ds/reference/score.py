@@ -10,7 +10,7 @@ from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.reference.shared import Workplace
 from versatune_ds.training.assemble import build_engine, build_model
 from versatune_ds.training.held_out import measure_validation, validation_loader
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup
 
 
 def scored_recipe(config: RunConfig, model: str) -> RunConfig:

@@ -167,11 +167,11 @@ def write_version(path: Path, text: str, *, step: int) -> None:
     """
     # A resume from an earlier step: the version that applied at that step is the first one that outlasted it.
     later = [(until, former) for until, former in former_versions(path) if until > step or step < 1]
-    in_force = later[0][1] if later else path
+    active = later[0][1] if later else path
     former = path.with_name(f"{path.stem}_until_step_{step:08d}{path.suffix}")
-    has_made_decisions = step >= 1 and in_force.is_file() and not former.is_file()
-    if has_made_decisions and in_force.read_text(encoding="utf-8") != text:
-        write_text(former, in_force.read_text(encoding="utf-8"))
+    has_made_decisions = step >= 1 and active.is_file() and not former.is_file()
+    if has_made_decisions and active.read_text(encoding="utf-8") != text:
+        write_text(former, active.read_text(encoding="utf-8"))
     write_text(path, text)
     for _, former in later:
         former.unlink()

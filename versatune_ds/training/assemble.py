@@ -45,7 +45,7 @@ from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.mixture_start import MixtureStart, start_mixture
-from versatune_ds.training.prepared_data import prepare_once_per_node
+from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.resume import (
     ResumePoint,
     find_resume_point,
@@ -56,7 +56,6 @@ from versatune_ds.training.resume import (
     run_identity,
 )
 from versatune_ds.training.run import Run
-from versatune_ds.training.run_setup import RunSetup
 from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.throughput import throughput_of

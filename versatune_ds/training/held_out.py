@@ -30,7 +30,7 @@ from versatune_ds.distributed import World, from_rank_zero, sum_over_ranks
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.text_table import text_table
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from versatune_ds.mixture.reference_checks import check_provenance
 from versatune_ds.mixture.settings import guarded_start
 from versatune_ds.mixture.start import starting_weights
 from versatune_ds.text_table import text_table
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup
 
 logger = logging.getLogger(__name__)
 

@@ -91,7 +91,7 @@ def check_start(start: StartCheckInput) -> None:
         raise ValueError("\n".join(dict.fromkeys(lines)))
 
 
-def check_started_once(environ: Mapping[str, str]) -> None:
+def _check_started_once(start: StartCheckInput) -> None:
     """Check that srun did not start this command as several tasks, each of which would start a run of its own.
 
     In the shell of `srun --ntasks=4 --pty bash` it is typed once, whatever the number of tasks.
@@ -99,6 +99,7 @@ def check_started_once(environ: Mapping[str, str]) -> None:
     Raises:
         ValueError: With the way to start it.
     """
+    environ = start.environ
     num_tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
     if is_slurm_task(environ) and num_tasks.isdigit() and int(num_tasks) > 1 and "SLURM_PTY_PORT" not in environ:
         raise ValueError(
@@ -106,10 +107,6 @@ def check_started_once(environ: Mapping[str, str]) -> None:
             "without srun, or let srun start the processes: srun python launcher/train.py RECIPE; in a shell where it "
             "is typed once, unset SLURM_STEP_NUM_TASKS"
         )
-
-
-def _check_launched_once(start: StartCheckInput) -> None:
-    check_started_once(start.environ)
 
 
 def _check_batch(start: StartCheckInput) -> Iterator[Finding]:
@@ -216,12 +213,12 @@ def _check_wandb_key(start: StartCheckInput) -> None:
 def _check_gpus(start: StartCheckInput) -> Iterator[Finding]:
     """Check that torch can use the requested GPUs, and sees this machine's if the run takes place here."""
     slurm, environ = start.config.slurm, start.environ
-    asked = asks_for_gpus(slurm, environ)
+    requested_by = asks_for_gpus(slurm, environ)
     if start.gpus_asked_by is not None and slurm.container is None:
-        asked = start.gpus_asked_by
+        requested_by = start.gpus_asked_by
     try:
-        if asked is not None:
-            check_torch_for(asked, environ)
+        if requested_by is not None:
+            check_torch_for(requested_by, environ)
         if start.is_here and slurm.container is None:
             check_torch_sees_gpus(environ)
     except UnseenGpusError as error:
@@ -244,7 +241,7 @@ _MIXING: frozenset[Stage] = frozenset({"check", "train", "submit"})
 _PROCESSES: frozenset[Stage] = frozenset({"every rank"})
 
 START_CHECKS: tuple[Check[StartCheckInput], ...] = (
-    Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_raising(_check_launched_once)),
+    Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_raising(_check_started_once)),
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
     Check(name="policy", needs="files", stages=_MIXING, find=_raising(_check_policy)),
