@@ -12,8 +12,7 @@ from versatune_ds.config import RunConfig
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.measure import measure_references
-from versatune_ds.training.prepared_data import prepare_once_per_node
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.signals import StopSignals
 
 

@@ -29,7 +29,7 @@ from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.build import DomainModel, model_inputs
 from versatune_ds.model.sizes import check_positions
 from versatune_ds.monitor.progress_lines import with_progress
-from versatune_ds.training.evaluate import sum_by_example
+from versatune_ds.training.held_out import sum_by_example
 
 
 def evaluate_subject(subject: Subject, request: Request, *, num_processes: int) -> Evaluation:

@@ -42,15 +42,12 @@ from versatune_ds.reference.one_domain import (
 )
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
-from versatune_ds.training.assemble import assemble_run
-from versatune_ds.training.evaluate import measure_validation
-from versatune_ds.training.held_out import validation_loader
+from versatune_ds.training.assemble import assemble_run, build_engine, build_model
+from versatune_ds.training.held_out import measure_validation, validation_loader
 from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.mixture_start import loss_digests
-from versatune_ds.training.model_and_engine import build_engine, build_model
-from versatune_ds.training.prepared_data import prepare_once_per_node
+from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.run import Run
-from versatune_ds.training.run_setup import RunSetup
 from versatune_ds.training.signals import StopSignals
 from versatune_ds.training.worker import as_start_error, run_rank, take_place
 

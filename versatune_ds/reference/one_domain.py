@@ -22,8 +22,7 @@ from versatune_ds.mixture.policies import ONE_DOMAIN
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 from versatune_ds.training.mixture_start import loss_digests
-from versatune_ds.training.prepared_data import cache_folder
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup, cache_folder
 
 RESULT_FILE = "result.json"
 """In a domain's folder, once it is measured."""

@@ -27,7 +27,7 @@ from versatune_ds.mixture.policies import KEEPS_PRIOR
 from versatune_ds.mixture.reference import References, check_provenance, load_references
 from versatune_ds.mixture.settings import guarded_start, starting_weights
 from versatune_ds.text_table import text_table
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup
 
 logger = logging.getLogger(__name__)
 

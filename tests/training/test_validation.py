@@ -17,7 +17,7 @@ DOMAINS = ("art", "code", "law")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Hold out 41 rows of law, one of code and none of art."""
+    """Write data with 41 held-out rows of law, one of code and none of art."""
     place = write_domains(tmp_path_factory.mktemp("data"), domains=DOMAINS)
     (place / "valid" / "art.jsonl").unlink()
     write_jsonl(place / "valid" / "code.jsonl", chat_rows(1, topic="alone"))
@@ -60,7 +60,7 @@ def alone(folder, tmp_path_factory):
     # (4, 3, 8): four ranks take 8 rows each of the 14 that there are, so that two of them see padding only
     [(2, 0, 2), (2, 1, 2), (2, 2, 2), (2, 3, 2), (4, 3, 8)],
 )
-def test_every_rank_gets_the_sums_of_one_process(folder, tmp_path, alone, world_size, stage, rows):
+def test_every_rank_gets_the_same_loss_sums_as_one_process(folder, tmp_path, alone, world_size, stage, rows):
     ranks = measured(folder, tmp_path, world_size=world_size, stage=stage, rows=rows)
     assert len({num_micro_batches for _, num_micro_batches in ranks}) == 1
     for losses, _ in ranks:
@@ -73,7 +73,7 @@ def test_every_rank_gets_the_sums_of_one_process(folder, tmp_path, alone, world_
 
 
 @pytest.mark.slow
-def test_a_domain_without_held_out_rows_is_trained_on_and_its_signals_stay_unknown(folder, tmp_path):
+def test_a_domain_without_held_out_rows_is_trained_on_and_has_no_signals(folder, tmp_path):
     config = config_of(folder, name="trained")
     run_ranks(lambda world: be_trained(config, world).step, world_size=2, folder=tmp_path)
     decisions = read_lines(config.run_dir / "decisions.jsonl")
