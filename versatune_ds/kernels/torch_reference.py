@@ -118,12 +118,14 @@ def domain_ce(
     z_loss: float,
     softcap: float,
     label_smoothing: float,
+    kernel: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (loss, bins_K5, normalizers_N2, token_losses_N); the logits are not changed.
 
     Raises:
         ValueError: On CPU, if a label or domain id of a loss-bearing token is out of range.
     """
+    del kernel  # there is one implementation in PyTorch
     num_rows, vocabulary = logits_NV.shape
     num_domains = loss_weights_K.shape[0]
     _check_ids(labels_N, domain_ids_N, vocabulary=vocabulary, num_domains=num_domains, ignore_index=ignore_index)
@@ -186,8 +188,10 @@ def domain_ce_gradient_(
     z_loss: float,
     softcap: float,
     label_smoothing: float,
+    kernel: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Overwrite the logits with the gradient of the loss and return (loss, bins_K5, token_losses_N)."""
+    del kernel
     settings = (ignore_index, z_loss, softcap, label_smoothing)
     loss, bins_K5, normalizers_N2, token_losses_N = domain_ce(
         logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings
