@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 
 from versatune_ds.kernels import build
+from versatune_ds.kernels.build_spec import build_spec_for
 from versatune_ds.kernels.settings import IGNORE_INDEX
+from versatune_ds.run_folder.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +65,13 @@ def _timed_kernel(device: torch.device, dtype: torch.dtype, vocabulary: int) -> 
         return _CHOSEN[key]
     if torch.cuda.is_current_stream_capturing():  # a timing would wait for the device, which a capture does not allow
         return "auto"
-    folder = build.library_path(build.build_spec_for("cuda")).parent
+    folder = build.library_path(build_spec_for("cuda")).parent
     with build.exclusive(folder / "timing"):  # the ranks of a machine time once
         known = read_times(folder)
         if key not in known:
             known[key] = measure_kernels(device, dtype, vocabulary)
-            _write_times(folder, known)
+            with atomic_file(folder / _TIMES_FILE) as file:
+                file.write(json.dumps(known, indent=1).encode())
     _CHOSEN[key] = fastest(known[key])
     shown = ", ".join(f"{name} {milliseconds:.3f}" for name, milliseconds in known[key].items())
     logger.info("loss kernel for %s: %s (ms: %s)", key, _CHOSEN[key], shown or "none timed")
@@ -128,10 +131,3 @@ def read_times(folder: Path) -> dict[str, dict[str, float]]:
         return {str(key): {name: float(ms) for name, ms in row.items()} for key, row in times.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
-
-
-def _write_times(folder: Path, times: Mapping[str, Mapping[str, float]]) -> None:
-    """Replace the file in one step; the caller has the lock."""
-    unfinished = folder / f"{_TIMES_FILE}.unfinished"
-    unfinished.write_text(json.dumps(times, indent=1), encoding="utf-8")
-    unfinished.replace(folder / _TIMES_FILE)

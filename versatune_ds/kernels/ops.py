@@ -18,9 +18,9 @@ from versatune_ds.kernels import build, fixed_point, torch_reference
 _ROWS = "Tensor labels_N, Tensor domain_ids_N, Tensor loss_weights_K"
 _SETTINGS = "int ignore_index, float z_loss, float softcap, float label_smoothing"
 SCHEMAS = (
-    f"domain_ce(Tensor logits_NV, {_ROWS}, {_SETTINGS}, int kernel=0) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"domain_ce(Tensor logits_NV, {_ROWS}, {_SETTINGS}, int kernel_number=0) -> (Tensor, Tensor, Tensor, Tensor)",
     f"domain_ce_backward(Tensor logits_NV, {_ROWS}, Tensor normalizers_N2, Tensor grad_loss, {_SETTINGS}) -> Tensor",
-    f"domain_ce_gradient_(Tensor(a!) logits_NV, {_ROWS}, {_SETTINGS}, int kernel=0) -> (Tensor, Tensor, Tensor)",
+    f"domain_ce_gradient_(Tensor(a!) logits_NV, {_ROWS}, {_SETTINGS}, int kernel_number=0) -> (Tensor, Tensor, Tensor)",
     "scale_(Tensor(a!) values, Tensor factor) -> ()",
 )
 

@@ -28,7 +28,6 @@ constexpr int kGroupThreads = kGroupWarps * 32;
 constexpr int kRingThreads = kRingGroups * kGroupThreads + 32;  // and a warp for the producer
 constexpr int kMaxStages = 8;
 constexpr int kMaxRingCtas = 8;
-constexpr int kSharedVectors = 4;  // vectors of shared memory that a thread loads before it uses the first
 
 // What the producer found out about the row in a stage.
 struct RowTask {
@@ -153,9 +152,10 @@ __device__ __forceinline__ void consume(const RowArguments& rows, const RingPlac
       const bool reports = thread == 0 && (has_label || (place.rank == 0 && !is_inside(label, rows.vocabulary)));
       const float x_label =
           reports && has_label ? x_of<kPlain>(to_float(slice[label - first]), rows.settings, true) : NAN;
+      constexpr int kCount = kPlain ? 4 : 2;  // vectors loaded before the first is used; more spill when soft-capped
       RowPart part = {empty_part(), 0.0f};
-      for (int i = thread; i < num_vectors; i += kSharedVectors * kGroupThreads) {
-        add_vectors<kPlain, kSharedVectors>(part, slice, i, kGroupThreads, last - first, rows.settings);
+      for (int i = thread; i < num_vectors; i += kCount * kGroupThreads) {
+        add_vectors<kPlain, kCount>(part, slice, i, kGroupThreads, last - first, rows.settings);
       }
       part = exchange_parts(part, shared, place, group, num_exchanged++);
       const TokenLoss token = token_loss(part.part, x_label, part.sum_x, rows.vocabulary, rows.settings);
