@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from versatune_ds.kernels import build, build_spec
+from versatune_ds.kernels import build, build_spec, ops
+
+assert ops  # registers the operators
 
 FORK = multiprocessing.get_context("fork")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
@@ -179,7 +181,7 @@ def test_the_environment_variable_forces_or_forbids_kernels_and_is_checked(monke
     monkeypatch.setenv("VERSATUNE_KERNELS", "torch")
     assert load().reason == "VERSATUNE_KERNELS=torch"
     monkeypatch.setenv("VERSATUNE_KERNELS", "fast")
-    with pytest.raises(ValueError, match="expected one of auto, torch, cpp, got 'fast'"):
+    with pytest.raises(ValueError, match="expected one of auto, cpp, triton, torch, got 'fast'"):
         load()
 
 
@@ -187,6 +189,55 @@ def test_the_environment_variable_forces_or_forbids_kernels_and_is_checked(monke
 def test_a_device_without_kernels_falls_back(caplog: pytest.LogCaptureFixture) -> None:
     assert not load("xpu").is_compiled
     assert "no compiled kernels exist for xpu" in caplog.text
+
+
+LAUNCH_FAILS = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+import torch
+from versatune_ds.kernels import build, domain_cross_entropy
+real_check = build.check_launch
+def check_launch(device_type):
+    real_check(device_type)
+    raise RuntimeError("loss kernel not launched: no kernel image")
+build.check_launch = check_launch
+logits_NV = torch.randn(3, 5, requires_grad=True)
+ids_N = torch.tensor([0, 1, -100])
+result = domain_cross_entropy(logits_NV, ids_N, ids_N.clamp(min=0), 2)
+result.loss.backward()
+expected = torch.nn.functional.cross_entropy(logits_NV, ids_N, reduction="sum")
+torch.testing.assert_close(result.loss, expected)
+import versatune_ds.kernels.torch_reference as reference
+calls = []
+real = reference.row_blocks
+reference.row_blocks = lambda *sizes: calls.append(sizes) or real(*sizes)
+domain_cross_entropy(logits_NV, ids_N, ids_N.clamp(min=0), 2)
+assert calls == [(3, 5)], "the compiled operator was called"
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_kernels_that_cannot_be_launched_are_replaced_with_one_loud_line() -> None:
+    environment = {**os.environ, "VERSATUNE_KERNELS": "auto"}
+    done = subprocess.run([sys.executable, "-c", LAUNCH_FAILS], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING loss kernels")]
+    assert len(warnings) == 1
+    assert "PyTorch implementation (SLOW, same numbers: loss kernel not launched: no kernel image)" in warnings[0]
+
+
+@needs_compiler
+def test_the_loaded_kernels_are_tried_on_one_token() -> None:
+    load()
+    build.check_launch("cpu")
+
+
+def test_a_wrong_loss_of_the_trial_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = lambda *_: (torch.tensor(0.0), None, None, None)  # noqa: E731
+    monkeypatch.setattr(torch.ops.versatune, "domain_ce", wrong)
+    with pytest.raises(RuntimeError, match=r"give a loss of 0\.0 where 2\.079442 is right"):
+        build.check_launch("cpu")
 
 
 def test_the_error_of_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

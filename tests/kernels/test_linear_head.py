@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.exact_loss import Case, exact_loss, make_case
-from versatune_ds.kernels import DomainLoss, DomainLossHead, LossSettings
-from versatune_ds.kernels.head_loss import chunk_rows, scale_within_range
+from versatune_ds.kernels import DomainLoss, DomainLossHead, LossSettings, linear_head
+from versatune_ds.kernels.head_loss import chunk_rows, remaining_factor, scale_of_terms
 
 D = 24
 EVERYTHING = LossSettings(z_loss=1e-3, softcap=5.0, label_smoothing=0.1)
@@ -112,12 +112,43 @@ def test_the_given_scale_changes_no_gradient_with_another_dtype_or_another_facto
         torch.testing.assert_close(one, other, rtol=4e-3, atol=1e-3)
 
 
-def test_the_scale_is_limited_to_where_float16_can_represent_terms_and_sums() -> None:
-    def scale(grad_scale: float | None, dtype: torch.dtype = torch.float16) -> float:
-        return scale_within_range(grad_scale, dtype=dtype, num_tokens=1000)
+def test_the_scale_is_bounded_in_float16_taken_as_it_is_on_a_gpu_and_left_to_backward_on_a_cpu() -> None:
+    def scale(grad_scale: float | None, dtype: torch.dtype = torch.float16, device_type: str = "cuda") -> float:
+        return scale_of_terms(grad_scale, device_type=device_type, dtype=dtype, num_tokens=1000)
 
     assert [scale(0.5), scale(1e-6), scale(65536.0), scale(None), scale(float("nan"))] == [0.5, 1e-3, 1024.0, 1.0, 1.0]
-    assert scale(0.5, torch.bfloat16) == scale(0.5, torch.float32) == 1.0
+    assert scale(0.5, device_type="cpu") == 0.5
+    for dtype in (torch.bfloat16, torch.float32):
+        assert [scale(1e-6, dtype), scale(None, dtype), scale(0.0, dtype)] == [1e-6, 1.0, 1.0]
+        assert scale(1e-6, dtype, device_type="cpu") == 1.0
+
+
+def test_a_factor_that_host_and_device_round_differently_leaves_nothing_to_scale() -> None:
+    for grad_scale in (1 / 3, 1 / 57, 8 / 30011, 1e-7):
+        rounded = torch.tensor(grad_scale)
+        for grad_loss in (rounded, torch.nextafter(rounded, torch.tensor(1.0)), torch.nextafter(rounded, -rounded)):
+            assert remaining_factor(grad_loss, grad_scale) == 1.0
+    assert remaining_factor(torch.tensor(0.5), 0.25) == 2.0
+    assert remaining_factor(torch.tensor(0.5), 1.0) == 0.5
+    assert remaining_factor(torch.tensor(float("nan")), 0.25).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaling_every_term_gives_the_gradient_that_scaling_the_sum_gives(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(57, 101)
+
+    def gradients(scale: float) -> list[torch.Tensor]:
+        monkeypatch.setattr(linear_head, "scale_of_terms", lambda *_, **__: scale)
+        linear, hidden_ND = make_head(dtype=dtype), make_hidden(57, dtype)
+        head = DomainLossHead.from_linear(linear, chunk_mib=0.01)
+        loss = head(hidden_ND, case.labels_N, case.domain_ids_N, num_domains=4).loss
+        (loss * (1 / 4096)).backward()
+        return [hidden_ND.grad, linear.weight.grad, linear.bias.grad]
+
+    for one, other in zip(gradients(1 / 4096), gradients(1.0), strict=True):  # a power of two: the same bits
+        assert torch.equal(one, other)
 
 
 def test_hidden_states_may_have_a_row_axis_and_ignored_tokens_get_exactly_zero_gradient() -> None:
