@@ -1,0 +1,71 @@
+"""One training step on a GPU: how often it waits for the device, and which optimizer takes it."""
+
+import os
+import warnings
+
+import pytest
+import torch
+
+pytest.importorskip("deepspeed")
+pytest.importorskip("transformers")
+
+from one_batch import make_engine, micro_batches
+
+from versatune_ds.distributed import World, free_port, join_world, leave_world
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Join a world of this process alone."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), LOCAL_SIZE="1")
+    alone = World(rank=0, world_size=1, local_rank=0, launcher="test")
+    join_world(alone, device=torch.device("cuda", 0))
+    yield alone
+    leave_world()
+
+
+def waits_of(call):
+    """Return (file, line) of every operation in a call that makes the host wait for the device."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [(line.filename, line.lineno) for line in shown if "synchronizing CUDA operation" in str(line.message)]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_step_of_four_micro_steps_waits_for_the_device_once(world, stage):
+    """For the gradient norm; a mask that transformers builds from positions may wait once a micro-step more."""
+    engine = make_engine(world, zero={"stage": stage}, precision="bf16", device="cuda")
+    batches = micro_batches("packed", world=world, rows_per_micro_batch=1)
+    for number in (1, 2, 3):  # compiles, allocates, makes the optimizer's state
+        engine.train_step(batches, step=number)
+    waits = waits_of(lambda: engine.train_step(batches, step=4))
+    ours = [wait for wait in waits if "masking_utils" not in wait[0]]
+    assert len(ours) == 1, ours
+    assert ours[0][0].endswith("deepspeed_quirks.py")
+    engine.close()
+
+
+def test_adamw_is_fused_on_a_gpu_and_steps_as_the_plain_form_does(world):
+    """Within fp32 rounding: after twenty steps of 1e-2 by the same gradients."""
+    engine = make_engine(world, zero={"stage": 2}, device="cuda")
+    assert all(group["fused"] for group in engine.deepspeed_engine.optimizer.param_groups)
+    engine.close()
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 1000, device="cuda")) for _ in range(2)]
+    optimizers = [torch.optim.AdamW([p], lr=0.01, fused=f) for p, f in zip(weights, (True, False), strict=True)]
+    for _ in range(20):
+        gradient = torch.randn(1000, device="cuda")
+        for weight, one in zip(weights, optimizers, strict=True):
+            weight.grad = gradient.clone()
+            one.step()
+    torch.testing.assert_close(*weights, atol=5e-7, rtol=0)
