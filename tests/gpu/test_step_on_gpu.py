@@ -10,8 +10,11 @@ pytest.importorskip("deepspeed")
 pytest.importorskip("transformers")
 
 from one_batch import make_engine, micro_batches
+from tiny_models import build_arguments
 
+from versatune_ds.config import ModelConfig
 from versatune_ds.distributed import World, free_port, join_world, leave_world
+from versatune_ds.model.build import build_causal_lm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,3 +72,22 @@ def test_adamw_is_fused_on_a_gpu_and_steps_as_the_plain_form_does(world):
             weight.grad = gradient.clone()
             one.step()
     torch.testing.assert_close(*weights, atol=5e-7, rtol=0)
+
+
+def test_a_model_is_made_on_the_gpu_with_the_same_weights_for_the_same_seed():
+    made = [build_causal_lm(**build_arguments("llama"), device=torch.device("cuda")) for _ in range(2)]
+    assert {part.device.type for part in made[0].parameters()} == {"cuda"}
+    assert all(map(torch.equal, made[0].parameters(), made[1].parameters()))
+    other = build_causal_lm(**build_arguments("llama"))
+    assert not torch.equal(made[0].lm_head.weight.cpu(), other.lm_head.weight)
+
+
+def test_a_saved_model_is_loaded_to_the_gpu(tmp_path):
+    saved = build_causal_lm(**build_arguments("llama"))
+    saved.save_pretrained(tmp_path)
+    arguments = {**build_arguments("llama"), "model": ModelConfig(name_or_path=str(tmp_path))}
+    loaded = build_causal_lm(**arguments, device=torch.device("cuda"))
+    assert {part.device.type for part in (*loaded.parameters(), *loaded.buffers())} == {"cuda"}
+    assert all(
+        torch.equal(ours.cpu(), theirs) for ours, theirs in zip(loaded.parameters(), saved.parameters(), strict=True)
+    )

@@ -22,6 +22,7 @@ from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine
+from versatune_ds.log import start_phase
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.model.build import save_model_settings
@@ -88,7 +89,8 @@ def assemble_run(
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
 
     # The data, and the mixture that training starts with.
-    tokenizer, data = prepared or prepare_once_per_node(config, world)
+    with start_phase("data"):
+        tokenizer, data = prepared or prepare_once_per_node(config, world)
     setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
     mixture = start_mixture(setup)
 
@@ -99,7 +101,8 @@ def assemble_run(
     _log_start_warnings(setup, mixture, is_resumed=point is not None)
 
     # The model and its engine. A former run is deleted only once the model could be built.
-    causal_lm = build_model(setup)
+    with start_phase("model"):
+        causal_lm = build_model(setup)
     start = _run_start(setup, mixture, causal_lm)
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(setup, causal_lm)
@@ -107,7 +110,8 @@ def assemble_run(
     # The parts with state, restored; only then are the run's records cut back to the checkpoint's step.
     parts = _new_parts(setup, mixture)
     if point is not None:
-        _restore(parts, engine, point, identity=identity)
+        with start_phase("checkpoint"):
+            _restore(parts, engine, point, identity=identity)
     inputs = decision_inputs(config, data) if world.is_rank_zero else None
     monitor = _open_records(setup, start, inputs=inputs, point=point, export_model=export_model)
     return Run(
@@ -160,6 +164,7 @@ def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunSta
         reference=mixture.references.to_dict(setup.domain_set),
         endings=endings_of_data(config, tokenizer, setup.data) if setup.world.is_rank_zero else {},
         save_parts=save_parts,
+        weights_made_on=next(causal_lm.parameters()).device.type if config.model.from_config is not None else None,
     )
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from versatune_ds.engine.ds_settings import offload_device
 from versatune_ds.engine.engine import Engine, share_process_group
+from versatune_ds.log import start_phase
 from versatune_ds.model.build import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.positions import check_positions
@@ -18,9 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_model(setup: RunSetup) -> Any:
-    """Build or load the model on every rank from the same seed; only ZeRO-3 loads a saved model in parts."""
+    """Build or load the model on every rank from the same seed; only ZeRO-3 loads a saved model in parts.
+
+    It is made on the device, unless its parameters will be offloaded to the host.
+    """
     share_process_group()
     config = setup.config
+    is_offloaded = offload_device(setup.ds_config, "offload_param") is not None
     torch.manual_seed(config.run.seed)
     return build_causal_lm(
         config.model,
@@ -28,6 +34,7 @@ def build_model(setup: RunSetup) -> Any:
         vocab_size=len(setup.tokenizer),
         special_ids=special_ids_of_tokenizer(setup.tokenizer),
         zero3_config=setup.ds_config if setup.zero_stage == 3 else None,
+        device=None if is_offloaded else setup.device,
     )
 
 
@@ -46,17 +53,20 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
     # ZeRO-3 keeps the weights in parts, which only the engine gathers: there the losses are checked afterwards.
     check_positions(causal_lm, longest=setup.longest_example)
     if setup.zero_stage < 3:
-        check_losses_are_the_models(causal_lm.to(setup.device))
+        with start_phase("check of the losses, kernels"):  # the first loss compiles or loads the kernels
+            check_losses_are_the_models(causal_lm.to(setup.device))
     if config.model.compile:
         compile_layers(causal_lm)
-    engine = Engine(
-        DomainModel(causal_lm, num_domains=len(setup.domain_set)),
-        train=config.train,
-        ds_config=setup.ds_config,
-        world=setup.world,
-        device=setup.device,
-        seed=config.run.seed,
-    )
+    with start_phase("DeepSpeed"):
+        engine = Engine(
+            DomainModel(causal_lm, num_domains=len(setup.domain_set)),
+            train=config.train,
+            ds_config=setup.ds_config,
+            world=setup.world,
+            device=setup.device,
+            seed=config.run.seed,
+        )
     if setup.zero_stage == 3:
-        engine.check_losses()
+        with start_phase("check of the losses, kernels"):
+            engine.check_losses()
     return engine
