@@ -10,11 +10,12 @@ pytest.importorskip("deepspeed")
 pytest.importorskip("transformers")
 
 from one_batch import make_engine, micro_batches
-from tiny_models import build_arguments
+from tiny_models import A, B, C, build_arguments, make_model, pack
 
 from versatune_ds.config import ModelConfig
 from versatune_ds.distributed import World, free_port, join_world, leave_world
 from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.fused_layers import fuse_layers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,3 +92,19 @@ def test_a_saved_model_is_loaded_to_the_gpu(tmp_path):
     assert all(
         torch.equal(ours.cpu(), theirs) for ours, theirs in zip(loaded.parameters(), saved.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_ligers_layers_give_the_losses_and_gradients_of_the_plain_ones(model_type):
+    pytest.importorskip("liger_kernel")
+    plain, fused = make_model(model_type).cuda(), make_model(model_type).cuda()
+    settings = ModelConfig(from_config={"model_type": model_type}, fused_layers="liger")
+    fuse_layers(fused.causal_lm, settings, device=torch.device("cuda"))
+    batch = {name: tensor.cuda() for name, tensor in pack([A, B, C]).items()}
+    with torch.no_grad():
+        ours, theirs = (model.eval()(**batch, per_token=True).token_losses_N for model in (fused, plain))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for model in (plain, fused):
+        model.train()(**batch).loss_sum.backward()
+    for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=name)

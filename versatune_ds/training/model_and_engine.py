@@ -11,6 +11,7 @@ from versatune_ds.engine.ds_settings import offload_device
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.log import start_phase
 from versatune_ds.model.build import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
+from versatune_ds.model.fused_layers import fuse_layers
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.positions import check_positions
 from versatune_ds.model.router_loss import describe_router_loss
@@ -52,6 +53,7 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
 
     # ZeRO-3 keeps the weights in parts, which only the engine gathers: there the losses are checked afterwards.
     check_positions(causal_lm, longest=setup.longest_example)
+    fuse_layers(causal_lm, config.model, device=setup.device)
     if setup.zero_stage < 3:
         with start_phase("check of the losses, kernels"):  # the first loss compiles or loads the kernels
             check_losses_are_the_models(causal_lm.to(setup.device))
