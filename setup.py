@@ -50,6 +50,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "openai": OPENAI,
         "8bit": ["bitsandbytes>=0.45"],
+        "fused": ["liger-kernel>=0.6"],
         "harness": ["lm-eval[hf]>=0.4.13"],
         "bench": ["trl>=1.16,<2", "liger-kernel>=0.6"],
         "dev": [

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import restored_logger
@@ -46,3 +48,22 @@ def test_the_filter_applies_while_deepspeed_is_imported():
     assert done.returncode == 0, done.stderr
     assert "Setting accelerator" not in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] in ("cpu", "cuda")
+
+
+def test_a_phase_of_the_start_is_one_line_with_its_seconds(caplog, monkeypatch):
+    clock = iter((10.0, 12.34))
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
+    with caplog.at_level(logging.INFO, logger="versatune_ds"), log.start_phase("model"):
+        pass
+    assert caplog.messages == ["start: model, 2.3 s"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="the system does not show when a process started")
+def test_the_seconds_of_the_imports_are_those_since_the_process_started():
+    """A process that sleeps first; the clock of the system counts in hundredths."""
+    program = (
+        "import logging, sys, time; time.sleep(0.5)\n"
+        "from versatune_ds import log; log.configure_logging(); log.log_imports()"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    assert float(re.search(r"start: imports, ([0-9.]+) s", shown)[1]) >= 0.5

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,28 @@ def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = loggin
     logger.propagate = False
     logger.setLevel(level if rank == 0 else max(level, logging.WARNING))
     _quiet_libraries()
+
+
+@contextmanager
+def start_phase(name: str) -> Iterator[None]:
+    """Log how long a phase of a run's start took, in one line, so that a slow start shows where its time went.
+
+    Work that a GPU was only given counts in the phase that waits for it.
+    """
+    started = time.perf_counter()
+    yield
+    _logger.info("start: %s, %.1f s", name, time.perf_counter() - started)
+
+
+def log_imports() -> None:
+    """Log how long this process took to import libraries; nothing where the system does not show when it started."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        age = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+        age -= int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of the file: start, in ticks since boot
+    except (OSError, ValueError, IndexError):
+        return
+    _logger.info("start: imports, %.1f s", age)
 
 
 def _quiet_libraries() -> None:

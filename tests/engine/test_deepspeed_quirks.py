@@ -1,5 +1,6 @@
 """Every workaround for DeepSpeed names the test that fails without it."""
 
+import functools
 import math
 import re
 import warnings
@@ -8,9 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from host_reads import counted_reads
+from one_batch import make_engine, micro_batches
 from ranks import run_ranks
 
 from versatune_ds.engine import deepspeed_quirks
+from versatune_ds.engine import engine as engine_module
 from versatune_ds.engine.deepspeed_quirks import drop_nonfinite_gradients, ignore_renamed_torch_functions
 from versatune_ds.engine.engine import share_process_group
 
@@ -56,3 +60,37 @@ def test_the_gradient_norm_is_kept_where_deepspeed_keeps_none():
     module.weight.grad[0, 0] = math.nan
     assert not drop_nonfinite_gradients(engine)
     assert module.weight.grad is None
+
+
+def steps_with_reads(world, *, stage, precision):
+    """Take three steps of four micro-steps, the second with a gradient of NaN; return weights, norms and reads."""
+    engine = make_engine(world, zero={"stage": stage}, precision=precision)
+    batches = micro_batches("packed", world=world, rows_per_micro_batch=1)
+    found = []
+    for number in (1, 2, 3):
+        with counted_reads() as reads:
+            result = engine.train_step(batches, step=number, is_refused=None if number != 2 else lambda *loss: True)
+        weights = [part.detach().double().sum().item() for part in engine.deepspeed_engine.module.parameters()]
+        found.append((result.is_applied, engine.grad_norm(), weights, dict(reads)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "bf16"), (2, "fp32")])
+def test_a_step_reads_the_device_once_and_trains_to_the_same_bits(stage, precision, tmp_path, monkeypatch):
+    """The one wait is for the norm's copy on the host; the judgements counted here read that copy."""
+
+    def trained(folder):
+        (tmp_path / folder).mkdir()
+        work = functools.partial(steps_with_reads, stage=stage, precision=precision)
+        return run_ranks(work, world_size=1, folder=tmp_path / folder)[0]
+
+    ours = trained("ours")
+    monkeypatch.setattr(engine_module, "read_norm_once", lambda deepspeed_engine: None)
+    deepspeeds = trained("deepspeeds")
+    assert [step[:3] for step in ours] == [step[:3] for step in deepspeeds]
+    assert [is_applied for is_applied, *_ in ours] == [True, False, True]
+    # On the CPU AdamW is not fused and reads its own counts; transformers reads its mask, once a micro-step.
+    expected = {"is_invalid_grad_norm": 3, "_optimizer_step": 2, "find_packed_sequence_indices": 4}
+    assert ours[0][3] == ours[2][3] == expected
+    assert deepspeeds[0][3] == {**expected, **({"has_overflow": 1} if precision == "bf16" else {})}

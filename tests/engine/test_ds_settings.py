@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
+from versatune_ds.engine.ds_settings import deepspeed_config, grad_accum_dtype, num_micro_steps, zero_stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,3 +86,41 @@ def test_settings_of_the_user_beside_a_derived_key_are_kept():
 def test_an_invalid_stage_is_refused():
     with pytest.raises(ValueError, match=r"^train\.deepspeed: zero_optimization\.stage='auto': expected 0, 1, 2 or 3$"):
         deepspeed_config(settings(deepspeed={"zero_optimization": {"stage": "auto"}}), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero", "rows_per_batch", "expected"),
+    [
+        ("bf16", {"stage": 2}, 16, "fp32"),
+        ("bf16", {"stage": 3, "offload_optimizer": {"device": "cpu"}}, 16, "fp32"),
+        ("fp16", {"stage": 2}, 16, "fp32"),
+        ("bf16", {"stage": 2}, 2, None),  # one micro-step: nothing is summed
+        ("bf16", {"stage": 1}, 16, None),  # DeepSpeed would take another wrapper, which cannot resume earlier runs
+        ("bf16", {"stage": 2, "offload_optimizer": {"device": "cpu"}}, 16, None),  # it would not act
+        ("fp32", {"stage": 2}, 16, None),
+        ("fp16", {"stage": 0}, 16, None),
+    ],
+)  # fmt: skip
+def test_micro_steps_in_16_bits_are_summed_in_fp32_where_deepspeed_can(precision, zero, rows_per_batch, expected):
+    train = settings(precision=precision, deepspeed={"zero_optimization": zero}, rows_per_batch=rows_per_batch)
+    assert grad_accum_dtype(deepspeed_config(train, world_size=1)) == expected
+
+
+def test_what_the_user_says_about_sums_and_timers_comes_first():
+    given = {
+        "zero_optimization": {"stage": 2},
+        "data_types": {"grad_accum_dtype": "bf16"},
+        "timers": {"throughput": {"enabled": True, "synchronized": False}},
+    }
+    config = deepspeed_config(settings(precision="bf16", deepspeed=given), world_size=1)
+    assert {key: config[key] for key in given} == given
+
+
+def test_the_throughput_timer_which_waits_for_the_device_is_off():
+    assert deepspeed_config(settings(precision="fp32"), world_size=1)["timers"] == {"throughput": {"enabled": False}}
+
+
+def test_a_sum_in_fp32_that_deepspeed_refuses_late_is_refused_with_the_stage():
+    given = {"data_types": {"grad_accum_dtype": "fp32"}}
+    with pytest.raises(ValueError, match=r"^train\.deepspeed: data_types\.grad_accum_dtype=fp32 needs ZeRO stage 2"):
+        deepspeed_config(settings(precision="fp16", deepspeed=given), world_size=1)

@@ -11,7 +11,7 @@ from tiny_models import build_arguments
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.engine.checkpoint import load_checkpoint, save_checkpoint
-from versatune_ds.engine.deepspeed_quirks import OptimizerSettings
+from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, place_step_counts
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.engine.other_world_size import load_converted
@@ -104,6 +104,22 @@ def test_after_a_conversion_every_group_has_its_own_settings(stage, tmp_path):
     (tmp_path / "one").mkdir()
     run_ranks(saved, world_size=2, folder=tmp_path / "two")
     assert run_ranks(converted, world_size=1, folder=tmp_path / "one") == [EXPECTED]
+
+
+@pytest.mark.parametrize(("is_fused", "expected"), [(True, "meta"), (None, "cpu")])
+def test_a_loaded_step_count_is_where_the_form_of_adamw_wants_it(is_fused, expected):
+    """The meta device stands in for a GPU; a checkpoint of the other form brings its own setting along."""
+    parameter = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    inner = torch.optim.AdamW([parameter], foreach=False)
+    inner.param_groups[0]["fused"] = is_fused
+    outer = SimpleNamespace(param_groups=inner.param_groups, optimizer=inner)
+    settings = OptimizerSettings.of(outer)
+    inner.param_groups[0]["fused"] = not is_fused
+    inner.state[parameter]["step"] = torch.tensor(3.0)
+    settings.restore(outer)
+    place_step_counts(outer)
+    assert inner.param_groups[0]["fused"] is is_fused
+    assert inner.state[parameter]["step"].device.type == expected
 
 
 def wrapper(scaler):

@@ -4,7 +4,9 @@ import json
 import re
 
 import pytest
+import torch
 from command_line import command_of, write_recipe
+from opened_run import config, open_folder
 from ranks import run_ranks
 from tiny_run import be_trained, read_lines, tiny_config
 
@@ -12,6 +14,7 @@ from versatune_ds.data.sources.find_files import MissingDataError
 from versatune_ds.data.synthetic import DOMAIN_NAMES
 from versatune_ds.evaluation import command
 from versatune_ds.evaluation.command import EvaluateOptions, evaluate, result_name, write_result
+from versatune_ds.evaluation.subject import base_subject
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +162,11 @@ def test_an_earlier_file_without_recorded_options_is_kept(tmp_path, earlier):
     write_result({"asked": {}}, path)
     (kept,) = set(tmp_path.iterdir()) - {path}
     assert kept.read_text() == earlier
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_random_weights_that_a_gpu_made_are_not_made_again_on_a_cpu(tmp_path):
+    settings = config(tmp_path)
+    folder = open_folder(settings, made_on="cuda")
+    with pytest.raises(ValueError, match=r"its random initial weights were made on a GPU.*or use --against"):
+        base_subject(folder, settings, against=None, workspace=tmp_path)

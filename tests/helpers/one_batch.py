@@ -57,17 +57,19 @@ def micro_batches(layout, *, world, rows_per_micro_batch):
     ]
 
 
-def make_engine(world, *, layout="packed", rows_per_micro_batch=1, zero, settings=None, precision="fp32"):
-    """Return the engine of a run; `zero` is DeepSpeed's zero_optimization."""
+def make_engine(
+    world, *, layout="packed", rows_per_micro_batch=1, zero, settings=None, precision="fp32", device="cpu", **given
+):
+    """Return the engine of a run; `zero` is DeepSpeed's zero_optimization, `given` the rest of its config."""
     share_process_group()
     train = TrainConfig(
         steps=STEPS, rows_per_batch=NUM_EXAMPLES // (2 if layout == "packed" else 1), precision=precision,
         rows_per_micro_batch=rows_per_micro_batch, learning_rate=LEARNING_RATE, learning_rate_schedule="constant",
-        warmup_fraction=0.0, deepspeed={"zero_optimization": zero},
+        warmup_fraction=0.0, deepspeed={"zero_optimization": zero, **given},
     )  # fmt: skip
     ds_config = deepspeed_config(train, world_size=world.world_size)
-    model = DomainModel(build(precision, **(settings or {})), num_domains=1)
-    return Engine(model, train=train, ds_config=ds_config, world=world, device=torch.device("cpu"), seed=0)
+    model = DomainModel(build(precision, **(settings or {})).to(device), num_domains=1)
+    return Engine(model, train=train, ds_config=ds_config, world=world, device=torch.device(device), seed=0)
 
 
 def engine_losses(engine, *, layout="packed", rows_per_micro_batch=1, first=1, last=STEPS):

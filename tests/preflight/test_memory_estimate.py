@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.model.build import build_causal_lm
+from versatune_ds.preflight import memory_estimate
 from versatune_ds.preflight.activations import decoder_pass_bytes
 from versatune_ds.preflight.capacity import checkpoint_bytes, estimates_of
 from versatune_ds.preflight.memory_estimate import estimate_memory, measure_model
@@ -116,8 +117,26 @@ def test_the_estimate_is_close_to_what_two_ranks_allocate(tmp_path, monkeypatch,
     overrides = ["train.steps=2", "data.row_tokens=512", "model.from_config.hidden_size=64"]
     config = tiny_config(tmp_path, *overrides, f"train.deepspeed={{zero_optimization: {zero}}}")
     allocated = max(run_ranks(functools.partial(trained_bytes, config), world_size=2, folder=tmp_path))
+    # The estimate is of GPUs, where AdamW is fused and needs no temporaries; the measured run is on CPUs.
+    monkeypatch.setattr(memory_estimate, "has_fused_adamw", lambda *arguments, **settings: False)
     estimate = estimates_of(Subject(config, CheckRequest(gpus_per_node=2), num_gpus_here=0)).chosen
     assert estimate.peak == pytest.approx(allocated, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer", "gradients", "step"),
+    [(2, "adamw", 4, 0), (3, "adamw", 4, 4), (1, "adamw", 4, 4), (2, "deepspeed_adam", 4, 8)],
+)
+def test_gradients_summed_in_fp32_cost_twice_as_much_and_a_fused_step_nothing(
+    tmp_path, stage, optimizer, gradients, step
+):
+    """Bytes a parameter on one GPU, in bf16 with four micro-steps; stage 1 keeps the gradients and a partition."""
+    config = tiny_config(tmp_path, "train.precision=bf16", f"train.optimizer={optimizer}")
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    train = config.train.model_copy(update={"deepspeed": {"zero_optimization": {"stage": stage}}})
+    ds_config = deepspeed_config(train, world_size=1)
+    estimate = estimate_memory(config, size=size, passes=passes, ds_config=ds_config, world_size=1)
+    assert (estimate.gradients, estimate.step) == (gradients * size.num_parameters, step * size.num_parameters)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

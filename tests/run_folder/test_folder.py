@@ -8,7 +8,7 @@ from opened_run import config, open_folder
 
 from versatune_ds.config import SlurmConfig
 from versatune_ds.config.load import parse_config
-from versatune_ds.run_folder.folder import check_run_folder, flatten, version_at
+from versatune_ds.run_folder.folder import check_run_folder, flatten, version_at, weights_made_on
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 
@@ -20,6 +20,16 @@ def test_the_folder_contains_the_resolved_config_and_the_environment(tmp_path):
     assert environment["versions"]["torch"]
     assert json.loads((folder / "prior.json").read_text())["weights"] == {"law": 0.25, "code": 0.75}
     assert json.loads((folder / "reference.json").read_text())["losses"] == {"law": 1.5, "code": 2.0}
+
+
+def test_where_random_weights_were_made_is_recorded_by_the_start_that_made_them(tmp_path):
+    """A part that resumes elsewhere takes its weights from a checkpoint."""
+    folder = open_folder(config(tmp_path), made_on="cuda")
+    assert weights_made_on(folder) == "cuda"
+    open_folder(config(tmp_path), step=5, made_on="cpu")
+    assert weights_made_on(folder) == "cuda"
+    open_folder(config(tmp_path), is_fresh=True, made_on="cpu")
+    assert weights_made_on(folder) == "cpu"
 
 
 def test_a_key_that_may_change_is_logged_once_by_the_run_that_resumes(tmp_path, caplog):

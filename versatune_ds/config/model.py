@@ -65,6 +65,10 @@ class ModelConfig(Section):
     compile: bool = False
     """Compile the decoder's layers with torch.compile: a minute or more at the first step, faster steps after it. Needs
     a C++ compiler, and Triton on a GPU. Not available with ZeRO-3, which gathers weights between operations."""
+    fused_layers: Literal["auto", "liger", "none"] = "auto"
+    """Norms, rotary embeddings and SwiGLU as Liger's fused kernels (extra `fused`), in Llama, Mistral, Qwen2 and Qwen3:
+    fewer passes over the activations, losses the same within rounding. `auto` uses them on a GPU where they are
+    installed, unless `model.compile` fuses the layers already."""
     lora: LoraConfig | None = None
     """Train adapters instead of the weights; `model.lora={}` takes the defaults."""
     freeze: tuple[str, ...] = ()
@@ -78,6 +82,13 @@ class ModelConfig(Section):
             raise ValueError("give exactly one of model.name_or_path and model.from_config")
         if self.from_config is not None and "model_type" not in self.from_config:
             raise ValueError("model.from_config: key 'model_type' is missing (for example: model_type: llama)")
+        return self
+
+    @model_validator(mode="after")
+    def _fuses_once(self) -> ModelConfig:
+        """Check that layers are fused in one way."""
+        if self.compile and self.fused_layers == "liger":
+            raise ValueError("model.fused_layers: model.compile fuses the layers itself; leave one of the two out")
         return self
 
     @model_validator(mode="after")

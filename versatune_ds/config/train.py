@@ -35,9 +35,9 @@ class TrainConfig(Section):
     decay_fraction: float = Field(default=0.1, gt=0, le=1)
     """Share of the steps, at the end, over which `wsd` falls."""
     optimizer: Literal["adamw", "deepspeed_adam", "adamw_8bit"] = "adamw"
-    """`adamw` is PyTorch's. `deepspeed_adam` is DeepSpeed's, compiled at first use: its CPU version where the optimizer
-    is on the CPU (offload, no GPU), its fused version otherwise. `adamw_8bit` stores its states in 8 bits and needs a
-    GPU and the extra `8bit`."""
+    """`adamw` is PyTorch's, in its fused form on a GPU. `deepspeed_adam` is DeepSpeed's, compiled at first use: its CPU
+    version where the optimizer is on the CPU (offload, no GPU), its fused version otherwise. `adamw_8bit` stores its
+    states in 8 bits and needs a GPU and the extra `8bit`."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay; biases and norms are not decayed."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -53,7 +53,9 @@ class TrainConfig(Section):
     """Skip a step whose loss is more than this many times the usual one. Off by default: a spike is often just a hard
     batch, and looking for spikes waits for the device once a step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Number format of weights and activations; the optimizer keeps fp32."""
+    """Number format of weights and activations; the optimizer keeps fp32. Gradients of several micro-steps are summed
+    in fp32 too, under ZeRO stage 2 (without offloading) and 3, unless `train.deepspeed` sets another
+    `data_types.grad_accum_dtype`."""
     deepspeed: ExpandedPath | PlainMapping = Field(default={"zero_optimization": {"stage": 2}})
     """DeepSpeed settings, for example ZeRO stage and offload: a JSON file or a mapping. Batch sizes, precision and
     optimizer are taken from this section instead."""

@@ -24,7 +24,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from versatune_ds.distributed import World, any_rank, run_on_rank_zero
-from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, save_files
+from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, place_step_counts, save_files
 from versatune_ds.run_folder.atomic import rename_folder, write_text
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints, measure_files, remove_folder, write_manifest
 from versatune_ds.run_folder.names import LATEST_FILE, STATE_FILE, checkpoint_folder
@@ -136,6 +136,7 @@ def load_checkpoint(deepspeed_engine: Any, folder: Path) -> None:
     settings = OptimizerSettings.of(deepspeed_engine.optimizer)
     loaded, _ = deepspeed_engine.load_checkpoint(str(folder.parent), tag=folder.name)
     settings.restore(deepspeed_engine.optimizer)
+    place_step_counts(deepspeed_engine.optimizer)
     if loaded is None:
         raise RuntimeError(f"{folder}: DeepSpeed could not load it; delete it to use the checkpoint before it")
 

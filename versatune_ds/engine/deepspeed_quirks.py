@@ -21,9 +21,9 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator, stage_1_and_2
 
-_GROUP_SETTINGS = ("betas", "eps", "weight_decay")
+_GROUP_SETTINGS = ("betas", "eps", "weight_decay", "fused", "foreach")
 _LOSS_SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter")
 """What a dynamic loss scale has reached; its other attributes are settings."""
 
@@ -90,6 +90,49 @@ def drop_nonfinite_gradients(deepspeed_engine: Any) -> bool:
     for parameter in trained:
         parameter.grad = None
     return False
+
+
+def read_norm_once(deepspeed_engine: Any) -> None:
+    """Let an optimizer step of ZeRO stage 1 or 2 wait for the device once, for the gradient norm.
+
+    With two parameter groups deepspeed 0.19.8 waits eight times: for a flag of NaN and infinity (one more pass over
+    all gradients), twice a group while it masks such a norm, once to judge the norm, once a group to clip. The norm
+    alone decides: it is not finite where a gradient is not. It is the same on every rank, and as a number on the host
+    it judges and clips without waiting. One wait must stay, since the host has to know whether the step was skipped.
+    Every number stays the same. Left as they are: offloaded optimizers, which sum the norm on the host, stage 3, and
+    what a user's settings do without the norm or its check.
+    Test: tests/engine/test_deepspeed_quirks.py::test_a_step_reads_the_device_once_and_trains_to_the_same_bits
+    """
+    optimizer = deepspeed_engine.optimizer
+    if not isinstance(optimizer, stage_1_and_2.DeepSpeedZeroOptimizer) or optimizer.cpu_offload:
+        return
+    is_norm_judged = optimizer.dtype != torch.bfloat16 or optimizer.check_grad_overflow
+    if not (optimizer.compute_grad_norm and is_norm_judged):
+        return
+    stage_1_and_2.mask_nan_or_inf_with_val_inplace = _mask_invalid_norm
+    measure_norm = optimizer.scaled_global_norm
+    optimizer.scaled_global_norm = lambda norm_type=2: measure_norm(norm_type).cpu()
+    optimizer.check_overflow = lambda partition_gradients=True: None
+
+
+def _mask_invalid_norm(norm: torch.Tensor, device: Any = None, val: float = -1.0) -> None:
+    """Replace NaN and infinity in place; DeepSpeed's own copies the value to the device and reads it back."""
+    norm.masked_fill_(~torch.isfinite(norm), val)
+
+
+def place_step_counts(optimizer: Any) -> None:
+    """Move AdamW's step counts to where its form wants them: beside the parameter if fused, else on the host.
+
+    DeepSpeed loads them onto the device. There every step of a form that is not fused would wait for the device to read
+    them, and the fused form cannot step with counts on the host, which checkpoints of earlier versions have.
+    Test: tests/engine/test_optimizer_settings.py::test_a_loaded_step_count_is_where_the_form_of_adamw_wants_it
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if "fused" in group and torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].float().to(parameter.device if group["fused"] else "cpu")
 
 
 def destroy(deepspeed_engine: Any) -> None:

@@ -25,6 +25,7 @@ from versatune_ds.engine.deepspeed_quirks import (
     destroy,
     drop_nonfinite_gradients,
     patch_clipping,
+    read_norm_once,
     skip_shared_memory_op,
 )
 from versatune_ds.engine.optimizer import build_optimizer, learning_rate_at
@@ -80,6 +81,7 @@ class Engine:
             model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
         patch_clipping(self.deepspeed_engine)
+        read_norm_once(self.deepspeed_engine)
         self.train_settings = train
         self.world = world
         self.device = device

@@ -5,8 +5,12 @@ The recipe chooses the optimizer, DeepSpeed's settings where its state is; this 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +20,8 @@ from versatune_ds.config import TrainConfig
 from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_settings import offload_device
 from versatune_ds.log import first_line
+
+logger = logging.getLogger(__name__)
 
 
 def build_optimizer(
@@ -35,7 +41,24 @@ def build_optimizer(
         import bitsandbytes  # an extra; ds_checks.py has checked that it is installed
 
         return bitsandbytes.optim.AdamW8bit(groups, **arguments)
-    return torch.optim.AdamW(groups, **arguments)
+    if not has_fused_adamw(train, ds_config=ds_config, device_type=device.type):
+        return torch.optim.AdamW(groups, **arguments)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if not all(parameter.is_floating_point() for parameter in parameters):
+        logger.info("optimizer: AdamW, not fused, because not all trained parameters are floating point")
+        return torch.optim.AdamW(groups, **arguments)
+    logger.info("optimizer: fused AdamW, one kernel for each group of parameters")
+    return torch.optim.AdamW(groups, **arguments, fused=True)
+
+
+def has_fused_adamw(train: TrainConfig, *, ds_config: Mapping[str, Any], device_type: str) -> bool:
+    """Return whether PyTorch's AdamW steps in one kernel: where its state is on a CUDA device, and never on a CPU.
+
+    The formula is the same, the order of roundings is not: weights agree within fp32 rounding (a few times 2^-24 of
+    each step), not bit by bit. On a CPU the numbers of earlier versions are kept.
+    """
+    is_offloaded = offload_device(ds_config, "offload_optimizer") is not None
+    return train.optimizer == "adamw" and device_type == "cuda" and not is_offloaded
 
 
 def parameter_groups(model: torch.nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -86,10 +109,33 @@ def _deepspeed_adam(
     """
     try:
         optimizer = DeepSpeedCPUAdam if is_on_cpu else FusedAdam
-        return optimizer(groups, **arguments)
-    except (ImportError, OSError, RuntimeError) as error:
+        with _readable_arch_list():
+            return optimizer(groups, **arguments)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         reason = first_line(error)
+        arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST")
+        hint = "" if arch_list is None else f" (TORCH_CUDA_ARCH_LIST is {arch_list!r})"
         raise ValueError(
-            f"train.optimizer: deepspeed_adam could not be compiled here ({reason}); install g++ and ninja, and nvcc "
-            "for a GPU, or use adamw"
+            f"train.optimizer: deepspeed_adam could not be compiled here ({reason}){hint}; install g++ and ninja, and "
+            "nvcc for a GPU, or use adamw"
         ) from None
+
+
+@contextlib.contextmanager
+def _readable_arch_list() -> Iterator[None]:
+    """Within a block, leave the letters out of TORCH_CUDA_ARCH_LIST that DeepSpeed's builder cannot read.
+
+    deepspeed 0.19.8 takes each part of 9.0a for a whole number and raises ValueError; its operators need no feature of
+    the architectures with a letter. Example: "8.0;9.0a+PTX" becomes "8.0;9.0+PTX".
+    """
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    readable = None if given is None else re.sub(r"(?<=\d)[a-z]+", "", given)
+    if readable == given:
+        yield
+        return
+    logger.info("DeepSpeed's operator is built for %s: it cannot read TORCH_CUDA_ARCH_LIST=%s", readable, given)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = readable
+    try:
+        yield
+    finally:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = given

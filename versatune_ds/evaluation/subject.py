@@ -18,6 +18,7 @@ from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.export.run_export import export_run
 from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.model.named_model import check_is_no_adapter
+from versatune_ds.run_folder.folder import weights_made_on
 from versatune_ds.run_folder.names import CONFIG_FILE, ENVIRONMENT_FILE, TOKENIZER_FOLDER
 
 
@@ -61,7 +62,10 @@ def trained_subject(model: Path, *, workspace: Path, step: int | None) -> Subjec
 def base_subject(model: Path, config: RunConfig, *, against: Path | None, workspace: Path) -> Subject | None:
     """Return the model to compare with: the one given, else the one a run started from, else none.
 
-    Random initial weights are made again: they depend on the run's seed alone.
+    Random initial weights are made again: they depend on the run's seed and on the kind of device that made them.
+
+    Raises:
+        ValueError: If they were made on a GPU and there is none here.
     """
     if against is not None:
         return trained_subject(against, workspace=workspace / "against", step=None)
@@ -70,6 +74,12 @@ def base_subject(model: Path, config: RunConfig, *, against: Path | None, worksp
     tokenizer, name = str(model / TOKENIZER_FOLDER), config.model.name_or_path
     if name is not None:
         return Subject(name=name, folder=name, tokenizer=tokenizer)
+    device = torch.device(weights_made_on(model) or "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{model}: its random initial weights were made on a GPU, and a CPU makes others; evaluate on a GPU, "
+            "or use --against FOLDER or --no-base"
+        )
     loaded = load_tokenizer(tokenizer)
     torch.manual_seed(config.run.seed)
     causal_lm = build_causal_lm(
@@ -77,6 +87,7 @@ def base_subject(model: Path, config: RunConfig, *, against: Path | None, worksp
         precision=config.train.precision,
         vocab_size=len(loaded),
         special_ids=special_ids_of_tokenizer(loaded),
+        device=device,
     )
     causal_lm.save_pretrained(workspace / "base")
     return Subject(name="its random initial weights", folder=str(workspace / "base"), tokenizer=tokenizer)

@@ -7,8 +7,12 @@ What DeepSpeed keeps (0.19.8, from its sources and measured), for P parameters o
 
     stage   weights   gradients            fp32 copies and Adam       buffers
     0       P b       T b                  8 T (fp16: + 4 T)          min(T, bucket) b   one flattened all-reduce
-    1, 2    P b       T b, partition b     12 T / W                   bucket b (twice with overlap_comm)
-    3       P b / W   T / W                12 T / W                   bucket b, min(P, max_live) b of gathered weights
+    1, 2    P b       T b, partition a     12 T / W                   bucket b (twice with overlap_comm)
+    3       P b / W   T a / W              12 T / W                   bucket b, min(P, max_live) b of gathered weights
+
+a is the bytes of a gradient that is summed over micro-steps: b, or 4 with `data_types.grad_accum_dtype: fp32`. The
+optimizer's step adds a gradient in fp32 (none at stage 2 where the sum is in fp32 already) and, unless AdamW is fused,
+two temporaries.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from versatune_ds.config import RunConfig
-from versatune_ds.engine.ds_settings import offload_device, zero_stage
+from versatune_ds.engine.ds_settings import grad_accum_dtype, offload_device, zero_stage
+from versatune_ds.engine.optimizer import has_fused_adamw
 from versatune_ds.kernels.head_loss import chunk_rows
 from versatune_ds.kernels.linear_head import DEFAULT_CHUNK_MIB
 from versatune_ds.model.build import DTYPES, build_causal_lm
@@ -131,19 +136,25 @@ def estimate_memory(
     share = size.num_trained / world_size if stage > 0 else size.num_trained
     is_offloaded = offload_device(ds_config, "offload_optimizer") is not None
     gathered = min(size.num_parameters, int(zero.get("stage3_max_live_parameters", 1e9)))
+    # Gradients: in which format they are summed, and what the optimizer's step adds to them.
+    sum_bytes = _FP32_BYTES if grad_accum_dtype(ds_config) == "fp32" else num_bytes
+    is_summed_for_step = stage == 2 and sum_bytes != num_bytes
+    num_temporaries = 0 if has_fused_adamw(config.train, ds_config=ds_config, device_type="cuda") else 2
     parameters = size.num_parameters * num_bytes
     if stage == 3:
         parameters = 0 if offload_device(ds_config, "offload_param") else parameters // world_size
     return MemoryEstimate(
         parameters=parameters,
-        gradients=int(_gradient_elements(size, stage=stage, share=share) * num_bytes),
+        gradients=int(_gradient_bytes(size, stage=stage, share=share, num_bytes=num_bytes, sum_bytes=sum_bytes)),
         optimizer=0 if is_offloaded else int(optimizer_bytes(config, stage=stage) * share),
         activations=max(passes.saved + head_now, passes.peak + head_kept) - head_now,
         head=head_now,
         buffers=int(
             _bucket_elements(size, zero=zero, stage=stage) * num_bytes + (gathered * num_bytes if stage == 3 else 0)
         ),
-        step=0 if is_offloaded else int(_step_bytes(share, zero=zero, stage=stage)),
+        step=0
+        if is_offloaded
+        else int(_step_bytes(share, zero=zero, stage=stage, num_copies=num_temporaries + (not is_summed_for_step))),
     )
 
 
@@ -154,9 +165,17 @@ def optimizer_bytes(config: RunConfig, *, stage: int) -> int:
     return moments + _FP32_BYTES if has_copy else moments
 
 
-def _gradient_elements(size: ModelSize, *, stage: int, share: float) -> float:
-    """Return the elements of the gradients that are kept through a backward pass."""
-    return {0: size.num_trained, 1: size.num_trained + share, 2: share, 3: share}[stage]
+def _gradient_bytes(size: ModelSize, *, stage: int, share: float, num_bytes: int, sum_bytes: int) -> float:
+    """Return the bytes of the gradients that are kept through a backward pass.
+
+    At stage 1 the sum over micro-steps is of all gradients where it has a format of its own.
+    """
+    if stage == 0:
+        return size.num_trained * num_bytes
+    if stage == 1:
+        summed = share * num_bytes if sum_bytes == num_bytes else size.num_trained * sum_bytes
+        return size.num_trained * num_bytes + summed
+    return share * sum_bytes
 
 
 def _bucket_elements(size: ModelSize, *, zero: Mapping[str, Any], stage: int) -> int:
@@ -170,10 +189,10 @@ def _bucket_elements(size: ModelSize, *, zero: Mapping[str, Any], stage: int) ->
     return bucket * (2 if zero.get("overlap_comm", False) and stage < 3 else 1)
 
 
-def _step_bytes(share: float, *, zero: Mapping[str, Any], stage: int) -> float:
-    """Return what the optimizer's step adds: gradients in fp32, and two temporaries of AdamW."""
+def _step_bytes(share: float, *, zero: Mapping[str, Any], stage: int, num_copies: int) -> float:
+    """Return what the optimizer's step adds: so many fp32 values for each element that it steps at once."""
     elements = min(share, float(zero.get("sub_group_size", 1e9))) if stage == 3 else share
-    return 3 * _FP32_BYTES * elements
+    return num_copies * _FP32_BYTES * elements
 
 
 def _head_bytes(size: ModelSize, *, num_tokens: int, dtype: torch.dtype) -> tuple[int, int]:

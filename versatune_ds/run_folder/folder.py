@@ -77,6 +77,8 @@ class RunStart:
     """Content of reference.json; None where no reference losses were given."""
     endings: Mapping[str, Any] = field(default_factory=dict)
     """Content of endings.json, as `end_tokens.endings_of_data` returns it; empty for none."""
+    weights_made_on: str | None = None
+    """Kind of device on which random initial weights were made, cpu or cuda: their numbers depend on it."""
     save_parts: Callable[[Path], None] = lambda folder: None
     """Writes the tokenizer and the model's config into the run's folder."""
 
@@ -156,7 +158,17 @@ def write_record(config: RunConfig, world: World, *, start: RunStart, step: int)
     write_version(config.run_dir / CONFIG_FILE, text, step=step)
     if start.reference is not None:
         write_version(config.run_dir / REFERENCE_FILE, json.dumps(dict(start.reference), indent=1) + "\n", step=step)
-    write_json(config.run_dir / ENVIRONMENT_FILE, describe_environment(world))
+    made_on = start.weights_made_on if step == 0 else weights_made_on(config.run_dir)
+    write_json(config.run_dir / ENVIRONMENT_FILE, {**describe_environment(world), "weights_made_on": made_on})
+
+
+def weights_made_on(run_dir: Path) -> str | None:
+    """Return the kind of device that made a run's random initial weights: None where it is not recorded.
+
+    Runs of earlier versions, which do not record it, made them on the CPU.
+    """
+    path = run_dir / ENVIRONMENT_FILE
+    return json.loads(path.read_text(encoding="utf-8")).get("weights_made_on") if path.is_file() else None
 
 
 def write_version(path: Path, text: str, *, step: int) -> None:

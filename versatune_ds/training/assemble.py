@@ -20,8 +20,9 @@ from versatune_ds.data.encoding.tokenizer import pad_token_id
 from versatune_ds.data.loader import LoaderSettings, MixtureLoader
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
-from versatune_ds.engine.ds_settings import deepspeed_config
+from versatune_ds.engine.ds_settings import deepspeed_config, offload_device
 from versatune_ds.engine.engine import Engine, share_process_group
+from versatune_ds.log import start_phase
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.model.build import (
@@ -31,6 +32,7 @@ from versatune_ds.model.build import (
     save_model_settings,
     special_ids_of_tokenizer,
 )
+from versatune_ds.model.fused_layers import fuse_layers
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.router_loss import describe_router_loss
 from versatune_ds.model.sizes import check_positions
@@ -93,7 +95,8 @@ def assemble_run(
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
 
     # The data, and the mixture that training starts with.
-    tokenizer, data = prepared or prepare_once_per_node(config, world)
+    with start_phase("data"):
+        tokenizer, data = prepared or prepare_once_per_node(config, world)
     setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
     mixture = start_mixture(setup)
 
@@ -104,7 +107,8 @@ def assemble_run(
     _log_start_warnings(setup, mixture, is_resumed=point is not None)
 
     # The model and its engine. A former run is deleted only once the model could be built.
-    causal_lm = build_model(setup)
+    with start_phase("model"):
+        causal_lm = build_model(setup)
     start = _run_start(setup, mixture, causal_lm)
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(setup, causal_lm)
@@ -112,7 +116,8 @@ def assemble_run(
     # The parts with state, restored; only then are the run's records cut back to the checkpoint's step.
     parts = _new_parts(setup, mixture)
     if point is not None:
-        _restore(parts, engine, point, identity=identity)
+        with start_phase("checkpoint"):
+            _restore(parts, engine, point, identity=identity)
     inputs = decision_inputs(config, data) if world.is_rank_zero else None
     monitor = _open_records(setup, start, inputs=inputs, point=point, export_model=export_model)
     return Run(
@@ -153,9 +158,13 @@ def _log_start_warnings(setup: RunSetup, mixture: MixtureStart, *, is_resumed: b
 
 
 def build_model(setup: RunSetup) -> Any:
-    """Build or load the model on every rank from the same seed; only ZeRO-3 loads a saved model in parts."""
+    """Build or load the model on every rank from the same seed; only ZeRO-3 loads a saved model in parts.
+
+    It is made on the device, unless its parameters will be offloaded to the host.
+    """
     share_process_group()
     config = setup.config
+    is_offloaded = offload_device(setup.ds_config, "offload_param") is not None
     torch.manual_seed(config.run.seed)
     return build_causal_lm(
         config.model,
@@ -163,6 +172,7 @@ def build_model(setup: RunSetup) -> Any:
         vocab_size=len(setup.tokenizer),
         special_ids=special_ids_of_tokenizer(setup.tokenizer),
         zero3_config=setup.ds_config if setup.zero_stage == 3 else None,
+        device=None if is_offloaded else setup.device,
     )
 
 
@@ -180,20 +190,24 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
 
     # ZeRO-3 keeps the weights in parts, which only the engine gathers: there the losses are checked afterwards.
     check_positions(causal_lm, longest=setup.longest_example)
+    fuse_layers(causal_lm, config.model, device=setup.device)
     if setup.zero_stage < 3:
-        check_losses_are_the_models(causal_lm.to(setup.device))
+        with start_phase("check of the losses, kernels"):  # the first loss compiles or loads the kernels
+            check_losses_are_the_models(causal_lm.to(setup.device))
     if config.model.compile:
         compile_layers(causal_lm)
-    engine = Engine(
-        DomainModel(causal_lm, num_domains=len(setup.domain_set)),
-        train=config.train,
-        ds_config=setup.ds_config,
-        world=setup.world,
-        device=setup.device,
-        seed=config.run.seed,
-    )
+    with start_phase("DeepSpeed"):
+        engine = Engine(
+            DomainModel(causal_lm, num_domains=len(setup.domain_set)),
+            train=config.train,
+            ds_config=setup.ds_config,
+            world=setup.world,
+            device=setup.device,
+            seed=config.run.seed,
+        )
     if setup.zero_stage == 3:
-        engine.check_losses()
+        with start_phase("check of the losses, kernels"):
+            engine.check_losses()
     return engine
 
 
@@ -210,6 +224,7 @@ def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunSta
         reference=mixture.references.to_dict(setup.domain_set),
         endings=endings_of_data(config, tokenizer, setup.data) if setup.world.is_rank_zero else {},
         save_parts=save_parts,
+        weights_made_on=next(causal_lm.parameters()).device.type if config.model.from_config is not None else None,
     )
 
 

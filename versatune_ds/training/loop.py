@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from versatune_ds.distributed import check_same_on_all_ranks
+from versatune_ds.log import start_phase
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.meter import log_step
@@ -25,7 +26,8 @@ def measure_before_training(run: Run) -> None:
         ValueError: On every rank, if the references cannot steer from these losses.
     """
     if run.step == 0:
-        measure_and_decide(run)
+        with start_phase("first validation"):
+            measure_and_decide(run)
 
 
 def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, save_at_end: bool = True) -> bool:

@@ -27,6 +27,7 @@ from versatune_ds.mixture.reference import check_has_references
 from versatune_ds.mixture.settings import target_id_of
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.model.build import check_model_weights, config_from_mapping
+from versatune_ds.model.fused_layers import check_fused_layers
 from versatune_ds.model.named_model import check_saved_model
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
@@ -128,6 +129,7 @@ def _check_deepspeed(start: StartCheckInput) -> Iterator[Finding]:
         check_keys(settings)
     else:
         check_deepspeed_settings(config.train, settings, device_type=start.device_type)
+        check_fused_layers(config.model, device_type=start.device_type)
     yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {config.train.precision}")
 
 

@@ -23,7 +23,7 @@ from versatune_ds.distributed.gpus import named_gpus, uses_gpus
 from versatune_ds.distributed.world import discover_world, num_tasks_on_this_node
 from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
-from versatune_ds.log import configure_logging
+from versatune_ds.log import configure_logging, log_imports
 from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train
@@ -87,6 +87,7 @@ def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> in
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
+    log_imports()
     ignore_renamed_torch_functions()
     stop_signals = StopSignals()
     stop_signals.install()
