@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index
+from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index, segment_bounds
 from versatune_ds.data.order.plan import Placement
 
 
@@ -117,11 +117,15 @@ def collate_rows(
     # Positions that bear loss, which must be as many as planned.
     valid_index, num_valid = padded_valid_index(labels_BT.reshape(-1))
     _check_loss(placement, examples, labels_BT, num_valid, first_row=first_row, shards=shards)
+    # Where the examples begin and end, for attention.
+    cu_seqlens, longest_segment = segment_bounds(positions_BT)
     names = ("input_ids", "labels", "positions", "domain_ids", "segment_ids")
     return Batch(
         **dict(zip(names, columns, strict=True)),
         valid_index=_pinned(torch.from_numpy(valid_index)),
         num_valid=num_valid,
+        cu_seqlens=_pinned(torch.from_numpy(cu_seqlens)),
+        longest_segment=longest_segment,
         num_loss_tokens_global=num_loss_tokens_global,
     )
 
