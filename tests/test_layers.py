@@ -39,8 +39,8 @@ HOMES = {
     "wandb": {"monitor/wandb_sink.py"},
     "rich": {"text_table.py", "monitor/live.py", "monitor/live_frame.py"},
     "transformers": {
-        "model/build.py", "data/encoding/tokenizer.py", "export/run_export.py", "knowledge/generate.py",
-        "model/saved_weights.py", "model/trainable_parameters.py",
+        "model/attention.py", "model/build.py", "data/encoding/tokenizer.py", "export/run_export.py",
+        "knowledge/generate.py", "model/saved_weights.py", "model/trainable_parameters.py",
     },
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

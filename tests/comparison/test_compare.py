@@ -61,6 +61,14 @@ def test_comparisons_of_one_name_share_the_starting_point_that_their_settings_al
     check_settings(read_plan(comparison, ["base.set.train.steps=9", "base.name=longer"]))
 
 
+def test_a_starting_point_made_when_another_attention_was_the_default_is_used_again(comparison):
+    check_settings(read_plan(comparison, ["detect=true", "set.model.attention=sdpa", "base.set.model.attention=sdpa"]))
+    plan = read_plan(comparison, ["detect=true"])
+    (plan.start_folder / "base").mkdir()
+    (plan.start_folder / "prior.json").touch()
+    check_settings(plan)
+
+
 def test_what_another_comparison_adds_to_the_starting_point_does_not_make_it_another(comparison):
     plan = read_plan(comparison, [])
     detecting = read_plan(comparison, ["name=other", "detect=true"])

@@ -265,3 +265,12 @@ def test_notes_name_memorised_saturated_and_unfinished_references():
     assert "still falling at the last step" in note(step=8)[0]
     assert "nothing would be left to learn" in note(loss=2.0, train_loss=None)[0]
     assert any("never fell below the base model's" in text for text in note(loss=2.0, step=0))
+
+
+def test_a_domain_measured_when_another_attention_was_the_default_is_not_measured_again(tmp_path):
+    before = {"model": {"from_config": {"model_type": "llama"}, "attention": "sdpa"}, "seed": 1}
+    now = {"model": reference.model_identity({**before["model"], "attention": "auto"}), "seed": 1}
+    reference.check_made_with(before, now, folder=tmp_path)
+    other = {"model": {**now["model"], "compile": True}, "seed": 1}
+    with pytest.raises(ValueError, match="measured with model"):
+        reference.check_made_with(before, other, folder=tmp_path)

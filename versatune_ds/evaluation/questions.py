@@ -16,6 +16,7 @@ import torch
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.order.permutation import domain_key, draw_indices
+from versatune_ds.model.attention import dense_attention
 from versatune_ds.monitor.progress_lines import with_progress
 
 
@@ -112,20 +113,21 @@ def _generate(
         ids[b, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[b, width - len(prompt) :] = 1
     # Greedy, whatever the model's generation settings are.
-    generated = causal_lm.generate(
-        ids.to(causal_lm.device),
-        attention_mask=mask.to(causal_lm.device),
-        max_new_tokens=num_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=stops or None,
-        pad_token_id=pad_id,
-    )
+    with dense_attention(causal_lm):
+        generated = causal_lm.generate(
+            ids.to(causal_lm.device),
+            attention_mask=mask.to(causal_lm.device),
+            max_new_tokens=num_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=stops or None,
+            pad_token_id=pad_id,
+        )
     return generated[:, width:].tolist()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.config.model import model_identity
 from versatune_ds.distributed import World, barrier, from_rank_zero, run_on_rank_zero
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
@@ -127,6 +128,7 @@ def _is_known(place: Workplace, name: str, *, is_fresh: bool) -> bool:
 
 def check_made_with(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Path) -> None:
     """Raise ValueError, one line a difference, if a domain was measured in another way than is requested now."""
+    saved = {**saved, "model": model_identity(saved.get("model", {}))}
     lines = [
         f"{folder}: measured with {key} {saved.get(key)!r}, now {value!r}; use the earlier value, or measure again "
         "with --fresh"
@@ -150,7 +152,7 @@ def _made_with(place: Workplace, name: str) -> dict[str, Any]:
         **loss_digests(recipe, place.tokenizer, data),
         "data": data.digest,
         "seed": recipe.run.seed,
-        "model": recipe.model.model_dump(mode="json"),
+        "model": model_identity(recipe.model.model_dump(mode="json")),
         "patience": recipe.reference.patience,
         "reference.steps": recipe.train.steps,
         "reference.evaluate_every": recipe.mixture.update_every,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from versatune_ds.engine.engine import Engine, share_process_group
+from versatune_ds.model.attention import describe_attention, machine_here
 from versatune_ds.model.build import DomainModel, build_causal_lm, compile_layers, special_ids_of_tokenizer
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.positions import check_positions
@@ -40,6 +41,8 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
     config = setup.config
     num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
+    machine = machine_here(config.train.precision)
+    logger.info("attention: %s", describe_attention(causal_lm, wanted=config.model.attention, machine=machine))
     if (line := describe_router_loss(causal_lm)) is not None:
         logger.info("%s", line)
 
