@@ -9,6 +9,7 @@ import torch
 from one_batch import engine_losses, make_engine
 from ranks import run_ranks
 from tiny_models import A, B, C, build_arguments, make_model, pack
+from tiny_run import tiny_config
 from varlen_stand_in import H100, install, install_flash, varlen_attn, varlen_attn_of_torch_2_10
 
 from versatune_ds.model import attention
@@ -98,6 +99,16 @@ def test_a_name_that_cannot_work_is_refused_with_the_reason_and_one_that_can(wan
 @pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "kernels-community/vllm-flash-attn3", "sdpa", "eager"])
 def test_a_name_that_can_work_is_taken(name):
     assert choose_attention(name, needs=LLAMA, machine=on(packages=ALL)).name == name
+
+
+def test_a_recipe_names_one_of_them_or_a_kernel_of_the_hub_for_any_number_of_rows(tmp_path):
+    assert tiny_config(tmp_path).model.attention == "auto"
+    for name in ("varlen", "flash_attention_2", "kernels-community/flash-attn2", "kernels-community/flash-attn2@v1"):
+        config = tiny_config(tmp_path, f"model.attention={name}")
+        assert (config.model.attention, config.train.rows_per_micro_batch) == (name, 2)
+    for name in ("sdp", "other/flash-attn2"):
+        with pytest.raises(ValueError, match=r"^model\.attention: expected auto, varlen, .* or a kernel of the Hub"):
+            tiny_config(tmp_path, f"model.attention={name}")
 
 
 def needs_of(model_type, **keys):
@@ -252,6 +263,19 @@ def test_flash_attention_separates_examples_in_micro_batches_of_several_rows(mod
     install_flash(monkeypatch)
     model.causal_lm.config._attn_implementation = "flash_attention_2"
     assert_same(losses_and_gradients(model), expected)
+
+
+@pytest.mark.slow
+def test_compiled_flex_attention_caps_scores_and_keeps_to_windows_and_examples(monkeypatch):
+    """As the C++ compiler makes it; forward alone, for torch has no backward of it on a CPU."""
+    keys = {**INIT, "hidden_size": 64, "head_dim": 16, "sliding_window": 3}
+    expected = losses_and_gradients(make_model("gemma2", attention="eager", **keys))[0]
+    install(monkeypatch, machine=on(packages=frozenset({"triton"})))
+    model = make_model("gemma2", attention="auto", **keys).eval()
+    assert model.causal_lm.config._attn_implementation == "flex_attention"
+    with torch.no_grad():
+        found = model(**two_rows(), per_token=True).token_losses_N
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_a_window_of_another_size_would_be_seen(monkeypatch):

@@ -402,7 +402,7 @@ def varlen_attention(
         settings["enable_gqa"] = True
     # Queries and keys share one tensor of bounds: newer kernels see from that that they are aligned.
     result = kernel(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **settings)
-    return result.view(B, T, H, -1)[..., :value_dim], None
+    return result.reshape(B, T, H, -1)[..., :value_dim], None
 
 
 def attention_arguments(
