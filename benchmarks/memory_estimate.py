@@ -23,10 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World, free_port, join_world, leave_world
-from versatune_ds.preflight.disk import checkpoint_bytes
-from versatune_ds.preflight.memory import estimates_of
-from versatune_ds.preflight.request import CheckRequest
-from versatune_ds.preflight.subject import Subject
+from versatune_ds.preflight.capacity import checkpoint_bytes, estimates_of
+from versatune_ds.preflight.subject import CheckRequest, Subject
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train

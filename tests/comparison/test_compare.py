@@ -1,4 +1,4 @@
-"""A whole comparison on a tiny model: made from one command, gone on with after a failure, the same when made again."""
+"""A comparison on a tiny model: one command, resumed after a failure, the same result when it is repeated."""
 
 import json
 import multiprocessing
@@ -10,7 +10,8 @@ import pytest
 import yaml
 from tiny_run import tiny_config
 
-from versatune_ds.comparison import jobs, starting_point
+from versatune_ds.comparison import compare as compare_module
+from versatune_ds.comparison import starting_point
 from versatune_ds.comparison.compare import compare
 from versatune_ds.comparison.plan import read_plan
 from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
@@ -43,7 +44,7 @@ def comparison(tmp_path):
     return path
 
 
-def test_comparisons_of_one_name_share_the_starting_point_that_their_settings_allow(comparison):
+def test_comparisons_share_a_starting_point_if_its_settings_are_the_same(comparison):
     plan = read_plan(comparison, ["detect=true"])
     check_settings(read_plan(comparison, ["detect=true", "base.set.train.steps=7"]))
     check_settings(plan)  # nothing was made yet with the others
@@ -69,7 +70,7 @@ def test_a_starting_point_made_when_another_attention_was_the_default_is_used_ag
     check_settings(plan)
 
 
-def test_what_another_comparison_adds_to_the_starting_point_does_not_make_it_another(comparison):
+def test_the_starting_points_digest_ignores_what_another_comparison_adds(comparison):
     plan = read_plan(comparison, [])
     detecting = read_plan(comparison, ["name=other", "detect=true"])
     (plan.start_folder / "base_model").mkdir(parents=True)
@@ -81,17 +82,17 @@ def test_what_another_comparison_adds_to_the_starting_point_does_not_make_it_ano
     assert digest_of_start(plan) != before
 
 
-def test_a_mistake_that_a_stage_finds_is_the_users_in_its_own_words(comparison):
+def test_a_users_mistake_found_by_a_stage_is_reported_in_the_stages_words(comparison):
     with pytest.raises(ValueError, match=r"^data\.folder: nowhere/train is not a folder"):
         make_starting_point(read_plan(comparison, ["data.folder=nowhere"]), num_processes=1)
 
 
 def test_a_second_comparison_waits_for_the_starting_point_of_the_first(comparison, monkeypatch):
-    """Two processes ask at once; the stages, each of which notes when it began and ended, do not overlap."""
+    """Two processes start at once; their stages, each of which logs its begin and end, do not overlap."""
     plan = read_plan(comparison, ["base.name=shared"])
     notes = plan.output_dir / "notes"
 
-    def make(command, *arguments):
+    def make(folder, command, *arguments):
         with notes.open("a") as stream:
             stream.write(f"begin {command}\n")
         time.sleep(0.3)
@@ -101,7 +102,7 @@ def test_a_second_comparison_waits_for_the_starting_point_of_the_first(compariso
         with notes.open("a") as stream:
             stream.write(f"end {command}\n")
 
-    monkeypatch.setattr(starting_point._Stages, "run", lambda self, *arguments: make(*arguments))
+    monkeypatch.setattr(starting_point, "_run_stage", make)
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=make_starting_point, args=(plan,), kwargs={"num_processes": 1}) for _ in range(2)
@@ -115,23 +116,23 @@ def test_a_second_comparison_waits_for_the_starting_point_of_the_first(compariso
 
 
 @pytest.mark.parametrize(("rows", "micro", "at_most", "processes"), [(16, 4, 6, 4), (8, 4, 2, 2), (6, 2, 2, 1)])
-def test_a_stage_takes_as_many_processes_as_its_batch_divides_among(tmp_path, rows, micro, at_most, processes):
+def test_a_stage_uses_as_many_processes_as_its_batch_divides_among(tmp_path, rows, micro, at_most, processes):
     config = tiny_config(tmp_path, f"train.rows_per_batch={rows}", f"train.rows_per_micro_batch={micro}")
     assert processes_of(config, at_most=at_most) == processes
 
 
 @pytest.mark.slow
-def test_a_comparison_continues_after_a_failed_run_and_gives_the_same_when_a_run_is_made_again(
+def test_a_comparison_resumes_after_a_failed_run_and_a_repeated_run_gives_the_same_page(
     comparison, tmp_path, monkeypatch, caplog
 ):
-    folder, evaluate = tmp_path / "out" / "mine", jobs.evaluate
+    folder, evaluate = tmp_path / "out" / "mine", compare_module.evaluate
 
     def broken(model, options):
         if model.name == "uniform-seed1":
             raise RuntimeError("no disk")
         return evaluate(model, options)
 
-    monkeypatch.setattr(jobs, "evaluate", broken)
+    monkeypatch.setattr(compare_module, "evaluate", broken)
     with pytest.raises(RuntimeError, match=r"1 of 4 runs failed: see .*logs/uniform-seed1\.log"):
         compare(comparison, [], num_jobs=2)
     assert "no disk" in (folder / "logs" / "uniform-seed1.log").read_text()
@@ -161,8 +162,8 @@ def test_a_comparison_continues_after_a_failed_run_and_gives_the_same_when_a_run
     with pytest.raises(ValueError, match="uniform-seed1: made with other settings or from another base model; remove"):
         compare(comparison, ["exact=0"], num_jobs=1)
     (weights,) = (read_plan(comparison, []).start_folder / "base_model").glob("*.safetensors")
-    whole = bytearray(weights.read_bytes())
-    whole[-4] ^= 1  # one bit of one weight
-    weights.write_bytes(whole)
+    changed = bytearray(weights.read_bytes())
+    changed[-4] ^= 1  # one bit of one weight
+    weights.write_bytes(changed)
     with pytest.raises(ValueError, match="uniform-seed1: made with other settings or from another base model"):
         compare(comparison, [], num_jobs=1)

@@ -1,4 +1,4 @@
-"""What is compared, by hand: changes against the base model, means with intervals, paired tests."""
+"""The compared numbers, by hand: changes against the base model, means with intervals, paired tests."""
 
 import math
 from dataclasses import replace
@@ -8,10 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.comparison.intervals import holm, mean_with_interval, paired_p_value
 from versatune_ds.comparison.outcome import outcome
 from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.table import Results, markdown_table, p_values, retention_table
+from versatune_ds.comparison.table import (
+    Results,
+    holm,
+    markdown_table,
+    mean_with_interval,
+    p_values,
+    paired_p_value,
+    retention_table,
+)
 
 BASE = {"law": {"loss": 2.0}, "code": {"loss": 1.0}}
 
@@ -37,7 +44,7 @@ def test_an_outcome_with_target_splits_the_target_from_the_others():
     assert (result.exact, result.others_exact) == pytest.approx((0.35, -0.2))
 
 
-def test_a_domain_that_was_not_measured_is_left_out():
+def test_a_domain_that_was_not_measured_is_omitted():
     result = outcome({"law": {"loss": 1.0}, "code": {"loss": None}}, BASE, target=None)
     assert (result.loss, result.worst) == (1.0, 0.5)
 
@@ -48,7 +55,7 @@ def test_the_interval_of_one_two_three_is_students():
     assert math.isnan(mean_with_interval([1.0]).half_width)
 
 
-def test_the_paired_test_sees_a_steady_difference_that_the_means_hide():
+def test_the_paired_test_finds_a_steady_difference_that_the_means_hide():
     baseline = [1.0, 5.0, 9.0]
     assert paired_p_value([1.1, 5.11, 9.09], baseline) < 0.01
     assert paired_p_value([1.1, 4.9, 9.0], baseline) > 0.5
@@ -132,7 +139,7 @@ def test_with_one_target_or_none_the_seeds_are_the_population():
     assert results().values("uniform", "loss") == pytest.approx([1.35, 1.45, 1.55])
 
 
-def test_one_seed_of_several_targets_is_enough_for_an_interval():
+def test_one_seed_of_several_targets_gives_an_interval():
     made = results_of_targets(seeds=(1,), losses={"law": (0.9,), "code": (0.8,), "art": (0.7,)})
     mean = mean_with_interval(made.values("moves", "target"))
     assert (mean.mean, mean.half_width) == pytest.approx((0.2, 0.2484), abs=1e-4)

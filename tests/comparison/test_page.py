@@ -1,4 +1,4 @@
-"""What the page says follows from the numbers; the HTML is one file with the same text."""
+"""The findings follow from the numbers; the HTML is one file with the same text."""
 
 import re
 from dataclasses import replace
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ds.comparison.findings import findings
-from versatune_ds.comparison.page import write_page
+from versatune_ds.comparison.page import findings, write_page
 from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
 from versatune_ds.comparison.table import Results, markdown_table, retention_table
 
@@ -32,7 +31,7 @@ def make_results(tmp_path, *, targets=(), law="law"):
     return Results(plan=plan, base=base, domains=made, split="test", weights=weights)
 
 
-def test_the_findings_name_the_best_the_sure_the_lucky_and_the_forgetful(tmp_path):
+def test_the_findings_list_the_best_the_significant_the_insignificant_and_the_forgetting_policies(tmp_path):
     assert findings(make_results(tmp_path)) == [
         "Mean loss: `forgets` is best, 1.1000 against 1.2500 for `uniform`.",
         "Worst domain: `better` is best, 10.00 % against 0.00 % for `uniform`.",
@@ -43,13 +42,13 @@ def test_the_findings_name_the_best_the_sure_the_lucky_and_the_forgetful(tmp_pat
 
 
 def test_with_targets_policies_are_judged_by_the_targets_gain_and_the_other_domains(tmp_path):
-    said = findings(make_results(tmp_path, targets=("law",)))
-    assert said[0] == "Target's gain: `forgets` is best, 50.00 % against 25.00 % for `uniform`."
-    assert said[1] == "Other domains: `better` is best, 10.00 % against 0.00 % for `uniform`."
+    sentences = findings(make_results(tmp_path, targets=("law",)))
+    assert sentences[0] == "Target's gain: `forgets` is best, 50.00 % against 25.00 % for `uniform`."
+    assert sentences[1] == "Other domains: `better` is best, 10.00 % against 0.00 % for `uniform`."
 
 
 @pytest.mark.parametrize("targets", [(), ("law", "code")])
-def test_the_html_is_one_file_that_says_what_the_markdown_says(tmp_path, targets):
+def test_the_html_is_one_file_with_the_text_of_the_markdown(tmp_path, targets):
     results = make_results(tmp_path, targets=targets)
     results.plan.folder.mkdir()
     page = write_page(results, command="versatune compare '<b>.yaml'", versions={"torch": "2", "commit": None})
@@ -74,7 +73,7 @@ def test_names_of_policies_and_domains_never_break_a_table(tmp_path):
         assert any(line.startswith(f"| {title} | ") for line in lines)
 
 
-def test_a_page_without_test_rows_says_that_its_rows_steer_as_well(tmp_path):
+def test_a_page_without_test_rows_states_that_its_rows_also_steer(tmp_path):
     results = replace(make_results(tmp_path), split="valid")
     results.plan.folder.mkdir()
     page = Path(write_page(results, command="c", versions={}))

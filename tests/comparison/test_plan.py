@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from versatune_ds.comparison.jobs import evaluation_options
+from versatune_ds.comparison.compare import evaluation_options
 from versatune_ds.comparison.plan import cells_of, config_of_cell, read_plan, texts
 from versatune_ds.comparison.starting_point import check_settings
 from versatune_ds.config import load_config
@@ -44,7 +44,7 @@ def test_every_run_is_made_for_every_seed_and_seeds_change_slowest(write):
     assert [cell.run_name for cell in cells] == ["uniform-seed1", "moves-seed1", "uniform-seed2", "moves-seed2"]
 
 
-def test_a_run_is_the_shared_recipe_with_its_keys_its_seed_and_its_place(write):
+def test_a_run_is_the_shared_recipe_with_its_keys_seed_and_folder(write):
     plan = read_plan(write(set={"train.steps": 7}, output_dir="out"), [])
     config = config_of_cell(plan, list(cells_of(plan))[3], start=["mixture.prior=uniform"])
     assert (config.train.steps, config.mixture.sigma, config.mixture.prior) == (7, 0.25, "uniform")
@@ -57,7 +57,7 @@ def test_a_runs_own_keys_come_after_what_it_starts_from(write):
     assert config_of_cell(plan, cell, start=["mixture.prior=uniform"]).mixture.prior == "proportional"
 
 
-def test_targets_repeat_each_run_and_take_the_marks_place(write):
+def test_each_run_is_repeated_for_every_target_which_replaces_the_mark(write):
     runs = {"only": {"mixture.policy": "target_only", "mixture.target": "{target}"}}
     plan = read_plan(write(runs=runs, baseline="only", targets=["law", "code"], seeds=[5]), [])
     cells = list(cells_of(plan))
@@ -72,7 +72,7 @@ def test_keys_of_the_comparison_and_of_its_recipes_can_be_set_on_the_command_lin
     assert config_of_cell(plan, next(cells_of(plan))).mixture.prior == {"law": 1.0}
 
 
-def test_the_users_data_take_the_place_of_the_recipes_in_the_base_model_and_in_every_run(write):
+def test_the_users_data_replace_those_of_the_recipes_in_the_base_model_and_every_run(write):
     plan = read_plan(write(), ["data.folder=mine", "data.row_tokens=64"])
     base = load_config(plan.base.recipe, texts(plan.base.set)).data
     run = config_of_cell(plan, next(cells_of(plan))).data
@@ -105,7 +105,7 @@ def test_models_are_evaluated_on_test_rows_where_the_users_folder_has_them(write
         ({"data": {"foldr": "mine"}}, r"data.foldr: unknown key; did you mean 'folder'"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_that_names_the_key(write, changed, message):
+def test_a_mistake_is_reported_in_one_line_with_the_key(write, changed, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_plan(write(**changed), [])
     assert "\n" not in str(caught.value)
@@ -118,7 +118,7 @@ def test_every_comparison_of_the_project_is_valid(path):
     assert len(list(cells_of(read_plan(path, [])))) >= 9
 
 
-def test_an_ablation_changes_nothing_but_what_its_name_says():
+def test_an_ablation_changes_only_what_its_name_states():
     """One key a run, but for memorised references, the pair with a budget, a fixed mixture, and sigma."""
     plan = read_plan(ROOT / "recipes" / "compare" / "ablations.yaml", [])
     several = {label for label, values in plan.runs.items() if len(values) > 1}

@@ -1,4 +1,4 @@
-"""Calls run in order in the background, and closing never waits for ever."""
+"""Calls run in order in the background, and closing never waits forever."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def busy_thread() -> tuple[BackgroundThread, threading.Event, Future]:
     return thread, go, future
 
 
-def test_calls_run_in_order():
+def test_queued_calls_run_in_order():
     thread, seen = BackgroundThread(name="test"), []
     futures = [thread.submit(lambda i=i: seen.append(i) or i) for i in range(20)]
     assert [future.result() for future in futures] == seen == list(range(20))
     thread.close()
 
 
-def test_closing_skips_the_calls_that_wait():
+def test_closing_cancels_the_queued_calls():
     (thread, go, running), seen = busy_thread(), []
     waiting = thread.submit(lambda: seen.append(1))
     threading.Timer(0.1, go.set).start()
@@ -36,7 +36,7 @@ def test_closing_skips_the_calls_that_wait():
     assert seen == []
 
 
-def test_closing_leaves_a_call_that_hangs_behind(caplog: pytest.LogCaptureFixture):
+def test_closing_abandons_a_call_that_hangs(caplog: pytest.LogCaptureFixture):
     thread, go, _ = busy_thread()
     started = time.monotonic()
     thread.close(timeout_seconds=0.05)

@@ -1,4 +1,4 @@
-"""Rows become tensors whose labels never cross an example and whose loss tokens are counted right."""
+"""Rows become tensors whose labels never cross an example and whose loss tokens are counted correctly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def placement() -> Placement:
     return placement_of((0, 0, 3, 1, 0, 0), (0, 1, 2, 1, 0, 3), (1, 0, 4, 2, 1, 0))
 
 
-def test_two_examples_in_a_row_and_one_in_the_next(placement: Placement, shards: list[FakeShards]):
+def test_columns_restart_with_every_example_of_a_row(placement: Placement, shards: list[FakeShards]):
     batch = collate(placement, shards)
     long = 1_000_000_000
     assert batch.input_ids.tolist() == [[0, 1, 2, 1000, 1001, 9], [long, long + 1, long + 2, long + 3, 9, 9]]
@@ -51,7 +51,7 @@ def test_two_examples_in_a_row_and_one_in_the_next(placement: Placement, shards:
     assert {column.dtype for column in (batch.input_ids, batch.labels, batch.valid_index)} == {torch.int64}
 
 
-def test_the_first_token_of_an_example_is_nobodys_target():
+def test_the_first_token_of_an_example_is_never_a_target():
     class AllLoss(FakeShards):
         def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
             input_ids, is_loss = super().read(index)
@@ -64,7 +64,7 @@ def test_the_first_token_of_an_example_is_nobodys_target():
     assert batch.labels.tolist() == [[1, 2, IGNORE_INDEX, 1001, IGNORE_INDEX, IGNORE_INDEX]]
 
 
-def test_rows_beyond_the_last_are_padding(placement: Placement, shards: list[FakeShards]):
+def test_rows_after_the_last_planned_one_are_padding(placement: Placement, shards: list[FakeShards]):
     batch = collate(placement, shards, first_row=1)
     assert batch.input_ids[1].tolist() == [9] * 6
     assert batch.positions[1].tolist() == [0, 1, 2, 3, 4, 5]
@@ -88,11 +88,11 @@ def test_valid_index_is_padded_with_an_ignored_position():
     assert set(valid_index[129:].tolist()) == {3}
 
 
-def test_an_example_of_another_length_than_planned_is_named(shards: list[FakeShards]):
+def test_an_example_longer_or_shorter_than_planned_is_an_error_with_its_index(shards: list[FakeShards]):
     with pytest.raises(RuntimeError, match="domain 'domain0', example 1: 2 tokens, expected 3 as in the index"):
         collate(placement_of((0, 1, 3, 1, 0, 0)), shards)
 
 
-def test_an_example_with_other_loss_tokens_than_planned_is_named(shards: list[FakeShards]):
+def test_an_example_with_other_loss_tokens_than_planned_is_an_error_with_its_index(shards: list[FakeShards]):
     with pytest.raises(RuntimeError, match="domain 'domain1', example 0: 2 tokens bear loss, expected 3"):
         collate(placement_of((0, 0, 3, 1, 0, 0), (1, 0, 4, 3, 1, 0)), shards)

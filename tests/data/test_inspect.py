@@ -1,4 +1,4 @@
-"""What inspect shows is what is trained, whatever the ranks and wherever it is resumed."""
+"""`inspect` shows the rows that are trained on, for every number of ranks and every step at which a run resumes."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_without_the_rank_the_output_is_the_same_for_every_world_size(world_size
 def test_the_output_is_the_same_wherever_it_is_resumed(resumed_at: int):
     *_, before = plans(last_step=resumed_at - 1)
     resumed = describe_rows(plans(first_step=resumed_at, state=before.state_after), domain_set=DOMAINS)
-    whole = lines(describe_rows(plans(), domain_set=DOMAINS))
-    assert lines(resumed) == whole[resumed_at * 6 :]
+    uninterrupted = lines(describe_rows(plans(), domain_set=DOMAINS))
+    assert lines(resumed) == uninterrupted[resumed_at * 6 :]
 
 
 def test_the_output_ends_with_the_data():
@@ -67,7 +67,7 @@ def test_the_output_ends_with_the_data():
     assert steps == list(range(len(steps)))
 
 
-def test_text_is_shown_with_masked_parts_in_brackets():
+def test_text_without_loss_is_shown_in_brackets():
     shards = [fake_domain(0, [20]), fake_domain(1, [6])]
     plan = next(plans(shards=shards))
     text = render_row(plan, 0, shards=shards, domain_set=DOMAINS, decode=lambda ids: ",".join(map(str, ids)))

@@ -1,4 +1,4 @@
-"""Ranks share every batch without overlap, and a change of weights acts where it was said to."""
+"""Ranks share every batch without overlap, and a change of weights takes effect at its step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def rows_of(step: StepBatch) -> list[list[list]]:
 
 
 def _examples_of_row(input_ids_T: np.ndarray, positions_T: np.ndarray) -> list[list]:
-    """Return [domain, example, tokens] of every example of a row; a padding of zeros at its end is none."""
+    """Return [domain, example, tokens] of every example of a row; zeros at its end are padding."""
     starts = [*np.flatnonzero(positions_T == 0).tolist(), len(input_ids_T)]
     spans = [span for span in itertools.pairwise(starts) if input_ids_T[slice(*span)].any()]
     sources = [source_of(int(input_ids_T[begin])) for begin, _ in spans]
@@ -85,7 +85,7 @@ def test_every_rank_gets_the_rows_that_inspect_describes_for_it(world_size: int,
 
 @pytest.mark.parametrize("prefetch", [0, 2, 4])
 @pytest.mark.parametrize("taken", [0, 1, 5])
-def test_new_weights_act_on_no_planned_step_however_many_wait(prefetch: int, taken: int):
+def test_new_weights_do_not_change_steps_already_planned(prefetch: int, taken: int):
     after_K = np.array([0.7, 0.1, 0.2])
     for num_waiting in range(prefetch + 1):
         loader = make_loader(prefetch=prefetch, rows_per_micro_batch=24)
@@ -103,7 +103,7 @@ def test_new_weights_act_on_no_planned_step_however_many_wait(prefetch: int, tak
 
 
 def assert_planned_like(loader: MixtureLoader, found: list[StepBatch], *, first_changed: int, after_K: np.ndarray):
-    """Compare what a loader gave with what plan_step gives, one step after another, and its collated rows."""
+    """Compare the steps of a loader with those of plan_step and their collated rows."""
     shards, state = fake_domains([9, 40, 3], longest=30), SamplerState.start(3)
     for step, batch in enumerate(found, start=1):
         weights_K = WEIGHTS_K if step < first_changed else after_K
@@ -126,7 +126,7 @@ def assert_planned_like(loader: MixtureLoader, found: list[StepBatch], *, first_
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_ranks_are_disjoint_and_complete(world_size: int, rows: int):
+def test_the_rows_of_all_ranks_are_disjoint_and_complete(world_size: int, rows: int):
     shards = [fake_domain(0, [5] * 400), fake_domain(1, [7] * 400)]
     loaders = [
         make_loader(shards, rank=rank, world_size=world_size, rows_per_batch=72, rows_per_micro_batch=rows)
@@ -144,7 +144,7 @@ def test_ranks_are_disjoint_and_complete(world_size: int, rows: int):
         assert labels == steps[0].plan.num_loss_tokens_global
 
 
-def test_row_r_is_the_same_row_on_every_number_of_ranks():
+def test_row_r_is_the_same_for_every_number_of_ranks():
     alone = take_all(make_loader(rows_per_micro_batch=24))
     for world_size, rows in ((2, 3), (3, 2), (8, 3)):
         of_ranks = [
@@ -158,7 +158,7 @@ def test_row_r_is_the_same_row_on_every_number_of_ranks():
 
 
 @pytest.mark.parametrize("changed_at", range(1, 9))
-def test_a_change_of_weights_acts_at_its_step_and_not_before(changed_at: int):
+def test_a_change_of_weights_takes_effect_at_its_step_and_not_before(changed_at: int):
     after_K = np.array([0.0, 0.0, 1.0])
     steady = take_all(make_loader(), last=8)
     changed = take_all(make_loader(), last=8, weights_at=lambda step: WEIGHTS_K if step < changed_at else after_K)
@@ -181,7 +181,7 @@ def test_a_rank_without_examples_in_the_last_batch_gets_padding():
     loader.close()
 
 
-def test_an_error_in_the_background_is_raised_by_take_and_by_all_that_follow():
+def test_an_error_in_the_background_is_raised_by_take_of_that_step_and_of_all_later_ones():
     loader = make_loader([fake_domain(0, [8, 33])])
     loader.plan(1, np.array([1.0]))
     loader.plan(2, np.array([1.0]))
@@ -191,7 +191,7 @@ def test_an_error_in_the_background_is_raised_by_take_and_by_all_that_follow():
     loader.close()
 
 
-def test_a_domain_that_reaches_its_cap_is_named_once(caplog: pytest.LogCaptureFixture):
+def test_a_domain_that_reaches_its_cap_is_logged_once(caplog: pytest.LogCaptureFixture):
     shards = [fake_domain(0, [16] * 4), fake_domain(1, [16] * 400)]
     loader = make_loader(shards, max_epochs_per_domain=1)
     run_steps(loader, first=1, last=3, weights_at=lambda step: np.array([0.5, 0.5]))

@@ -1,4 +1,4 @@
-"""A run resumed anywhere, on any number of ranks, sees what the uninterrupted one sees."""
+"""A run resumed anywhere, on any number of ranks, gets the batches of the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def test_a_run_resumes_after_every_step_while_domains_run_out():
     )
 
 
-def test_a_run_resumes_after_every_step_with_one_example_in_all():
+def test_a_run_with_a_single_example_resumes_after_every_step():
     shards = [fake_domain(0, [8])]
     assert_resumes_at_every_step(
         lambda: make_loader(shards=shards, rows_per_batch=2), last=5, weights_at=lambda step: np.ones(1)
     )
 
 
-def test_eight_ranks_then_six_then_sixteen_see_the_batches_of_one():
-    whole, _ = run_steps(make_loader(rows_per_micro_batch=48), first=1, last=9, weights_at=weights_at)
+def test_runs_resumed_on_eight_six_and_sixteen_ranks_see_the_batches_of_one_rank():
+    one_rank, _ = run_steps(make_loader(rows_per_micro_batch=48), first=1, last=9, weights_at=weights_at)
     state = None
     for world_size, first in ((8, 1), (6, 4), (16, 7)):
         of_ranks, states = [], []
@@ -69,7 +69,7 @@ def test_eight_ranks_then_six_then_sixteen_see_the_batches_of_one():
         for i in range(3):
             rows = [row for step in zip(*(b[i].micro_batches for b in of_ranks), strict=True) for row in step]
             found = [row.input_ids[0].tolist() for row in rows]
-            assert found == whole[first - 1 + i].micro_batches[0].input_ids.tolist()
+            assert found == one_rank[first - 1 + i].micro_batches[0].input_ids.tolist()
 
 
 def test_planned_batches_are_not_part_of_the_state():
@@ -98,7 +98,7 @@ def test_the_state_of_256_domains_is_below_64_kilobytes():
     assert len(json.dumps(states[3])) < 64_000
 
 
-def test_every_mismatch_has_its_line():
+def test_the_error_for_other_data_has_one_line_for_every_mismatch():
     state = make_loader().state_dict(0)
     other = make_loader(shards=fake_domains([9, 41, 1], longest=30), seed=2, weight_unit="examples")
     with pytest.raises(RuntimeError) as error:

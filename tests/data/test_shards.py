@@ -1,4 +1,4 @@
-"""Shards give back what was written, without copying, and name the file that is damaged."""
+"""Shards are read as they were written, without copies, and an error gives the corrupt file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_shards(folder, examples, *, max_tokens=64):
     return writer.close(domain="law", split="train", settings={"row_tokens": max_tokens})
 
 
-def test_three_examples_come_back_exactly(tmp_path):
+def test_examples_are_read_exactly_as_written(tmp_path):
     manifest = write_shards(tmp_path, [([5, 6, 7], [1, 3]), ([8], []), ([1, 2, 3, 4, 5], [1, 2, 3, 5])])
     shards = DomainShards(tmp_path, verify=True)
 
@@ -72,7 +72,7 @@ def test_every_example_is_found_across_chunks_and_files(tmp_path, monkeypatch):
         max_size=12,
     )
 )
-def test_any_tokens_and_any_mask_come_back(tmp_path_factory, examples):
+def test_any_tokens_and_any_mask_are_read_as_written(tmp_path_factory, examples):
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, [(ids, spans_of([False, *mask[1:]])) for ids, mask in examples])
     shards = DomainShards(folder)
@@ -92,14 +92,14 @@ def spans_of(mask):
 
 
 @pytest.mark.parametrize("index", [-1, 2, 16384])
-def test_an_index_outside_is_refused(tmp_path, index):
+def test_an_index_out_of_range_is_refused(tmp_path, index):
     write_shards(tmp_path, [([1], []), ([2], [])])
     with pytest.raises(IndexError):
         DomainShards(tmp_path).read(index)
 
 
 @pytest.mark.parametrize("name", ["tokens-00000.arrow", "index.arrow"])
-def test_one_changed_byte_is_named_when_digests_are_checked(tmp_path, name):
+def test_one_changed_byte_is_an_error_if_digests_are_checked(tmp_path, name):
     write_shards(tmp_path, [(range(60), [1, 60])] * 5)
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -110,7 +110,7 @@ def test_one_changed_byte_is_named_when_digests_are_checked(tmp_path, name):
         DomainShards(tmp_path, verify=True)
 
 
-def test_a_shard_cut_short_is_named_at_once(tmp_path):
+def test_a_truncated_shard_is_an_error_when_it_is_opened(tmp_path):
     write_shards(tmp_path, [(range(60), [1, 60])] * 5)
     path = tmp_path / "tokens-00000.arrow"
     path.write_bytes(path.read_bytes()[:-10])
@@ -118,7 +118,7 @@ def test_a_shard_cut_short_is_named_at_once(tmp_path):
         DomainShards(tmp_path)
 
 
-def test_a_shard_whose_end_was_lost_to_a_crash_is_named_at_once(tmp_path):
+def test_a_shard_whose_end_was_lost_in_a_crash_is_an_error_when_it_is_opened(tmp_path):
     write_shards(tmp_path, [(range(60), [1, 60])] * 5)
     path = tmp_path / "tokens-00000.arrow"
     path.write_bytes(path.read_bytes()[:-10] + bytes(10))
@@ -126,7 +126,7 @@ def test_a_shard_whose_end_was_lost_to_a_crash_is_named_at_once(tmp_path):
         DomainShards(tmp_path)
 
 
-def test_a_folder_without_manifest_was_never_finished(tmp_path):
+def test_a_folder_without_manifest_is_incomplete(tmp_path):
     write_shards(tmp_path, [([1], [])])
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(RuntimeError, match=r"manifest.json: missing, so these shards are incomplete"):
@@ -149,7 +149,7 @@ def test_the_digest_depends_on_tokens_mask_and_order(tmp_path):
     assert len({digests["same"], digests["order"], digests["mask"]}) == 3
 
 
-def test_the_files_are_plain_arrow_that_others_read(tmp_path):
+def test_the_files_are_plain_arrow_files(tmp_path):
     write_shards(tmp_path, [([5, 6, 7], [1, 3])])
     table = pa.ipc.open_file(tmp_path / "tokens-00000.arrow").read_all()
     assert table.to_pylist() == [{"input_ids": [5, 6, 7], "loss_spans": [1, 3]}]

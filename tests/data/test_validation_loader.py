@@ -1,4 +1,4 @@
-"""Every validation example is seen once over all ranks, in fixed rows, in equally many micro-batches."""
+"""Every validation example is seen once over all ranks, in fixed rows, in as many micro-batches on every rank."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_example_of_a_token_is_the_one_it_comes_from():
             assert int(example) == domain_id * 5 + index
 
 
-def test_the_rows_are_the_same_at_every_pass_and_loss_tokens_are_counted_over_all():
+def test_rows_are_the_same_in_every_pass_and_loss_tokens_are_counted_over_all_ranks():
     loader = make_loader(fake_domains([9, 9], longest=32))
     for (first, first_ids), (second, second_ids) in zip(loader, loader, strict=True):
         assert torch.equal(first.input_ids, second.input_ids)
@@ -63,11 +63,11 @@ def test_the_rows_are_the_same_at_every_pass_and_loss_tokens_are_counted_over_al
         assert first.num_loss_tokens_global == loader.example_num_loss_tokens.sum()
 
 
-def test_no_example_at_all_gives_no_micro_batch():
+def test_without_examples_there_are_no_micro_batches():
     loader = make_loader([fake_domain(0, [])])
     assert (loader.num_examples, list(loader)) == (0, [])
 
 
-def test_an_example_longer_than_a_row_is_named():
+def test_an_example_longer_than_a_row_is_an_error_with_its_index():
     with pytest.raises(ValueError, match="domain 'domain0', validation example 1: 33 tokens"):
         make_loader([fake_domain(0, [3, 33])])

@@ -1,4 +1,4 @@
-"""The world is found from what launchers leave behind, and collectives give every rank the same."""
+"""The world is read from the launchers' variables, and collectives return the same on every rank."""
 
 import datetime
 import os
@@ -15,20 +15,24 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 
 from versatune_ds.distributed import (
-    RankZeroError,
     World,
     any_rank,
     barrier,
     broadcast_text,
     check_same_on_all_ranks,
-    discover_world,
     from_rank_zero,
-    num_tasks_on_this_node,
     run_on_rank_zero,
     sum_over_ranks,
 )
-from versatune_ds.distributed.rendezvous import _agree_through_mpi, _provide_rendezvous, export_place
-from versatune_ds.distributed.slurm import expand_counts, first_host, slurm_rendezvous
+from versatune_ds.distributed.failures import RankZeroError
+from versatune_ds.distributed.rendezvous import (
+    _agree_through_mpi,
+    export_place,
+    first_host,
+    provide_rendezvous,
+    slurm_rendezvous,
+)
+from versatune_ds.distributed.world import discover_world, expand_counts, num_tasks_on_this_node
 
 SLURM_1_OF_2 = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "3"}
 
@@ -59,7 +63,7 @@ SLURM_1_OF_2 = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", 
         ({"PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 1, 0, "MPICH")),
     ],
 )  # fmt: skip
-def test_each_launchers_variables_give_the_place_in_the_world(environ, expected):
+def test_each_launchers_variables_determine_rank_and_world_size(environ, expected):
     world = discover_world(environ)
     assert (world.rank, world.world_size, world.local_rank, world.launcher) == expected
 
@@ -85,7 +89,7 @@ def test_each_launchers_variables_give_the_place_in_the_world(environ, expected)
          r"WORLD_SIZE=1 .* OMPI_COMM_WORLD_SIZE=2"),
     ],
 )  # fmt: skip
-def test_a_broken_environment_is_named(environ, message):
+def test_incomplete_or_contradictory_variables_are_refused_by_name(environ, message):
     with pytest.raises(ValueError, match=message):
         discover_world(environ)
 
@@ -101,7 +105,7 @@ def test_sums_flags_and_texts_reach_every_rank(tmp_path):
     assert first == second == ([3.0, 0.2], True, False, "Gewicht ½", "")
 
 
-def test_ranks_that_disagree_stop_all_ranks_and_are_named(tmp_path):
+def test_ranks_that_disagree_stop_all_ranks_and_are_listed(tmp_path):
     def work(world):
         check_same_on_all_ranks("same", world, what="schedule")
         with pytest.raises(RuntimeError, match=r"^schedule: ranks \[2\] do not agree with rank 0") as error:
@@ -114,7 +118,7 @@ def test_ranks_that_disagree_stop_all_ranks_and_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("raised", "expected"), [(ValueError("data.folder: none"), ValueError), (OSError("disk"), None)]
 )
-def test_what_fails_on_rank_zero_fails_on_every_rank(tmp_path, raised, expected):
+def test_an_error_on_rank_zero_is_raised_on_every_rank(tmp_path, raised, expected):
     def work(world):
         def fail():
             raise raised
@@ -132,7 +136,7 @@ def test_what_fails_on_rank_zero_fails_on_every_rank(tmp_path, raised, expected)
         assert second == (RankZeroError, "rank 0 failed: OSError('disk')")
 
 
-def test_what_rank_zero_makes_stays_there_or_reaches_every_rank(tmp_path):
+def test_a_value_of_rank_zero_stays_there_or_is_broadcast(tmp_path):
     def work(world):
         return run_on_rank_zero(lambda: "own", world), from_rank_zero(lambda: [1, None, "½"], world)
 
@@ -178,7 +182,7 @@ def test_slurms_counts_are_expanded_and_give_the_tasks_of_this_node():
 
 
 @given(counts=st.lists(st.tuples(st.integers(1, 99), st.integers(1, 9)), min_size=1))
-def test_counts_in_short_form_come_back_in_full(counts):
+def test_short_form_counts_are_expanded_in_full(counts):
     text = ",".join(f"{count}(x{times})" if times > 1 else str(count) for count, times in counts)
     assert expand_counts(text) == [count for count, times in counts for _ in range(times)]
 
@@ -213,11 +217,11 @@ def no_address(monkeypatch):
 def test_plain_srun_needs_no_address_from_the_user(monkeypatch, no_address):
     for name, value in {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}.items():
         monkeypatch.setenv(name, value)
-    _provide_rendezvous(World(rank=1, world_size=2, launcher="Slurm"))
+    provide_rendezvous(World(rank=1, world_size=2, launcher="Slurm"))
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("n1", str(16384 + 7919))
 
 
-def test_deepspeed_is_told_the_index_of_the_device_in_both_variables_it_compares(monkeypatch, no_address):
+def test_both_variables_that_deepspeed_compares_get_the_device_index(monkeypatch, no_address):
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "3")
     world = World(rank=7, world_size=8, local_rank=3)
     export_place(world, device=torch.device("cuda", 0))
@@ -256,7 +260,7 @@ def test_mpis_rank_zero_chooses_loopback_only_when_all_ranks_share_its_machine(m
     assert _agree_through_mpi(world)[0] == "head"
 
 
-def test_an_mpirun_of_another_mpi_than_mpi4pys_is_named(monkeypatch):
+def test_an_mpirun_of_another_mpi_than_mpi4py_is_refused(monkeypatch):
     fake_mpi(monkeypatch, size=1, num_here=1)
     message = r"^mpirun \(Open MPI\) started rank 0 of 4, but mpi4py sees rank 0 of 1: they belong to different MPIs"
     with pytest.raises(ValueError, match=message) as error:
@@ -264,7 +268,7 @@ def test_an_mpirun_of_another_mpi_than_mpi4pys_is_named(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_mpirun_without_mpi4py_says_what_to_install(monkeypatch):
+def test_mpirun_without_mpi4py_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ValueError, match=r"mpi4py cannot be loaded .*pip install"):
         _agree_through_mpi(World(world_size=2, launcher="MPICH"))

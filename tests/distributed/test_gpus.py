@@ -1,4 +1,4 @@
-"""Where there is a GPU that torch does not see, nothing trains on the CPU unless it is asked to."""
+"""Where there is a GPU that torch does not see, nothing trains on the CPU unless DS_ACCELERATOR=cpu is set."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ JOB = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2", "PATH": "/nowhere"}
 
 @pytest.fixture(autouse=True)
 def cpu_wheel(monkeypatch):
-    """Pretend that torch is a CPU wheel, on a machine where nobody chose the CPU."""
+    """Pretend that torch is a CPU wheel, on a machine where DS_ACCELERATOR is not set."""
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -59,11 +59,11 @@ def nvidia_smi(tmp_path, monkeypatch):
         ({"PATH": "/nowhere", "DS_ACCELERATOR": "cuda"}, "DS_ACCELERATOR=cuda asks for GPUs"),
     ],
 )
-def test_gpus_are_known_from_what_slurm_gave_and_nothing_is_made_of_leftovers(environ, found):
+def test_gpus_are_found_from_slurms_allocation_and_stale_variables_are_ignored(environ, found):
     assert gpus_here(environ) == found
 
 
-def test_gpus_that_nvidia_smi_lists_are_refused_to_stand_idle(nvidia_smi, monkeypatch):
+def test_training_on_the_cpu_is_refused_where_nvidia_smi_lists_gpus(nvidia_smi, monkeypatch):
     message = rf"^nvidia-smi lists GPU 0: NVIDIA H100 and others, but {NO_CUDA}"
     for use in (num_visible_gpus, lambda: choose_device(World())):
         with pytest.raises(ValueError, match=message) as error:
@@ -77,13 +77,13 @@ def test_gpus_that_nvidia_smi_lists_are_refused_to_stand_idle(nvidia_smi, monkey
     assert choose_device(World()) == torch.device("cpu")
 
 
-def test_an_nvidia_smi_without_a_driver_is_no_gpu(nvidia_smi):
+def test_an_nvidia_smi_without_a_driver_does_not_count_as_a_gpu(nvidia_smi):
     nvidia_smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     assert num_visible_gpus() == 0
     assert choose_device(World()) == torch.device("cpu")
 
 
-def test_a_torch_with_cuda_that_sees_no_gpu_says_why(monkeypatch):
+def test_a_torch_with_cuda_that_sees_no_gpu_reports_why(monkeypatch):
     def init():
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update")
 
@@ -109,12 +109,12 @@ def test_a_torch_with_cuda_that_sees_no_gpu_says_why(monkeypatch):
         ({"gpus_per_node": 8, "container": {"image": "x.sif"}}, {}, None),  # the image brings its own torch
     ],
 )
-def test_every_way_to_ask_slurm_for_gpus_is_known(section, environ, asked):
+def test_every_way_to_request_gpus_from_slurm_is_recognised(section, environ, asked):
     found = asks_for_gpus(SlurmConfig(**section), environ)
     assert found is None if asked is None else found.startswith(asked)
 
 
-def test_submit_refuses_gpus_for_a_torch_without_cuda_and_says_how_to_mean_it(tmp_path, capsys, monkeypatch):
+def test_submit_refuses_gpus_for_a_torch_without_cuda_and_explains_how_to_override(tmp_path, capsys, monkeypatch):
     versatune = command_of(capsys)
     recipe = write_recipe(tiny_config(tmp_path, "slurm.gpus_per_node=2"), tmp_path / "tiny.yaml")
     called = versatune("submit", recipe, "--dry-run")
@@ -139,7 +139,7 @@ def test_submit_refuses_gpus_for_a_torch_without_cuda_and_says_how_to_mean_it(tm
         (None, [], {"PATH": "/nowhere"}, None),
     ],
 )
-def test_check_fails_gpus_that_are_asked_for_or_given(tmp_path, gpus_per_node, overrides, environ, key):
+def test_check_fails_gpus_that_a_torch_without_cuda_cannot_use(tmp_path, gpus_per_node, overrides, environ, key):
     request = CheckRequest(gpus_per_node=gpus_per_node, environ=environ)
     subject = Subject(tiny_config(tmp_path, *overrides), request, num_gpus_here=0)
     of_gpus = [check for check in CHECKS if (check.name, check.needs) == ("launcher", "GPU")]
@@ -155,7 +155,7 @@ def test_check_fails_gpus_that_are_asked_for_or_given(tmp_path, gpus_per_node, o
 
 
 @pytest.mark.slow
-def test_a_rank_in_a_gpu_job_ends_with_one_line(tmp_path, monkeypatch):
+def test_a_rank_in_a_gpu_job_without_cuda_ends_with_one_line(tmp_path, monkeypatch):
     recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)

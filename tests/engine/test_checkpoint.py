@@ -20,7 +20,7 @@ from versatune_ds.run_folder.checkpoint_files import (
 
 
 class FakeEngine:
-    """Write two files a rank through the checkpoint engine that is set, as DeepSpeed does, without a model."""
+    """Stand-in for DeepSpeed's engine: writes two files a rank through its checkpoint engine, without a model."""
 
     def __init__(self, rank, *, dies=False):
         self.rank, self.dies = rank, dies
@@ -54,7 +54,7 @@ def find(tmp_path, name):
     return run(lambda world, run_dir: newest_valid_checkpoint(run_dir, world), tmp_path, name)
 
 
-def test_the_manifest_names_every_file_and_the_newest_is_found(tmp_path):
+def test_the_manifest_lists_every_file_and_the_newest_checkpoint_is_found(tmp_path):
     run(save_steps([1, 2]), tmp_path)
     newest = complete_checkpoints(tmp_path / "run")[0]
     assert newest.name == "step_00000002"
@@ -65,21 +65,21 @@ def test_the_manifest_names_every_file_and_the_newest_is_found(tmp_path):
     assert (newest.parent / "latest").read_text() == "step_00000002\n"
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     run(save_steps([1, 2, 3, 4], keep=2), tmp_path)
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step_00000004", "step_00000003"]
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003", "step_00000004"]
 
 
-def test_a_broken_one_of_a_later_step_takes_no_valid_ones_place(tmp_path):
+def test_a_corrupt_checkpoint_of_a_later_step_does_not_count_towards_keep(tmp_path):
     run(save_steps([4]), tmp_path)
-    (tmp_path / "run" / "checkpoints" / "step_00000004" / "optim_0.pt").write_bytes(b"broken")
-    run(save_steps([2, 3], keep=1), tmp_path, "begun again")
+    (tmp_path / "run" / "checkpoints" / "step_00000004" / "optim_0.pt").write_bytes(b"corrupt")
+    run(save_steps([2, 3], keep=1), tmp_path, "restarted")
     assert find(tmp_path, "found") == [tmp_path / "run" / "checkpoints" / "step_00000003"] * 2
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003"]
 
 
-def test_a_folder_that_rank_zero_cannot_list_is_told_to_all_ranks(tmp_path, monkeypatch):
+def test_a_folder_that_rank_zero_cannot_list_fails_the_save_on_all_ranks(tmp_path, monkeypatch):
     def work(world, run_dir):
         if world.is_rank_zero:
             stale = OSError(errno.ESTALE, "Stale file handle")
@@ -91,7 +91,7 @@ def test_a_folder_that_rank_zero_cannot_list_is_told_to_all_ranks(tmp_path, monk
     assert run(work, tmp_path) == ["[Errno 116] Stale file handle", "another rank could not write its files"]
 
 
-def test_an_old_one_that_cannot_be_deleted_is_reported_and_stops_nothing(tmp_path, monkeypatch, caplog):
+def test_a_save_succeeds_though_an_old_checkpoint_cannot_be_deleted(tmp_path, monkeypatch, caplog):
     busy = OSError(errno.EBUSY, "Device or resource busy")
     usual = Path.rename
     fails = lambda path: path.name == "step_00000001"  # noqa: E731
@@ -111,7 +111,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", ["model_0.pt", "optim_1.pt", "versatune.json", "MANIFEST"])
-def test_any_damage_to_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path, name):
+def test_any_damage_to_any_file_is_reported_and_the_checkpoint_before_is_used(tmp_path, name):
     run(save_steps([1, 2]), tmp_path)
     path = tmp_path / "run" / "checkpoints" / "step_00000002" / name
     content = path.read_bytes()
@@ -133,7 +133,7 @@ def test_any_damage_to_any_file_is_named_and_the_checkpoint_before_is_used(tmp_p
     check_valid(path.parent)
 
 
-def test_every_byte_of_a_manifest_matters(tmp_path):
+def test_a_change_of_any_byte_of_a_manifest_is_detected(tmp_path):
     run(save_steps([1]), tmp_path)
     folder = tmp_path / "run" / "checkpoints" / "step_00000001"
     text = (folder / "MANIFEST").read_text()
@@ -146,7 +146,7 @@ def test_every_byte_of_a_manifest_matters(tmp_path):
             check_valid(folder)
 
 
-def test_a_checkpoint_of_another_format_is_reported_to_be_one_and_not_damaged(tmp_path):
+def test_a_checkpoint_of_another_format_is_reported_as_such(tmp_path):
     run(save_steps([1]), tmp_path)
     folder = tmp_path / "run" / "checkpoints" / "step_00000001"
     manifest = json.loads((folder / "MANIFEST").read_text())
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_format_is_reported_to_be_one_and_not_damaged(tm
         check_valid(folder)
 
 
-def test_a_save_that_was_killed_does_not_count_and_is_cleared(tmp_path):
+def test_a_killed_save_is_ignored_and_its_files_are_deleted(tmp_path):
     run(save_steps([1]), tmp_path)
 
     def die(world, run_dir):
@@ -176,7 +176,7 @@ def test_a_save_that_was_killed_does_not_count_and_is_cleared(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["DeepSpeed's file", "our state", "the manifest"])
-def test_a_disk_that_is_full_on_one_rank_fails_the_save_on_all_and_leaves_no_trace(tmp_path, monkeypatch, where):
+def test_a_full_disk_on_one_rank_fails_the_save_on_all_and_leaves_no_partial_folder(tmp_path, monkeypatch, where):
     run(save_steps([1]), tmp_path)
     full = OSError(errno.ENOSPC, "No space left on device")
 
@@ -209,5 +209,5 @@ def _raise(error):
     raise error
 
 
-def test_without_a_checkpoint_there_is_none(tmp_path):
+def test_a_run_without_checkpoints_has_no_newest_one(tmp_path):
     assert find(tmp_path, "found") == [None, None]

@@ -1,4 +1,4 @@
-"""What DeepSpeed would ignore, or refuse late, is refused at once with the setting and the way out."""
+"""Settings that DeepSpeed would ignore, or refuse late, are refused at once with the remedy."""
 
 import re
 from pathlib import Path
@@ -62,13 +62,13 @@ def test_a_deepspeed_setting_that_cannot_work_is_refused_in_one_line(deepspeed, 
         ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, r"'zero_optimization\.mics_shard_size': the "),
     ],
 )  # fmt: skip
-def test_what_deepspeed_knows_and_is_not_supported_has_a_sentence_of_its_own(deepspeed, message):
+def test_a_feature_of_deepspeed_that_is_not_supported_is_refused_with_its_own_message(deepspeed, message):
     with pytest.raises(ValueError, match=rf"^train\.deepspeed: {message}") as error:
         check(deepspeed)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_no_key_that_deepspeed_reads_is_called_unknown():
+def test_no_key_that_deepspeed_reads_is_reported_as_unknown():
     source = Path(deepspeed.runtime.config.__file__).read_text(encoding="utf-8")
     read = set(re.findall(r"param_dict(?:\.get\(|\[)['\"]([a-z_]+)['\"]", source))
     read |= {constants.CHECKPOINT, constants.DATA_TYPES, constants.GRADIENT_CLIPPING, constants.GRADIENT_ALLREDUCE_OP}
@@ -106,7 +106,7 @@ def test_fp16_needs_a_gpu():
     check({"zero_optimization": {"stage": 2}}, precision="fp16", device_type="cuda")
 
 
-def test_eight_bit_states_need_a_gpu_the_library_and_their_place_on_the_gpu(monkeypatch):
+def test_eight_bit_states_need_a_gpu_the_library_and_no_offloading(monkeypatch):
     found = [None]
     monkeypatch.setattr(ds_checks, "find_spec", lambda name: found[0])
     with pytest.raises(ValueError, match=r"^train\.optimizer: adamw_8bit needs a GPU; use adamw or deepspeed_adam"):
@@ -120,7 +120,7 @@ def test_eight_bit_states_need_a_gpu_the_library_and_their_place_on_the_gpu(monk
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
-def test_the_projects_files_pass_except_for_the_disk_they_name(path):
+def test_the_projects_files_pass_except_for_their_nvme_path(path):
     if "nvme" in path.stem:
         with pytest.raises(ValueError, match=r"nvme_path='/local_nvme': expected a folder"):
             check(path)
@@ -128,7 +128,7 @@ def test_the_projects_files_pass_except_for_the_disk_they_name(path):
         check(path)
 
 
-def test_settings_as_they_are_often_copied_pass():
+def test_commonly_copied_settings_pass():
     check(
         {
             "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"},
@@ -142,7 +142,7 @@ def test_settings_as_they_are_often_copied_pass():
 @pytest.mark.parametrize(
     ("settings", "key"), [({"compile": True}, r"compile"), ({"lora": {"use_dora": True}}, r"lora\.use_dora")]
 )
-def test_what_zero_3_cannot_serve_is_refused(settings, key):
+def test_model_settings_that_zero_3_does_not_support_are_refused(settings, key):
     model = ModelConfig(from_config={"model_type": "llama"}, **settings)
     with pytest.raises(ValueError, match=rf"^model\.{key}: not supported under ZeRO stage 3, .* leave it out$"):
         check_model_settings(model, {"zero_optimization": {"stage": 3}})

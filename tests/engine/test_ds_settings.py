@@ -1,4 +1,4 @@
-"""Batch sizes, precision and optimizer come from the recipe; a DeepSpeed file that says otherwise is refused."""
+"""Batch sizes, precision and optimizer come from the recipe; a DeepSpeed file with other values is refused."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_projects_own_files_give_their_stage_and_the_recipes_sizes(stage):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
-def test_the_projects_files_hold_zero_settings_only(path):
+def test_the_projects_files_contain_zero_settings_only(path):
     assert set(json.loads(path.read_text())) == {"zero_optimization"}
 
 
@@ -49,12 +49,12 @@ def test_the_projects_files_hold_zero_settings_only(path):
         ({"gradient_clipping": 0.5}, r"contradicts train\.max_grad_norm, which gives 1\.0; "),
     ],
 )  # fmt: skip
-def test_a_contradiction_names_both_sides(given, message):
+def test_the_error_about_a_contradiction_contains_both_values(given, message):
     with pytest.raises(ValueError, match=message):
         deepspeed_config(settings(deepspeed=given, precision="fp32"), world_size=2)
 
 
-def test_auto_and_equal_values_are_no_contradiction():
+def test_auto_and_equal_values_are_accepted():
     given = {"train_batch_size": "auto", "gradient_clipping": 1.0, "bf16": {"enabled": "auto"}}
     assert deepspeed_config(settings(deepspeed=given, precision="fp32"), world_size=2)["train_batch_size"] == 16
 
@@ -64,7 +64,7 @@ def test_bf16_without_partitioning_is_refused():
         deepspeed_config(settings(precision="bf16"), world_size=1)
 
 
-def test_a_broken_or_missing_file_is_named_with_its_line(tmp_path):
+def test_an_invalid_or_missing_file_is_reported_with_its_line(tmp_path):
     with pytest.raises(ValueError, match=r"no such file .*none\.json"):
         deepspeed_config(settings(deepspeed=tmp_path / "none.json"), world_size=2)
     (tmp_path / "a.json").write_text('{"zero_optimization":\n  stage}')
@@ -72,7 +72,7 @@ def test_a_broken_or_missing_file_is_named_with_its_line(tmp_path):
         deepspeed_config(settings(deepspeed=tmp_path / "a.json"), world_size=2)
 
 
-def test_what_the_user_sets_beside_a_derived_key_is_kept():
+def test_settings_of_the_user_beside_a_derived_key_are_kept():
     given = {
         "zero_optimization": {"stage": 1},
         "fp16": {"enabled": "auto", "initial_scale_power": 8},
@@ -83,6 +83,6 @@ def test_what_the_user_sets_beside_a_derived_key_is_kept():
     assert config["steps_per_print"] == 5
 
 
-def test_a_stage_that_is_none_is_named():
+def test_an_invalid_stage_is_refused():
     with pytest.raises(ValueError, match=r"^train\.deepspeed: zero_optimization\.stage='auto': expected 0, 1, 2 or 3$"):
         deepspeed_config(settings(deepspeed={"zero_optimization": {"stage": "auto"}}), world_size=2)

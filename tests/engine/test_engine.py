@@ -12,7 +12,7 @@ from versatune_ds.model.build import DomainLosses
 
 
 class FakeDeepSpeedEngine:
-    """Multiply the loss as DeepSpeed's backward does, and keep what the forward pass was told."""
+    """Stand-in that multiplies the loss as DeepSpeed's backward does, and records the arguments of forward passes."""
 
     def __init__(self, *, loss_scale, num_micro_batches):
         self.optimizer = SimpleNamespace(param_groups=[], loss_scale=loss_scale, overflow=False)
@@ -52,7 +52,7 @@ def batch(num_loss_tokens_global):
 @pytest.mark.parametrize(
     ("precision", "loss_scale", "expected"), [("fp16", 512.0, 512 * 3 / 2000), ("bf16", 1.0, 3 / 2000)]
 )
-def test_the_model_is_told_what_backward_will_multiply_its_loss_by(precision, loss_scale, expected):
+def test_the_forward_pass_gets_the_factor_of_the_later_backward_pass(precision, loss_scale, expected):
     engine = Engine.__new__(Engine)
     engine.deepspeed_engine = FakeDeepSpeedEngine(loss_scale=loss_scale, num_micro_batches=2)
     engine.train_settings = SimpleNamespace(

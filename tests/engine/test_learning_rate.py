@@ -19,7 +19,7 @@ def rates(schedule, *, steps=100, **settings):
 @pytest.mark.parametrize(
     ("schedule", "middle", "last"), [("cosine", 0.6, 0.2), ("linear", 0.6, 0.2), ("constant", 1, 1), ("wsd", 1, 0.2)]
 )
-def test_the_rate_rises_to_its_peak_and_ends_where_it_should(schedule, middle, last):
+def test_the_rate_rises_to_its_peak_and_ends_at_its_final_value(schedule, middle, last):
     values = rates(schedule)
     assert values[0] == pytest.approx(0.1)
     assert max(values) == values[9] == 1.0

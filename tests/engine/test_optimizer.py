@@ -1,4 +1,4 @@
-"""The optimizer is the one the recipe names; matrices decay, vectors and frozen parameters do not."""
+"""The optimizer is that of the recipe; matrices decay, vectors and frozen parameters do not."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_weight_decay_spares_biases_norms_and_frozen_parameters():
 
 
 @pytest.mark.slow
-def test_deepspeeds_adam_takes_the_steps_of_pytorchs():
+def test_deepspeeds_adam_takes_the_same_steps_as_pytorchs():
     """In fp32 to 1e-6, its operator compiled here."""
     models = {name: tiny_model() for name in ("adamw", "deepspeed_adam")}
     optimizers = {name: build(model, name) for name, model in models.items()}
@@ -43,7 +43,7 @@ def test_deepspeeds_adam_takes_the_steps_of_pytorchs():
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
-def test_an_operator_that_cannot_be_compiled_is_one_line_with_the_way_out(monkeypatch):
+def test_an_operator_that_cannot_be_compiled_gives_one_error_line_with_an_alternative(monkeypatch):
     def fail(*arguments, **settings):
         raise RuntimeError("Ninja is required to load C++ extensions\nand more")
 

@@ -1,4 +1,4 @@
-"""A resumed run trains with the settings its recipe has now, in every ZeRO stage and after a conversion."""
+"""A resumed run trains with the current settings of its recipe, in every ZeRO stage and after a conversion."""
 
 from types import SimpleNamespace
 
@@ -117,7 +117,7 @@ def dynamic(**settings):
     )  # fmt: skip
 
 
-def test_a_loss_scale_keeps_what_it_reached_and_takes_the_new_window():
+def test_a_dynamic_loss_scale_keeps_its_value_and_gets_the_new_window():
     optimizer = wrapper(dynamic(scale_window=50, min_scale=8))
     settings = OptimizerSettings.of(optimizer)
     optimizer.loss_scaler = dynamic()
@@ -127,7 +127,7 @@ def test_a_loss_scale_keeps_what_it_reached_and_takes_the_new_window():
     assert (scaler.cur_scale, scaler.cur_iter, scaler.scale_window, scaler.min_scale) == (256.0, 77, 50, 8)
 
 
-def test_a_loss_scale_that_is_fixed_now_is_the_recipes():
+def test_a_loss_scale_that_is_now_fixed_gets_the_value_of_the_recipe():
     optimizer = wrapper(LossScaler(scale=128.0))
     settings = OptimizerSettings.of(optimizer)
     optimizer.loss_scaler, optimizer.dynamic_loss_scale = dynamic(), True

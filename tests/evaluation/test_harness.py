@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: the same scores as our own of the same questions, what changed, and mistakes."""
+"""Tasks of lm-evaluation-harness: scores equal to our own multiple choice, changes, and wrong options."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from versatune_ds.model.build import build_causal_lm
 
 NUM_QUESTIONS = 40
 WORDS = ["sky", "the answer", "déjà vu", "contract clause", "é", "seven", "a short reply of some length"]
-TEMPLATE = (  # what the task below asks, as a chat: no white space at the end of the question, which both would move
+TEMPLATE = (  # the prompt of the task below as a chat; no white space after the question, which both would move
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'Q: ' + message['content'] + ' A:' }}"
     "{% else %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
 )
@@ -41,7 +41,7 @@ def questions():
 
 
 def write_task(folder, **keys):
-    """Write the questions, and the task that asks them."""
+    """Write the questions, and a task with them."""
     data = write_jsonl(folder / "trivia.jsonl", questions())
     task = {
         "task": "trivia",
@@ -63,7 +63,7 @@ def write_task(folder, **keys):
 
 
 def write_model(folder, *, seed):
-    """Write a model that prefers some texts to others, which one as trained from scratch hardly does."""
+    """Write a model with clear preferences, from larger random weights than a new model has."""
     arguments = build_arguments("llama", initializer_range=0.3)
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def write_model(folder, *, seed):
 
 
 def accuracy_by_hand(folder, config):
-    """Return how often the likeliest option, its length left as it is, is the right one."""
+    """Return the accuracy of the likeliest option, not normalised by length."""
     causal_lm, tokenizer = load_subject(Subject(name="", folder=str(folder), tokenizer=str(folder)), config)
 
     def log_likelihood(context, option):
@@ -90,7 +90,7 @@ def accuracy_by_hand(folder, config):
 
 
 @pytest.mark.slow
-def test_a_local_task_scores_as_our_own_choices_do_and_changes_with_the_same_error(versatune, tmp_path):
+def test_a_local_task_gets_the_scores_changes_and_errors_of_our_own_multiple_choice(versatune, tmp_path):
     pytest.importorskip("lm_eval", reason="needs the extra harness")
     task = write_task(tmp_path)
     (tmp_path / "template.jinja").write_text(TEMPLATE)
@@ -127,7 +127,7 @@ def score(*values):
     return TaskScore(value=value_E.mean(), standard_error=0.1, num_examples=len(values), value_E=value_E)
 
 
-def test_a_change_has_the_error_of_the_paired_differences_where_there_are_any():
+def test_a_change_has_the_error_of_paired_differences_where_single_values_are_known():
     group = TaskScore(value=0.25, standard_error=math.nan, num_examples=8)
     after = {"a": {"acc": score(1, 1, 0, 1)}, "g": {"acc": group}}
     before = {"a": {"acc": score(0, 1, 0, 0)}, "g": {"acc": group}}
@@ -137,7 +137,7 @@ def test_a_change_has_the_error_of_the_paired_differences_where_there_are_any():
     assert group.to_dict() == {"value": 0.25, "standard_error": None, "num_examples": 8}
 
 
-def test_the_table_shows_a_line_a_metric_with_its_change():
+def test_the_table_shows_each_metric_with_its_change():
     domains = {"law": {"loss": 1.0}}
     result = {
         "model": "m", "split": "test", "domains": domains,
@@ -154,7 +154,7 @@ def test_the_table_shows_a_line_a_metric_with_its_change():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder that is a model as far as anybody looks before it is loaded, beside a recipe."""
+    """Return a folder that passes for a model until it is loaded, with a recipe in it."""
     folder = tmp_path_factory.mktemp("place")
     write_recipe(tiny_config(folder), folder / "recipe.yaml")
     return folder
@@ -166,7 +166,7 @@ def without_package(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def mistaken(versatune, place, *arguments):
+def error_of(versatune, place, *arguments):
     called = versatune("evaluate", place, "--recipe", place / "recipe.yaml", "--quiet", *arguments)
     assert (called.code, called.out) == (2, "")
     assert len(called.err.splitlines()) == 1
@@ -182,26 +182,26 @@ def mistaken(versatune, place, *arguments):
         (["--harness", "trivia,"], "--harness: an empty task name"),
     ],
 )
-def test_a_mistake_is_one_line_before_the_package_is_needed(versatune, place, without_package, arguments, message):
-    assert message in mistaken(versatune, place, *arguments)
+def test_a_wrong_option_gives_one_error_line_without_the_package(versatune, place, without_package, arguments, message):
+    assert message in error_of(versatune, place, *arguments)
 
 
-def test_a_missing_package_is_named_with_the_extra(versatune, place, without_package):
-    assert "pip install 'versatune_ds[harness]'" in mistaken(versatune, place, "--harness", "hellaswag")
+def test_a_missing_package_gives_an_error_with_the_extra_to_install(versatune, place, without_package):
+    assert "pip install 'versatune_ds[harness]'" in error_of(versatune, place, "--harness", "hellaswag")
 
 
 @pytest.mark.slow
-def test_a_task_that_is_not_known_or_cannot_be_loaded_is_one_line(versatune, place, tmp_path):
+def test_an_unknown_task_and_one_that_cannot_be_loaded_give_one_error_line(versatune, place, tmp_path):
     pytest.importorskip("lm_eval", reason="needs the extra harness")
-    broken = write_task(tmp_path, dataset_kwargs={"data_files": {"test": "nowhere.jsonl"}})
-    told = mistaken(versatune, place, "--harness", broken)
-    assert f"--harness: {broken} cannot be loaded: FileNotFoundError" in told
-    told = mistaken(versatune, place, "--harness", "trivai", "--harness-include", tmp_path)
-    assert "--harness: no task 'trivai'; did you mean 'trivia'?" in told
+    unloadable = write_task(tmp_path, dataset_kwargs={"data_files": {"test": "nowhere.jsonl"}})
+    error = error_of(versatune, place, "--harness", unloadable)
+    assert f"--harness: {unloadable} cannot be loaded: FileNotFoundError" in error
+    error = error_of(versatune, place, "--harness", "trivai", "--harness-include", tmp_path)
+    assert "--harness: no task 'trivai'; did you mean 'trivia'?" in error
 
 
 @pytest.mark.slow
-def test_patterns_stand_for_the_tasks_they_match_each_once(tmp_path):
+def test_a_task_that_two_names_match_is_run_once(tmp_path):
     pytest.importorskip("lm_eval", reason="needs the extra harness")
     write_task(tmp_path, task="our_trivia")
     assert find_tasks(["our_*", "our_trivia"], include=tmp_path).names == ("our_trivia",)

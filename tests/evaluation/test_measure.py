@@ -1,4 +1,4 @@
-"""A model evaluated whole or in shares: the losses are transformers' own, whoever computes them."""
+"""A model evaluated by one process or by several: the losses equal those of transformers."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from chat_data import chat_rows, tiny_tokenizer, write_domains, write_jsonl
 from tiny_run import tiny_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from versatune_ds.evaluation import evaluate_model, evaluation_data
 from versatune_ds.evaluation.choices import read_choices
+from versatune_ds.evaluation.data import Request, evaluation_data
 from versatune_ds.evaluation.measure import as_evaluation, measure
 
 
@@ -30,9 +30,8 @@ def data(tmp_path_factory):
     row = {"question": "what is 1 plus 1?", "choices": ["It is 2.", "It is 3."], "answer": 0}
     choices = write_jsonl(folder / "choices" / "sums.jsonl", [row, {**row, "answer": 1}])
     config = tiny_config(folder, "data.synthetic=null", f"data.folder={folder}")
-    return evaluation_data(
-        config, tokenizer=tiny_tokenizer(), split="valid", choices=read_choices([choices]), num_exact=3
-    )
+    request = Request(config=config, split="valid", choices=read_choices([choices]), num_exact=3)
+    return evaluation_data(request, tokenizer=tiny_tokenizer())
 
 
 def loss_of_transformers(causal_lm, input_ids, is_loss):
@@ -41,11 +40,15 @@ def loss_of_transformers(causal_lm, input_ids, is_loss):
     return float(loss) * int(is_loss.sum())
 
 
+def evaluated(causal_lm, data):
+    return as_evaluation(measure(causal_lm, tiny_tokenizer(), data, rows_per_micro_batch=4), data)
+
+
 @torch.no_grad()
-def test_the_loss_of_every_example_is_transformers_own(causal_lm, data):
+def test_the_loss_of_every_example_equals_that_of_transformers(causal_lm, data):
     examples = [part.read(i) for part in data.held_out for i in range(part.num_examples)]
     expected = [loss_of_transformers(causal_lm, *example) for example in examples]
-    found = evaluate_model(causal_lm, tiny_tokenizer(), data)
+    found = evaluated(causal_lm, data)
     np.testing.assert_allclose(found.losses.loss_sum_E, expected, rtol=1e-5)
     assert found.losses.sum_by_domain(found.losses.num_loss_tokens_E > 0).tolist() == [0, 1, 5]
     assert data.domain_set.names == ("art", "code", "law")
@@ -55,11 +58,11 @@ def test_the_loss_of_every_example_is_transformers_own(causal_lm, data):
 
 
 @torch.no_grad()
-def test_the_option_transformers_finds_likelier_a_byte_is_chosen(causal_lm, data):
+def test_the_option_that_transformers_finds_likelier_per_byte_is_chosen(causal_lm, data):
     losses = [loss_of_transformers(causal_lm, *option) for option in data.choices.options]
-    found = evaluate_model(causal_lm, tiny_tokenizer(), data)
+    found = evaluated(causal_lm, data)
     assert found.choices.is_right_Q.tolist() == [losses[0] <= losses[1], losses[3] < losses[2]]
-    assert found.choices.is_right_Q.sum() == 1  # the same pair of options, once each is called right
+    assert found.choices.is_right_Q.sum() == 1  # the same options twice, each marked as right once
 
 
 def test_the_text_that_bears_loss_is_counted_in_bytes(data):
@@ -67,20 +70,20 @@ def test_the_text_that_bears_loss_is_counted_in_bytes(data):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_shares_add_up_to_the_whole(causal_lm, data, world_size):
-    whole = measure(causal_lm, tiny_tokenizer(), data, rows_per_micro_batch=1)
+def test_the_shares_of_all_processes_add_up_to_the_result_of_one(causal_lm, data, world_size):
+    of_one_process = measure(causal_lm, tiny_tokenizer(), data, rows_per_micro_batch=1)
     shares = [
         measure(causal_lm, tiny_tokenizer(), data, rows_per_micro_batch=1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     assert all((share == 0).any() for share in shares)
-    np.testing.assert_allclose(np.sum(shares, axis=0), whole, rtol=1e-6)
+    np.testing.assert_allclose(np.sum(shares, axis=0), of_one_process, rtol=1e-6)
     assert as_evaluation(np.sum(shares, axis=0), data).exact.num_questions().tolist() == [0, 1, 3]
 
 
-def test_the_model_continues_giving_logits(causal_lm, data):
+def test_the_model_still_returns_logits_after_its_evaluation(causal_lm, data):
     ids = torch.arange(5)[None]
     before = causal_lm(input_ids=ids).logits
-    evaluate_model(causal_lm, tiny_tokenizer(), data)
+    evaluated(causal_lm, data)
     assert torch.equal(causal_lm(input_ids=ids).logits, before)
     assert not causal_lm.training

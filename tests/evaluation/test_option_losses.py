@@ -1,4 +1,4 @@
-"""Options that share their question's work have the losses they have when each is read alone."""
+"""Options that share the cached question have the losses of separate forward passes."""
 
 import numpy as np
 import pytest
@@ -49,15 +49,15 @@ def random_tokens(*lengths):
 LONG, SHORT, ONE = random_tokens(11, 3, 1)
 CHOICES = choice_set(
     options(LONG, *random_tokens(4, 2, 6)),
-    options(SHORT, [7, 8], [7, 9, 10]),  # answers that begin alike
+    options(SHORT, [7, 8], [7, 9, 10]),  # answers with a common beginning
     options(ONE, [5], [6, 7]),  # nothing to share
-    [*options([4, 5, 6, 7], [8]), *options([5, 6, 7], [8, 9])],  # cut to a row at different places
+    [*options([4, 5, 6, 7], [8]), *options([5, 6, 7], [8, 9])],  # truncated to a row at different places
 )
 
 
 @torch.no_grad()
 def losses_alone(model):
-    """Return each option's loss as transformers' own logits give it."""
+    """Return each option's loss from transformers' own logits, one forward pass an option."""
     losses = []
     for ids, is_loss in CHOICES.options:
         tokens = torch.tensor(ids).long()
@@ -68,7 +68,7 @@ def losses_alone(model):
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_losses_are_those_of_options_read_alone_however_questions_are_batched(name, attention):
+def test_losses_equal_those_of_separate_forward_passes_for_every_batch_size(name, attention):
     model = make_model(name.removesuffix("_window"), attention=attention, **ARCHITECTURES[name]).eval()
     expected = losses_alone(model)
     for questions_per_batch in (1, 2, 8):
@@ -84,7 +84,7 @@ def test_attention_without_a_mask_gives_way_to_a_mask_for_the_questions_cache(mo
     assert model.causal_lm.config._attn_implementation == "versatune_varlen"
 
 
-def test_processes_take_each_question_once():
+def test_each_question_is_measured_by_exactly_one_process():
     model = make_model("llama").eval()
     shares = [option_losses(model, CHOICES, questions_per_batch=2, rank=rank, world_size=3) for rank in range(3)]
     assert [np.flatnonzero(share).tolist() for share in shares] == [[0, 1, 2, 7, 8], [3, 4], [5, 6]]

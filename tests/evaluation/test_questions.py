@@ -1,4 +1,4 @@
-"""Questions are cut out of examples, and answers compared as text."""
+"""Questions are made from examples, and answers compared as text."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from versatune_ds.evaluation.questions import answer_greedily, find_questions, t
 
 
 class ExamplesInMemory:
-    """Give examples by number, as the shards of one domain do."""
+    """Stand-in for the shards of one domain, with the examples in memory."""
 
     def __init__(self, name, examples):
         self.name, self.read, self.num_examples = name, examples.__getitem__, len(examples)
@@ -48,13 +48,13 @@ def test_a_question_ends_before_the_last_answer():
     assert text(question.answer_ids) == "2<|end|>"
 
 
-def test_plain_text_and_examples_as_long_as_a_row_ask_nothing():
+def test_plain_text_and_examples_as_long_as_a_row_give_no_question():
     part = shards("law", "just a text", chat_row("q", "a"))
     assert [text(question.answer_ids) for question in found(part)] == ["a<|end|>"]
     assert found(part, row_tokens=int(part.lengths[1])) == ()
 
 
-def test_some_questions_of_every_domain_are_always_the_same():
+def test_the_same_questions_are_chosen_every_time():
     parts = [shards(name, *(chat_row(f"{name} {i}", f"{i}") for i in range(20))) for name in ("law", "code")]
     first, second = found(*parts, max_per_domain=5), found(*parts, max_per_domain=5)
     assert [question.domain_id for question in first] == [0] * 5 + [1] * 5
@@ -63,7 +63,7 @@ def test_some_questions_of_every_domain_are_always_the_same():
 
 
 class Parrot:
-    """Stand in for a model: continue the only prompt it knows with given tokens, others with a stop."""
+    """Stand-in for a model: answers known prompts with given tokens, then padding."""
 
     device = torch.device("cpu")
     config = SimpleNamespace(_attn_implementation="sdpa")
@@ -82,7 +82,7 @@ class Parrot:
         return torch.cat([ids, new], dim=1)
 
 
-def test_answers_come_back_in_the_order_of_the_questions_and_end_at_the_end_of_the_turn():
+def test_answers_are_in_the_order_of_the_questions_and_stop_at_the_end_of_the_turn():
     questions = found(
         shards("law", chat_row("a long long question", "yes"), chat_row("q", "no"), chat_row("qq", "maybe"))
     )
@@ -101,7 +101,7 @@ def test_answers_come_back_in_the_order_of_the_questions_and_end_at_the_end_of_t
     assert [shape[0] for shape, _ in model.asked] == [2, 1]
 
 
-def test_an_answer_that_continues_is_not_the_answer():
+def test_an_answer_that_continues_after_the_right_one_is_wrong():
     (question,) = found(shards("law", chat_row("q", "no")))
     endless = np.tile(question.answer_ids[:-1], 9).tolist()
     (written,) = answer_greedily(Parrot({text(question.prompt_ids): endless}), [question], tokenizer=tiny_tokenizer())

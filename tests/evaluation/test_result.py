@@ -1,4 +1,4 @@
-"""Accuracies with intervals, bits a byte, and changes measured on pairs."""
+"""Accuracies with intervals, bits per byte, and changes measured on pairs."""
 
 import math
 
@@ -47,12 +47,12 @@ def test_a_change_of_accuracy_is_measured_on_pairs():
     assert np.isnan(change_K[2])
 
 
-def test_answers_to_other_questions_do_not_compare():
+def test_answers_to_different_questions_cannot_be_compared():
     with pytest.raises(ValueError, match="to different questions"):
         answers([[1], [0]]).change_from(answers([[1, 1]]))
 
 
-def test_bits_a_byte_are_the_loss_sum_over_ln_two_and_bytes():
+def test_bits_per_byte_are_the_loss_sum_over_ln_2_and_the_bytes():
     found = evaluation([2.0, 4.0, 3.0]).to_dict()
     assert found["law"]["loss"] == 1.0
     assert found["law"]["perplexity"] == pytest.approx(math.e)
@@ -61,7 +61,7 @@ def test_bits_a_byte_are_the_loss_sum_over_ln_two_and_bytes():
     assert (found["art"]["loss"], found["art"]["bits_per_byte"], found["art"]["num_examples"]) == (None, None, 0)
 
 
-def test_retention_compares_losses_a_token_only_under_one_tokenizer():
+def test_retention_compares_losses_per_token_only_with_the_same_tokenizer():
     after, before = evaluation([3.0, 6.0, 1.0]), evaluation([2.0, 4.0, 3.0])
     changes = retention(after, before)
     assert changes["law"]["loss_change"] == pytest.approx(0.5)
@@ -72,8 +72,8 @@ def test_retention_compares_losses_a_token_only_under_one_tokenizer():
     assert set(other["law"]) == {"bits_per_byte_change"}
 
 
-def test_written_answers_of_another_tokenizers_model_are_not_compared_and_choices_are():
-    """Its tokens leave other examples out, so the questions differ in number; that must not cost the whole result."""
+def test_with_another_tokenizer_multiple_choice_is_compared_but_not_written_answers():
+    """Other examples are then too long, so the numbers of questions differ; that must not fail the evaluation."""
     after = evaluation([3.0, 6.0, 1.0], exact=answers([[1, 0], [1]]), choices=answers([[1], [1]]))
     before = evaluation([2.0, 4.0, 3.0], digest="b", exact=answers([[1], [1]]), choices=answers([[0], [1]]))
     changes = retention(after, before)
@@ -81,7 +81,7 @@ def test_written_answers_of_another_tokenizers_model_are_not_compared_and_choice
     assert changes["law"]["choices_change"] == pytest.approx(1.0)
 
 
-def test_the_table_has_the_measured_columns_only_and_a_line_of_means():
+def test_the_table_has_only_the_measured_columns_and_a_row_of_means():
     after = evaluation([3.0, 6.0, 1.0], exact=answers([[1, 0], [1]]))
     before = evaluation([2.0, 4.0, 3.0], exact=answers([[0, 0], [1]]))
     result = {"model": "m", "split": "test", "domains": after.to_dict(), "retention": retention(after, before)}

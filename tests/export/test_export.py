@@ -1,4 +1,4 @@
-"""An exported model is the trained one: in bounded memory, whatever its files, adapters merged or alone."""
+"""An exported model is the trained one: in bounded memory, in one file or several, adapters merged or alone."""
 
 import json
 import os
@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
-from versatune_ds.evaluation import evaluate_model, evaluation_data
+from versatune_ds.evaluation.data import Request, evaluation_data
+from versatune_ds.evaluation.measure import as_evaluation, measure
 from versatune_ds.export.run_export import export_run
 from versatune_ds.model import weight_files
 from versatune_ds.model.weight_files import write_weights
 
 
 class WeightOnDisk:
-    """Stand in for a weight that is read when it is asked for."""
+    """Stand-in for a weight that is read on demand."""
 
     dtype = torch.float32
 
@@ -33,7 +34,7 @@ class WeightOnDisk:
         return torch.arange(self.shape.numel(), dtype=torch.float32).reshape(self.shape)
 
 
-def test_no_more_than_one_files_weights_are_in_memory_at_a_time(tmp_path, monkeypatch):
+def test_only_the_weights_of_one_file_are_in_memory_at_a_time(tmp_path, monkeypatch):
     weights = {f"w{i}": WeightOnDisk(10, 25) for i in range(20)}  # 1000 bytes each
     written, num_bytes = [], []
 
@@ -54,7 +55,7 @@ def test_no_more_than_one_files_weights_are_in_memory_at_a_time(tmp_path, monkey
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_weights_are_readable_by_whom_the_umask_lets_read(tmp_path, umask, mode):
+def test_weight_files_get_the_permissions_of_the_umask(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         write_weights({"a": torch.ones(3)}, folder=tmp_path, dtype=torch.float32)
@@ -63,7 +64,7 @@ def test_weights_are_readable_by_whom_the_umask_lets_read(tmp_path, umask, mode)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
-def test_weights_of_an_earlier_export_are_removed_and_whole_numbers_keep_their_format(tmp_path):
+def test_weights_of_an_earlier_export_are_removed_and_integers_keep_their_dtype(tmp_path):
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
     for name in ("model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_text("{}")
@@ -75,7 +76,7 @@ def test_weights_of_an_earlier_export_are_removed_and_whole_numbers_keep_their_f
 
 
 @pytest.mark.parametrize("size", ["much", "5XB", ""])
-def test_a_size_that_is_none_is_refused_before_anything_is_removed(tmp_path, size):
+def test_an_invalid_shard_size_is_refused_before_anything_is_removed(tmp_path, size):
     (tmp_path / "model.safetensors").write_bytes(b"old")
     with pytest.raises(ValueError, match=r"^--max-shard-size: .*expected a size such as 500MB or 5GB"):
         write_weights({"a": torch.ones(3)}, folder=tmp_path, dtype=torch.float32, max_shard_size=size)
@@ -96,8 +97,9 @@ def losses_of(folder, config):
     """Return the held-out losses by domain of an exported model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     causal_lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    data = evaluation_data(config, tokenizer=tokenizer, split="valid")
-    found = evaluate_model(causal_lm, tokenizer, data)
+    request = Request(config=config, split="valid", choices={}, num_exact=0)
+    data = evaluation_data(request, tokenizer=tokenizer)
+    found = as_evaluation(measure(causal_lm, tokenizer, data, rows_per_micro_batch=4), data)
     return dict(zip(found.domain_set, found.losses.mean(), strict=True))
 
 
@@ -119,11 +121,11 @@ def check_losses(folder, config, *, step):
 
 
 @pytest.mark.slow
-def test_a_model_in_parts_is_exported_in_parts_and_loads_with_the_losses_of_its_step(tmp_path, capsys):
+def test_a_zero_3_model_is_exported_in_several_files_and_loads_with_the_losses_of_its_step(tmp_path, capsys):
     config = train(tmp_path, f"train.deepspeed={ROOT / 'ds_configs' / 'zero3.json'}", world_size=2)
     capsys.readouterr()
     folder = export_run(config.run_dir, output=tmp_path / "model", max_shard_size="40KB")
-    assert capsys.readouterr().out == ""  # DeepSpeed has much to say
+    assert capsys.readouterr().out == ""  # DeepSpeed prints a lot while it reads
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     check_losses(folder, config, step=4)
     export_run(config.run_dir, output=folder, step=2)
@@ -132,7 +134,7 @@ def test_a_model_in_parts_is_exported_in_parts_and_loads_with_the_losses_of_its_
     assert AutoTokenizer.from_pretrained(folder).chat_template
     card = (folder / "README.md").read_text()
     snippet = card.split("```python\n")[1].split("```")[0].replace("PATH", str(folder))
-    exec(compile(snippet, "README.md", "exec"), {})  # what the card shows runs as it stands
+    exec(compile(snippet, "README.md", "exec"), {})  # the example in the card must run
     assert "weights after step 2 of 4" in card
     assert (
         f"| law | {recorded_losses(config, step=0)['law']:.3f} | {recorded_losses(config, step=2)['law']:.3f} |" in card
@@ -141,7 +143,7 @@ def test_a_model_in_parts_is_exported_in_parts_and_loads_with_the_losses_of_its_
 
 
 @pytest.mark.slow
-def test_a_broken_newest_checkpoint_is_named_and_the_one_before_exported(tmp_path, caplog):
+def test_a_corrupt_newest_checkpoint_is_logged_and_the_one_before_it_is_exported(tmp_path, caplog):
     config = train(tmp_path, f"train.deepspeed={ROOT / 'ds_configs' / 'zero0.json'}")
     newest = config.run_dir / "checkpoints" / "step_00000004"
     (newest / "versatune.json").write_text("{}")
@@ -171,7 +173,7 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
     check_losses(merged, config, step=4)
     assert (
         abs(recorded_losses(config, step=4)["law"] - recorded_losses(config, step=0)["law"]) > 1e-3
-    )  # they do something
+    )  # the adapters change the loss
     adapter = export_run(config.run_dir, output=tmp_path / "adapter", lora="adapter")
     assert not (adapter / "config.json").exists()
     ids = torch.arange(12)[None]
@@ -179,7 +181,7 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(adapter).eval()
     torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert "adapters only" in (adapter / "README.md").read_text()
-    both = export_run(config.run_dir, output=adapter)  # into the same folder: what was there must not be loaded too
+    both = export_run(config.run_dir, output=adapter)  # into the same folder: the adapters there must not be loaded too
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(both)(ids).logits, expected)
     assert not list(both.glob("adapter*"))
     with pytest.raises(ValueError, match=r"^--output: .*base_model is the model the run began from"):
@@ -187,7 +189,7 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
 
 
 def save_model_of_its_own_code(folder):
-    """Save a base model whose class lies beside it, in a file of its own."""
+    """Save a base model with its class in a file beside it."""
     base = save_base_model(folder)
     (base / "configuration_own.py").write_text(
         "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
@@ -203,7 +205,7 @@ def save_model_of_its_own_code(folder):
 
 
 @pytest.mark.slow
-def test_a_model_that_came_with_its_code_is_exported_with_it(tmp_path, monkeypatch):
+def test_a_model_with_code_of_its_own_is_exported_with_that_code(tmp_path, monkeypatch):
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     base = save_model_of_its_own_code(tmp_path)
     own = ("model.from_config=null", f"model.name_or_path={base}", "model.trust_remote_code=true")

@@ -1,4 +1,4 @@
-"""An export takes nobody's place, and is there whole or not at all."""
+"""An export replaces no files of other origin, and is written completely or not at all."""
 
 import json
 
@@ -20,7 +20,7 @@ def write_export(output, *, run_name="mine", names=("model.safetensors",)):
             (folder / name).write_text("new")
 
 
-def test_a_folder_with_something_else_is_refused_unless_forced(tmp_path):
+def test_a_folder_with_files_of_other_origin_is_refused_unless_forced(tmp_path):
     (tmp_path / "a").mkdir()
     check(tmp_path / "a", tmp_path)
     check(tmp_path / "nowhere", tmp_path)
@@ -46,7 +46,7 @@ def test_an_earlier_export_of_the_run_is_replaced_and_one_of_another_run_refused
         check(tmp_path / "b", tmp_path)
 
 
-def test_exports_of_earlier_versions_are_known_by_their_card(tmp_path):
+def test_exports_of_earlier_versions_are_recognised_by_their_card(tmp_path):
     (tmp_path / "README.md").write_text(OLD_CARD)
     check(tmp_path, tmp_path / "elsewhere")
     (tmp_path / "README.md").write_text(OLD_CARD.replace("# mine", "# other"))
@@ -60,13 +60,13 @@ def test_the_runs_own_folders_are_refused_even_if_forced(tmp_path, name):
         check(tmp_path / "runs/mine" / name, tmp_path, is_forced=True)
 
 
-def test_a_file_is_no_output(tmp_path):
+def test_an_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "f").write_text("x")
     with pytest.raises(ValueError, match="is a file; give a folder"):
         check(tmp_path / "f", tmp_path, is_forced=True)
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failed_export_leaves_earlier_files_unchanged(tmp_path):
     def fail(output):
         with export_folder(output, run_name="mine") as folder:
             (folder / "model.safetensors").write_text("half")

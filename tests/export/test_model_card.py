@@ -1,4 +1,4 @@
-"""The card of an exported model is sound Markdown whatever its domains are called."""
+"""The card of an exported model describes the policy, and is valid Markdown for every domain name."""
 
 import re
 from dataclasses import replace
@@ -30,7 +30,7 @@ def test_what_markdown_would_read_as_markup_is_escaped(text, expected):
 
 
 def cells(line):
-    """Return the cells of a table's row, as a reader of Markdown divides and shows them."""
+    """Return the cells of a table's row as Markdown renders them."""
     return [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
@@ -45,7 +45,7 @@ def write_card(run_dir, folder, policy="versatune"):
     return (folder / "README.md").read_text()
 
 
-def test_the_card_says_by_which_rule_the_mixture_moved_and_what_to_cite(tmp_path):
+def test_the_card_describes_the_policy_of_the_run_and_what_to_cite(tmp_path):
     cards = {
         policy: write_card(write_run(tmp_path / policy, policy=policy), tmp_path, policy)
         for policy in ("versatune", "steer", "doremi", "uniform")
@@ -60,7 +60,7 @@ def test_the_card_says_by_which_rule_the_mixture_moved_and_what_to_cite(tmp_path
     assert counted == {"versatune": "4", "steer": "5", "doremi": "4", "uniform": "4"}
 
 
-def test_a_domains_name_never_breaks_a_table(tmp_path):
+def test_no_domain_name_breaks_a_table(tmp_path):
     run_dir = write_run(tmp_path / "run", names=NAMES)
     write_card(run_dir, tmp_path)
     rows = [cells(line) for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("|")]

@@ -12,8 +12,16 @@ import torch
 from torch import nn
 
 from tests.kernels.exact_loss import Case, exact_gradient, make_case
-from versatune_ds.kernels import DomainLoss, DomainLossHead, LossSettings, domain_cross_entropy, fixed_point
+from versatune_ds.kernels import (
+    DomainLoss,
+    DomainLossHead,
+    LossSettings,
+    domain_cross_entropy,
+    fixed_point,
+    kernel_choice,
+)
 from versatune_ds.kernels.build import load_kernels
+from versatune_ds.kernels.kernel_choice import KERNELS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -62,6 +70,41 @@ def test_loss_statistics_and_gradient_agree_with_float64(
     assert torch.equal(result.num_loss_tokens_K.cpu(), exact.num_loss_tokens_K)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(grad_NV.cpu().double(), exact_grad_NV, rtol=tolerance, atol=tolerance * 0.1)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("vocabulary", [8, 16384, 32000, 128256, 151936])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_that_can_run_agrees_with_float64(
+    kernel: str, vocabulary: int, dtype: torch.dtype, settings: LossSettings
+) -> None:
+    case = make_case(300, vocabulary, dtype=dtype)  # more rows than stages of a ring on any device
+    logits_NV, labels_N, domain_ids_N, weights_K = on_gpu(case)
+    arguments = (labels_N, domain_ids_N, weights_K, *settings.as_arguments(), KERNELS.index(kernel))
+    try:
+        loss, bins_K5, token_losses_N = torch.ops.versatune.domain_ce_gradient_(logits_NV, *arguments)
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    rows = torch.arange(0, 300, 37)  # float64 on the CPU is slow
+    few = Case(
+        logits_NV=case.logits_NV[rows], labels_N=case.labels_N[rows], domain_ids_N=case.domain_ids_N[rows],
+        loss_weights_K=case.loss_weights_K,
+    )  # fmt: skip
+    exact, exact_grad_NV = exact_gradient(few, settings)
+    assert loss.isfinite()
+    assert bins_K5[:, fixed_point.COUNT].sum().item() == (case.labels_N != -100).sum().item()
+    torch.testing.assert_close(token_losses_N.cpu()[rows].double(), exact.nll_N, rtol=1e-5, atol=5e-6)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(logits_NV.cpu()[rows].double(), exact_grad_NV, rtol=tolerance, atol=tolerance * 0.1)
+
+
+def test_the_kernels_are_timed_and_the_fastest_is_taken() -> None:
+    times = kernel_choice.measure_kernels(torch.device("cuda"), torch.bfloat16, 32000)
+    assert "two_pass" in times
+    assert all(milliseconds > 0 for milliseconds in times.values())
+    number = kernel_choice.loss_kernel("cuda", torch.cuda.current_device(), torch.bfloat16, 32000)
+    assert KERNELS[number] in times
 
 
 @pytest.mark.parametrize("num_domains", [1, 256, 1000])
@@ -188,7 +231,8 @@ def test_a_step_syncs_nothing_and_can_be_captured_in_a_graph() -> None:
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        expected = [value.clone() for value in step()]
+        # Detached: a graph kept alive would tie the capture to the default stream, on which its gradients accumulate.
+        expected = [value.detach().clone() for value in step()]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()

@@ -15,7 +15,7 @@ from versatune_ds.kernels import LossSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactLoss:
-    """Hold float64 results."""
+    """The results of one case in float64."""
 
     loss: torch.Tensor
     nll_N: torch.Tensor
@@ -26,7 +26,7 @@ class ExactLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Hold the inputs of one test."""
+    """The inputs of one test."""
 
     logits_NV: torch.Tensor
     labels_N: torch.Tensor

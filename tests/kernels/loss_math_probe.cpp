@@ -29,7 +29,7 @@ bool butterfly(std::vector<MaxSum>& parts) {
 extern "C" {
 
 int probe_cluster_size(int num_vectors, int threads, int vectors_per_thread) {
-  return cluster_size(num_vectors, threads, vectors_per_thread);
+  return cluster_size_of(num_vectors, threads, vectors_per_thread);
 }
 
 // Count in visits[i] how often element i is taken; return lse, or NaN if lanes disagreed.

@@ -1,4 +1,4 @@
-"""The folder of a compiled library: whose it must be, who may write to it, and what happens otherwise."""
+"""The folder of a compiled library: who must own it, who may write to it, and what happens otherwise."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to anothe
 
 @pytest.fixture
 def roots(tmp_path, monkeypatch):
-    """Return (the named cache, the user's own)."""
+    """Return (the cache that the environment sets, the user's own)."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "shared"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     cache_folder._warn_once.cache_clear()
@@ -50,13 +50,13 @@ def test_folders_are_made_for_this_user_alone_whatever_the_umask(roots):
     assert [mode_of(roots[0]), mode_of(roots[0] / "kernels_1")] == [0o700, 0o700]
 
 
-def test_a_private_library_is_used_where_it_lies(roots, caplog):
+def test_a_private_library_is_used_without_a_warning(roots, caplog):
     folder = make_library(roots[0], mode=0o755)
     assert choose() == folder
     assert caplog.text == ""
 
 
-def test_without_a_named_folder_the_users_cache_is_the_only_place(roots, monkeypatch):
+def test_without_a_configured_folder_only_the_users_cache_is_used(roots, monkeypatch):
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     assert cache_folder.cache_roots() == (roots[1],)
     assert choose() == roots[1] / "kernels_1"
@@ -64,7 +64,7 @@ def test_without_a_named_folder_the_users_cache_is_the_only_place(roots, monkeyp
 
 @needs_root
 @pytest.mark.parametrize("name", ["kernels_1", "kernels_1/k.so", ""], ids=["folder", "library", "root"])
-def test_what_belongs_to_somebody_else_is_not_loaded_and_one_line_says_so(roots, caplog, name, monkeypatch):
+def test_a_library_of_another_user_is_not_loaded_and_is_logged_once(roots, caplog, name, monkeypatch):
     make_library(roots[0])
     monkeypatch.setattr(os, "geteuid", lambda: OTHER_USER - 1)  # a user who is not root and not the owner
     os.chown(roots[0] / name, OTHER_USER, -1)
@@ -82,7 +82,7 @@ def test_a_library_built_by_root_for_all_is_used(roots, monkeypatch):
     assert choose() == folder
 
 
-def test_a_cache_in_which_everybody_may_rename_is_not_used_unless_it_is_sticky(roots):
+def test_a_cache_that_everybody_may_write_to_is_used_only_if_it_is_sticky(roots):
     make_library(roots[0])
     roots[0].chmod(0o777)
     assert choose() == roots[1] / "kernels_1"
@@ -91,7 +91,7 @@ def test_a_cache_in_which_everybody_may_rename_is_not_used_unless_it_is_sticky(r
 
 
 @needs_root
-def test_below_a_sticky_folder_every_folder_must_be_ours(tmp_path, monkeypatch):
+def test_below_a_sticky_folder_every_folder_must_belong_to_the_user(tmp_path, monkeypatch):
     shared = tmp_path / "tmp"
     root = shared / "versatune-7" / "torch_extensions"
     make_library(root)
@@ -101,7 +101,7 @@ def test_below_a_sticky_folder_every_folder_must_be_ours(tmp_path, monkeypatch):
     assert "versatune-7: belongs to user 12345" in unsafe_reason(root, root / "kernels_1", library="k.so")
 
 
-def test_our_folder_that_others_could_write_to_is_closed_and_its_library_deleted(roots, caplog):
+def test_a_folder_that_others_could_write_to_is_made_private_and_its_library_deleted(roots, caplog):
     folder = make_library(roots[0], mode=0o775)
     assert choose() == folder
     assert not build._is_built(folder / "k.so")
@@ -113,7 +113,7 @@ def test_our_folder_that_others_could_write_to_is_closed_and_its_library_deleted
     assert build._is_built(folder / "k.so")
 
 
-def test_where_no_place_is_safe_each_reason_and_the_way_out_are_in_the_error(roots):
+def test_without_a_safe_folder_the_error_lists_each_reason_and_the_remedy(roots):
     for root in roots:
         make_library(root)
         root.chmod(0o777)
@@ -126,7 +126,7 @@ def test_where_no_place_is_safe_each_reason_and_the_way_out_are_in_the_error(roo
     )
 
 
-def test_a_folder_that_is_a_link_is_not_built_in(roots, tmp_path):
+def test_nothing_is_built_in_a_folder_that_is_a_link(roots, tmp_path):
     roots[0].mkdir()
     (roots[0] / "kernels_1").symlink_to(tmp_path)
     with pytest.raises(RuntimeError, match=r"expected a folder of user \d+; remove it"):

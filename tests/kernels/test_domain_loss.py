@@ -133,7 +133,7 @@ def test_ignored_tokens_get_exactly_zero_whatever_their_logits_and_domain(overwr
 
 
 @pytest.mark.parametrize(("num_rows", "masked"), [(0, 0.0), (1, 1.0), (9, 1.0)])
-def test_no_loss_bearing_token_means_zero_loss_and_zero_gradient(num_rows: int, masked: float) -> None:
+def test_a_batch_without_loss_tokens_has_zero_loss_and_zero_gradient(num_rows: int, masked: float) -> None:
     case = make_case(num_rows, 10, masked=masked)
     result, grad_NV = run(case)
     assert result.loss.item() == 0.0
@@ -178,9 +178,9 @@ def test_results_are_equal_bit_for_bit_for_any_number_of_threads(dtype: torch.dt
 
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 200), max_size=6), seed=st.integers(0, 1000))
-def test_sums_are_equal_bit_for_bit_for_any_cut_into_chunks(cuts: list[int], seed: int) -> None:
+def test_sums_are_equal_bit_for_bit_for_any_division_into_chunks(cuts: list[int], seed: int) -> None:
     case = make_case(200, 129, seed=seed)
-    whole, _ = run(case)
+    undivided, _ = run(case)
     edges = [0, *sorted(cuts), 200]
     total_K = torch.zeros(4, dtype=torch.float64)
     for start, stop in itertools.pairwise(edges):
@@ -188,7 +188,7 @@ def test_sums_are_equal_bit_for_bit_for_any_cut_into_chunks(cuts: list[int], see
         part = domain_cross_entropy(case.logits_NV[rows], case.labels_N[rows], case.domain_ids_N[rows], 4)
         # float64 adds multiples of 2^-24 below 2^29 without rounding
         total_K += part.loss_sum_K
-    assert torch.equal(total_K, whole.loss_sum_K)
+    assert torch.equal(total_K, undivided.loss_sum_K)
 
 
 def test_infinite_and_extreme_logits_behave_as_in_float64() -> None:
@@ -204,7 +204,7 @@ def test_infinite_and_extreme_logits_behave_as_in_float64() -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_an_invalid_token_makes_its_domain_and_the_loss_nan_and_leaves_other_domains_alone(poison: float) -> None:
+def test_an_invalid_token_makes_its_domain_and_the_loss_nan_and_no_other_domain(poison: float) -> None:
     case = make_case(30, 40, masked=0.0)
     row = int((case.domain_ids_N == 1).nonzero()[0])
     clean, _ = run(case)
@@ -222,14 +222,14 @@ def test_an_invalid_token_makes_its_domain_and_the_loss_nan_and_leaves_other_dom
     (3, 4, r"row 2: domain id 4 is outside 0\.\.3"),
     (3, -1, r"row 2: domain id -1 is outside 0\.\.3"),
 ])  # fmt: skip
-def test_an_impossible_id_is_one_clear_error_on_cpu(label: int, domain_id: int, message: str) -> None:
+def test_an_id_out_of_range_is_refused_with_its_row_on_the_cpu(label: int, domain_id: int, message: str) -> None:
     case = make_case(5, 10, masked=0.0)
     case.labels_N[2], case.domain_ids_N[2] = label, domain_id
     with pytest.raises(ValueError, match=message):
         run(case)
 
 
-def test_wrong_shapes_and_settings_are_named_with_what_was_expected() -> None:
+def test_wrong_shapes_and_settings_are_refused_with_what_was_expected() -> None:
     logits_NV, ids_N = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"logits_NV: expected .* \[N, V\]"):
         domain_cross_entropy(logits_NV[0], ids_N, ids_N, 1)
@@ -302,6 +302,6 @@ def test_overwriting_allocates_nothing_of_the_size_of_the_logits() -> None:
 
     step(True)
     assert allocated_bytes(lambda: step(True)) < logits_bytes / 50
-    assert allocated_bytes(lambda: step(False)) >= logits_bytes  # the gradient itself: the probe sees it
+    assert allocated_bytes(lambda: step(False)) >= logits_bytes  # the gradient, seen by the profiler
     with torch.no_grad():
         assert allocated_bytes(lambda: domain_cross_entropy(*arguments)) < logits_bytes / 50

@@ -22,7 +22,7 @@ LOSS_WEIGHTS_K = torch.tensor([1.0, 2.0, 0.5])
 
 
 class TinyModel(nn.Module):
-    """Embed, mix, and hand over to the head, which may be tied to the embedding."""
+    """A model of an embedding, a mixing layer and the head, which may be tied to the embedding."""
 
     def __init__(self, *, is_tied: bool, is_checkpointed: bool) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def num_loss_tokens(step: int, world_size: int) -> int:
 
 
 def plain_losses(world_size: int, *, is_tied: bool) -> list[float]:
-    """Return the losses of training one process on all slices with whole logits, and the held-out loss at the end."""
+    """Return the losses of training one process on all slices with complete logits; the last one from evaluation."""
     model = TinyModel(is_tied=is_tied, is_checkpointed=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses = []

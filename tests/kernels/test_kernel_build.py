@@ -1,4 +1,4 @@
-"""Building: once among many processes, again after a kill, and a loud word when there is no compiler or no ninja."""
+"""Building: once among many processes, again after a kill, and a warning without a compiler or ninja."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from versatune_ds.kernels import build, build_spec
+from versatune_ds.kernels import build, build_spec, ops
+
+assert ops  # registers the operators
 
 FORK = multiprocessing.get_context("fork")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
 
-# Notes each compilation in a file and takes 0.3 s (or as told) for it; links an empty library.
+# Records each compilation in a file and takes 0.3 s (or FAKE_SECONDS) for it; links an empty library.
 FAKE_COMPILER = """#!/bin/sh
 case "$*" in -dump*) echo 12.2.0; exit;; esac
 for out; do :; done
@@ -78,15 +80,13 @@ def test_a_finished_library_needs_neither_compiler_nor_ninja(
 
 
 @needs_compiler
-def test_a_killed_build_leaves_nothing_that_others_wait_for(
-    fake_compiler: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_build_does_not_block_the_next_one(fake_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "60")
     victim = FORK.Process(target=_build_in_own_group)
     victim.start()
     while num_calls(fake_compiler) == 0:
         time.sleep(0.02)
-    victim.kill()  # its compiler lives on, as an orphan
+    victim.kill()  # its compiler keeps running, as an orphan
     victim.join()
     monkeypatch.setenv("FAKE_SECONDS", "0")
     assert len(list((fake_compiler.parent / "cache").glob("*/workspace_*/lock"))) == 1  # cpp_extension would wait
@@ -104,7 +104,7 @@ def _build_in_own_group() -> None:
     build.load_library("cpu")
 
 
-def test_another_source_flag_or_compiler_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_source_flag_or_compiler_gives_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_spec, "CSRC", tmp_path)
     source = tmp_path / "kernel.cpp"
     source.write_text("one")
@@ -126,7 +126,7 @@ def test_another_source_flag_or_compiler_is_another_library(tmp_path: Path, monk
 
 
 def load(device_type: str = "cpu") -> build.Implementation:
-    """Load as a fresh process would: past the cache."""
+    """Load without the cache, as a new process would."""
     return build.load_kernels.__wrapped__(device_type)
 
 
@@ -138,7 +138,7 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_without_a_compiler_one_warning_line_says_that_the_slow_implementation_runs(
+def test_without_a_compiler_one_warning_reports_the_slow_implementation(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="versatune_ds"):
@@ -150,7 +150,7 @@ def test_without_a_compiler_one_warning_line_says_that_the_slow_implementation_r
 
 
 @pytest.mark.usefixtures("fake_compiler", "no_ninja")
-def test_without_ninja_one_warning_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_ninja_one_warning_reports_the_slow_implementation(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert not load().is_compiled
     (record,) = caplog.records
@@ -163,7 +163,7 @@ def no_ninja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ninja", None)
 
 
-def test_the_ninja_of_this_interpreter_is_found_though_path_lacks_it(
+def test_the_ninja_of_this_interpreter_is_found_though_it_is_not_on_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ninja = pytest.importorskip("ninja")
@@ -174,14 +174,14 @@ def test_the_ninja_of_this_interpreter_is_found_though_path_lacks_it(
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_the_switch_forbids_forces_and_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_forces_or_forbids_kernels_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERSATUNE_KERNELS", "cpp")
     with pytest.raises(RuntimeError, match="VERSATUNE_KERNELS=cpp, but no C\\+\\+ compiler"):
         load()
     monkeypatch.setenv("VERSATUNE_KERNELS", "torch")
     assert load().reason == "VERSATUNE_KERNELS=torch"
     monkeypatch.setenv("VERSATUNE_KERNELS", "fast")
-    with pytest.raises(ValueError, match="expected one of auto, torch, cpp, got 'fast'"):
+    with pytest.raises(ValueError, match="expected one of auto, cpp, triton, torch, got 'fast'"):
         load()
 
 
@@ -191,7 +191,56 @@ def test_a_device_without_kernels_falls_back(caplog: pytest.LogCaptureFixture) -
     assert "no compiled kernels exist for xpu" in caplog.text
 
 
-def test_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+LAUNCH_FAILS = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+import torch
+from versatune_ds.kernels import build, domain_cross_entropy
+real_check = build.check_launch
+def check_launch(device_type):
+    real_check(device_type)
+    raise RuntimeError("loss kernel not launched: no kernel image")
+build.check_launch = check_launch
+logits_NV = torch.randn(3, 5, requires_grad=True)
+ids_N = torch.tensor([0, 1, -100])
+result = domain_cross_entropy(logits_NV, ids_N, ids_N.clamp(min=0), 2)
+result.loss.backward()
+expected = torch.nn.functional.cross_entropy(logits_NV, ids_N, reduction="sum")
+torch.testing.assert_close(result.loss, expected)
+import versatune_ds.kernels.torch_reference as reference
+calls = []
+real = reference.row_blocks
+reference.row_blocks = lambda *sizes: calls.append(sizes) or real(*sizes)
+domain_cross_entropy(logits_NV, ids_N, ids_N.clamp(min=0), 2)
+assert calls == [(3, 5)], "the compiled operator was called"
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_kernels_that_cannot_be_launched_are_replaced_with_one_loud_line() -> None:
+    environment = {**os.environ, "VERSATUNE_KERNELS": "auto"}
+    done = subprocess.run([sys.executable, "-c", LAUNCH_FAILS], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING loss kernels")]
+    assert len(warnings) == 1
+    assert "PyTorch implementation (SLOW, same numbers: loss kernel not launched: no kernel image)" in warnings[0]
+
+
+@needs_compiler
+def test_the_loaded_kernels_are_tried_on_one_token() -> None:
+    load()
+    build.check_launch("cpu")
+
+
+def test_a_wrong_loss_of_the_trial_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = lambda *_: (torch.tensor(0.0), None, None, None)  # noqa: E731
+    monkeypatch.setattr(torch.ops.versatune, "domain_ce", wrong)
+    with pytest.raises(RuntimeError, match=r"give a loss of 0\.0 where 2\.079442 is right"):
+        build.check_launch("cpu")
+
+
+def test_the_error_of_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complaint = "kernel.cpp:3: error: no such thing"
     install_compiler(tmp_path, monkeypatch, script=f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
     with pytest.raises(RuntimeError, match=rf"compiling failed: {complaint} \(see .*build\.log\)"):
@@ -200,7 +249,7 @@ def test_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert complaint in log.read_text()
 
 
-def test_processes_that_waited_for_a_build_that_failed_do_not_repeat_it(
+def test_processes_that_waited_for_a_failed_build_do_not_repeat_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f'#!/bin/sh\ncase "$*" in *" -c "*) echo call >> {tmp_path}/calls; sleep 2;; esac\nexit 1\n'

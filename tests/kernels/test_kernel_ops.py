@@ -18,7 +18,7 @@ def arguments_of(case: Case) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("num_rows", [0, 5])
-def test_opcheck_finds_nothing_wrong(num_rows: int) -> None:
+def test_the_operators_pass_pytorchs_opcheck(num_rows: int) -> None:
     ops.prepare("cpu")
     logits_NV, *rest = arguments_of(make_case(num_rows, 11))
     settings = EVERYTHING.as_arguments()
@@ -53,7 +53,7 @@ def test_the_pytorch_implementation_gives_the_same_numbers(dtype: torch.dtype, s
     torch.testing.assert_close(one, torch_reference.domain_ce_backward(*backward), rtol=tolerance, atol=1e-7)
 
 
-def test_the_pytorch_implementation_checks_ids_alike() -> None:
+def test_the_pytorch_implementation_refuses_the_same_ids() -> None:
     case = make_case(5, 10, masked=0.0)
     case.labels_N[2] = 10
     with pytest.raises(ValueError, match=r"row 2: label 10 is outside 0\.\.9"):
@@ -64,12 +64,12 @@ def test_the_pytorch_implementation_works_in_blocks_and_in_place(monkeypatch: py
     case = make_case(23, 50)
     arguments = arguments_of(case)[1:]
     settings = EVERYTHING.as_arguments()
-    whole_NV, blocks_NV = case.logits_NV.clone(), case.logits_NV.clone()
-    whole = torch_reference.domain_ce_gradient_(whole_NV, *arguments, *settings)
+    at_once_NV, blocks_NV = case.logits_NV.clone(), case.logits_NV.clone()
+    at_once = torch_reference.domain_ce_gradient_(at_once_NV, *arguments, *settings)
     monkeypatch.setattr(torch_reference, "_BLOCK_ELEMENTS", 200)
     blocks = torch_reference.domain_ce_gradient_(blocks_NV, *arguments, *settings)
-    assert torch.equal(whole_NV, blocks_NV)
-    for one, other in zip(whole, blocks, strict=True):
+    assert torch.equal(at_once_NV, blocks_NV)
+    for one, other in zip(at_once, blocks, strict=True):
         assert torch.equal(one, other)
 
 

@@ -1,4 +1,4 @@
-"""Faults that other projects' fused losses had; each test names where."""
+"""Faults of other projects' fused losses; each test states the issue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from versatune_ds.kernels.head_loss import add_weight_gradient
 
 @pytest.mark.parametrize("overwrite_logits", [False, True])
 def test_label_gradient_of_a_confident_token_survives_bfloat16(overwrite_logits: bool) -> None:
-    # Liger-Kernel #1268: p rounded to bfloat16 before 1 is taken off; at p = 0.9999 the gradient became 0.
+    # Liger-Kernel #1268: p rounded to bfloat16 before 1 is subtracted; at p = 0.9999 the gradient became 0.
     vocabulary, p = 1024, 0.9999
     logits_NV = torch.zeros(1, vocabulary)
     logits_NV[0, 7] = torch.tensor((vocabulary - 1) * p / (1 - p)).log()
@@ -29,7 +29,7 @@ def test_label_gradient_of_a_confident_token_survives_bfloat16(overwrite_logits:
 
 
 def test_token_losses_refuse_a_gradient_instead_of_giving_a_wrong_one() -> None:
-    # Liger-Kernel #968: reduction="none" gave zero or wrong gradients. Ours bear none, and say so.
+    # Liger-Kernel #968: reduction="none" gave zero or wrong gradients. Ours have none, and raise an error.
     case = make_case(6, 10)
     leaf_NV = case.logits_NV.clone().requires_grad_()
     result = domain_cross_entropy(leaf_NV, case.labels_N, case.domain_ids_N, 4, per_token=True)
@@ -41,15 +41,15 @@ def test_token_losses_refuse_a_gradient_instead_of_giving_a_wrong_one() -> None:
     assert not result.token_losses_N.requires_grad
 
 
-def test_loss_weights_are_the_way_to_weigh_and_reach_every_gradient() -> None:
-    # Liger-Kernel #968, from the other side: a weight of 0 silences a domain, others are untouched.
+def test_loss_weights_scale_the_gradients_of_their_domains() -> None:
+    # Liger-Kernel #968, from the other side: a weight of 0 turns a domain off, others are unchanged.
     case = make_case(40, 10, num_domains=3)
     leaf_NV = case.logits_NV.clone().requires_grad_()
     weights_K = torch.tensor([0.0, 1.0, 1.0])
     domain_cross_entropy(leaf_NV, case.labels_N, case.domain_ids_N, 3, loss_weights_K=weights_K).loss.backward()
-    is_silent_N = case.domain_ids_N == 0
-    assert (leaf_NV.grad[is_silent_N] == 0).all()
-    assert (leaf_NV.grad[~is_silent_N & (case.labels_N != -100)].abs().sum(dim=1) > 0).all()
+    is_off_N = case.domain_ids_N == 0
+    assert (leaf_NV.grad[is_off_N] == 0).all()
+    assert (leaf_NV.grad[~is_off_N & (case.labels_N != -100)].abs().sum(dim=1) > 0).all()
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.kernels.exact_loss import Case, exact_loss, make_case
-from versatune_ds.kernels import DomainLoss, DomainLossHead, LossSettings
-from versatune_ds.kernels.head_loss import chunk_rows, scale_within_range
+from versatune_ds.kernels import DomainLoss, DomainLossHead, LossSettings, linear_head
+from versatune_ds.kernels.head_loss import chunk_rows, remaining_factor, scale_of_terms
 
 D = 24
 EVERYTHING = LossSettings(z_loss=1e-3, softcap=5.0, label_smoothing=0.1)
-ONE_CHUNK, FEW_ROWS = 64.0, 0.004  # MiB; the latter holds 10 rows of 101 float32 logits
+ONE_CHUNK, FEW_ROWS = 64.0, 0.004  # MiB; the latter has room for 10 rows of 101 float32 logits
 
 
 def make_head(vocabulary: int = 101, *, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -77,7 +77,7 @@ def test_loss_and_gradients_agree_with_a_linear_layer_in_float64(
 
 @pytest.mark.parametrize("chunk_mib", [ONE_CHUNK, 1.0], ids=["one_chunk", "chunks"])
 @pytest.mark.parametrize("loss_scale", [512.0, 4096.0])
-def test_float16_gradients_over_many_tokens_stay_in_range_when_the_caller_names_its_scale(
+def test_float16_gradients_over_many_tokens_stay_in_range_if_the_caller_gives_the_scale(
     chunk_mib: float, loss_scale: float
 ) -> None:
     num_tokens, vocabulary = 20_000, 101
@@ -95,7 +95,7 @@ def test_float16_gradients_over_many_tokens_stay_in_range_when_the_caller_names_
         assert relative_error(actual, expected * scale) < 3e-3
 
 
-def test_the_named_scale_changes_no_gradient_where_another_dtype_or_another_factor_comes() -> None:
+def test_the_given_scale_changes_no_gradient_with_another_dtype_or_another_factor() -> None:
     case = make_case(57, 101)
 
     def gradients(dtype: torch.dtype, grad_scale: float | None, factor: float) -> list[torch.Tensor]:
@@ -112,15 +112,46 @@ def test_the_named_scale_changes_no_gradient_where_another_dtype_or_another_fact
         torch.testing.assert_close(one, other, rtol=4e-3, atol=1e-3)
 
 
-def test_the_scale_is_kept_where_float16_can_hold_terms_and_sums() -> None:
-    def scale(grad_scale: float | None, dtype: torch.dtype = torch.float16) -> float:
-        return scale_within_range(grad_scale, dtype=dtype, num_tokens=1000)
+def test_the_scale_is_bounded_in_float16_taken_as_it_is_on_a_gpu_and_left_to_backward_on_a_cpu() -> None:
+    def scale(grad_scale: float | None, dtype: torch.dtype = torch.float16, device_type: str = "cuda") -> float:
+        return scale_of_terms(grad_scale, device_type=device_type, dtype=dtype, num_tokens=1000)
 
     assert [scale(0.5), scale(1e-6), scale(65536.0), scale(None), scale(float("nan"))] == [0.5, 1e-3, 1024.0, 1.0, 1.0]
-    assert scale(0.5, torch.bfloat16) == scale(0.5, torch.float32) == 1.0
+    assert scale(0.5, device_type="cpu") == 0.5
+    for dtype in (torch.bfloat16, torch.float32):
+        assert [scale(1e-6, dtype), scale(None, dtype), scale(0.0, dtype)] == [1e-6, 1.0, 1.0]
+        assert scale(1e-6, dtype, device_type="cpu") == 1.0
 
 
-def test_rows_and_tokens_may_come_apart_and_ignored_rows_get_exactly_zero_gradient() -> None:
+def test_a_factor_that_host_and_device_round_differently_leaves_nothing_to_scale() -> None:
+    for grad_scale in (1 / 3, 1 / 57, 8 / 30011, 1e-7):
+        rounded = torch.tensor(grad_scale)
+        for grad_loss in (rounded, torch.nextafter(rounded, torch.tensor(1.0)), torch.nextafter(rounded, -rounded)):
+            assert remaining_factor(grad_loss, grad_scale) == 1.0
+    assert remaining_factor(torch.tensor(0.5), 0.25) == 2.0
+    assert remaining_factor(torch.tensor(0.5), 1.0) == 0.5
+    assert remaining_factor(torch.tensor(float("nan")), 0.25).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaling_every_term_gives_the_gradient_that_scaling_the_sum_gives(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(57, 101)
+
+    def gradients(scale: float) -> list[torch.Tensor]:
+        monkeypatch.setattr(linear_head, "scale_of_terms", lambda *_, **__: scale)
+        linear, hidden_ND = make_head(dtype=dtype), make_hidden(57, dtype)
+        head = DomainLossHead.from_linear(linear, chunk_mib=0.01)
+        loss = head(hidden_ND, case.labels_N, case.domain_ids_N, num_domains=4).loss
+        (loss * (1 / 4096)).backward()
+        return [hidden_ND.grad, linear.weight.grad, linear.bias.grad]
+
+    for one, other in zip(gradients(1 / 4096), gradients(1.0), strict=True):  # a power of two: the same bits
+        assert torch.equal(one, other)
+
+
+def test_hidden_states_may_have_a_row_axis_and_ignored_tokens_get_exactly_zero_gradient() -> None:
     head, case = DomainLossHead.from_linear(make_head()), make_case(60, 101)
     hidden_BTD = make_hidden(60).detach().view(4, 15, D).requires_grad_()
     shape = (4, 15)
@@ -131,7 +162,7 @@ def test_rows_and_tokens_may_come_apart_and_ignored_rows_get_exactly_zero_gradie
     assert (hidden_BTD.grad[~ignored_BT].abs().sum(dim=-1) > 0).all()
 
 
-def test_padding_entries_contribute_nothing_even_if_they_repeat_a_kept_position_or_hold_nan() -> None:
+def test_padding_entries_contribute_nothing_even_if_they_repeat_a_valid_position_or_are_nan() -> None:
     case = make_case(20, 101, masked=0.5)
     valid = (case.labels_N != -100).nonzero()[:, 0]
     ignored = int((case.labels_N == -100).nonzero()[0])
@@ -265,7 +296,7 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_parameters(
 
 
 @pytest.mark.parametrize("compact", [False, True])
-def test_no_row_at_all_means_zero_loss_and_zero_gradients(compact: bool) -> None:
+def test_a_batch_without_rows_has_zero_loss_and_zero_gradients(compact: bool) -> None:
     head, case = DomainLossHead.from_linear(make_head()), make_case(8 if compact else 0, 101, masked=1.0)
     hidden_ND = make_hidden(case.labels_N.shape[0])
     result = head(hidden_ND, case.labels_N, case.domain_ids_N, num_domains=4, **(plan(case) if compact else {}))
@@ -275,7 +306,7 @@ def test_no_row_at_all_means_zero_loss_and_zero_gradients(compact: bool) -> None
         assert (gradient == 0).all()
 
 
-def test_wrong_arguments_are_named() -> None:
+def test_wrong_arguments_are_refused_with_what_was_expected() -> None:
     head, ids_N = DomainLossHead.from_linear(make_head()), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match="chunk_mib: expected a positive number"):
         DomainLossHead.from_linear(make_head(), chunk_mib=0)

@@ -62,7 +62,7 @@ def cluster_row(
     offset=st.sampled_from([0.0, 1000.0]),
     seed=st.integers(0, 99),
 )
-def test_the_chosen_cluster_takes_every_element_once_and_its_merge_gives_logsumexp(
+def test_the_chosen_cluster_reads_every_element_once_and_its_merge_gives_logsumexp(
     probe: ctypes.CDLL, vocabulary: int, per_vector: int, vectors: int, offset: float, seed: int
 ) -> None:
     threads = 32
@@ -103,7 +103,7 @@ def token(probe: ctypes.CDLL, parts: list[tuple[float, float]], x_label: float, 
     return out.tolist(), bins.tolist()
 
 
-def test_token_loss_is_that_of_four_logits_worked_out_by_hand(probe: ctypes.CDLL) -> None:
+def test_the_loss_of_a_token_equals_that_of_four_logits_worked_out_by_hand(probe: ctypes.CDLL) -> None:
     # x = (0, 0, 0, ln 5): sum of exp = 8; as parts (0: 3) and (ln 5: 1). Label 3: p = 5/8.
     ln5 = math.log(5.0)
     (lse, nll, objective), bins = token(
@@ -119,7 +119,7 @@ def test_token_loss_is_that_of_four_logits_worked_out_by_hand(probe: ctypes.CDLL
     assert bins[3:] == [1, 0]
 
 
-def test_merging_is_symmetric_bit_for_bit_and_takes_empty_parts(probe: ctypes.CDLL) -> None:
+def test_merging_is_symmetric_bit_for_bit_and_ignores_empty_parts(probe: ctypes.CDLL) -> None:
     a, b, empty = (1.5, 2.7), (-3.25, 41.3), (-math.inf, 0.0)
     assert token(probe, [a, b], 1.0) == token(probe, [b, a], 1.0)
     assert token(probe, [empty, a, empty, b, empty], 1.0) == token(probe, [a, b], 1.0)

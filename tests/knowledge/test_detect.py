@@ -1,4 +1,4 @@
-"""Detection from recipe to prior.json: rounds, going on, processes, and a file that training reads."""
+"""Detection from recipe to prior.json: rounds, resuming, processes, and a file that training reads."""
 
 import json
 from functools import partial
@@ -14,11 +14,11 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge import detect as detect_module
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.detect import detect
+from versatune_ds.knowledge.detect_recipe import prior_table, prior_values, write_prior
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
-from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
 from versatune_ds.knowledge.sequences import DrawnSequence
 from versatune_ds.launch.process_pool import ProcessPool
-from versatune_ds.mixture.start import prior_weights
+from versatune_ds.mixture.settings import prior_weights
 
 DOMAINS = ("law", "code")
 TEXTS = {"law": "the tenant shall pay", "code": "print(x)"}
@@ -30,7 +30,7 @@ def base(tmp_path_factory):
 
 
 class FakeLabeller:
-    """Know law from code by a word; anything else is unparsed."""
+    """Label law and code by one word each; any other text is unparsed."""
 
     def label(self, texts):
         return np.array([[float("tenant" in text), float("print" in text)] for text in texts])
@@ -40,10 +40,10 @@ class FakeLabeller:
 
 
 class FakePool:
-    """Draw batches of four texts, law three times as often as code; remember which batches were asked for."""
+    """Draw batches of four texts, law three times as often as code; record which batches were requested."""
 
     def __init__(self, texts=(*[TEXTS["law"]] * 3, TEXTS["code"])):
-        self.texts, self.asked = texts, []
+        self.texts, self.requested = texts, []
 
     def __enter__(self):
         return self
@@ -53,7 +53,7 @@ class FakePool:
 
     def map(self, work, batches):
         for batch in reversed(batches):
-            self.asked.append(batch)
+            self.requested.append(batch)
             yield batch, [drawn(text, batch=batch, place=i) for i, text in enumerate(self.texts)]
 
 
@@ -65,7 +65,7 @@ def drawn(text, *, batch, place):
 
 @pytest.fixture
 def faked(monkeypatch, base, tmp_path):
-    """Detect with the fakes; returns a function from overrides and pool to the detection."""
+    """Return a function that detects with the fakes, from pool and overrides to (detection, config)."""
 
     def run(pool, *overrides):
         monkeypatch.setattr(detect_module, "make_labeller", lambda config, **_: FakeLabeller())
@@ -93,7 +93,7 @@ def test_weights_are_shares_of_sequences_where_the_recipe_counts_examples(faked)
     assert prior_values(found, config.detect)["weights"] == pytest.approx({"law": 0.75, "code": 0.25})
 
 
-def test_nothing_is_dropped_silently(faked):
+def test_unparsed_and_empty_sequences_are_counted(faked):
     found, config = faked(FakePool(texts=(TEXTS["law"], TEXTS["code"], "gibberish", "")))
     values = prior_values(found, config.detect)
     assert values["rates"]["unparsed"] == pytest.approx(0.5)
@@ -105,7 +105,7 @@ def test_nothing_is_dropped_silently(faked):
     assert "unparsed 50.0%, empty 25.0%" in prior_table(values)
 
 
-def test_detection_ends_early_when_a_round_changes_nothing_and_says_when_none_did(faked, caplog):
+def test_detection_ends_early_when_a_round_changes_nothing_and_otherwise_gives_a_warning(faked, caplog):
     found, _ = faked(FakePool(), "detect.tol=0.01")
     assert (found.is_converged, len(found.rounds), len(found.sequences)) == (True, 2, 8)
     assert "used up" not in caplog.text
@@ -114,7 +114,7 @@ def test_detection_ends_early_when_a_round_changes_nothing_and_says_when_none_di
     assert "detect.num_sequences: used up" in caplog.text
 
 
-def test_one_round_alone_says_that_nothing_was_compared(faked, caplog):
+def test_a_single_round_gives_a_warning_that_nothing_was_compared(faked, caplog):
     found, config = faked(FakePool(), "detect.rounds=1")
     assert (found.is_converged, len(found.rounds)) == (False, 1)
     assert prior_values(found, config.detect)["is_converged"] is None
@@ -122,11 +122,11 @@ def test_one_round_alone_says_that_nothing_was_compared(faked, caplog):
     assert "used up" not in caplog.text
 
 
-def test_a_killed_detection_draws_what_is_missing_and_more_sequences_begin_with_those_there(faked):
+def test_a_resumed_or_longer_detection_draws_only_missing_batches(faked):
     class Killed(FakePool):
         def map(self, work, batches):
             for drawn_batch in super().map(work, batches):
-                if len(self.asked) == 3:
+                if len(self.requested) == 3:
                     raise KeyboardInterrupt
                 yield drawn_batch
 
@@ -134,27 +134,27 @@ def test_a_killed_detection_draws_what_is_missing_and_more_sequences_begin_with_
         faked(Killed())
     pool = FakePool()
     found, _ = faked(pool)
-    assert pool.asked == [2]
+    assert pool.requested == [2]
     assert [sequence.text.split()[-1] for sequence in found.sequences][:5] == ["0/0", "0/1", "0/2", "0/3", "1/0"]
     pool = FakePool()
     faked(pool, "detect.num_sequences=20", "detect.rounds=1")
-    assert sorted(pool.asked) == [3, 4]
+    assert sorted(pool.requested) == [3, 4]
 
 
 @pytest.mark.parametrize("override", ["detect.sampling.seed=1", "detect.sampling.top_p=0.9", "train.precision=bf16"])
-def test_sequences_drawn_with_other_settings_are_never_taken_for_these(faked, override):
+def test_sequences_drawn_with_other_settings_are_not_used(faked, override):
     first, _ = faked(FakePool())
     pool = FakePool()
     second, _ = faked(pool, override)
     assert first.folder != second.folder
-    assert sorted(pool.asked) == [0, 1, 2]
+    assert sorted(pool.requested) == [0, 1, 2]
 
 
 def test_another_labeller_or_tolerance_reads_the_same_sequences(faked):
     first, _ = faked(FakePool())
     pool = FakePool()
     second, _ = faked(pool, "detect.prior_shift=false", "detect.num_sequences=8", "mixture.sigma=1")
-    assert (first.folder, pool.asked) == (second.folder, [])
+    assert (first.folder, pool.requested) == (second.folder, [])
 
 
 @pytest.fixture
@@ -206,7 +206,9 @@ def test_without_output_the_prior_goes_where_the_recipe_will_look_for_it(recipe,
         (["detect.rounds=13"], "detect.rounds: 13 rounds of 12 sequences; give fewer rounds"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_two_before_anything_is_drawn(recipe, tmp_path, capsys, overrides, message):
+def test_a_mistake_is_one_line_with_exit_code_two_before_anything_is_drawn(
+    recipe, tmp_path, capsys, overrides, message
+):
     called = command_of(capsys)("detect", recipe, *overrides)
     assert (called.code, called.out) == (2, "")
     assert called.err.splitlines()[-1].startswith(f"versatune: {message}")
@@ -219,7 +221,7 @@ def test_a_folder_without_weights_points_to_export(recipe, tmp_path, capsys):
     assert "has no weights (*.safetensors); for a run's folder write `versatune export" in called.err
 
 
-def test_the_prior_appears_whole_or_not_at_all(faked, tmp_path):
+def test_writing_the_prior_leaves_no_temporary_files(faked, tmp_path):
     found, config = faked(FakePool())
     path = tmp_path / "new" / "prior.json"
     write_prior(path, prior_values(found, config.detect))
@@ -227,7 +229,7 @@ def test_the_prior_appears_whole_or_not_at_all(faked, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_does(base, tmp_path):
+def test_two_processes_draw_the_same_as_one(base, tmp_path):
     config = detect_config(tmp_path, base)
     drawn_by = []
     for num_processes in (1, 2):
@@ -236,7 +238,7 @@ def test_two_processes_draw_what_one_does(base, tmp_path):
     assert drawn_by[0] == drawn_by[1]
 
 
-def test_a_model_whose_weights_are_not_its_own_is_refused_before_anything_is_drawn(tmp_path):
+def test_a_model_with_missing_weights_is_refused_before_anything_is_drawn(tmp_path):
     base = save_base_model(tmp_path)
     weights = load_file(base / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if ".layers.1." not in name}

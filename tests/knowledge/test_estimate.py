@@ -1,4 +1,4 @@
-"""From labels to shares: by hand, under prior shift, with intervals that hold what is unparsed."""
+"""From labels to shares: by hand, under prior shift, with intervals that include what is unparsed."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ def test_shares_are_the_means_of_the_labels_by_sequence_and_by_token():
     assert by_token.tolist() == pytest.approx([20 / 50, 30 / 50])
 
 
-def test_what_a_label_lacks_to_one_counts_for_no_domain():
+def test_the_part_of_a_label_missing_to_one_counts_for_no_domain():
     labels = np.array([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0], [0.0, 0.5]])
     by_sequence, _ = shares_of(labels, ONE, prior_shift=False)
     assert by_sequence.tolist() == pytest.approx([0.5, 0.5])
 
 
-def test_nothing_labelled_at_all_is_an_error_and_not_a_uniform_mixture():
+def test_an_error_is_raised_if_no_sequence_has_a_label():
     with pytest.raises(RuntimeError, match="no sequence has a label"):
         shares_of(np.zeros((4, 2)), ONE, prior_shift=True)
 
@@ -56,7 +56,7 @@ def test_at_the_end_of_prior_shift_the_shares_are_the_mean_of_the_shifted_labels
     assert (shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0) == pytest.approx(shares, abs=1e-5)
 
 
-def test_labels_without_doubt_need_no_shift():
+def test_certain_labels_are_not_shifted():
     labels = np.eye(3)[[0, 0, 1, 2]]
     shifted = shares_of(labels, np.arange(1.0, 5.0), prior_shift=True)
     plain = shares_of(labels, np.arange(1.0, 5.0), prior_shift=False)
@@ -66,11 +66,11 @@ def test_labels_without_doubt_need_no_shift():
 
 def test_unparsed_mass_may_belong_to_any_domain_so_it_widens_every_interval():
     labels = np.eye(2)[[0] * 60 + [1] * 20]
-    whole = estimate(labels, np.ones(80), prior_shift=False, seed=0)
+    parsed = estimate(labels, np.ones(80), prior_shift=False, seed=0)
     labels = np.concatenate([labels, np.zeros((20, 2))])
     found = estimate(labels, np.ones(100), prior_shift=False, seed=0)
     assert found.unparsed_rate == pytest.approx(0.2)
-    assert found.sequences.shares_K == pytest.approx(whole.sequences.shares_K)
+    assert found.sequences.shares_K == pytest.approx(parsed.sequences.shares_K)
     assert found.sequences.lower_K[0] <= 0.6
     assert found.sequences.upper_K[0] >= 0.8
     assert found.sequences.lower_K[1] <= 0.2
@@ -103,13 +103,13 @@ def test_one_long_sequence_among_short_ones_leaves_room_for_a_large_share_of_tok
     assert found.tokens.upper_K[1] == pytest.approx(1 - 0.025 ** (6 / 16))
 
 
-def test_of_a_domain_never_seen_the_unparsed_mass_comes_on_top():
+def test_the_interval_of_a_domain_never_seen_includes_the_unparsed_mass():
     labels = np.concatenate([np.eye(2)[[0] * 80], np.zeros((20, 2))])
     found = estimate(labels, np.ones(100), prior_shift=False, seed=0)
     assert found.sequences.upper_K[1] == pytest.approx((1 - 0.025 ** (1 / 80)) * 0.8 + 0.2)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_about_95_percent_of_the_intervals_contain_the_truth():
     inside = 0
     for seed in range(60):
         labels = overlapping_labels((0.8, 0.2), num=400, seed=seed)

@@ -1,4 +1,4 @@
-"""Drawing from a model: its own distribution, a batch a function of its number, sequences ended where they end."""
+"""Drawing from a model: its own distribution, one batch for one number, sequences that stop at their end token."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone(base):
     assert generator(base, seed=1).draw(0) != batches[0]
 
 
-def test_drawing_leaves_the_random_numbers_of_others_alone(base):
+def test_drawing_does_not_change_the_global_random_state(base):
     torch.manual_seed(5)
     expected = torch.rand(3).tolist()
     torch.manual_seed(5)
@@ -57,7 +57,7 @@ def test_the_models_own_generation_settings_do_not_narrow_the_distribution(base)
     assert len({sequence.text for sequence in drawn}) == 8
 
 
-def test_first_tokens_come_with_the_models_own_probabilities(base):
+def test_first_tokens_follow_the_models_own_probabilities(base):
     causal_lm, tokenizer = load(base)
     with torch.no_grad():
         causal_lm.model.norm.weight.mul_(12)  # tied weights make the beginning token likely to come again

@@ -28,7 +28,7 @@ def divided(folder, **changes):
     return read_divided_texts(DataConfig(folder=folder), **{**settings, **changes})
 
 
-def test_rows_are_divided_in_every_domain_and_none_stands_on_two_sides(tmp_path):
+def test_records_of_every_domain_are_divided_and_none_is_in_two_parts(tmp_path):
     texts = divided(write_domains(tmp_path, num_rows=100))
     assert [len(part) for part in (texts.fit, texts.calibrate, texts.test)] == [140, 30, 30]
     assert texts.test.domain_ids == [0] * 15 + [1] * 15  # code, law
@@ -36,13 +36,13 @@ def test_rows_are_divided_in_every_domain_and_none_stands_on_two_sides(tmp_path)
     assert len(set.union(*parts)) == 200
 
 
-def test_rows_that_say_the_same_count_once_and_bad_ones_not_at_all(tmp_path):
+def test_equal_records_count_once_and_invalid_ones_not_at_all(tmp_path):
     folder = write_domains(tmp_path, num_rows=40, domains=("law", "code"))
     write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(40, topic="law")] * 3 + ["no json", {"messages": []}])
     assert len(divided(folder).fit) == 2 * 28
 
 
-def test_the_rows_with_the_smallest_hashes_are_kept_whatever_the_order():
+def test_the_records_with_the_smallest_hashes_are_kept_whatever_the_order():
     rows = [(7, "g"), (3, "c"), (9, "i"), (3, "c"), (1, "a"), (9, "i"), (5, "e")]
     expected = {1: "a", 3: "c", 5: "e"}
     assert texts_with_smallest_hashes(rows, num_texts=3) == expected
@@ -91,36 +91,36 @@ def test_the_sample_of_a_large_domain_is_that_of_sorting_all_its_rows(tmp_path):
 
 
 def test_texts_are_cut_where_a_sequence_would_be():
-    [cut, whole] = cut_texts(["the answer is seven " * 9, "a"], tokenizer=tiny_tokenizer(), max_tokens=4)
+    [cut, short] = cut_texts(["the answer is seven " * 9, "a"], tokenizer=tiny_tokenizer(), max_tokens=4)
     assert len(tiny_tokenizer().encode(cut, add_special_tokens=False)) == 4
-    assert whole == "a"
+    assert short == "a"
 
 
-def test_a_domain_with_too_few_rows_is_named(tmp_path):
+def test_a_domain_with_too_few_records_is_refused(tmp_path):
     folder = write_domains(tmp_path, num_rows=40)
     write_jsonl(folder / "train" / "law.jsonl", chat_rows(19))
     with pytest.raises(ValueError, match=r"data.folder: domain 'law' has 19 different rows, the classifier needs 20"):
         divided(folder)
 
 
-def test_one_domain_has_no_mixture(tmp_path):
+def test_a_single_domain_is_refused(tmp_path):
     folder = write_domains(tmp_path, domains=("law",))
     with pytest.raises(ValueError, match=r"data: one domain alone \(law\)"):
         domain_set_of(DataConfig(folder=folder), cache_dir=tmp_path)
 
 
-def test_the_classifier_tells_domains_apart_and_says_how_well(tmp_path):
+def test_the_classifier_separates_domains_and_reports_its_accuracy(tmp_path):
     labeller = ClassifierLabeller(divided(write_domains(tmp_path, num_rows=200)), num_domains=2)
     labels = labeller.label(["law: what is 900 plus 900?\nIt is 1800.", "code: what is 950 plus 950?"])
     assert labels.sum(axis=1) == pytest.approx(1.0)
     assert labels.argmax(axis=1).tolist() == [1, 0]
-    said = labeller.describe()
-    assert said["accuracy"] == 1.0
-    assert said["calibration_error"] < 0.1
-    assert said["num_rows"] == {"fit": 280, "calibrate": 60, "test": 60}
+    description = labeller.describe()
+    assert description["accuracy"] == 1.0
+    assert description["calibration_error"] < 0.1
+    assert description["num_rows"] == {"fit": 280, "calibrate": 60, "test": 60}
 
 
-def test_rows_nobody_can_tell_apart_get_even_labels_and_the_accuracy_says_so(tmp_path):
+def test_indistinguishable_records_get_even_labels_and_a_low_accuracy(tmp_path):
     rows = chat_rows(400)
     random.Random(0).shuffle(rows)
     write_jsonl(tmp_path / "train" / "law.jsonl", rows[:200])

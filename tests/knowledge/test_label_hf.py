@@ -24,7 +24,7 @@ def labeller(model, folder):
     return LocalLabeller(settings, question=question, folder=folder, cache_dir=folder)
 
 
-def test_a_label_is_the_names_likelihoods_each_computed_alone_divided_by_their_sum(model, tmp_path):
+def test_a_label_is_the_normalised_likelihoods_of_the_names_each_computed_alone(model, tmp_path):
     found = labeller(model, tmp_path)
     label = found.label(["Who owns the house?"])[0]
     prompt = found._ids(found._prompt("Who owns the house?"))
@@ -45,7 +45,7 @@ def test_the_prompt_ends_where_the_answer_begins(model, tmp_path):
     assert prompt.endswith("<|assistant|>\n")
 
 
-def test_labels_are_kept_and_not_computed_again(model, tmp_path, monkeypatch):
+def test_labels_are_stored_and_not_computed_again(model, tmp_path, monkeypatch):
     first = labeller(model, tmp_path).label(["a", "b"])
     second = labeller(model, tmp_path)
     monkeypatch.setattr(second, "_label", lambda text: pytest.fail(f"asked again: {text}"))
@@ -61,6 +61,6 @@ def test_detection_with_a_local_model_leaves_nothing_unparsed(model, tmp_path):
     assert found.labeller["name"] == "hf"
 
 
-def test_a_model_that_is_not_there_is_reported_under_its_own_key(tmp_path):
+def test_a_missing_model_is_reported_with_its_own_key(tmp_path):
     with pytest.raises(ValueError, match=r"detect.hf.name_or_path: 'no/such' is no folder, nor found on the Hub"):
         labeller("no/such", tmp_path)

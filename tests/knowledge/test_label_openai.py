@@ -1,6 +1,9 @@
-"""The endpoint labeller against a server of our own: failures, limits, odd answers, a key that goes nowhere else."""
+"""The endpoint labeller against a local server: failures, limits, odd answers, a secret key, several threads."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,7 +14,7 @@ from command_line import command_of, write_recipe
 
 from versatune_ds.config import EndpointConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.knowledge.label_openai import EndpointLabeller, read_answer
+from versatune_ds.knowledge.label_openai import EndpointLabeller, ask_in_threads, read_answer
 from versatune_ds.knowledge.questions import Question
 
 DOMAINS = DomainSet(("law", "code", "Real estate"))
@@ -19,7 +22,7 @@ KEY = "sk-very-secret-0815"
 
 
 class Server(ThreadingHTTPServer):
-    """Answer as scripted: each request takes the next entry of `script`, then `answer` for ever."""
+    """Answer each request with the next entry of `script`, and with `answer` after the last."""
 
     daemon_threads = True
 
@@ -35,7 +38,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speak enough of the protocol."""
+    """Implement the part of the protocol that the client uses."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -93,6 +96,7 @@ def labeller(server, folder, **settings):
         ('{"law": 0}', [0, 0, 0]),
         ('{"law": -1, "code": 2}', [0, 0, 0]),
         ('{"law": NaN}', [0, 0, 0]),
+        pytest.param('{"law": 1' + "0" * 400 + "}", [0, 0, 0], id="beyond a float"),
         ('{"law": true}', [0, 0, 0]),
         ('{"law": "high"}', [0, 0, 0]),
         ('["law"]', [0, 0, 0]),
@@ -105,7 +109,7 @@ def test_an_answer_is_read_as_probabilities_or_counts_as_unparsed(answer, label)
     assert read_answer(answer, DOMAINS) == pytest.approx(np.array(label))
 
 
-def test_the_question_names_the_domains_and_shows_the_text_cut(server, tmp_path):
+def test_the_question_lists_the_domains_and_shows_the_shortened_text(server, tmp_path):
     labeller(server, tmp_path).label(["x" * 99])
     [request] = server.requests
     assert (request["model"], request["temperature"]) == ("judge", 0.0)
@@ -114,7 +118,7 @@ def test_the_question_names_the_domains_and_shows_the_text_cut(server, tmp_path)
     assert f"-----\n{'x' * 50}\n-----" in message["content"]
 
 
-def test_failures_and_limits_are_tried_again_as_long_as_the_server_asks(server, tmp_path):
+def test_failures_and_rate_limits_are_retried(server, tmp_path):
     server.script = [(500, "", {}), (429, "", {"Retry-After": "0.2"}), (503, "", {})]
     label = labeller(server, tmp_path).label(["a text"])
     assert label.tolist() == [[1.0, 0.0, 0.0]]
@@ -147,7 +151,7 @@ def test_unreadable_answers_are_labels_without_mass_and_not_asked_again(server, 
     assert len(server.requests) == 2
 
 
-def test_no_text_is_asked_about_twice_and_another_model_is_asked_anew(server, tmp_path):
+def test_no_text_is_asked_about_twice_except_with_another_model(server, tmp_path):
     first = labeller(server, tmp_path)
     assert first.label(["a", "b", "a"]).shape == (3, 3)
     assert len(server.requests) == 2
@@ -155,7 +159,7 @@ def test_no_text_is_asked_about_twice_and_another_model_is_asked_anew(server, tm
     assert len(server.requests) == 3
 
 
-def test_an_answer_cut_off_by_a_kill_is_asked_for_again(server, tmp_path):
+def test_an_answer_cut_off_by_a_kill_is_requested_again(server, tmp_path):
     labeller(server, tmp_path, concurrency=1).label(["a", "b"])
     path = tmp_path / "labels-openai.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
@@ -165,13 +169,13 @@ def test_an_answer_cut_off_by_a_kill_is_asked_for_again(server, tmp_path):
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
 
 
-def test_as_many_requests_are_under_way_as_the_recipe_says(server, tmp_path):
-    server.barrier = threading.Barrier(3)  # breaks, and the requests fail, unless three wait at a time
+def test_the_recipe_sets_the_number_of_concurrent_requests(server, tmp_path):
+    server.barrier = threading.Barrier(3)  # breaks, so that the requests fail, unless three wait at a time
     labeller(server, tmp_path, concurrency=3, max_retries=0).label(["a", "b", "c"])
     assert not server.barrier.broken
 
 
-def test_the_key_is_sent_to_the_server_and_written_nowhere(server, tmp_path, capsys):
+def test_the_key_is_sent_to_the_server_and_never_written(server, tmp_path, capsys):
     base = save_base_model(tmp_path / "model")
     config = detect_config(
         tmp_path / "runs", base, "detect.labeller=openai", f"detect.openai={{url: '{server.url}', model: judge}}"
@@ -192,7 +196,7 @@ def test_the_key_is_sent_to_the_server_and_written_nowhere(server, tmp_path, cap
 
 
 @pytest.mark.parametrize("url", ["https://me:word@host:8000/v1", "https://host/v1?token=abc", "host:8000"])
-def test_an_address_that_may_hold_a_secret_is_refused_since_the_recipe_is_recorded(url):
+def test_an_address_that_may_contain_a_secret_is_refused_since_the_recipe_is_recorded(url):
     with pytest.raises(ValueError, match="without user, password and query"):
         EndpointConfig(url=url, model="judge")
 
@@ -202,3 +206,58 @@ def test_openais_own_endpoint_needs_a_key_and_another_address_does_not(server, t
     with pytest.raises(ValueError, match=r"detect.openai: set OPENAI_API_KEY, or detect.openai.url"):
         labeller(server, tmp_path, url=None)
     labeller(server, tmp_path).label(["a"])
+
+
+# Several questions at a time.
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background ignores it
+from versatune_ds.knowledge.label_openai import ask_in_threads
+
+def ask(question):
+    if question == "second":
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+        time.sleep(600)
+    return "yes"
+
+for question, answer in ask_in_threads(ask, ["first", "second"], num_threads=2):
+    print(question, answer, flush=True)
+"""
+
+
+@pytest.mark.parametrize("num_threads", [1, 3, 20])
+def test_every_question_is_answered_once(num_threads):
+    questions = [str(i) for i in range(10)]
+    assert sorted(ask_in_threads(lambda q: q * 2, questions, num_threads=num_threads)) == [
+        (q, q * 2) for q in questions
+    ]
+    assert list(ask_in_threads(str, [], num_threads=num_threads)) == []
+
+
+def test_as_many_questions_are_pending_as_there_are_threads():
+    barrier = threading.Barrier(3)  # breaks, and the questions fail, unless three wait at a time
+    ask = lambda question: str(barrier.wait(timeout=20) >= 0)  # noqa: E731
+    assert len(list(ask_in_threads(ask, ["a", "b", "c"], num_threads=3))) == 3
+
+
+def test_a_failure_is_raised_and_no_further_question_is_asked():
+    asked = []
+
+    def ask(question):
+        asked.append(question)
+        if question == "bad":
+            raise RuntimeError("no answer")
+        return "yes"
+
+    with pytest.raises(RuntimeError, match="no answer"):
+        list(ask_in_threads(ask, ["good", "bad", *map(str, range(100_000))], num_threads=1))
+    assert len(asked) < 100_000
+
+
+def test_ctrl_c_ends_the_program_while_an_answer_is_pending():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGINT, done.stderr
+    assert done.stdout == "first yes\n"
+    assert "KeyboardInterrupt" in done.stderr

@@ -1,4 +1,4 @@
-"""Sequences on disk: whole batches or none, and what counts as empty and repetitive."""
+"""Sequences on disk: complete batches only, and which sequences count as empty and repetitive."""
 
 import pytest
 
@@ -9,7 +9,7 @@ def drawn(text):
     return DrawnSequence(text=text, num_tokens=3, is_cut=False, repeated_share=0.0)
 
 
-def test_batches_come_back_in_the_order_of_their_numbers_whatever_order_they_were_added_in(tmp_path):
+def test_batches_are_returned_by_number_whatever_order_they_were_added_in(tmp_path):
     store = SequenceStore(tmp_path / "new" / "sequences.jsonl")
     store.add(1, [drawn("c"), drawn("d")])
     store.add(0, [drawn("a"), drawn("b")])
@@ -19,7 +19,7 @@ def test_batches_come_back_in_the_order_of_their_numbers_whatever_order_they_wer
         assert 2 not in found
 
 
-def test_a_batch_cut_off_by_a_kill_is_gone_and_the_next_one_is_whole(tmp_path):
+def test_a_batch_cut_off_by_a_kill_is_dropped_and_the_next_one_is_complete(tmp_path):
     store = SequenceStore(tmp_path / "sequences.jsonl")
     store.add(0, [drawn("a")])
     store.add(1, [drawn("line\nend")])

@@ -1,4 +1,4 @@
-"""Signals find the ranks: those in the launcher's session, and those that came over ssh, by where they meet."""
+"""Signals reach the ranks: those in the launcher's session, and those over ssh, found by their rendezvous's port."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def process():
         one.wait()
 
 
-def test_ranks_are_found_in_the_session_or_by_their_port_and_launchers_are_not(process):
+def test_ranks_are_found_by_session_or_port_and_launchers_are_excluded(process):
     here, launcher = process(LOCAL_RANK="0", MASTER_PORT="1"), process(MASTER_PORT="50123")
     over_ssh, other = process(MASTER_PORT="50123", LOCAL_RANK="0"), process(MASTER_PORT="501234", LOCAL_RANK="0")
     assert rank_pids(session=here) == [here]
@@ -35,7 +35,7 @@ def test_ranks_are_found_in_the_session_or_by_their_port_and_launchers_are_not(p
     assert other not in rank_pids(session=launcher, port="50123")
 
 
-def test_what_a_rank_has_started_is_not_told():
+def test_child_processes_of_a_rank_get_no_signal():
     child = ["bash", "-c", "sleep 60 & echo $!; wait"]
     environ = {"PATH": os.environ["PATH"], "LOCAL_RANK": "0", "MASTER_PORT": "50124"}
     with subprocess.Popen(child, env=environ, start_new_session=True, stdout=subprocess.PIPE, text=True) as rank:
@@ -44,7 +44,7 @@ def test_what_a_rank_has_started_is_not_told():
         os.killpg(rank.pid, signal.SIGKILL)
 
 
-def test_a_launcher_that_hands_signals_on_is_told_itself():
+def test_a_launcher_that_forwards_signals_gets_them_itself():
     code = (
         "import os, signal, subprocess, sys, threading, time\n"
         "from versatune_ds.launch.forward_signals import run_and_forward\n"
@@ -56,7 +56,7 @@ def test_a_launcher_that_hands_signals_on_is_told_itself():
     assert run_and_forward(["true"]) == 0
 
 
-def test_a_rank_that_ends_while_it_is_told_stops_nobody(monkeypatch):
+def test_a_rank_that_ends_before_its_signal_arrives_is_no_error(monkeypatch):
     gone = subprocess.Popen(["true"])
     gone.wait()
     monkeypatch.setattr("versatune_ds.launch.forward_signals.rank_pids", lambda **_: [gone.pid])

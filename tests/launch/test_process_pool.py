@@ -1,4 +1,4 @@
-"""Processes that share work: their places, which GPU each sees (decided without one), errors, and their end."""
+"""Processes that share work: their ranks, the GPU that each sees (tested without one), errors, and how they end."""
 
 import multiprocessing
 import os
@@ -7,9 +7,10 @@ import time
 from functools import partial
 
 import pytest
+import torch
 
-from versatune_ds.comparison.jobs import num_jobs_of
-from versatune_ds.launch.process_pool import Job, ProcessPool, gpus_of, places, run_jobs, start_job
+from versatune_ds.comparison.compare import num_jobs_of
+from versatune_ds.launch.process_pool import Job, ProcessPool, gpu_names, places, run_jobs, start_job
 
 
 def load_place(folder, world):
@@ -24,7 +25,7 @@ def add_to_rank(world, item):
     return item + 100 * world.world_size
 
 
-def test_one_process_works_here_and_loads_once(tmp_path):
+def test_a_pool_of_one_works_in_this_process_and_loads_once(tmp_path):
     with ProcessPool(partial(load_place, tmp_path), num_processes=1) as pool:
         assert list(pool.map(add_to_rank, [1, 2])) == [(1, 101), (2, 102)]
         assert list(pool.map(add_to_rank, [3])) == [(3, 103)]
@@ -33,7 +34,7 @@ def test_one_process_works_here_and_loads_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_have_places_of_their_own_load_once_and_raise_in_their_own_words(tmp_path):
+def test_each_process_of_a_pool_has_a_rank_loads_once_and_its_errors_reach_the_caller(tmp_path):
     with ProcessPool(partial(load_place, tmp_path), num_processes=2) as pool:
         assert dict(pool.map(add_to_rank, range(6))) == {i: i + 200 for i in range(6)}
         with pytest.raises(ValueError, match=r"^detect\.sampling: thirteen$"):
@@ -43,13 +44,15 @@ def test_several_processes_have_places_of_their_own_load_once_and_raise_in_their
     assert str(os.getpid()) not in {name.rpartition("-")[2] for name in names}
 
 
-def test_gpus_are_named_as_the_variable_names_them():
-    assert gpus_of(2, visible="") == ("0", "1")
-    assert gpus_of(2, visible="4, 6") == ("4", "6")
-    assert gpus_of(0, visible="4,6") == ()
+@pytest.mark.parametrize(("count", "visible", "names"), [(2, "", ("0", "1")), (2, "4, 6", ("4", "6")), (0, "4,6", ())])
+def test_gpus_have_the_names_that_the_environment_gives_them(monkeypatch, count, visible, names):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_names() == names
 
 
-def test_there_is_one_job_a_gpu_or_one_a_core_unless_asked_otherwise(monkeypatch):
+def test_there_is_one_job_a_gpu_or_one_a_core_unless_a_number_is_given(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     assert num_jobs_of(None, gpus=("0", "1")) == 2
     assert num_jobs_of(None, gpus=()) == 3
@@ -58,12 +61,12 @@ def test_there_is_one_job_a_gpu_or_one_a_core_unless_asked_otherwise(monkeypatch
         num_jobs_of(0, gpus=())
 
 
-def test_every_gpu_has_a_job_before_one_has_two():
+def test_every_gpu_gets_a_job_before_any_gets_two():
     assert places(3, gpus=("4", "6")) == ["4", "6", "4"]
     assert places(2, gpus=()) == [None, None]
 
 
-def test_a_job_that_fails_stops_no_other_and_its_log_says_why(tmp_path):
+def test_a_job_that_fails_stops_no_other_and_its_log_has_the_reason(tmp_path):
     def broken():
         raise RuntimeError("no disk")
 
@@ -75,7 +78,7 @@ def test_a_job_that_fails_stops_no_other_and_its_log_says_why(tmp_path):
     assert "no disk" in (tmp_path / "logs" / "broken").read_text()
 
 
-def test_a_job_is_told_to_stop_when_the_process_that_started_it_is_killed(tmp_path):
+def test_a_job_gets_a_signal_when_its_parent_is_killed(tmp_path):
     def work():
         signal.signal(signal.SIGTERM, lambda number, frame: (tmp_path / "told").touch())
         (tmp_path / "begun").touch()
@@ -106,7 +109,7 @@ def sees_gpu_six():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [None, "4,6"])
-def test_a_process_sees_its_gpu_alone_and_its_parent_what_it_saw_before(tmp_path, monkeypatch, before):
+def test_a_job_sees_only_its_gpu_and_the_parents_variable_is_restored(tmp_path, monkeypatch, before):
     if before is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from tiny_run import ROOT, losses_by_step, read_lines, tiny_config
 
-from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.config import DataConfig, DomainFiles, load_config
 from versatune_ds.data.sources.domain_files import check_data_files
 from versatune_ds.distributed import World
 from versatune_ds.launch import start as launch_module
@@ -28,7 +28,7 @@ from versatune_ds.launch.launchers import (
     read_hostfile,
 )
 from versatune_ds.launch.start import LaunchOptions, check_processes, device_flag, launch
-from versatune_ds.training.start_checks import StartCheckInput, check_start, check_started_once
+from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.worker import choose_device, device_index, num_local_processes, set_threads, take_place
 
 NO_FILE = "no such file or folder: 'gone.jsonl'; a Hub data set is written {hub: owner/name}"
@@ -50,14 +50,14 @@ def versatune(*arguments):
 
 @pytest.fixture(scope="module")
 def launched(recipe):
-    """Train `launched` for 6 steps on 2 processes and return what the command said."""
+    """Train `launched` for 6 steps on 2 processes and return the finished command."""
     result = versatune("train", recipe, "--processes", 2, "run.name=launched", "train.steps=6")
     assert result.returncode == 0, result.stderr
     return result
 
 
 @pytest.mark.slow
-def test_train_starts_two_processes_ends_with_the_table_and_a_second_call_only_shows_it(recipe, launched):
+def test_train_starts_two_processes_and_prints_the_table_and_a_second_call_only_prints_it(recipe, launched):
     first = launched
     run_dir = recipe.parent / "launched"
     assert f"run directory  {run_dir}" in first.stdout
@@ -106,7 +106,7 @@ def test_a_mistake_in_the_recipe_is_reported_before_any_process_is_started(recip
         ),
     ],
 )
-def test_what_is_missing_is_reported_before_any_process_is_started(tmp_path, monkeypatch, override, message):
+def test_a_missing_file_is_reported_before_any_process_is_started(tmp_path, monkeypatch, override, message):
     monkeypatch.setattr(launch_module, "run_ranks", lambda *arguments, **settings: pytest.fail("started"))
     values = tiny_config(tmp_path).model_dump(mode="json", exclude_defaults=True)
     key = override.partition("=")[0]
@@ -118,7 +118,7 @@ def test_what_is_missing_is_reported_before_any_process_is_started(tmp_path, mon
         launch(path, [override], options=LaunchOptions(processes=1))
 
 
-def test_what_a_job_before_this_one_makes_may_be_missing_when_it_is_submitted(tmp_path):
+def test_files_that_an_earlier_job_makes_may_be_missing_at_submission(tmp_path):
     config = tiny_config(
         tmp_path, "data.synthetic=null", "data.folder=gone", "model={name_or_path: ./gone}",
         "slurm.dependency=afterok:7",
@@ -126,7 +126,7 @@ def test_what_a_job_before_this_one_makes_may_be_missing_when_it_is_submitted(tm
     check_start(StartCheckInput(config=config, stage="submit"))
 
 
-def test_a_data_set_of_the_hub_is_not_fetched_to_see_whether_it_is_there(tmp_path, monkeypatch):
+def test_a_data_set_of_the_hub_is_not_downloaded_by_the_start_checks(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, **settings: pytest.fail("fetched"))
     hub = DataConfig(domains={"law": DomainFiles(train=({"hub": "owner/name"},), valid=())})
     check_data_files(hub, cache_dir=tmp_path)
@@ -134,7 +134,7 @@ def test_a_data_set_of_the_hub_is_not_fetched_to_see_whether_it_is_there(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_a_real_mpirun_makes_one_world_with_the_losses_of_the_deepspeed_launcher(recipe, launched, num_processes):
+def test_a_real_mpirun_trains_to_the_losses_of_the_deepspeed_launcher(recipe, launched, num_processes):
     mpirun = Path(sys.executable).with_name("mpirun")
     if not mpirun.is_file() or importlib.util.find_spec("mpi4py") is None:
         pytest.skip(f"needs mpi4py and {mpirun}: pip install -e '.[mpi]'")
@@ -158,7 +158,7 @@ def served_tokens(run_dir):
     return [{key: value for key, value in line.items() if key.endswith("/num_tokens")} for line in lines]
 
 
-def test_each_launcher_gets_the_words_that_a_user_would_type(tmp_path):
+def test_each_launchers_command_is_what_a_user_would_type(tmp_path):
     hostfile, four = tmp_path / "hosts", Layout(processes=4)
     two = Layout(processes=2, hosts={"a": 2, "b": 2}, nodes=2)
     torchrun = launcher_command("torchrun", four, hostfile=None, devices="")
@@ -181,19 +181,19 @@ def test_each_launcher_gets_the_words_that_a_user_would_type(tmp_path):
         ("srun", Layout(processes=1, nodes=2), True, r"^--hostfile: srun reads none; Slurm chooses the machines"),
     ],
 )
-def test_what_a_launcher_cannot_do_is_refused(launcher, layout, has_hostfile, message):
+def test_a_layout_that_the_launcher_cannot_start_is_refused(launcher, layout, has_hostfile, message):
     with pytest.raises(ValueError, match=message):
         launcher_command(launcher, layout, hostfile=Path("hosts") if has_hostfile else None, devices="")
 
 
-def test_inside_an_allocation_srun_starts_the_processes_unless_another_launcher_is_asked_for():
+def test_inside_an_allocation_srun_is_the_launcher_unless_another_is_requested():
     assert choose_launcher(None, environ={}) == "deepspeed"
     assert choose_launcher(None, environ={"SLURM_JOB_ID": "7"}) == "srun"
     assert choose_launcher("mpirun", environ={"SLURM_JOB_ID": "7"}) == "mpirun"
 
 
 @pytest.mark.parametrize(("exit_code", "is_refused"), [(0, False), (1, True)])
-def test_variables_of_a_job_that_slurm_does_not_know_are_named(tmp_path, monkeypatch, exit_code, is_refused):
+def test_stale_variables_of_an_unknown_slurm_job_are_refused(tmp_path, monkeypatch, exit_code, is_refused):
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit {exit_code}\n")
     scontrol.chmod(0o755)
@@ -208,10 +208,10 @@ def test_variables_of_a_job_that_slurm_does_not_know_are_named(tmp_path, monkeyp
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_NUM_NODES": "4"}
 
 
-def test_within_a_step_of_srun_nothing_waits_for_what_the_step_itself_holds(monkeypatch):
+def test_within_a_step_of_srun_the_processes_share_the_steps_resources(monkeypatch):
     assert choose_launcher(None, environ=STEP) == "deepspeed"
     assert choose_launcher(None, environ=STEP, num_nodes=2) == "srun"
-    interactive = {**STEP, "SLURM_STEP_ID": str(2**32 - 6)}  # the shell of salloc, which holds nothing
+    interactive = {**STEP, "SLURM_STEP_ID": str(2**32 - 6)}  # the shell of salloc, which has no resources of its own
     assert choose_launcher(None, environ=interactive) == "srun"
     assert [num_nodes_given(environ) for environ in (STEP, interactive, {})] == [1, 4, 1]
     for environ, has_overlap in ((STEP, True), (interactive, False), ({"SLURM_JOB_ID": "7"}, False)):
@@ -229,7 +229,8 @@ def test_a_command_that_srun_started_as_several_tasks_is_refused_but_not_in_a_sh
     with pytest.raises(ValueError, match=r"^srun started this command 4 times \(SLURM_STEP_NUM_TASKS\)"):
         launch(recipe, [], options=LaunchOptions())
     for changed in ({"SLURM_PTY_PORT": "40001"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_ID": str(2**32 - 5)}):
-        check_started_once({**STEP, "SLURM_STEP_NUM_TASKS": "4", **changed})
+        environ = {**STEP, "SLURM_STEP_NUM_TASKS": "4", **changed}
+        check_start(StartCheckInput(config=load_config(recipe, []), stage="detect", environ=environ))
 
 
 def test_a_hostfile_names_machines_and_their_processes(tmp_path):
@@ -248,7 +249,7 @@ def test_a_hostfile_names_machines_and_their_processes(tmp_path):
         read_hostfile(Path("nowhere"), nodes=None, processes=None)
 
 
-def test_a_list_of_visible_gpus_is_handed_on_as_the_first_of_them_in_order():
+def test_the_deepspeed_launcher_gets_the_first_visible_gpus_in_order():
     assert device_flag(2, cuda_visible_devices="") == "--num_gpus=2"
     assert device_flag(2, cuda_visible_devices="2,3") == "--include=localhost:2,3"
     assert device_flag(1, cuda_visible_devices="5, 1") == "--include=localhost:5"
@@ -259,14 +260,14 @@ def test_a_list_of_visible_gpus_is_handed_on_as_the_first_of_them_in_order():
     assert not any("--num_gpus" in argument for argument in command)
 
 
-def test_the_deepspeed_launcher_reads_that_flag_as_those_gpus():
+def test_deepspeed_parses_the_include_flag_as_those_gpus():
     from deepspeed.launcher.runner import parse_args, parse_inclusion_exclusion
 
     include = parse_args([device_flag(2, cuda_visible_devices="3,1,0"), "train.py"]).include
     assert dict(parse_inclusion_exclusion({"localhost": 4}, include, "")) == {"localhost": [1, 3]}
 
 
-def test_the_number_of_processes_is_one_per_gpu_or_as_asked():
+def test_the_number_of_processes_is_one_per_gpu_unless_given():
     assert [check_processes(None, num_gpus=n) for n in (0, 1, 8)] == [1, 1, 8]
     assert [check_processes(3, num_gpus=n) for n in (0, 3, 8)] == [3, 3, 3]
 
@@ -280,7 +281,7 @@ def test_the_number_of_processes_is_one_per_gpu_or_as_asked():
         (5, 4, r"^--processes=5: expected 1 to 4, the GPUs seen on this machine; DS_ACCELERATOR=cpu trains without"),
     ],
 )
-def test_an_impossible_number_of_processes_is_named(processes, num_gpus, message):
+def test_an_impossible_number_of_processes_is_refused(processes, num_gpus, message):
     with pytest.raises(ValueError, match=message):
         check_processes(processes, num_gpus=num_gpus)
 
@@ -307,7 +308,7 @@ def four_gpus(monkeypatch):
         ("cpu", None, None, ["--num_gpus=1"]),
     ],
 )
-def test_launch_takes_the_visible_gpus_unless_the_cpu_is_asked_for(
+def test_launch_uses_the_visible_gpus_unless_the_cpu_is_chosen(
     monkeypatch, four_gpus, recipe, accelerator, visible, processes, expected
 ):
     for name, value in (("DS_ACCELERATOR", accelerator), ("CUDA_VISIBLE_DEVICES", visible)):
@@ -322,7 +323,7 @@ def test_launch_takes_the_visible_gpus_unless_the_cpu_is_asked_for(
     assert os.environ["DS_ACCELERATOR"] == (accelerator or "cuda")
 
 
-def test_gpus_named_by_uuid_stop_the_deepspeed_launcher_alone(monkeypatch, four_gpus, recipe):
+def test_gpus_named_by_uuid_are_refused_by_the_deepspeed_launcher_only(monkeypatch, four_gpus, recipe):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8e5a,GPU-91c0")
     commands = []
     run_and_forward = "versatune_ds.launch.start.run_and_forward"
@@ -333,21 +334,21 @@ def test_gpus_named_by_uuid_stop_the_deepspeed_launcher_alone(monkeypatch, four_
         launch(recipe, [], options=LaunchOptions(launcher="deepspeed", processes=2))
 
 
-def test_a_process_takes_the_gpu_of_its_local_rank_or_the_cpu_when_asked(monkeypatch, four_gpus):
+def test_a_process_uses_the_gpu_of_its_local_rank_or_the_cpu_if_chosen(monkeypatch, four_gpus):
     assert choose_device(World(rank=7, world_size=8, local_rank=3)) == torch.device("cuda", 3)
     assert four_gpus == [torch.device("cuda", 3)]
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert choose_device(World(rank=7, world_size=8, local_rank=3)) == torch.device("cpu")
 
 
-def test_every_process_is_told_when_they_outnumber_the_gpus(monkeypatch, four_gpus):
+def test_more_processes_than_gpus_is_an_error_on_every_process(monkeypatch, four_gpus):
     monkeypatch.setenv("MPI_LOCALNRANKS", "5")
     for local_rank in (0, 4):
         with pytest.raises(ValueError, match=r"^5 processes on this machine see 4 GPUs: expected a GPU for each"):
             choose_device(World(rank=local_rank, world_size=5, local_rank=local_rank))
 
 
-def test_a_machine_with_too_few_gpus_names_itself_where_rank_zero_is_on_another(monkeypatch, four_gpus, caplog):
+def test_a_machine_with_too_few_gpus_logs_its_name_where_rank_zero_is_on_another(monkeypatch, four_gpus, caplog):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     monkeypatch.setattr("versatune_ds.training.worker.set_threads", lambda: None)
     for local_rank in range(2):
@@ -357,7 +358,7 @@ def test_a_machine_with_too_few_gpus_names_itself_where_rank_zero_is_on_another(
     assert record.getMessage().startswith(f"{platform.node()}: 8 processes on this machine see 4 GPUs")
 
 
-def test_a_process_that_was_given_one_gpu_takes_number_zero(monkeypatch, four_gpus):
+def test_a_process_that_sees_one_gpu_uses_index_zero(monkeypatch, four_gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     world = World(rank=3, world_size=4, local_rank=3)
     with pytest.raises(ValueError, match=r"^4 processes on this machine see 1 GPUs"):
@@ -380,7 +381,7 @@ def test_a_process_that_was_given_one_gpu_takes_number_zero(monkeypatch, four_gp
         ({"MPI_LOCALNRANKS": "16"}, 8, 1),
     ],
 )
-def test_threads_share_the_machine_but_not_what_a_process_was_bound_to(monkeypatch, environ, num_cores, expected):
+def test_processes_divide_the_machines_cores_but_not_those_they_are_bound_to(monkeypatch, environ, num_cores, expected):
     names = ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
     for name in names:
         monkeypatch.delenv(name, raising=False)
@@ -394,7 +395,7 @@ def test_threads_share_the_machine_but_not_what_a_process_was_bound_to(monkeypat
     assert chosen == [expected]
 
 
-def test_a_batch_jobs_tasks_per_node_say_nothing_of_a_lone_process(monkeypatch):
+def test_a_batch_jobs_tasks_per_node_do_not_count_for_a_single_process(monkeypatch):
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
@@ -405,8 +406,10 @@ def test_a_batch_jobs_tasks_per_node_say_nothing_of_a_lone_process(monkeypatch):
     ("overrides", "message"),
     [
         (["mixture.policy=no_such_module:X"], r"^mixture\.policy: no_such_module:X: cannot import 'no_such_module'"),
-        (["mixture.policy=steer", "mixture.target=laws"],
-         r"^mixture\.target: unknown domain 'laws'; did you mean 'law'"),
+        (
+            ["mixture.policy=steer", "mixture.target=laws"],
+            r"^mixture\.target: unknown domain 'laws'; did you mean 'law'",
+        ),
     ],
 )
 def test_a_policy_and_a_target_that_do_not_exist_are_found_before_any_process_is_started(tmp_path, overrides, message):

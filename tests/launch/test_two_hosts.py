@@ -14,7 +14,7 @@ PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh", "ip", "unshare", "setpriv")
 
 
 @pytest.mark.slow
-def test_a_hostfile_trains_over_ssh_to_the_losses_of_one_machine(tmp_path, monkeypatch):
+def test_a_run_over_ssh_on_two_hosts_has_the_losses_of_one_machine(tmp_path, monkeypatch):
     install_packages("openssh-server", "openssh-client", "pdsh", "iproute2", "hostname", programs=PROGRAMS)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "hosts").mkdir()

@@ -17,7 +17,7 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.mixture.reference import load_references
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import starting_weights
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 
 DOMAINS = DomainSet(("law", "code"))
@@ -140,7 +140,7 @@ def with_change_errors(loss_K, stderr):
     return replace(Measurement.of_means(np.array(loss_K)), **dict.fromkeys(columns, stderr_K))
 
 
-def test_expansion_names_the_cap_that_stops_its_target():
+def test_expansion_records_the_cap_that_stops_its_target():
     controller = controller_of(
         policy="expansion", target="law", reference={"law": 1.0, "code": 1.0}, delta=0.1, safeguards={"cap": 0.65}
     )
@@ -149,7 +149,7 @@ def test_expansion_names_the_cap_that_stops_its_target():
     assert [d.acted for d in (free, cut, stopped)] == [(), ("cap: law",), ("cap: law",)]
 
 
-def test_expansion_names_the_confidence_bound_where_it_decided():
+def test_expansion_records_the_confidence_bound_where_it_decided():
     # Tolerated: epsilon * g * n = .1 * .5 = .05. Code rises by 6 %: with a standard error of .04 / 2 it counts as 4 %.
     settings = {"policy": "expansion", "target": "law", "reference": {"law": 1.0, "code": 1.0}, "epsilon": 0.1}
     start, risen = with_change_errors([2.0, 2.0], 0.04), with_change_errors([2.0, 2.12], 0.04)
@@ -164,16 +164,16 @@ def test_expansion_names_the_confidence_bound_where_it_decided():
     assert by_z[1.0].acted == ("confidence bound: the mean forgetting 0.0600 counts as 0.0400",)
 
 
-def test_the_confidence_bound_is_named_where_it_eases_the_forgetting_budget():
+def test_the_confidence_bound_is_recorded_where_it_eases_the_forgetting_budget():
     controller = controller_of(reference={"law": 1.0, "code": 1.0}, safeguards={"forgetting_budget": 0.05})
     controller.decide_measured(with_change_errors([2.0, 2.0], 0.04), step=0, effective_step=3)
     decision = controller.decide_measured(with_change_errors([2.0, 2.12], 0.04), step=50, effective_step=53)
     assert decision.acted == ("confidence bound: less of the budget is used by code",)
 
 
-def test_a_loss_that_is_no_number_never_reaches_a_weight(caplog):
+def test_a_nan_loss_never_reaches_a_weight(caplog):
     controller = controller_of(reference={"law": 1.0, "code": 1.0})
-    measurement = Measurement.of_means(np.array([np.nan, 1.5]), num_loss_tokens_K=np.array([10, 10]))
+    measurement = replace(Measurement.of_means(np.array([np.nan, 1.5])), num_loss_tokens_K=np.array([10, 10]))
     first = decide_means(controller, [3.0, 3.0], [2.0, 1.25])[1]
     with caplog.at_level(logging.WARNING, logger="versatune_ds"):
         skipped = controller.decide_measured(measurement, step=100, effective_step=103)
@@ -208,7 +208,7 @@ def test_a_domain_that_was_never_measured_has_no_signal_to_keep():
     assert [decision.acted for decision in decide_means(controller, [np.nan, 3.0], [np.nan, 1.25])] == [(), ()]
 
 
-def test_memorised_references_stop_the_run_at_its_first_measurement():
+def test_memorised_references_are_refused_at_the_first_measurement():
     controller = controller_of(reference={"law": 0.0001, "code": 0.001})
     with pytest.raises(ValueError, match="memorised"):
         decide_means(controller, [3.0, 3.0])
@@ -216,7 +216,7 @@ def test_memorised_references_stop_the_run_at_its_first_measurement():
     assert decide_means(lenient, [3.0, 3.0])[0].update == 0
 
 
-def test_a_policy_without_its_references_cannot_be_built():
+def test_a_controller_without_the_references_its_policy_needs_is_refused():
     with pytest.raises(ValueError, match=r"^mixture\.reference: policy 'steer' needs"):
         Controller(domain_set=DOMAINS, settings=MixtureConfig(), weights_K=np.array([0.5, 0.5]))
 
@@ -228,7 +228,7 @@ def test_a_stage_of_a_schedule_begins_by_the_step_its_weights_take_effect():
     assert decision.weights_after == {"law": 0.9, "code": 0.1}
 
 
-def test_live_control_is_obeyed_recorded_and_forgotten_when_withdrawn():
+def test_live_control_applies_is_recorded_and_ends_when_removed():
     controller = controller_of(policy="constant", prior={"law": 0.3, "code": 0.7})
     inputs = Inputs(pins={"law": 0.6})
     _, pinned = decide_means(controller, [2.0, 2.0], [2.0, 2.0], inputs=inputs)
@@ -282,7 +282,7 @@ def test_paired_errors_are_far_below_the_errors_of_the_means():
         assert decision.signals[name]["change_stderr"] < 0.2 * decision.losses[name]["stderr"]
 
 
-def test_other_validation_examples_are_reported_and_survived(caplog):
+def test_other_validation_examples_are_logged_and_accepted(caplog):
     controller = controller_of(SIX, reference={"start_fraction": 0.6})
     controller.decide(example_losses(0), step=0, effective_step=3)
     with caplog.at_level(logging.WARNING, logger="versatune_ds"):
@@ -291,7 +291,7 @@ def test_other_validation_examples_are_reported_and_survived(caplog):
     assert sum(decision.weights_after.values()) == pytest.approx(1.0)
 
 
-def test_training_losses_can_steer():
+def test_training_losses_can_move_the_weights():
     controller = controller_of(reference={"law": 1.0, "code": 1.0})
     for step, loss_sum_K in ((0, [30.0, 30.0]), (50, [20.0, 12.5])):
         statistics = DomainStatistics(
@@ -311,7 +311,7 @@ def test_no_safeguard_touches_a_fixed_mixture(policy):
     assert all(decision.acted == () for decision in decisions)
 
 
-def test_a_collapse_is_limited_and_announced(caplog):
+def test_a_collapse_is_limited_and_raises_an_alarm(caplog):
     controller = controller_of(SIX, reference=dict.fromkeys(SIX, 0.5), sigma=50.0)
     losses = [[5.0] * 6] + [[5.0, 0.5, 0.5, 0.5, 0.5, 0.5]] * 40
     with caplog.at_level(logging.WARNING, logger="versatune_ds"):

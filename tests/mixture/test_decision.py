@@ -1,4 +1,4 @@
-"""Decisions: exact round trips, digests that notice every change."""
+"""Decisions: exact round trips, and digests that change with every field."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_decision_has_the_fields_that_scripts_rely_on():
 
 
 @pytest.mark.parametrize("name", [item.name for item in fields(Decision) if item.name != "digest"])
-def test_any_changed_field_breaks_the_digest(name):
+def test_changing_any_field_invalidates_the_digest(name):
     changed = {
         "acted": (),
         "reason": "why not",
@@ -66,7 +66,7 @@ def test_the_digest_does_not_depend_on_the_order_of_keys():
     assert one.digest == other.digest
 
 
-def test_not_a_number_becomes_null_and_counts_stay_whole():
+def test_nan_becomes_null_and_counts_stay_integers():
     columns = {"mean": np.array([1.5, np.nan]), "stderr": np.array([np.inf, 0.5]), "num": np.array([3, 0])}
     assert by_domain(columns, domain_set=DOMAINS) == {
         "law": {"mean": 1.5, "stderr": None, "num": 3},
@@ -75,10 +75,10 @@ def test_not_a_number_becomes_null_and_counts_stay_whole():
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"update": 1}', decision_of().to_json().replace("reason", "raison")])
-def test_a_line_that_is_no_decision_is_refused(line):
+def test_a_line_that_is_not_a_decision_is_refused(line):
     with pytest.raises(RuntimeError, match="decision"):
         Decision.from_json(line)
 
 
-def test_weights_come_in_the_order_of_the_domains():
+def test_weights_are_returned_in_the_order_of_the_domains():
     assert decision_of().weights_K(DomainSet(("code", "law"))).tolist() == [2 / 3, 1 / 3]

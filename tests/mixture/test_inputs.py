@@ -20,13 +20,13 @@ def control(tmp_path, values):
     return read_control(path, domain_set=DOMAINS)
 
 
-def test_no_file_and_an_empty_file_say_nothing(tmp_path):
+def test_a_missing_or_empty_control_file_sets_nothing(tmp_path):
     assert read_control(tmp_path / "control.json", domain_set=DOMAINS) == Inputs()
     assert control(tmp_path, "") == Inputs()
     assert Inputs().to_dict() == {}
 
 
-def test_everything_a_file_may_say_survives_the_record(tmp_path):
+def test_every_key_of_a_control_file_survives_json(tmp_path):
     values = {"pins": {"law": 0.2}, "caps": {"code": 0.5}, "freeze": ["code"], "delta": 0.1, "epsilon": 0.2, "sigma": 1}
     inputs = control(tmp_path, values)
     assert inputs == Inputs(pins={"law": 0.2}, caps={"code": 0.5}, freeze=("code",), delta=0.1, epsilon=0.2, sigma=1.0)
@@ -47,15 +47,16 @@ def test_everything_a_file_may_say_survives_the_record(tmp_path):
         ({"delta": -1}, "delta: expected a number of at least 0, got -1"),
         ({"epsilon": True}, "epsilon: expected a number of at least 0, got True"),
         ({"anchor": 1.5}, "anchor: expected a number between 0 and 1, got 1.5"),
+        pytest.param({"sigma": 10**400}, "sigma: expected a number of at least 0, got 1000", id="beyond a float"),
     ],
 )
-def test_a_wrong_control_file_is_one_line_with_file_and_key(tmp_path, values, message):
+def test_a_wrong_control_file_is_reported_in_one_line_with_file_and_key(tmp_path, values, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")) as caught:
         control(tmp_path, values)
     assert str(caught.value).startswith(str(tmp_path / "control.json"))
 
 
-def test_a_file_broken_while_the_run_continues_leaves_the_last_control_in_force(tmp_path, caplog):
+def test_a_control_file_that_becomes_invalid_leaves_the_last_control_active(tmp_path, caplog):
     path = tmp_path / "control.json"
     kept = Inputs(pins={"law": 0.2}, supply_caps={"code": 0.1})
     path.write_text("{")
@@ -66,7 +67,7 @@ def test_a_file_broken_while_the_run_continues_leaves_the_last_control_in_force(
     assert read_control_or_keep(path, kept=kept, domain_set=DOMAINS) == Inputs()
 
 
-def test_the_rates_of_steer_may_be_set_and_survive_the_record(tmp_path):
+def test_the_rates_of_steer_can_be_set_and_survive_json(tmp_path):
     inputs = control(tmp_path, {"rate": 1, "anchor": 0.25})
     assert Inputs.from_dict(json.loads(json.dumps(inputs.to_dict()))) == inputs
     assert inputs.rates() == {"rate": 1.0, "anchor": 0.25}
@@ -81,7 +82,7 @@ def test_only_caps_that_bind_are_recorded():
     assert Inputs().with_supply_caps(None, domain_set=DOMAINS) == Inputs()
 
 
-def test_the_interval_and_the_signal_are_recorded_where_they_are_not_as_ever_and_are_no_control():
+def test_interval_stretch_and_signal_are_recorded_unless_default_and_are_not_control():
     inputs = Inputs(pins={"law": 0.2}, supply_caps={"code": 0.1}, interval_stretch=3, signal="train")
     assert Inputs.from_dict(inputs.to_dict()) == inputs
     assert inputs.control() == Inputs(pins={"law": 0.2})

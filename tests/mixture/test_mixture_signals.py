@@ -109,14 +109,14 @@ def example_losses(sums):
     )
 
 
-def test_the_best_examples_are_remembered_domain_by_domain():
+def test_the_best_losses_are_stored_domain_by_domain():
     remembered = Remembered().after(example_losses([4, 4, 6, 6])).after(example_losses([2, 8, 3, 9]))
     assert remembered.best.loss_sum_E.tolist() == [2, 4, 3, 6]
     assert remembered.start.loss_sum_E.tolist() == [4, 4, 6, 6]
     assert remembered.previous.loss_sum_E.tolist() == [2, 8, 3, 9]
 
 
-def test_remembered_losses_survive_json_bit_for_bit():
+def test_stored_losses_survive_json_bit_for_bit():
     remembered = Remembered().after(example_losses([0.1, 0.2, 1 / 3, 1e-300]))
     again = Remembered.from_state_dict(json.loads(json.dumps(remembered.state_dict())))
     assert np.array_equal(again.previous.loss_sum_E, remembered.previous.loss_sum_E)

@@ -24,7 +24,7 @@ def decisions_of(*weights):
     ]  # fmt: skip
 
 
-def test_a_collapse_before_training_is_one_and_each_policys_own_key_is_the_way_out():
+def test_a_collapse_before_training_is_reported_with_the_policys_own_key():
     decisions = decisions_of(START, ONE, ONE)
     (warning,) = collapse_warnings(decisions, policy=POLICIES["steer"], domain_set=DOMAINS)
     assert warning == (
@@ -35,11 +35,11 @@ def test_a_collapse_before_training_is_one_and_each_policys_own_key_is_the_way_o
     assert "lower mixture.sigma or raise" in warning
 
 
-def test_a_mixture_that_moves_before_training_alone_is_no_constant():
+def test_a_mixture_that_moves_only_before_training_gives_no_warning():
     assert still_warnings(decisions_of(START, ONE, ONE), policy=POLICIES["steer"], domain_set=DOMAINS) == []
 
 
-def test_a_constant_is_explained_by_the_keys_of_its_policy():
+def test_a_mixture_that_never_moves_is_explained_by_the_keys_of_its_policy():
     decisions = decisions_of(START, START, START)
     (warning,) = still_warnings(decisions, policy=POLICIES["steer"], domain_set=DOMAINS)
     assert "mixture.steer.rate is small or mixture.steer.anchor near 1" in warning

@@ -1,4 +1,4 @@
-"""Update rules: numbers worked out by hand, then the properties that every rule must have."""
+"""Update rules: numbers computed by hand, then the properties that every rule must have."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def update(policy, weights_K, signals, settings=None, *, step=100, **keys):
     return POLICIES[policy].update(np.array(weights_K, dtype=float), signals, step, settings)
 
 
-def test_every_policy_a_recipe_may_name_exists():
+def test_every_policy_that_a_recipe_may_use_exists():
     assert all(MixtureConfig(**needs(policy)).policy == policy.name for policy in POLICIES.values())
     assert all(name == policy.name for name, policy in POLICIES.items())
 
@@ -149,7 +149,7 @@ def test_steer_keeps_its_target_s_share_and_steers_the_others_among_themselves()
     assert update("steer", [0.6, 0.3, 0.1], learnt, settings) == pytest.approx(start_K)
 
 
-def test_steer_goes_back_to_its_start_when_nothing_is_left_to_learn():
+def test_steer_returns_to_its_start_when_nothing_is_left_to_learn():
     signals = signals_of(loss_K=[1.0, 1.0], reference_K=[1.0, 2.0])
     settings = settings_of("steer", 2, start_K=[0.2, 0.8], steer={"rate": 0.5})
     assert update("steer", [0.4, 0.6], signals, settings) == pytest.approx([0.3, 0.7])
@@ -191,7 +191,7 @@ def test_a_fixed_mixture_returns_to_its_start_from_anywhere(policy):
     assert update(policy, [0.9, 0.1], signals_of(loss_K=[3.0, 1.0]), settings).tolist() == [0.2, 0.8]
 
 
-def test_a_schedule_holds_the_stage_its_step_lies_in():
+def test_a_schedule_uses_the_stage_that_contains_the_step():
     settings = settings_of("schedule", schedule=[[0, {"a": 0.3, "b": 0.7}], [100, {"a": 0.6, "b": 0.4}]])
     signals = signals_of(loss_K=[1.0, 1.0])
     assert update("schedule", [0.3, 0.7], signals, settings, step=99).tolist() == [0.3, 0.7]
@@ -222,7 +222,7 @@ def test_expansion_tolerates_forgetting_below_epsilon_times_the_targets_potentia
     assert expand([0.4, 0.4, 0.2], too_much)[0] == pytest.approx(0.4)
 
 
-def test_expansion_holds_the_target_and_still_updates_the_others():
+def test_expansion_keeps_the_targets_weight_and_still_updates_the_others():
     signals = expansion_signals(forgetting_K=(0, 1, 1), potential_K=(0.5, 0.5, 0.0))
     after = expand([0.4, 0.4, 0.2], signals)
     assert after == pytest.approx([0.4, 0.6 * 0.6 / 0.8, 0.6 * 0.2 / 0.8])
@@ -234,7 +234,7 @@ def test_expansion_may_follow_versatune_otherwise():
     assert after == pytest.approx(update("versatune", [0.4, 0.4, 0.2], signals, sigma=1.0))
 
 
-def test_expansion_without_potential_in_the_target_holds():
+def test_expansion_keeps_the_weight_of_a_target_without_potential():
     signals = expansion_signals(potential_K=(0.0, 0.2, 0.2))
     assert expand([0.4, 0.4, 0.2], signals)[0] == pytest.approx(0.4)
 
@@ -326,7 +326,7 @@ def test_the_order_of_the_other_domains_does_not_matter_to_expansion(situation, 
 
 @pytest.mark.parametrize("policy", ["versatune", "expansion", "steer", "authors_code", "doremi", "sheared"])
 @given(situations())
-def test_two_half_intervals_equal_one_whole(policy, situation):
+def test_two_half_intervals_equal_one_full_interval(policy, situation):
     weights_K, signals = situation
     settings = replace(
         settings_of(policy, len(weights_K), epsilon=100.0, exponentiated={"smoothing": 0.0}), interval_steps=50
@@ -347,7 +347,7 @@ def test_steer_never_leaves_a_domain_less_than_the_anchor_s_share_of_its_start(s
     assert np.all(weights_K >= anchor * start_K - 1e-12)
 
 
-def test_paper_mode_makes_one_factor_an_update_whatever_its_length():
+def test_in_paper_mode_the_length_of_an_interval_does_not_matter():
     settings = settings_of("versatune")
     assert settings.after_steps(7).num_intervals == 1.0
     assert settings.after_steps(700).num_intervals == 1.0

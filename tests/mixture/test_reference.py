@@ -1,4 +1,4 @@
-"""References: where they come from, and which are refused or warned of."""
+"""References: where they come from, and which are refused or give a warning."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.reference import References, load_references
-from versatune_ds.mixture.reference_checks import check_against_start, check_provenance
+from versatune_ds.mixture.reference import References, check_against_start, check_provenance, load_references
 
 DOMAINS = DomainSet(("law", "code"))
 
@@ -25,7 +24,7 @@ def load(**settings):
 
 
 @pytest.mark.parametrize("policy", ["versatune", "steer", "doremi", "sheared"])
-def test_no_reference_is_an_error_that_says_what_to_do(policy):
+def test_missing_references_are_an_error_with_the_remedy(policy):
     with pytest.raises(
         ValueError, match=r"run versatune reference .* mixture\.reference to .*start_fraction: 0\.85"
     ) as caught:
@@ -39,7 +38,7 @@ def test_policies_without_references_need_none(policy):
     assert np.isnan(load(policy=policy).at_start(np.array([2.0, 3.0]))).all()
 
 
-def test_a_fraction_of_the_start_must_be_asked_for_and_follows_the_first_losses():
+def test_a_start_fraction_gives_references_from_the_first_losses():
     loaded = load(reference={"start_fraction": 0.85})
     assert loaded.at_start(np.array([2.0, 4.0])) == pytest.approx([1.7, 3.4])
 
@@ -48,7 +47,7 @@ def test_a_mapping_gives_the_losses_in_the_order_of_the_domains():
     assert load(reference={"code": 2.0, "law": 1.0}).at_start(np.array([9.0, 9.0])).tolist() == [1.0, 2.0]
 
 
-def test_a_hand_written_file_is_accepted_and_its_missing_provenance_said(tmp_path, caplog):
+def test_a_hand_written_file_is_accepted_and_its_missing_provenance_logged(tmp_path, caplog):
     path = tmp_path / "reference.json"
     path.write_text(json.dumps({"losses": {"law": 1.0, "code": 2.0}}))
     with caplog.at_level(logging.INFO, logger="versatune_ds"):
@@ -71,7 +70,7 @@ def test_a_file_keeps_its_provenance(tmp_path):
         ("nowhere.json", r"^mixture\.reference: nowhere\.json: no such file; run versatune reference"),
     ],
 )
-def test_wrong_references_are_one_line_that_names_the_key(reference, message):
+def test_wrong_references_are_reported_in_one_line_with_the_key(reference, message):
     with pytest.raises(ValueError, match=message):
         load(reference=reference)
 
@@ -83,12 +82,12 @@ def check(refs, **keys):
     return check_against_start(refs, start_K=START_K, domain_set=DOMAINS, **keys)
 
 
-def test_honest_references_pass_in_silence():
+def test_plausible_references_give_no_warning():
     assert check(references(1.5, 3.0)) == []
     assert check(References(start_fraction=0.01)) == []
 
 
-def test_memorised_references_are_refused_in_words_that_say_what_to_do():
+def test_memorised_references_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"exceeds 0\.95 in all domains.*memorised.*held-out rows"):
         check(references(0.0001, 0.001))
 
@@ -102,12 +101,12 @@ def test_a_refusal_can_be_turned_into_a_warning():
     assert len(check(references(0.0001, 0.001), is_refused=False)) == 1
 
 
-def test_a_single_bad_reference_is_a_warning_that_names_its_domain():
+def test_a_single_bad_reference_is_a_warning_with_its_domain():
     assert [w.split(": ")[1] for w in check(references(2.5, 3.0))] == ["law"]
     assert [w.split(": ")[1] for w in check(references(1.5, 0.01))] == ["code"]
 
 
-def test_domains_not_yet_measured_are_left_out_of_the_check():
+def test_domains_not_yet_measured_are_not_checked():
     assert check_against_start(references(0.0001, 3.0), start_K=np.array([np.nan, 4.0]), domain_set=DOMAINS) == []
 
 
@@ -119,7 +118,7 @@ def test_another_tokenizer_is_refused_and_unknown_digests_are_not_compared():
         check_provenance(refs, domain_set=DOMAINS, run_digests=same | {"tokenizer": "bbb"})
 
 
-def test_training_losses_are_refused_and_memorisation_is_warned_of():
+def test_training_losses_are_refused_and_memorisation_gives_a_warning():
     with pytest.raises(ValueError, match="measured on 'train' rows; references must be held-out"):
         check_provenance(references(1.0, 2.0, measured_on="train"), domain_set=DOMAINS, run_digests={})
     memorised = references(1.0, 2.0, train_losses={"law": 0.1, "code": 1.9}, measured_on="held-out")

@@ -53,22 +53,22 @@ def guard(weights_K, *, before_K=EVEN, start_K=EVEN, inputs=None, signals=None, 
 
 
 def resolved(**settings):
-    return safeguard_settings(MixtureConfig(**settings), num_domains=3, start_weights_K=EVEN)
+    return safeguard_settings(MixtureConfig(**settings), start_weights_K=EVEN)
 
 
-def test_nothing_acts_when_all_is_off():
+def test_no_safeguard_acts_when_all_are_off():
     weights_K, acted = guard([0.98, 0.02, 0.0])
     assert weights_K.tolist() == [0.98, 0.02, 0.0]
     assert acted == ()
 
 
-def test_the_floor_names_the_domains_it_lifted():
+def test_the_floor_lists_the_domains_it_raised():
     weights_K, acted = guard([0.7, 0.28, 0.02], floor=0.1)
     assert weights_K == pytest.approx([0.7 * 0.9 / 0.98, 0.28 * 0.9 / 0.98, 0.1])
     assert acted == ("floor: general",)
 
 
-def test_the_cap_names_the_domain_it_cut():
+def test_the_cap_lists_the_domain_it_cut():
     weights_K, acted = guard([0.8, 0.1, 0.1], cap=0.5)
     assert weights_K == pytest.approx([0.5, 0.25, 0.25])
     assert acted == ("cap: law",)
@@ -96,7 +96,7 @@ def test_the_pull_blends_in_the_start_by_interval():
     assert prior_pull(half, start_weights_K=EVEN, pull=0.2, num_intervals=0.5)[0] == pytest.approx(once)
 
 
-def test_the_forgetting_budget_raises_the_binding_domain_and_names_it_first():
+def test_the_forgetting_budget_raises_forgotten_domains_and_lists_the_worst_first():
     signals = signals_with(from_best_K=(0.0, 0.03, 0.01), from_start_K=(0.0, 0.0, 0.025))
     after_K, acted = forgetting_budget(
         np.array([0.6, 0.2, 0.2]),
@@ -117,7 +117,7 @@ def test_a_collapsing_mixture_raises_an_alarm():
     assert effective_domains_alarm(EVEN, min_effective_domains=1.5) == ()
 
 
-def test_bounds_that_act_together_are_recorded_as_one_entry_and_read_back_by_kind():
+def test_bounds_that_act_together_are_one_entry_and_are_read_back_by_kind():
     _, acted = guard([0.85, 0.14, 0.01], floor=0.1, cap=0.5, prior_pull=0.01)
     assert acted == ("prior pull 0.01", "floor: general; cap: law")
     recorded = read_recorded([*acted, "forgetting budget 2.0%: law 3.1%", "KL limit: 0.3 nats", acted[1]])
@@ -126,7 +126,7 @@ def test_bounds_that_act_together_are_recorded_as_one_entry_and_read_back_by_kin
     assert read_recorded(None) == []
 
 
-def test_a_pin_holds_exactly_even_against_the_kl_limit():
+def test_a_pinned_weight_is_exact_even_under_the_kl_limit():
     weights_K, acted = guard([0.2, 0.4, 0.4], inputs=Inputs(pins={"law": 0.8}), max_kl=0.001, floor=0.05)
     assert weights_K[0] == pytest.approx(0.8)
     assert "pin: law" in acted[0]
@@ -144,21 +144,21 @@ def test_supply_caps_go_below_the_floor():
     assert acted == ("supply cap: law",)
 
 
-def test_supply_that_serves_nobody_is_given_up_and_said():
+def test_supply_caps_that_no_weights_satisfy_are_dropped_and_recorded():
     caps = {"law": 0.1, "code": 0.1, "general": 0.1}
     weights_K, acted = guard([0.4, 0.3, 0.3], inputs=Inputs(supply_caps=caps))
     assert weights_K == pytest.approx([0.4, 0.3, 0.3])
     assert acted == ("supply caps given up: too little data is left in all domains together",)
 
 
-def test_control_that_contradicts_itself_is_given_up_and_said():
+def test_contradictory_live_control_is_dropped_and_recorded():
     inputs = Inputs(pins={"law": 0.9}, freeze=("code", "general"))
     weights_K, acted = guard([0.4, 0.3, 0.3], inputs=inputs)
     assert weights_K == pytest.approx([0.4, 0.3, 0.3])
     assert acted[0].startswith("control given up")
 
 
-def test_supply_caps_are_the_share_that_is_left():
+def test_supply_caps_are_remaining_data_over_remaining_draws():
     assert supply_caps([50.0, 200.0, np.inf], units_left=100.0).tolist() == [0.5, 1.0, 1.0]
 
 
@@ -177,7 +177,7 @@ def test_the_default_floor_is_a_tenth_of_the_uniform_weight():
 
 
 @pytest.mark.parametrize("policy", ["versatune", "steer", "expansion"])
-def test_a_forgetting_budget_is_there_only_when_asked_for(policy):
+def test_the_forgetting_budget_is_off_by_default(policy):
     target = {"target": "law"} if policy == "expansion" else {}
     assert resolved(policy=policy, **target).forgetting_budget is None
     assert resolved(policy=policy, safeguards={"forgetting_budget": 0.1}, **target).forgetting_budget == 0.1
@@ -196,7 +196,7 @@ def test_bounds_without_room_are_refused_with_their_key(safeguards, message):
 
 
 def test_a_single_domain_needs_no_bounds():
-    settings = safeguard_settings(MixtureConfig(), num_domains=1, start_weights_K=np.ones(1))
+    settings = safeguard_settings(MixtureConfig(), start_weights_K=np.ones(1))
     assert (settings.floor, settings.cap) == (0.0, 1.0)
 
 

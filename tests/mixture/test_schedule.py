@@ -1,4 +1,4 @@
-"""The schedule: what was said about a step stays said."""
+"""The schedule: the weights of a step never change once they are set."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ def schedule_of(*entries):
     return schedule
 
 
-def test_weights_hold_from_their_step_until_the_next():
+def test_weights_apply_from_their_step_until_the_next_entry():
     schedule = schedule_of((3, [0.6, 0.4]), (10, [0.7, 0.3]))
     assert [schedule.weights_at(step)[0] for step in (0, 2, 3, 9, 10, 1000)] == [0.5, 0.5, 0.6, 0.6, 0.7, 0.7]
-    assert schedule.last_step == 10
 
 
-def test_the_past_cannot_be_rewritten():
+def test_earlier_entries_cannot_be_changed():
     schedule = schedule_of((3, [0.6, 0.4]))
     for step in (3, 1, 0):
         with pytest.raises(RuntimeError, match="steps must rise"):
@@ -39,7 +38,7 @@ def test_weights_that_are_no_distribution_or_of_other_domains_are_refused():
         schedule_of((3, [0.2, 0.3, 0.5]))
 
 
-def test_a_saved_schedule_comes_back_exactly():
+def test_a_saved_schedule_is_loaded_exactly():
     schedule = schedule_of((3, [1 / 3, 2 / 3]))
     again = Schedule(np.array([0.1, 0.9]))
     again.load_state_dict(json.loads(json.dumps(schedule.state_dict())))

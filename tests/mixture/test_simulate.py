@@ -17,8 +17,7 @@ from versatune_ds.mixture.offline.curves import synthetic_curves
 from versatune_ds.mixture.offline.outlook import Supply
 from versatune_ds.mixture.offline.recorded_losses import read_decisions, read_losses
 from versatune_ds.mixture.offline.replay import NOT_COUNTERFACTUAL, Part, first_difference, replay
-from versatune_ds.mixture.offline.simulate import simulate, simulate_losses
-from versatune_ds.mixture.offline.sweep import sweep_overrides
+from versatune_ds.mixture.offline.simulate import simulate, simulate_losses, sweep_overrides
 from versatune_ds.mixture.reference import References
 from versatune_ds.mixture.statistics import ExampleLosses
 
@@ -72,7 +71,7 @@ def test_a_loss_may_be_absent_or_null(tmp_path):
         (losses_line(1, 5, "x", 1, 1), r"losses\.law: expected nats per loss token or null, got 'x'"),
     ],
 )
-def test_a_wrong_line_is_named_with_file_and_line(tmp_path, line, message):
+def test_a_wrong_line_is_reported_with_file_and_line(tmp_path, line, message):
     path = written(tmp_path, losses_line(0, 0, 3, 3, 3), line)
     with pytest.raises(ValueError, match=message):
         read_losses(path, domain_set=DOMAINS)
@@ -120,12 +119,12 @@ def test_a_decision_acts_prefetch_plus_one_steps_later():
     assert first_update.effective_step == first_update.decided_at_step + 3
 
 
-def test_a_large_step_collapses_and_says_so():
+def test_a_large_step_collapses_the_mixture_and_gives_a_warning():
     simulation = run(num_steps=2000, policy="authors_code", paper=True)
     assert any(warning.startswith("collapse: the effective number") for warning in simulation.warnings)
 
 
-def test_a_controller_that_moves_nothing_is_called_a_constant():
+def test_a_controller_that_moves_nothing_gives_a_warning():
     warnings = run(reference={"start_fraction": 0.85}, sigma=0.01).warnings
     assert any("no weight moved" in warning and "`versatune reference RECIPE`" in warning for warning in warnings)
     assert not any("no weight moved" in warning for warning in run(policy="uniform").warnings)
@@ -145,7 +144,7 @@ def test_epochs_and_exhaustion_follow_the_weights():
     )
 
 
-def test_missing_references_are_the_learners_own_and_said():
+def test_missing_references_are_replaced_by_the_learners_own_with_a_note():
     assert run().warnings[0].startswith("mixture.reference is not given")
     assert not any("mixture.reference" in warning for warning in run(policy="odm").warnings)
 
@@ -219,10 +218,10 @@ def test_a_changed_record_is_refused_with_file_and_line(tmp_path):
         read_decisions(tmp_path / "none.jsonl")
 
 
-# Words.
+# Texts.
 
 
-def test_an_explanation_names_numbers_reason_safeguards_and_inputs():
+def test_an_explanation_contains_numbers_reason_safeguards_and_inputs():
     _, _, decisions = recorded_run()
     text = explain(decision_at(decisions, 260))
     assert text.startswith("Update 5, decided after step 250, in effect from step 253.")
@@ -234,7 +233,7 @@ def test_an_explanation_names_numbers_reason_safeguards_and_inputs():
     assert f" {loss - signals['reference_loss']:.4f} {signals['learnable_potential']:.4f} " in " ".join(text.split())
 
 
-def test_an_explanation_of_a_skipped_update_says_so():
+def test_an_explanation_of_a_skipped_update_gives_the_reason():
     _, _, decisions = recorded_run()
     assert "Update skipped: the loss of law is not a number" in explain(decision_at(decisions, 150))
 
@@ -245,7 +244,7 @@ def test_a_step_before_the_first_decision_is_refused():
         decision_at(decisions[1:], 10)
 
 
-def test_a_simulation_and_a_sweep_are_told_in_short():
+def test_a_simulation_and_a_sweep_are_shown_as_short_tables():
     simulation = run(num_steps=2000)
     text = simulation_text(simulation, domain_set=DOMAINS)
     assert len(text.splitlines()) < 40

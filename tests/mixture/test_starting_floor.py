@@ -1,4 +1,4 @@
-"""The floor holds from the first step on, where one is in force; what begins at weight 0 is told."""
+"""The floor applies from the first step on, if there is one; a starting weight of 0 gives a warning."""
 
 import numpy as np
 import pytest
@@ -6,21 +6,20 @@ import pytest
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.offline.outlook import start_warnings
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import guarded_start, starting_weights
 
 DOMAINS = DomainSet(("law", "code", "art"))
 
 
 def start(prior, **settings):
-    """Return (weights named, weights begun with, warnings)."""
+    """Return (weights of the recipe, weights of step 0, warnings)."""
     mixture = MixtureConfig(prior=prior, reference={"start_fraction": 0.5}, **settings)
     named_K = starting_weights(mixture, domain_set=DOMAINS, sizes_K=None)
     start_K = guarded_start(mixture, named_K, domain_set=DOMAINS)
     return named_K, start_K, start_warnings(mixture, named_K=named_K, start_K=start_K, domain_set=DOMAINS)
 
 
-def test_a_weight_of_zero_begins_at_the_floor_and_the_others_keep_their_ratio():
+def test_a_weight_of_zero_starts_at_the_floor_and_the_others_keep_their_ratio():
     _, start_K, (warning,) = start({"law": 0.75, "code": 0.25, "art": 0.0}, policy="versatune")
     floor = 0.1 / 3
     assert start_K == pytest.approx([0.75 * (1 - floor), 0.25 * (1 - floor), floor])
@@ -44,7 +43,7 @@ def test_weights_above_the_floor_stay_bit_for_bit():
         ({"policy": "versatune", "safeguards": {"floor": 0.0}}, "mixture.safeguards.floor is 0"),
     ],
 )
-def test_where_no_floor_holds_a_weight_of_zero_stays_and_is_told(settings, because):
+def test_without_a_floor_a_weight_of_zero_stays_and_gives_a_warning(settings, because):
     named_K, start_K, (warning,) = start({"law": 0.5, "code": 0.5, "art": 0.0}, **settings)
     assert np.array_equal(named_K, start_K)
     assert warning == (
@@ -53,19 +52,19 @@ def test_where_no_floor_holds_a_weight_of_zero_stays_and_is_told(settings, becau
     )
 
 
-def test_a_target_that_begins_at_zero_is_raised_too():
+def test_a_target_that_starts_at_zero_is_raised_too():
     _, start_K, (warning,) = start({"law": 0.5, "code": 0.5, "art": 0.0}, policy="expansion", target="art")
     assert start_K[2] == pytest.approx(0.1 / 3)
     assert "art (from 0)" in warning
 
 
-def test_the_share_of_steers_target_stays():
+def test_steers_target_keeps_its_share():
     prior = {"law": 0.0, "code": 0.5, "art": 0.5}
     _, start_K, _ = start(prior, policy="steer", target="art", target_share=0.6, prior_uniform_share=0.0)
     assert start_K == pytest.approx([0.1 / 3, 0.4 - 0.1 / 3, 0.6])
 
 
-def test_a_policy_whose_idea_is_a_weight_of_zero_is_not_warned_of():
+def test_a_policy_that_intends_a_weight_of_zero_gives_no_warning():
     assert start("uniform", policy="target_only", target="law")[2] == []
     stages = [[0, {"law": 1.0, "code": 0.0, "art": 0.0}], [10, {"law": 0.0, "code": 1.0, "art": 0.0}]]
     (warning,) = start("uniform", policy="schedule", schedule=stages)[2]

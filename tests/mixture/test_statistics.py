@@ -34,13 +34,13 @@ def test_statistics_cannot_be_changed_in_place():
         one.loss_sum_K[0] = 5.0
 
 
-def test_vectors_of_two_ranks_add_to_the_whole():
+def test_vectors_of_two_ranks_add_up_to_the_total():
     rank0 = DomainStatistics(loss_sum_K=[1.5, 0.0], loss_sq_sum_K=[2.0, 0.0], num_loss_tokens_K=[2, 0])
     rank1 = DomainStatistics(loss_sum_K=[0.5, 3.0], loss_sq_sum_K=[0.25, 9.0], num_loss_tokens_K=[1, 1])
-    whole = DomainStatistics.from_vector(rank0.to_vector() + rank1.to_vector())
-    assert whole.loss_sum_K.tolist() == [2.0, 3.0]
-    assert whole.num_loss_tokens_K.dtype == np.int64
-    assert whole.num_loss_tokens_K.tolist() == [3, 1]
+    total = DomainStatistics.from_vector(rank0.to_vector() + rank1.to_vector())
+    assert total.loss_sum_K.tolist() == [2.0, 3.0]
+    assert total.num_loss_tokens_K.dtype == np.int64
+    assert total.num_loss_tokens_K.tolist() == [3, 1]
 
 
 def test_statistics_of_unequal_length_are_refused():
@@ -92,13 +92,13 @@ def test_the_ratio_estimator_covers_the_spread_of_repeated_samples():
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 9), st.integers(0, 1)), min_size=1, max_size=30))
-def test_ranks_that_fill_their_own_examples_add_to_the_whole(examples):
+def test_losses_of_ranks_that_fill_in_their_own_examples_add_up(examples):
     sums, tokens, ids = (np.array(column) for column in zip(*examples, strict=True))
     is_rank0 = np.arange(len(ids)) % 2 == 0
-    parts = [losses(sums * mask, tokens * mask, ids).to_vector() for mask in (is_rank0, ~is_rank0)]
-    whole = ExampleLosses.from_vector(parts[0] + parts[1], domain_ids_E=ids, num_domains=2)
-    assert np.array_equal(whole.mean(), losses(sums, tokens, ids).mean(), equal_nan=True)
-    assert whole.num_loss_tokens().tolist() == losses(sums, tokens, ids).num_loss_tokens().tolist()
+    rank0, rank1 = (losses(sums * mask, tokens * mask, ids) for mask in (is_rank0, ~is_rank0))
+    total = losses(rank0.loss_sum_E + rank1.loss_sum_E, rank0.num_loss_tokens_E + rank1.num_loss_tokens_E, ids)
+    assert np.array_equal(total.mean(), losses(sums, tokens, ids).mean(), equal_nan=True)
+    assert total.num_loss_tokens().tolist() == losses(sums, tokens, ids).num_loss_tokens().tolist()
 
 
 def test_a_domain_id_out_of_range_is_refused():
@@ -106,7 +106,7 @@ def test_a_domain_id_out_of_range_is_refused():
         losses([1.0], [1], [2])
 
 
-def test_the_examples_that_an_error_needs_by_hand():
+def test_the_number_of_examples_for_a_standard_error_by_hand():
     # Residuals -2, 2, -2, 2 over 2 tokens each: sqrt(4 / 3 * 16) / 8 = 0.577; half of it needs four times as many.
     measured = losses([2.0, 6.0, 2.0, 6.0, 4.0], [2, 2, 2, 2, 2], [0, 0, 0, 0, 1])
     error = measured.standard_error()[0]
@@ -117,7 +117,7 @@ def test_the_examples_that_an_error_needs_by_hand():
     assert measured.num_examples_for(99.0, min_examples=3).tolist() == [3, 1]
 
 
-def test_a_part_of_the_examples_keeps_its_losses():
+def test_selected_examples_keep_their_losses():
     part = losses([4.0, 8.0, 3.0], [2, 4, 1], [0, 0, 1]).select(np.array([0, 2]))
     assert part.mean().tolist() == [2.0, 3.0]
     assert part.num_examples().tolist() == [1, 1]

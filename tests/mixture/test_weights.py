@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.policies.simplex import inverse_weights, normalise, target_weights, with_share
-from versatune_ds.mixture.start import starting_weights
-from versatune_ds.mixture.weights import (
-    as_weights,
-    effective_num_domains,
-    kl_divergence,
-    project_to_bounds,
-    with_floor,
-)
+from versatune_ds.mixture.settings import starting_weights
+from versatune_ds.mixture.weights import as_weights, effective_num_domains, kl_divergence, project_to_bounds
 
 DOMAINS = DomainSet(("law", "medicine", "code"))
 
@@ -29,6 +23,11 @@ def start(sizes_K=None, **settings):
     return starting_weights(
         MixtureConfig(**{"policy": "versatune"} | settings), domain_set=DOMAINS, sizes_K=sizes_K
     ).tolist()
+
+
+def project_to_floor(weights, floor):
+    """Return the nearest weights with none below the floor."""
+    return project_to_bounds(np.array(weights), lower_K=np.full(len(weights), floor), upper_K=np.ones(len(weights)))
 
 
 @st.composite
@@ -73,12 +72,12 @@ def test_kl_divergence_is_infinite_only_where_weight_comes_from_nothing():
 
 
 def test_the_floor_takes_from_the_others_in_proportion():
-    assert with_floor(np.array([0.70, 0.28, 0.02]), 0.10) == pytest.approx([0.7 * 0.9 / 0.98, 0.28 * 0.9 / 0.98, 0.1])
+    assert project_to_floor([0.70, 0.28, 0.02], 0.10) == pytest.approx([0.7 * 0.9 / 0.98, 0.28 * 0.9 / 0.98, 0.1])
 
 
 def test_a_projection_can_drive_a_second_domain_to_its_bound():
     # 0.05 -> 0.1 shrinks the others by 0.9/0.95, which brings 0.105 to 0.0995: that one must stop at 0.1 as well.
-    assert with_floor(np.array([0.845, 0.105, 0.05]), 0.1) == pytest.approx([0.8, 0.1, 0.1])
+    assert project_to_floor([0.845, 0.105, 0.05], 0.1) == pytest.approx([0.8, 0.1, 0.1])
 
 
 def test_a_cap_gives_its_excess_to_the_others_also_to_those_at_zero():
@@ -116,7 +115,7 @@ def test_the_prior_may_be_blended_with_uniform():
     assert start(prior=prior, prior_uniform_share=0.3, policy="inverse") == pytest.approx([0.4, 0.35, 0.25])
 
 
-def test_steer_starts_halfway_between_prior_and_uniform_unless_told_otherwise():
+def test_steer_starts_halfway_between_prior_and_uniform_by_default():
     prior = {"law": 0.2, "medicine": 0.3, "code": 0.5}
     assert start(prior=prior, policy="steer") == pytest.approx([0.8 / 3, 0.95 / 3, 1.25 / 3])
     assert start(prior=prior, policy="steer", prior_uniform_share=0.0) == pytest.approx([0.2, 0.3, 0.5])
@@ -168,7 +167,7 @@ def test_a_single_domain_has_all_the_weight():
         ({"prior": "proportional"}, r"^mixture\.prior: 'proportional' needs the sizes"),
     ],
 )
-def test_a_wrong_start_is_one_line_that_names_its_key(settings, message):
+def test_a_wrong_start_is_reported_in_one_line_with_its_key(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         start(**settings)
     assert "\n" not in str(caught.value)
@@ -179,7 +178,7 @@ def test_a_domain_without_data_cannot_be_proportional():
         start([10, 0, 60])
 
 
-def test_a_hand_written_prior_file_is_accepted_and_its_missing_provenance_said(tmp_path, caplog):
+def test_a_hand_written_prior_file_is_accepted_and_its_missing_provenance_logged(tmp_path, caplog):
     path = tmp_path / "prior.json"
     path.write_text(json.dumps({"weights": {"law": 0.2, "medicine": 0.3, "code": 0.5}}))
     with caplog.at_level(logging.INFO, logger="versatune_ds"):
@@ -189,7 +188,7 @@ def test_a_hand_written_prior_file_is_accepted_and_its_missing_provenance_said(t
     ]
 
 
-def test_a_detected_prior_file_says_nothing(tmp_path, caplog):
+def test_a_detected_prior_file_logs_nothing(tmp_path, caplog):
     path = tmp_path / "prior.json"
     path.write_text(json.dumps({"weights": {"law": 0.2, "medicine": 0.3, "code": 0.5}, "num_samples": 100}))
     with caplog.at_level(logging.INFO, logger="versatune_ds"):
@@ -201,7 +200,7 @@ def test_a_detected_prior_file_says_nothing(tmp_path, caplog):
     ("found", "expected"),
     [("tokens", "tokens"), ("examples", "examples"), ("tokens", "loss_tokens"), (None, "examples")],
 )
-def test_a_prior_file_in_the_unit_of_the_weights_is_taken(tmp_path, found, expected):
+def test_a_prior_file_in_the_unit_of_the_weights_is_accepted(tmp_path, found, expected):
     path = tmp_path / "prior.json"
     path.write_text(json.dumps({"weights": {"law": 0.2, "medicine": 0.3, "code": 0.5}, "weight_unit": found}))
     assert start(prior=path, weight_unit=expected) == [0.2, 0.3, 0.5]
@@ -227,7 +226,7 @@ def test_a_prior_file_in_another_unit_is_refused(tmp_path, found, expected):
         ('{"weights": {"law": 1, "medicine": 1, "code": 1}}', r"weights: no distribution"),
     ],
 )
-def test_a_wrong_prior_file_is_named_with_key_and_place(tmp_path, text, message):
+def test_a_wrong_prior_file_is_reported_with_key_and_place(tmp_path, text, message):
     path = tmp_path / "prior.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
@@ -255,7 +254,7 @@ def test_a_wrong_prior_file_is_named_with_key_and_place(tmp_path, text, message)
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_broken_prior_file_is_one_line_with_the_way_out(tmp_path, content, message):
+def test_an_unreadable_prior_file_is_reported_in_one_line_with_the_remedy(tmp_path, content, message):
     path = tmp_path / "prior.json"
     path.write_bytes(content)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is compared)
@@ -265,6 +264,6 @@ def test_a_broken_prior_file_is_one_line_with_the_way_out(tmp_path, content, mes
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_folder_is_no_prior_file(tmp_path):
+def test_a_folder_as_prior_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a folder; expected the JSON file that versatune detect writes"):
         start(prior=tmp_path)

@@ -1,4 +1,4 @@
-"""The model with its loss head: packed rows do not leak, names stay transformers' own, config mistakes are named."""
+"""The model with its loss head: losses of packed rows, parameter names, and messages about wrong configs."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.model_check import check_losses_are_the_models
 
 
-def test_a_row_of_packed_examples_has_the_loss_transformers_gives_them_one_by_one():
+def test_packed_examples_have_the_loss_that_transformers_computes_one_by_one():
     model = make_model("llama")
     packed = model(**pack([A, B, C]))
     one_by_one = 0.0
@@ -41,7 +41,7 @@ def test_a_tokenizer_larger_than_the_models_embeddings_is_refused():
         make_model("llama", vocab_size=50)
 
 
-def test_an_attention_the_model_cannot_do_is_refused_with_the_way_out(monkeypatch):
+def test_an_attention_that_the_model_does_not_support_is_refused_with_an_alternative(monkeypatch):
     def refuse(*_, **__):  # which models transformers refuses it for depends on its version
         raise ValueError("Gemma2ForCausalLM does not support this attention implementation")
 
@@ -51,7 +51,7 @@ def test_an_attention_the_model_cannot_do_is_refused_with_the_way_out(monkeypatc
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "mistral", "gemma"])
-def test_models_whose_losses_we_compute_rightly_pass_the_check(model_type):
+def test_models_whose_losses_are_computed_correctly_pass_the_check(model_type):
     check_losses_are_the_models(build_causal_lm(**build_arguments(model_type)))
 
 

@@ -1,4 +1,4 @@
-"""Under ZeRO-3 a model's losses are checked through the engine, and training is what it is without the check."""
+"""Under ZeRO-3 a model's losses are checked through the engine, without an effect on training."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ REFUSED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_the_check_passes_a_llama_and_leaves_training_bit_for_bit_as_it_was(stage, tmp_path):
+def test_a_llama_passes_the_check_and_trains_bit_for_bit_as_without_it(stage, tmp_path):
     def losses(world):
         zero = {"stage": stage}
         checked, plain = (make_engine(world, zero=zero) for _ in range(2))
@@ -37,7 +37,7 @@ def test_the_check_passes_a_llama_and_leaves_training_bit_for_bit_as_it_was(stag
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_a_model_in_parts_whose_losses_would_be_wrong_is_refused_on_every_rank(model_type, tmp_path):
+def test_a_zero_3_model_whose_losses_would_be_wrong_is_refused_on_every_rank(model_type, tmp_path):
     keys, attention, message = REFUSED[model_type]
 
     def refused(world):

@@ -13,7 +13,7 @@ from tiny_models import VOCAB, A, B, C, make_model, pack, token_losses
 from varlen_stand_in import H100, install, install_flash
 
 ROW_TOKENS = 24
-WINDOW = 4  # shorter than most examples below, so that it cuts within them
+WINDOW = 4  # shorter than most examples below, so that it has an effect within them
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {},
@@ -72,7 +72,7 @@ def rows_with_a_changed_example(draw):
 
 @settings(max_examples=12)
 @given(row=rows_with_a_changed_example())
-def test_other_tokens_in_one_example_leave_its_neighbours_losses_as_they_were_bit_for_bit(model, row):
+def test_changing_one_example_leaves_its_neighbours_losses_unchanged_bit_for_bit(model, row):
     examples, changed, tokens = row
     before = token_losses(model, examples)
     after = token_losses(model, [*examples[:changed], tokens, *examples[changed + 1 :]])
@@ -82,8 +82,8 @@ def test_other_tokens_in_one_example_leave_its_neighbours_losses_as_they_were_bi
     assert torch.equal(before[end:], after[end:])
 
 
-def test_an_example_has_the_losses_in_a_row_that_it_has_alone(model):
-    """To 2e-6: its place in the row changes the order of sums, and nothing else."""
+def test_an_example_has_the_same_losses_packed_and_alone(model):
+    """To 2e-6: its position in the row changes the order of sums only."""
     alone = token_losses(model, [B])[: len(B)]
     assert alone[:-1].min() > 0
     for row, start in (([A, B, C], len(A)), ([C, B], len(C)), ([B, B, A], len(B))):
@@ -101,7 +101,7 @@ def test_gradients_of_one_example_do_not_reach_its_neighbours_tokens(model):
     embedding = model.causal_lm.get_input_embeddings().weight
     head = model.causal_lm.get_output_embeddings()
     is_tied = head.weight is embedding
-    if is_tied:  # the head's gradient reaches every word, and is none of attention's
+    if is_tied:  # the head's gradient reaches every token, not through attention
         head.weight = torch.nn.Parameter(embedding.detach().clone())
     (gradient,) = torch.autograd.grad(model(**row).loss_sum, [embedding])
     if is_tied:
@@ -121,8 +121,8 @@ def test_rows_of_a_micro_batch_do_not_see_each_other(model):
     assert torch.equal(losses(first, second)[0], losses(first, other)[0])
 
 
-def test_positions_that_do_not_restart_would_let_them_see_each_other(model):
-    """The control: what the tests above would catch."""
+def test_examples_see_each_other_if_positions_do_not_restart(model):
+    """The negative control of the tests above."""
 
     def losses(examples):
         row = pack(examples)

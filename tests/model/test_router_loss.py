@@ -1,4 +1,4 @@
-"""A mixture of experts trains with its router loss, as transformers adds it; reported losses leave it out."""
+"""A mixture of experts trains with its router loss, as in transformers; reported losses exclude it."""
 
 import deepspeed
 import pytest
@@ -23,13 +23,13 @@ MODELS = {
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {**EXPERTS, "head_dim": 8},
 }  # fmt: skip
-ASKED = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+WITH_ROUTER_LOSS = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
 ROWS = [[A], [B, C], [C, A], [A, B]]
 
 
 def build(model_type="mixtral", *, checkpointing=False, lora=None, **keys):
     attention = "eager" if model_type == "gpt_oss" else "sdpa"
-    arguments = build_arguments(model_type, attention=attention, **{**MODELS[model_type], **ASKED, **keys})
+    arguments = build_arguments(model_type, attention=attention, **{**MODELS[model_type], **WITH_ROUTER_LOSS, **keys})
     model = arguments["model"].model_copy(update={"gradient_checkpointing": checkpointing, "lora": lora})
     return build_causal_lm(**{**arguments, "model": model})
 
@@ -42,7 +42,7 @@ def gradients(loss, model):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("model_type", MODELS)
-def test_loss_and_gradients_are_transformers_own(model_type, checkpointing):
+def test_loss_and_gradients_equal_those_of_transformers(model_type, checkpointing):
     """One example without padding; transformers' loss is the mean over its 5 targets."""
     ids = torch.tensor([A])
     own = build(model_type).train()
@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_transformers_own(model_type, checkpointing):
         torch.testing.assert_close(grad, theirs[name], atol=1e-6, rtol=1e-4)
 
 
-def test_losses_that_are_measured_and_reported_leave_it_out():
+def test_measured_and_reported_losses_exclude_the_router_loss():
     model = DomainModel(build(), num_domains=1)
     plain = DomainModel(build(output_router_logits=False), num_domains=1)
     assert plain.router_loss is None
@@ -71,7 +71,7 @@ def test_losses_that_are_measured_and_reported_leave_it_out():
         assert (losses.router_loss.item() > 0.9) == is_training
 
 
-def test_padding_has_no_part_in_it_and_padding_alone_none_at_all():
+def test_padding_is_excluded_and_a_batch_of_only_padding_has_router_loss_zero():
     model = DomainModel(build(), num_domains=1).train()
     device = torch.device("cpu")
 
@@ -89,7 +89,7 @@ def test_padding_has_no_part_in_it_and_padding_alone_none_at_all():
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
-def test_the_check_of_a_models_losses_holds_for_its_router_too(model_type, monkeypatch):
+def test_the_check_of_a_models_losses_includes_its_router_loss(model_type, monkeypatch):
     check_losses_are_the_models(build(model_type))
     monkeypatch.setattr(
         "versatune_ds.model.router_loss.RouterLoss.__call__", lambda self, logits, mask=None: logits[0].mean()
@@ -122,7 +122,7 @@ def expected_weights():
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_step_takes_the_mean_over_ranks_and_micro_steps(stage, world_size, tmp_path):
+def test_a_step_uses_the_mean_router_loss_over_ranks_and_micro_steps(stage, world_size, tmp_path):
     def weights(world):
         share_process_group()
         train = TrainConfig(
@@ -145,6 +145,6 @@ def test_a_step_takes_the_mean_over_ranks_and_micro_steps(stage, world_size, tmp
         torch.testing.assert_close(torch.from_numpy(found[name]), weight, atol=2e-5, rtol=1e-4)
 
 
-def test_frozen_weights_and_adapters_take_it_too():
+def test_the_router_loss_also_trains_adapters_of_a_frozen_model():
     model = DomainModel(build(lora=LoraConfig(rank=2, target_modules=("q_proj",))), num_domains=1).train()
     assert gradients(model(**pack([A])).router_loss, model)

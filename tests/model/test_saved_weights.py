@@ -1,4 +1,4 @@
-"""A model whose files lack weights, or hold others, is refused by number and name; what is legitimate loads."""
+"""A model whose files have missing or unexpected weights is refused with their number and names."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_files_that_are_not_the_models_are_refused_before_and_while_loading(name, tmp_path, caplog):
+def test_weights_that_do_not_fit_the_config_are_refused_before_and_while_loading(name, tmp_path, caplog):
     model_type, keys, change, message = FAULTS[name]
     folder = save(tmp_path / "model", model_type, change=change, **keys)
     for check in (load, lambda folder: check_model_weights(ModelConfig(name_or_path=str(folder)))):
@@ -76,7 +76,7 @@ def test_files_that_are_not_the_models_are_refused_before_and_while_loading(name
     ("model_type", "keys"),
     [("llama", {}), ("mixtral", MIXTRAL), ("gpt2", GPT2), ("qwen3", {}), ("gemma2", {"head_dim": 8})],
 )
-def test_complete_files_load_without_a_word(model_type, keys, tied, tmp_path, caplog):
+def test_complete_files_load_without_warnings(model_type, keys, tied, tmp_path, caplog):
     attention = "eager" if model_type == "gemma2" else "sdpa"
     folder = save(tmp_path / "model", model_type, attention=attention, tie_word_embeddings=tied, **keys)
     with caplog.at_level(logging.WARNING):
@@ -85,25 +85,25 @@ def test_complete_files_load_without_a_word(model_type, keys, tied, tmp_path, ca
     assert not [record for record in caplog.records if record.name.startswith("versatune")]
 
 
-def test_buffers_that_a_model_computes_itself_may_be_there_or_not(tmp_path):
+def test_files_with_buffers_that_the_model_computes_itself_are_loaded(tmp_path):
     change = with_one("model.layers.0.self_attn.rotary_emb.inv_freq", 4)
     assert load(save(tmp_path / "model", change=change)) is not None
 
 
-def test_a_reward_head_beside_a_complete_model_is_left_out_and_named(tmp_path, caplog):
+def test_a_reward_head_beside_a_complete_model_is_not_loaded_and_is_logged(tmp_path, caplog):
     folder = save(tmp_path / "model", change=with_one("score.weight", 1, 32))
     load(folder)
     assert "1 of its weights belong to another head and are not loaded: score.weight" in caplog.text
 
 
-def test_a_reward_model_in_the_place_of_a_language_model_is_refused(tmp_path):
+def test_a_reward_model_given_as_a_language_model_is_refused(tmp_path):
     config = build_causal_lm(**build_arguments("llama", tie_word_embeddings=False)).config
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r": 1 missing \(lm_head\.weight\);"):
         load(tmp_path)
 
 
-def test_a_shard_that_is_not_there_and_one_that_is_cut_off_are_named(tmp_path):
+def test_a_missing_shard_and_a_truncated_one_are_reported(tmp_path):
     build_causal_lm(**build_arguments("llama")).save_pretrained(tmp_path, max_shard_size="10KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     shard = tmp_path / sorted(set(index["weight_map"].values()))[1]
@@ -118,7 +118,7 @@ def test_a_shard_that_is_not_there_and_one_that_is_cut_off_are_named(tmp_path):
     load(tmp_path)
 
 
-def test_files_of_pickled_tensors_are_judged_too(tmp_path):
+def test_files_of_pickled_tensors_are_checked_too(tmp_path):
     folder = save(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -130,8 +130,8 @@ def test_files_of_pickled_tensors_are_judged_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["renamed", "layer too many"])
-def test_a_model_loaded_in_parts_is_judged_the_same_on_every_rank(name, tmp_path):
-    """Transformers' loader for ZeRO-3 says nothing of unexpected weights."""
+def test_a_zero_3_model_is_checked_with_the_same_result_on_every_rank(name, tmp_path):
+    """Transformers' loader for ZeRO-3 does not report unexpected weights."""
     model_type, keys, change, message = FAULTS[name]
     folder = save(tmp_path / "model", model_type, change=change, **keys)
 
@@ -149,11 +149,11 @@ def test_a_model_loaded_in_parts_is_judged_the_same_on_every_rank(name, tmp_path
     assert run_ranks(refused, world_size=2, folder=tmp_path / "ranks") == [True, True]
 
 
-def test_adapters_in_the_place_of_a_model_are_refused_with_the_way_to_merge_them(tmp_path):
+def test_adapters_given_as_a_model_are_refused_with_instructions_for_merging(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base", "peft_type": "LORA"}')
     message = r"^model\.name_or_path: .* contains adapters \(adapter_config\.json\), not a model; merge .*`versatune"
     with pytest.raises(ValueError, match=message):
         check_saved_model(ModelConfig(name_or_path=str(tmp_path)))
-    save(tmp_path)  # beside a model's files too: which of both is meant nobody can know
+    save(tmp_path)  # beside the files of a model too: it is unclear which of the two is meant
     with pytest.raises(ValueError, match=message):
         load(tmp_path, tokenizer="another/one")

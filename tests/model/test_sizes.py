@@ -1,4 +1,4 @@
-"""One accessor reads a config's sizes under every name that transformers' models give them."""
+"""Sizes are read from a config under every name that transformers' models use; positions are checked."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from tiny_models import A, B, C, build_arguments, make_model, pack
 from transformers import AutoConfig
 
 from versatune_ds.model.build import build_causal_lm
-from versatune_ds.model.positions import check_positions
-from versatune_ds.model.sizes import num_learned_positions, sizes_of
+from versatune_ds.model.sizes import check_positions, num_learned_positions, sizes_of
 
 NONE = dict.fromkeys(
     ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -20,33 +19,39 @@ OPT = {"num_key_value_heads": None, "intermediate_size": None, "ffn_dim": 48, "m
 @pytest.mark.parametrize(
     ("model_type", "keys", "expected"),
     [
-        ("llama", {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 99},
-         (64, 3, 4, 16, 99, None, None)),
-        ("gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 99}, (64, 3, 4, 16, 99, None, None)),
-        ("gptj", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 99}, (64, 3, 4, 16, 99, None, None)),
-        ("qwen3", {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32, "num_hidden_layers": 3,
-                   "max_position_embeddings": 99}, (64, 3, 4, 32, 99, None, None)),
-        ("mpt", {"d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 99}, (64, 3, 4, 16, 99, None, None)),
-        ("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 3}, (4096, 32, 32, 128, 131072, 6, 3)),
-        ("qwen2_moe", {"num_experts": 6, "num_experts_per_tok": 3}, (2048, 24, 16, 128, 32768, 6, 3)),
-        ("glm4_moe", {"n_routed_experts": 6, "num_experts_per_tok": 3, "head_dim": 5},
-         (4096, 46, 96, 5, 131072, 6, 3)),
-        ("dbrx", {"ffn_config": {"moe_num_experts": 6, "moe_top_k": 3}}, (2048, 24, 16, 128, 2048, 6, 3)),
+        ("llama", {"max_position_embeddings": 99}, (99, None, None)),
+        ("gpt2", {"n_positions": 99}, (99, None, None)),
+        ("gptj", {"n_positions": 99}, (99, None, None)),
+        ("qwen3", {"max_position_embeddings": 99}, (99, None, None)),
+        ("mpt", {"max_seq_len": 99}, (99, None, None)),
+        ("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 3}, (131072, 6, 3)),
+        ("qwen2_moe", {"num_experts": 6, "num_experts_per_tok": 3}, (32768, 6, 3)),
+        ("glm4_moe", {"n_routed_experts": 6, "num_experts_per_tok": 3}, (131072, 6, 3)),
+        ("dbrx", {"ffn_config": {"moe_num_experts": 6, "moe_top_k": 3}}, (2048, 6, 3)),
     ],
-)  # fmt: skip
-def test_every_spelling_gives_the_size(model_type, keys, expected):
+)
+def test_a_size_is_read_under_each_of_its_names(model_type, keys, expected):
     sizes = sizes_of(AutoConfig.for_model(model_type, **keys))
-    found = (
-        sizes.hidden, sizes.num_layers, sizes.num_heads, sizes.head_dim, sizes.max_positions, sizes.num_experts,
-        sizes.num_experts_per_token,
-    )  # fmt: skip
-    assert found == expected
+    assert (sizes.max_positions, sizes.num_experts, sizes.num_experts_per_token) == expected
 
 
-def test_of_several_models_in_one_the_texts_sizes_are_read():
-    config = AutoConfig.for_model("gemma3", text_config={"hidden_size": 48, "vocab_size": 77, "num_hidden_layers": 5})
+@pytest.mark.parametrize(
+    ("model_type", "keys", "expected"),
+    [
+        ("llama", {"hidden_size": 64, "num_attention_heads": 4}, 16),
+        ("gpt2", {"n_embd": 64, "n_head": 4}, 16),
+        ("mpt", {"d_model": 64, "n_heads": 4}, 16),
+        ("qwen3", {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32}, 32),
+    ],
+)
+def test_the_size_of_a_head_is_stated_or_follows_from_the_number_of_heads(model_type, keys, expected):
+    assert sizes_of(AutoConfig.for_model(model_type, **keys)).head_dim == expected
+
+
+def test_a_model_of_several_parts_has_the_sizes_of_its_text_model():
+    config = AutoConfig.for_model("gemma3", text_config={"vocab_size": 77, "max_position_embeddings": 99})
     sizes = sizes_of(config)
-    assert (sizes.hidden, sizes.vocabulary, sizes.num_layers) == (48, 77, 5)
+    assert (sizes.vocabulary, sizes.max_positions) == (77, 99)
 
 
 def build(model_type, **keys):
@@ -65,12 +70,12 @@ def build(model_type, **keys):
         ("qwen3", {"max_position_embeddings": 16}, None),
     ],
 )  # fmt: skip
-def test_positions_are_a_table_or_computed(model_type, keys, expected):
+def test_learned_positions_are_counted_and_computed_ones_are_none(model_type, keys, expected):
     attention = "eager" if model_type in ("gptj", "gpt_neo") else "sdpa"
     assert num_learned_positions(build(model_type, attention=attention, **keys)) == expected
 
 
-def test_an_example_beyond_learned_positions_is_refused_and_beyond_computed_ones_warned_of(caplog):
+def test_an_example_longer_than_learned_positions_is_refused_and_than_computed_ones_logged(caplog):
     learned, computed = build("gpt2", **GPT2), build("llama", max_position_embeddings=16)
     for model in (learned, computed):
         check_positions(model, longest=16)

@@ -1,4 +1,4 @@
-"""What of a model is trained: adapters begin as nothing, merge into plain weights, and leave the loss as it was."""
+"""Freezing and LoRA: adapters start without effect, merge into plain weights, and keep the loss correct."""
 
 import peft
 import pytest
@@ -11,12 +11,12 @@ from versatune_ds.model.trainable_parameters import merged_weights, save_adapter
 
 
 def build(model_type="llama", *, tied=False, **settings):
-    """Return a small model, the same weights whatever is trained of it."""
+    """Return a small model; its weights do not depend on what is trained."""
     arguments = build_arguments(model_type, tie_word_embeddings=tied)
     return build_causal_lm(**{**arguments, "model": arguments["model"].model_copy(update=settings)})
 
 
-def with_adapters_at_work(**lora):
+def with_nonzero_adapters(**lora):
     """Return a model whose adapters are not zero, as after some training."""
     causal_lm = build(lora=LoraConfig(rank=4, **lora))
     for name, parameter in causal_lm.named_parameters():
@@ -30,7 +30,7 @@ def trained_names(causal_lm):
 
 
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"use_rslora": True, "target_modules": "q_proj"}])
-def test_adapters_begin_as_nothing_and_only_they_are_trained(lora):
+def test_adapters_start_without_effect_and_only_they_are_trained(lora):
     plain, adapted = build().eval(), build(lora=LoraConfig(rank=4, **lora)).eval()
     ids = torch.tensor([A])
     torch.testing.assert_close(adapted(ids).logits, plain(ids).logits, atol=1e-6, rtol=1e-5)
@@ -42,8 +42,8 @@ def test_adapters_begin_as_nothing_and_only_they_are_trained(lora):
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_merged_adapters_leave_plain_weights_that_compute_the_same(use_dora):
-    causal_lm, ids = with_adapters_at_work(use_dora=use_dora), torch.tensor([A])
+def test_merged_weights_give_the_same_logits_in_a_plain_model(use_dora):
+    causal_lm, ids = with_nonzero_adapters(use_dora=use_dora), torch.tensor([A])
     before = causal_lm(ids).logits
     assert not torch.allclose(before, build().eval()(ids).logits, atol=1e-3)
     on_disk = {name: weight.clone() for name, weight in causal_lm.state_dict().items()}
@@ -55,7 +55,7 @@ def test_merged_adapters_leave_plain_weights_that_compute_the_same(use_dora):
 
 @pytest.mark.parametrize("target_modules", [None, ["c_attn"], ["attn.c_proj", "c_fc"]])
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_gpt2s_layers_are_linear_layers_that_take_adapters_and_merge(target_modules, use_dora):
+def test_gpt2s_linear_layers_get_adapters_that_merge(target_modules, use_dora):
     """Their weights are transposed (Conv1D)."""
     other = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     arguments = build_arguments("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=32, **dict.fromkeys(other))
@@ -77,15 +77,15 @@ def test_gpt2s_layers_are_linear_layers_that_take_adapters_and_merge(target_modu
     torch.testing.assert_close(plain(torch.tensor([A])).logits, before, atol=2e-6, rtol=1e-5)
 
 
-def test_saved_adapters_are_read_by_peft(tmp_path):
-    causal_lm, ids = with_adapters_at_work(), torch.tensor([A])
+def test_peft_loads_the_saved_adapters(tmp_path):
+    causal_lm, ids = with_nonzero_adapters(), torch.tensor([A])
     save_adapters(causal_lm, tmp_path / "adapters", base_model="a/base")
     reloaded = peft.PeftModel.from_pretrained(build(), tmp_path / "adapters").eval()
     assert torch.equal(reloaded(ids).logits, causal_lm(ids).logits)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_head_takes_the_same_loss_and_gradients_from_a_model_with_adapters(tied):
+def test_a_model_with_adapters_has_the_loss_and_gradients_of_transformers(tied):
     """Ours against transformers' logits and torch's cross entropy, to 1e-6 relative in fp32."""
     causal_lm = build(tied=tied, lora=LoraConfig(rank=4))
     adapters = [parameter for parameter in causal_lm.parameters() if parameter.requires_grad]
@@ -105,7 +105,7 @@ def test_the_head_takes_the_same_loss_and_gradients_from_a_model_with_adapters(t
 
 
 def test_packed_examples_with_adapters_do_not_see_each_other():
-    model = DomainModel(with_adapters_at_work(), num_domains=2)
+    model = DomainModel(with_nonzero_adapters(), num_domains=2)
     alone, packed = token_losses(model, [B])[: len(B)], token_losses(model, [A, B, C])[len(A) : len(A) + len(B)]
     torch.testing.assert_close(packed, alone, atol=2e-6, rtol=1e-5)
 
@@ -122,7 +122,7 @@ def test_a_tied_weight_is_frozen_under_either_of_its_names():
         assert not build(tied=True, freeze=(pattern,)).get_input_embeddings().weight.requires_grad
 
 
-def test_a_frozen_head_gives_hidden_states_the_gradients_it_gave_before():
+def test_a_frozen_head_passes_the_same_gradients_to_hidden_states():
     losses, gradients = [], []
     for freeze in ((), ("lm_head.weight",)):
         model = DomainModel(build(freeze=freeze), num_domains=2)
@@ -146,7 +146,7 @@ def test_a_frozen_head_gives_hidden_states_the_gradients_it_gave_before():
          r"^model\.lora\.target_modules: 'lm_head' is the head, .* leave it out$"),
     ],
 )  # fmt: skip
-def test_a_name_that_fits_nothing_is_refused_with_the_nearest(settings, message):
+def test_a_name_that_cannot_be_used_is_refused_with_the_nearest_one_or_the_remedy(settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings)
 

@@ -1,4 +1,4 @@
-"""A sink that is slow, broken or gone never holds up training, and an alert is told once."""
+"""A slow, failing or unreachable sink never delays training, and an alert is sent only once."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ from versatune_ds.monitor.sinks import Background, Monitor
 
 
 class Recorder:
-    """Remember every call; fail, or wait for an event, where asked to."""
+    """Record every call; fail at a step, or wait for an event, if requested."""
 
     def __init__(self, *, fails_at=None, waits_for=None):
         self.calls, self.fails_at, self.waits_for = [], fails_at, waits_for
 
-    def _take(self, *call):
+    def _record(self, *call):
         if self.waits_for is not None:
             self.waits_for.wait()
         if call[:2] == ("metrics", self.fails_at):
@@ -24,16 +24,16 @@ class Recorder:
         self.calls.append(call)
 
     def metrics(self, step, values):
-        self._take("metrics", step, values)
+        self._record("metrics", step, values)
 
     def decision(self, values):
-        self._take("decision", values["update"])
+        self._record("decision", values["update"])
 
     def alert(self, step, *, title, text):
-        self._take("alert", step, title)
+        self._record("alert", step, title)
 
     def finish(self, *, exit_code):
-        self._take("finish", exit_code)
+        self._record("finish", exit_code)
 
 
 def background(sink, *, patience_seconds=10.0):
@@ -52,7 +52,7 @@ def test_all_calls_reach_the_sink_in_order_before_finish_returns():
     ]  # fmt: skip
 
 
-def test_a_failure_is_reported_once_with_the_way_out_and_the_sink_is_left_alone(caplog):
+def test_a_failing_sink_is_reported_once_with_the_way_out_and_not_called_again(caplog):
     sink = Recorder(fails_at=2)
     service = background(sink)
     monitor = Monitor([service])
@@ -65,12 +65,12 @@ def test_a_failure_is_reported_once_with_the_way_out_and_the_sink_is_left_alone(
         assert service._calls.empty()
         monitor.finish(exit_code=0)
     assert sink.calls == [("metrics", 1, {})]
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "Service failed and gets no more data (unreachable)" in said
-    assert "send it later" in said
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "Service failed and gets no more data (unreachable)" in warning
+    assert "send it later" in warning
 
 
-def test_a_sink_that_never_answers_neither_holds_up_metrics_nor_the_end(caplog):
+def test_a_sink_that_never_answers_delays_neither_metrics_nor_the_end_of_the_run(caplog):
     never = threading.Event()
     monitor = Monitor([background(Recorder(waits_for=never), patience_seconds=0.2)])
     for step in range(1_000):
@@ -78,12 +78,12 @@ def test_a_sink_that_never_answers_neither_holds_up_metrics_nor_the_end(caplog):
     started = time.monotonic()
     with caplog.at_level("WARNING"):
         monitor.finish(exit_code=0)
-    assert time.monotonic() - started < 60  # the sink itself would never have come back
+    assert time.monotonic() - started < 60  # the sink itself would never have returned
     assert "did not receive everything" in caplog.text
     never.set()
 
 
-def test_an_alarm_of_a_decision_is_an_alert_told_once():
+def test_an_alarm_of_a_decision_is_an_alert_sent_only_once():
     sink = Recorder()
     monitor = Monitor([sink])
     alarm = "alarm: effective number of domains 1.20 is below 1.50"
@@ -92,7 +92,7 @@ def test_an_alarm_of_a_decision_is_an_alert_told_once():
     assert [call for call in sink.calls if call[0] == "alert"] == [("alert", 10, "the mixture collapses")]
 
 
-def test_different_alerts_are_all_told():
+def test_different_alerts_are_all_sent():
     sink = Recorder()
     monitor = Monitor([sink])
     for name in ("law", "code", "law"):
@@ -100,7 +100,7 @@ def test_different_alerts_are_all_told():
     assert [call[2] for call in sink.calls] == ["law has no data left", "code has no data left"]
 
 
-def test_a_decision_becomes_flat_numbers_and_unknown_ones_are_left_out():
+def test_a_decision_becomes_flat_metrics_without_unknown_numbers():
     values = decision_metrics(decision(law=0.75))
     assert values["domain/law/excess_loss"] == pytest.approx(1.0)
     assert values["domain/law/weight_decided"] == 0.75

@@ -1,4 +1,4 @@
-"""TensorBoard gets the same numbers, read back with its own reader; a resumed run replaces what came after."""
+"""TensorBoard receives the same numbers, read with its own reader; a resumed run replaces the later steps."""
 
 import pytest
 from monitor_data import decision, recipe, step_metrics
@@ -7,7 +7,7 @@ from versatune_ds.monitor import open_monitor
 
 
 @pytest.mark.slow
-def test_scalars_text_and_charts_of_a_resumed_run_read_back_as_one_history(tmp_path):
+def test_a_resumed_run_is_one_history_of_scalars_text_and_charts(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = recipe(tmp_path, tensorboard=True)
     config.run_dir.mkdir()

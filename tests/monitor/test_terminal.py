@@ -1,4 +1,4 @@
-"""The terminal: a view of 80 columns that says what the record says, plain lines without control codes in a file."""
+"""The terminal shows the recorded numbers: a live view of 80 columns, or plain lines without control codes."""
 
 import io
 import logging
@@ -10,9 +10,8 @@ from monitor_data import decision, recipe, step_metrics
 from rich.console import Console
 
 from versatune_ds.monitor import open_monitor
-from versatune_ds.monitor.live import LiveTerminal
-from versatune_ds.monitor.live_frame import LiveState, bar, frame
-from versatune_ds.monitor.plain import PlainTerminal, direction, duration
+from versatune_ds.monitor.live import LiveState, LiveTerminal, bar, frame
+from versatune_ds.monitor.progress_lines import PlainTerminal, direction, duration
 
 EMPTY = ["no", "step", "is", "logged", "yet"]
 
@@ -51,12 +50,12 @@ def test_a_frame_shows_step_time_left_numbers_and_one_line_a_domain():
     assert code.split() == ["code", "█" * 5 + "▍", "0.250", "▼", "0.500", "-", "!", "25.0%"]
 
 
-def test_before_the_first_step_and_the_first_decision_a_frame_says_so():
+def test_before_the_first_step_a_frame_shows_that_none_is_logged():
     assert [line.split() for line in shown(state(step=0, train={}, decision=None))][1] == EMPTY
 
 
 @pytest.mark.parametrize("width", [80, 60, 200])
-def test_no_line_of_a_frame_is_wider_than_the_terminal_however_long_the_names(width):
+def test_no_line_of_a_frame_is_wider_than_the_terminal_even_with_long_names(width):
     long = decision()
     for part in ("weights_before", "weights_after", "losses", "signals"):
         long[part] = {name * 30: value for name, value in long[part].items()}
@@ -65,7 +64,7 @@ def test_no_line_of_a_frame_is_wider_than_the_terminal_however_long_the_names(wi
     assert max(map(len, lines)) <= width
 
 
-def test_domains_beyond_the_height_are_counted_and_the_largest_weights_stay():
+def test_only_the_largest_weights_are_shown_in_a_low_terminal_and_the_other_domains_are_counted():
     many = decision()
     many["weights_after"] = {f"d{i}": (i + 1) / 55 for i in range(10)}
     many["weights_before"] = dict(many["weights_after"])
@@ -77,12 +76,12 @@ def test_domains_beyond_the_height_are_counted_and_the_largest_weights_stay():
 
 
 @given(st.floats(0, 1))
-def test_a_bar_grows_with_its_share_and_is_always_as_wide(share):
+def test_a_bar_is_always_equally_wide_and_empty_only_at_zero(share):
     assert len(bar(share)) == 16
     assert (bar(share).strip() != "") == (share > 0)
 
 
-def test_a_bar_counts_in_eighths_of_a_cell():
+def test_a_bar_is_drawn_in_eighths_of_a_cell():
     assert bar(0.5).rstrip() == "█" * 8
     assert bar(1 / 128) == "▏" + " " * 15
     assert bar(1.0) == "█" * 16
@@ -107,7 +106,7 @@ def test_the_live_view_draws_what_was_recorded_and_log_lines_scroll_above_it(pac
     assert "loss 1.500" in last
 
 
-def test_plain_lines_carry_the_same_numbers_and_no_control_codes(caplog):
+def test_plain_lines_show_the_same_numbers_without_control_codes(caplog):
     terminal = PlainTerminal(num_steps=40)
     with caplog.at_level("INFO"):
         terminal.metrics(10, step_metrics())
@@ -122,7 +121,7 @@ def test_plain_lines_carry_the_same_numbers_and_no_control_codes(caplog):
     assert "\x1b" not in caplog.text
 
 
-def test_a_file_gets_plain_lines_and_a_terminal_the_live_view_unless_told_otherwise(
+def test_a_file_gets_plain_lines_and_a_terminal_the_live_view_unless_the_recipe_asks_for_plain_lines(
     tmp_path, monkeypatch, package_logger
 ):
     chosen = []
@@ -137,15 +136,15 @@ def test_a_file_gets_plain_lines_and_a_terminal_the_live_view_unless_told_otherw
     assert chosen == ["PlainTerminal", "LiveTerminal", "PlainTerminal"]
 
 
-def test_weights_that_move_less_than_shown_do_not_move():
+def test_a_weight_that_moves_by_less_than_the_last_digit_shown_counts_as_unmoved():
     assert [direction(0.25, after) for after in (0.25004, 0.2502, 0.2498)] == ["=", "up", "down"]
 
 
-def test_durations_are_minutes_and_seconds_below_an_hour():
+def test_durations_below_an_hour_are_minutes_and_seconds():
     assert [duration(seconds) for seconds in (0, 61, 3_725)] == ["0:00", "1:01", "1:02:05"]
 
 
-def test_safeguards_that_acted_are_named_at_their_update(caplog):
+def test_safeguards_that_acted_are_logged_with_their_update(caplog):
     with caplog.at_level("INFO"):
         PlainTerminal(num_steps=40).decision({**decision(), "acted": ["cap: law", "KL limit: 0.3 nats cut to 0.1"]})
     assert caplog.records[1].getMessage() == "  safeguards: cap: law; KL limit: 0.3 nats cut to 0.1"

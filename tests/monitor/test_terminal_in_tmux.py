@@ -1,4 +1,4 @@
-"""The live view in a real terminal of 80 columns: one picture, log lines above it, the prompt back at the end."""
+"""The live view in a real terminal of 80 columns: drawn once, log lines above it, and the prompt below at the end."""
 
 import os
 import shutil
@@ -30,11 +30,11 @@ print("THE END")
 
 @pytest.fixture(scope="module")
 def tmux():
-    """Return a function that calls tmux on a server of its own, with a session of 80 x 24; installs it where it may."""
+    """Return a function that calls tmux on a server of its own, with a session of 80 x 24; may install tmux."""
     if shutil.which("tmux") is None and os.geteuid() == 0 and shutil.which("apt-get"):
         subprocess.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends tmux", shell=True)
     if shutil.which("tmux") is None:
-        pytest.skip("needs tmux, which is not here and cannot be installed")
+        pytest.skip("needs tmux, which is missing and cannot be installed")
 
     def call(*arguments):
         command = ["tmux", "-L", f"versatune-{os.getpid()}", *arguments]
@@ -46,7 +46,7 @@ def tmux():
 
 
 def screen_with(tmux, text):
-    """Return the screen's lines, with what scrolled off above, once a text is on it."""
+    """Wait until a text is on the screen; return the screen's lines, with those that scrolled off above."""
     for _ in range(600):
         screen = tmux("capture-pane", "-p", "-S", "-")
         if text in screen:
@@ -56,7 +56,7 @@ def screen_with(tmux, text):
 
 
 @pytest.mark.slow
-def test_the_view_stands_once_under_its_log_lines_and_leaves_the_prompt(tmux, tmp_path):
+def test_the_view_is_drawn_once_below_its_log_lines_and_leaves_the_prompt_usable(tmux, tmp_path):
     script = tmp_path / "show.py"
     script.write_text(SCRIPT)
     path = f"{ROOT}:{ROOT / 'tests' / 'helpers'}"

@@ -1,4 +1,4 @@
-"""W&B gets one history whatever was stopped in between, and can never stop a run; read back with W&B's own reader."""
+"""W&B receives one history of a run that was stopped and resumed, and cannot stop a run; read with W&B's own reader."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def records_of(path):
 
 
 def history_as_synced(run_dir):
-    """Return {step: row} of all parts in the order of their start: a step the server has is not taken again."""
+    """Return {step: row} of all parts in the order of their start: the server keeps the first row of a step."""
     rows = {}
     for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
         for record in records_of(path):
@@ -41,7 +41,7 @@ def record_part(config, *, resumed_step, first, last):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_and_resumed_offline_is_one_history_without_gaps_or_doubled_steps(tmp_path):
+def test_a_run_stopped_and_resumed_offline_is_one_history_without_missing_or_repeated_steps(tmp_path):
     config = recipe(tmp_path, wandb={"mode": "offline", "group": "g", "tags": ["t"]})
     config.run_dir.mkdir()
     record_part(config, resumed_step=-1, first=1, last=14)  # killed after 14, its checkpoint was of step 10
@@ -63,7 +63,7 @@ def test_a_run_stopped_and_resumed_offline_is_one_history_without_gaps_or_double
     assert [row[:3] for row in table["data"]] == [[1, 10, 13], [2, 20, 23]]
 
 
-def test_online_without_a_key_is_the_users_mistake_and_names_the_variable(tmp_path, monkeypatch):
+def test_going_online_without_a_key_is_refused_and_the_message_names_the_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     config = recipe(tmp_path, wandb={"mode": "online"})
@@ -85,7 +85,7 @@ def test_an_unreachable_server_is_reported_once_and_the_run_is_recorded_offline(
     assert list(history_as_synced(config.run_dir)) == [1, 2, 3]
 
 
-def test_the_key_is_found_in_netrc_for_the_server_alone(tmp_path, monkeypatch):
+def test_a_key_in_netrc_counts_only_for_the_configured_server(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -95,7 +95,7 @@ def test_the_key_is_found_in_netrc_for_the_server_alone(tmp_path, monkeypatch):
     assert module.has_key()
 
 
-def test_the_key_reaches_no_file_of_the_run(tmp_path, monkeypatch):
+def test_no_file_of_the_run_contains_the_key(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "5ecre7" * 7)
     config = recipe(tmp_path, wandb={"mode": "offline"})
     config.run_dir.mkdir()

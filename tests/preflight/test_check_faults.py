@@ -1,4 +1,4 @@
-"""`versatune check`: a sound recipe is all green, and every planted fault is found by name, with the way out."""
+"""`versatune check` passes a valid recipe, and reports every planted fault with its key and with what to do."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from versatune_ds.data.encoding.templates import template_digest
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
-SECRET = "a-key-that-nobody-may-see"
+SECRET = "a-key-that-must-stay-secret"
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -35,14 +35,14 @@ def versatune(capsys):
 
 @pytest.fixture
 def server():
-    """Listen where W&B's server is said to be."""
+    """Listen at the address configured as W&B's server."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch, server):
-    """Write a sound recipe that uses all there is to check, and give it a cluster with a partition `gpu`."""
+    """Write a valid recipe that every check applies to, and fake a Slurm cluster with a partition `gpu`."""
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     write_domains(tmp_path / "data", num_rows=200)
@@ -87,7 +87,7 @@ def checked(versatune, recipe, *arguments):
     return called.code, [found for found in json.loads(called.out)["findings"] if found["level"] != "ok"]
 
 
-def test_a_valid_recipe_is_all_green(versatune, recipe):
+def test_a_valid_recipe_has_no_warnings_and_no_failures(versatune, recipe):
     code, findings = checked(versatune, recipe)
     assert findings == []
     assert code == 0
@@ -100,7 +100,7 @@ def missing_file(folder):
     ]
 
 
-def broken_rows(folder):
+def invalid_rows(folder):
     rows = chat_rows(60, topic="law")
     write_jsonl(
         folder / "data" / "train" / "law.jsonl", ['{"messages": ' if i % 5 == 0 else rows[i] for i in range(60)]
@@ -134,14 +134,14 @@ def unfinished_template(folder):
     return [f"data.chat_template={folder}/template.jinja"]
 
 
-def folder_of_something_else(folder):
+def foreign_run_folder(folder):
     write_jsonl(folder / "runs" / "mine" / "thesis.txt", ["..."])
     return []
 
 
 FAULTS = {
     "a missing file": (missing_file, "files", "data.domains.code.train", "no such file or folder: 'gone'"),
-    "broken rows": (broken_rows, "rows", "data.max_bad_rows", "law: 12 of all 65 rows bad"),
+    "invalid rows": (invalid_rows, "rows", "data.max_bad_rows", "law: 12 of all 65 rows bad"),
     "a prior of other domains": (prior_of_other_domains, "prior", "mixture.prior", "lore"),
     "no reference": (["mixture.reference=gone.json"], "reference", "mixture.reference", "gone.json"),
     "a reference without a domain": (reference_without_a_domain, "reference", "mixture.reference", "law"),
@@ -169,12 +169,12 @@ FAULTS = {
         ["model.from_config.hiden_size=32"], "model", "model.from_config.hiden_size", "did you mean 'hidden_size'?",
     ),
     "an unknown partition": (["slurm.partition=gpus"], "slurm", "slurm.partition", "did you mean 'gpu'?"),
-    "a folder that is no run's": (folder_of_something_else, "files", "runs/mine", "is no run's folder"),
+    "a run folder with foreign files": (foreign_run_folder, "files", "runs/mine", "is no run's folder"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_by_name(versatune, recipe, fault):
+def test_a_planted_fault_is_the_only_failure_and_names_its_key(versatune, recipe, fault):
     plant, check, key, words = FAULTS[fault]
     arguments = plant(recipe.parent) if callable(plant) else plant
     code, findings = checked(versatune, recipe, *arguments)
@@ -195,7 +195,7 @@ def test_a_planted_fault_is_found_by_name(versatune, recipe, fault):
         ("SBATCH_PARTITION", "gpus", "slurm", "SBATCH_PARTITION"),
     ],
 )
-def test_a_fault_of_the_environment_is_found_by_name(versatune, recipe, monkeypatch, variable, value, check, key):
+def test_a_fault_of_the_environment_is_the_only_failure(versatune, recipe, monkeypatch, variable, value, check, key):
     monkeypatch.setenv("HOME", str(recipe.parent))  # no netrc
     monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable)
     code, findings = checked(versatune, recipe)
@@ -203,7 +203,7 @@ def test_a_fault_of_the_environment_is_found_by_name(versatune, recipe, monkeypa
     assert findings[0]["todo"]
 
 
-def test_a_key_that_wandb_finds_in_netrc_is_a_warning(versatune, recipe, monkeypatch):
+def test_a_wandb_key_that_is_only_in_netrc_is_a_warning(versatune, recipe, monkeypatch):
     netrc = recipe.parent / "another_netrc"
     netrc.write_text(f"machine 127.0.0.1 login user password {SECRET}\n")
     netrc.chmod(0o600)
@@ -214,29 +214,29 @@ def test_a_key_that_wandb_finds_in_netrc_is_a_warning(versatune, recipe, monkeyp
 
 
 @pytest.mark.parametrize("stage", ["train", "submit", "every rank", "rank 0"])
-def test_a_start_and_the_check_refuse_a_mistake_in_the_same_words(versatune, recipe, monkeypatch, stage):
+def test_the_start_of_a_run_and_the_check_report_mistakes_with_the_same_messages(versatune, recipe, monkeypatch, stage):
     monkeypatch.setenv("HOME", str(recipe.parent))  # no netrc
     monkeypatch.delenv("WANDB_API_KEY")
-    folder_of_something_else(recipe.parent)
+    foreign_run_folder(recipe.parent)
     overrides = ["train.rows_per_batch=6", "mixture.reference=gone.json", "model.from_config.hiden_size=32"]
     start = StartCheckInput(config=load_config(recipe, overrides), stage=stage, num_processes=4, is_here=True)
     with pytest.raises(ValueError, match=r"\S") as caught:
         check_start(start)
     _, findings = checked(versatune, recipe, *overrides)
-    said = {" ".join(f"{found['key']}: {found['found']}; {found['todo']}".split()) for found in findings}
+    messages = {" ".join(f"{found['key']}: {found['found']}; {found['todo']}".split()) for found in findings}
     lines = str(caught.value).splitlines()
     assert len(lines) == {"train": 5, "submit": 4, "every rank": 3, "rank 0": 2}[stage]
-    assert said >= {" ".join(line.split()) for line in lines}
+    assert messages >= {" ".join(line.split()) for line in lines}
 
 
-def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_reported(versatune, recipe, monkeypatch):
+def test_eight_faults_at_once_are_all_reported_and_the_check_they_prevent_too(versatune, recipe, monkeypatch):
     monkeypatch.setenv("SBATCH_PARTITION", "gpus")
     monkeypatch.setenv("HOME", str(recipe.parent))
     monkeypatch.delenv("WANDB_API_KEY")
-    broken_rows(recipe.parent)
+    invalid_rows(recipe.parent)
     prior_of_other_domains(recipe.parent)
     reference_of_other_tokenizer(recipe.parent)
-    folder_of_something_else(recipe.parent)
+    foreign_run_folder(recipe.parent)
     few = ["train.rows_per_batch=6", "--gpu-memory=2", "checkpoint.keep=100000000"]
     code, findings = checked(
         versatune, recipe, *few, "train.deepspeed={bf16: {enabled: true}, optimizer: {type: Adam}}"
@@ -252,7 +252,7 @@ def test_eight_faults_at_once_are_all_found_and_what_hangs_on_them_is_reported(v
     assert not_checked["memory"]["found"] == "needs train.deepspeed, see above"
 
 
-def test_a_memorised_reference_is_a_warning_that_says_what_to_do(versatune, recipe):
+def test_a_memorised_reference_is_a_warning_with_advice(versatune, recipe):
     path = recipe.parent / "reference.json"
     write_json(path, {**json.loads(path.read_text()), "train_losses": {"code": 0.1, "law": 1.9}})
     code, findings = checked(versatune, recipe)
@@ -322,7 +322,7 @@ WARNINGS = {
 
 
 @pytest.mark.parametrize("name", WARNINGS)
-def test_what_a_user_may_not_have_meant_is_a_warning_with_the_way_out(versatune, recipe, name):
+def test_a_probable_mistake_is_a_warning_with_advice(versatune, recipe, name):
     plant, check, key, found, todo = WARNINGS[name]
     code, findings = checked(versatune, recipe, *(plant(recipe.parent) if callable(plant) else plant))
     assert code == 0
@@ -342,12 +342,12 @@ def test_columns_that_are_not_trained_on_are_listed_once(versatune, recipe):
     assert "columns not trained on: source" in versatune("check", recipe, "--nodes=2", "--gpus-per-node=2").out
 
 
-def test_a_policy_that_never_moves_needs_no_update(versatune, recipe):
+def test_a_policy_that_never_moves_weights_may_have_no_update(versatune, recipe):
     code, findings = checked(versatune, recipe, "mixture.policy=constant", "mixture.update_every=10")
     assert (code, findings) == (0, [])
 
 
-def test_an_unreadable_recipe_is_code_two_and_nothing_else(versatune, recipe):
+def test_an_unreadable_recipe_ends_the_check_with_exit_code_two_and_one_message(versatune, recipe):
     called = versatune("check", recipe, "train.steps=many")
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith("versatune: train.steps: ")
@@ -358,7 +358,7 @@ def test_a_number_of_nodes_must_be_positive(versatune, recipe):
     assert (called.code, called.err) == (2, "versatune: --nodes=0: expected a positive number\n")
 
 
-def test_the_table_has_a_line_a_finding_and_shows_where_loss_falls_in_each_domain(versatune, recipe):
+def test_the_table_has_one_line_per_finding_below_an_example_of_each_domain_with_its_loss_marked(versatune, recipe):
     hostile = [{"messages": [{"role": "user", "content": "a\x1b[2Jb"}, {"role": "assistant", "content": "c"}]}]
     write_jsonl(recipe.parent / "data" / "train" / "code.jsonl", hostile)
     called = versatune("check", recipe, "train.rows_per_batch=7", "--gpus-per-node=2")
@@ -373,20 +373,20 @@ def test_the_table_has_a_line_a_finding_and_shows_where_loss_falls_in_each_domai
     assert called.out.endswith("1 FAIL\n")
 
 
-def test_checking_leaves_neither_run_nor_shards_behind(versatune, recipe):
+def test_a_check_leaves_no_run_folder_and_no_prepared_data(versatune, recipe):
     before = sorted(recipe.parent.rglob("*"))
     checked(versatune, recipe)
     assert sorted(recipe.parent.rglob("*")) == before
 
 
-def test_without_slurm_programs_a_cluster_run_is_a_warning(versatune, recipe, monkeypatch):
+def test_a_run_on_a_cluster_is_a_warning_where_slurm_is_not_installed(versatune, recipe, monkeypatch):
     shutil.rmtree(recipe.parent / "programs")
     monkeypatch.setenv("PATH", str(recipe.parent))
     code, findings = checked(versatune, recipe)
     assert (code, [(found["level"], found["check"]) for found in findings]) == (0, [("warn", "slurm")])
 
 
-def test_a_fraction_that_holds_out_no_row_of_a_small_domain_fails_with_one_that_does(versatune, recipe):
+def test_a_valid_fraction_that_holds_out_no_row_of_a_domain_fails_and_a_larger_one_is_suggested(versatune, recipe):
     shutil.rmtree(recipe.parent / "data" / "valid")
     code, findings = checked(versatune, recipe, "data.valid_fraction=0.0001")
     held_out = next(finding for finding in findings if finding["key"] == "data.valid_fraction")

@@ -1,4 +1,4 @@
-"""What `versatune inspect` shows is what is trained, whatever the processes and wherever it is resumed."""
+"""`versatune inspect` shows the rows that are trained on, for every number of processes and every resume point."""
 
 import json
 
@@ -23,7 +23,7 @@ def versatune(capsys):
 
 @pytest.fixture
 def inspect(versatune, recipe):
-    """Give the lines of `versatune inspect` on the tiny recipe."""
+    """Return a function that runs `versatune inspect` on the tiny recipe and returns its lines."""
 
     def lines(*arguments):
         called = versatune("inspect", recipe, "--quiet", *arguments)
@@ -37,22 +37,22 @@ def without_rank(lines):
     return [json.dumps({key: value for key, value in json.loads(line).items() if key != "rank"}) for line in lines]
 
 
-def test_a_range_of_steps_counts_the_steps_after_its_first_number():
+def test_a_range_of_steps_begins_after_its_first_number():
     assert StepRange.parse("0:20") == StepRange(after=0, last=20)
 
 
 @pytest.mark.parametrize("text", ["20", "3:3", "5:2", "a:b", "-1:4", ":", "1:"])
-def test_a_text_that_is_no_range_of_steps_is_refused(text):
+def test_a_text_that_is_not_a_range_of_steps_is_refused(text):
     with pytest.raises(ValueError, match=f"^--steps {text}: expected AFTER:LAST"):
         StepRange.parse(text)
 
 
-def test_control_and_format_characters_become_escapes_and_text_stays():
+def test_control_and_format_characters_are_escaped_and_other_text_is_unchanged():
     text = "a\x1b[31m\tb\n\u202ec\x07 \u00e9\u6f22 \x9b"
     assert escape_control_characters(text) == "a\\x1b[31m\tb\n\\u202ec\\x07 \u00e9\u6f22 \\x9b"
 
 
-def test_a_line_is_a_packed_row(inspect):
+def test_each_line_is_one_packed_row(inspect):
     lines = inspect("--steps", "0:2", "--world-size", "2")
     rows = [json.loads(line) for line in lines]
     assert [(row["step"], row["row"]) for row in rows] == [(step, row) for step in (1, 2) for row in range(8)]
@@ -63,26 +63,26 @@ def test_a_line_is_a_packed_row(inspect):
 
 
 @pytest.mark.slow
-def test_without_the_rank_the_bytes_are_equal_for_every_world_size_and_resume_point(inspect):
-    whole = inspect("--steps", "0:12")
-    assert len(whole) == 12 * 8
+def test_apart_from_the_rank_the_output_is_the_same_for_every_world_size_and_resume_point(inspect):
+    expected = inspect("--steps", "0:12")
+    assert len(expected) == 12 * 8
     for world_size in ("1", "2", "4"):
         for resume_at in ("0", "1", "5", "12"):
             lines = inspect("--steps", "0:12", "--world-size", world_size, "--resume-at", resume_at)
-            assert without_rank(lines) == whole
-    assert inspect("--steps", "3:7", "--resume-at", "5") == whole[3 * 8 : 7 * 8]
+            assert without_rank(lines) == expected
+    assert inspect("--steps", "3:7", "--resume-at", "5") == expected[3 * 8 : 7 * 8]
 
 
-def test_steps_end_with_the_run(inspect):
+def test_no_step_beyond_the_end_of_the_run_is_shown(inspect):
     assert json.loads(inspect("--steps", "11:99")[-1])["step"] == 12
 
 
-def test_overrides_change_what_is_shown(inspect):
+def test_overrides_of_the_recipe_change_the_rows_shown(inspect):
     rows = [json.loads(line) for line in inspect("mixture.policy=target_only", "--steps", "0:1", "mixture.target=law")]
     assert {example[0] for row in rows for example in row["examples"]} == {"law"}
 
 
-def test_text_marks_what_bears_no_loss_and_names_rank_and_fill(inspect):
+def test_the_text_of_a_row_marks_what_bears_no_loss_below_a_heading_with_rank_and_fill(inspect):
     text = "\n".join(inspect("--steps", "0:1", "--text", "--world-size", "2"))
     assert text.startswith("=== step 1 row 0 rank 0 fill ")
     question, answer = text.split("\u27e7", 1)
@@ -90,7 +90,7 @@ def test_text_marks_what_bears_no_loss_and_names_rank_and_fill(inspect):
     assert "<|end|>\u27e6" in answer
 
 
-def test_control_characters_of_the_data_reach_the_terminal_escaped(versatune, tmp_path):
+def test_control_characters_in_the_data_are_escaped_before_they_are_printed(versatune, tmp_path):
     (tmp_path / "train").mkdir()
     messages = [{"role": "user", "content": "red \x1b[31m"}, {"role": "assistant", "content": "bell \x07 \u202eback"}]
     rows = [json.dumps({"messages": [*messages, {"role": "user", "content": str(i)}, messages[1]]}) for i in range(80)]
@@ -114,7 +114,7 @@ def test_control_characters_of_the_data_reach_the_terminal_escaped(versatune, tm
         (["--run", "nowhere"], "nowhere/decisions.jsonl: no such file"),
     ],
 )
-def test_a_wrong_option_is_one_line(versatune, recipe, arguments, message):
+def test_a_wrong_option_is_refused_with_a_message_of_one_line(versatune, recipe, arguments, message):
     called = versatune("inspect", recipe, "--steps", "0:12", "--quiet", *arguments)
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith(f"versatune: {message}")
@@ -127,7 +127,7 @@ STAGES = """mixture={policy: schedule, update_every: 4, schedule: [
 
 
 @pytest.mark.slow
-def test_the_rows_shown_for_a_run_are_those_it_served(inspect, recipe, tmp_path):
+def test_the_rows_shown_for_a_run_are_those_it_trained_on(inspect, recipe, tmp_path):
     config = tiny_config(tmp_path, STAGES, cache_dir=recipe.parent / "cache")
     run_ranks(lambda world: be_trained(config, world).step, world_size=2, folder=tmp_path)
     served = dict.fromkeys(("code", "finance", "general", "law", "medicine", "science"), 0)

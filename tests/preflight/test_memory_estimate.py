@@ -1,4 +1,4 @@
-"""The estimate of a GPU's memory: exact where it counts, near what two ranks really allocate."""
+"""The estimate of a GPU's memory is exact for parameters and states, and close to what two ranks allocate."""
 
 import functools
 import itertools
@@ -14,17 +14,15 @@ from torch.profiler import ProfilerActivity, profile
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.preflight.activations import decoder_pass_bytes
-from versatune_ds.preflight.disk import checkpoint_bytes
-from versatune_ds.preflight.memory import estimates_of
+from versatune_ds.preflight.capacity import checkpoint_bytes, estimates_of
 from versatune_ds.preflight.memory_estimate import estimate_memory, measure_model
-from versatune_ds.preflight.request import CheckRequest
-from versatune_ds.preflight.subject import Subject
+from versatune_ds.preflight.subject import CheckRequest, Subject
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 
 
 class Decoder(nn.Module):
-    """Square an embedding: what is saved can be said by hand."""
+    """Square an embedding, so that the saved bytes can be computed by hand."""
 
     def __init__(self):
         super().__init__()
@@ -38,27 +36,27 @@ class Decoder(nn.Module):
         return (self.embed(input_ids) ** 2,)
 
 
-def test_what_is_saved_is_counted_to_the_byte():
+def test_saved_activations_are_counted_to_the_byte():
     with FakeTensorMode():
         found = decoder_pass_bytes(Decoder(), num_rows=2, row_tokens=16)
     states = 2 * 16 * 8 * 4
-    # alive behind the forward pass: the embedded tokens, which the square saved, and its result
+    # alive after the forward pass: the embedded tokens, which the square saved, and its result
     assert found.saved == 2 * states
     assert found.peak > found.saved
 
 
-def test_parameters_are_those_of_the_real_model_and_checkpointing_saves_less(tmp_path):
+def test_parameters_are_those_of_the_real_model_and_checkpointing_saves_fewer_activations(tmp_path):
     config = tiny_config(tmp_path)
     arguments = {"vocab_size": 512, "special_ids": SPECIAL}
-    size, whole = measure_model(config, is_checkpointed=False, **arguments)
+    size, plain = measure_model(config, is_checkpointed=False, **arguments)
     _, checkpointed = measure_model(config, is_checkpointed=True, **arguments)
     real = build_causal_lm(config.model, precision="fp32", **arguments)
     assert size.num_parameters == size.num_trained == sum(parameter.numel() for parameter in real.parameters())
     assert (size.vocabulary, size.hidden) == (512, 32)
-    assert checkpointed.saved < whole.saved / 3
+    assert checkpointed.saved < plain.saved / 3
 
 
-def test_with_adapters_only_they_are_trained_and_counted(tmp_path):
+def test_with_lora_only_the_adapters_count_as_trained(tmp_path):
     config = tiny_config(tmp_path, "model.lora={rank: 2}")
     size, _ = measure_model(config, vocab_size=512, is_checkpointed=True, special_ids=SPECIAL)
     real = build_causal_lm(config.model, precision="fp32", vocab_size=512, special_ids=SPECIAL)
@@ -85,7 +83,7 @@ def test_attention_without_a_mask_is_counted_without_a_mask(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_states_shrink_with_stage_and_ranks_as_zero_says(tmp_path, precision):
+def test_states_shrink_with_zero_stage_and_number_of_ranks(tmp_path, precision):
     config = tiny_config(tmp_path, f"train.precision={precision}")
     size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
     found = {}
@@ -108,7 +106,7 @@ def test_states_shrink_with_stage_and_ranks_as_zero_says(tmp_path, precision):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_setting_left_to_deepspeed_counts_as_its_default(tmp_path, stage):
+def test_an_auto_setting_counts_as_deepspeeds_default(tmp_path, stage):
     config = tiny_config(tmp_path)
     size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
     keys = ("reduce_bucket_size", "stage3_max_live_parameters", "sub_group_size", "overlap_comm")
@@ -131,7 +129,7 @@ def trained_bytes(config, world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_the_estimate_is_near_what_two_ranks_allocate(tmp_path, monkeypatch, stage):
+def test_the_estimate_is_close_to_what_two_ranks_allocate(tmp_path, monkeypatch, stage):
     monkeypatch.setenv("VERSATUNE_KERNELS", "torch")
     zero = f"{{stage: {stage}, reduce_bucket_size: 100000, overlap_comm: false}}"
     overrides = ["train.steps=2", "data.row_tokens=512", "model.from_config.hidden_size=64"]

@@ -1,4 +1,4 @@
-"""`versatune simulate`: the real controller on losses that cost nothing, from a recipe alone."""
+"""`versatune simulate` runs the real controller on synthetic or recorded losses, from a recipe alone."""
 
 import json
 
@@ -24,7 +24,7 @@ def versatune(capsys):
 
 @pytest.fixture
 def simulate(versatune, recipe):
-    """Give what `versatune simulate` writes for the tiny recipe."""
+    """Return a function that runs `versatune simulate` on the tiny recipe and returns its output."""
 
     def text(*arguments):
         called = versatune("simulate", recipe, "--quiet", *arguments)
@@ -55,7 +55,7 @@ def test_recorded_losses_give_the_weights_computed_by_hand(simulate, tmp_path):
     last.verify()
 
 
-def test_a_synthetic_run_shows_weights_epochs_and_what_to_look_at(simulate, tmp_path):
+def test_a_synthetic_run_shows_weights_and_repeated_data_and_writes_its_decisions(simulate, tmp_path):
     text = simulate("--steps", "400", "--output", tmp_path / "out.jsonl")
     assert "Weights decided after each step:" in text
     assert "repeats its data from step" in text
@@ -64,26 +64,26 @@ def test_a_synthetic_run_shows_weights_epochs_and_what_to_look_at(simulate, tmp_
         Decision.from_json(line).verify()
 
 
-def test_the_picture_has_every_domain(simulate, tmp_path):
+def test_the_plot_contains_every_domain(simulate, tmp_path):
     assert f"plot  {tmp_path}/plots/weights.svg" in simulate("--plot", tmp_path / "plots" / "weights.svg")
     picture = (tmp_path / "plots" / "weights.svg").read_text()
     assert all(f"<!-- {name} -->" in picture for name in (*DOMAINS, "Learnable potential"))
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another_learner(simulate):
+def test_the_same_seed_gives_the_same_output_and_another_seed_a_different_one(simulate):
     first = simulate("--noise", "0.01", "--seed", "1")
     assert simulate("--noise", "0.01", "--seed", "1") == first
     assert simulate("--noise", "0.01", "--seed", "2") != first
 
 
-def test_a_sweep_has_a_line_for_every_combination(simulate):
+def test_a_sweep_prints_one_line_for_every_combination(simulate):
     lines = simulate("--sweep", "mixture.sigma=0,0.5", "--sweep", "mixture.policy=versatune,steer").splitlines()
     assert [line.split("  ")[0] for line in lines[2:]] == [
         f"mixture.sigma={sigma} mixture.policy={policy}" for sigma in ("0", "0.5") for policy in ("versatune", "steer")
     ]
 
 
-def test_an_epoch_is_a_pass_over_the_domains_data(simulate):
+def test_twice_as_many_steps_are_twice_as_many_epochs(simulate):
     first, second = (simulate("mixture.policy=constant", "--steps", steps).splitlines() for steps in ("100", "200"))
     epochs = [float(next(line for line in text if line.startswith("law")).split()[-1]) for text in (first, second)]
     assert epochs[1] == pytest.approx(2 * epochs[0], abs=0.02)
@@ -103,7 +103,7 @@ def test_an_epoch_is_a_pass_over_the_domains_data(simulate):
         ),
     ],
 )
-def test_a_bad_line_of_losses_is_named_with_file_and_line(versatune, recipe, tmp_path, rows, message):
+def test_an_invalid_line_of_losses_is_refused_with_its_file_and_number(versatune, recipe, tmp_path, rows, message):
     file = write_losses(tmp_path / "losses.jsonl", rows)
     called = versatune("simulate", recipe, "--quiet", "--losses", file)
     assert (called.code, called.out) == (2, "")
@@ -123,7 +123,7 @@ def test_a_bad_line_of_losses_is_named_with_file_and_line(versatune, recipe, tmp
         (["--noise", "-1"], "--seed 0, --noise -1.0: expected neither below 0"),
     ],
 )
-def test_a_wrong_option_is_one_line(versatune, recipe, arguments, message):
+def test_a_wrong_option_is_refused_with_a_message_of_one_line(versatune, recipe, arguments, message):
     called = versatune("simulate", recipe, "--quiet", *arguments)
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith(f"versatune: {message}")

@@ -1,4 +1,4 @@
-"""`versatune reference`: single-domain runs, their held-out minimum, reference.json, and what refuses it."""
+"""`versatune reference`: single-domain runs, their held-out minimum, and reference.json with its checks."""
 
 import gc
 import json
@@ -9,16 +9,24 @@ import pytest
 import torch
 from chat_data import chat_rows, write_jsonl
 from ranks import run_ranks
-from references import measure, workplace
+from references import measure, setup_of_recipe
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
 
+from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.export.run_export import export_run
 from versatune_ds.reference import measure as reference
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import reference_notes
-from versatune_ds.reference.one_domain import EarlyStop, domain_recipe, folder_name, result_of_run
-from versatune_ds.reference.score import score_model
+from versatune_ds.reference.one_domain import (
+    RESULT_FILE,
+    EarlyStop,
+    check_made_with,
+    domain_recipe,
+    folder_name,
+    read_result,
+    result_of_run,
+)
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import Agreement, StopSignals
 
@@ -30,7 +38,7 @@ def cache_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def decided(loss):
+def decision_with(loss):
     return SimpleNamespace(losses={"law": {"mean": loss}})
 
 
@@ -47,18 +55,18 @@ def measured(tmp_path_factory, cache_dir):
     return config, config.run.output_dir / "tiny-reference.json"
 
 
-def test_a_domain_stops_after_as_many_measurements_without_a_new_minimum_as_patience_says():
+def test_a_domain_stops_after_patience_measurements_without_a_new_minimum():
     stop = EarlyStop("law", patience=2)
-    assert [stop(decided(loss)) for loss in (3.0, 2.0, 2.5, 1.9, 1.9, None)] == [False] * 5 + [True]
+    assert [stop(decision_with(loss)) for loss in (3.0, 2.0, 2.5, 1.9, 1.9, None)] == [False] * 5 + [True]
 
 
 def test_a_resumed_domain_stops_where_the_uninterrupted_one_does():
     losses = [3.0, 2.0, 2.5, 2.4]
-    whole = EarlyStop("law", patience=2)
-    answers = [whole(decided(loss)) for loss in losses]
-    for cut in range(4):
-        resumed = EarlyStop("law", patience=2, losses=losses[:cut])
-        assert [resumed(decided(loss)) for loss in losses[cut:]] == answers[cut:]
+    uninterrupted = EarlyStop("law", patience=2)
+    answers = [uninterrupted(decision_with(loss)) for loss in losses]
+    for split in range(4):
+        resumed = EarlyStop("law", patience=2, losses=losses[:split])
+        assert [resumed(decision_with(loss)) for loss in losses[split:]] == answers[split:]
 
 
 def test_the_recipe_of_one_domain_rounds_its_steps_up_to_a_measurement(tmp_path):
@@ -69,7 +77,7 @@ def test_the_recipe_of_one_domain_rounds_its_steps_up_to_a_measurement(tmp_path)
     assert recipe.data.cache_dir == config.data.cache_dir
 
 
-def test_domains_whose_names_make_no_folder_get_folders_of_their_own():
+def test_domain_names_that_are_unsafe_as_folder_names_get_distinct_safe_ones():
     assert folder_name("law") == "law"
     names = [folder_name(name) for name in ("a b", "a_b", "../x", "é", "")]
     assert len(set(names)) == 5
@@ -77,7 +85,7 @@ def test_domains_whose_names_make_no_folder_get_folders_of_their_own():
 
 
 @pytest.mark.slow
-def test_every_domain_gets_the_lowest_held_out_loss_of_its_run_with_its_origin(measured):
+def test_every_domain_gets_the_lowest_held_out_loss_of_its_run_with_provenance(measured):
     config, path = measured
     content = json.loads(path.read_text())
     folder = config.run.output_dir / "reference" / "tiny"
@@ -108,7 +116,7 @@ def test_every_domain_starts_from_the_same_base_model_as_the_run(measured, tmp_p
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_not_measured_again_and_other_settings_are_refused(measured, tmp_path, monkeypatch):
+def test_a_measured_domain_is_not_measured_again_and_changed_settings_are_refused(measured, tmp_path, monkeypatch):
     config, path = measured
     monkeypatch.setattr(reference, "train", lambda *_, **__: pytest.fail("trained again"))
     before = json.loads(path.read_text())
@@ -120,7 +128,7 @@ def test_what_is_measured_is_not_measured_again_and_other_settings_are_refused(m
 
 
 @pytest.mark.slow
-def test_an_interrupted_domain_continues_and_ends_with_the_same_loss(measured, tmp_path, cache_dir, monkeypatch):
+def test_an_interrupted_domain_resumes_and_ends_with_the_same_loss(measured, tmp_path, cache_dir, monkeypatch):
     config = tiny_config(tmp_path, *STEPS, cache_dir=cache_dir)
     task = ReferenceTask(domains=("law",))
     with monkeypatch.context() as patch:
@@ -145,7 +153,7 @@ def live_tensor_bytes(*, apart_from):
     return sum(storages.values())
 
 
-def what_is_left_when_a_domain_begins(config, world):
+def memory_at_the_start_of_each_domain(config, world):
     """Measure three domains; return, at the start of each, the tensor bytes and the earlier engines still alive."""
     engines, found, begin_domain = [], [], reference._begin_domain
     inherited = {id(tensor): tensor for tensor in live_tensors()}  # of tests before this one, in the same process
@@ -161,7 +169,7 @@ def what_is_left_when_a_domain_begins(config, world):
     stop_signals = StopSignals()
     stop_signals.ignore = lambda: None
     task = ReferenceTask(domains=("code", "law", "medicine"))
-    assert reference.measure_references(workplace(config, world), task=task, stop_signals=stop_signals) == 0
+    assert reference.measure_references(setup_of_recipe(config, world), task=task, stop_signals=stop_signals) == 0
     return found
 
 
@@ -207,10 +215,10 @@ def test_nothing_of_a_domains_engine_is_in_memory_when_the_next_domain_begins(st
     deepspeed = f"train.deepspeed={ROOT}/ds_configs/zero{stage}.json"
     config = tiny_config(tmp_path, deepspeed, "reference.steps=1", "reference.evaluate_every=1", cache_dir=cache_dir)
     for found in run_ranks(
-        lambda world: what_is_left_when_a_domain_begins(config, world), world_size=2, folder=tmp_path
+        lambda world: memory_at_the_start_of_each_domain(config, world), world_size=2, folder=tmp_path
     ):
         assert [num_alive for _, num_alive in found] == [0, 0, 0]
-        assert max(num_bytes for num_bytes, _ in found) <= 64  # a scalar may be left; an engine's are 500 kB
+        assert max(num_bytes for num_bytes, _ in found) <= 64  # a scalar may remain; those of an engine take 500 kB
 
 
 @pytest.mark.slow
@@ -228,14 +236,14 @@ def test_references_of_other_data_are_refused_before_training_and_accepted_with_
 
 
 @pytest.mark.slow
-def test_a_given_model_is_scored_with_the_losses_its_own_run_measured(tmp_path, cache_dir):
+def test_scoring_a_model_gives_the_losses_that_its_own_run_measured(tmp_path, cache_dir):
     config = tiny_config(tmp_path, "train.steps=2", "mixture.update_every=2", cache_dir=cache_dir)
     run_ranks(lambda world: be_trained(config, world).step, world_size=1, folder=tmp_path)
     folder = export_run(config.run_dir, output=tmp_path / "exported")
     last = read_lines(config.run_dir / "decisions.jsonl")[-1]["losses"]
     names = ("law", "code")
     (results,) = run_ranks(
-        lambda world: score_model(workplace(config, world), names=names, model=str(folder)),
+        lambda world: reference.score_model(setup_of_recipe(config, world), names=names, model=str(folder)),
         world_size=1,
         folder=tmp_path,
     )
@@ -254,7 +262,7 @@ def test_the_result_of_a_run_without_a_finite_loss_is_refused(tmp_path):
             result_of_run(tmp_path, "law")
 
 
-def test_notes_name_memorised_saturated_and_unfinished_references():
+def test_notes_report_memorised_saturated_and_unfinished_references():
     def note(**values):
         result = {"domain": "law", "loss": 1.0, "base_loss": 2.0, "train_loss": 0.9, "step": 4, **values}
         return reference_notes([result, {**result, "domain": "code"}], most_steps=8, origin="r.json")
@@ -268,9 +276,14 @@ def test_notes_name_memorised_saturated_and_unfinished_references():
 
 
 def test_a_domain_measured_when_another_attention_was_the_default_is_not_measured_again(tmp_path):
-    before = {"model": {"from_config": {"model_type": "llama"}, "attention": "sdpa"}, "seed": 1}
-    now = {"model": reference.model_identity({**before["model"], "attention": "auto"}), "seed": 1}
-    reference.check_made_with(before, now, folder=tmp_path)
+    config = tiny_config(tmp_path)
+    model = config.model.model_dump(mode="json")
+    now = {"model": model_identity({**model, "attention": "auto"}), "seed": 1}
+    path = domain_recipe(config, "law").run_dir / RESULT_FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"loss": 1.0, "made_with": {"model": {**model, "attention": "sdpa"}, "seed": 1}}))
+    saved = read_result(config, "law")["made_with"]
+    assert saved == now
     other = {"model": {**now["model"], "compile": True}, "seed": 1}
     with pytest.raises(ValueError, match="measured with model"):
-        reference.check_made_with(before, other, folder=tmp_path)
+        check_made_with(saved, other, folder=tmp_path)

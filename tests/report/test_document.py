@@ -1,11 +1,11 @@
-"""A Markdown page as one HTML file: tables and pictures are in it, HTML in the text is shown and not obeyed."""
+"""A Markdown text becomes one HTML file with its tables and pictures; HTML in the text is escaped."""
 
 import base64
 
 from versatune_ds.report.document import write_document
 
 
-def test_a_document_holds_its_tables_and_pictures_and_obeys_no_html(tmp_path):
+def test_a_document_contains_its_tables_and_pictures_and_escapes_html(tmp_path):
     (tmp_path / "dot.png").write_bytes(b"dot")
     markdown = "# A <script>x()</script>\n\n| a | b |\n|---|---:|\n| <i>1</i> | 2 |\n\n![a dot](dot.png)\n"
     html = write_document(markdown, tmp_path / "index.html", title="A < B").read_text()

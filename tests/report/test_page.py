@@ -1,4 +1,4 @@
-"""The page says what the run's files say, whatever is in them and whatever is missing."""
+"""The page shows the numbers of the run's files, also if names are hostile or files are missing."""
 
 import html
 import json
@@ -13,7 +13,7 @@ from versatune_ds.report.charts import Chart, Line
 from versatune_ds.report.decision_list import COLUMNS, decision_rows
 from versatune_ds.report.domain_file import domain_file
 from versatune_ds.report.page import render_page
-from versatune_ds.report.run_charts import charts_of, served_shares
+from versatune_ds.report.run_charts import RunCharts, served_shares
 from versatune_ds.report.series import read_series
 from versatune_ds.report.shapes import draw
 from versatune_ds.report.story import headline
@@ -34,7 +34,7 @@ def shown(page):
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body)))
 
 
-def test_the_charts_hold_the_numbers_of_the_runs_files_exactly(tmp_path):
+def test_the_charts_have_exactly_the_numbers_of_the_runs_files(tmp_path):
     run_dir = write_run(tmp_path / "one")
     charts = data_of(page_of(run_dir))["charts"]
     decisions = [json.loads(line) for line in (run_dir / "decisions.jsonl").read_text().splitlines()]
@@ -49,7 +49,7 @@ def test_the_charts_hold_the_numbers_of_the_runs_files_exactly(tmp_path):
 
 
 def steered_by_training_losses(run_dir):
-    """Make a written run one of `mixture.signal: train`: held-out losses at its start and end alone."""
+    """Turn a written run into one of `mixture.signal: train`: held-out losses only at its start and end."""
     for name in ("decisions.jsonl", "metrics.jsonl"):
         lines = [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
         for line in lines:
@@ -60,7 +60,7 @@ def steered_by_training_losses(run_dir):
     return run_dir
 
 
-def test_training_losses_that_steered_are_a_line_of_their_own_beside_the_held_out_ones(tmp_path):
+def test_training_losses_that_steered_are_drawn_as_a_separate_line_from_held_out_losses(tmp_path):
     assert "Training losses steered" not in shown(page_of(write_run(tmp_path / "other")))
     run_dir = steered_by_training_losses(write_run(tmp_path / "one"))
     page = page_of(run_dir)
@@ -76,7 +76,7 @@ def test_training_losses_that_steered_are_a_line_of_their_own_beside_the_held_ou
     assert reference["values"] == [1.0] * 5
 
 
-def test_a_line_with_few_values_is_drawn_from_one_to_the_next_and_others_have_gaps():
+def test_a_sparse_line_connects_its_values_and_other_lines_have_gaps():
     values = [1.0, None, 0.0]
     lines = [Line(name="few", values=values, is_sparse=True), Line(name="gap", values=values)]
     chart = Chart(key="k", title="t", kind="loss", steps=[0, 50, 100], lines=lines, last_step=100, x_end=100)
@@ -85,12 +85,12 @@ def test_a_line_with_few_values_is_drawn_from_one_to_the_next_and_others_have_ga
     assert (gap.count("M"), gap.count("L")) == (2, 0)
 
 
-def test_served_shares_are_those_of_the_tokens_between_two_log_lines():
+def test_served_shares_are_computed_from_the_tokens_between_two_log_lines():
     counts = {"law": {10: 30, 20: 40, 30: 40}, "code": {10: 10, 20: 40, 30: 40}}
     assert served_shares(counts, [10, 20, 30]) == {"law": [0.75, 0.25, None, None], "code": [0.25, 0.75, None, None]}
 
 
-def test_the_headline_says_what_moved_why_and_what_came_of_it(tmp_path):
+def test_the_headline_describes_how_the_mixture_moved_why_and_how_the_losses_changed(tmp_path):
     first, second, third = headline(read_series(write_run(tmp_path / "one")))
     assert first == (
         "Over 4 updates, policy versatune gave most weight to law (0.333 to 0.485) and took most from code (0.333 to "
@@ -102,7 +102,7 @@ def test_the_headline_says_what_moved_why_and_what_came_of_it(tmp_path):
     assert third == "Safeguards acted in 1 of 4 updates: floor (1)."
 
 
-def test_what_steer_moves_before_training_is_shown_from_the_step_at_which_it_holds(tmp_path):
+def test_a_move_of_steer_before_training_is_shown_from_its_effective_step(tmp_path):
     run_dir = write_run(tmp_path / "one", policy="steer")
     charts = data_of(page_of(run_dir))["charts"]
     assert charts["run1-weights"]["steps"] == [0, 3, 13, 23, 33, 40]
@@ -110,7 +110,7 @@ def test_what_steer_moves_before_training_is_shown_from_the_step_at_which_it_hol
     assert charts["run1-moves"]["lines"][0]["values"][1] == 0.375 - 1 / 3
 
 
-def test_the_headline_counts_from_the_start_and_says_what_steer_follows(tmp_path):
+def test_the_headline_counts_a_move_before_training_and_describes_what_steer_follows(tmp_path):
     first, _, third = headline(read_series(write_run(tmp_path / "one", policy="steer")))
     assert first == (
         "Over 5 updates, policy steer gave most weight to law (0.333 to 0.517) and took most from code (0.333 to "
@@ -122,20 +122,20 @@ def test_the_headline_counts_from_the_start_and_says_what_steer_follows(tmp_path
     assert headline(short)[0].startswith("Over 1 update, policy steer gave most weight to law (0.333 to 0.375)")
 
 
-def test_the_headline_says_the_share_of_the_loss_where_steer_follows_that(tmp_path):
+def test_the_headline_shows_the_potential_if_steer_follows_relative_losses(tmp_path):
     run_dir = write_run(tmp_path / "one", policy="steer")
     config = {"mixture": {"policy": "steer", "steer": {"potential": "relative"}}}
     (run_dir / "config.yaml").write_text(json.dumps(config))
     assert "general had most left to learn (potential 0.731)" in headline(read_series(run_dir))[0]
 
 
-def test_the_headline_leaves_out_the_target_whose_share_steer_does_not_move(tmp_path):
+def test_the_headline_omits_the_target_whose_share_is_given(tmp_path):
     run_dir = write_run(tmp_path / "one", policy="steer")
     (run_dir / "config.yaml").write_text(json.dumps({"mixture": {"policy": "steer", "target": "general"}}))
     assert "code had most left to learn (2.625 nats above its reference)" in headline(read_series(run_dir))[0]
 
 
-def test_a_decision_shows_what_is_left_above_the_reference(tmp_path):
+def test_a_decision_shows_the_loss_above_its_reference(tmp_path):
     run_dir = write_run(tmp_path / "one")
     charts = data_of(page_of(run_dir))["charts"]
     assert charts["run1-above"]["lines"][1]["values"] == [3.125, 2.875, 2.625, 2.375, 2.125]
@@ -143,7 +143,7 @@ def test_a_decision_shows_what_is_left_above_the_reference(tmp_path):
     assert dict(zip(COLUMNS, rows[4].rows[1], strict=True))["above reference"] == "2.1250"
 
 
-def test_nothing_from_the_files_becomes_markup(tmp_path):
+def test_text_from_the_files_never_becomes_markup(tmp_path):
     run_dir = write_run(tmp_path / "hostile", names=HOSTILE)
     (run_dir / "reference.json").write_text(json.dumps({HOSTILE[0]: HOSTILE[1], "losses": {HOSTILE[0]: 1}}))
     page = page_of(run_dir)
@@ -153,7 +153,7 @@ def test_nothing_from_the_files_becomes_markup(tmp_path):
     assert [line["name"] for line in data_of(page)["charts"]["run1-weights"]["lines"]] == list(HOSTILE)
 
 
-def test_two_runs_are_compared_domain_by_domain_with_the_best_in_words(tmp_path):
+def test_two_runs_are_compared_domain_by_domain_and_the_best_loss_is_marked(tmp_path):
     first, second = (read_series(write_run(tmp_path / name, best=best)) for name, best in (("a", 0), ("b", 1)))
     rows = comparison([first, second], ("law", "code", "general"))
     law, mean = dict(rows)["law"], dict(rows)["mean of 3 domains"]
@@ -168,12 +168,12 @@ def test_two_runs_are_compared_domain_by_domain_with_the_best_in_words(tmp_path)
     assert "1.0000 higher" in shown(page_of(tmp_path / "a", tmp_path / "b"))
 
 
-def test_runs_of_unequal_length_share_the_axis_of_steps(tmp_path):
+def test_runs_of_different_length_share_the_axis_of_steps(tmp_path):
     long, short = write_run(tmp_path / "long", num_steps=80), write_run(tmp_path / "short", num_steps=40)
     charts = data_of(page_of(long, short))["charts"]
     assert (charts["run2-weights"]["last"], charts["run2-weights"]["end"]) == (40, 80)
     series = read_series(short)
-    drawn = charts_of(series, prefix="r", slots={"law": 0, "code": 1, "general": 2}, x_end=80).losses[0]
+    drawn = RunCharts(series=series, prefix="r", slots={"law": 0, "code": 1, "general": 2}, x_end=80).losses[0]
     assert "M0.0 " in draw(drawn)
     assert "L500.0 " in draw(drawn)
     assert "L1000.0 " not in draw(drawn)
@@ -182,13 +182,13 @@ def test_runs_of_unequal_length_share_the_axis_of_steps(tmp_path):
 @pytest.mark.parametrize(
     "missing", ["decisions.jsonl", "metrics.jsonl", "config.yaml", "environment.json", "prior.json"]
 )
-def test_a_missing_file_leaves_out_its_part_alone(tmp_path, missing):
+def test_a_missing_file_does_not_prevent_the_page(tmp_path, missing):
     run_dir = write_run(tmp_path / "one")
     (run_dir / missing).unlink()
     assert "law" in shown(page_of(run_dir))
 
 
-def test_a_run_that_was_killed_shows_what_it_wrote(tmp_path):
+def test_the_page_of_a_killed_run_shows_what_it_recorded(tmp_path):
     run_dir = write_run(tmp_path / "killed")
     for name in ("decisions.jsonl", "metrics.jsonl"):
         text = (run_dir / name).read_text()
@@ -199,7 +199,7 @@ def test_a_run_that_was_killed_shows_what_it_wrote(tmp_path):
     assert f"step {series.last_step} of 40" in shown(page_of(run_dir))
 
 
-def test_a_run_that_has_measured_nothing_yet_says_so(tmp_path):
+def test_the_page_of_a_run_without_measurements_states_that_nothing_is_recorded(tmp_path):
     run_dir = write_run(tmp_path / "young")
     for name in ("decisions.jsonl", "metrics.jsonl"):
         (run_dir / name).write_text("")
@@ -209,26 +209,26 @@ def test_a_run_that_has_measured_nothing_yet_says_so(tmp_path):
     assert data_of(page_of(run_dir))["charts"]["run1-weights"]["lines"][0]["values"] == [1 / 3, 1 / 3]
 
 
-def test_a_long_run_is_drawn_with_fewer_points_but_keeps_its_spikes_and_says_so(tmp_path):
+def test_a_long_run_is_drawn_with_fewer_points_that_include_its_spikes(tmp_path):
     run_dir = write_run(tmp_path / "long", num_steps=20000, every=10)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     next(line for line in lines if line["step"] == 11110 and "train/loss" in line)["train/loss"] = 99.5
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     series = read_series(run_dir)
-    charts = charts_of(series, prefix="run1", slots={"law": 0, "code": 1, "general": 2}, x_end=20000)
+    charts = RunCharts(series=series, prefix="run1", slots={"law": 0, "code": 1, "general": 2}, x_end=20000)
     training = next(chart for chart in charts.training if chart.title == "Training loss")
     assert len(training.steps) <= 602
     assert max(training.lines[0].known) == 99.5
     assert (training.steps[0], training.steps[-1]) == (10, 20000)
     rows = decision_rows(series, slots={})
     assert len(rows) <= 400
-    assert 20 in [row.step for row in rows], "the one with a safeguard is listed"
+    assert 20 in [row.step for row in rows], "the decision with a safeguard is listed"
     text = shown(page_of(run_dir))
     assert f"{len(training.steps)} of 2000 points are drawn" in text
     assert f"{len(rows)} of 2001 decisions are listed" in text
 
 
-def test_a_file_with_numbers_by_domain_becomes_a_table_and_the_rest_a_list():
+def test_numbers_by_domain_in_a_file_become_a_table_and_other_entries_a_list():
     values = {
         "weights": {"law": 0.25, "code": 0.75},
         "intervals": {"law": [0.2, 0.3]},
@@ -245,7 +245,7 @@ def test_a_file_with_numbers_by_domain_becomes_a_table_and_the_rest_a_list():
     assert view.items == [("base.model", "m"), ("labeller.kind", "classifier"), ("labeller.seed", "3")]
 
 
-def test_a_report_that_fails_at_the_end_of_a_run_is_one_warning(tmp_path, caplog, capsys):
+def test_a_report_that_cannot_be_written_at_the_end_of_a_run_is_one_warning(tmp_path, caplog, capsys):
     run_dir = write_run(tmp_path / "one")
     (run_dir / "report").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""The page in a real browser: no error, no request, the run's numbers, keyboard, dark, phone."""
+"""The page in a real browser: no errors or requests, the run's numbers, keyboard, dark theme, small screens."""
 
 import json
 
@@ -45,7 +45,7 @@ def pages(folders):
 @pytest.fixture
 def show(browser, pages):
     def load(name, *, fragment="", **screen):
-        browser.be(**screen)
+        browser.emulate(**screen)
         browser.show(pages[name], fragment=fragment)
         return browser
 
@@ -53,7 +53,7 @@ def show(browser, pages):
 
 
 @pytest.mark.parametrize("name", ["plain", "both", "hostile", "wide"])
-def test_a_page_loads_without_errors_and_asks_for_nothing_but_itself(show, pages, name):
+def test_a_page_loads_without_errors_and_without_other_requests(show, pages, name):
     page = show(name)
     assert page.errors() == []
     assert page.requests() == [pages[name].as_uri()]
@@ -66,7 +66,7 @@ def test_a_page_loads_without_errors_and_asks_for_nothing_but_itself(show, pages
     assert min(areas) > 1000
 
 
-def test_the_numbers_shown_at_a_step_are_those_of_the_runs_files(show, folders):
+def test_the_numbers_shown_at_a_step_are_those_in_the_runs_files(show, folders):
     page = show("plain", fragment="#step=20")
     decisions = [json.loads(line) for line in (folders["plain"] / "decisions.jsonl").read_text().splitlines()]
     in_force, made = decisions[1], decisions[2]
@@ -83,7 +83,7 @@ def test_the_numbers_shown_at_a_step_are_those_of_the_runs_files(show, folders):
     ]  # fmt: skip
 
 
-def test_names_from_files_are_shown_as_they_are_written(show):
+def test_hostile_domain_names_are_shown_as_plain_text(show):
     page = show("hostile")
     assert page.ask("document.title") == "hostile \u2013 versatune report"
     assert page.ask("document.images.length") == 0
@@ -126,27 +126,27 @@ def test_decisions_are_filtered_by_domain_and_safeguard(show):
     assert page.texts(".count") == ["4 of 5 shown"]
 
 
-def test_dark_follows_the_systems_wish_and_the_button(show):
-    ground = "getComputedStyle(document.body).backgroundColor"
-    light = show("plain").ask(ground)
+def test_the_dark_theme_follows_the_system_setting_and_the_button(show):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = show("plain").ask(background)
     page = show("plain", is_dark=True)
-    dark = page.ask(ground)
+    dark = page.ask(background)
     assert light != dark
     assert sum(map(int, dark[4:-1].split(","))) < 100 < sum(map(int, light[4:-1].split(",")))
     assert page.texts("#theme") == ["Light"]
     page.driver.find_element("id", "theme").click()
-    assert (page.ask(ground), page.texts("#theme")) == (light, ["Dark"])
+    assert (page.ask(background), page.texts("#theme")) == (light, ["Dark"])
 
 
 @pytest.mark.parametrize("name", ["plain", "both", "hostile", "wide"])
 @pytest.mark.parametrize("width", [320, 360])
-def test_nothing_is_wider_than_a_phone(show, name, width):
+def test_no_page_is_wider_than_a_phone(show, name, width):
     page = show(name, width=width)
     assert page.ask("innerWidth") == width
     assert page.ask(WIDTH_BEYOND_SCREEN) <= 0
 
 
-def test_every_chart_has_its_numbers_and_words_and_every_control_a_name(show):
+def test_every_chart_has_numbers_and_a_description_and_every_control_has_a_name(show):
     page = show("plain")
     assert page.ask("[...document.querySelectorAll('main figure')].every(f => f.querySelector('.numbers table'))")
     assert page.ask("[...document.querySelectorAll('[role=slider], [role=region]')].every(e => e.ariaLabel)")

@@ -1,12 +1,12 @@
-"""The table and the plot say what the run's files say, and work on a run that is still going on."""
+"""The table and the plot show the numbers of the run's files, also of a run that is still running."""
 
 import json
 
 import pytest
 
+from versatune_ds.report.finish import summary_table
 from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import read_series, requested_weights
-from versatune_ds.report.table import summary_table
 
 
 @pytest.fixture
@@ -37,31 +37,31 @@ def test_the_table_shows_first_and_last_values_of_every_domain(run_dir):
     assert max(map(len, lines)) <= 80
 
 
-def test_the_last_measurement_has_a_step_of_its_own_behind_the_last_step_on_record(run_dir):
+def test_the_step_of_the_last_measurement_may_be_earlier_than_the_last_recorded_step(run_dir):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('\n{"step": 29, "train/loss": 1.5}\n')
     series = read_series(run_dir)
     assert (series.measured_step, series.last_step) == (20, 29)
 
 
-def test_weights_step_where_they_take_effect_and_hold_to_the_last_step_seen(run_dir):
+def test_weights_change_at_their_effective_step_and_apply_until_the_last_recorded_step(run_dir):
     steps, weights = requested_weights(read_series(run_dir))
     assert (steps, weights["law"]) == ([0, 13, 20], [0.4, 0.5, 0.5])
 
 
-def test_the_plot_is_a_picture_in_the_format_of_its_name(run_dir):
+def test_the_format_of_the_plot_follows_its_file_name(run_dir):
     series = read_series(run_dir)
     assert plot_weights(series, run_dir / "report" / "w.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in plot_weights(series, run_dir / "report" / "w.svg").read_text()[:1000]
 
 
-def test_a_line_cut_off_by_a_kill_is_left_out_and_the_lines_behind_it_are_read(run_dir):
+def test_a_line_cut_off_by_a_kill_is_skipped_and_later_lines_are_read(run_dir):
     with (run_dir / "metrics.jsonl").open("ab") as file:
         file.write(b'\xe2\x80\n[1]\n7\n{"no": "step"}\n{"step": 40, "domain/law/loss": 1.5}\n')
     assert read_series(run_dir).of("domain/law/loss") == [(0, 4.0), (20, 2.125), (40, 1.5)]
 
 
-def test_a_run_without_decisions_has_its_domains_from_metrics_or_prior(run_dir):
+def test_the_domains_of_a_run_without_decisions_come_from_its_metrics_or_prior(run_dir):
     (run_dir / "decisions.jsonl").write_text('{"update": 0, "weights_bef')
     series = read_series(run_dir)
     assert (series.domain_names, requested_weights(series)[1]["law"]) == (("law", "code"), [None, None])
@@ -75,13 +75,13 @@ def test_a_run_without_decisions_has_its_domains_from_metrics_or_prior(run_dir):
     assert summary_table(series).splitlines()[3].split() == ["a/b", "-", "-", "0.250", "-", "-", "-", "-"]
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.yaml, .* or decisions\.jsonl; expected the folder of a run"):
         read_series(tmp_path)
 
 
-def ended_worse(run_dir, *, after, error=None, stderr=None):
-    """Return the last lines of the table of a run whose domain law began at 2.0 nats."""
+def table_after(run_dir, *, after, error=None, stderr=None):
+    """Return the table's lines of a run whose domain law began at 2.0 nats."""
     losses = {"domain/law/loss": 2.0, "domain/code/loss": 3.0}
     metrics = [{"step": 0, **losses}, {"step": 20, "domain/law/loss": after, "domain/code/loss": 2.5}]
     if stderr is not None:
@@ -94,8 +94,8 @@ def ended_worse(run_dir, *, after, error=None, stderr=None):
     return summary_table(read_series(run_dir)).splitlines()
 
 
-def test_a_domain_that_ended_worse_is_marked(run_dir):
-    lines = ended_worse(run_dir, after=2.125)
+def test_a_domain_whose_loss_rose_is_marked(run_dir):
+    lines = table_after(run_dir, after=2.125)
     assert lines[3].split()[:3] == ["law", "2.000", "2.125*"]
     assert lines[4].split()[:3] == ["code", "3.000", "2.500"]
     assert lines[-1] == "* worse than before training: law (+0.125)"
@@ -106,11 +106,11 @@ def test_a_domain_that_ended_worse_is_marked(run_dir):
     ("noise", "is_marked"),
     [({"error": 0.05}, True), ({"error": 0.07}, False), ({"stderr": 0.04}, True), ({"stderr": 0.05}, False)],
 )
-def test_a_rise_within_twice_its_error_is_not_marked(run_dir, noise, is_marked):
-    assert ("*" in "".join(ended_worse(run_dir, after=2.125, **noise))) == is_marked
+def test_a_rise_is_marked_only_beyond_twice_its_standard_error(run_dir, noise, is_marked):
+    assert ("*" in "".join(table_after(run_dir, after=2.125, **noise))) == is_marked
 
 
-def test_names_of_wide_characters_stay_in_their_column(run_dir):
+def test_domain_names_with_wide_characters_keep_the_columns_aligned(run_dir):
     text = (run_dir / "decisions.jsonl").read_text().replace('"law"', '"\u6cd5\u5f8b"')
     (run_dir / "decisions.jsonl").write_text(text, encoding="utf-8")
     lines = summary_table(read_series(run_dir)).splitlines()

@@ -13,7 +13,7 @@ from versatune_ds.run_folder.atomic import atomic_file, atomic_folder, write_jso
 from versatune_ds.run_folder.file_lock import locked
 
 
-def test_without_locks_the_work_is_done_all_the_same_and_one_warning_is_logged(tmp_path, monkeypatch, caplog):
+def test_without_file_locks_the_block_runs_and_one_warning_is_logged(tmp_path, monkeypatch, caplog):
     def no_locks(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -26,7 +26,7 @@ def test_without_locks_the_work_is_done_all_the_same_and_one_warning_is_logged(t
     assert record.getMessage().startswith(f"{tmp_path}/locks: no file can be locked there ([Errno")
 
 
-def test_of_two_that_build_the_same_the_first_gives_it_its_name_and_the_other_uses_it(tmp_path):
+def test_of_two_processes_that_build_the_same_folder_the_first_one_names_it(tmp_path):
     with atomic_folder(tmp_path / "law") as place:
         (place / "tokens").write_text("mine")
         (tmp_path / "law").mkdir()
@@ -35,7 +35,7 @@ def test_of_two_that_build_the_same_the_first_gives_it_its_name_and_the_other_us
     assert [path.name for path in tmp_path.iterdir()] == ["law"]
 
 
-def test_what_a_dead_process_left_is_removed_and_what_a_living_one_is_writing_stays(tmp_path):
+def test_the_unfinished_folder_of_a_dead_process_is_removed_and_that_of_a_living_one_stays(tmp_path):
     living = subprocess.Popen(["sleep", "60"])
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -48,14 +48,14 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_is_writing_st
     living.wait()
 
 
-def test_a_folder_that_cannot_get_its_name_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_renamed_is_an_error(tmp_path):
     (tmp_path / "law").write_text("a file")
     with pytest.raises(OSError, match="law"), atomic_folder(tmp_path / "law"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["law"]
 
 
-def test_a_file_that_cannot_be_finished_leaves_the_earlier_one_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path):
     write_json(tmp_path / "a.json", {"law": 1})
     assert (tmp_path / "a.json").read_text() == '{\n "law": 1\n}\n'
     with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a.json") as stream:
@@ -73,12 +73,12 @@ def test_of_two_writers_at_once_each_file_is_complete_and_the_last_one_wins(tmp_
     assert (tmp_path / "a").read_text() == "first, still first"
 
 
-def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+def test_an_error_names_the_target_file(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         write_text(tmp_path / "missing" / "a.json", "text")
     assert raised.value.filename == f"{tmp_path}/missing/a.json"
 
 
-def test_a_device_is_written_and_not_replaced():
+def test_a_device_is_written_to_and_not_replaced():
     write_text(Path("/dev/null"), "text")
     assert Path("/dev/null").is_char_device()

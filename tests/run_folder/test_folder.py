@@ -1,4 +1,4 @@
-"""A run's folder is made once and come back to; what would make it another run is refused."""
+"""A run's folder is made once and resumed in; a change that would make it another run is refused."""
 
 import json
 
@@ -8,12 +8,11 @@ from opened_run import config, open_folder
 
 from versatune_ds.config import SlurmConfig
 from versatune_ds.config.load import parse_config
-from versatune_ds.run_folder.folder import check_run_folder, flatten
-from versatune_ds.run_folder.history import version_at
+from versatune_ds.run_folder.folder import check_run_folder, flatten, version_at
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 
-def test_the_resolved_config_and_the_environment_lie_in_the_folder(tmp_path):
+def test_the_folder_contains_the_resolved_config_and_the_environment(tmp_path):
     folder = open_folder(config(tmp_path))
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"] == 10
     environment = json.loads((folder / "environment.json").read_text())
@@ -32,7 +31,7 @@ def test_a_key_that_may_change_is_logged_once_by_the_run_that_resumes(tmp_path, 
     assert caplog.messages == [f"train.learning_rate: now 1.0, was 2e-05 (run in {tmp_path}/r)"]
 
 
-def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_reported(tmp_path, caplog):
+def test_of_keys_newer_than_the_run_only_those_with_another_value_are_logged(tmp_path, caplog):
     folder = open_folder(config(tmp_path))
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     del saved["slurm"], saved["monitor"]["log_every"]
@@ -45,7 +44,7 @@ def test_of_the_keys_that_came_after_a_run_only_those_that_are_used_are_reported
     ]
 
 
-def test_a_key_that_makes_the_run_is_refused_and_fresh_starts_over(tmp_path):
+def test_a_change_of_a_fixed_key_is_refused_and_fresh_starts_over(tmp_path):
     folder = open_folder(config(tmp_path))
     (folder / "metrics.jsonl").write_text("old")
     with pytest.raises(ValueError, match=r"^train\.rows_per_batch: 16, but the run in .* began with 8; use the"):
@@ -55,7 +54,7 @@ def test_a_key_that_makes_the_run_is_refused_and_fresh_starts_over(tmp_path):
 
 
 @pytest.mark.parametrize("is_fresh", [False, True])
-def test_a_start_that_is_killed_while_the_engine_is_built_is_no_obstacle_to_the_next(tmp_path, is_fresh):
+def test_the_next_start_succeeds_after_a_kill_while_the_engine_is_built(tmp_path, is_fresh):
     if is_fresh:
         (open_folder(config(tmp_path)) / "checkpoints").mkdir()
     folder = open_folder(config(tmp_path, rows_per_batch=16), is_fresh=is_fresh, is_killed=True)
@@ -64,7 +63,7 @@ def test_a_start_that_is_killed_while_the_engine_is_built_is_no_obstacle_to_the_
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["rows_per_batch"] == 16
 
 
-def test_a_run_that_is_half_deleted_is_still_known_as_one(tmp_path, monkeypatch):
+def test_a_partly_deleted_run_is_still_recognised_as_a_run(tmp_path, monkeypatch):
     folder = open_folder(config(tmp_path))
     (folder / "metrics.jsonl").write_text("old")
     monkeypatch.setattr("versatune_ds.run_folder.folder.write_record", lambda *_, **__: 1 / 0)
@@ -75,7 +74,7 @@ def test_a_run_that_is_half_deleted_is_still_known_as_one(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("is_fresh", [False, True])
-def test_a_folder_that_is_no_runs_is_never_touched(tmp_path, is_fresh):
+def test_a_folder_that_is_not_a_runs_is_never_changed(tmp_path, is_fresh):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").write_text("years of work")
     (tmp_path / "r" / "config.yaml").write_text("title: thesis")
@@ -84,7 +83,7 @@ def test_a_folder_that_is_no_runs_is_never_touched(tmp_path, is_fresh):
     assert (tmp_path / "r" / "thesis.tex").read_text() == "years of work"
 
 
-def test_another_policy_needs_to_be_allowed_by_name(tmp_path):
+def test_another_policy_is_refused_unless_resume_allow_lists_the_mixture(tmp_path):
     def with_policy(policy, **sections):
         return parse_config({**config(tmp_path).model_dump(mode="json"), "mixture": {"policy": policy}, **sections})
 
@@ -96,7 +95,7 @@ def test_another_policy_needs_to_be_allowed_by_name(tmp_path):
     assert yaml.safe_load((folder / "config.yaml").read_text())["mixture"]["policy"] == "uniform"
 
 
-def test_what_was_in_force_before_is_kept_and_forgotten_with_the_steps_it_decided(tmp_path):
+def test_earlier_settings_are_kept_and_dropped_together_with_the_decisions_they_made(tmp_path):
     def rate_at(step):
         text = version_at(tmp_path / "r" / "config.yaml", step=step).read_text()
         return yaml.safe_load(text)["train"]["learning_rate"]
@@ -119,7 +118,7 @@ def test_nested_keys_are_compared_by_their_dotted_names():
     assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
 
 
-def test_every_file_that_is_missing_is_named_with_the_command_that_writes_it(tmp_path):
+def test_every_missing_file_is_reported_with_the_command_that_writes_it(tmp_path):
     settings = config(tmp_path)
     named = {"prior": tmp_path / "p.json", "reference": tmp_path / "r.json"}
     settings = settings.model_copy(update={"mixture": settings.mixture.model_copy(update=named)})

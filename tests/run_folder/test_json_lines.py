@@ -1,4 +1,4 @@
-"""The files of a run read as one history, whatever was killed or cut off in between; damage is reported by its line."""
+"""The files of a run read as one history after kills and resumes; a corrupt line is reported with its number."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ def test_metrics_are_one_object_a_line_and_nan_becomes_null(tmp_path):
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 5, "train/loss": 2.5, "domain/law/loss": None}]
 
 
-def test_lines_beyond_the_resumed_step_and_a_broken_last_line_are_dropped(tmp_path):
+def test_lines_beyond_the_resumed_step_and_an_incomplete_last_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10, "a": 1}\n{"step": 20, "a": 2}\n{"step": 30, "a": 3}\n{"step": 40, "a"')
     cut_json_lines(path, key="step", last_step=20)
@@ -63,7 +63,7 @@ class FullDisk:
         return self._file.write(data[:4])
 
 
-def test_metrics_that_find_no_room_are_left_out_whole_and_that_is_reported_once(tmp_path, caplog):
+def test_metrics_are_skipped_on_a_full_disk_and_that_is_logged_once(tmp_path, caplog):
     sink = JsonLines(tmp_path, resumed_step=0)
     sink.metrics(1, {"a": 1.0})
     file, sink._metrics = sink._metrics, FullDisk(sink._metrics)
@@ -77,7 +77,7 @@ def test_metrics_that_find_no_room_are_left_out_whole_and_that_is_reported_once(
     assert warning.startswith(f"{tmp_path}/metrics.jsonl: the metrics of step 2 were not written (No space left")
 
 
-def test_a_decision_that_finds_no_room_ends_the_run_and_leaves_no_half_of_it(tmp_path):
+def test_a_decision_on_a_full_disk_ends_the_run_and_leaves_no_partial_line(tmp_path):
     sink = JsonLines(tmp_path, resumed_step=0)
     sink.decision({"decided_at_step": 1})
     sink._decisions = FullDisk(sink._decisions)
@@ -107,7 +107,7 @@ def broken_end(request):
     }[request.param]
 
 
-def test_a_broken_last_line_is_left_out_and_logged(tmp_path, caplog, broken_end):
+def test_an_incomplete_last_line_is_skipped_and_logged(tmp_path, caplog, broken_end):
     path = tmp_path / "decisions.jsonl"
     path.write_bytes(f"{decision_line(0)}\n{decision_line(4)}\n".encode() + broken_end)
     assert [decision.decided_at_step for decision in read_decisions(path)] == [0, 4]
@@ -115,21 +115,21 @@ def test_a_broken_last_line_is_left_out_and_logged(tmp_path, caplog, broken_end)
     assert len(caplog.records) == 1
 
 
-def test_damage_in_the_middle_is_named_with_its_line(tmp_path):
+def test_a_corrupt_line_in_the_middle_is_reported_with_its_number(tmp_path):
     path = tmp_path / "decisions.jsonl"
     path.write_bytes(f"{decision_line(0)}\n".encode() + b"\0" * 64 + f"\n{decision_line(4)}\n".encode())
     with pytest.raises(RuntimeError, match=r"decisions\.jsonl:2: zeros, as a power cut leaves; copy the file back"):
         read_decisions(path)
 
 
-def test_a_changed_last_line_is_refused_not_left_out(tmp_path):
+def test_a_changed_last_line_is_refused_and_not_skipped(tmp_path):
     path = tmp_path / "decisions.jsonl"
     path.write_text(f"{decision_line(0)}\n{decision_line(4).replace('0.5', '0.4', 1)}\n")
     with pytest.raises(RuntimeError, match=r"decisions\.jsonl:2: .*does not match"):
         read_decisions(path)
 
 
-def test_a_resumed_run_drops_a_broken_end_and_keeps_and_names_damage_in_the_middle(tmp_path, caplog):
+def test_a_resumed_run_drops_an_incomplete_end_and_keeps_and_logs_a_corrupt_line_before_it(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 2}\n{"step": 3}\n{"st\0\0')
     cut_json_lines(path, key="step", last_step=2)
@@ -141,7 +141,7 @@ def test_a_resumed_run_drops_a_broken_end_and_keeps_and_names_damage_in_the_midd
     assert (path.read_bytes(), caplog.text) == (b"", "")
 
 
-def test_a_report_leaves_out_what_is_broken_and_says_so_but_not_of_a_line_being_written(tmp_path, caplog):
+def test_a_report_skips_and_logs_corrupt_lines_but_not_a_line_being_written(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step\n{"step": 2}\n{"st')
     with caplog.at_level(logging.WARNING):

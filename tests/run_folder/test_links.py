@@ -1,4 +1,4 @@
-"""A run may keep its checkpoints on another disk: what a link leads to is shared by no two runs and never deleted."""
+"""A run may keep its checkpoints on another disk: no two runs share a linked folder, and it is never deleted."""
 
 import os
 import shutil
@@ -58,7 +58,7 @@ def test_fresh_deletes_nothing_where_no_new_folder_can_be_made(tmp_path, linked,
     assert (folder / "checkpoints").resolve() == elsewhere
 
 
-def test_a_run_folder_that_is_a_link_is_started_over_where_it_is(tmp_path):
+def test_fresh_on_a_run_folder_that_is_a_link_keeps_the_link(tmp_path):
     folder = open_folder(config(tmp_path))
     folder.rename(tmp_path / "moved")
     folder.symlink_to(tmp_path / "moved")
@@ -69,7 +69,7 @@ def test_a_run_folder_that_is_a_link_is_started_over_where_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["r", "r/checkpoints"])
-def test_a_link_that_leads_nowhere_is_refused_before_anything_is_loaded(tmp_path, name):
+def test_a_dangling_link_is_refused_before_anything_is_loaded(tmp_path, name):
     if name != "r":
         open_folder(config(tmp_path))
     (tmp_path / name).symlink_to(tmp_path / "unmounted")
@@ -96,7 +96,7 @@ def test_checkpoints_elsewhere_are_locked_too(tmp_path, linked):
         lock.release()
 
 
-def test_a_link_to_an_empty_folder_may_be_there_before_the_run(tmp_path):
+def test_a_link_to_an_empty_folder_may_exist_before_the_run(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "disk").mkdir()
     (tmp_path / "r" / "checkpoints").symlink_to(tmp_path / "disk")
@@ -106,7 +106,7 @@ def test_a_link_to_an_empty_folder_may_be_there_before_the_run(tmp_path):
         check_run_folder(config(tmp_path), is_fresh=False)
 
 
-def test_leftovers_of_kills_are_removed_and_a_users_copy_and_what_links_lead_to_stay(tmp_path):
+def test_leftovers_of_kills_are_removed_and_a_users_copy_and_linked_folders_stay(tmp_path):
     checkpoints, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "weights").write_text("w")
@@ -124,7 +124,7 @@ def test_leftovers_of_kills_are_removed_and_a_users_copy_and_what_links_lead_to_
 
 @pytest.fixture
 def owned(tmp_path, monkeypatch):
-    """Let the parent of this process, which lives as long as the test, own the folder `tiny`."""
+    """Record the parent of this process, which lives as long as the test, as the owner of the folder `tiny`."""
     with monkeypatch.context() as parent:
         parent.setattr(os, "getpid", os.getppid)
         owner = this_process()
@@ -139,7 +139,7 @@ def test_a_second_export_into_a_folder_is_refused_while_the_first_writes_it(tmp_
     assert called.err.endswith("or give another --output\n")
 
 
-def test_train_and_check_say_who_is_at_work_in_a_runs_folder(tmp_path, capsys, monkeypatch, owned):
+def test_train_and_check_report_which_process_uses_a_runs_folder(tmp_path, capsys, monkeypatch, owned):
     recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
     monkeypatch.setattr(launch_module, "run_ranks", lambda *arguments, **settings: pytest.fail("started"))
     called = command_of(capsys)("train", recipe, "train.learning_rate=1.0")

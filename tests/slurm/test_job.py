@@ -1,4 +1,4 @@
-"""The batch job decides: complete, again, given up or failed; with srun, squeue and scontrol played by scripts."""
+"""How a batch job ends: complete, requeued, given up or failed; srun, squeue and scontrol are fake scripts."""
 
 import json
 import signal
@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import ROOT, tiny_config
 
-from versatune_ds.slurm.job import _Job, array_overrides, may_resume, step_environment
-from versatune_ds.slurm.job_files import Starts
+from versatune_ds.slurm.job import Starts, _Job, array_overrides, may_resume, step_environment
 
 SRUN = """#!/bin/bash
 echo "srun $*" >> calls
@@ -34,25 +33,25 @@ exit 0
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Return a function that runs one start of job 12 in an empty folder, and what became of it."""
+    """Return a function that runs one start of job 12 in an empty folder and returns (exit code, calls, stderr)."""
     write_recipe(tiny_config(tmp_path / "x", "run.output_dir=runs"), tmp_path / "tiny.yaml")
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("squeue", OTHER), ("scontrol", OTHER)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
 
-    def start(*arguments, told=None, **environ):
+    def start(*arguments, sent=None, **environ):
         (tmp_path / "calls").write_text("")
         base = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "12"}
         process = subprocess.Popen(
             [sys.executable, "-m", "versatune_ds.cli", "job", "tiny.yaml", *arguments],
             cwd=tmp_path, env={**base, **environ}, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        if told is not None:
+        if sent is not None:
             while "srun --kill" not in (tmp_path / "calls").read_text():
                 time.sleep(0.02)
             time.sleep(0.2)  # bash needs a moment to set its trap
-            process.send_signal(told)
+            process.send_signal(sent)
         _, err = process.communicate(timeout=60)
         return process.returncode, (tmp_path / "calls").read_text().splitlines(), err
 
@@ -73,7 +72,7 @@ def test_a_complete_run_prepared_once_is_not_requeued(job):
     assert "run runs/tiny is complete" in err
 
 
-def test_a_run_that_saved_goes_back_into_the_queue_and_is_not_prepared_again(job):
+def test_a_run_that_saved_is_requeued_and_not_prepared_again(job):
     code, calls, err = job(CODE="75", LATEST="00000040")
     assert (code, names(calls)) == (75, ["squeue --noheader", "scontrol requeue"])
     assert calls[-1] == "scontrol requeue 12"
@@ -84,37 +83,37 @@ def test_a_run_that_saved_goes_back_into_the_queue_and_is_not_prepared_again(job
     assert "resumes after step 40" in err
 
 
-@pytest.mark.parametrize("told", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_is_passed_on_to_the_ranks_and_the_job_is_requeued(job, told):
-    code, calls, err = job(told=told, WAIT="200", LATEST="00000003")
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_is_passed_on_to_the_ranks_and_the_job_is_requeued(job, sent):
+    code, calls, err = job(sent=sent, WAIT="200", LATEST="00000003")
     assert code == 75, err
     assert "told" in calls
     assert calls[-1] == "scontrol requeue 12"
-    assert f"{told.name}: telling the ranks to save and exit" in err
+    assert f"{sent.name}: telling the ranks to save and exit" in err
 
 
-def test_a_signal_that_comes_while_srun_is_being_started_is_passed_on_once_it_is_there(tmp_path, monkeypatch):
+def test_a_signal_during_the_start_of_srun_is_forwarded_once_srun_runs(tmp_path, monkeypatch):
     write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
     job = _Job(tmp_path / "tiny.yaml", [], is_fresh=False, environ={"SLURM_JOB_ID": "12"})
-    told = []
+    sent = []
 
     class Step:
         def __init__(self, command, env):
             job._pass_on(signal.SIGUSR1, None)
 
         def send_signal(self, number):
-            told.append(number)
+            sent.append(number)
 
         def wait(self):
             return 75
 
     monkeypatch.setattr(subprocess, "Popen", Step)
     assert job._run(["srun"]) == 75
-    assert told == [signal.SIGUSR1]
+    assert sent == [signal.SIGUSR1]
 
 
 @pytest.mark.parametrize("code", [1, 2, 137])
-def test_a_run_that_failed_is_not_requeued_and_says_where_to_look(job, code):
+def test_a_run_that_failed_is_not_requeued_and_refers_to_the_log(job, code):
     left, calls, err = job(CODE=str(code), LATEST="00000040")
     assert (left, names(calls)) == (code, [])
     assert f"the run failed with exit code {code}, at or after step 40, and is not requeued" in err
@@ -125,14 +124,14 @@ def test_a_mistake_found_while_preparing_starts_no_ranks(job):
     assert (code, len(calls)) == (2, 1)
 
 
-def test_a_cancelled_job_is_not_brought_back(job):
+def test_a_cancelled_job_is_not_requeued(job):
     code, calls, err = job(CODE="75", STATE="COMPLETING")
     assert (code, names(calls)) == (75, ["squeue --noheader"])
     assert "Slurm itself ends this start (COMPLETING)" in err
 
 
 @pytest.mark.parametrize(("num_failures", "code"), [(3, 75), (100, 1)])
-def test_a_controller_that_is_restarted_is_asked_again(tmp_path, monkeypatch, caplog, num_failures, code):
+def test_slurms_controller_is_asked_again_while_it_restarts(tmp_path, monkeypatch, caplog, num_failures, code):
     write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
     job = _Job(tmp_path / "tiny.yaml", [], is_fresh=False, environ={"SLURM_JOB_ID": "12"})
     answers = ["slurm_load_jobs error: Unable to contact slurm controller"] * num_failures + ["RUNNING", ""]
@@ -150,7 +149,7 @@ def test_a_job_stops_requeueing_at_its_limit(job):
     assert "slurm.max_requeues=2 is reached" in err
 
 
-def test_a_job_that_makes_no_progress_in_two_starts_stops_and_is_not_even_started_by_slurm_again(job):
+def test_a_job_without_progress_in_two_starts_stops_even_if_slurm_requeues_it(job):
     stuck = {"CODE": "75", "LATEST": "00000040"}
     assert [job(**stuck)[0], job(**stuck)[0]] == [75, 75]  # from 0 to 40, then from 40 to 40
     code, calls, err = job(**stuck)
@@ -162,7 +161,7 @@ def test_a_job_that_makes_no_progress_in_two_starts_stops_and_is_not_even_starte
     assert line in err
 
 
-def test_a_fresh_start_is_fresh_until_the_job_itself_has_begun_the_run(job, tmp_path):
+def test_fresh_applies_until_the_job_itself_has_begun_the_run(job, tmp_path):
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
     (folder / "environment.json").write_text(json.dumps({"slurm_job_id": "11"}))  # an older run, by another job
@@ -182,7 +181,7 @@ def test_each_task_of_an_array_is_a_run_of_its_own(job, tmp_path):
     assert calls[-1].endswith("tiny.yaml run.name=sweep run.name=sweep-4 run.seed=7")
 
 
-def test_outside_an_allocation_the_way_in_is_named(job):
+def test_outside_an_allocation_the_error_names_the_command_to_use(job):
     code, calls, err = job(SLURM_JOB_ID="")
     assert (code, calls) == (2, [])
     line = "SLURM_JOB_ID is not set: slurm/train.sbatch runs `versatune job`; use `versatune submit`"
@@ -190,15 +189,15 @@ def test_outside_an_allocation_the_way_in_is_named(job):
 
 
 @pytest.mark.parametrize(
-    ("code", "is_told", "expected"),
+    ("code", "is_stop_requested", "expected"),
     [(75, 0, True), (143, 0, True), (138, 0, True), (137, 0, False), (1, 0, False), (137, 1, True), (1, 1, False)],
 )
-def test_only_a_run_that_was_stopped_may_resume(code, is_told, expected):
-    assert may_resume(code, is_told_to_stop=bool(is_told)) is expected
+def test_only_a_run_that_was_stopped_may_resume(code, is_stop_requested, expected):
+    assert may_resume(code, is_stop_requested=bool(is_stop_requested)) is expected
 
 
 @given(steps=st.lists(st.integers(0, 3), max_size=8), step=st.integers(0, 3))
-def test_a_job_is_stuck_exactly_when_its_last_two_starts_began_where_it_stands(tmp_path_factory, steps, step):
+def test_a_job_is_stuck_exactly_when_its_last_two_starts_began_at_the_current_step(tmp_path_factory, steps, step):
     starts = Starts(tmp_path_factory.mktemp("starts") / "_slurm" / "a.starts")
     for begun in steps:
         starts.add(begun)
@@ -206,7 +205,7 @@ def test_a_job_is_stuck_exactly_when_its_last_two_starts_began_where_it_stands(t
     assert starts.are_stuck_at(step) == (len(steps) > 1 and steps[-1] == steps[-2] == step)
 
 
-def test_kernels_are_built_on_the_nodes_own_disk_unless_the_user_says_where(tmp_path):
+def test_kernels_are_built_on_the_nodes_own_disk_unless_a_folder_is_given(tmp_path):
     config = tiny_config(tmp_path)
     assert step_environment({}, config=config)["TORCH_EXTENSIONS_DIR"].startswith("/tmp/versatune-")
     assert step_environment({"TMPDIR": "/scratch"}, config=config)["TRITON_CACHE_DIR"].startswith("/scratch/versatune-")

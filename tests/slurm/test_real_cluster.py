@@ -86,7 +86,7 @@ def last_step(run_dir):
     return metrics.read_text().count('"train/loss"') if metrics.is_file() else 0
 
 
-def test_a_job_preempted_at_random_moments_ends_as_if_it_had_never_stopped(cluster, config, submit, uninterrupted):
+def test_a_job_preempted_at_random_moments_equals_the_uninterrupted_one(cluster, config, submit, uninterrupted):
     moments = sorted(random.Random(SEED).sample(range(1, NUM_STEPS - 40), 2))
     job, log = submit("preempted")
     run_dir = config.run.output_dir / "preempted"
@@ -114,7 +114,7 @@ def test_a_job_preempted_at_random_moments_ends_as_if_it_had_never_stopped(clust
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_mistake_ends_the_job_for_good_and_cancels_the_one_that_waits_for_it(cluster, config, submit):
+def test_a_mistake_ends_the_job_without_requeue_and_cancels_its_dependent_job(cluster, config, submit):
     recipe, template = config.run.output_dir / "tiny.yaml", ROOT / "slurm" / "train.sbatch"
     folder = config.run.output_dir / "elsewhere"  # the template finds the project from any folder
     folder.mkdir()
@@ -142,8 +142,8 @@ def test_each_task_of_an_array_trains_a_run_of_its_own(cluster, config, submit):
         assert (saved["run"]["seed"], saved["slurm"]["nodes"]) == (config.run.seed + task, 1)
 
 
-def test_a_job_requeued_from_outside_saves_and_a_cancelled_one_stays_cancelled(cluster, tmp_path):
-    """Ranks played by a script: what is asked is what reaches them, and what becomes of the job."""
+def test_a_job_requeued_by_the_user_saves_and_a_cancelled_one_stays_cancelled(cluster, tmp_path):
+    """Fake ranks: the signal that reaches them, and how the job ends."""
     rank = tmp_path / "python"
     rank.write_text(PLAYED_RANK.format(python=sys.executable))
     rank.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A recipe becomes one sbatch command, and its steps become srun commands; nothing secret stands on any of them."""
+"""A recipe becomes one sbatch command, and its steps become srun commands; no secret is on any command line."""
 
 import shlex
 import subprocess
@@ -9,9 +9,8 @@ from command_line import command_of, write_recipe
 from tiny_run import ROOT, tiny_config
 
 from versatune_ds.run_folder.names import newest_step
-from versatune_ds.slurm.job_files import log_pattern
 from versatune_ds.slurm.steps import prepare_step, train_step
-from versatune_ds.slurm.submit import outside_of_jobs, sbatch_options
+from versatune_ds.slurm.submit import log_pattern, outside_of_jobs, sbatch_options
 
 WORKER = str(ROOT / "launcher" / "train.py")
 
@@ -37,7 +36,7 @@ def test_every_key_of_the_section_becomes_an_option_of_sbatch(tmp_path):
     ]  # fmt: skip
 
 
-def test_what_is_not_asked_for_is_left_to_the_cluster(tmp_path):
+def test_keys_that_are_not_set_are_left_to_the_cluster(tmp_path):
     config = tiny_config(tmp_path)
     assert sbatch_options(config) == [
         "--job-name=tiny", f"--output={tmp_path}/_slurm/tiny-%j.log", "--nodes=1", "--ntasks-per-node=1",
@@ -73,7 +72,7 @@ def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune
         (["mixture.prior=/nowhere.json"], "mixture.prior: /nowhere.json: no such file"),
     ],
 )
-def test_what_would_end_the_job_in_its_first_minute_is_reported_before_it_is_submitted(
+def test_a_mistake_that_would_end_the_job_at_once_is_reported_before_submission(
     versatune, tmp_path, arguments, message
 ):
     recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
@@ -82,7 +81,7 @@ def test_what_would_end_the_job_in_its_first_minute_is_reported_before_it_is_sub
     assert message in called.err
 
 
-def test_without_sbatch_or_with_a_refusal_the_user_reads_one_line(versatune, tmp_path, monkeypatch):
+def test_a_missing_sbatch_or_its_refusal_is_reported_in_one_line(versatune, tmp_path, monkeypatch):
     recipe = write_recipe(tiny_config(tmp_path), tmp_path / "tiny.yaml")
     monkeypatch.setenv("PATH", str(tmp_path))
     called = versatune("submit", recipe)
@@ -95,21 +94,21 @@ def test_without_sbatch_or_with_a_refusal_the_user_reads_one_line(versatune, tmp
     assert called.err == "versatune: sbatch refused the job: error: invalid partition no job\n"
 
 
-def test_a_job_submitted_from_within_another_job_takes_nothing_of_it_for_its_own():
+def test_a_job_submitted_from_within_another_job_inherits_none_of_its_variables():
     shell = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_MEM_PER_CPU": "1000"}
     users = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_PARTITION": "gpu", "HOME": "/root"}
     assert outside_of_jobs({**shell, **users}) == users
     assert outside_of_jobs({"SLURM_NTASKS": "4", **users}) == {"SLURM_NTASKS": "4", **users}
 
 
-def test_within_a_step_of_srun_the_jobs_steps_share_what_it_holds(tmp_path):
+def test_within_a_step_of_srun_the_jobs_steps_share_its_resources(tmp_path):
     config, step = tiny_config(tmp_path), {"SLURM_STEP_ID": "0"}
     assert prepare_step(config, step, python="py")[:2] == ["srun", "--overlap"]
     assert "--overlap" in train_step(config, step, python="py")
     assert "--overlap" not in train_step(config, {"SLURM_STEP_ID": str(2**32 - 5)}, python="py")
 
 
-def test_srun_starts_the_ranks_that_the_job_was_asked_for(tmp_path):
+def test_srun_starts_as_many_ranks_as_the_job_requests(tmp_path):
     config = tiny_config(tmp_path)
     patience = ["srun", "--kill-on-bad-exit=0", "--wait=60"]
     assert train_step(config, {"SLURM_NTASKS": "4"}, python="py") == [*patience, "py", WORKER]
@@ -125,14 +124,14 @@ def test_srun_starts_the_ranks_that_the_job_was_asked_for(tmp_path):
     ]  # fmt: skip
 
 
-def test_idle_gpus_are_refused_unless_the_run_uses_none(tmp_path):
+def test_gpus_without_a_task_are_refused_unless_the_run_uses_the_cpu(tmp_path):
     environ = {"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
     with pytest.raises(ValueError, match=r"^SLURM_NTASKS=2: 2 nodes with 8 GPUs each .* --ntasks-per-node=8, or use"):
         train_step(tiny_config(tmp_path), environ, python="py")
     assert train_step(tiny_config(tmp_path), {**environ, "DS_ACCELERATOR": "cpu"}, python="py")
 
 
-def test_a_container_stands_between_srun_and_python_and_sees_the_project_and_the_runs(tmp_path):
+def test_srun_starts_python_in_the_container_with_project_and_runs_mounted(tmp_path):
     own = [f"{place}:{place}" for place in dict.fromkeys((ROOT, Path.cwd(), tmp_path))]
     pyxis = tiny_config(tmp_path, "slurm.container={image: nvcr.io/x, mounts: ['/data:/data:ro']}")
     assert train_step(pyxis, {}, python="py")[3:] == [
@@ -146,14 +145,14 @@ def test_a_container_stands_between_srun_and_python_and_sees_the_project_and_the
     ]  # fmt: skip
 
 
-def test_the_newest_step_is_that_of_the_newest_whole_checkpoint(tmp_path):
+def test_the_newest_step_is_that_of_the_newest_complete_checkpoint(tmp_path):
     assert newest_step(tmp_path) == 0
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step_00000040\n")
     assert newest_step(tmp_path) == 40
 
 
-def test_the_template_is_bash_and_asks_for_what_a_requeue_needs():
+def test_the_template_is_valid_bash_and_requests_what_a_requeue_needs():
     template = ROOT / "slurm" / "train.sbatch"
     assert subprocess.run(["bash", "-n", template], capture_output=True).returncode == 0
     assert {"#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(template.read_text().splitlines())

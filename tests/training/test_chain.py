@@ -1,4 +1,4 @@
-"""The whole method from its recipes: each command leaves its file where the next one's recipe looks for it."""
+"""The complete method from its recipes: each command writes its file where the next one's recipe reads it."""
 
 import json
 import re
@@ -69,10 +69,10 @@ def test_detect_reference_and_both_modes_run_one_after_another_without_naming_a_
     export_run(base.run_dir, output=base.run_dir / "export")
 
     recipe = CHAIN / "versatune.yaml"
-    said = run_ranks(
+    outputs = run_ranks(
         lambda world: detect_recipe(recipe, [*small, *DETECT], processes=1, output=None), world_size=1, folder=tmp_path
     )
-    assert "prior  runs/chain-prior.json" in said[0]
+    assert "prior  runs/chain-prior.json" in outputs[0]
     steps = ("reference.steps=2", "reference.evaluate_every=2")
     assert measure(load_config(recipe, [*small, *UPDATES, *steps]), folder=tmp_path / "ranks") == [0]
 

@@ -1,4 +1,4 @@
-"""The whole circle with real DeepSpeed on forked ranks: losses, decisions, shares, resume and export."""
+"""Complete runs with real DeepSpeed on forked ranks: losses, decisions, shares, resume and export."""
 
 import math
 import os
@@ -45,7 +45,7 @@ def zero(stage):
 
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory, cache_dir):
-    """Give the uninterrupted 2-rank run of a ZeRO stage, trained once: (config, weights by rank, schedules by rank)."""
+    """Return the uninterrupted run of a ZeRO stage on two ranks: (config, weights by rank, schedules by rank)."""
     runs = {}
 
     def run_of(stage):
@@ -59,7 +59,7 @@ def whole_runs(tmp_path_factory, cache_dir):
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_the_same_schedule_and_write_one_history(whole_runs):
+def test_two_ranks_have_the_same_schedule_and_write_one_history(whole_runs):
     config, _, (first, second) = whole_runs(2)
     assert first == second
     decisions = read_lines(config.run_dir / "decisions.jsonl")

@@ -38,12 +38,12 @@ def write_decisions(tmp_path, decisions):
     (tmp_path / "decisions.jsonl").write_text("".join(lines))
 
 
-def test_caps_are_the_share_of_the_rest_that_the_data_left_can_serve():
+def test_a_cap_is_the_share_of_the_remaining_run_that_the_remaining_data_can_serve():
     caps_K = limits().caps(step=10, draws_K=np.array([150, 0]), units_drawn=4000.0)
     assert caps_K.tolist() == [500 / 4000, 2000 / 4000]
 
 
-def test_an_exhausted_domain_has_cap_zero_and_plenty_of_data_caps_nothing():
+def test_a_domain_without_remaining_data_has_cap_zero_and_one_with_plenty_is_not_capped():
     caps_K = limits(max_epochs=9.0).caps(step=10, draws_K=np.array([900, 0]), units_drawn=4000.0)
     assert caps_K.tolist() == [0.0, 1.0]
 
@@ -66,21 +66,21 @@ def test_the_control_file_is_read_at_every_decision_and_its_changes_are_reported
     assert inputs.at(4, **NOTHING).to_dict() == inputs.at(8, **NOTHING).to_dict() == {"pins": {"law": 0.5}}
     (tmp_path / "control.json").unlink()
     assert inputs.at(12, **NOTHING).to_dict() == {}
-    said = [record.message for record in caplog.records]
-    assert said == ['live control: {"pins": {"law": 0.5}}', "live control: none any more"]
+    messages = [record.message for record in caplog.records]
+    assert messages == ['live control: {"pins": {"law": 0.5}}', "live control: none any more"]
 
 
 def test_a_rate_that_the_policy_does_not_read_is_reported_once(tmp_path, caplog):
-    for policy, said in (("steer", ["live control: policy steer does not read sigma"]), ("versatune", [])):
+    for policy, messages in (("steer", ["live control: policy steer does not read sigma"]), ("versatune", [])):
         caplog.clear()
         inputs = inputs_of(tmp_path, policy=policy)
         write_control(tmp_path, sigma=0.5, **({"rate": 0.5} if policy == "steer" else {}))
         inputs.at(4, **NOTHING)
         inputs.at(8, **NOTHING)
-        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == said
+        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == messages
 
 
-def test_a_mistake_in_the_control_file_leaves_the_last_control_in_force(tmp_path, caplog):
+def test_a_mistake_in_the_control_file_keeps_the_last_valid_control_active(tmp_path, caplog):
     inputs = inputs_of(tmp_path)
     write_control(tmp_path, pins={"law": 0.5})
     inputs.at(4, **NOTHING)
@@ -89,7 +89,7 @@ def test_a_mistake_in_the_control_file_leaves_the_last_control_in_force(tmp_path
     assert "unknown domain 'lwa'; did you mean 'law'?" in caplog.text
 
 
-def test_control_and_supply_stand_side_by_side(tmp_path):
+def test_an_input_has_both_control_and_supply_caps(tmp_path):
     write_control(tmp_path, caps={"code": 0.9})
     found = inputs_of(tmp_path, limits()).at(10, draws_K=np.array([150, 0]), units_drawn=4000.0)
     assert found.to_dict() == {"caps": {"code": 0.9}, "supply_caps": {"law": 0.125, "code": 0.5}}
@@ -104,7 +104,7 @@ def test_a_resumed_run_repeats_recorded_inputs_and_then_reads_the_file(tmp_path)
     assert inputs.at(12, **NOTHING).to_dict() == {"freeze": ["code"]}
 
 
-def test_the_control_in_force_survives_a_resume_while_the_file_is_broken(tmp_path):
+def test_a_resume_keeps_the_active_control_while_the_file_has_a_mistake(tmp_path):
     write_decisions(tmp_path, {0: {}, 4: {"pins": {"law": 0.25}, "supply_caps": {"code": 0.5}}})
     (tmp_path / "control.json").write_text("{")
     inputs = inputs_of(tmp_path)
@@ -113,7 +113,7 @@ def test_the_control_in_force_survives_a_resume_while_the_file_is_broken(tmp_pat
 
 
 @pytest.mark.parametrize("end", ['{"decided_at_', '{"decided_at_step": 8}', "[]"])
-def test_a_record_whose_end_is_broken_is_read_up_to_there(tmp_path, end):
+def test_a_record_with_a_corrupt_end_is_read_up_to_it(tmp_path, end):
     write_decisions(tmp_path, {0: {}, 4: {"delta": 0.1}})
     with (tmp_path / "decisions.jsonl").open("a") as file:
         file.write(end)
@@ -123,7 +123,7 @@ def test_a_record_whose_end_is_broken_is_read_up_to_there(tmp_path, end):
     assert inputs.at(8, **NOTHING).to_dict() == {}
 
 
-def test_the_interval_of_a_decision_that_is_repeated_is_the_recorded_one_whatever_the_clock_says(tmp_path):
+def test_a_repeated_decision_uses_its_recorded_interval_whatever_the_clock_measures(tmp_path):
     write_decisions(tmp_path, {4: {"interval_stretch": 3}, 16: {"interval_stretch": 5}})
     inputs = inputs_of(tmp_path)
     inputs.resume_after(4)

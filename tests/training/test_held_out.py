@@ -11,8 +11,7 @@ from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training import held_out
-from versatune_ds.training.evaluate import sum_by_example
-from versatune_ds.training.held_out import HeldOutExamples
+from versatune_ds.training.held_out import HeldOutExamples, sum_by_example
 
 SHARDS = fake_domains([400, 60, 90], longest=20, seed=2)
 DOMAINS = DomainSet(tuple(shard.name for shard in SHARDS))
@@ -22,7 +21,7 @@ ALONE = World(rank=0, world_size=1, local_rank=0, launcher="test")
 
 
 def token_losses(batch):
-    """Give every position of an example the loss that its domain and its number in the whole domain stand for."""
+    """Return a loss for every position, a function of its example's domain and number in that domain."""
     losses = []
     for token, label in zip(batch.input_ids.flatten().tolist(), batch.labels.flatten().tolist(), strict=True):
         domain_id, index, _ = source_of(token)
@@ -53,13 +52,13 @@ def examples_of(**settings):
     return HeldOutExamples(SHARDS, settings=settings, seed=5, make_loader=make_loader, world=ALONE)
 
 
-def test_without_a_target_all_examples_that_are_allowed_are_measured():
+def test_without_a_target_error_all_allowed_examples_are_measured():
     examples = examples_of()
     assert examples.measure(token_losses).num_examples().tolist() == [300, 60, 90]
     assert examples.state_dict()["num_chosen"] is None
 
 
-def test_each_domain_keeps_what_the_error_needs_between_the_fewest_and_what_there_is(caplog):
+def test_each_domain_keeps_as_many_examples_as_the_error_needs_between_the_minimum_and_all(caplog):
     caplog.set_level("INFO", logger="versatune_ds")
     examples = examples_of(target_standard_error=0.04)
     first = examples.measure(token_losses)
@@ -72,14 +71,14 @@ def test_each_domain_keeps_what_the_error_needs_between_the_fewest_and_what_ther
     assert [line.endswith("all there are") for line in table[3:]] == [False, False, True]
 
 
-def test_the_first_losses_are_those_of_the_examples_that_are_measured_ever_after():
+def test_the_first_measurement_returns_the_losses_of_the_examples_that_all_later_ones_measure():
     examples = examples_of(target_standard_error=0.04)
     first, second = examples.measure(token_losses), examples.measure(token_losses)
     assert second.is_same_examples(first)
     np.testing.assert_array_equal(second.loss_sum_E, first.loss_sum_E)
 
 
-def test_a_resumed_run_measures_the_same_examples_and_chooses_no_more():
+def test_a_resumed_run_measures_the_same_examples_and_does_not_choose_again():
     examples, resumed = (examples_of(target_standard_error=0.04) for _ in range(2))
     first = examples.measure(token_losses)
     resumed.load_state_dict(examples.state_dict())
@@ -88,8 +87,8 @@ def test_a_resumed_run_measures_the_same_examples_and_chooses_no_more():
     assert resumed.measure(token_losses).num_examples().tolist() == [3, 4, 5]
 
 
-def test_a_target_that_changed_since_the_checkpoint_chooses_again(caplog):
-    """It was logged as in force from here on, and the old choice was kept."""
+def test_a_target_error_that_changed_since_the_checkpoint_makes_the_run_choose_again(caplog):
+    """The old choice was kept, although the new target was logged as active."""
     expected = examples_of(target_standard_error=0.04).measure(token_losses).num_examples().tolist()
     for before in ({}, {"target_standard_error": 0.4}):
         earlier, late = examples_of(**before), examples_of(target_standard_error=0.04)
@@ -102,6 +101,6 @@ def test_a_target_that_changed_since_the_checkpoint_chooses_again(caplog):
     assert without.measure(token_losses).num_examples().tolist() == [300, 60, 90]
 
 
-def test_all_ranks_keep_what_rank_zero_chose(monkeypatch):
+def test_all_ranks_keep_the_number_of_examples_that_rank_zero_chose(monkeypatch):
     monkeypatch.setattr(held_out, "from_rank_zero", lambda action, world: [7, 8, 9])
     assert examples_of(target_standard_error=0.04).measure(token_losses).num_examples().tolist() == [7, 8, 9]

@@ -1,4 +1,4 @@
-"""A run that is interrupted from outside, under the real launcher: Ctrl-C saves, a killed rank takes the job down."""
+"""A run that is interrupted from outside, under the real launcher: Ctrl-C saves, a killed rank ends the job."""
 
 import importlib.util
 import os
@@ -93,7 +93,7 @@ def ranks_of(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["versatune", "torchrun", "mpirun"])
-def test_a_killed_rank_takes_the_job_down_in_seconds_and_nothing_is_lost(recipe, launcher):
+def test_a_killed_rank_ends_the_job_in_seconds_and_loses_nothing_before_its_last_checkpoint(recipe, launcher):
     name = f"killed_by_{launcher}"
     process = start(recipe, name, command=command_of(launcher, recipe, name))
     ranks = ranks_of(name)

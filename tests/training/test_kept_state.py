@@ -31,7 +31,7 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture
 def train(tmp_path, cache_dir):
-    """Give a function that trains a run of tmp_path on forked ranks and returns what `then(run)` gives on each."""
+    """Return a function that trains a run of tmp_path on forked ranks and returns what `then(run)` gives on each."""
     numbers = count()
 
     def train(name, *overrides, world_size=2, before=lambda world: None, then=lambda run: None, **options):
@@ -71,8 +71,8 @@ def assert_equal_bit_for_bit(left, right):
 
 def test_ten_random_kills_change_nothing(tmp_path, train):
     settings = ("train.steps=30", "checkpoint.every=2", "mixture.update_every=5")
-    whole, _ = train("whole", *settings)
-    config = tiny_config(tmp_path, "run.name=killed", *settings, cache_dir=whole.data.cache_dir)
+    uninterrupted, _ = train("whole", *settings)
+    config = tiny_config(tmp_path, "run.name=killed", *settings, cache_dir=uninterrupted.data.cache_dir)
     seen = set()
     for seed in range(10):
         kill = random_kill(seed, world_size=2)
@@ -86,26 +86,26 @@ def test_ten_random_kills_change_nothing(tmp_path, train):
 
         processes = start_ranks(work, world_size=2, folder=folder)
         for process in processes:
-            process.join(timeout=120)  # those that are left alone notice, and end by themselves
+            process.join(timeout=120)  # the surviving ranks notice, and end by themselves
         killed = [rank for rank, process in enumerate(processes) if process.exitcode == -9]
         assert killed == list(kill.victims), f"{kill}: exit codes {[process.exitcode for process in processes]}"
     assert {moment for moment, _ in seen} == {"step", "writing", "naming"}
     assert {num_victims for _, num_victims in seen} == {1, 2}
     train("killed", *settings)
-    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+    assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
     assert not list((config.run_dir / "checkpoints").glob("*.*"))
 
 
 def test_the_number_of_processes_may_change_from_start_to_start(train):
     settings = (NO_DROPOUT, "train.steps=8")
-    whole, (served, _) = train("whole", *settings, then=lambda run: run.served.state_dict())
+    uninterrupted, (served, _) = train("whole", *settings, then=lambda run: run.served.state_dict())
     for world_size, stop_after in ((2, 2), (4, 4), (1, 6), (2, None)):
         config, results = train(
             "elastic", *settings, world_size=world_size, stop_after=stop_after, then=lambda run: run.served.state_dict()
         )
-    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
+    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(uninterrupted.run_dir), abs=1e-5)
     assert results[0] == served
-    expected = read_lines(whole.run_dir / "decisions.jsonl")
+    expected = read_lines(uninterrupted.run_dir / "decisions.jsonl")
     for decision, other in zip(read_lines(config.run_dir / "decisions.jsonl"), expected, strict=True):
         assert decision["weights_after"] == pytest.approx(other["weights_after"], abs=1e-5)
     resumes = read_lines(config.run_dir / "resumes.jsonl")
@@ -121,22 +121,22 @@ def test_a_stage_and_number_of_processes_that_deepspeed_can_convert_give_the_sam
     train, before, after, world_size
 ):
     settings = (NO_DROPOUT, "train.steps=6")
-    whole, _ = train("whole", zero(before), *settings)
+    uninterrupted, _ = train("whole", zero(before), *settings)
     train("changed", zero(before), *settings, stop_after=3)
     config, _ = train("changed", zero(after), *settings, world_size=world_size)
-    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
+    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(uninterrupted.run_dir), abs=1e-5)
 
 
 @pytest.mark.parametrize("less", ["model.freeze=['*embed_tokens*']", "model.lora={rank: 2}"])
 def test_a_model_trained_in_part_resumes_from_a_converted_checkpoint(train, less):
     settings = (NO_DROPOUT, "train.steps=6", less)
-    whole, _ = train("whole", *settings)
+    uninterrupted, _ = train("whole", *settings)
     train("changed", *settings, stop_after=3)
     config, _ = train("changed", *settings, world_size=1)
-    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(whole.run_dir), abs=1e-5)
+    assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(uninterrupted.run_dir), abs=1e-5)
 
 
-def test_settings_of_the_mixture_that_changed_are_kept_for_the_decisions_they_made(train):
+def test_changed_settings_of_the_mixture_are_kept_for_replaying_the_decisions_they_made(train):
     config, _ = train("changed", stop_after=6)
     train("changed", "mixture.sigma=0.5")
     replayed = replay_run(config.run_dir)
@@ -149,19 +149,19 @@ def test_settings_of_the_mixture_that_changed_are_kept_for_the_decisions_they_ma
     ]  # fmt: skip
 
 
-def test_a_domain_whose_data_changed_starts_over_where_that_is_allowed(train):
+def test_a_domain_with_changed_data_restarts_where_the_recipe_allows_it(train):
     rows = "data.synthetic={num_rows: 60, num_valid_rows: 8, num_test_rows: 2, seed: 9}"
     train("changed", stop_after=6)
     with pytest.raises(AssertionError, match=r"ValueError: .*data of .* changed since .*; restore the earlier files"):
         train("changed", rows)
     allowed = "resume.allow=[data, tokenizer]"
     _, (state, _) = train("changed", rows, allowed, then=lambda run: run.loader.state_dict(run.step))
-    _, (whole, _) = train("whole", rows, then=lambda run: run.loader.state_dict(run.step))
-    assert state["num_examples"] == whole["num_examples"]
-    assert 0 < sum(state["draws"]) < sum(whole["draws"])  # six steps of twelve
+    _, (uninterrupted, _) = train("whole", rows, then=lambda run: run.loader.state_dict(run.step))
+    assert state["num_examples"] == uninterrupted["num_examples"]
+    assert 0 < sum(state["draws"]) < sum(uninterrupted["draws"])  # six steps of twelve
 
 
-def test_a_full_disk_costs_a_checkpoint_and_a_full_disk_at_the_end_is_an_error(train):
+def test_a_full_disk_loses_one_checkpoint_and_at_the_last_step_is_an_error(train):
     def fill_at(*steps):
         def fill(world):
             usual = torch.save
@@ -177,17 +177,17 @@ def test_a_full_disk_costs_a_checkpoint_and_a_full_disk_at_the_end_is_an_error(t
 
         return fill
 
-    whole, _ = train("whole")
+    uninterrupted, _ = train("whole")
     config, _ = train("once", before=fill_at(5))
     assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000012", "step_00000010"]
-    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+    assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
     with pytest.raises(AssertionError, match=r"step 12 could not be saved .*newest complete .* is step_00000010"):
         train("end", before=fill_at(12))
     config, _ = train("end")
-    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+    assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
 
 
-def test_a_signal_amid_a_save_or_a_validation_stops_the_run_in_good_order(train):
+def test_a_signal_during_a_save_or_a_validation_stops_the_run_cleanly(train):
     def signalled(world):
         signals = StopSignals()
         signals.install()
@@ -195,33 +195,33 @@ def test_a_signal_amid_a_save_or_a_validation_stops_the_run_in_good_order(train)
         assemble.StopSignals = lambda: signals
         save, measure = torch.save, loop.measure_losses
 
-        def be_told():
+        def send_signal():
             if world.rank == 1 and signals.received is None:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 while signals.received is None:
                     time.sleep(0.01)
 
-        def save_and_be_told(values, path):
+        def save_and_send_signal(values, path):
             if "step_00000005" in path:
-                be_told()
+                send_signal()
             save(values, path)
 
-        def measure_and_be_told(run):
+        def measure_and_send_signal(run):
             if run.step == 8:
-                be_told()
+                send_signal()
             return measure(run)
 
-        torch.save, loop.measure_losses = save_and_be_told, measure_and_be_told
+        torch.save, loop.measure_losses = save_and_send_signal, measure_and_send_signal
 
-    whole, _ = train("whole")
+    uninterrupted, _ = train("whole")
     steps = [train("signalled", before=signalled, then=lambda run: run.step)[1] for _ in range(2)]
     assert steps == [[6, 6], [8, 8]]  # a step after the save; right after the validation
     config, _ = train("signalled")
-    assert_equal_bit_for_bit(config.run_dir, whole.run_dir)
+    assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
 
 
 def spoil(factors, *, rank=1):
-    """Return what makes a rank's losses of given steps {step: factor} others; only in training."""
+    """Return a hook that multiplies a rank's training losses of given steps, {step: factor}."""
 
     def before(world):
         from versatune_ds.engine.engine import Engine
@@ -270,7 +270,7 @@ def test_a_step_that_is_nan_on_one_rank_is_skipped_on_all_and_the_data_continue(
         train("stopped", *settings, "train.max_bad_steps=2", before=spoil(bad))
 
 
-def test_a_spike_is_skipped_where_a_factor_is_given(train):
+def test_a_loss_spike_is_skipped_where_spike_factor_is_set(train):
     settings = ("train.steps=11", "mixture.update_every=50", "train.spike_factor=3")
     config, _ = train("spike", *settings, before=spoil({10: 100.0}))
     losses = losses_by_step(config.run_dir)

@@ -1,4 +1,4 @@
-"""A person's hand on a running mixture: pins act, are recorded, and leave resume and replay exact."""
+"""Live control of a running mixture: pins apply, are recorded, and leave resume and replay exact."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def cache_dir(tmp_path_factory):
 
 
 def train_ranks(config, folder, *, control_after=None, killed_after=None, stop_after=None):
-    """Train on two ranks; rank 0 writes the control file after a step, all leave without a word after another."""
+    """Train on two ranks; rank 0 writes the control file after a step, and all exit at once after another one."""
     folder.mkdir(parents=True)
     log_step = loop.log_step
 
@@ -43,16 +43,16 @@ def decisions_of(config):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache_dir):
-    """Give the uninterrupted run whose control file appears after step 5, and its schedule on each rank."""
+def uninterrupted(tmp_path_factory, cache_dir):
+    """Return the uninterrupted run whose control file appears after step 5, and its schedule on each rank."""
     folder = tmp_path_factory.mktemp("whole")
     config = tiny_config(folder, "checkpoint.every=3", cache_dir=cache_dir)
     return config, train_ranks(config, folder / "ranks", control_after=5)
 
 
 @pytest.mark.slow
-def test_a_pin_written_while_the_run_continues_acts_from_the_next_decision_on_all_ranks(whole):
-    config, (first, second) = whole
+def test_a_pin_written_during_training_applies_from_the_next_decision_on_all_ranks(uninterrupted):
+    config, (first, second) = uninterrupted
     decisions = decisions_of(config)
     assert [decision["inputs"] for decision in decisions] == [{}, {}, PIN, PIN]
     assert [decision["weights_after"]["law"] == 0.4 for decision in decisions] == [False, False, True, True]
@@ -63,43 +63,43 @@ def test_a_pin_written_while_the_run_continues_acts_from_the_next_decision_on_al
 
 
 @pytest.mark.slow
-def test_a_pinned_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(tmp_path, cache_dir, whole):
+def test_a_pinned_run_that_is_stopped_and_resumed_equals_the_uninterrupted_one(tmp_path, cache_dir, uninterrupted):
     config = tiny_config(tmp_path, "checkpoint.every=3", cache_dir=cache_dir)
     train_ranks(config, tmp_path / "first", control_after=5, stop_after=9)
     train_ranks(config, tmp_path / "second")
-    assert decisions_of(config) == decisions_of(whole[0])
-    assert losses_by_step(config.run_dir) == losses_by_step(whole[0].run_dir)
+    assert decisions_of(config) == decisions_of(uninterrupted[0])
+    assert losses_by_step(config.run_dir) == losses_by_step(uninterrupted[0].run_dir)
 
 
 @pytest.mark.slow
-def test_a_killed_run_repeats_its_decisions_with_the_inputs_it_recorded(tmp_path, cache_dir, whole):
+def test_a_killed_run_repeats_its_decisions_with_the_inputs_it_recorded(tmp_path, cache_dir, uninterrupted):
     config = tiny_config(tmp_path, "checkpoint.every=3", cache_dir=cache_dir)
     with pytest.raises(AssertionError, match="exited without a result"):
         train_ranks(config, tmp_path / "first", control_after=5, killed_after=5)
     assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000003"]
     train_ranks(config, tmp_path / "second")
-    assert decisions_of(config) == decisions_of(whole[0])
-    assert losses_by_step(config.run_dir) == losses_by_step(whole[0].run_dir)
+    assert decisions_of(config) == decisions_of(uninterrupted[0])
+    assert losses_by_step(config.run_dir) == losses_by_step(uninterrupted[0].run_dir)
 
 
 @pytest.mark.slow
-def test_the_replay_of_a_pinned_run_gives_its_own_decisions_digest_for_digest(whole):
-    replay = replay_run(whole[0].run_dir)
-    assert [d.digest for d in replay.replayed] == [d["digest"] for d in decisions_of(whole[0])]
+def test_a_replay_of_a_pinned_run_repeats_its_decisions_digest_for_digest(uninterrupted):
+    replay = replay_run(uninterrupted[0].run_dir)
+    assert [d.digest for d in replay.replayed] == [d["digest"] for d in decisions_of(uninterrupted[0])]
     assert replay.text == "All 4 decisions are the recorded ones, digest for digest."
 
 
 @pytest.mark.slow
-def test_a_replay_with_other_settings_keeps_the_recorded_inputs_and_says_what_it_is(whole):
-    replay = replay_run(whole[0].run_dir, ["mixture.sigma=0", "mixture.policy=versatune"])
+def test_a_replay_with_other_settings_keeps_the_recorded_inputs_and_describes_itself(uninterrupted):
+    replay = replay_run(uninterrupted[0].run_dir, ["mixture.sigma=0", "mixture.policy=versatune"])
     assert [decision.weights_after["law"] for decision in replay.replayed[2:]] == [0.4, 0.4]
     assert "First difference: update 1 (step 4) differs in" in replay.text
     assert "The losses are those of the recorded run" in replay.text
 
 
 @pytest.mark.slow
-def test_a_replay_with_another_start_starts_there(whole):
-    replay = replay_run(whole[0].run_dir, ["mixture.policy=uniform"])
+def test_a_replay_with_another_policy_starts_from_its_starting_weights(uninterrupted):
+    replay = replay_run(uninterrupted[0].run_dir, ["mixture.policy=uniform"])
     assert set(replay.replayed[0].weights_after.values()) == {1 / 6}
 
 

@@ -65,7 +65,7 @@ def test_processes_packing_and_accumulation_do_not_change_the_loss(world_size, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_whatever_is_trained_the_loss_is_that_of_plain_training_and_a_resume_is_exact(stage, tmp_path):
+def test_every_choice_of_trained_parameters_has_the_loss_of_plain_training_and_resumes_exactly(stage, tmp_path):
     """Each on two processes: the whole model, a frozen tied head, LoRA, DoRA, with gradient checkpointing.
 
     DoRA is refused under ZeRO-3.

@@ -20,7 +20,7 @@ def cache_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def test_every_policy_has_a_recipe_named_like_it():
+def test_every_policy_has_a_recipe_of_the_same_name():
     assert {path.stem for path in RECIPES} == set(POLICIES)
     for path in RECIPES:
         config = load_config(path)
@@ -35,7 +35,7 @@ def test_policy_recipes_differ_in_their_mixture_alone_so_that_their_runs_compare
     assert rest[0]["data"] == quickstart.data.model_dump()
 
 
-def test_every_policy_recipe_says_its_source():
+def test_every_policy_recipe_cites_its_source():
     for path in RECIPES:
         assert path.read_text(encoding="utf-8").startswith("# ")
         assert "# Source: " in path.read_text(encoding="utf-8"), path

@@ -1,4 +1,4 @@
-"""One process of a node prepares; a node that does not see rank 0's disk prepares for itself, and comes to the same."""
+"""One process of a node prepares; a node that does not see rank 0's disk prepares the same by itself."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_every_rank_gets_the_same_data_and_tokenizer(tmp_path, is_shared):
 
 
 @pytest.mark.slow
-def test_a_node_whose_files_hold_other_data_stops_with_the_reason(tmp_path):
+def test_a_node_with_different_data_files_stops_with_the_reason(tmp_path):
     def work(world):
         config = tiny_config(tmp_path, f"data.synthetic.seed={world.rank}", cache_dir=tmp_path / f"node_{world.rank}")
         on_node = World(rank=world.rank, world_size=2, local_rank=0, launcher="test")
@@ -42,7 +42,7 @@ def test_a_node_whose_files_hold_other_data_stops_with_the_reason(tmp_path):
         run_ranks(work, world_size=2, folder=tmp_path)
 
 
-def test_the_table_forecasts_passes_and_marks_a_domain_that_will_end(tmp_path):
+def test_the_table_forecasts_passes_and_marks_a_domain_that_will_run_out(tmp_path):
     config = tiny_config(tmp_path, "data.max_epochs_per_domain=0.5", "train.steps=10", cache_dir=Path(tmp_path) / "c")
     data = prepare_recipe(config)
     sizes = [int(shards.lengths.sum()) for shards in data.train]

@@ -1,4 +1,4 @@
-"""A run goes on from what fits, is refused in one line where it does not, and takes what was allowed by name."""
+"""A run resumes from a checkpoint that fits; a difference is refused in one line unless `resume.allow` lists it."""
 
 from pathlib import Path
 
@@ -34,20 +34,20 @@ def check(*, allow=DEFAULT, **now):
          r"^x: saved with domains law, code, now law, art: a run keeps its domains\. Use the earlier domains, or"),
     ],
 )  # fmt: skip
-def test_each_difference_is_refused_in_one_line_that_says_what_to_do(now, message):
+def test_each_difference_is_refused_in_one_line_with_the_remedy(now, message):
     with pytest.raises(ValueError, match=message) as raised:
         check(**now)
     assert "\n" not in str(raised.value)
 
 
-def test_several_differences_are_a_line_each():
+def test_several_differences_are_reported_one_a_line():
     lines = r"^x: data of .*\nx: saved with tokenizer .*\nx: saved with world_size 2"
     with pytest.raises(ValueError, match=lines) as no:
         check(data={"law": "A", "code": "B"}, tokenizer="u", world_size=4, allow=())
     assert "use --processes 2, or allow it with 'resume.allow=[world_size]'" in str(no.value)
 
 
-def test_what_is_allowed_is_let_through_and_named():
+def test_an_allowed_difference_is_accepted_and_returned():
     assert check() == frozenset()
     assert check(world_size=4, zero_stage=1) == {"world_size", "zero_stage"}
     assert check(data={"law": "A", "code": "b"}, validation={}, tokenizer="u", allow=("data", "tokenizer")) == {
@@ -63,7 +63,7 @@ def test_what_is_allowed_is_let_through_and_named():
     [(2, {"world_size"}, True), (1, {"zero_stage"}, True), (3, {"world_size"}, True), (0, {"world_size"}, False),
      (2, {"data"}, False), (2, set(), False)],
 )  # fmt: skip
-def test_only_an_optimizer_in_parts_is_converted(stage, changed, expected):
+def test_only_a_partitioned_optimizer_needs_conversion(stage, changed, expected):
     state = {"identity": {"zero_stage": stage}}
     point = ResumePoint(folder=Path("x"), state=state, changed=frozenset(changed), changed_domains=())
     assert point.needs_conversion == expected

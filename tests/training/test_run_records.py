@@ -1,4 +1,4 @@
-"""A run's record can be questioned and decided again; a record that was changed is not believed."""
+"""A run's decisions can be explained and replayed from its folder; a changed record is refused."""
 
 import json
 
@@ -11,7 +11,7 @@ from versatune_ds.training.run_records import recorded_config, replay_run
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
-    """Give the text of a config and of the decisions it leads to: a record without training."""
+    """Return the text of a config and of the decisions it leads to: a record without training."""
     folder = tmp_path_factory.mktemp("recorded")
     config = tiny_config(folder, "mixture.prior=uniform", "train.steps=20")
     return folder, config
@@ -24,7 +24,7 @@ def versatune(capsys):
 
 @pytest.fixture
 def run_dir(versatune, simulated, tmp_path):
-    """Give a folder with the config and the decisions of a run, made by the simulator."""
+    """Return a folder with the config and the decisions of a run, made by the simulator."""
     _, config = simulated
     recipe = write_recipe(config, tmp_path / "config.yaml")
     called = versatune("simulate", recipe, "--quiet", "--noise", "0.01", "--output", tmp_path / "decisions.jsonl")
@@ -32,25 +32,25 @@ def run_dir(versatune, simulated, tmp_path):
     return tmp_path
 
 
-def test_a_replay_with_its_own_settings_gives_the_runs_own_decisions(versatune, run_dir, tmp_path):
+def test_a_replay_with_the_runs_own_settings_repeats_its_decisions(versatune, run_dir, tmp_path):
     called = versatune("replay", run_dir, "--output", tmp_path / "again.jsonl")
     assert (called.code, called.out) == (0, "All 6 decisions are the recorded ones, digest for digest.\n")
     assert (tmp_path / "again.jsonl").read_bytes() == (run_dir / "decisions.jsonl").read_bytes()
 
 
-def test_a_replay_with_another_sigma_says_where_it_differs_and_that_losses_are_as_recorded(versatune, run_dir):
+def test_a_replay_with_another_sigma_reports_where_it_differs_and_that_losses_are_as_recorded(versatune, run_dir):
     called = versatune("replay", run_dir, "mixture.sigma=0.1")
     assert called.code == 0
     assert "First difference: update 1 (step 4) differs in weights_after" in called.out
     assert "The losses are those of the recorded run" in called.out
 
 
-def test_a_replay_starts_from_a_prior_that_is_given(run_dir):
+def test_a_replay_starts_from_an_overridden_prior(run_dir):
     prior = "mixture.prior={code: 0.5, finance: 0.1, general: 0.1, law: 0.1, medicine: 0.1, science: 0.1}"
     assert replay_run(run_dir, [prior]).replayed[0].weights_before["code"] == 0.5
 
 
-def test_a_reference_file_that_is_gone_is_read_from_the_runs_folder(run_dir, versatune, tmp_path):
+def test_a_deleted_reference_file_is_read_from_the_runs_folder(run_dir, versatune, tmp_path):
     losses = dict.fromkeys(("code", "finance", "general", "law", "medicine", "science"), 1.1)
     (tmp_path / "elsewhere.json").write_text(json.dumps({"losses": losses}))
     override = f"mixture.reference={tmp_path / 'elsewhere.json'}"
@@ -95,7 +95,7 @@ def test_a_folder_that_is_no_runs_is_refused(versatune, tmp_path, command):
     assert called.err == f"versatune: {tmp_path}: no config.yaml; expected the folder of a run (runs/NAME)\n"
 
 
-def test_a_run_that_has_not_decided_is_reported(versatune, run_dir):
+def test_a_run_without_decisions_is_refused(versatune, run_dir):
     (run_dir / "decisions.jsonl").unlink()
     called = versatune("explain", run_dir)
     assert called.code == 2
@@ -119,7 +119,7 @@ def test_an_unknown_step_is_refused(versatune, run_dir, step, message):
         ("mixture.policy=expansion", "mixture.target: policy 'expansion' needs it"),
     ],
 )
-def test_a_key_that_a_record_cannot_answer_is_one_line(versatune, run_dir, override, message):
+def test_an_override_that_a_replay_cannot_apply_is_refused_in_one_line(versatune, run_dir, override, message):
     called = versatune("replay", run_dir, override)
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith(f"versatune: {message}")

@@ -1,4 +1,4 @@
-"""A signal sets a flag that all ranks agree on; the same one again, or one with nothing to save, leaves at once."""
+"""A signal sets a flag that all ranks agree on; the same one again, or one with nothing to save, exits at once."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_a_signal_on_one_rank_is_seen_by_all(tmp_path):
     assert run_ranks(work, world_size=2, folder=tmp_path) == [(running, stopping, due)] * 2
 
 
-def test_the_same_signal_again_leaves_at_once_and_another_one_does_not():
+def test_a_repeated_signal_exits_at_once_and_a_different_one_does_not():
     result = run_code(
         "s.begin_steps()\n"
         "os.kill(os.getpid(), signal.SIGTERM); until(lambda: s.received); print(s.received.name, flush=True)\n"
@@ -51,12 +51,12 @@ def test_the_same_signal_again_leaves_at_once_and_another_one_does_not():
     assert (result.stdout, result.returncode) == ("SIGTERM\nstill here\n", 128 + signal.SIGTERM)
 
 
-def test_a_signal_before_the_first_step_asks_for_a_new_start_at_once():
+def test_a_signal_before_the_first_step_exits_at_once_with_the_requeue_code():
     result = run_code("os.kill(os.getpid(), signal.SIGUSR1); time.sleep(60); print('and here')\n")
     assert (result.stdout, result.returncode) == ("", REQUEUE_EXIT_CODE)
 
 
-def test_a_rank_that_waits_outside_of_python_is_reached_too():
+def test_a_signal_reaches_a_rank_that_waits_in_native_code():
     result = run_code(
         "import ctypes\ns.begin_steps()\n"
         "kill = 'import os, signal, time; time.sleep(0.3); os.kill(%d, signal.SIGTERM); time.sleep(0.3); "
@@ -69,7 +69,7 @@ def test_a_rank_that_waits_outside_of_python_is_reached_too():
     assert (result.stdout, result.returncode) == ("", 128 + signal.SIGTERM)
 
 
-def test_the_signals_of_a_forked_child_are_its_own():
+def test_a_forked_child_has_the_default_signal_handlers():
     result = run_code(
         "pid = os.fork()\n"
         "if pid == 0: time.sleep(60); os._exit(0)\n"
@@ -79,7 +79,7 @@ def test_the_signals_of_a_forked_child_are_its_own():
     assert (result.stdout, result.returncode) == (f"{int(signal.SIGTERM)}\nNone\n", 0)
 
 
-def test_the_clock_is_due_after_its_minutes_and_starts_anew(monkeypatch):
+def test_a_save_is_due_after_the_clocks_minutes_and_again_after_a_restart(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     clock, never = SaveClock(0.5), SaveClock(None)

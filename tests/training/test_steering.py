@@ -1,4 +1,4 @@
-"""What steers: held-out rows as needed, measurements within a budget, training losses; all exact over a resume."""
+"""What steers the mixture: held-out rows, measurements within a budget, training losses; exact after a resume."""
 
 import itertools
 import json
@@ -48,10 +48,12 @@ def decisions_of(config):
     return read_lines(config.run_dir / "decisions.jsonl")
 
 
-def assert_same_run(config, whole):
-    assert decisions_of(config) == decisions_of(whole)
-    assert losses_by_step(config.run_dir) == losses_by_step(whole.run_dir)
-    ends = [json.loads((complete_checkpoints(c.run_dir)[0] / "versatune.json").read_text()) for c in (config, whole)]
+def assert_same_run(config, uninterrupted):
+    assert decisions_of(config) == decisions_of(uninterrupted)
+    assert losses_by_step(config.run_dir) == losses_by_step(uninterrupted.run_dir)
+    ends = [
+        json.loads((complete_checkpoints(c.run_dir)[0] / "versatune.json").read_text()) for c in (config, uninterrupted)
+    ]
     assert ends[0] == ends[1]
 
 
@@ -63,14 +65,14 @@ HELD_OUT = (
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory, cache_dir):
-    """Give a run that chooses its held-out rows and measures them seldom, and what each rank measured at its end."""
+    """Return a run that chooses its held-out rows and measures them seldom, and what each rank measured at its end."""
     config = tiny_config(tmp_path_factory.mktemp("held_out"), *HELD_OUT, cache_dir=cache_dir)
     return config, train_ranks(
         config, then=lambda run: (run.validation.state_dict(), run.validation.loader.num_examples)
     )
 
 
-def test_all_ranks_keep_the_rows_that_the_first_measurement_asks_for(held_out):
+def test_all_ranks_keep_the_rows_that_the_first_measurement_requires(held_out):
     config, (first, second) = held_out
     assert first == second
     chosen = first[0]["num_chosen"]
@@ -92,7 +94,7 @@ def test_a_run_measures_less_often_where_measuring_takes_more_than_its_share(hel
 
 
 @pytest.mark.parametrize("stop_after", [6, 13])
-def test_a_run_stopped_between_two_measurements_is_the_uninterrupted_one(tmp_path, cache_dir, held_out, stop_after):
+def test_a_run_stopped_between_two_measurements_equals_the_uninterrupted_one(tmp_path, cache_dir, held_out, stop_after):
     config = tiny_config(tmp_path, *HELD_OUT, cache_dir=cache_dir)
     train_ranks(config, stop_after=stop_after)
     assert train_ranks(config, then=lambda run: run.validation.loader.num_examples) == [held_out[1][0][1]] * 2
@@ -109,7 +111,7 @@ def trained(tmp_path_factory, cache_dir):
     return config
 
 
-def test_the_losses_of_the_batches_since_the_last_update_steer(trained):
+def test_the_losses_of_batches_since_the_last_update_steer_the_mixture(trained):
     decisions = decisions_of(trained)
     assert [d["inputs"] for d in decisions] == [{}, *[{"signal": "train"}] * 3]
     lines = {line["step"]: line for line in read_lines(trained.run_dir / "metrics.jsonl") if "train/loss" in line}
@@ -121,12 +123,12 @@ def test_the_losses_of_the_batches_since_the_last_update_steer(trained):
     assert decisions[1]["weights_after"] != decisions[1]["weights_before"]
 
 
-def test_held_out_losses_are_measured_before_the_first_step_and_after_the_last_alone(trained):
+def test_held_out_losses_are_measured_only_before_the_first_step_and_after_the_last(trained):
     lines = read_lines(trained.run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines if "domain/law/loss" in line] == [0, 12]
 
 
-def test_a_run_steered_by_training_losses_and_stopped_amid_an_interval_is_the_uninterrupted_one(
+def test_a_run_steered_by_training_losses_and_stopped_within_an_interval_equals_the_uninterrupted_one(
     tmp_path, cache_dir, trained
 ):
     config = tiny_config(tmp_path, *TRAIN, cache_dir=cache_dir)
@@ -149,7 +151,7 @@ def steered(tmp_path_factory, cache_dir):
     return config
 
 
-def test_steer_moves_on_the_measurement_before_training_and_serves_it_from_the_third_step(steered):
+def test_steer_decides_on_the_measurement_before_training_and_its_weights_apply_from_step_three(steered):
     first, second = decisions_of(steered)[:2]
     assert (first["update"], first["effective_step"]) == (0, 3)
     assert first["weights_before"]["code"] == pytest.approx((0.5 + 1 / 6) / 2)
@@ -161,7 +163,7 @@ def test_steer_moves_on_the_measurement_before_training_and_serves_it_from_the_t
 
 
 @pytest.mark.parametrize("stop_after", [2, 6])
-def test_a_steered_run_that_is_stopped_is_the_uninterrupted_one(tmp_path, cache_dir, steered, stop_after):
+def test_a_steered_run_that_is_stopped_equals_the_uninterrupted_one(tmp_path, cache_dir, steered, stop_after):
     config = tiny_config(tmp_path, *STEER, cache_dir=cache_dir)
     train_ranks(config, stop_after=stop_after)
     train_ranks(config)
@@ -169,7 +171,7 @@ def test_a_steered_run_that_is_stopped_is_the_uninterrupted_one(tmp_path, cache_
 
 
 @pytest.mark.parametrize("name", ["held_out", "trained", "steered"])
-def test_the_replay_of_a_run_gives_its_own_decisions(request, name):
+def test_a_replay_repeats_the_runs_decisions(request, name):
     given = request.getfixturevalue(name)
     config = given[0] if isinstance(given, tuple) else given
     assert "decisions are the recorded ones, digest for digest." in replay_run(config.run_dir).text

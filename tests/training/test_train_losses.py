@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from versatune_ds.distributed import World
 from versatune_ds.engine.engine import StepResult
 from versatune_ds.kernels.domain_loss import DomainSums
-from versatune_ds.training.train_losses import TrainLosses
+from versatune_ds.training.meter import TrainLosses
 
 ALONE = World(rank=0, world_size=1, local_rank=0, launcher="test")
 
@@ -27,7 +27,7 @@ def result_of(*losses, is_applied=True, num_tokens=(4, 0)):
     )
 
 
-def test_applied_steps_are_summed_by_domain_and_taken_once():
+def test_losses_of_applied_steps_are_summed_by_domain_and_cleared_when_read():
     losses = TrainLosses(2, world=ALONE)
     for result in (result_of(8.0, 0.0), result_of(99.0, 99.0, is_applied=False), result_of(4.0, 0.0)):
         losses.add(result)
@@ -42,25 +42,25 @@ def test_applied_steps_are_summed_by_domain_and_taken_once():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1e4), min_size=2, max_size=8), st.integers(0, 8))
 def test_a_restart_after_any_step_gives_the_same_bits(values, stop):
-    whole, first = TrainLosses(2, world=ALONE), TrainLosses(2, world=ALONE)
+    uninterrupted, first = TrainLosses(2, world=ALONE), TrainLosses(2, world=ALONE)
     for value in values:
-        whole.add(result_of(value, value / 3))
+        uninterrupted.add(result_of(value, value / 3))
     for value in values[:stop]:
         first.add(result_of(value, value / 3))
     resumed = TrainLosses(2, world=ALONE)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for value in values[stop:]:
         resumed.add(result_of(value, value / 3))
-    assert resumed.take().to_vector().tobytes() == whole.take().to_vector().tobytes()
+    assert resumed.take().to_vector().tobytes() == uninterrupted.take().to_vector().tobytes()
 
 
-def test_other_ranks_hold_nothing_of_what_was_saved():
+def test_only_rank_zero_restores_the_saved_sums():
     second = TrainLosses(2, world=World(rank=1, world_size=2, local_rank=1, launcher="test"))
     second.load_state_dict({"sums": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
     assert second.take().to_vector().tolist() == [0.0] * 6
 
 
-def test_a_loss_that_is_no_number_stays_none_over_a_restart():
+def test_a_loss_that_is_not_finite_stays_so_after_a_restart():
     losses, resumed = TrainLosses(2, world=ALONE), TrainLosses(2, world=ALONE)
     losses.add(result_of(float("nan"), 1.0))
     resumed.load_state_dict(json.loads(json.dumps(losses.state_dict())))

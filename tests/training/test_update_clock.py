@@ -7,7 +7,7 @@ from versatune_ds.training.update_clock import UpdateClock
 
 
 class Hours:
-    """A clock that stands still until it is moved."""
+    """A clock that only the test moves."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -29,7 +29,7 @@ def clock_of(*, max_share=0.02, update_every=4):
 
 
 def pass_interval(updates, hours, *, step, training, measuring):
-    """Let time pass until a measurement after a step is made; return the stretch that it asks for."""
+    """Let time pass until a measurement after a step is made; return the stretch that is needed."""
     hours.seconds += training
     with updates.measuring():
         hours.seconds += measuring
@@ -47,7 +47,7 @@ def test_the_interval_is_stretched_until_measuring_takes_its_share(training, mea
     assert stretch == 1 or measuring / (measuring + stretch * training) <= 0.02 + 1e-12
 
 
-def test_a_stretch_is_kept_where_little_changed_and_lowered_where_measuring_became_cheap():
+def test_a_stretch_is_kept_after_a_small_change_and_lowered_when_measuring_becomes_cheap():
     updates, hours = clock_of()
     updates.follow(decision_at(4, interval_stretch=5))
     for step, measuring, stretch in ((24, 1.0, 5), (44, 0.6, 5), (64, 0.4, 3), (84, 1.1, 6)):
@@ -56,7 +56,7 @@ def test_a_stretch_is_kept_where_little_changed_and_lowered_where_measuring_beca
         updates.follow(decision_at(step, interval_stretch=5))
 
 
-def test_a_stretched_interval_is_a_whole_multiple_and_a_run_without_budget_measures_every_time():
+def test_a_stretched_interval_is_a_multiple_and_a_run_without_max_share_measures_every_time():
     updates, _ = clock_of()
     assert [step for step in range(1, 13) if updates.is_due(step)] == [4, 8, 12]
     updates.follow(decision_at(4, interval_stretch=2))
@@ -67,7 +67,7 @@ def test_a_stretched_interval_is_a_whole_multiple_and_a_run_without_budget_measu
     assert pass_interval(free, hours, step=4, training=1, measuring=1000) == 1
 
 
-def test_the_time_of_saving_and_of_the_start_is_no_training():
+def test_the_time_of_saving_and_of_the_start_does_not_count_as_training():
     updates, hours = clock_of()
     hours.seconds += 1000
     updates.begin_steps(2)  # resumed after step 2: two steps until the measurement
@@ -77,7 +77,7 @@ def test_the_time_of_saving_and_of_the_start_is_no_training():
     assert pass_interval(updates, hours, step=4, training=3, measuring=1) == 5  # 5 s of two steps, 10 s of four
 
 
-def test_a_resumed_clock_counts_on_from_the_last_decision():
+def test_a_resumed_clock_counts_from_the_last_decision():
     updates, _ = clock_of()
     updates.follow(decision_at(8, interval_stretch=3))
     resumed, _ = clock_of()
@@ -91,6 +91,6 @@ def test_a_change_of_the_interval_is_reported_once(caplog):
     pass_interval(updates, hours, step=4, training=10, measuring=1)
     for step in (4, 24):
         updates.follow(decision_at(step, interval_stretch=5))
-    (said,) = [record.message for record in caplog.records]
-    assert said.startswith("from now on losses are measured every 20 steps, 5 x mixture.update_every")
-    assert said.endswith("measuring took 1.0 s, validation.max_share is 0.02")
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith("from now on losses are measured every 20 steps, 5 x mixture.update_every")
+    assert message.endswith("measuring took 1.0 s, validation.max_share is 0.02")

@@ -15,25 +15,22 @@ Domains = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of one run; None for what was not measured.
-
-    Attributes:
-        loss: Plain mean over domains of the test loss (nats per loss token).
-        exact: Plain mean over domains of the share of answers written as in the examples.
-        choices: Plain mean over domains of the share of right choices.
-        worst: Relative fall of the loss in the domain where it fell least; negative: that domain was forgotten.
-        target: Relative fall of the loss in the target domain.
-        others: Plain mean over the other domains of the relative fall of the loss; negative: they degraded.
-        others_exact: The same of the exact answers, as a difference of shares.
-    """
+    """The result of one run; None for what was not measured."""
 
     loss: float
+    """Plain mean over domains of the test loss (nats per loss token)."""
     exact: float | None
+    """Plain mean over domains of the share of answers written as in the examples."""
     choices: float | None
+    """Plain mean over domains of the share of right choices."""
     worst: float
+    """Relative fall of the loss in the domain where it fell least; negative: that domain was forgotten."""
     target: float | None
+    """Relative fall of the loss in the target domain."""
     others: float | None
+    """Plain mean over the other domains of the relative fall of the loss; negative: they degraded."""
     others_exact: float | None
+    """The same of the exact answers, as a difference of shares."""
 
     def sentence(self) -> str:
         """Return the numbers that a run is judged by, as text."""
@@ -80,5 +77,4 @@ def _mean_of(domains: Domains, key: str) -> float | None:
 
 
 def _mean(values: list[float]) -> float:
-    """Return the plain mean."""
     return sum(values) / len(values)

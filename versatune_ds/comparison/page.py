@@ -1,4 +1,8 @@
-"""Write a comparison's page in Markdown and HTML: how it was made, findings, tables and pictures."""
+"""Write a comparison's page in Markdown and HTML: how it was made, findings, tables and pictures.
+
+Every sentence of the findings follows from the table by a rule that it states. So the same numbers give the same
+sentences, and nothing is claimed that is not in the table.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,17 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from versatune_ds.comparison.findings import findings
 from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw_weights
-from versatune_ds.comparison.table import Results, markdown_table, retention_table
+from versatune_ds.comparison.table import (
+    HEADINGS,
+    Results,
+    is_better,
+    judged_by,
+    markdown_table,
+    number,
+    p_values,
+    retention_table,
+)
 from versatune_ds.export.model_card import escaped
 from versatune_ds.report.document import write_document
 from versatune_ds.run_folder.atomic import write_text
@@ -23,15 +35,14 @@ is better. Worst domain: relative fall of the loss where it fell least, negative
 domains: the mean relative fall of the loss over all domains but the target, negative where they degraded. Seeds won: in
 how many of the pairs of runs with `{baseline}` {won}."""
 
+_MUCH = 0.05
+"""Relative rise of the worst domain's loss from which a policy counts as forgetting."""
+_LEVEL = 0.05
+"""Adjusted p-value below which a difference is beyond noise."""
+
 
 def write_page(results: Results, *, command: str, versions: dict[str, str | None]) -> Path:
-    """Write README.md, index.html and the pictures into the comparison's folder; return README.md's path.
-
-    Args:
-        results: All evaluations.
-        command: The command that made them.
-        versions: Libraries, and the commit.
-    """
+    """Write README.md, index.html and the pictures into the comparison's folder; return README.md's path."""
     folder = results.plan.folder
     draw_policies(results, folder / "comparison.png")
     draw_retention(results, folder / "retention.png")
@@ -44,7 +55,6 @@ def write_page(results: Results, *, command: str, versions: dict[str, str | None
 
 
 def _paragraphs(results: Results, *, command: str, versions: dict[str, str | None]) -> Sequence[str]:
-    """Return the page's lines."""
     plan, base = results.plan, results.base
     losses = ", ".join(f"{escaped(name)} {base[name]['loss']:.4f}" for name in results.domain_names())
     made = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -104,3 +114,52 @@ def _rows_sentence(results: Results) -> str:
     if results.split == "test":
         return f"Evaluated on test rows that no run trains on: {counts}."
     return f"The data have no test rows: evaluated on the held-out rows that also steer the mixture: {counts}."
+
+
+def findings(results: Results) -> list[str]:
+    """Return the sentences: best on either axis, better than the baseline on both, and what was forgotten."""
+    axes = judged_by(results)
+    sentences = [_best(results, measure) for measure in dict.fromkeys((*axes, "worst"))]
+    if len(results.plan.runs) > 1:
+        sentences += _better_on_both(results, axes)
+    return [*sentences, _forgot(results)]
+
+
+def _best(results: Results, measure: str) -> str:
+    """Return which policy is best in a measure, beside the baseline."""
+    baseline = results.plan.baseline
+    means = {label: results.mean(label, measure).mean for label in results.plan.runs}
+    best = baseline
+    for label, mean in means.items():
+        best = label if is_better(mean, means[best], measure) else best
+    beside = "" if best == baseline else f" against {number(means[baseline], measure)} for `{baseline}`"
+    return f"{HEADINGS[measure].capitalize()}: `{best}` is best, {number(means[best], measure)}{beside}."
+
+
+def _better_on_both(results: Results, axes: Sequence[str]) -> list[str]:
+    """Return the policies better than the baseline on both axes: beyond noise on both, and in the means alone."""
+    baseline = results.plan.baseline
+    p_by_measure = [p_values(results, measure) for measure in axes]
+    better = [
+        label
+        for label in results.plan.runs
+        if all(is_better(results.mean(label, m).mean, results.mean(baseline, m).mean, m) for m in axes)
+    ]
+    sure = [label for label in better if all(p[label] < _LEVEL for p in p_by_measure)]
+    both = " and ".join(HEADINGS[measure] for measure in axes)
+    sentences = [f"Better than `{baseline}` in both {both}, beyond noise (5 %, Holm): {_names(sure)}."]
+    within = [label for label in better if label not in sure]
+    return [*sentences, f"In both means, but not beyond noise in both: {_names(within)}."] if within else sentences
+
+
+def _forgot(results: Results) -> str:
+    """Return the policies whose worst domain lost more than a little, in the mean."""
+    worst = {label: results.mean(label, "worst").mean for label in results.plan.runs}
+    forgot = [f"`{label}` ({number(mean, 'worst')})" for label, mean in worst.items() if mean < -_MUCH]
+    named = ", ".join(forgot) or "no policy"
+    return f"Worst domain more than {100 * _MUCH:.0f} % worse than the base model's, in the mean: {named}."
+
+
+def _names(labels: Sequence[str]) -> str:
+    """Return labels as text, a word for none."""
+    return ", ".join(f"`{label}`" for label in labels) or "none"

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from versatune_ds.comparison.intervals import mean_with_interval
 from versatune_ds.comparison.table import HEADINGS, Results, judged_by, retention, row_title
 
+_DPI = 110
 _MARKERS = "osD^vP*Xh<>pd8H"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#8C564B")
 _STRONGEST = 0.5
@@ -27,13 +27,13 @@ _NARROWEST = 0.05
 """Weight from which a bar has room for its number."""
 
 
-def draw_policies(results: Results, path: Path) -> Path:
+def draw_policies(results: Results, path: Path) -> None:
     """Draw every policy as a point: mean loss against worst domain, or the target's gain against the other domains."""
     across, up = judged_by(results)
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     for i, label in enumerate(results.plan.runs):
-        x, y = (mean_with_interval(results.values(label, measure)) for measure in (across, up))
+        x, y = (results.mean(label, measure) for measure in (across, up))
         axes.errorbar(
             x.mean, y.mean, xerr=_whisker(x.half_width), yerr=_whisker(y.half_width), label=label,
             marker=_MARKERS[i % len(_MARKERS)], color=f"C{i % 10}", linestyle="none", capsize=2, elinewidth=0.8,
@@ -43,10 +43,10 @@ def draw_policies(results: Results, path: Path) -> Path:
     axes.set_ylabel(HEADINGS[up] + " (relative fall of the loss; higher is better)")
     axes.axhline(0.0, color="grey", linewidth=0.8, linestyle=":")
     axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    figure.savefig(path, dpi=_DPI)
 
 
-def draw_retention(results: Results, path: Path) -> Path:
+def draw_retention(results: Results, path: Path) -> None:
     """Draw the retention matrix as a heat map, blue where a domain was learned and red where it was forgotten."""
     values, names = np.array(retention(results)), results.domain_names()
     limit = max(min(float(np.abs(values).max()), _STRONGEST), 1e-6)
@@ -59,10 +59,10 @@ def draw_retention(results: Results, path: Path) -> Path:
     axes.set_title("relative fall of the loss since the base model, in percent", loc="left", fontsize=10)
     is_clipped = bool(np.abs(values).max() > limit)
     figure.colorbar(image, ax=axes, extend="both" if is_clipped else "neither", format=lambda v, _: f"{100 * v:+.0f}")
-    return _save(figure, path)
+    figure.savefig(path, dpi=_DPI)
 
 
-def draw_weights(results: Results, path: Path) -> Path:
+def draw_weights(results: Results, path: Path) -> None:
     """Draw the weights each policy ended with, means over the seeds, as bars whose parts are the domains."""
     figure, axes = _rows_figure(results)
     names = list(dict.fromkeys(name for weights in results.weights.values() for name in weights))
@@ -78,7 +78,7 @@ def draw_weights(results: Results, path: Path) -> Path:
     axes.set_title("weights at the end, means over the seeds", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    return _save(figure, path)
+    figure.savefig(path, dpi=_DPI)
 
 
 def _mean_weight(results: Results, label: str, target: str | None, name: str) -> float:
@@ -94,12 +94,6 @@ def _rows_figure(results: Results) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_yticks(range(len(titles)), titles, fontsize=8)
     return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    """Write a picture; return its path."""
-    figure.savefig(path, dpi=110)
-    return path
 
 
 def _whisker(half_width: float) -> float | None:

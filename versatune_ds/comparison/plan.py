@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.config.load import parse_section, read_yaml, set_by_dotted_key
+from versatune_ds.config.load import parse_section, set_by_dotted_key
 from versatune_ds.config.section import ExpandedPath, Section
-from versatune_ds.config.yaml_text import EMPTY, Word, read_value
+from versatune_ds.config.yaml_text import EMPTY, Word, read_value, read_yaml
 from versatune_ds.domains import nearest_name
 
 TARGET_MARK = "{target}"
@@ -73,21 +73,18 @@ class ComparisonPlan(Section):
     @field_validator("seeds", "targets")
     @classmethod
     def _are_different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Check that nothing would run twice."""
         if len(set(values)) != len(values):
             raise ValueError(f"expected each once, got {list(values)}")
         return values
 
     @model_validator(mode="after")
     def _baseline_is_run(self) -> ComparisonPlan:
-        """Check that the baseline is one of the runs."""
         if self.baseline not in self.runs:
             raise ValueError(f"baseline: no run {self.baseline!r}; {nearest_name(self.baseline, list(self.runs))}")
         return self
 
     @model_validator(mode="after")
     def _has_a_folder_of_its_own(self) -> ComparisonPlan:
-        """Check that the comparison's folder is not that of its starting point."""
         if self.folder == self.start_folder:
             raise ValueError(f"name: {self.name!r} is the folder of the starting point; give the comparison another")
         return self
@@ -140,10 +137,10 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
         _set(values, override)
     plan = parse_section(values, ComparisonPlan)
     here, data = path.parent, _data_keys(plan.data)
-    base = {"recipe": _beside(here, plan.base.recipe), "set": {**data, **plan.base.set}}
+    base = {"recipe": here / plan.base.recipe, "set": {**data, **plan.base.set}}
     plan = plan.model_copy(
         update={
-            "recipe": _beside(here, plan.recipe),
+            "recipe": here / plan.recipe,  # an absolute path stays as it is
             "set": {**data, **plan.set},
             "base": plan.base.model_copy(update=base),
         }
@@ -170,11 +167,6 @@ def _data_keys(data: dict[str, Any]) -> dict[str, Any]:
     """Return the dotted keys of `data`; one that sets where the data come from empties the others that do."""
     others = dict.fromkeys(_ORIGINS) if any(data.get(key) not in (None, EMPTY) for key in _ORIGINS) else {}
     return {f"data.{key}": value for key, value in {**others, **data}.items()}
-
-
-def _beside(folder: Path, path: Path) -> Path:
-    """Return a path relative to a folder, or as it is where it is absolute."""
-    return path if path.is_absolute() else folder / path
 
 
 def config_of_cell(plan: ComparisonPlan, cell: Cell, *, start: Sequence[str] = ()) -> RunConfig:

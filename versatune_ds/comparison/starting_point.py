@@ -36,9 +36,7 @@ _STAGE_SECTIONS = ("model", "data", "train", "validation", "detect", "reference"
 def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
     """Make base model, prior and references, those that do not exist yet.
 
-    Args:
-        plan: The comparison.
-        num_processes: Most processes of a stage; fewer where its batch does not divide among them.
+    A stage uses `num_processes`, or fewer where its batch does not divide among them.
 
     Returns:
         `key=value` texts that let a run start from them.
@@ -54,12 +52,11 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
         base, shared = _configs(plan)
         check_settings(plan)
         # The base model: trained, then exported.
-        stages = _Stages(folder)
         place = texts({"run.name": "base", "run.output_dir": str(folder)})
         if not _is_exported(model):
             processes = ("--processes", processes_of(base, at_most=num_processes))
-            stages.run("train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
-            stages.run("export", folder / "base", "--output", model, "--force")
+            _run_stage(folder, "train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
+            _run_stage(folder, "export", folder / "base", "--output", model, "--force")
         # What is measured with it: prior and references.
         processes = ("--processes", processes_of(shared, at_most=num_processes))
         keys = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)}), *start]
@@ -67,7 +64,7 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
             if is_wanted:
                 file = folder / f"{key}.json"
                 if not file.is_file():
-                    stages.run(command, plan.recipe, *keys, "--output", file, *processes)
+                    _run_stage(folder, command, plan.recipe, *keys, "--output", file, *processes)
                 start += texts({f"mixture.{key}": str(file)})
     return start
 
@@ -172,23 +169,23 @@ def _is_exported(model: Path) -> bool:
     return (model / "tokenizer_config.json").is_file()
 
 
-class _Stages:
-    """Runs `versatune` commands one after the other, each with a log in the starting point's folder."""
+def _run_stage(folder: Path, command: str, *arguments: object) -> None:
+    """Run a `versatune` command with a log in the folder.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def run(self, command: str, *arguments: object) -> None:
-        """Run a command; raise RuntimeError with the end of its log when it fails."""
-        parts = [command, *map(str, arguments)]
-        logger.info("versatune %s", shlex.join(parts))
-        log = self._folder / f"{command}.log"
-        words = [sys.executable, "-m", "versatune_ds.cli", *parts]
-        with log.open("ab") as stream:
-            result = subprocess.run(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
-        if result.returncode:
-            written = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            end = written[-1] if written else "it wrote nothing"
-            if result.returncode == USER_ERROR_EXIT_CODE:
-                raise ValueError(end.removeprefix("versatune: "))
-            raise RuntimeError(f"versatune {command} failed ({result.returncode}); {log} ends: {end}")
+    Raises:
+        ValueError: If it finds a mistake of the user's, in its own words.
+        RuntimeError: If it fails otherwise, with the end of its log.
+    """
+    parts = [command, *map(str, arguments)]
+    logger.info("versatune %s", shlex.join(parts))
+    log = folder / f"{command}.log"
+    words = [sys.executable, "-m", "versatune_ds.cli", *parts]
+    with log.open("ab") as stream:
+        result = subprocess.run(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+    if result.returncode == 0:
+        return
+    written = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    end = written[-1] if written else "it wrote nothing"
+    if result.returncode == USER_ERROR_EXIT_CODE:
+        raise ValueError(end.removeprefix("versatune: "))
+    raise RuntimeError(f"versatune {command} failed ({result.returncode}); {log} ends: {end}")

@@ -16,11 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 class BackgroundThread:
-    """Run calls in order; if one fails, so do all that follow, since each builds on the one before.
-
-    Args:
-        name: Name of the thread.
-    """
+    """Run calls in order; if one fails, so do all that follow, since each builds on the one before."""
 
     def __init__(self, *, name: str) -> None:
         self._name = name

@@ -23,33 +23,30 @@ VALID_MULTIPLE = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch; tensors are int64 where nothing else is said, on the CPU, pinned if there is a GPU.
-
-    Attributes:
-        input_ids: [B,T].
-        labels: [B,T]; labels[b,t] is the target of position t, the token at t+1 if that lies in the same example and
-            bears loss, otherwise IGNORE_INDEX. Labels are not shifted again later.
-        positions: [B,T], from 0 in every example and in the padding.
-        domain_ids: [B,T]; 0 in the padding, whose labels are all ignored.
-        segment_ids: [B,T], number of the example within its row; the padding is a segment of its own.
-        valid_index: [M], flat positions (row * T + t) whose label is not IGNORE_INDEX, rising; padded to a multiple
-            of 128 with an ignored position.
-        num_valid: Entries of valid_index that are not padding.
-        cu_seqlens: int32 [S+1], flat position at which each segment begins, and B*T; for attention without a mask.
-        longest_segment: Tokens of the longest segment; a number on the host, so that no layer waits for the device.
-        num_loss_tokens_global: Loss tokens of the optimizer step over all ranks and micro-steps.
-    """
+    """One micro-batch; tensors are int64 where nothing else is said, on the CPU, pinned if there is a GPU."""
 
     input_ids: torch.Tensor
+    """[B,T]."""
     labels: torch.Tensor
+    """[B,T]; labels[b,t] is the target of position t, the token at t+1 if that lies in the same example and bears loss,
+    otherwise IGNORE_INDEX. Labels are not shifted again later."""
     positions: torch.Tensor
+    """[B,T], from 0 in every example and in the padding."""
     domain_ids: torch.Tensor
+    """[B,T]; 0 in the padding, whose labels are all ignored."""
     segment_ids: torch.Tensor
+    """[B,T], number of the example within its row; the padding is a segment of its own."""
     valid_index: torch.Tensor
+    """[M], flat positions (row * T + t) whose label is not IGNORE_INDEX, rising; padded to a multiple of 128 with an
+    ignored position."""
     num_valid: int
+    """Entries of valid_index that are not padding."""
     cu_seqlens: torch.Tensor
+    """int32 [S+1], flat position at which each segment begins, and B*T; for attention without a mask."""
     longest_segment: int
+    """Tokens of the longest segment; a number on the host, so that no layer waits for the device."""
     num_loss_tokens_global: int
+    """Loss tokens of the optimizer step over all ranks and micro-steps."""
 
 
 def padded_valid_index(labels_N: np.ndarray) -> tuple[np.ndarray, int]:

@@ -102,8 +102,10 @@ def collate_rows(
     """
     # Allocate pinned columns, and view them as arrays.
     examples = placement.rows(first_row, first_row + num_rows)
-    columns = [_empty(num_rows, row_tokens) for _ in range(5)]
-    ids_BT, labels_BT, positions_BT, domain_ids_BT, segment_ids_BT = (column.numpy() for column in columns)
+    names = ("input_ids", "labels", "positions", "domain_ids", "segment_ids")
+    is_pinned = torch.cuda.is_available()  # so that copies to the GPU do not block
+    columns = {name: torch.empty(num_rows, row_tokens, dtype=torch.int64, pin_memory=is_pinned) for name in names}
+    ids_BT, labels_BT, positions_BT, domain_ids_BT, segment_ids_BT = (column.numpy() for column in columns.values())
     ids_BT.fill(pad_token_id)
     # Read the examples, then derive the other columns from the plan.
     is_loss_BT = np.zeros((num_rows, row_tokens), dtype=np.bool_)
@@ -117,27 +119,18 @@ def collate_rows(
     # Positions that bear loss, which must be as many as planned.
     valid_index, num_valid = padded_valid_index(labels_BT.reshape(-1))
     _check_loss(placement, examples, labels_BT, num_valid, first_row=first_row, shards=shards)
+    valid_index_M = torch.from_numpy(valid_index)
     # Where the examples begin and end, for attention.
     cu_seqlens, longest_segment = segment_bounds(positions_BT)
-    names = ("input_ids", "labels", "positions", "domain_ids", "segment_ids")
+    cu_seqlens_S = torch.from_numpy(cu_seqlens)
     return Batch(
-        **dict(zip(names, columns, strict=True)),
-        valid_index=_pinned(torch.from_numpy(valid_index)),
+        **columns,
+        valid_index=valid_index_M.pin_memory() if is_pinned else valid_index_M,
         num_valid=num_valid,
-        cu_seqlens=_pinned(torch.from_numpy(cu_seqlens)),
+        cu_seqlens=cu_seqlens_S.pin_memory() if is_pinned else cu_seqlens_S,
         longest_segment=longest_segment,
         num_loss_tokens_global=num_loss_tokens_global,
     )
-
-
-def _empty(num_rows: int, row_tokens: int) -> torch.Tensor:
-    """Return an int64 tensor [B,T], pinned if there is a GPU, so that copies to it do not block."""
-    return torch.empty(num_rows, row_tokens, dtype=torch.int64, pin_memory=torch.cuda.is_available())
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in pinned memory if there is a GPU."""
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def _read_examples(

@@ -118,7 +118,6 @@ def render_row(
 def _render_example(
     plan: StepPlan, e: int, batch: Batch, *, domain_set: DomainSet, decode: Callable[[list[int]], str]
 ) -> str:
-    """Return heading and text of one example of a row."""
     place = plan.placement
     begin, length = int(place.offset_E[e]), int(place.length_E[e])
     input_ids = batch.input_ids[0, begin : begin + length].tolist()

@@ -6,10 +6,14 @@ weights is only a different argument to the next plan.
 
     rows of a batch:  row = (micro_step * world_size + rank) * rows_per_micro_batch + slot
     2 ranks, 2 micro-steps, 1 row each:  (micro-step, rank) of rows 0 1 2 3 is (0, 0) (0, 1) (1, 0) (1, 1)
+
+The saved position is K draw counters and K deficits after a step, the same on every rank, with the seed, domains and
+sizes to which they belong. Batches planned ahead are not saved: they are planned again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -22,28 +26,31 @@ import numpy as np
 from versatune_ds.data.background import BackgroundThread
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
-from versatune_ds.data.order.loader_state import identity_of, state_from_json, state_to_json
-from versatune_ds.data.order.permutation import DomainOrder
+from versatune_ds.data.order.permutation import DomainOrder, probe_of
 from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
 from versatune_ds.data.order.sampler import SamplerState, WeightUnit
 from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)
 
+STATE_VERSION = 1
+
+
+DataIdentity = dict[str, Any]
+"""What the counters of a saved position belong to, as JSON values: seed, unit of the deficits, names and sizes of the
+domains, and a digest of up to 1024 lengths of each, which changes if the data is tokenised differently."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """The data of one optimizer step on one rank.
-
-    Attributes:
-        plan: The global batch, the same on every rank.
-        micro_batches: This rank's rows, one Batch per micro-step.
-        wait_seconds: How long the training loop waited for it.
-    """
+    """The data of one optimizer step on one rank."""
 
     plan: StepPlan
+    """The global batch, the same on every rank."""
     micro_batches: tuple[Batch, ...]
+    """This rank's rows, one Batch per micro-step."""
     wait_seconds: float
+    """How long the training loop waited for it."""
 
 
 def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> tuple[DomainOrder, ...]:
@@ -65,38 +72,28 @@ def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
-    """What a `MixtureLoader` is built from besides shards: the global batch, and this rank's part of it.
-
-    Attributes:
-        seed: Seed of the order; with the weights it alone decides what is drawn.
-        rows_per_batch: Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch.
-        row_tokens: Tokens of a row (the context).
-        rows_per_micro_batch: Rows one rank takes through the model at a time.
-        rank: This process.
-        world_size: Number of processes.
-        weight_unit: What a weight is a share of: tokens, loss_tokens or examples.
-        max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
-        pad_token_id: Token of the padding.
-        prefetch: Steps planned ahead of the one that is taken.
-    """
+    """What a `MixtureLoader` is built from besides shards: the global batch, and this rank's part of it."""
 
     seed: int
+    """Seed of the order; with the weights it alone decides what is drawn."""
     rows_per_batch: int
+    """Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch."""
     row_tokens: int
+    """Tokens of a row (the context)."""
     rows_per_micro_batch: int
+    """Rows one rank takes through the model at a time."""
     rank: int = 0
     world_size: int = 1
     weight_unit: WeightUnit = "tokens"
+    """What a weight is a share of: tokens, loss_tokens or examples."""
     max_epochs_per_domain: float | None = None
+    """Passes over a domain before its share goes to the others; None for no cap."""
     pad_token_id: int = 0
     prefetch: int = 2
+    """Steps planned ahead of the one that is taken."""
 
     def __post_init__(self) -> None:
-        """Check that every rank gets the same number of rows.
-
-        Raises:
-            ValueError: If rows do not divide, or the rank is not below the world size.
-        """
+        """Raise ValueError if ranks would not get the same number of rows, or the rank is not below the world size."""
         rows_per_micro_step = self.world_size * self.rows_per_micro_batch
         if self.rows_per_batch % rows_per_micro_step or not 0 <= self.rank < self.world_size:
             raise ValueError(
@@ -105,11 +102,10 @@ class LoaderSettings:
                 "rank below the world size"
             )
 
-    def first_rows(self) -> tuple[int, ...]:
+    def first_rows(self) -> range:
         """Return the row of the global batch at which each of this rank's micro-batches starts."""
         rows_per_micro_step = self.world_size * self.rows_per_micro_batch
-        offset = self.rank * self.rows_per_micro_batch
-        return tuple(first + offset for first in range(0, self.rows_per_batch, rows_per_micro_step))
+        return range(self.rank * self.rows_per_micro_batch, self.rows_per_batch, rows_per_micro_step)
 
 
 class MixtureLoader:
@@ -250,3 +246,40 @@ class MixtureLoader:
         """Discard the planned steps and end the thread."""
         self._planned.clear()
         self._thread.close()
+
+
+def identity_of(orders: Sequence[DomainOrder], *, seed: int, weight_unit: str) -> DataIdentity:
+    """Return the identity of a run's data; a run and the run that resumes it have the same."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for order in orders:
+        hasher.update(np.ascontiguousarray(probe_of(order.lengths), dtype="<i4").tobytes())
+    return {
+        "seed": seed,
+        "weight_unit": weight_unit,
+        "domains": [order.name for order in orders],
+        "num_examples": [order.size for order in orders],
+        "lengths_digest": hasher.hexdigest(),
+    }
+
+
+def state_to_json(state: SamplerState, *, step: int, identity: DataIdentity) -> dict[str, Any]:
+    """Return the position after a step as JSON values."""
+    counters = {"draws": state.draws_K.tolist(), "deficits": state.deficit_K.tolist()}
+    return {"version": STATE_VERSION, "step": step, **identity, **counters}
+
+
+def state_from_json(values: dict[str, Any], *, identity: DataIdentity) -> tuple[SamplerState, int]:
+    """Return sampler state and step of a saved position.
+
+    Raises:
+        RuntimeError: If the position belongs to other data, seed or version, with one line for every difference.
+    """
+    differing = [
+        f"data state: {key} is {values.get(key)!r}, expected {expected!r} as in this run"
+        for key, expected in {"version": STATE_VERSION, **identity}.items()
+        if values.get(key) != expected
+    ]
+    if differing:
+        raise RuntimeError("\n".join([*differing, "continue with the data of the checkpoint, or start a new run"]))
+    draws_K = np.array(values["draws"], dtype=np.int64)
+    return SamplerState(draws_K=draws_K, deficit_K=np.array(values["deficits"], dtype=np.int64)), int(values["step"])

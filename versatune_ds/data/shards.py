@@ -46,16 +46,16 @@ class DomainShards:
         for file in (self.manifest.index, *self.manifest.files):
             _check_file(self.folder / file.name, expected=file, verify=verify)
         self.name = self.manifest.domain
-        self.lengths, self.loss_lengths, self.content_hashes = _read_index(self.folder / self.manifest.index.name)
+        index = _open_mapped(self.folder / self.manifest.index.name).get_batch(0)
+        self.lengths, self.loss_lengths, self.content_hashes = map(_array, index.columns)
         self._examples_per_chunk = self.manifest.examples_per_chunk
-        self._readers = [pa.ipc.open_file(pa.memory_map(str(self.folder / f.name))) for f in self.manifest.files]
+        self._readers = [_open_mapped(self.folder / file.name) for file in self.manifest.files]
         self._place_of_chunk = [
             (r, i) for r, reader in enumerate(self._readers) for i in range(reader.num_record_batches)
         ]
         self._chunks: list[_ChunkViews | None] = [None] * len(self._place_of_chunk)
 
     def __len__(self) -> int:
-        """Return the number of examples, n."""
         return self.manifest.num_examples
 
     @property
@@ -102,7 +102,6 @@ class DomainShards:
 
 
 def _array(column: pa.Array) -> np.ndarray:
-    """Return a column as a numpy view."""
     return column.to_numpy(zero_copy_only=True)
 
 
@@ -111,11 +110,8 @@ def _plain(column: pa.Array) -> memoryview:
     return memoryview(_array(column))
 
 
-def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return lengths, loss lengths and content hashes as views of the mapped index."""
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    lengths, loss_lengths, content_hashes = map(_array, batch.columns)
-    return lengths, loss_lengths, content_hashes
+def _open_mapped(path: Path) -> pa.RecordBatchFileReader:
+    return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
 def _check_file(path: Path, *, expected: ShardFile, verify: bool) -> None:

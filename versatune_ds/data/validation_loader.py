@@ -16,8 +16,41 @@ import torch
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
 from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_all
+from versatune_ds.data.order.permutation import domain_key, draw_indices
 from versatune_ds.data.order.plan import Placement
+from versatune_ds.data.order.supply import check_lengths
 from versatune_ds.domains import DomainSet
+
+
+class ExampleSubset:
+    """A fixed part of a domain's examples, read like a complete domain, in the order of the shards.
+
+    It depends only on the run's seed, the domain's name and its size. So the same held-out examples are measured at
+    every update and after every resume, and changes between measurements are paired.
+
+    Attributes:
+        name: The domain's name.
+        num_examples: Examples in the subset.
+        indices: int64 [num_examples], rising, in the complete domain. A smaller subset is part of a larger one.
+        lengths: int32 [num_examples] tokens of each example.
+        loss_lengths: int32 [num_examples] tokens that bear loss.
+    """
+
+    def __init__(self, shards: Shards, *, max_examples: int, seed: int) -> None:
+        """Choose the examples of a complete domain; of one with fewer than `max_examples`, all are used."""
+        count = min(max_examples, shards.num_examples)
+        key = domain_key(seed, f"subset of {shards.name}")
+        _, indices = draw_indices(key, first_draw=0, count=count, size=max(shards.num_examples, 1))
+        self._shards = shards
+        self.indices = np.sort(indices)
+        self.name = shards.name
+        self.num_examples = count
+        self.lengths = np.asarray(shards.lengths)[self.indices]
+        self.loss_lengths = np.asarray(shards.loss_lengths)[self.indices]
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (input_ids, is_loss) of an example of the subset."""
+        return self._shards.read(int(self.indices[index]))
 
 
 class ValidationLoader:
@@ -63,10 +96,8 @@ class ValidationLoader:
         self._placement, self._example_id_E, num_rows = _place_examples(shards, row_tokens=row_tokens)
         rows_per_micro_step = rows_per_micro_batch * world_size
         self.num_micro_batches = -(-num_rows // rows_per_micro_step)
-        self._first_rows = tuple(
-            micro_step * rows_per_micro_step + rank * rows_per_micro_batch
-            for micro_step in range(self.num_micro_batches)
-        )
+        end = self.num_micro_batches * rows_per_micro_step
+        self._first_rows = range(rank * rows_per_micro_batch, end, rows_per_micro_step)
         # Domains and loss tokens in the order of the examples' numbers.
         by_example = np.argsort(self._example_id_E)
         self.num_examples = len(by_example)
@@ -74,7 +105,6 @@ class ValidationLoader:
         self.example_num_loss_tokens = self._placement.loss_length_E[by_example].astype(np.int64)
 
     def __len__(self) -> int:
-        """Return the number of micro-batches of each rank."""
         return self.num_micro_batches
 
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -114,13 +144,9 @@ def _place_examples(shards: Sequence[Shards], *, row_tokens: int) -> tuple[Place
     loss_lengths = np.concatenate([np.asarray(shard.loss_lengths) for shard in shards])
     domain_ids = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
     indices = np.concatenate([np.arange(n, dtype=np.int64) for n in counts])
-    impossible = np.flatnonzero((lengths < 1) | (lengths > row_tokens))
-    if len(impossible):
-        e = impossible[0]
-        raise ValueError(
-            f"domain {shards[domain_ids[e]].name!r}, validation example {indices[e]}: {lengths[e]} tokens, expected "
-            f"1..{row_tokens} (data.row_tokens); prepare the data again with this row length"
-        )
+    for shard, count in zip(shards, counts, strict=True):
+        what = f"domain {shard.name!r}, validation example"
+        check_lengths(np.asarray(shard.lengths), indices=np.arange(count), row_tokens=row_tokens, what=what)
     # Pack them, and sort them by row.
     rows, offsets, num_rows = pack_all(lengths, row_tokens=row_tokens)
     rows = order_rows_by_cost(rows, lengths, num_rows=num_rows)[rows]

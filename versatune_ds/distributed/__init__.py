@@ -13,26 +13,19 @@ from versatune_ds.distributed.collectives import (
     run_on_rank_zero,
     sum_over_ranks,
 )
-from versatune_ds.distributed.failures import Failure, FailureBoard, RankZeroError
 from versatune_ds.distributed.rendezvous import free_port, join_world, leave_world
-from versatune_ds.distributed.slurm import num_tasks_on_this_node
-from versatune_ds.distributed.world import World, discover_world
+from versatune_ds.distributed.world import World
 
 __all__ = [
-    "Failure",
-    "FailureBoard",
-    "RankZeroError",
     "World",
     "any_rank",
     "barrier",
     "broadcast_text",
     "check_same_on_all_ranks",
-    "discover_world",
     "free_port",
     "from_rank_zero",
     "join_world",
     "leave_world",
-    "num_tasks_on_this_node",
     "run_on_rank_zero",
     "sum_over_ranks",
 ]

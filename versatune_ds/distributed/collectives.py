@@ -77,14 +77,9 @@ def _broadcast_patiently(tensor: torch.Tensor) -> None:
 
 
 def check_same_on_all_ranks(text: str, world: World, *, what: str) -> None:
-    """Stop every rank where ranks have different texts.
+    """Stop every rank where ranks have different texts, such as digests; `what` describes them in the message.
 
     Communication: rank 0's text is broadcast, then one all-reduce of a flag per rank.
-
-    Args:
-        text: What all ranks must agree on, such as a digest.
-        world: This process's place.
-        what: What the text is, for the message.
 
     Raises:
         RuntimeError: On every rank; it lists the ranks that differ from rank 0.

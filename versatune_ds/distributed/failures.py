@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import torch.distributed as dist
 
-from versatune_ds.distributed.rendezvous import TIMEOUT, _provide_rendezvous
+from versatune_ds.distributed.rendezvous import TIMEOUT, provide_rendezvous
 from versatune_ds.distributed.world import World
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,6 @@ class FailureBoard:
     """Board on which the ranks share the first failure; it does nothing in a world of one.
 
     Args:
-        world: This process's place.
         has_state: Returns whether this process trains, and so has records to close before it ends.
 
     Raises:
@@ -75,7 +74,7 @@ class FailureBoard:
         self._ended = threading.Event()
         self._store: dist.Store | None = None
         if world.world_size > 1:
-            _provide_rendezvous(world)
+            provide_rendezvous(world)
             is_host = world.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
             self._store = _connect(is_host=is_host)
             threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
@@ -158,7 +157,6 @@ class FailureBoard:
 
 
 def _key(rank: int) -> str:
-    """Return the key of a rank's failure."""
     return f"failure_of_rank_{rank}"
 
 

@@ -16,44 +16,47 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from versatune_ds.config import SlurmConfig
+from versatune_ds.log import first_line
 
 _ALLOCATED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 """Variables of a job or step that was given GPUs of its node."""
 _SBATCH_VARIABLES = ("SBATCH_GPUS", "SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK", "SBATCH_GRES")
 _ASKS_FOR_GPUS = re.compile(r"--(gpus|gpus-per-(node|task|socket))=|--(gres|tres-per-(node|task|job|socket))=.*\bgpu\b")
 _SECONDS = 20.0
-_WAYS_OUT = (
-    "install a torch with CUDA (VERSATUNE_TORCH=cuda bash launcher/quickstart.sh does), or set DS_ACCELERATOR=cpu to "
-    "train on the CPU on purpose"
-)
+
+
+class UnseenGpusError(ValueError):
+    """Torch sees no GPU although there are some, or some are requested: what was found, and what to do."""
+
+    def __init__(self, found: str, todo: str) -> None:
+        super().__init__(found, todo)  # all arguments, since the processes of a pool pickle their errors
+        self.found, self.todo = found, todo
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.todo}"
 
 
 def check_torch_sees_gpus(environ: Mapping[str, str]) -> None:
     """Check that torch sees GPUs where this process has some.
 
     Raises:
-        ValueError: In one line: which GPUs there are, why torch sees none, what to do.
+        UnseenGpusError: In one line: which GPUs there are, why torch sees none, what to do.
     """
     if is_cpu_meant(environ) or torch.cuda.device_count() > 0:
         return
     found = gpus_here(environ)
     if found is not None:
-        raise ValueError(f"{found}, but {why_torch_sees_none()}: the run would train on the CPU; {_way_out()}")
+        raise _unseen_gpus(found)
 
 
-def check_torch_for(asked: str, environ: Mapping[str, str]) -> None:
-    """Check that this torch could use the GPUs that a job requests, on this machine or another.
-
-    Args:
-        asked: The key or option that requests them, for the message.
-        environ: The environment's variables.
+def check_torch_for(requested_by: str, environ: Mapping[str, str]) -> None:
+    """Check that this torch could use the GPUs that a job requests by a key or option, on this machine or another.
 
     Raises:
-        ValueError: If torch is built without CUDA, unless DS_ACCELERATOR=cpu is set.
+        UnseenGpusError: If torch is built without CUDA, unless DS_ACCELERATOR=cpu is set.
     """
     if not is_cpu_meant(environ) and not has_cuda():
-        reason = why_torch_sees_none()
-        raise ValueError(f"{asked} asks for GPUs, but {reason}: the run would train on the CPU; {_WAYS_OUT}")
+        raise _unseen_gpus(f"{requested_by} asks for GPUs")
 
 
 def asks_for_gpus(slurm: SlurmConfig, environ: Mapping[str, str]) -> str | None:
@@ -67,6 +70,21 @@ def asks_for_gpus(slurm: SlurmConfig, environ: Mapping[str, str]) -> str | None:
             return f"slurm.sbatch_options: {option}"
     names = (name for name in _SBATCH_VARIABLES if "gpu" in environ.get(name, "") or environ.get(name, "").isdigit())
     return next((f"{name}={environ[name]}" for name in names), None)
+
+
+def uses_gpus(environ: Mapping[str, str]) -> bool:
+    """Return whether this process runs on a GPU.
+
+    Raises:
+        UnseenGpusError: If there are GPUs that torch does not see.
+    """
+    check_torch_sees_gpus(environ)
+    return not is_cpu_meant(environ) and torch.cuda.is_available()
+
+
+def named_gpus(environ: Mapping[str, str]) -> list[str]:
+    """Return the names that CUDA_VISIBLE_DEVICES lists; none where it is not set."""
+    return [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
 
 
 def is_cpu_meant(environ: Mapping[str, str]) -> bool:
@@ -90,7 +108,9 @@ def gpus_here(environ: Mapping[str, str]) -> str | None:
             if environ.get(name, "").strip() not in ("", "0"):
                 return f"Slurm gave this job GPUs ({name}={environ[name]})"
     listed = _listed(environ)
-    return f"nvidia-smi lists {listed[0]}{' and others' if len(listed) > 1 else ''}" if listed else None
+    if not listed:
+        return None
+    return f"nvidia-smi lists {listed[0]}" + (" and others" if len(listed) > 1 else "")
 
 
 def why_torch_sees_none() -> str:
@@ -101,15 +121,19 @@ def why_torch_sees_none() -> str:
         torch.cuda.init()
         reason = "CUDA sees no device"
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
     return f"this torch ({torch.__version__}) sees no GPU ({reason})"
 
 
-def _way_out() -> str:
-    """Return what to do where torch sees no GPU that is there."""
+def _unseen_gpus(evidence: str) -> UnseenGpusError:
+    """Return the error of GPUs for which there is this evidence."""
+    torch_to_install = "a torch with CUDA (VERSATUNE_TORCH=cuda bash launcher/quickstart.sh does)"
     if has_cuda():
-        return "install a torch that fits the driver, or set DS_ACCELERATOR=cpu to train on the CPU on purpose"
-    return _WAYS_OUT
+        torch_to_install = "a torch that fits the driver"
+    return UnseenGpusError(
+        f"{evidence}, but {why_torch_sees_none()}: the run would train on the CPU",
+        f"install {torch_to_install}, or set DS_ACCELERATOR=cpu to train on the CPU on purpose",
+    )
 
 
 def _listed(environ: Mapping[str, str]) -> Sequence[str]:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from versatune_ds.distributed.slurm import slurm_rendezvous
 from versatune_ds.distributed.world import World
 
 TIMEOUT = datetime.timedelta(minutes=30)
+
+_FIRST_PORT, _NUM_PORTS = 16384, 16384
+"""Ports below 32768, where Linux starts to assign ports to outgoing connections."""
 
 
 def join_world(world: World, *, device: torch.device) -> None:
@@ -25,7 +29,7 @@ def join_world(world: World, *, device: torch.device) -> None:
     Raises:
         ValueError: If the address of rank 0 is not known, or MPI sees another world than its launcher set.
     """
-    _provide_rendezvous(world)
+    provide_rendezvous(world)
     export_place(world, device=device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)
@@ -44,7 +48,7 @@ def export_place(world: World, *, device: torch.device) -> None:
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = local_rank
 
 
-def _provide_rendezvous(world: World) -> None:
+def provide_rendezvous(world: World) -> None:
     """Set MASTER_ADDR and MASTER_PORT where the launcher has not; every rank must find the same values."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return
@@ -67,6 +71,33 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def slurm_rendezvous(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return address and port of rank 0, the same on every task of the step: all see the same node list and ids.
+
+    Slurm gives rank 0 to the first node of the step's list, unless the user requested an arbitrary order. A step on
+    one node meets on the loopback address, since a node's name need not resolve there.
+
+    Raises:
+        ValueError: If Slurm's variables lack the step's nodes.
+    """
+    node_list = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+    job_id = environ.get("SLURM_JOB_ID", "")
+    if not node_list or not job_id.isdigit():
+        raise ValueError(
+            f"SLURM_STEP_NODELIST={node_list!r}, SLURM_JOB_ID={job_id!r}: cannot tell where rank 0 is; "
+            "export MASTER_ADDR and MASTER_PORT before srun"
+        )
+    host = first_host(node_list)
+    # An odd factor: jobs fewer than 16384 apart have different ports, and so have the steps of one job.
+    port = _FIRST_PORT + (int(job_id) * 7919 + int(environ["SLURM_STEP_ID"])) % _NUM_PORTS
+    return ("127.0.0.1" if host == node_list else host), str(port)
+
+
+def first_host(node_list: str) -> str:
+    """Return the first host of Slurm's short form of a node list: `node[01-03,7],gpu1` begins with node01."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", node_list).split(",")[0]
 
 
 def _agree_through_mpi(world: World) -> tuple[str, str]:

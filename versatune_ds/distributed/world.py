@@ -6,10 +6,9 @@ and one that contradicts those around it is an error: a wrong rank means two run
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from versatune_ds.distributed.slurm import is_slurm_task
 
 _LAUNCHERS: dict[str, tuple[str, str, str]] = {
     "deepspeed/torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -21,6 +20,9 @@ _LAUNCHERS: dict[str, tuple[str, str, str]] = {
 
 _NUM_LAUNCHERS = ("GROUP_WORLD_SIZE", "CROSS_SIZE")
 """Number of launchers that form one world: torchrun's variable, the deepspeed launcher's."""
+
+_FIRST_RESERVED_STEP = 0xFFFFFFF0
+"""Slurm's step ids from here on are not steps of tasks: batch script, extern, interactive shell, pending."""
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -63,9 +65,6 @@ def discover_world(environ: Mapping[str, str]) -> World:
     A batch script under Slurm runs outside any step and sees SLURM_NTASKS without being a task: Slurm's variables
     count only inside a step of tasks.
 
-    Args:
-        environ: The environment's variables, usually `os.environ`.
-
     Raises:
         ValueError: If a launcher's variables are incomplete, impossible, or contradict another launcher's.
     """
@@ -83,7 +82,7 @@ def discover_world(environ: Mapping[str, str]) -> World:
     if place.launcher == "MPICH" and same[-1].launcher == "Slurm":
         place, same = same[-1], same[::-1]  # srun --mpi=pmi2 sets PMI_RANK, but not MPICH's local rank
     local_ranks = [other.local_rank for other in same if other.local_rank is not None]
-    local_rank = local_ranks[0] if local_ranks else _local_rank_unsaid(place, environ)
+    local_rank = local_ranks[0] if local_ranks else _local_rank_on_one_machine(place, environ)
     return World(rank=place.rank, world_size=place.world_size, local_rank=local_rank, launcher=place.launcher)
 
 
@@ -131,7 +130,7 @@ def _check_nesting(inner: _Place, outer: _Place, environ: Mapping[str, str]) -> 
         )
 
 
-def _local_rank_unsaid(place: _Place, environ: Mapping[str, str]) -> int:
+def _local_rank_on_one_machine(place: _Place, environ: Mapping[str, str]) -> int:
     """Return the local rank where no launcher sets it, which is certain on one machine only.
 
     Raises:
@@ -143,3 +142,33 @@ def _local_rank_unsaid(place: _Place, environ: Mapping[str, str]) -> int:
         f"{_LAUNCHERS[place.launcher][2]} is not set, and the {place.world_size} processes may be on several machines; "
         "set it to this process's number on its machine, from 0"
     )
+
+
+def is_slurm_task(environ: Mapping[str, str]) -> bool:
+    """Return whether srun started this process as a task, rather than as a batch script or an interactive shell."""
+    step_id = environ.get("SLURM_STEP_ID", "")
+    return step_id.isdigit() and int(step_id) < _FIRST_RESERVED_STEP
+
+
+def num_tasks_on_this_node(environ: Mapping[str, str]) -> int | None:
+    """Return how many tasks of the step share this node; None outside a task or without Slurm's counts."""
+    counts, node = environ.get("SLURM_STEP_TASKS_PER_NODE"), environ.get("SLURM_NODEID", "")
+    if not is_slurm_task(environ) or not counts or not node.isdigit():
+        return None
+    num_tasks_by_node = expand_counts(counts)
+    return num_tasks_by_node[int(node)] if int(node) < len(num_tasks_by_node) else None
+
+
+def expand_counts(text: str) -> list[int]:
+    """Return Slurm's short form of counts in full: `2(x3),1` is [2, 2, 2, 1].
+
+    Raises:
+        ValueError: If the text is not of that form.
+    """
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text!r}: expected counts such as 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts

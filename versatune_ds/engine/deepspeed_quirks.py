@@ -135,7 +135,7 @@ def save_files(deepspeed_engine: Any, folder: Path) -> None:
     the process group's timeout. It also copies scripts beside the files, on rank 0 alone, with the same effect
     (`versatune export` does what they do). Below ZeRO-3 one rank writes `client_state` and every rank would read that
     rank's values back, so nothing is stored there.
-    Test: tests/training/test_kept_state.py::test_a_full_disk_costs_a_checkpoint_and_a_full_disk_at_the_end_is_an_error
+    Test: tests/training/test_kept_state.py::test_a_full_disk_loses_one_checkpoint_and_at_the_last_step_is_an_error
 
     Raises:
         OSError, RuntimeError: What writing the first such file raised.

@@ -21,7 +21,7 @@ from versatune_ds.data.encoding.encode import encode_rendered
 from versatune_ds.data.encoding.loss_spans import render_example
 from versatune_ds.data.encoding.template_abilities import probe_template
 from versatune_ds.data.encoding.tokenizer import special_ids_of
-from versatune_ds.data.sources.data_folders import is_description
+from versatune_ds.data.sources.find_files import is_description
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.domains import DomainSet, domain_name
 
@@ -109,23 +109,15 @@ def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
         record = json.loads(text)
     except ValueError as error:
         record, problem = {}, problem or f"not valid JSON: {error}"
-    record = record if isinstance(record, dict) else {}
-    question, choices, answer = (record.get(key) for key in ("question", "choices", "answer"))
-    is_valid = (
-        isinstance(question, str)
-        and isinstance(choices, list)
-        and len(choices) > 1
-        and all(isinstance(choice, str) and choice.strip() for choice in choices)
-        and isinstance(answer, int)
-        and not isinstance(answer, bool)
-        and 0 <= answer < len(choices)
+    match record:
+        case {"question": str(question), "choices": [_, _, *_] as choices, "answer": int(answer)}:
+            has_texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
+            if has_texts and not isinstance(answer, bool) and 0 <= answer < len(choices):
+                return ChoiceQuestion(question=question, choices=tuple(choices), answer=answer)
+    raise ValueError(
+        f'--choices: {where}: {problem or "not a multiple-choice question"}; expected {{"question": text, '
+        '"choices": [two texts or more], "answer": index of the right one, from 0}}'
     )
-    if not is_valid:
-        raise ValueError(
-            f'--choices: {where}: {problem or "not a multiple-choice question"}; expected {{"question": text, '
-            '"choices": [two texts or more], "answer": index of the right one, from 0}}'
-        )
-    return ChoiceQuestion(question=question, choices=tuple(choices), answer=answer)
 
 
 def encode_choices(

@@ -1,11 +1,16 @@
-"""Evaluate a run or a model's folder, compare it with the model it started from, and write the result as JSON."""
+"""Evaluate a run or a model's folder, compare it with the model it started from, and write the result as JSON.
+
+The file's name states the split and the checkpoint where they are not the default ones. It always has the newest
+result; an earlier one with other options is renamed. Every result stores its options under `asked`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from typing import Any
 from versatune_ds.data.sources.find_files import MissingDataError
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.choices import read_choices
+from versatune_ds.evaluation.data import Request
 from versatune_ds.evaluation.harness import (
     HarnessTasks,
     TaskScores,
@@ -21,9 +27,8 @@ from versatune_ds.evaluation.harness import (
     score_changes,
     scores_to_dict,
 )
-from versatune_ds.evaluation.processes import Request, evaluate_subject, rows_at_a_time
-from versatune_ds.evaluation.result import retention
-from versatune_ds.evaluation.result_file import result_name, write_result
+from versatune_ds.evaluation.measure import evaluate_subject, rows_at_a_time
+from versatune_ds.evaluation.result import Evaluation, retention
 from versatune_ds.evaluation.subject import (
     Subject,
     base_subject,
@@ -34,15 +39,14 @@ from versatune_ds.evaluation.subject import (
 )
 from versatune_ds.evaluation.table import evaluation_table
 from versatune_ds.launch.process_pool import device_of
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import EVALUATION_FILE
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["EVALUATION_FILE", "EvaluateOptions", "evaluate", "shown"]
-
 _NUM_EXACT_SYNTHETIC = 100
 
-_IF_MOVED = "if the run or its data were moved, say where the data are: data.folder=FOLDER, or --recipe FILE"
+_IF_MOVED = "if the run or its data were moved, specify where the data are: data.folder=FOLDER, or --recipe FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,8 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         raise ValueError(f"--output: {options.output}: expected a file in an existing folder")
     if options.against is not None and not options.against.is_dir():
         raise ValueError(f"--against: {options.against}: no such folder; give a run's or a transformers model's")
+    if not options.harness_tasks and (options.harness_include is not None or options.harness_limit is not None):
+        raise ValueError("--harness-include and --harness-limit need tasks: --harness TASK[,TASK]")
     # Find the data, the questions and the tasks.
     config = config_of(model, recipe=options.recipe, overrides=options.overrides)
     is_synthetic = config.data.synthetic is not None
@@ -93,9 +99,10 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         split=options.split or default_split,
         choices=read_choices(options.choice_paths),
         num_exact=default_num_exact if options.num_exact is None else options.num_exact,
-        num_processes=options.processes,
     )
-    tasks = _tasks(options)
+    tasks = None
+    if options.harness_tasks:
+        tasks = find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
     # Evaluate, and write the result.
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
         try:
@@ -128,24 +135,13 @@ def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
     }
 
 
-def _tasks(options: EvaluateOptions) -> HarnessTasks | None:
-    """Find the requested tasks of lm-evaluation-harness."""
-    if not options.harness_tasks:
-        if options.harness_include is not None or options.harness_limit is not None:
-            raise ValueError("--harness-include and --harness-limit need tasks: --harness TASK[,TASK]")
-        return None
-    return find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
-
-
 def _compare(
     model: Path, request: Request, *, tasks: HarnessTasks | None, options: EvaluateOptions, workspace: Path
 ) -> dict[str, Any]:
     """Evaluate the model and, where there is one, the base model, and return both results with the changes."""
     # The model itself.
     subject = trained_subject(model, workspace=workspace, step=options.step)
-    logger.info("evaluating %s", subject.name)
-    after = evaluate_subject(subject, request)
-    scores_after = _scores(subject, request, tasks)
+    after, scores_after = _evaluate(subject, request, tasks=tasks, num_processes=options.processes)
     result: dict[str, Any] = {
         "model": subject.name,
         "split": request.split,
@@ -153,33 +149,78 @@ def _compare(
         "domains": after.to_dict(),
     }
     # The model it started from, or another one.
-    base = None
+    base, scores_before = None, None
     if options.has_base:
         base = base_subject(model, request.config, against=options.against, workspace=workspace)
     if base is not None:
-        logger.info("evaluating %s", base.name)
-        before = evaluate_subject(base, request)
+        before, scores_before = _evaluate(base, request, tasks=tasks, num_processes=options.processes)
         result["base"] = {"model": base.name, "domains": before.to_dict()}
         result["retention"] = retention(after, before)
-    # Changes in the harness's tasks.
+    # The harness's tasks.
     if scores_after is not None:
         result["harness"] = scores_to_dict(scores_after)
-        scores_before = _scores(base, request, tasks)
-        if scores_before is not None:
-            result["base"]["harness"] = scores_to_dict(scores_before)
-            result["harness_retention"] = score_changes(scores_after, scores_before)
+    if scores_after is not None and scores_before is not None:
+        result["base"]["harness"] = scores_to_dict(scores_before)
+        result["harness_retention"] = score_changes(scores_after, scores_before)
     logger.info("evaluated %s", subject.name)
     return result
 
 
-def _scores(subject: Subject | None, request: Request, tasks: HarnessTasks | None) -> TaskScores | None:
-    """Run the harness's tasks on a model, in this process; None without a model or tasks."""
-    if subject is None or tasks is None:
-        return None
+def _evaluate(
+    subject: Subject, request: Request, *, tasks: HarnessTasks | None, num_processes: int
+) -> tuple[Evaluation, TaskScores | None]:
+    """Evaluate one model, and run the harness's tasks on it in this process; None for the scores without tasks."""
+    logger.info("evaluating %s", subject.name)
+    evaluation = evaluate_subject(subject, request, num_processes=num_processes)
+    if tasks is None:
+        return evaluation, None
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)
     causal_lm, tokenizer = load_subject(subject, request.config)
-    device = device_of(World())
-    return run_tasks(causal_lm.to(device), tokenizer, tasks, batch_size=rows_at_a_time(request.config))
+    causal_lm.to(device_of(World()))
+    return evaluation, run_tasks(causal_lm, tokenizer, tasks, batch_size=rows_at_a_time(request.config))
+
+
+def result_name(*, split: str, default_split: str, step: int | None) -> str:
+    """Return `evaluation.json`, with the split added if it is not the default, and the step if one was given.
+
+    Example: `evaluation-valid-step-100.json`.
+    """
+    name = Path(EVALUATION_FILE)
+    words = [name.stem]
+    if split != default_split:
+        words.append(split)
+    if step is not None:
+        words.append(f"step-{step}")
+    return "-".join(words) + name.suffix
+
+
+def write_result(result: Mapping[str, Any], path: Path) -> None:
+    """Write a result; an earlier one with other options is kept under another name.
+
+    Args:
+        result: The result, with its options as `asked`.
+        path: File to write.
+    """
+    kept = _path_for_earlier(path, asked=result["asked"])
+    if kept is not None:
+        path.replace(kept)
+        logger.info("kept the earlier result, made with other options, as %s", kept)
+    write_json(path, result)
+    logger.info("wrote %s", path)
+
+
+def _path_for_earlier(path: Path, *, asked: Mapping[str, Any]) -> Path | None:
+    """Return where to keep an earlier result; None if there is none, or its options are the same."""
+    if not path.is_file():
+        return None
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")).get("asked")
+    except (ValueError, AttributeError):
+        earlier = "unreadable"  # truncated by a full disk, perhaps; keep it for the user
+    if earlier == asked:
+        return None
+    digest = hashlib.blake2b(json.dumps(earlier, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return path.with_name(f"{path.stem}-{digest}{path.suffix}")
 
 
 def shown(result: dict[str, Any], *, as_json: bool) -> str:

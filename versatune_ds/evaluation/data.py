@@ -26,7 +26,22 @@ from versatune_ds.evaluation.choices import ChoiceQuestion, ChoiceSet, encode_ch
 from versatune_ds.evaluation.questions import Question, find_questions
 from versatune_ds.training.prepared_data import cache_folder
 
-SPLITS = ("valid", "test")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a model is evaluated on.
+
+    Attributes:
+        config: The recipe; its data, row length and cache are used.
+        split: `valid`, or `test` (the built-in corpus, or a data folder with `test/`).
+        choices: Multiple-choice questions by domain, as `read_choices` returns them.
+        num_exact: Questions per domain to answer by generation; 0 for none.
+    """
+
+    config: RunConfig
+    split: str
+    choices: Mapping[str, Sequence[ChoiceQuestion]]
+    num_exact: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,37 +67,23 @@ class EvaluationData:
     tokenizer_digest: str
 
 
-def evaluation_data(
-    config: RunConfig,
-    *,
-    tokenizer: Any,
-    split: str,
-    choices: Mapping[str, Sequence[ChoiceQuestion]] | None = None,
-    num_exact: int = 0,
-) -> EvaluationData:
-    """Tokenise a split of a recipe's data, and the files of choices.
-
-    Args:
-        config: The recipe; its data, row length and cache are used.
-        tokenizer: The model's.
-        split: `valid`, or `test` (the built-in corpus, or a data folder with `test/`).
-        choices: Multiple-choice questions by domain, as `read_choices` returns them.
-        num_exact: Questions per domain to answer by generation; 0 for none.
+def evaluation_data(request: Request, *, tokenizer: Any) -> EvaluationData:
+    """Tokenise a split of a recipe's data, and the multiple-choice questions, with a model's tokenizer.
 
     Raises:
         ValueError: If the recipe's data have no such split, or a file or record is invalid.
     """
-    data = config.data
-    domain_set, held_out = _held_out(data, split=split, tokenizer=tokenizer, cache_dir=cache_folder(config))
+    data, cache_dir = request.config.data, cache_folder(request.config)
+    domain_set, held_out = _held_out(data, split=request.split, tokenizer=tokenizer, cache_dir=cache_dir)
     choice_set = None
-    if choices:
+    if request.choices:
         template = choose_template(tokenizer, path=data.chat_template)
-        choice_set = encode_choices(choices, tokenizer=tokenizer, template=template, row_tokens=data.row_tokens)
+        choice_set = encode_choices(request.choices, tokenizer=tokenizer, template=template, row_tokens=data.row_tokens)
     return EvaluationData(
         domain_set=domain_set,
         held_out=held_out,
         num_bytes_K=np.array([num_loss_bytes(part, tokenizer=tokenizer) for part in held_out], dtype=np.int64),
-        questions=find_questions(held_out, max_per_domain=num_exact, row_tokens=data.row_tokens),
+        questions=find_questions(held_out, max_per_domain=request.num_exact, row_tokens=data.row_tokens),
         choices=choice_set,
         row_tokens=data.row_tokens,
         tokenizer_digest=tokenizer_digest(tokenizer),

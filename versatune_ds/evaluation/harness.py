@@ -88,7 +88,7 @@ def find_tasks(names: Sequence[str], *, include: Path | None = None, limit: int 
         )
     if not names or not all(names):
         raise ValueError("--harness: an empty task name; expected TASK[,TASK], e.g. hellaswag,arc_easy")
-    manager = _manager_that_knows(names, include=include)
+    manager = _task_manager(names, include=include)
     found = tuple(dict.fromkeys(task for name in names for task in _matching(name, manager)))
     for name in found:
         try:
@@ -99,7 +99,7 @@ def find_tasks(names: Sequence[str], *, include: Path | None = None, limit: int 
     return HarnessTasks(names=found, manager=manager, limit=limit)
 
 
-def _manager_that_knows(names: Sequence[str], *, include: Path | None) -> Any:
+def _task_manager(names: Sequence[str], *, include: Path | None) -> Any:
     """Return an index of the user's tasks if it has all names, else one with the built-in tasks too."""
     try:
         from lm_eval.tasks import TaskManager
@@ -155,7 +155,7 @@ def run_tasks(causal_lm: Any, tokenizer: Any, tasks: HarnessTasks, *, batch_size
 
 
 def _is_not_model_warning(record: logging.LogRecord) -> bool:
-    """Filter out the harness's warning about models passed as objects."""
+    """Filter out the harness's warning about models passed as objects, which only its wording identifies."""
     return not record.getMessage().startswith("`pretrained` model kwarg is not of type `str`")
 
 
@@ -207,7 +207,6 @@ def score_changes(after: TaskScores, before: TaskScores) -> dict[str, dict[str, 
 
 
 def _change(after: TaskScore, before: TaskScore) -> dict[str, float | None]:
-    """Return the change of a metric and its standard error."""
     error = math.nan
     if after.value_E is not None and before.value_E is not None and len(after.value_E) > 1:
         error = float(np.std(after.value_E - before.value_E, ddof=1)) / math.sqrt(len(after.value_E))

@@ -1,46 +1,67 @@
-"""Measure one model on its evaluation data, in one process or as one of several.
+"""Evaluate one model with one process or several on this machine, each with its own GPU where there are any.
 
-Each process fills its share of one vector of sums and leaves zeros elsewhere, so the result is the sum of the vectors
-of all processes.
+Processes share nothing but the request: each opens the prepared data itself, fills its share of one vector of sums and
+leaves zeros elsewhere, so the result is the sum of the vectors of all processes. A process that fails fails the call.
 
 Shape legend: **E** held-out examples, **Q** questions, **C** options of multiple-choice questions, **K** domains.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from versatune_ds.config import RunConfig
 from versatune_ds.data.batch import Batch
+from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.data.validation_loader import ValidationLoader
-from versatune_ds.evaluation.data import EvaluationData
+from versatune_ds.distributed import World
+from versatune_ds.evaluation.data import EvaluationData, Request, evaluation_data
 from versatune_ds.evaluation.option_losses import option_losses
 from versatune_ds.evaluation.questions import answer_greedily, text_of_answer
 from versatune_ds.evaluation.result import Answers, Evaluation
+from versatune_ds.evaluation.subject import Subject, load_subject
+from versatune_ds.launch.process_pool import ProcessPool, device_of
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.build import DomainModel, model_inputs
-from versatune_ds.model.positions import check_positions
+from versatune_ds.model.sizes import check_positions
 from versatune_ds.monitor.progress_lines import with_progress
-from versatune_ds.training.evaluate import sum_by_example
+from versatune_ds.training.held_out import sum_by_example
 
 
-def evaluate_model(
-    causal_lm: Any, tokenizer: Any, data: EvaluationData, *, rows_per_micro_batch: int = 4
-) -> Evaluation:
-    """Evaluate a model on the device it is on.
+def evaluate_subject(subject: Subject, request: Request, *, num_processes: int) -> Evaluation:
+    """Return the evaluation of a model; the data are prepared here, once, and found prepared by the processes."""
+    data = _data(subject, request)
+    kept = data if num_processes == 1 else None
+    with ProcessPool(partial(_open, subject, request, kept), num_processes=num_processes) as pool:
+        shares = dict(pool.map(partial(_share, request.config, num_processes), range(num_processes)))
+    return as_evaluation(np.sum([shares[rank] for rank in range(num_processes)], axis=0), data)
 
-    Its head is replaced by one that returns losses too; it still returns logits.
 
-    Args:
-        causal_lm: A transformers model.
-        tokenizer: The tokenizer that `data` was made with.
-        data: What `evaluation_data` returned.
-        rows_per_micro_batch: Packed rows, or questions with all their options, per forward pass; written answers use
-            four times as many prompts.
-    """
-    return as_evaluation(measure(causal_lm, tokenizer, data, rows_per_micro_batch=rows_per_micro_batch), data)
+def _data(subject: Subject, request: Request) -> EvaluationData:
+    tokenizer = load_tokenizer(subject.tokenizer, trust_remote_code=request.config.model.trust_remote_code)
+    return evaluation_data(request, tokenizer=tokenizer)
+
+
+def _open(
+    subject: Subject, request: Request, data: EvaluationData | None, world: World
+) -> tuple[Any, Any, EvaluationData]:
+    """Return (causal_lm, tokenizer, data) in one process; the data are opened unless they are given."""
+    data = _data(subject, request) if data is None else data
+    causal_lm, tokenizer = load_subject(subject, request.config)
+    return causal_lm.to(device_of(world)), tokenizer, data
+
+
+def _share(config: RunConfig, world_size: int, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:
+    return measure(*opened, rows_per_micro_batch=rows_at_a_time(config), rank=rank, world_size=world_size)
+
+
+def rows_at_a_time(config: RunConfig) -> int:
+    """Return the rows that go through the model at a time: those of validation, else of training."""
+    return config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch
 
 
 def measure(
@@ -54,7 +75,17 @@ def measure(
 ) -> np.ndarray:
     """Return this process's share of the sums: loss of E examples, right answers of Q questions, loss of C options.
 
-    No communication: the caller adds the vectors of all ranks.
+    No communication: the caller adds the vectors of all ranks. The model's head is replaced by one that returns losses
+    too; it still returns logits.
+
+    Args:
+        causal_lm: A transformers model, on its device.
+        tokenizer: The tokenizer that `data` was made with.
+        data: What `evaluation_data` returned.
+        rows_per_micro_batch: Packed rows, or questions with all their options, per forward pass; written answers use
+            four times as many prompts.
+        rank: This process; it takes every world_size-th question.
+        world_size: Number of processes.
     """
     check_positions(causal_lm, longest=_longest(data), what="the longest text")
     was_training = causal_lm.training
@@ -71,10 +102,10 @@ def measure(
     parts = [_held_out_losses(model, loader)]
     # Written answers: this process answers every world_size-th question.
     is_right_Q = np.zeros(len(data.questions))
-    mine = range(rank, len(data.questions), world_size)
-    asked = [data.questions[q] for q in mine]
+    places = range(rank, len(data.questions), world_size)
+    asked = [data.questions[q] for q in places]
     answers = answer_greedily(causal_lm, asked, tokenizer=tokenizer, batch_size=4 * rows_per_micro_batch)
-    for q, question, answer in zip(mine, asked, answers, strict=True):
+    for q, question, answer in zip(places, asked, answers, strict=True):
         is_right_Q[q] = answer == text_of_answer(question.answer_ids, tokenizer=tokenizer)
     parts.append(is_right_Q)
     # Multiple choice.

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from versatune_ds.data.batch import IGNORE_INDEX
 from versatune_ds.evaluation.choices import ChoiceSet, Option
+from versatune_ds.evaluation.questions import padded_left
 from versatune_ds.model.attention import dense_attention
 from versatune_ds.model.build import DomainModel
 from versatune_ds.monitor.progress_lines import with_progress
@@ -81,7 +83,7 @@ def _losses_of(causal_lm: Any, batch: Sequence[_Asked]) -> np.ndarray:
     """
     device, decoder = causal_lm.device, causal_lm.get_decoder()
     # Pad questions and options.
-    shared_QP, is_shared_QP = _padded_left([question.shared_ids for question in batch])
+    shared_QP, is_shared_QP = padded_left([question.shared_ids for question in batch], pad_id=0)
     question_O = torch.repeat_interleave(torch.tensor([len(question.options) for question in batch]))
     ids_OT, labels_OT = _padded_options([option for question in batch for option in question.options])
     length_Q = is_shared_QP.sum(dim=1)
@@ -107,32 +109,18 @@ def _losses_of(causal_lm: Any, batch: Sequence[_Asked]) -> np.ndarray:
     return result.token_losses_N.reshape(ids_OT.shape).double().sum(dim=1).cpu().numpy()
 
 
-def _padded_left(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (ids [Q, P], 1 for a token and 0 for padding [Q, P]), int64."""
-    width = max(map(len, rows))
-    ids_QP = torch.zeros(len(rows), width, dtype=torch.int64)
-    is_token_QP = torch.zeros_like(ids_QP)
-    for q, row in enumerate(rows):
-        ids_QP[q, width - len(row) :] = torch.from_numpy(row.astype(np.int64))
-        is_token_QP[q, width - len(row) :] = 1
-    return ids_QP, is_token_QP
-
-
 def _padded_options(options: Sequence[Option]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (ids [O, T], labels [O, T]), int64; the label of a token is the next token if that bears loss.
 
     Example: ids 7 8 9 with loss on 8 and 9 have the labels 8 9 -.
     """
-    width = max(len(ids) for ids, _ in options)
-    ids_OT = torch.zeros(len(options), width, dtype=torch.int64)
-    labels_OT = torch.full_like(ids_OT, IGNORE_INDEX)
-    for o, (ids, is_loss) in enumerate(options):
-        ids_OT[o, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-        targets = np.where(is_loss[1:], ids[1:], IGNORE_INDEX).astype(np.int64)
-        labels_OT[o, : len(targets)] = torch.from_numpy(targets)
-    return ids_OT, labels_OT
+    ids = [torch.from_numpy(ids.astype(np.int64)) for ids, _ in options]
+    labels = [
+        torch.from_numpy(np.append(np.where(is_loss[1:], ids[1:], IGNORE_INDEX), IGNORE_INDEX).astype(np.int64))
+        for ids, is_loss in options
+    ]
+    return pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
 
 
 def _on(device: torch.device, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors on a device."""
     return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.encoding.tokenizer import special_ids_of
@@ -104,15 +105,8 @@ def answer_greedily(
 def _generate(
     causal_lm: Any, prompts: Sequence[np.ndarray], *, stops: list[int], pad_id: int, num_new_tokens: int
 ) -> list[list[int]]:
-    """Return the new tokens of prompts, padded on the left; the model's own sampling settings are overridden."""
-    # Pad on the left.
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for b, prompt in enumerate(prompts):
-        ids[b, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-        mask[b, width - len(prompt) :] = 1
-    # Greedy, whatever the model's generation settings are.
+    """Return the new tokens of prompts, chosen greedily, whatever the model's generation settings are."""
+    ids, mask = padded_left(prompts, pad_id=pad_id)
     with dense_attention(causal_lm):
         generated = causal_lm.generate(
             ids.to(causal_lm.device),
@@ -128,7 +122,17 @@ def _generate(
             eos_token_id=stops or None,
             pad_token_id=pad_id,
         )
-    return generated[:, width:].tolist()
+    return generated[:, ids.shape[1] :].tolist()
+
+
+def padded_left(rows: Sequence[np.ndarray], *, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (ids, 1 for a token and 0 for padding), both int64 [rows, tokens of the longest]."""
+    ids = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    masks = [torch.ones_like(row) for row in ids]
+    return (
+        pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side="left"),
+        pad_sequence(masks, batch_first=True, padding_side="left"),
+    )
 
 
 def _until_stop(ids: list[int], *, stops: set[int]) -> list[int]:

@@ -54,19 +54,15 @@ def _means(domains: Mapping[str, Numbers]) -> dict[str, Any]:
     return means
 
 
-def _plain(key: str, form: str) -> Callable[[Numbers], str]:
-    """Return a function that writes one number."""
-    return lambda numbers: number_cell(numbers.get(key), form)
-
-
-def _with_error(key: str, form: str, error_key: str) -> Callable[[Numbers], str]:
-    """Return a function that writes a number with its standard error."""
+def _number(key: str, form: str, *, error_key: str | None = None) -> Callable[[Numbers], str]:
+    """Return a function that writes a number, with its standard error where there is one."""
+    error_key = error_key or f"{key}_standard_error"
 
     def cell(numbers: Numbers) -> str:
-        if numbers.get(key) is None:
-            return _NONE
-        error = numbers.get(error_key)
-        return format(numbers[key], form) + (f" ±{error:{form.lstrip('+')}}" if error is not None else "")
+        value, error = numbers.get(key), numbers.get(error_key)
+        if value is None or error is None:
+            return number_cell(value, form)
+        return f"{value:{form}} ±{error:{form.lstrip('+')}}"
 
     return cell
 
@@ -85,17 +81,17 @@ def _accuracy(key: str) -> Callable[[Numbers], str]:
 
 
 _COLUMNS = (
-    ("loss ±s.e.", _with_error("loss", ".3f", "loss_standard_error")),
-    ("perplexity", _plain("perplexity", ".2f")),
-    ("bits/byte", _plain("bits_per_byte", ".3f")),
+    ("loss ±s.e.", _number("loss", ".3f")),
+    ("perplexity", _number("perplexity", ".2f")),
+    ("bits/byte", _number("bits_per_byte", ".3f")),
     ("exact match [95 %]", _accuracy("exact_match")),
     ("choices [95 %]", _accuracy("choices")),
 )
 _CHANGES = (
-    ("loss change", _with_error("loss_change", "+.3f", "loss_change_standard_error")),
-    ("bits/byte change", _plain("bits_per_byte_change", "+.3f")),
-    ("exact change", _with_error("exact_match_change", "+.3f", "exact_match_change_standard_error")),
-    ("choices change", _with_error("choices_change", "+.3f", "choices_change_standard_error")),
+    ("loss change", _number("loss_change", "+.3f")),
+    ("bits/byte change", _number("bits_per_byte_change", "+.3f")),
+    ("exact change", _number("exact_match_change", "+.3f")),
+    ("choices change", _number("choices_change", "+.3f")),
 )
-_HARNESS_VALUE = _with_error("value", ".3f", "standard_error")
-_HARNESS_CHANGE = _with_error("change", "+.3f", "change_standard_error")
+_HARNESS_VALUE = _number("value", ".3f", error_key="standard_error")
+_HARNESS_CHANGE = _number("change", "+.3f")

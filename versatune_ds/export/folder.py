@@ -34,7 +34,7 @@ def check_output(output: Path, *, run_name: str, run_dir: Path, base_model: str 
         output: The folder, which may exist.
         run_name: Name of the run; an earlier export of it is replaced.
         run_dir: The run's folder.
-        base_model: Folder or Hub name of the model the run began from.
+        base_model: Folder or Hub name of the model that the run started from.
         is_forced: Whether files of other origin may be replaced.
 
     Raises:

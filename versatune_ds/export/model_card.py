@@ -109,6 +109,7 @@ def _text(
     """Return the card."""
     named = config.model.name_or_path
     is_hub_name = named is not None and not Path(named).exists()
+    rule = _rule(config.mixture.policy)
     shown = _spread(decisions, count=_NUM_DECISIONS_SHOWN)
     adapter_note = (
         "\nThe folder contains adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
@@ -118,8 +119,8 @@ def _text(
         base_line=f"\nbase_model: {named}" if is_hub_name else "",
         base=_base(config),
         num_domains=len(decisions[0].weights_after),
-        method=_rule(config.mixture.policy).method,
-        cited=_rule(config.mixture.policy).citation,
+        method=rule.method,
+        cited=rule.citation,
         step=step,
         num_steps=config.train.steps,
         adapter_note=adapter_note if is_adapter else "",
@@ -148,12 +149,8 @@ def _base(config: RunConfig) -> str:
 
 def _rule(policy: str) -> Policy:
     """Return the policy of a run; for a user's own, whose module may be missing here, a policy with default texts."""
-    return POLICIES.get(policy) or Policy(name=policy, update=fixed.update, method=_own_method(policy))
-
-
-def _own_method(policy: str) -> str:
-    """Return how a model card describes a user's own policy."""
-    return f"`versatune_ds`, whose data mixture moves while the model trains, by the policy `{policy}`"
+    own_method = f"`versatune_ds`, whose data mixture moves while the model trains, by the policy `{policy}`"
+    return POLICIES.get(policy) or Policy(name=policy, update=fixed.update, method=own_method)
 
 
 def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> str:
@@ -167,7 +164,6 @@ def _losses(first: Decision, last: tuple[int, Mapping[str, float | None]]) -> st
 
 
 def _number(loss: float | None) -> str:
-    """Format a loss that may be missing."""
     return "not measured" if loss is None else f"{loss:.3f}"
 
 

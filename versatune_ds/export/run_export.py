@@ -15,13 +15,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from versatune_ds.config import RunConfig
+from versatune_ds.distributed import World
 from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.export.folder import check_output, export_folder
 from versatune_ds.export.model_card import write_model_card
 from versatune_ds.model.build import DTYPES, save_model_settings
 from versatune_ds.model.trainable_parameters import add_adapters, merged_weights, save_adapters
 from versatune_ds.model.weight_files import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
-from versatune_ds.run_folder.checkpoint_files import check_valid, complete_checkpoints, read_state
+from versatune_ds.run_folder.checkpoint_files import (
+    check_valid,
+    complete_checkpoints,
+    newest_valid_checkpoint,
+    read_state,
+)
 from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER, checkpoint_folder, step_of_checkpoint
 from versatune_ds.training.end_tokens import recorded_endings, stop_at_ends
 from versatune_ds.training.run_records import recorded_config
@@ -148,11 +154,7 @@ def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
             raise ValueError(f"--step {step}: {run_dir} has no checkpoint of that step; there are those of {saved}")
         check_valid(folder)
         return folder
-    for folder in checkpoints:
-        try:
-            check_valid(folder)
-        except RuntimeError as error:
-            logger.warning("%s", error)
-        else:
-            return folder
-    raise RuntimeError(f"{run_dir}: every checkpoint is corrupt; restore one from a backup, or train again")
+    newest = newest_valid_checkpoint(run_dir, World())
+    if newest is None:
+        raise RuntimeError(f"{run_dir}: every checkpoint is corrupt; restore one from a backup, or train again")
+    return newest

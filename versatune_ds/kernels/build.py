@@ -5,7 +5,8 @@ step, under a lock that the operating system releases with the process. Ranks th
 compiler or ninja. A killed build blocks nobody: it leaves neither the lock file of `cpp_extension`, which outlives its
 process, nor a compiler that still writes.
 
-Installing needs no compiler. Without one, the PyTorch implementation runs and one warning is logged.
+Installing needs no compiler. Without one, Triton's kernels (on a GPU) or the PyTorch implementation run, and one
+warning is logged; so it is if the compiled kernels cannot be launched.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -21,18 +23,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from versatune_ds.kernels import torch_reference, triton_kernels
 from versatune_ds.kernels.build_spec import BuildSpec, build_spec_for, cuda_architectures, cxx_compiler, digest
 from versatune_ds.kernels.cache_folder import choose_folder, close_to_others, is_writable_by_others, make_private
 
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_SWITCH = "VERSATUNE_KERNELS"
-_CHOICES = ("auto", "torch", "cpp")
+_CHOICES = ("auto", "cpp", "triton", "torch")
 _WORKSPACE = "workspace_"
 _LOG = "build.log"
+
+
+Kind = Literal["compiled", "triton", "torch"]
+_SHOWN: dict[Kind, str] = {"compiled": "compiled C++", "triton": "Triton", "torch": "PyTorch"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +48,26 @@ class Implementation:
     """Which implementation runs on a device type, and why."""
 
     device_type: str
-    is_compiled: bool
+    kind: Kind
     reason: str
+    is_fallback: bool = False
+    """Whether a faster one was wanted and could not be had."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Return whether the compiled library runs."""
+        return self.kind == "compiled"
 
     def describe(self) -> str:
         """Return one line for the log and for `versatune check`."""
-        name = "compiled C++" if self.is_compiled else "PyTorch"
-        return f"loss kernels on {self.device_type}: {name} implementation ({self.reason})"
+        speed = (
+            ""
+            if not self.is_fallback
+            else "slower, same numbers: "
+            if self.kind == "triton"
+            else "SLOW, same numbers: "
+        )
+        return f"loss kernels on {self.device_type}: {_SHOWN[self.kind]} implementation ({speed}{self.reason})"
 
 
 @functools.cache
@@ -58,33 +79,61 @@ def load_kernels(device_type: str) -> Implementation:
 
     Raises:
         ValueError: If VERSATUNE_KERNELS is set to an unknown choice.
-        RuntimeError: If VERSATUNE_KERNELS=cpp and the kernels cannot be built.
+        RuntimeError: If VERSATUNE_KERNELS=cpp and the kernels cannot be built or launched.
     """
     choice = os.environ.get(ENVIRONMENT_SWITCH, "auto")
     if choice not in _CHOICES:
         raise ValueError(f"{ENVIRONMENT_SWITCH}: expected one of {', '.join(_CHOICES)}, got {choice!r}")
-    if choice == "torch":
-        return _log(device_type, is_compiled=False, reason=f"{ENVIRONMENT_SWITCH}=torch")
-    try:
-        library = load_library(device_type)
-    except (ImportError, OSError, RuntimeError) as error:
-        if choice == "cpp":
-            raise RuntimeError(f"{ENVIRONMENT_SWITCH}=cpp, but {error}") from error
-        return _log(device_type, is_compiled=False, reason=f"SLOW, same numbers: {error}")
-    return _log(device_type, is_compiled=True, reason=str(library.parent.name))
-
-
-def _log(device_type: str, *, is_compiled: bool, reason: str) -> Implementation:
-    implementation = Implementation(device_type=device_type, is_compiled=is_compiled, reason=reason)
-    level = logging.WARNING if reason.startswith("SLOW") else logging.INFO
+    implementation = _load_kernels(device_type, choice)
+    level = logging.WARNING if implementation.is_fallback else logging.INFO
     logger.log(level, "%s", implementation.describe())
     return implementation
 
 
+def _load_kernels(device_type: str, choice: str) -> Implementation:
+    """Load what was chosen; without a compiler, or if a launch fails, Triton's kernels or PyTorch take over."""
+    if choice != "auto" and choice != "cpp":
+        if choice == "triton":
+            triton_kernels.replace_operators(device_type)
+        return Implementation(device_type=device_type, kind=choice, reason=f"{ENVIRONMENT_SWITCH}={choice}")
+    is_loaded = False
+    try:
+        library = load_library(device_type)
+        is_loaded = True
+        check_launch(device_type)
+    except (ImportError, OSError, RuntimeError) as error:
+        if choice == "cpp":
+            raise RuntimeError(f"{ENVIRONMENT_SWITCH}=cpp, but {error}") from error
+        reason = str(error)
+    else:
+        return Implementation(device_type=device_type, kind="compiled", reason=library.parent.name)
+    kind: Kind = "triton" if triton_kernels.is_available(device_type) else "torch"
+    if kind == "triton":
+        triton_kernels.replace_operators(device_type)
+    elif is_loaded:  # its operators are registered and must not be called
+        torch_reference.replace_operators(device_type)
+    return Implementation(device_type=device_type, kind=kind, reason=reason, is_fallback=True)
+
+
+def check_launch(device_type: str) -> None:
+    """Compute the loss of one token, so that kernels that cannot run here fail now, and not in the first step.
+
+    Raises:
+        RuntimeError: If the launch fails or the loss is wrong.
+    """
+    logits_NV = torch.zeros(1, 8, device=device_type)
+    ids_N = torch.zeros(1, dtype=torch.int64, device=device_type)
+    settings = (-100, 0.0, 0.0, 0.0)
+    loss, *_ = torch.ops.versatune.domain_ce(logits_NV, ids_N, ids_N, torch.ones(1, device=device_type), *settings)
+    if not math.isclose(loss.item(), math.log(8.0), rel_tol=1e-5):
+        raise RuntimeError(f"the compiled kernels give a loss of {loss.item()} where {math.log(8.0):.6f} is right")
+
+
 def foresee_kernels(device_type: str) -> Implementation:
     """Return the implementation that `load_kernels` would choose on this machine, without building or loading it."""
-    if os.environ.get(ENVIRONMENT_SWITCH) == "torch":
-        return Implementation(device_type=device_type, is_compiled=False, reason=f"{ENVIRONMENT_SWITCH}=torch")
+    choice = os.environ.get(ENVIRONMENT_SWITCH, "auto")
+    if choice in ("torch", "triton"):
+        return Implementation(device_type=device_type, kind=choice, reason=f"{ENVIRONMENT_SWITCH}={choice}")
     try:
         spec = build_spec_for(device_type)
         library = library_path(spec)
@@ -95,8 +144,9 @@ def foresee_kernels(device_type: str) -> Implementation:
                 _check_tools(spec)
             reason = f"built at the first start, in 10 to 60 s, by {_tools(spec)}"
     except (ImportError, OSError, RuntimeError) as error:
-        return Implementation(device_type=device_type, is_compiled=False, reason=f"SLOW, same numbers: {error}")
-    return Implementation(device_type=device_type, is_compiled=True, reason=reason)
+        kind: Kind = "triton" if triton_kernels.is_available(device_type) else "torch"
+        return Implementation(device_type=device_type, kind=kind, reason=str(error), is_fallback=True)
+    return Implementation(device_type=device_type, kind="compiled", reason=reason)
 
 
 def _tools(spec: BuildSpec) -> str:

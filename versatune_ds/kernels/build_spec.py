@@ -47,7 +47,10 @@ def build_spec_for(device_type: str) -> BuildSpec:
         return BuildSpec(device_type="cpu", sources=sources, cxx_flags=(*flags, *native), link_flags=("-fopenmp",))
     flags = (*flags, f"-DTORCH_TARGET_VERSION={stable_abi_version()}")
     cuda_flags = (*flags, *gencode_flags(cuda_architectures()))
-    return BuildSpec(device_type="cuda", sources=sources, cxx_flags=flags, cuda_flags=cuda_flags)
+    # The binding's only symbol of libtorch_cuda, the current stream, is weak, so that a linker that drops libraries
+    # nobody seems to need would leave it null.
+    link_flags = ("-Wl,--no-as-needed",)
+    return BuildSpec(device_type="cuda", sources=sources, cxx_flags=flags, cuda_flags=cuda_flags, link_flags=link_flags)
 
 
 def cxx_compiler() -> str:

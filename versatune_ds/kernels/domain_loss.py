@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from versatune_ds.kernels import fixed_point, ops
+from versatune_ds.kernels.kernel_choice import loss_kernel
 from versatune_ds.kernels.settings import IGNORE_INDEX, LossSettings
 
 _LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -111,7 +112,7 @@ class _OverwritingLoss(torch.autograd.Function):
         """Return the gradient from the forward pass, scaled in place by grad_loss."""
         (grad_NV,) = ctx.saved_tensors
         ops.scale_once_(grad_NV, grad_loss)
-        return grad_NV, *(None,) * 7
+        return grad_NV, *(None,) * 8
 
 
 def domain_cross_entropy(
@@ -155,8 +156,10 @@ def domain_cross_entropy(
     _check_shapes(logits_NV, labels_N, domain_ids_N)
     settings = LossSettings(ignore_index=ignore_index, z_loss=z_loss, softcap=softcap, label_smoothing=label_smoothing)
     weights_K = loss_weights_or_ones(loss_weights_K, num_domains=num_domains, device=logits_NV.device)
-    arguments = (logits_NV, labels_N, domain_ids_N, weights_K, *settings.as_arguments())
-    ops.prepare(logits_NV.device.type)
+    device = logits_NV.device
+    ops.prepare(device.type)
+    kernel = loss_kernel(device.type, device.index, logits_NV.dtype, logits_NV.shape[1])
+    arguments = (logits_NV, labels_N, domain_ids_N, weights_K, *settings.as_arguments(), kernel)
     if overwrite_logits and logits_NV.requires_grad and torch.is_grad_enabled():
         return pack_result(*_OverwritingLoss.apply(*arguments), per_token=per_token)
     loss, bins_K5, _, token_losses_N = torch.ops.versatune.domain_ce(*arguments)

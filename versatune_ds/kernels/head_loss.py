@@ -23,6 +23,9 @@ _ADDS_INTO_FLOAT32 = tuple(int(part) for part in torch.__version__.split(".")[:2
 """Whether CUDA's addmm can add half-precision products to a float32 sum: PyTorch 2.8 refuses it, 2.11 does it.
 torch.compile does not support it (pytorch/pytorch#163880). Without it each chunk costs another float32 [V, D]."""
 
+_ROUNDING = 5e-7
+"""Four units in the last place of a float32 near 1."""
+
 _MAX_FLOAT16_SCALE = 1024.0
 """A logit's gradient is at most about 1; beyond this factor it could overflow where its products do not."""
 
@@ -140,7 +143,7 @@ class HeadLoss(torch.autograd.Function):
         domain_ids_M: torch.Tensor,
         loss_weights_K: torch.Tensor,
         chunks: Sequence[slice],
-        settings: tuple[int, float, float, float],
+        settings: tuple[int | float, ...],
         grad_scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (loss, bins_K5, token_losses_M); the gradients are saved multiplied by grad_scale."""
@@ -173,29 +176,47 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of hidden states, weight and bias, scaled in place by grad_loss."""
         grads = ctx.saved_tensors
-        factor = grad_loss if ctx.grad_scale == 1.0 else grad_loss / ctx.grad_scale
+        factor = remaining_factor(grad_loss, ctx.grad_scale)
         for grad in grads:
             if grad is not None:
                 ops.scale_once_(grad, factor)
         return *grads, *(None,) * 8
 
 
-def scale_within_range(grad_scale: float | None, *, dtype: torch.dtype, num_tokens: int) -> float:
-    """Return the factor by which logits' gradients are scaled before they are summed over tokens; 1 except in float16.
+def scale_of_terms(grad_scale: float | None, *, device_type: str, dtype: torch.dtype, num_tokens: int) -> float:
+    """Return the factor by which logits' gradients are scaled before they are summed over tokens; 1 for none.
 
-    The gradient of a weight is a sum over tokens, and the largest float16 is 65504. Over 8192 tokens, terms of 10 sum
-    to 81920, which is infinite, though the caller then divides by the number of loss tokens. So the factor that
-    backward applies (loss scale / loss tokens of the global batch) is applied to every term first.
+    On a GPU it is the factor that backward applies, whatever the dtype: the kernel multiplies by the loss weights
+    anyway, and backward then has nothing to do with the weight's gradient, which would cost a pass over [V, D].
+
+    In float16 it must be bounded. The gradient of a weight is a sum over tokens, and the largest float16 is 65504.
+    Over 8192 tokens, terms of 10 sum to 81920, which is infinite, though the caller then divides by the number of loss
+    tokens.
 
     Args:
         grad_scale: Factor that backward will apply, as far as it is known; None for 1.
+        device_type: Where the head runs. On a CPU, float32 and bfloat16 keep the order of operations of old runs.
         dtype: dtype of the products.
         num_tokens: Terms of the sum. At 1 / num_tokens the sum is a mean and cannot overflow: a smaller factor would
             only round small probabilities to zero.
     """
-    if grad_scale is None or dtype != torch.float16 or not math.isfinite(grad_scale):
+    if grad_scale is None or not math.isfinite(grad_scale) or grad_scale <= 0.0:
         return 1.0
-    return min(max(grad_scale, 1.0 / max(num_tokens, 1)), _MAX_FLOAT16_SCALE)
+    if dtype == torch.float16:
+        return min(max(grad_scale, 1.0 / max(num_tokens, 1)), _MAX_FLOAT16_SCALE)
+    return grad_scale if device_type == "cuda" else 1.0
+
+
+def remaining_factor(grad_loss: torch.Tensor, grad_scale: float) -> torch.Tensor:
+    """Return the factor that is left for backward; exactly 1 if the two differ by rounding alone.
+
+    Host and device round the factor at different places, so their quotient may be 1 + 1e-7. Only an exact 1 spares the
+    pass over the gradients.
+    """
+    if grad_scale == 1.0:
+        return grad_loss
+    factor = grad_loss / grad_scale
+    return torch.where((factor - 1.0).abs() <= _ROUNDING, 1.0, factor)
 
 
 def evaluate_chunks(
@@ -208,7 +229,7 @@ def evaluate_chunks(
     domain_ids_M: torch.Tensor,
     loss_weights_K: torch.Tensor,
     chunks: Sequence[slice],
-    settings: tuple[int, float, float, float],
+    settings: tuple[int | float, ...],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (loss, bins_K5, token_losses_M) without gradients: one product, and one read of the logits."""
     hidden_MD = keep_rows(hidden_ND, valid_index_M, num_valid)

@@ -17,7 +17,8 @@ from torch import nn
 
 from versatune_ds.kernels import ops
 from versatune_ds.kernels.domain_loss import DomainLoss, check_ids_shape, loss_weights_or_ones, pack_result
-from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks, return_rows, scale_within_range
+from versatune_ds.kernels.head_loss import HeadLoss, chunk_rows, evaluate_chunks, return_rows, scale_of_terms
+from versatune_ds.kernels.kernel_choice import loss_kernel
 from versatune_ds.kernels.settings import LossSettings
 
 DEFAULT_CHUNK_MIB = 1024.0
@@ -90,9 +91,9 @@ class DomainLossHead(nn.Module):
             valid_index: int64 [M], flat positions to keep; all others count as masked and cost nothing.
             num_valid: Number of entries of valid_index that are not padding; None means all.
             per_token: Also return the loss of each of the N tokens.
-            grad_scale: The gradient of the loss in backward, as far as it is known on the host. In float16 it is
-                applied before gradients are summed over tokens, so that the sum stays in range; a value that is not
-                exact gives the same result. Other dtypes do not need it.
+            grad_scale: The gradient of the loss in backward, as far as it is known on the host. In float16, and on a
+                GPU in every dtype, it is applied before gradients are summed over tokens: a float16 sum stays in range,
+                and backward needs no pass over the weight's gradient. A value that is not exact gives the same result.
 
         Raises:
             ValueError: If shapes do not fit together, or (CPU only) an id of a loss-bearing token is out of range.
@@ -145,15 +146,16 @@ class DomainLossHead(nn.Module):
             None if self.bias is None else self.bias.to(dtype),
         )
         vocabulary, num_rows = self.weight.shape[0], labels_M.shape[0]
+        device = hidden_ND.device
+        arguments = (*self.settings.as_arguments(), loss_kernel(device.type, device.index, dtype, vocabulary))
         chunks = chunk_rows(num_rows, vocabulary=vocabulary, element_bytes=dtype.itemsize, chunk_mib=self.chunk_mib)
-        rest = (valid_index_M, num_valid, labels_M, domain_ids_M, loss_weights_K, chunks, self.settings.as_arguments())
+        rest = (valid_index_M, num_valid, labels_M, domain_ids_M, loss_weights_K, chunks, arguments)
         wants_gradient = any(tensor is not None and tensor.requires_grad for tensor in differentiable)
         # Everything is cast already, and autocast refuses `out=`.
-        with torch.autocast(hidden_ND.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             if wants_gradient and torch.is_grad_enabled():
-                return HeadLoss.apply(
-                    *differentiable, *rest, scale_within_range(grad_scale, dtype=dtype, num_tokens=num_valid)
-                )
+                scale = scale_of_terms(grad_scale, device_type=device.type, dtype=dtype, num_tokens=num_valid)
+                return HeadLoss.apply(*differentiable, *rest, scale)
             with torch.no_grad():
                 return evaluate_chunks(*differentiable, *rest)
 

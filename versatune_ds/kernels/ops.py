@@ -18,9 +18,9 @@ from versatune_ds.kernels import build, fixed_point, torch_reference
 _ROWS = "Tensor labels_N, Tensor domain_ids_N, Tensor loss_weights_K"
 _SETTINGS = "int ignore_index, float z_loss, float softcap, float label_smoothing"
 SCHEMAS = (
-    f"domain_ce(Tensor logits_NV, {_ROWS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"domain_ce(Tensor logits_NV, {_ROWS}, {_SETTINGS}, int kernel_number=0) -> (Tensor, Tensor, Tensor, Tensor)",
     f"domain_ce_backward(Tensor logits_NV, {_ROWS}, Tensor normalizers_N2, Tensor grad_loss, {_SETTINGS}) -> Tensor",
-    f"domain_ce_gradient_(Tensor(a!) logits_NV, {_ROWS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    f"domain_ce_gradient_(Tensor(a!) logits_NV, {_ROWS}, {_SETTINGS}, int kernel_number=0) -> (Tensor, Tensor, Tensor)",
     "scale_(Tensor(a!) values, Tensor factor) -> ()",
 )
 
@@ -86,7 +86,7 @@ def _scale_fake(values: torch.Tensor, factor: torch.Tensor) -> None:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings = inputs
+    logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings, _ = inputs
     _, _, normalizers_N2, token_losses_N = output
     ctx.save_for_backward(logits_NV, labels_N, domain_ids_N, loss_weights_K, normalizers_N2)
     ctx.settings = settings
@@ -96,7 +96,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Te
 
 def _domain_ce_gradient(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
     grad_NV = torch.ops.versatune.domain_ce_backward(*ctx.saved_tensors, grad_loss, *ctx.settings)
-    return grad_NV, *(None,) * 7
+    return grad_NV, *(None,) * 8
 
 
 torch.library.register_autograd(

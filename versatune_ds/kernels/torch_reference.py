@@ -8,11 +8,15 @@ Shape legend: **N** tokens, **V** vocabulary, **K** domains, **n** rows of one b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
 
 from versatune_ds.kernels import fixed_point
+
+REPLACEMENTS = torch.library.Library("versatune", "FRAGMENT")
+"""Registrations that take the place of a compiled library's; they last as long as this object."""
 
 _BLOCK_ELEMENTS = 1 << 22
 """Logits processed at once; 16 MiB in float32, which fits into the last-level cache of a server CPU."""
@@ -101,7 +105,7 @@ def _block_gradient(
     return torch.where(scale_n[:, None] == 0.0, 0.0, grad_nV * scale_n[:, None])
 
 
-def _row_scales(
+def row_scales(
     labels_N: torch.Tensor, domain_ids_N: torch.Tensor, loss_weights_K: torch.Tensor, ignore_index: int
 ) -> torch.Tensor:
     """Return each row's loss weight, float32 [N]; 0 for an ignored row."""
@@ -118,12 +122,14 @@ def domain_ce(
     z_loss: float,
     softcap: float,
     label_smoothing: float,
+    kernel_number: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (loss, bins_K5, normalizers_N2, token_losses_N); the logits are not changed.
 
     Raises:
         ValueError: On CPU, if a label or domain id of a loss-bearing token is out of range.
     """
+    del kernel_number  # there is one implementation in PyTorch
     num_rows, vocabulary = logits_NV.shape
     num_domains = loss_weights_K.shape[0]
     _check_ids(labels_N, domain_ids_N, vocabulary=vocabulary, num_domains=num_domains, ignore_index=ignore_index)
@@ -135,11 +141,11 @@ def domain_ce(
         )
     bears_loss_N = labels_N != ignore_index
     token_losses_N = nll_N.where(bears_loss_N, 0.0)
-    bins_K5 = _bins_of_loss_bearing(token_losses_N, objective_N, domain_ids_N, bears_loss_N, num_domains)
+    bins_K5 = bins_of_loss_bearing(token_losses_N, objective_N, domain_ids_N, bears_loss_N, num_domains)
     return fixed_point.weighted_loss(bins_K5, loss_weights_K), bins_K5, normalizers_N2, token_losses_N
 
 
-def _bins_of_loss_bearing(
+def bins_of_loss_bearing(
     nll_N: torch.Tensor,
     objective_N: torch.Tensor,
     domain_ids_N: torch.Tensor,
@@ -169,7 +175,7 @@ def domain_ce_backward(
 ) -> torch.Tensor:
     """Return d(loss)/d(logits) times grad_loss, in the dtype of the logits."""
     grad_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-    scale_N = _row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index) * grad_loss
+    scale_N = row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index) * grad_loss
     for rows in row_blocks(*logits_NV.shape):
         grad_NV[rows] = _block_gradient(
             logits_NV[rows], labels_N[rows], normalizers_N2[rows], scale_N[rows], z_loss, softcap, label_smoothing
@@ -186,13 +192,15 @@ def domain_ce_gradient_(
     z_loss: float,
     softcap: float,
     label_smoothing: float,
+    kernel_number: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Overwrite the logits with the gradient of the loss and return (loss, bins_K5, token_losses_N)."""
+    del kernel_number
     settings = (ignore_index, z_loss, softcap, label_smoothing)
     loss, bins_K5, normalizers_N2, token_losses_N = domain_ce(
         logits_NV, labels_N, domain_ids_N, loss_weights_K, *settings
     )
-    scale_N = _row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index)
+    scale_N = row_scales(labels_N, domain_ids_N, loss_weights_K, ignore_index)
     for rows in row_blocks(*logits_NV.shape):
         logits_NV[rows] = _block_gradient(
             logits_NV[rows], labels_N[rows], normalizers_N2[rows], scale_N[rows], z_loss, softcap, label_smoothing
@@ -203,3 +211,10 @@ def domain_ce_gradient_(
 def scale_(values: torch.Tensor, factor: torch.Tensor) -> None:
     """Multiply values by a scalar tensor in place."""
     values.mul_(factor)
+
+
+@functools.cache
+def replace_operators(device_type: str) -> None:
+    """Let the operators call these functions on a device type, although a compiled library is loaded for it."""
+    for function in (domain_ce, domain_ce_backward, domain_ce_gradient_, scale_):
+        REPLACEMENTS.impl(function.__name__, function, device_type.upper())

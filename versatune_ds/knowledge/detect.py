@@ -30,7 +30,7 @@ from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import Labeller, make_labeller
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
-from versatune_ds.monitor.plain import duration
+from versatune_ds.monitor.progress_lines import duration
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 
@@ -215,7 +215,6 @@ def _log_labeller(description: dict[str, Any]) -> None:
 
 
 def _log_round(found: Detection, *, number: int, change: float) -> None:
-    """Log the weights after a round."""
     shares = "  ".join(f"{name} {share:.3f}" for name, share in found.domain_set.to_dict(found.rounds[-1]).items())
     changed = f", largest change {change:.4f}" if number > 1 else ""
     logger.info("round %d: %s sequences%s\n  %s", number, f"{len(found.sequences):,}", changed, shares)

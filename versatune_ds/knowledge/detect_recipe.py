@@ -1,19 +1,35 @@
-"""Run `versatune detect`: check the recipe, detect, write prior.json where `mixture.prior` will look for it."""
+"""Run `versatune detect`: check the recipe, detect, write prior.json where `mixture.prior` will look for it.
+
+`weights` of prior.json is in the unit of the recipe's weights. The shares of sequences and of tokens are both in the
+file, so that nobody has to guess which one was meant. A bar chart is written beside it.
+"""
 
 from __future__ import annotations
 
+import datetime
 import logging
+import platform
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from versatune_ds.config import RunConfig, load_config
+from matplotlib.figure import Figure
+
+from versatune_ds.config import DetectConfig, RunConfig, load_config
 from versatune_ds.config.unread_settings import unread_detect_settings
-from versatune_ds.knowledge.detect import detect
-from versatune_ds.knowledge.prior_file import prior_table, prior_values, write_prior
+from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.detect import Detection, detect
+from versatune_ds.knowledge.estimate import Shares
 from versatune_ds.launch.start import check_processes, num_visible_gpus
+from versatune_ds.run_folder.atomic import write_json
+from versatune_ds.text_table import text_table
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 logger = logging.getLogger(__name__)
+
+_BAR_CHARACTERS = 30
+_LIBRARIES = ("versatune_ds", "torch", "transformers", "scikit-learn")
 
 
 def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | None, output: Path | None) -> str:
@@ -47,3 +63,77 @@ def default_output(config: RunConfig) -> Path:
     if isinstance(config.mixture.prior, Path):
         return config.mixture.prior
     return config.run.output_dir / f"{config.run.name}-prior.json"
+
+
+def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
+    """Return the content of prior.json."""
+    assert found.estimate is not None, "detection ends with it"
+    names = found.domain_set
+    return {
+        "weights": names.to_dict(found.shares.shares_K),
+        "weight_unit": found.weight_unit,
+        "intervals": _intervals(found.shares, names),
+        "shares": {
+            unit: {"shares": names.to_dict(shares.shares_K), "intervals": _intervals(shares, names)}
+            for unit, shares in (("sequences", found.estimate.sequences), ("tokens", found.estimate.tokens))
+        },
+        "num_sequences": len(found.sequences),
+        "rates": {name: round(rate, 6) for name, rate in found.rates().items()},
+        "rounds": [names.to_dict(weights_K) for weights_K in found.rounds],
+        "is_converged": found.is_converged if len(found.rounds) > 1 else None,  # one round is compared with nothing
+        "tol": settings.tol,
+        "sampling": settings.sampling.model_dump(mode="json"),
+        "prior_shift": settings.prior_shift and settings.labeller == "classifier",
+        "labeller": found.labeller,
+        "label_confidence": round(found.estimate.confidence, 4),
+        "model": {"name": found.base_model.name, "digest": found.base_model.digest},
+        "tokenizer": {"digest": found.tokenizer_digest},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
+    }
+
+
+def write_prior(path: Path, values: dict[str, Any]) -> Path:
+    """Write prior.json, completely or not at all, and its bar chart; return the chart's path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, values)
+    return plot_prior(values, path.with_suffix(".png"))
+
+
+def plot_prior(values: dict[str, Any], path: Path) -> Path:
+    """Draw one bar a domain with its interval; return the picture's path."""
+    names = list(values["weights"])
+    weights = list(values["weights"].values())
+    errors = [
+        [weight - values["intervals"][name][0] for name, weight in values["weights"].items()],
+        [values["intervals"][name][1] - weight for name, weight in values["weights"].items()],
+    ]
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(names, weights, xerr=errors, color="#0072B2", error_kw={"capsize": 3, "ecolor": "#444444"})
+    axes.invert_yaxis()
+    axes.set_xlabel(f"share of {values['weight_unit']}, with 95 % interval")
+    axes.set_title(
+        f"What {Path(values['model']['name']).name} writes: {values['num_sequences']:,} sequences", loc="left"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def prior_table(values: dict[str, Any]) -> str:
+    """Return the weights as a table with bars, and below it what was unusual about the sequences."""
+    largest = max(values["weights"].values())
+    rows = []
+    for name, weight in values["weights"].items():
+        low, high = values["intervals"][name]
+        bar = "#" * round(_BAR_CHARACTERS * weight / largest)
+        rows.append((name, f"{weight:.3f}", f"{low:.3f} - {high:.3f}", bar))
+    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in values["rates"].items())
+    table = text_table(("domain", "weight", "95 % interval", ""), rows, num_left=4)
+    return f"{table}\n\nshares of {values['weight_unit']} in {values['num_sequences']:,} sequences; of these: {rates}"
+
+
+def _intervals(shares: Shares, names: DomainSet) -> dict[str, list[float]]:
+    pairs = zip(names, shares.lower_K.tolist(), shares.upper_K.tolist(), strict=True)
+    return {name: [low, high] for name, low, high in pairs}

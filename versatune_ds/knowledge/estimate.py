@@ -79,15 +79,7 @@ def shares_of(labels_NK: np.ndarray, size_N: np.ndarray, *, prior_shift: bool) -
 def estimate(
     labels_NK: np.ndarray, num_tokens_N: np.ndarray, *, prior_shift: bool, seed: int, num_draws: int = 1000
 ) -> Estimate:
-    """Return the shares with their intervals.
-
-    Args:
-        labels_NK: See `shares_of`.
-        num_tokens_N: Tokens of every sequence.
-        prior_shift: See `shares_of`.
-        seed: Of the bootstrap.
-        num_draws: Bootstrap draws.
-    """
+    """Return the shares with their intervals, from a bootstrap of `num_draws`; for the rest see `shares_of`."""
     by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=prior_shift)
     # Bootstrap, some draws at a time for memory: counts_RN[r, n] is how often draw r has sequence n.
     rng = np.random.default_rng(seed)
@@ -170,5 +162,4 @@ def _shares_of_draws(
 
 
 def _normalised(values_RK: np.ndarray) -> np.ndarray:
-    """Return rows divided by their sums."""
     return values_RK / values_RK.sum(axis=1, keepdims=True)

@@ -28,12 +28,7 @@ from versatune_ds.training.worker import set_threads
 
 
 class SequenceGenerator:
-    """Draw batches of sequences from a model.
-
-    Args:
-        causal_lm: A transformers model, on its device.
-        tokenizer: Its tokenizer.
-        sampling: The recipe's detect.sampling section.
+    """Draw batches of sequences from a transformers model, which is on its device already.
 
     Raises:
         ValueError: If the tokenizer has no token to start from, or the model no room for the sequences.
@@ -53,9 +48,8 @@ class SequenceGenerator:
             )
         # generate() fills what a call leaves at its default from the model's own file (top_k=20 in many): the
         # sequences would then come from another distribution, so the model's is replaced and not overridden.
-        causal_lm.generation_config = generation_settings(
-            sampling, end_ids=self._end_ids, pad_id=_pad_id(tokenizer, self._end_ids)
-        )
+        pad_id = next((i for i in (tokenizer.pad_token_id, *self._end_ids) if i is not None), 0)  # is cut off again
+        causal_lm.generation_config = generation_settings(sampling, end_ids=self._end_ids, pad_id=pad_id)
 
     @torch.inference_mode()
     def draw(self, batch: int) -> list[DrawnSequence]:
@@ -134,8 +128,3 @@ def _end_ids(causal_lm: Any, tokenizer: Any) -> list[int]:
     own = getattr(causal_lm.generation_config, "eos_token_id", None)
     own = own if isinstance(own, list) else [own]
     return sorted({token_id for token_id in (*own, tokenizer.eos_token_id) if token_id is not None})
-
-
-def _pad_id(tokenizer: Any, end_ids: list[int]) -> int:
-    """Return the token that fills a row after its end; it is cut off again, so any will do."""
-    return next((i for i in (tokenizer.pad_token_id, *end_ids) if i is not None), 0)

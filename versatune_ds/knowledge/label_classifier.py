@@ -109,10 +109,7 @@ def _pipeline() -> Pipeline:
 def fit_calibration(scores_NK: np.ndarray, domain_ids: list[int], *, num_domains: int) -> Calibration:
     """Return the temperature and biases under which the true domains are likeliest, every domain counting the same.
 
-    Args:
-        scores_NK: Log probabilities of texts the classifier was not fitted on.
-        domain_ids: Their domains.
-        num_domains: K.
+    The scores are log probabilities of texts that the classifier was not fitted on.
     """
     weights_N = balanced_weights(domain_ids, num_domains=num_domains)
     rows = np.arange(len(domain_ids))

@@ -30,13 +30,7 @@ _ANSWER = "Answer with the name of one domain and nothing else."
 
 
 class LocalLabeller:
-    """Label texts with a local model.
-
-    Args:
-        settings: The recipe's detect.hf section.
-        question: What is asked.
-        folder: Where labels are stored.
-        cache_dir: Where digests of large files are stored.
+    """Label texts with a local model; labels are stored in `folder`, digests of large files in `cache_dir`.
 
     Raises:
         ValueError: If the model or its tokenizer cannot be loaded, or it has no chat template.
@@ -64,11 +58,11 @@ class LocalLabeller:
 
     def label(self, texts: list[str]) -> np.ndarray:
         """Return the labels, float64 [N, K]."""
-        missing = list(dict.fromkeys(text for text in texts if self._store.of(text) is None))
+        missing = self._store.missing(texts)
         for text in with_progress(missing, num_items=len(missing), what="labelled %s sequences"):
             label_K = self._label(text)
             self._store.add(text, label_K, answer=self._question.domain_set.names[int(label_K.argmax())])
-        return np.array([self._store.of(text) for text in texts])
+        return self._store.labels(texts)
 
     def describe(self) -> dict[str, Any]:
         """Return what prior.json records of this labeller."""

@@ -10,8 +10,10 @@ The key comes from OPENAI_API_KEY, and is written nowhere.
 from __future__ import annotations
 
 import json
-import math
 import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ import numpy as np
 
 from versatune_ds.config import EndpointConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.knowledge.in_threads import ask_in_threads
 from versatune_ds.knowledge.questions import LabelStore, Question
+from versatune_ds.mixture.files import is_finite_number
 from versatune_ds.monitor.progress_lines import with_progress
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
@@ -34,12 +36,7 @@ _ANSWER = (
 
 
 class EndpointLabeller:
-    """Label texts by asking an endpoint.
-
-    Args:
-        endpoint: The recipe's detect.openai section.
-        question: What is asked.
-        folder: Where answers are stored.
+    """Label texts by asking an endpoint; its answers are stored in `folder`.
 
     Raises:
         ValueError: If the openai package is missing, or OpenAI's own endpoint is asked without a key.
@@ -59,11 +56,11 @@ class EndpointLabeller:
         Raises:
             RuntimeError: If a request fails for good; the answers so far are stored.
         """
-        missing = list(dict.fromkeys(text for text in texts if self._store.of(text) is None))
+        missing = self._store.missing(texts)
         answers = ask_in_threads(self._ask, missing, num_threads=self._endpoint.concurrency)
         for text, answer in with_progress(answers, num_items=len(missing), what="labelled %s sequences"):
             self._store.add(text, read_answer(answer, self._question.domain_set), answer=answer)
-        return np.array([self._store.of(text) for text in texts])
+        return self._store.labels(texts)
 
     def describe(self) -> dict[str, Any]:
         """Return what prior.json records of this labeller."""
@@ -87,6 +84,47 @@ class EndpointLabeller:
         return (answer.choices[0].message.content or "") if answer.choices else ""
 
 
+def ask_in_threads(
+    ask: Callable[[str], str], questions: Sequence[str], *, num_threads: int
+) -> Iterator[tuple[str, str]]:
+    """Ask many questions at once; yield (question, answer) in the order in which answers come.
+
+    When the caller stops iterating, no further question is asked. The threads are daemons, which end with the program:
+    those of `concurrent.futures` are waited for at its end, and a request to a slow endpoint may take minutes, with its
+    retries even more.
+
+    Raises:
+        Exception: What `ask` raised first.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    answered: queue.SimpleQueue[tuple[str, str | BaseException]] = queue.SimpleQueue()
+    is_over = threading.Event()
+    for question in questions:
+        waiting.put(question)
+
+    def work() -> None:
+        while not is_over.is_set():
+            try:
+                question = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                answered.put((question, ask(question)))
+            except BaseException as error:
+                answered.put((question, error))
+
+    for _ in range(min(num_threads, len(questions))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in questions:
+            question, answer = answered.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            yield question, answer
+    finally:
+        is_over.set()
+
+
 def read_answer(answer: str, domain_set: DomainSet) -> np.ndarray:
     """Return the probabilities in an answer, float64 [K]; zeros where it cannot be read.
 
@@ -103,7 +141,7 @@ def read_answer(answer: str, domain_set: DomainSet) -> np.ndarray:
         values = json.loads(answer[start : end + 1]) if start >= 0 else None
     except (ValueError, RecursionError):
         return zeros_K
-    if not isinstance(values, dict) or not all(map(_is_probability, values.values())):
+    if not isinstance(values, dict) or not all(is_finite_number(value) and value >= 0 for value in values.values()):
         return zeros_K
     given: dict[str, float] = {}
     for name, value in values.items():
@@ -113,11 +151,6 @@ def read_answer(answer: str, domain_set: DomainSet) -> np.ndarray:
     if total <= 0:
         return zeros_K
     return np.array([given.get(name.casefold(), 0.0) / total for name in domain_set])
-
-
-def _is_probability(value: Any) -> bool:
-    """Return whether a value is a finite number that is not negative."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _client(endpoint: EndpointConfig) -> Any:

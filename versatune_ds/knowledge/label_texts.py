@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.encoding.forms import Example, parse_example
+from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.prepare.encode_records import content_hash
 from versatune_ds.data.sources.domain_files import domain_files, key_of
@@ -35,7 +35,6 @@ class LabelledTexts:
     domain_ids: list[int]
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self.texts)
 
 
@@ -129,17 +128,12 @@ def cut_texts(texts: list[str], *, tokenizer: Any, max_tokens: int) -> list[str]
 
 
 def _hashed_texts(paths: tuple[Path, ...], *, columns: Mapping[str, str] | None) -> Iterator[tuple[int, str]]:
-    """Yield (hash, text) of every record that can be read; preparing the data counts and reports the others."""
+    """Yield (hash, text of all turns) of every record that can be read; `prepare` counts and reports the others."""
     for path in paths:
         for record in read_records(path):
             try:
                 row = None if record.problem else parse_example(record.json_text, columns=columns)
             except BadRowError:
                 continue
-            if row is not None and is_unicode(text := _text_of(row)):
+            if row is not None and is_unicode(text := "\n".join(row.texts())):
                 yield content_hash(row), text
-
-
-def _text_of(row: Example) -> str:
-    """Return the text of all turns, without their roles."""
-    return "\n".join(row.texts())

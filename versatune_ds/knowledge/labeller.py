@@ -13,6 +13,7 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet, nearest_name
+from versatune_ds.knowledge.label_texts import read_divided_texts
 from versatune_ds.knowledge.questions import Question
 
 
@@ -33,12 +34,7 @@ def make_labeller(
 ) -> Labeller:
     """Return a recipe's labeller, fitted or loaded.
 
-    Args:
-        config: The recipe.
-        tokenizer: Of the base model.
-        domain_set: Domains of the recipe.
-        cache_dir: Where the built-in corpus is.
-        folder: Where answers are stored.
+    Answers are stored in `folder`; the built-in corpus is in `cache_dir`. The tokenizer is the base model's.
 
     Raises:
         ValueError: If a domain has too few rows, a model cannot be loaded, or a description is of no domain.
@@ -48,7 +44,16 @@ def make_labeller(
         if name not in domain_set.names:
             raise ValueError(f"detect.descriptions: unknown domain {name!r}; {nearest_name(name, domain_set.names)}")
     if settings.labeller == "classifier":
-        return _classifier(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir)
+        from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
+
+        texts = read_divided_texts(
+            config.data,
+            tokenizer=tokenizer,
+            max_tokens=config.detect.sampling.max_new_tokens,
+            rows_per_domain=config.detect.rows_per_domain,
+            cache_dir=cache_dir,
+        )
+        return ClassifierLabeller(texts, num_domains=len(domain_set))
     question = Question(
         domain_set=domain_set, descriptions=settings.descriptions, max_characters=settings.label_characters
     )
@@ -61,18 +66,3 @@ def make_labeller(
 
     assert settings.hf is not None, "the config checks it"
     return LocalLabeller(settings.hf, question=question, folder=folder, cache_dir=cache_dir)
-
-
-def _classifier(config: RunConfig, *, tokenizer: Any, domain_set: DomainSet, cache_dir: Path) -> Labeller:
-    """Return a classifier fitted on the recipe's own records."""
-    from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
-    from versatune_ds.knowledge.label_texts import read_divided_texts
-
-    texts = read_divided_texts(
-        config.data,
-        tokenizer=tokenizer,
-        max_tokens=config.detect.sampling.max_new_tokens,
-        rows_per_domain=config.detect.rows_per_domain,
-        cache_dir=cache_dir,
-    )
-    return ClassifierLabeller(texts, num_domains=len(domain_set))

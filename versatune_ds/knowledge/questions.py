@@ -27,36 +27,23 @@ class Question:
     max_characters: int
     """Characters of the text that are shown."""
 
-    def domains(self) -> str:
-        """Return the domains as lines, with their descriptions."""
-        lines = (
+    def about(self, text: str, *, answer: str) -> str:
+        """Return the text of the question; `answer` is a sentence that asks for a form of answer."""
+        domains = "\n".join(
             f"- {name}: {self.descriptions[name]}" if name in self.descriptions else f"- {name}"
             for name in self.domain_set
         )
-        return "\n".join(lines)
-
-    def about(self, text: str, *, answer: str) -> str:
-        """Return the text of the question.
-
-        Args:
-            text: What is to be labelled.
-            answer: A sentence that asks for a form of answer.
-        """
         return (
             "Which domain does the text between the lines belong to? The domains are:\n"
-            f"{self.domains()}\n\n{answer}\n\n-----\n{text[: self.max_characters]}\n-----"
+            f"{domains}\n\n{answer}\n\n-----\n{text[: self.max_characters]}\n-----"
         )
 
 
 class LabelStore:
-    """Labels in a file, one line each.
-
-    Attributes:
-        path: The file; made when the first label comes.
-    """
+    """Labels in a file, one line each."""
 
     def __init__(self, path: Path, *, domain_set: DomainSet, identity: Iterable[str]) -> None:
-        """Read the labels that are there.
+        """Read the labels that are there; the file is made when the first one comes.
 
         Args:
             path: The file.
@@ -76,10 +63,13 @@ class LabelStore:
         if torn:  # cut off by a kill; its text is asked about again
             path.write_bytes(complete + b"\n" if complete else b"")
 
-    def of(self, text: str) -> np.ndarray | None:
-        """Return the stored label of a text, float64 [K], or None."""
-        label = self._labels.get(self._key(text))
-        return None if label is None else np.array(label)
+    def missing(self, texts: Iterable[str]) -> list[str]:
+        """Return the texts that have no label yet, each once."""
+        return [text for text in dict.fromkeys(texts) if self._key(text) not in self._labels]
+
+    def labels(self, texts: Iterable[str]) -> np.ndarray:
+        """Return the labels of texts that all have one, float64 [N, K]."""
+        return np.array([self._labels[self._key(text)] for text in texts])
 
     def add(self, text: str, label_K: np.ndarray, *, answer: str) -> None:
         """Store a label and the answer it was read from; both are in the file when this returns."""

@@ -50,11 +50,7 @@ def repeated_share(token_ids: list[int]) -> float:
 
 
 class SequenceStore:
-    """Batches of sequences in a file, one line each.
-
-    Attributes:
-        path: The file; made when the first batch comes.
-    """
+    """Batches of sequences in a file, one line each; it is made when the first batch comes."""
 
     def __init__(self, path: Path) -> None:
         """Read the complete lines; what a kill left of one is cut off."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from versatune_ds.distributed import free_port
-from versatune_ds.distributed.slurm import is_slurm_task
+from versatune_ds.distributed.world import is_slurm_task
 from versatune_ds.slurm.steps import SRUN, overlap
 
 
@@ -38,10 +38,7 @@ class Layout:
 def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> dict[str, int]:
     """Return the machines of a hostfile, `NAME slots=N` a line, as the deepspeed launcher reads it.
 
-    Args:
-        path: The file.
-        nodes: Take the first so many only.
-        processes: Take at most so many processes of each.
+    Only the first `nodes` machines are used, and at most `processes` slots of each.
 
     Raises:
         ValueError: If the file is missing, a line is not of that form, or there are fewer machines than requested.
@@ -53,7 +50,8 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
         words = line.split("#")[0].split()
         if not words:
             continue
-        name, slots = words[0], words[1].removeprefix("slots=") if len(words) == 2 else ""
+        name = words[0]
+        slots = words[1].removeprefix("slots=") if len(words) == 2 else ""
         if not slots.isdigit() or int(slots) < 1 or name in hosts:
             raise ValueError(f"{path}:{i}: {line.strip()!r}: expected a machine, once, as in: node1 slots=8")
         hosts[name] = min(int(slots), processes or int(slots))
@@ -62,14 +60,14 @@ def read_hostfile(path: Path, *, nodes: int | None, processes: int | None) -> di
     return dict(list(hosts.items())[:nodes])
 
 
-def choose_launcher(asked: str | None, *, environ: Mapping[str, str], num_nodes: int = 1) -> str:
+def choose_launcher(requested: str | None, *, environ: Mapping[str, str], num_nodes: int = 1) -> str:
     """Return the requested launcher; else srun inside an allocation of Slurm, and deepspeed everywhere else.
 
     In a shell that srun started (`srun --pty bash`) the deepspeed launcher starts processes on this machine: srun can
     start no more there than the step has tasks and cores for.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     is_here = is_slurm_task(environ) and num_nodes == 1
     return "srun" if "SLURM_JOB_ID" in environ and not is_here else "deepspeed"
 
@@ -106,11 +104,7 @@ def num_nodes_given(environ: Mapping[str, str]) -> int:
 def launcher_command(launcher: str, layout: Layout, *, hostfile: Path | None, devices: str) -> list[str]:
     """Return the command up to the script that every process runs.
 
-    Args:
-        launcher: One of `LAUNCHERS`.
-        layout: Where processes run.
-        hostfile: The file the machines came from.
-        devices: What `device_flag` returned, for the deepspeed launcher on this machine.
+    `devices` is what `device_flag` returned, for the deepspeed launcher on this machine.
 
     Raises:
         ValueError: If the launcher cannot start processes there.

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from versatune_ds.distributed import World
-from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.distributed.gpus import check_torch_sees_gpus, named_gpus, uses_gpus
 from versatune_ds.log import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class ProcessPool(Generic[Loaded]):
         context = multiprocessing.get_context("spawn")
         level = logging.getLogger("versatune_ds").getEffectiveLevel()
         arguments = (context.Value("i", 0), self._num_processes, level)
-        return ProcessPoolExecutor(self._num_processes, context, initializer=_begin, initargs=arguments)
+        return ProcessPoolExecutor(self._num_processes, context, initializer=_initialize, initargs=arguments)
 
 
 @dataclass(slots=True)
@@ -106,12 +106,12 @@ class _Process:
 _PROCESS = _Process()
 
 
-def _begin(counter: Any, num_processes: int, log_level: int) -> None:
+def _initialize(counter: Any, num_processes: int, log_level: int) -> None:
     """Take a number among the processes, which decides on the device, and log as that rank.
 
     Nothing heavy is imported before: what libraries log at import goes where it does in the parent.
     """
-    _call_without_parent(lambda: os._exit(1))  # a pool's processes keep their own queue open and would wait for ever
+    _call_when_parent_ends(lambda: os._exit(1))  # a pool's processes keep their own queue open and would wait for ever
     with counter.get_lock():
         rank = counter.value
         counter.value += 1
@@ -137,8 +137,7 @@ def device_of(world: World) -> torch.device:
     Raises:
         ValueError: If there are GPUs that torch does not see.
     """
-    check_torch_sees_gpus(os.environ)
-    if is_cpu_meant(os.environ) or not torch.cuda.is_available():
+    if not uses_gpus(os.environ):
         return torch.device("cpu")
     device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -148,20 +147,14 @@ def device_of(world: World) -> torch.device:
 def gpu_names() -> tuple[str, ...]:
     """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them; empty without one.
 
+    Worked example: two GPUs where CUDA_VISIBLE_DEVICES=4,6 are 4 and 6; where it is empty they are 0 and 1.
+
     Raises:
         ValueError: If there are some that torch does not see.
     """
     check_torch_sees_gpus(os.environ)
-    return gpus_of(torch.cuda.device_count(), visible=os.environ.get(_VISIBLE, ""))
-
-
-def gpus_of(count: int, *, visible: str) -> tuple[str, ...]:
-    """Return the names of the GPUs this process may use.
-
-    Worked example: two GPUs where CUDA_VISIBLE_DEVICES=4,6 are 4 and 6; where it is empty they are 0 and 1.
-    """
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    return tuple(names[:count] if names else map(str, range(count)))
+    count = torch.cuda.device_count()
+    return tuple(named_gpus(os.environ)[:count] or map(str, range(count)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +203,7 @@ def start_job(job: Job, *, gpu: str | None) -> BaseProcess:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # a process forked after torch's thread pool was used would wait for it for ever
     context = multiprocessing.get_context("fork" if gpu is None else "spawn")
-    process = context.Process(target=_be_job, args=(job,))
+    process = context.Process(target=_run_and_exit, args=(job,))
     with _seeing(gpu):
         process.start()
     return process
@@ -230,10 +223,10 @@ def _seeing(gpu: str | None) -> Iterator[None]:
             os.environ.update({} if before is None else {_VISIBLE: before})
 
 
-def _be_job(job: Job) -> None:
+def _run_and_exit(job: Job) -> None:
     """Run a job in its process: a world of one, one thread, output in the log."""
-    _write_to(job.log)
-    _call_without_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))  # a run then saves before it ends
+    _redirect_output(job.log)
+    _call_when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))  # a run then saves before it ends
     for name in _LAUNCHER_NAMES:
         os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -248,7 +241,7 @@ def _be_job(job: Job) -> None:
     os._exit(code)
 
 
-def _write_to(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     """Send all output of this process, of its libraries too, to a file."""
     stream = log.open("ab", buffering=0)
     os.dup2(stream.fileno(), 1)
@@ -258,7 +251,7 @@ def _write_to(log: Path) -> None:
     configure_logging()
 
 
-def _call_without_parent(end: Callable[[], None]) -> None:
+def _call_when_parent_ends(end: Callable[[], None]) -> None:
     """Call a function, in a thread, once the parent of this process is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "started by multiprocessing"

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant, named_gpus
 from versatune_ds.launch.forward_signals import run_and_forward
 from versatune_ds.launch.launchers import (
     Layout,
@@ -52,34 +52,29 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
 
     DS_ACCELERATOR=cpu in the environment means no GPU.
 
-    Args:
-        recipe: YAML file.
-        overrides: `key=value` texts.
-        options: What is started, and where.
-
     Raises:
         ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
+    # Where the processes run, and what starts them.
     config = load_config(recipe, overrides)
     num_gpus = num_visible_gpus()
     layout = _layout(options, num_gpus=num_gpus)
     launcher = choose_launcher(options.launcher, environ=os.environ, num_nodes=layout.nodes)
     if launcher == "srun" and options.launcher is None:
         check_allocation(os.environ)
+
+    # Checks, then the processes.
     is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
-    device_type = _device_type(num_gpus) if is_here else None
-    check_start(
+    _check(
         StartCheckInput(
             config=config,
             stage="train",
             num_processes=layout.num_processes,
-            device_type=device_type,
+            device_type=_device_type(num_gpus) if is_here else None,
             is_here=is_here,
             is_fresh=options.is_fresh,
         )
     )
-    if device_type is not None:
-        os.environ.setdefault("DS_ACCELERATOR", device_type)
     words = [str(recipe), *overrides, *process_flags(is_fresh=options.is_fresh, is_quiet=options.is_quiet)]
     return run_ranks(launcher, layout, hostfile=options.hostfile, script="train.py", words=words)
 
@@ -100,10 +95,9 @@ def launch_here(config: RunConfig, *, stage: Stage, processes: int | None, scrip
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
     device_type = _device_type(num_gpus)
-    check_start(
+    _check(
         StartCheckInput(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True)
     )
-    os.environ.setdefault("DS_ACCELERATOR", device_type)
     launcher = choose_launcher(None, environ=os.environ)
     if launcher == "srun":
         check_allocation(os.environ)
@@ -117,8 +111,14 @@ def process_flags(*, is_fresh: bool, is_quiet: bool) -> list[str]:
 
 
 def _device_type(num_gpus: int) -> str:
-    """Return what processes on this machine run on."""
     return "cuda" if num_gpus else "cpu"
+
+
+def _check(start: StartCheckInput) -> None:
+    """Run the start checks; the processes then use the kind of device that was checked."""
+    check_start(start)
+    if start.device_type is not None:
+        os.environ.setdefault("DS_ACCELERATOR", start.device_type)
 
 
 def num_visible_gpus() -> int:
@@ -134,12 +134,7 @@ def num_visible_gpus() -> int:
 def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, script: str, words: Sequence[str]) -> int:
     """Log the launcher's command, run it to its end with signals passed on, and return its exit code.
 
-    Args:
-        launcher: One of `LAUNCHERS`.
-        layout: Where processes run.
-        hostfile: The file the machines came from.
-        script: Name of the script in launcher/ that every process runs.
-        words: Its command line.
+    Every process runs `script`, a file of launcher/, with `words` as its command line.
     """
     devices = ""
     if launcher == "deepspeed" and hostfile is None:  # the others leave CUDA_VISIBLE_DEVICES to the processes
@@ -159,8 +154,11 @@ def _layout(options: LaunchOptions, *, num_gpus: int) -> Layout:
     if options.nodes is not None and options.nodes < 1:
         raise ValueError(f"--nodes={options.nodes}: expected 1 or more")
     num_nodes = options.nodes or num_nodes_given(os.environ)
-    asked = num_gpus or None if options.processes is None else options.processes
-    return Layout(processes=check_processes(asked, num_gpus=num_gpus if num_nodes == 1 else 0), nodes=num_nodes)
+    if num_nodes == 1:
+        return Layout(processes=check_processes(options.processes, num_gpus=num_gpus))
+    # Other machines may have more GPUs than this one, so its number is a default and not a limit.
+    processes = max(num_gpus, 1) if options.processes is None else options.processes
+    return Layout(processes=check_processes(processes, num_gpus=0), nodes=num_nodes)
 
 
 def check_processes(processes: int | None, *, num_gpus: int) -> int:
@@ -194,7 +192,7 @@ def device_flag(num_processes: int, *, cuda_visible_devices: str) -> str:
     Raises:
         ValueError: If GPUs are named by UUID, which the launcher cannot take.
     """
-    names = [name.strip() for name in cuda_visible_devices.split(",") if name.strip()][:num_processes]
+    names = named_gpus({"CUDA_VISIBLE_DEVICES": cuda_visible_devices})[:num_processes]
     if not names:
         return f"--num_gpus={num_processes}"
     if not all(name.isdigit() for name in names):

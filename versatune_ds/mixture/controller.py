@@ -22,17 +22,23 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
-from versatune_ds.mixture.missing_losses import kept_signals
-from versatune_ds.mixture.policies import Policy, Signals
+from versatune_ds.mixture.policies import Policy
 from versatune_ds.mixture.policies.acted import ALARM, Acted
 from versatune_ds.mixture.policies.signals import from_list, to_list
-from versatune_ds.mixture.reason import BASELINE_REASON, reason_to_skip
-from versatune_ds.mixture.reference import References
-from versatune_ds.mixture.reference_checks import check_against_start
+from versatune_ds.mixture.reference import References, check_against_start
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
 from versatune_ds.mixture.signals import History, signals_from
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
-from versatune_ds.mixture.update import Move, Occasion, move_weights, write_decision
+from versatune_ds.mixture.update import (
+    BASELINE_REASON,
+    Move,
+    Occasion,
+    Rules,
+    kept_signals,
+    move_weights,
+    reason_to_skip,
+    write_decision,
+)
 from versatune_ds.mixture.weights import as_weights
 
 logger = logging.getLogger(__name__)
@@ -84,11 +90,13 @@ class Controller:
     def _start_from(self, start_weights_K: np.ndarray) -> None:
         """Resolve the settings that depend on the starting weights."""
         self._start_weights_K = start_weights_K
-        self._policy_settings = policy_settings(
-            self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K, rule=self._policy
-        )
-        self._safeguard_settings = safeguard_settings(
-            self._settings, num_domains=len(self._domain_set), start_weights_K=start_weights_K, rule=self._policy
+        self._rules = Rules(
+            policy=self._policy,
+            settings=policy_settings(
+                self._settings, domain_set=self._domain_set, start_weights_K=start_weights_K, rule=self._policy
+            ),
+            safeguards=safeguard_settings(self._settings, start_weights_K=start_weights_K, rule=self._policy),
+            domain_set=self._domain_set,
         )
 
     @property
@@ -121,9 +129,7 @@ class Controller:
         self, statistics: DomainStatistics, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS
     ) -> Decision:
         """Return the decision on training losses by domain (free, but biased by what was drawn), and store it."""
-        is_first = self._history.signals.update < 0
-        previous_stderr_K = None if is_first else self._history.signals.loss_stderr_K
-        measurement = measurement_of_statistics(statistics, previous_stderr_K=previous_stderr_K)
+        measurement = measurement_of_statistics(statistics, previous_stderr_K=self._history.signals.loss_stderr_K)
         return self.decide_measured(measurement, step=step, effective_step=effective_step, inputs=inputs)
 
     def decide_measured(
@@ -137,12 +143,8 @@ class Controller:
     ) -> Decision:
         """Return the decision on a measurement, and store it; training, simulation and replay all call this.
 
-        Args:
-            measurement: Means by domain and their errors.
-            step: Optimizer steps done.
-            effective_step: Step from which new weights can apply.
-            inputs: Live control and supply caps.
-            is_baseline: Whether this is the measurement before training; by default the first one at step 0 is.
+        `is_baseline` is whether this is the measurement before training; by default, the first one at step 0 is. The
+        other arguments are those of `decide`.
         """
         if is_baseline is None:
             is_baseline = self._next_update == 0 and step == 0
@@ -150,7 +152,12 @@ class Controller:
         occasion = Occasion(update=update, step=step, effective_step=effective_step, inputs=inputs)
         skipped = reason_to_skip(measurement, domain_set=self._domain_set)
         before_K = self._weights_K
-        move = self._kept(skipped, step=step) if skipped else self._moved(measurement, occasion=occasion)
+        if skipped:
+            # No weight changes, and neither its losses nor its elapsed steps are recorded.
+            logger.warning("step %d: %s", step, skipped)
+            move = Move(weights_K=before_K, acted=(Acted("skipped", (), "skipped"),), reason=skipped)
+        else:
+            move = self._moved(measurement, occasion=occasion)
         self._weights_K, self._next_update = move.weights_K, update + 1
         return write_decision(
             move,
@@ -161,28 +168,38 @@ class Controller:
             domain_set=self._domain_set,
         )
 
-    def _kept(self, reason: str, *, step: int) -> Move:
-        """Return a skipped update, which changes no weight; its losses and elapsed steps are not recorded."""
-        logger.warning("step %d: %s", step, reason)
-        return Move(weights_K=self._weights_K, acted=(Acted("skipped", (), "skipped"),), reason=reason)
-
     def _moved(self, measurement: Measurement, *, occasion: Occasion) -> Move:
         """Record a measurement and return its update."""
+        # What the policy sees; a domain that was not measured keeps its previous signals.
         history = self._started(measurement)
-        signals = self._signals(measurement, history=history, update=occasion.update, z=self._safeguard_settings.z)
+        signals, unbounded = (
+            signals_from(
+                measurement,
+                history=history,
+                reference_loss_K=self._references.at_start(history.start_K),
+                weights_K=self._weights_K,
+                update=occasion.update,
+                z=z,
+            )
+            for z in (self._rules.safeguards.z, 0.0)
+        )
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
+        # The rules of the paper move from one measurement to the next, so the one before training moves nothing. For
+        # policies that use it, it covers one interval.
         move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
-        if occasion.update > 0 or self._steps_before_training > 0:
+        is_baseline = occasion.update == 0
+        elapsed_steps = occasion.step - self._last_moved_step
+        if is_baseline:
+            interval_steps = self._rules.settings.interval_steps if self._policy.decides_before_training else None
+            elapsed_steps = 0 if interval_steps is None else interval_steps
+        if not is_baseline or elapsed_steps > 0:
             move = move_weights(
                 self._weights_K,
                 signals=signals,
-                unbounded=self._signals(measurement, history=history, update=occasion.update, z=0.0),
+                unbounded=unbounded,
                 occasion=occasion,
-                elapsed_steps=self._elapsed_steps(occasion),
-                rule=self._policy,
-                policy=self._policy_settings,
-                safeguards=self._safeguard_settings,
-                domain_set=self._domain_set,
+                elapsed_steps=elapsed_steps,
+                rules=self._rules,
             )
             move = replace(move, acted=(*kept, *move.acted))
         for acted in move.acted:
@@ -190,21 +207,6 @@ class Controller:
                 logger.warning("step %d: %s", occasion.step, acted.text)
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
-
-    @property
-    def _steps_before_training(self) -> int:
-        """Return the steps that the measurement before training covers: one interval, for policies that use it.
-
-        The rules of the paper move from one measurement to the next, so the first one moves nothing.
-        """
-        interval_steps = self._policy_settings.interval_steps
-        return interval_steps if self._policy.decides_before_training and interval_steps is not None else 0
-
-    def _elapsed_steps(self, occasion: Occasion) -> int:
-        """Return the number of steps that an update covers."""
-        if occasion.update == 0:
-            return self._steps_before_training
-        return occasion.step - self._last_moved_step
 
     def _started(self, measurement: Measurement) -> History:
         """Return the history with the first losses of a measurement; check the references against the very first."""
@@ -217,17 +219,6 @@ class Controller:
             ):
                 logger.warning("%s", warning)
         return history
-
-    def _signals(self, measurement: Measurement, *, history: History, update: int, z: float) -> Signals:
-        """Return the signals of a measurement, rises counted beyond z standard errors."""
-        return signals_from(
-            measurement,
-            history=history,
-            reference_loss_K=self._references.at_start(history.start_K),
-            weights_K=self._weights_K,
-            update=update,
-            z=z,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return JSON-able state; decisions after a load are those of the uninterrupted run, bit for bit."""

@@ -29,33 +29,27 @@ def above_reference(loss: Number, reference: Number) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One decision, as `decisions.jsonl` stores it.
-
-    Attributes:
-        update: Number of the update; 0 is the measurement before training, where few policies move weights.
-        decided_at_step: Optimizer step after which the losses were measured.
-        effective_step: Optimizer step from which `weights_after` apply.
-        losses: Domain to {mean, stderr, num_loss_tokens}; null where unknown or not a number.
-        signals: Domain to {learnable_potential, forgetting_degree, ...}.
-        weights_before: Domain to weight.
-        weights_after: Domain to weight.
-        acted: Every safeguard that acted, with numbers, in order.
-        reason: One sentence.
-        inputs: Other inputs than losses: live control and supply caps; empty without any.
-        digest: sha256 over the canonical JSON of all of the above.
-    """
+    """One decision, as `decisions.jsonl` stores it."""
 
     update: int
+    """Number of the update; 0 is the measurement before training, where few policies move weights."""
     decided_at_step: int
+    """Optimizer step after which the losses were measured."""
     effective_step: int
+    """Optimizer step from which `weights_after` apply."""
     losses: Mapping[str, Mapping[str, Number]]
+    """Domain to {mean, stderr, num_loss_tokens}; null where unknown or not a number."""
     signals: Mapping[str, Mapping[str, Number]]
+    """Domain to {learnable_potential, forgetting_degree, ...}."""
     weights_before: Mapping[str, float]
     weights_after: Mapping[str, float]
     acted: tuple[str, ...]
+    """Every safeguard that acted, with numbers, in order."""
     reason: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Other inputs than losses: live control and supply caps; empty without any."""
     digest: str = ""
+    """sha256 over the canonical JSON of all of the above."""
 
     @property
     def is_update(self) -> bool:
@@ -123,11 +117,9 @@ class Decision:
 
 def by_domain(columns: Mapping[str, np.ndarray], *, domain_set: DomainSet) -> dict[str, dict[str, Number]]:
     """Return columns [K] as {domain: {column: number}}; integers stay integers, NaN and infinity become null."""
-    rows = zip(*(_plain_numbers(column_K) for column_K in columns.values()), strict=True)
+    rows = zip(*(_finite_or_none(column_K) for column_K in columns.values()), strict=True)
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(domain_set, rows, strict=True)}
 
 
-def _plain_numbers(values_K: np.ndarray) -> list[Number]:
-    """Return Python numbers, None where a value is not finite."""
-    numbers = values_K.tolist()
-    return numbers if np.all(np.isfinite(values_K)) else [n if math.isfinite(n) else None for n in numbers]
+def _finite_or_none(values_K: np.ndarray) -> list[Number]:
+    return [number if math.isfinite(number) else None for number in values_K.tolist()]

@@ -59,20 +59,19 @@ def explain(decision: Decision) -> str:
 
 
 def _domain_row(decision: Decision, name: str) -> tuple[str, ...]:
-    """Return one domain's line of `explain`."""
     losses, signals = decision.losses[name], decision.signals[name]
     before, after = decision.weights_before[name], decision.weights_after[name]
     return (
         name,
-        _number(losses["mean"], 4),
-        _number(losses["stderr"], 4),
-        _number(signals["reference_loss"], 4),
-        _number(above_reference(losses["mean"], signals["reference_loss"]), 4),
-        _number(signals["learnable_potential"], 4),
+        _number(losses["mean"]),
+        _number(losses["stderr"]),
+        _number(signals["reference_loss"]),
+        _number(above_reference(losses["mean"], signals["reference_loss"])),
+        _number(signals["learnable_potential"]),
         _percent(signals["forgetting_degree"]),
         _percent(signals["forgetting_from_best"]),
         _percent(signals["forgetting_from_start"]),
-        _number(after, 4),
+        _number(after),
         f"{after - before:+.4f}",
     )
 
@@ -83,10 +82,10 @@ def simulation_text(simulation: Simulation, *, domain_set: DomainSet) -> str:
     ends = [
         (
             name,
-            _number(last.losses[name]["mean"], 4),
-            _number(last.signals[name]["learnable_potential"], 4),
+            _number(last.losses[name]["mean"]),
+            _number(last.signals[name]["learnable_potential"]),
             _percent(last.signals[name]["forgetting_from_start"]),
-            _number(last.weights_after[name], 4),
+            _number(last.weights_after[name]),
             "-" if simulation.epochs_K is None else f"{simulation.epochs_K[domain_set.id_of(name)]:.2f}",
         )
         for name in domain_set
@@ -171,11 +170,9 @@ def _relative_fall(first: Decision, last: Decision, name: str) -> float | None:
     return None if start is None or end is None else (start - end) / start
 
 
-def _number(value: float | int | None, digits: int) -> str:
-    """Return a number as text, a dash for an unknown one."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _percent(value: float | int | None) -> str:
-    """Return a share as percent, a dash for an unknown one."""
     return "-" if value is None else f"{value:.2%}"

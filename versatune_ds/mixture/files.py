@@ -55,7 +55,7 @@ def read_domain_values(
         found = f"found keys {sorted(content)}" if values is None else f"found {key}: {str(values)[:60]}"
         raise ValueError(f'{what}: {path}: expected {{"{key}": {{domain: number}}}}, {found}')
     for name, value in values.items():
-        if not (_is_finite_number(value) or (allows_null and value is None)):
+        if not (is_finite_number(value) or (allows_null and value is None)):
             raise ValueError(f"{what}: {path}: {key}.{name}: expected a number, got {str(value)[:60]!r}")
     _check_provenance(content, path=path, what=what)
     if not content:
@@ -65,7 +65,7 @@ def read_domain_values(
     return domain_set.from_dict(by_domain_name(values, what=place), what=place), content
 
 
-def _is_finite_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
     """Return whether a value of a JSON file is a number that fits a float."""
     try:
         return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
@@ -76,8 +76,8 @@ def _is_finite_number(value: Any) -> bool:
 def _check_provenance(content: dict[str, Any], *, path: Path, what: str) -> None:
     """Check the entries on a file's origin that are read; raise ValueError with the key of a wrong one."""
     for key, is_value, expected in (
-        ("digests", _is_text, "name: digest"),
-        ("train_losses", _is_finite_number, "domain: number"),
+        ("digests", lambda value: isinstance(value, str), "name: digest"),
+        ("train_losses", is_finite_number, "domain: number"),
     ):
         values = content.get(key, {})
         if not isinstance(values, Mapping) or not all(map(is_value, values.values())):
@@ -85,11 +85,6 @@ def _check_provenance(content: dict[str, Any], *, path: Path, what: str) -> None
     for key in ("weight_unit", "measured_on"):
         if not isinstance(content.get(key), str | None):
             raise ValueError(f"{what}: {path}: {key}: expected text, got {str(content[key])[:60]}; {_REMAKE[what]}")
-
-
-def _is_text(value: Any) -> bool:
-    """Return whether a value is text."""
-    return isinstance(value, str)
 
 
 def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
@@ -103,8 +98,12 @@ def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(f"{what}: {path}: not a text file; expected JSON in UTF-8; {_REMAKE[what]}") from None
     except json.JSONDecodeError as error:
-        problem = "empty" if not text.strip() else "contains zeros, as after a power failure" if "\0" in text else ""
-        place = f"{path}: {problem}" if problem else f"{path}:{error.lineno}: not valid JSON: {error.msg}"
+        if not text.strip():
+            place = f"{path}: empty"
+        elif "\0" in text:
+            place = f"{path}: contains zeros, as after a power failure"
+        else:
+            place = f"{path}:{error.lineno}: not valid JSON: {error.msg}"
         raise ValueError(f"{what}: {place}; {_REMAKE[what]}") from None
     except (_TwiceError, RecursionError) as error:
         problem = str(error) if isinstance(error, _TwiceError) else "nested too deeply"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from versatune_ds.domains import DomainSet, by_domain_name, domain_name, nearest_name
+from versatune_ds.mixture.files import is_finite_number
 from versatune_ds.mixture.policies import Policy
 
 logger = logging.getLogger(__name__)
@@ -31,33 +32,30 @@ CONTROL_KEYS = ("pins", "caps", "freeze", *_NUMBERS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Inputs of one decision; empty by default.
-
-    Attributes:
-        pins: Domain to the weight it must have.
-        caps: Domain to its largest weight.
-        freeze: Domains that keep the weight they have.
-        supply_caps: Domain to the largest weight its remaining data can serve.
-        sigma: Replaces `mixture.sigma`.
-        delta: Replaces `mixture.delta`.
-        epsilon: Replaces `mixture.epsilon`.
-        rate: Replaces `mixture.steer.rate`.
-        anchor: Replaces `mixture.steer.anchor`.
-        interval_stretch: The next losses are measured after this many times `mixture.update_every` steps.
-        signal: "train" where the losses are those of training batches, None where they are held out.
-    """
+    """Inputs of one decision; empty by default."""
 
     pins: Mapping[str, float] = field(default_factory=dict)
+    """Domain to the weight it must have."""
     caps: Mapping[str, float] = field(default_factory=dict)
+    """Domain to its largest weight."""
     freeze: tuple[str, ...] = ()
+    """Domains that keep the weight they have."""
     supply_caps: Mapping[str, float] = field(default_factory=dict)
+    """Domain to the largest weight its remaining data can serve."""
     sigma: float | None = None
+    """Replaces `mixture.sigma`."""
     delta: float | None = None
+    """Replaces `mixture.delta`."""
     epsilon: float | None = None
+    """Replaces `mixture.epsilon`."""
     rate: float | None = None
+    """Replaces `mixture.steer.rate`."""
     anchor: float | None = None
+    """Replaces `mixture.steer.anchor`."""
     interval_stretch: int = 1
+    """The next losses are measured after this many times `mixture.update_every` steps."""
     signal: Literal["train"] | None = None
+    """Is "train" where the losses are those of training batches, None where they are held out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, JSON-able."""
@@ -157,7 +155,7 @@ def _weights_by_domain(values: Any, *, what: str, domain_set: DomainSet) -> dict
         raise ValueError(f"{what}: expected a mapping from domain to weight, got {values!r}")
     _known_domains(tuple(values), what=what, domain_set=domain_set)
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        if not is_finite_number(value) or not 0 <= value <= 1:
             raise ValueError(f"{what}: {name}: expected a weight between 0 and 1, got {value!r}")
     return by_domain_name({name: float(value) for name, value in values.items()}, what=what)
 
@@ -176,7 +174,6 @@ def _known_domains(names: Any, *, what: str, domain_set: DomainSet) -> tuple[str
 def _rate(value: Any, *, key: str, what: str) -> float:
     """Return a non-negative finite number, at most 1 where it is a share."""
     most, wanted = (1.0, "between 0 and 1") if key in _SHARES else (math.inf, "of at least 0")
-    is_finite = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not is_finite or not 0 <= value <= most:
+    if not is_finite_number(value) or not 0 <= value <= most:
         raise ValueError(f"{what}: {key}: expected a number {wanted}, got {value!r}")
     return float(value)

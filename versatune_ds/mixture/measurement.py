@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,36 +20,45 @@ from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measurement:
-    """One measurement of all domains; every error may be NaN (unknown).
-
-    Attributes:
-        loss_K: float64 mean loss, nats per loss token; NaN where a domain was absent or its loss is not a number.
-        loss_stderr_K: Standard error of `loss_K`.
-        num_loss_tokens_K: int64; 0 means that the domain was absent.
-        change_stderr_K: Standard error of the change since the previous measurement.
-        change_from_best_stderr_K: The same since the domain's best measurement.
-        change_from_start_stderr_K: The same since its first.
-    """
+    """One measurement of all domains; every error may be NaN (unknown)."""
 
     loss_K: np.ndarray
+    """float64 mean loss, nats per loss token; NaN where a domain was absent or its loss is not a number."""
     loss_stderr_K: np.ndarray
+    """Standard error of `loss_K`."""
     num_loss_tokens_K: np.ndarray
+    """int64; 0 means that the domain was absent."""
     change_stderr_K: np.ndarray
+    """Standard error of the change since the previous measurement."""
     change_from_best_stderr_K: np.ndarray
+    """The same since the domain's best measurement."""
     change_from_start_stderr_K: np.ndarray
+    """The same since its first."""
 
     @classmethod
-    def of_means(cls, loss_K: np.ndarray, *, num_loss_tokens_K: np.ndarray | None = None) -> Measurement:
+    def of_means(cls, loss_K: np.ndarray) -> Measurement:
         """Return a measurement of which only the means [K] are known; a NaN mean means an absent domain."""
         unknown_K = np.full(loss_K.shape, np.nan)
-        tokens_K = (~np.isnan(loss_K)).astype(np.int64) if num_loss_tokens_K is None else num_loss_tokens_K
+        tokens_K = (~np.isnan(loss_K)).astype(np.int64)
+        return cls.unpaired(loss_K, loss_stderr_K=unknown_K, num_loss_tokens_K=tokens_K, change_stderr_K=unknown_K)
+
+    @classmethod
+    def unpaired(
+        cls,
+        loss_K: np.ndarray,
+        *,
+        loss_stderr_K: np.ndarray,
+        num_loss_tokens_K: np.ndarray,
+        change_stderr_K: np.ndarray,
+    ) -> Measurement:
+        """Return a measurement with the same error [K] for every change, as no example is seen twice."""
         return cls(
             loss_K=loss_K,
-            loss_stderr_K=unknown_K,
-            num_loss_tokens_K=tokens_K,
-            change_stderr_K=unknown_K,
-            change_from_best_stderr_K=unknown_K,
-            change_from_start_stderr_K=unknown_K,
+            loss_stderr_K=loss_stderr_K,
+            num_loss_tokens_K=num_loss_tokens_K,
+            change_stderr_K=change_stderr_K,
+            change_from_best_stderr_K=change_stderr_K,
+            change_from_start_stderr_K=change_stderr_K,
         )
 
     def is_present(self) -> np.ndarray:
@@ -63,17 +72,14 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Remembered:
-    """Earlier losses of the same examples, so that changes have paired errors.
-
-    Attributes:
-        previous: The last accepted measurement, None before the first.
-        best: For each domain the examples of its lowest mean so far.
-        start: The first accepted measurement.
-    """
+    """Earlier losses of the same examples, so that changes have paired errors."""
 
     previous: ExampleLosses | None = None
+    """The last accepted measurement, None before the first."""
     best: ExampleLosses | None = None
+    """For each domain the examples of its lowest mean so far."""
     start: ExampleLosses | None = None
+    """The first accepted measurement."""
 
     def measure(self, losses: ExampleLosses) -> Measurement:
         """Return the measurement of new losses against the remembered ones."""
@@ -91,12 +97,7 @@ class Remembered:
         if self.best is None or not losses.is_same_examples(self.best):
             return Remembered(previous=losses, best=losses, start=losses)
         is_best_E = (losses.mean() < self.best.mean())[losses.domain_ids_E]
-        best = ExampleLosses(
-            loss_sum_E=np.where(is_best_E, losses.loss_sum_E, self.best.loss_sum_E),
-            num_loss_tokens_E=losses.num_loss_tokens_E,
-            domain_ids_E=losses.domain_ids_E,
-            num_domains=losses.num_domains,
-        )
+        best = replace(losses, loss_sum_E=np.where(is_best_E, losses.loss_sum_E, self.best.loss_sum_E))
         return Remembered(previous=losses, best=best, start=self.start)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,25 +131,21 @@ class Remembered:
         return cls(previous=losses("previous_E"), best=losses("best_E"), start=losses("start_E"))
 
 
-def measurement_of_statistics(statistics: DomainStatistics, *, previous_stderr_K: np.ndarray | None) -> Measurement:
+def measurement_of_statistics(statistics: DomainStatistics, *, previous_stderr_K: np.ndarray) -> Measurement:
     """Return the measurement of training losses by domain, where no example is seen twice.
 
     Errors are the token-wise ones, changes unpaired: both are approximate, and the losses lean towards what was drawn.
 
     Args:
         statistics: Sums over the steps since the last update.
-        previous_stderr_K: Standard errors of the previous measurement, None before the first.
+        previous_stderr_K: Standard errors of the previous measurement, NaN before the first.
     """
     stderr_K = statistics.standard_error()
-    unknown_K = np.full(stderr_K.shape, np.nan)
-    change_K = unknown_K if previous_stderr_K is None else np.hypot(stderr_K, previous_stderr_K)
-    return Measurement(
-        loss_K=statistics.mean(),
+    return Measurement.unpaired(
+        statistics.mean(),
         loss_stderr_K=stderr_K,
         num_loss_tokens_K=statistics.num_loss_tokens_K,
-        change_stderr_K=change_K,
-        change_from_best_stderr_K=change_K,
-        change_from_start_stderr_K=change_K,
+        change_stderr_K=np.hypot(stderr_K, previous_stderr_K),
     )
 
 
@@ -163,5 +160,4 @@ def _to_text(values: np.ndarray) -> str:
 
 
 def _from_text(text: str, dtype: str) -> np.ndarray:
-    """Return the vector of a text made by `_to_text`."""
     return np.frombuffer(base64.b64decode(text), dtype=dtype)

@@ -40,23 +40,16 @@ Guarded = tuple[np.ndarray, tuple[Acted, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Bounds:
-    """Smallest and largest weight of each domain, and what set it.
-
-    Attributes:
-        lower_K: float64, sums to at most 1.
-        upper_K: float64, sums to at least 1.
-        lower_by: What set each lower bound: "floor", "pin", "freeze".
-        upper_by: What set each upper bound: "cap", "control cap", "supply cap", "pin", "freeze".
-    """
+    """Smallest and largest weight of each domain, and what set it."""
 
     lower_K: np.ndarray
+    """float64, sums to at most 1."""
     upper_K: np.ndarray
+    """float64, sums to at least 1."""
     lower_by: tuple[str, ...]
+    """What set each lower bound: "floor", "pin", "freeze"."""
     upper_by: tuple[str, ...]
-
-    def is_feasible(self) -> bool:
-        """Return whether any weights lie within."""
-        return bool(self.lower_K.sum() <= 1.0 + 1e-9 and self.upper_K.sum() >= 1.0 - 1e-9)
+    """What set each upper bound: "cap", "control cap", "supply cap", "pin", "freeze"."""
 
 
 def rise_beyond_earlier(signals: Signals) -> np.ndarray:
@@ -90,6 +83,22 @@ def forgetting_budget(
     rises = ", ".join(f"{domain_set.names[i]} {rise_K[i]:.1%}" for i in worst_first)
     names = tuple(domain_set.names[i] for i in worst_first)
     return normalise(raised_K), (Acted("forgetting budget", names, f"forgetting budget {budget:.1%}: {rises}"),)
+
+
+def eased_budget(
+    signals: Signals, *, unbounded: Signals, budget: float | None, domain_set: DomainSet
+) -> tuple[Acted, ...]:
+    """Return a record of the domains whose forgetting budget the confidence bound eased; empty if none.
+
+    The rises of `signals` are lower bounds, those of `unbounded` are as measured.
+    """
+    if budget is None:
+        return ()
+    rise_K, measured_K = rise_beyond_earlier(signals), rise_beyond_earlier(unbounded)
+    eased = tuple(domain_set.names[i] for i in np.flatnonzero((measured_K > budget) & (rise_K < measured_K)))
+    if not eased:
+        return ()
+    return (Acted("confidence bound", eased, f"confidence bound: less of the budget is used by {', '.join(eased)}"),)
 
 
 def prior_pull(weights_K: np.ndarray, *, start_weights_K: np.ndarray, pull: float, num_intervals: float) -> Guarded:
@@ -137,7 +146,7 @@ def feasible_bounds(
     )
     for allowed, given_up in attempts:
         bounds = bounds_from(settings, inputs=allowed, before_K=before_K, domain_set=domain_set)
-        if bounds.is_feasible():
+        if bounds.lower_K.sum() <= 1.0 + 1e-9 and bounds.upper_K.sum() >= 1.0 - 1e-9:
             return bounds, given_up
     raise AssertionError("safeguard_settings checks that floor and cap alone leave room")
 

@@ -24,15 +24,6 @@ class Schedule:
         self._steps = [0]
         self._weights = [as_weights(weights_K, "weights of step 0")]
 
-    def __len__(self) -> int:
-        """Return the number of entries."""
-        return len(self._steps)
-
-    @property
-    def last_step(self) -> int:
-        """Return the step from which the newest weights apply."""
-        return self._steps[-1]
-
     def append(self, effective_step: int, weights_K: np.ndarray) -> None:
         """Add weights [K] that apply from a step on.
 

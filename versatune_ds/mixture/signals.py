@@ -22,17 +22,14 @@ from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class History:
-    """Earlier losses that later signals need; a value, replaced at every accepted measurement.
-
-    Attributes:
-        signals: The last signals; its `loss_K` is "the previous loss".
-        best_K: Lowest loss of each domain so far, NaN before its first.
-        start_K: First loss of each domain, NaN before it.
-    """
+    """Earlier losses that later signals need; a value, replaced at every accepted measurement."""
 
     signals: Signals
+    """The last signals; its `loss_K` is "the previous loss"."""
     best_K: np.ndarray
+    """Lowest loss of each domain so far, NaN before its first."""
     start_K: np.ndarray
+    """First loss of each domain, NaN before it."""
 
     @classmethod
     def empty(cls, num_domains: int) -> History:
@@ -133,19 +130,14 @@ def signals_from(
             earlier.loss_per_weight_sum_K, loss_K=measurement.loss_K, weights_K=weights_K, update=update
         ),
     )
-    return _kept_where_absent(measured, is_present_K=measurement.is_present(), previous=earlier)
+    is_present_K = measurement.is_present()
+    kept = {
+        name: np.where(is_present_K, getattr(measured, name), getattr(earlier, name)) for name in Signals.vector_names()
+    }
+    return replace(measured, **kept)
 
 
 def _with_loss_per_weight(sum_K: np.ndarray, *, loss_K: np.ndarray, weights_K: np.ndarray, update: int) -> np.ndarray:
     """Return the sums [K] with this update's loss / weight; the measurement before training adds nothing."""
     sum_K = np.nan_to_num(sum_K)
     return sum_K if update == 0 else sum_K + np.divide(loss_K, weights_K, out=np.zeros_like(sum_K), where=weights_K > 0)
-
-
-def _kept_where_absent(measured: Signals, *, is_present_K: np.ndarray, previous: Signals) -> Signals:
-    """Return the measured signals, with the previous ones for domains that were absent."""
-    kept = {
-        name: np.where(is_present_K, getattr(measured, name), getattr(previous, name))
-        for name in Signals.vector_names()
-    }
-    return replace(measured, **kept)

@@ -21,6 +21,15 @@ def _frozen(values: npt.ArrayLike, dtype: npt.DTypeLike) -> np.ndarray:
     return array
 
 
+def _freeze_fields(statistics: object, dtypes: dict[str, type], *, what: str) -> None:
+    """Replace three fields by read-only vectors of their types; raise ValueError if they differ in shape."""
+    for name, dtype in dtypes.items():
+        object.__setattr__(statistics, name, _frozen(getattr(statistics, name), dtype))
+    shapes = {getattr(statistics, name).shape for name in dtypes}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f"{what} need three vectors of one length, got shapes {sorted(shapes)}")
+
+
 def _mean(loss_sum: np.ndarray, num_loss_tokens: np.ndarray) -> np.ndarray:
     """Return sum / tokens in nats per loss token, NaN where there is no token."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -29,17 +38,14 @@ def _mean(loss_sum: np.ndarray, num_loss_tokens: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DomainStatistics:
-    """Loss sums by domain.
-
-    Attributes:
-        loss_sum_K: float64, nats.
-        loss_sq_sum_K: float64, sum of squared token losses.
-        num_loss_tokens_K: int64, tokens that bear loss.
-    """
+    """Loss sums by domain."""
 
     loss_sum_K: np.ndarray
+    """float64, nats."""
     loss_sq_sum_K: np.ndarray
+    """float64, sum of squared token losses."""
     num_loss_tokens_K: np.ndarray
+    """int64, tokens that bear loss."""
 
     def __post_init__(self) -> None:
         """Copy to read-only vectors of the documented types.
@@ -47,11 +53,8 @@ class DomainStatistics:
         Raises:
             ValueError: If the three differ in shape.
         """
-        for name, dtype in (("loss_sum_K", np.float64), ("loss_sq_sum_K", np.float64), ("num_loss_tokens_K", np.int64)):
-            object.__setattr__(self, name, _frozen(getattr(self, name), dtype))
-        shapes = {self.loss_sum_K.shape, self.loss_sq_sum_K.shape, self.num_loss_tokens_K.shape}
-        if len(shapes) > 1 or self.loss_sum_K.ndim != 1:
-            raise ValueError(f"statistics by domain need three vectors of one length, got shapes {sorted(shapes)}")
+        dtypes = {"loss_sum_K": np.float64, "loss_sq_sum_K": np.float64, "num_loss_tokens_K": np.int64}
+        _freeze_fields(self, dtypes, what="statistics by domain")
 
     def mean(self) -> np.ndarray:
         """Return the mean loss [K] in nats per loss token; NaN for a domain without tokens."""
@@ -83,18 +86,16 @@ class ExampleLosses:
     """Loss sums of the same validation examples at one moment.
 
     A rank fills in the examples it evaluated and leaves zeros elsewhere; the sum over ranks is the measurement.
-
-    Attributes:
-        loss_sum_E: float64, nats summed over an example's loss tokens.
-        num_loss_tokens_E: int64.
-        domain_ids_E: int64, the domain of each example; the same on every rank.
-        num_domains: K; a domain may own no example.
     """
 
     loss_sum_E: np.ndarray
+    """float64, nats summed over an example's loss tokens."""
     num_loss_tokens_E: np.ndarray
+    """int64."""
     domain_ids_E: np.ndarray
+    """int64, the domain of each example; the same on every rank."""
     num_domains: int
+    """K; a domain may own no example."""
     _num_loss_tokens_K: np.ndarray = field(init=False)
     _mean_K: np.ndarray = field(init=False)
     _num_bearing_K: np.ndarray = field(init=False)
@@ -106,11 +107,8 @@ class ExampleLosses:
         Raises:
             ValueError: If the three differ in shape or an id is out of range.
         """
-        for name, dtype in (("loss_sum_E", np.float64), ("num_loss_tokens_E", np.int64), ("domain_ids_E", np.int64)):
-            object.__setattr__(self, name, _frozen(getattr(self, name), dtype))
-        shapes = {self.loss_sum_E.shape, self.num_loss_tokens_E.shape, self.domain_ids_E.shape}
-        if len(shapes) > 1 or self.loss_sum_E.ndim != 1:
-            raise ValueError(f"losses by example need three vectors of one length, got shapes {sorted(shapes)}")
+        dtypes = {"loss_sum_E": np.float64, "num_loss_tokens_E": np.int64, "domain_ids_E": np.int64}
+        _freeze_fields(self, dtypes, what="losses by example")
         if np.any((self.domain_ids_E < 0) | (self.domain_ids_E >= self.num_domains)):
             raise ValueError(f"domain ids of examples must lie in 0..{self.num_domains - 1}")
         num_loss_tokens_K = self.sum_by_domain(self.num_loss_tokens_E)
@@ -192,18 +190,3 @@ class ExampleLosses:
         with np.errstate(invalid="ignore", divide="ignore"):
             factor_K = np.where(num_examples_K > 1, num_examples_K / (num_examples_K - 1), np.nan)
             return np.sqrt(factor_K * self.sum_by_domain(residuals_E**2)) / self.num_loss_tokens()
-
-    def to_vector(self) -> np.ndarray:
-        """Return float64 [2E] for one all-reduce sum over ranks: loss sums, then token counts."""
-        return np.concatenate([self.loss_sum_E, self.num_loss_tokens_E.astype(np.float64)])
-
-    @classmethod
-    def from_vector(cls, vector: npt.ArrayLike, *, domain_ids_E: npt.ArrayLike, num_domains: int) -> ExampleLosses:
-        """Return the losses of a vector [2E] made by `to_vector`, summed over ranks or not."""
-        loss_sum_E, num_loss_tokens_E = np.split(np.asarray(vector, dtype=np.float64), 2)
-        return cls(
-            loss_sum_E=loss_sum_E,
-            num_loss_tokens_E=num_loss_tokens_E,
-            domain_ids_E=np.asarray(domain_ids_E),
-            num_domains=num_domains,
-        )

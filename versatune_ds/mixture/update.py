@@ -1,6 +1,10 @@
 """One update of the weights: policy, then safeguards, then the reason in one sentence, then the decision.
 
-Everything between a measurement's signals and the written decision is a pure function of values.
+Everything between a measurement's signals and the written decision is a pure function of values. The texts are part of
+a decision's digest: changing one changes what `versatune replay` finds in older runs.
+
+The signals are computed a second time without the confidence bound. Where the policy or the forgetting budget would
+then have acted otherwise, the bound acted, and the decision records it. Source: docs/method.md section 8.
 
 Shape legend: **K** domains.
 """
@@ -15,45 +19,69 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, by_domain
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
-from versatune_ds.mixture.missing_losses import eased_budget
 from versatune_ds.mixture.policies import Policy, PolicySettings, Signals
 from versatune_ds.mixture.policies.acted import Acted, recorded_texts
-from versatune_ds.mixture.reason import reason_for
-from versatune_ds.mixture.safeguards import apply_safeguards
+from versatune_ds.mixture.safeguards import apply_safeguards, eased_budget
 from versatune_ds.mixture.settings import SafeguardSettings
 from versatune_ds.mixture.weights import as_weights
+
+BASELINE_REASON = "Baseline before training: the losses are recorded, the weights stay at the start."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occasion:
-    """When a decision is made, and its inputs besides losses.
-
-    Attributes:
-        update: Number of the update; 0 is the measurement before training.
-        step: Optimizer steps done.
-        effective_step: Step from which new weights can apply.
-        inputs: Live control and supply caps.
-    """
+    """When a decision is made, and its inputs besides losses."""
 
     update: int
+    """Number of the update; 0 is the measurement before training."""
     step: int
+    """Optimizer steps done."""
     effective_step: int
+    """Step from which new weights can apply."""
     inputs: Inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Move:
-    """Result of an update.
-
-    Attributes:
-        weights_K: Weights afterwards, float64.
-        acted: Every safeguard that acted, in order.
-        reason: One sentence.
-    """
+    """Result of an update."""
 
     weights_K: np.ndarray
+    """Weights afterwards, float64."""
     acted: tuple[Acted, ...] = ()
+    """Every safeguard that acted, in order."""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What decides how the weights of a run move: its policy with resolved settings, the safeguards, the domains."""
+
+    policy: Policy
+    settings: PolicySettings
+    safeguards: SafeguardSettings
+    domain_set: DomainSet
+
+
+def reason_to_skip(measurement: Measurement, *, domain_set: DomainSet) -> str | None:
+    """Return why an update must be skipped, or None where the measurement can decide."""
+    bad = [name for name, is_bad in zip(domain_set, measurement.is_not_finite(), strict=True) if is_bad]
+    if bad:
+        return f"Update skipped: the loss of {', '.join(bad)} is not a number; the weights stay."
+    if not np.any(measurement.is_present()):
+        return "Update skipped: no domain was measured; the weights stay."
+    return None
+
+
+def kept_signals(measurement: Measurement, *, previous: Signals, domain_set: DomainSet) -> tuple[Acted, ...]:
+    """Return a record of the domains that were not measured and kept their previous signals; empty if none.
+
+    A domain that was never measured has no signals to keep and is not listed.
+    """
+    is_kept_K = ~measurement.is_present() & ~np.isnan(previous.loss_K)
+    names = tuple(domain_set.names[i] for i in np.flatnonzero(is_kept_K))
+    if not names:
+        return ()
+    return (Acted("previous signals kept", names, f"previous signals kept: {', '.join(names)}"),)
 
 
 def move_weights(
@@ -63,10 +91,7 @@ def move_weights(
     unbounded: Signals,
     occasion: Occasion,
     elapsed_steps: int,
-    rule: Policy,
-    policy: PolicySettings,
-    safeguards: SafeguardSettings,
-    domain_set: DomainSet,
+    rules: Rules,
 ) -> Move:
     """Return the update of weights [K]: proposed by the policy, bounded by the safeguards, with its reason.
 
@@ -76,13 +101,12 @@ def move_weights(
         unbounded: The same without the confidence bound, to record where that bound decided.
         occasion: Steps and inputs of the update; rates set by live control replace the policy's.
         elapsed_steps: Steps since the weights were last decided on a measurement.
-        rule: The policy.
-        policy: Its resolved settings.
-        safeguards: Resolved safeguard settings.
-        domain_set: Domains of the run.
+        rules: What decides.
     """
-    settings = replace(policy.after_steps(elapsed_steps), **occasion.inputs.rates())
-    proposed_K = rule.update(weights_K, signals, occasion.effective_step, settings)
+    # Proposed by the policy, bounded by the safeguards.
+    policy, safeguards, domain_set = rules.policy, rules.safeguards, rules.domain_set
+    settings = replace(rules.settings.after_steps(elapsed_steps), **occasion.inputs.rates())
+    proposed_K = policy.update(weights_K, signals, occasion.effective_step, settings)
     guarded_K, acted = apply_safeguards(
         proposed_K,
         before_K=weights_K,
@@ -94,13 +118,45 @@ def move_weights(
         domain_set=domain_set,
     )
     after_K = as_weights(guarded_K, "decided weights")
-    reason = reason_for(rule, signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
-    by_rule = rule.limits(weights_K, signals, settings, domain_set.names) if rule.limits else ()
+
+    # Why the weights moved, and what limited the move.
+    reason = _reason_for(policy, signals, before_K=weights_K, after_K=after_K, settings=settings, domain_set=domain_set)
+    by_rule = policy.limits(weights_K, signals, settings, domain_set.names) if policy.limits else ()
     by_confidence = (
-        *(rule.bound_effect(signals, unbounded, settings) if rule.bound_effect else ()),
+        *(policy.bound_effect(signals, unbounded, settings) if policy.bound_effect else ()),
         *eased_budget(signals, unbounded=unbounded, budget=safeguards.forgetting_budget, domain_set=domain_set),
     )
     return Move(weights_K=after_K, acted=(*by_confidence, *by_rule, *acted), reason=reason)
+
+
+def _reason_for(
+    policy: Policy,
+    signals: Signals,
+    *,
+    before_K: np.ndarray,
+    after_K: np.ndarray,
+    settings: PolicySettings,
+    domain_set: DomainSet,
+) -> str:
+    """Return the reason of an update: what the policy saw, then which weights moved most."""
+    moved = _largest_moves(before_K, after_K, domain_set=domain_set)
+    if not policy.moves:
+        change = f"; {moved}" if moved else ", held"
+        return f"Policy {settings.policy}: a fixed mixture{change}."
+    clauses = [policy.explain(signals, settings, domain_set.names)] if policy.explain else []
+    return f"Policy {settings.policy}: {'; '.join([*clauses, moved or 'no weight moved'])}."
+
+
+def _largest_moves(before_K: np.ndarray, after_K: np.ndarray, *, domain_set: DomainSet) -> str:
+    """Describe the largest rise and the largest fall of a weight; empty where nothing moved visibly."""
+    change_K = after_K - before_K
+    if np.max(np.abs(change_K)) < 5e-5:
+        return ""
+    most, least = int(np.argmax(change_K)), int(np.argmin(change_K))
+    return (
+        f"{domain_set.names[most]} gained most ({before_K[most]:.4f} to {after_K[most]:.4f}), "
+        f"{domain_set.names[least]} gave most ({before_K[least]:.4f} to {after_K[least]:.4f})"
+    )
 
 
 def write_decision(
@@ -113,11 +169,16 @@ def write_decision(
     domain_set: DomainSet,
 ) -> Decision:
     """Return the decision with its digest."""
+    losses = {
+        "mean": measurement.loss_K,
+        "stderr": measurement.loss_stderr_K,
+        "num_loss_tokens": measurement.num_loss_tokens_K,
+    }
     decision = Decision(
         update=occasion.update,
         decided_at_step=occasion.step,
         effective_step=occasion.effective_step,
-        losses=by_domain(_loss_columns(measurement), domain_set=domain_set),
+        losses=by_domain(losses, domain_set=domain_set),
         signals=by_domain(_signal_columns(signals), domain_set=domain_set),
         weights_before=domain_set.to_dict(before_K),
         weights_after=domain_set.to_dict(move.weights_K),
@@ -126,15 +187,6 @@ def write_decision(
         inputs=occasion.inputs.to_dict(),
     )
     return replace(decision, digest=decision.computed_digest())
-
-
-def _loss_columns(measurement: Measurement) -> dict[str, np.ndarray]:
-    """Return a decision's `losses` as columns [K]."""
-    return {
-        "mean": measurement.loss_K,
-        "stderr": measurement.loss_stderr_K,
-        "num_loss_tokens": measurement.num_loss_tokens_K,
-    }
 
 
 def _signal_columns(signals: Signals) -> dict[str, np.ndarray]:

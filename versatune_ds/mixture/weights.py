@@ -101,9 +101,3 @@ def project_to_bounds(weights_K: np.ndarray, *, lower_K: np.ndarray, upper_K: np
         if not np.any(is_free_K):
             break
     return normalise(fixed_K)
-
-
-def with_floor(weights_K: np.ndarray, floor: float) -> np.ndarray:
-    """Return the nearest weights with none below `floor`; the others give in proportion to what they have."""
-    num_domains = len(weights_K)
-    return project_to_bounds(weights_K, lower_K=np.full(num_domains, floor), upper_K=np.ones(num_domains))

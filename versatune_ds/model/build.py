@@ -32,6 +32,7 @@ from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
+from versatune_ds.log import first_line
 from versatune_ds.model.attention import (
     Machine,
     attention_arguments,
@@ -118,7 +119,7 @@ class DomainModel(nn.Module):
         bounds of the examples (`attention.py`), found in the positions only where `cu_seqlens` is not given.
         """
         lengths = attention_arguments(self.causal_lm, positions, cu_seqlens=cu_seqlens, longest_segment=longest_segment)
-        if self.num_positions is not None:  # examples fit (positions.py); the padding of a long row may not
+        if self.num_positions is not None:  # examples fit (check_positions); the padding of a long row may not
             positions = positions.remainder(self.num_positions)
         decoder = self.causal_lm.get_decoder()
         has_router_loss = self.router_loss is not None and self.training
@@ -240,7 +241,7 @@ def build_causal_lm(
             raise
         raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
     # Check the vocabulary, then freeze parameters or add adapters.
     _check_vocabulary(causal_lm, vocab_size=vocab_size)

@@ -33,23 +33,25 @@ def check_losses_are_the_models(causal_lm: Any) -> None:
     """
     was_training = causal_lm.training
     causal_lm.eval()
+    # Logits and router loss: ours against the model's own.
     ids = torch.arange(8, device=causal_lm.device)[None] % sizes_of(causal_lm.config).vocabulary
-    alone, half = torch.arange(8, device=ids.device)[None], torch.arange(4, device=ids.device)
+    positions, half_positions = torch.arange(8, device=ids.device)[None], torch.arange(4, device=ids.device)
     router_loss = router_loss_of(causal_lm)
     extra = {} if router_loss is None else {"output_router_logits": True}
     with dense_attention(causal_lm):
-        own = causal_lm(input_ids=ids, position_ids=alone, use_cache=False, **extra)
-        with_mask = _our_logits(causal_lm, _run_decoder(causal_lm, ids, alone))
+        own = causal_lm(input_ids=ids, position_ids=positions, use_cache=False, **extra)
+        with_mask = _our_logits(causal_lm, _run_decoder(causal_lm, ids, positions))
     _check_equal(own.logits, with_mask, problem="scales its logits outside its head")
-    output = _run_decoder(causal_lm, ids, alone, **extra)
+    output = _run_decoder(causal_lm, ids, positions, **extra)
     problem = "computes its attention in another way with model.attention as it is than with sdpa or eager"
     _check_equal(with_mask, _our_logits(causal_lm, output), problem=problem)
     if router_loss is not None:
         theirs, ours = router_loss.coefficient * own.aux_loss, router_loss(output.router_logits)
         _check_equal(theirs, ours, problem="computes its router loss in another way than its config says")
-    two_rows = torch.cat([ids.flip(1), ids]), torch.cat([half, half]).expand(2, 8)
+    # Two examples of four tokens in the second row: the later one must see neither the other nor the first row.
+    two_rows = torch.cat([ids.flip(1), ids]), torch.cat([half_positions, half_positions]).expand(2, 8)
     packed = _our_logits(causal_lm, _run_decoder(causal_lm, *two_rows))[1:, 4:]
-    apart = _our_logits(causal_lm, _run_decoder(causal_lm, ids[:, 4:], half[None]))
+    apart = _our_logits(causal_lm, _run_decoder(causal_lm, ids[:, 4:], half_positions[None]))
     _check_equal(apart, packed, problem="lets the examples of a packed row see each other")
     causal_lm.train(was_training)
 

@@ -23,6 +23,8 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from versatune_ds.log import first_line
+
 logger = logging.getLogger(__name__)
 
 _WEIGHT_FILES = (
@@ -36,7 +38,7 @@ _WEIGHT_FILES = (
 _COMPUTED = re.compile(r"(inv_freq|position_ids|attn\.bias|masked_bias)$")
 """Buffers that a model computes itself where its files lack them."""
 
-_HEADS_BESIDE = re.compile(r"^(score|classifier|classification_head|reward_head|value_head|v_head|mtp)\.")
+_OTHER_HEADS = re.compile(r"^(score|classifier|classification_head|reward_head|value_head|v_head|mtp)\.")
 """Weights that are no part of the language model: of reward models, and of multi-token prediction."""
 
 _NUM_NAMES = 3
@@ -74,7 +76,7 @@ def check_saved_weights(name: str, *, model_class: Any, config: Any) -> bool:
                 ignore_mismatched_sizes=True,
             )
         except RuntimeError as error:  # experts of unequal shapes cannot be merged
-            raise ValueError(_unfit(name, model_class, str(error))) from None
+            raise ValueError(_mismatch_message(name, model_class, str(error))) from None
     check_loading_info(name, info, causal_lm=plain)
     return True
 
@@ -94,19 +96,19 @@ def check_loading_info(name: str, info: Mapping[str, Iterable[Any]], *, causal_l
     absent = {key for key in info["missing_keys"] if not _COMPUTED.search(key)}
     missing = sorted(key for key in absent if tied.get(key) not in absent)
     unexpected = sorted(info["unexpected_keys"])
-    beside = [key for key in unexpected if _HEADS_BESIDE.search(key)]
-    unexpected = [key for key in unexpected if key not in beside]
+    of_other_heads = [key for key in unexpected if _OTHER_HEADS.search(key)]
+    unexpected = [key for key in unexpected if key not in of_other_heads]
     misshapen = sorted(f"{key} {list(found)} for {list(wanted)}" for key, found, wanted in info["mismatched_keys"])
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    wrong = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in kinds.items() if keys]
+    wrong = [f"{len(keys)} {kind} ({_first_names(keys)})" for kind, keys in kinds.items() if keys]
     if wrong:
-        raise ValueError(_unfit(name, type(causal_lm), ", ".join(wrong)))
-    if beside:
+        raise ValueError(_mismatch_message(name, type(causal_lm), ", ".join(wrong)))
+    if of_other_heads:
         logger.warning(
             "%s: %d of its weights belong to another head and are not loaded: %s",
             name,
-            len(beside),
-            _first(beside),
+            len(of_other_heads),
+            _first_names(of_other_heads),
         )
 
 
@@ -115,7 +117,7 @@ def without_load_report() -> Iterator[None]:
     """Keep transformers' table of missing and unexpected weights out of the log; `check_loading_info` reports them."""
 
     def is_no_report(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
+        text = record.getMessage()  # nothing else distinguishes these records from others of the logger
         return "LOAD REPORT" not in text and "seem corrupted" not in text
 
     source = logging.getLogger("transformers.modeling_utils")
@@ -139,7 +141,7 @@ def _quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _unfit(name: str, model_class: Any, reason: str) -> str:
+def _mismatch_message(name: str, model_class: Any, reason: str) -> str:
     """Return the error message for a model whose files do not fit its config."""
     return (
         f"model.name_or_path: {name}: its weights are not those of {model_class.__name__} as its config.json describes "
@@ -147,8 +149,7 @@ def _unfit(name: str, model_class: Any, reason: str) -> str:
     )
 
 
-def _first(names: list[str]) -> str:
-    """Return the first names of a list, with dots where there are more."""
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:_NUM_NAMES]) + (", ..." if len(names) > _NUM_NAMES else "")
 
 
@@ -187,7 +188,7 @@ def _headers_of_file(path: Path, *, name: str) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"model.name_or_path: {name}: cannot read {path.name}: {reason}; copy it again") from None
 
 

@@ -1,16 +1,21 @@
-"""Read the sizes of a model from its config, whatever their names there.
+"""Read the sizes of a model from its config, whatever their names there, and check that its positions suffice.
 
 transformers' configs have several names for one thing: `n_positions`, `n_ctx` and `max_position_embeddings`;
 `num_experts`, `num_local_experts` and `n_routed_experts`. All code reads sizes through this module.
+
+Positions restart with every packed example, so a row may be longer than the model's positions; an example may not.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +23,8 @@ class ModelSizes:
     """Sizes of a language model; None where its config does not state one."""
 
     vocabulary: int
-    hidden: int | None
-    num_layers: int | None
-    num_heads: int | None
     head_dim: int | None
+    """Size of a head of queries and keys, where all layers have the same."""
     max_positions: int | None
     """Longest text that the model was made for, in tokens."""
     num_experts: int | None
@@ -33,9 +36,6 @@ class ModelSizes:
 
 _SPELLINGS = {
     "vocabulary": ("vocab_size", "n_vocab"),
-    "hidden": ("hidden_size", "n_embd", "d_model", "dim", "model_dim"),
-    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "head_dim": ("head_dim", "d_kv", "attention_head_dim"),
     "max_positions": (
         "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length",
@@ -52,13 +52,17 @@ _SPELLINGS = {
 }  # fmt: skip
 """Size -> its names, the most common first."""
 
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
+_NUM_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+
 
 def sizes_of(config: Any) -> ModelSizes:
     """Return the sizes in a transformers config; of a model of several parts, those of the text model."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     found = {size: _first_number(text, names) for size, names in _SPELLINGS.items()}
-    if found["head_dim"] is None and found["hidden"] and found["num_heads"]:
-        found["head_dim"] = found["hidden"] // found["num_heads"]
+    hidden, num_heads = _first_number(text, _HIDDEN), _first_number(text, _NUM_HEADS)
+    if found["head_dim"] is None and hidden and num_heads:
+        found["head_dim"] = hidden // num_heads
     if not found["num_experts"] or found["num_experts"] < 2:  # some dense models of a family with experts state 0 or 1
         found["num_experts"] = found["num_experts_per_token"] = None
     return ModelSizes(**{**found, "softcap": float(found["softcap"] or 0.0)})
@@ -100,3 +104,25 @@ def _is_of_positions(name: str) -> bool:
     """Return whether a module's name looks like that of a table of positions."""
     last = name.rpartition(".")[2].lower()
     return last == "wpe" or "position" in last or last in ("pos_emb", "pos_embed", "pos_embedding")
+
+
+def check_positions(causal_lm: Any, *, longest: int, what: str = "the longest example") -> None:
+    """Check that a model has enough positions; warn where a text is longer than it was made for.
+
+    Args:
+        causal_lm: A transformers model.
+        longest: Tokens of the longest text that goes through it; `data.row_tokens` limits them.
+        what: Description of that text.
+
+    Raises:
+        ValueError: If the model learned its positions and has fewer.
+    """
+    num_learned = num_learned_positions(causal_lm)
+    if num_learned is not None and longest > num_learned:
+        raise ValueError(
+            f"data.row_tokens: {what} has {longest} tokens, but the model has learned {num_learned} positions "
+            f"(max_position_embeddings or n_positions of its config); set data.row_tokens={num_learned} or less"
+        )
+    made_for = sizes_of(causal_lm.config).max_positions
+    if num_learned is None and made_for is not None and longest > made_for:
+        logger.warning("data.row_tokens: %s has %d tokens, but the model was made for %d", what, longest, made_for)

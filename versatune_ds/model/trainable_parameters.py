@@ -91,7 +91,9 @@ def merged_weights(causal_lm: nn.Module, weights: Mapping[str, Weight]) -> dict[
         weights: Its weights by name, the adapters' among them.
     """
     merged = dict(weights)
-    for name, layer in _adapter_layers(causal_lm).items():
+    layer_class = _load_peft().tuners.tuners_utils.BaseTunerLayer
+    layers = {name: module for name, module in causal_lm.named_modules() if isinstance(module, layer_class)}
+    for name, layer in layers.items():
         of_layer = {part: merged.pop(f"{name}.{part}") for part in layer.state_dict()}
         for part, weight in of_layer.items():
             if part.startswith("base_layer."):
@@ -133,12 +135,6 @@ def save_adapters(causal_lm: Any, folder: Path, *, base_model: str | None) -> No
     weights = _load_peft().get_peft_model_state_dict(causal_lm, adapter_name=_ADAPTER, save_embedding_layers=False)
     named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in weights.items()}
     save_tensors(named, folder / "adapter_model.safetensors")
-
-
-def _adapter_layers(causal_lm: nn.Module) -> dict[str, Any]:
-    """Return the layers with adapters by name, outermost first."""
-    layer_class = _load_peft().tuners.tuners_utils.BaseTunerLayer
-    return {name: module for name, module in causal_lm.named_modules() if isinstance(module, layer_class)}
 
 
 def _check_target_modules(causal_lm: Any, lora: LoraConfig) -> None:

@@ -4,7 +4,6 @@ A metric is a flat name (`domain/law/loss`) with a number at a step; a sink rece
 `metrics.jsonl` and `decisions.jsonl`; every other sink may fail, and training continues.
 """
 
-from versatune_ds.monitor.opening import open_monitor
-from versatune_ds.monitor.sinks import Monitor, Sink
+from versatune_ds.monitor.sinks import Monitor, Sink, open_monitor
 
 __all__ = ["Monitor", "Sink", "open_monitor"]

@@ -60,7 +60,6 @@ def draw_losses(decisions: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _axes(label: str) -> tuple[Figure, Any]:
-    """Return a figure with one pair of axes."""
     figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=100)
     axes = figure.subplots()
     axes.set_xlabel("optimizer step")

@@ -1,17 +1,16 @@
-"""Log the progress of long work: a line every few seconds, with the remaining time.
+"""Log progress as plain lines: of a run, one an interval and one a domain at every decision; of other long work.
 
-The lines are plain text, so a terminal, a file and a Slurm log show them alike. Work that ends before the first line is
-due logs nothing.
+The lines are plain text, so a terminal, a file and a Slurm log show them alike.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
-from versatune_ds.monitor.plain import duration
+from versatune_ds.text_table import number_cell, text_table
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +19,73 @@ Item = TypeVar("Item")
 _LOG_SECONDS = 5.0
 
 
+class PlainTerminal:
+    """A sink that logs the progress of a run.
+
+    Args:
+        num_steps: Optimizer steps of the run.
+    """
+
+    def __init__(self, *, num_steps: int) -> None:
+        self._num_steps = num_steps
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log one line for a step's training metrics; those of validation are logged with the decision."""
+        if "train/loss" not in values:
+            return
+        logger.info(
+            "step %d/%d  loss %.3f  grad %.2f  %s tokens/s  %s left",
+            step,
+            self._num_steps,
+            values["train/loss"],
+            values["train/grad_norm"],
+            f"{values['perf/tokens_per_second']:,.0f}",
+            duration((self._num_steps - step) * values["perf/step_seconds"]),
+        )
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Log why the weights moved, then one line per domain: validation loss, weight before and after."""
+        log_decision(decision)
+        rows = []
+        for name, after in decision["weights_after"].items():
+            before, loss = decision["weights_before"][name], decision["losses"][name]["mean"]
+            weight = f"weight {before:.4f} -> {after:.4f}"
+            rows.append((name, f"loss {number_cell(loss)}", weight, direction(before, after)))
+        for line in text_table((), rows, num_left=4).splitlines():
+            logger.info("  %s", line)
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Log nothing: a warning was logged where the cause was found."""
+
+    def finish(self, *, exit_code: int) -> None:
+        """Do nothing."""
+
+
+def log_decision(decision: Mapping[str, Any]) -> None:
+    """Log why the weights moved, and every safeguard that acted."""
+    logger.info("update %d after step %d: %s", decision["update"], decision["decided_at_step"], decision["reason"])
+    if decision["acted"]:
+        logger.info("  safeguards: %s", "; ".join(decision["acted"]))
+
+
+def direction(before: float, after: float) -> str:
+    """Return up, down or =; a move below half of the last digit shown counts as none."""
+    if abs(after - before) < 5e-5:
+        return "="
+    return "up" if after > before else "down"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def with_progress(items: Iterable[Item], *, num_items: int, what: str) -> Iterator[Item]:
-    """Yield items, and log how many are done; an item counts as done when the next one is requested.
+    """Yield items, and log every few seconds how many are done; one counts as done when the next is requested.
+
+    Work that ends before the first line is due logs nothing.
 
     Example: `labelled: 120 of 600 sequences  0:42 left`.
 

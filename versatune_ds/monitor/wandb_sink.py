@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import wandb
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from versatune_ds.config import RunConfig
+from versatune_ds.log import first_line
 from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.json_lines import json_lines
@@ -56,7 +59,7 @@ class Wandb:
     ) -> None:
         self._config = config
         self._export_model = export_model
-        self._decisions = _read_decisions(config.run_dir)
+        self._decisions = [line.value for line in json_lines(config.run_dir / DECISIONS_FILE) if line.value is not None]
         self._step = max(resumed_step, 0)
         self._run = start_run(config, run_id=_run_id(config.run_dir, is_new=resumed_step < 0))
         self._run.define_metric("step", hidden=True)
@@ -127,11 +130,10 @@ def start_run(config: RunConfig, *, run_id: str) -> Any:
     except Exception as error:  # an unreachable server must not end a run
         if mode != "online":
             raise
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
         logger.warning(
             "W&B did not start (%s); training continues and is recorded offline; upload later: wandb sync "
             "%s/wandb/offline-run-*",
-            first_line,
+            first_line(error),
             config.run_dir,
         )
     wandb.teardown()  # the service has still registered the run's id
@@ -139,7 +141,6 @@ def start_run(config: RunConfig, *, run_id: str) -> Any:
 
 
 def _init(config: RunConfig, *, run_id: str, mode: str) -> Any:
-    """Start a W&B run in a mode."""
     settings = config.monitor.wandb
     return wandb.init(
         id=run_id,
@@ -190,11 +191,6 @@ def _run_id(run_dir: Path, *, is_new: bool) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _read_decisions(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the decisions made before this process started."""
-    return [line.value for line in json_lines(run_dir / DECISIONS_FILE) if line.value is not None]
-
-
 def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
     """Return all decisions as a table: step, reason, safeguards, and the weights after each."""
     names = list(decisions[0]["weights_after"])
@@ -209,9 +205,6 @@ def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
 
 def _as_pixels(figure: Any) -> Any:
     """Return a matplotlib figure as an array of pixels, drawn without a display."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())

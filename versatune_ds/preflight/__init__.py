@@ -4,7 +4,7 @@ Each check is a function from the recipe to findings. All of them run, whatever 
 that trains wherever that can decide whether something is wrong.
 """
 
-from versatune_ds.preflight.report import CheckReport, check_recipe
-from versatune_ds.preflight.request import CheckRequest
+from versatune_ds.preflight.checks import CheckReport, check_recipe
+from versatune_ds.preflight.subject import CheckRequest
 
 __all__ = ["CheckReport", "CheckRequest", "check_recipe"]

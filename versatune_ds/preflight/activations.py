@@ -139,5 +139,4 @@ def _packed_inputs(causal_lm: Any, ids: torch.Tensor) -> dict[str, Any]:
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
-    """Free a gradient as soon as it is accumulated."""
     parameter.grad = None

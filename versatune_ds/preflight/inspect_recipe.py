@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.inspect import describe_rows, iterate_plans, render_row
-from versatune_ds.data.loader import orders_of
-from versatune_ds.data.order.loader_state import DataIdentity, identity_of, state_from_json, state_to_json
+from versatune_ds.data.loader import identity_of, orders_of, state_from_json, state_to_json
 from versatune_ds.data.order.plan import PlanSettings, StepPlan
 from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.data.prepare.domains import PreparedData
@@ -71,8 +70,7 @@ def inspect_as_json(config: RunConfig, inspection: Inspection) -> Iterator[str]:
     """
     _check(config, inspection)
     data = prepare_recipe(config)
-    rows = _describe(config, _plans(config, data, inspection), data=data, world_size=inspection.world_size)
-    return (json.dumps(row) for row in rows)
+    return (json.dumps(row) for _, row in _rows(config, data, inspection))
 
 
 def inspect_as_text(config: RunConfig, inspection: Inspection) -> Iterator[str]:
@@ -82,26 +80,20 @@ def inspect_as_text(config: RunConfig, inspection: Inspection) -> Iterator[str]:
         ValueError: As `inspect_as_json`.
     """
     _check(config, inspection)
-    data, tokenizer = prepare_recipe(config), load_or_train_tokenizer(config)
+    data = prepare_recipe(config)
+    decode = terminal_decoder(load_or_train_tokenizer(config))
+    for plan, row in _rows(config, data, inspection):
+        heading = " ".join(f"{key} {value}" for key, value in row.items() if key != "examples")
+        text = render_row(plan, row["row"], shards=data.train, domain_set=data.domain_set, decode=decode)
+        yield f"=== {heading}\n{text}"
 
-    def decode(token_ids: list[int]) -> str:
-        return escape_control_characters(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
 
+def _rows(config: RunConfig, data: PreparedData, inspection: Inspection) -> Iterator[tuple[StepPlan, dict[str, Any]]]:
+    """Yield the description of every row to show, with the plan of its step."""
+    places = {"world_size": inspection.world_size, "rows_per_micro_batch": config.train.rows_per_micro_batch}
     for plan in _plans(config, data, inspection):
-        for row in _describe(config, [plan], data=data, world_size=inspection.world_size):
-            heading = " ".join(f"{key} {value}" for key, value in row.items() if key != "examples")
-            text = render_row(plan, row["row"], shards=data.train, domain_set=data.domain_set, decode=decode)
-            yield f"=== {heading}\n{text}"
-
-
-def _describe(
-    config: RunConfig, plans: Iterable[StepPlan], *, data: PreparedData, world_size: int | None
-) -> Iterator[dict[str, Any]]:
-    """Yield the description of every row of plans."""
-    rows_per_micro_batch = config.train.rows_per_micro_batch
-    return describe_rows(
-        plans, domain_set=data.domain_set, world_size=world_size, rows_per_micro_batch=rows_per_micro_batch
-    )
+        for row in describe_rows([plan], domain_set=data.domain_set, **places):
+            yield plan, row
 
 
 def escape_control_characters(text: str) -> str:
@@ -112,6 +104,11 @@ def escape_control_characters(text: str) -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def terminal_decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Return a function that turns token ids into text that is safe for a terminal."""
+    return lambda token_ids: escape_control_characters(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
 
 
 def _check(config: RunConfig, inspection: Inspection) -> None:
@@ -130,7 +127,10 @@ def _check(config: RunConfig, inspection: Inspection) -> None:
 def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Iterator[StepPlan]:
     """Yield the plans of the steps to show; those before them are planned too, from their lengths alone."""
     # What decides on the rows: the weights of every step, the order of the examples, the sizes.
-    schedule = _schedule(config, data, run_dir=inspection.run_dir)
+    if inspection.run_dir is None:
+        schedule = Schedule(recipe_weights(config, data))
+    else:
+        schedule = _recorded_schedule(inspection.run_dir, data.domain_set)
     orders = orders_of(data.train, seed=config.run.seed, domain_set=data.domain_set)
     settings = PlanSettings(
         rows_per_batch=config.train.rows_per_batch,
@@ -143,7 +143,8 @@ def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Ite
     last = min(inspection.steps.last, config.train.steps)
     state, resume_at = SamplerState.start(len(data.domain_set)), min(inspection.resume_at or 0, last)
     for first_step, last_step in ((1, resume_at), (resume_at + 1, last)):
-        state = _through_json(state, step=first_step - 1, identity=identity)
+        text = json.dumps(state_to_json(state, step=first_step - 1, identity=identity))  # as in a checkpoint
+        state, _ = state_from_json(json.loads(text), identity=identity)
         for plan in iterate_plans(
             state,
             orders=orders,
@@ -160,18 +161,7 @@ def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Ite
                 return
 
 
-def _through_json(state: SamplerState, *, step: int, identity: DataIdentity) -> SamplerState:
-    """Return a state that has been written to a checkpoint and read again."""
-    text = json.dumps(state_to_json(state, step=step, identity=identity))
-    return state_from_json(json.loads(text), identity=identity)[0]
-
-
-def _schedule(config: RunConfig, data: PreparedData, *, run_dir: Path | None) -> Schedule:
-    """Return the weights of every step: those a run decided, or the recipe's weights of step 0 for all."""
-    return Schedule(recipe_weights(config, data)) if run_dir is None else recorded_schedule(run_dir, data.domain_set)
-
-
-def recorded_schedule(run_dir: Path, domain_set: DomainSet) -> Schedule:
+def _recorded_schedule(run_dir: Path, domain_set: DomainSet) -> Schedule:
     """Return the weights that a run's decisions set, step by step.
 
     Raises:

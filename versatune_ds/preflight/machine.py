@@ -1,19 +1,26 @@
-"""Check the machine: what starts the processes, its GPUs, which loss kernels will run, Slurm and its partitions."""
+"""Check what a run finds around it: launcher, GPUs, the loss kernels that will run, Slurm's partitions, W&B's server.
+
+Whether there is a key for W&B is asked, never what it is, and nothing is sent.
+"""
 
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.build import foresee_kernels
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, fail, ok, warn
 
-_SECONDS = 10.0
+_SLURM_SECONDS = 10.0
+_WANDB_SERVER = "https://api.wandb.ai"
+_WANDB_SECONDS = 3.0
 
 
 def check_launcher(subject: Subject) -> Iterator[Finding]:
@@ -79,9 +86,35 @@ def _partitions(subject: Subject) -> list[str] | None:
             ["sinfo", "--noheader", "--format=%R"],
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=_SLURM_SECONDS,
             env=dict(subject.request.environ),
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return sorted(set(done.stdout.split())) if done.returncode == 0 else None
+
+
+def check_wandb(subject: Subject) -> Iterator[Finding]:
+    """Report where W&B's key comes from, and connect to its server; that there is a key is a start check."""
+    environ, mode = subject.request.environ, subject.config.monitor.wandb.mode
+    if mode != "online":
+        yield ok("wandb", "monitor.wandb.mode", f"{mode}, needs no key and no network")
+        return
+    from versatune_ds.monitor.wandb_sink import has_key  # importing wandb takes half a second
+
+    if environ.get("WANDB_API_KEY"):
+        yield ok("wandb", "WANDB_API_KEY", "set")
+    elif has_key():
+        yield warn("wandb", "WANDB_API_KEY", "not set; netrc has a key", "nodes need the same home folder")
+    server = urlsplit(environ.get("WANDB_BASE_URL") or _WANDB_SERVER)
+    yield _connect(server.hostname or "", server.port or (80 if server.scheme == "http" else 443))
+
+
+def _connect(host: str, port: int) -> Finding:
+    """Open a connection and close it."""
+    try:
+        with socket.create_connection((host, port), timeout=_WANDB_SECONDS):
+            return ok("wandb", "connection", f"{host}:{port} answers")
+    except OSError as error:
+        todo = "use monitor.wandb.mode=offline, or check the network of the nodes"
+        return fail("wandb", "connection", f"{host}:{port} does not answer within {_WANDB_SECONDS:g} s ({error})", todo)

@@ -148,11 +148,8 @@ def estimate_memory(
     num_tokens = config.train.rows_per_micro_batch * config.data.row_tokens
     head_now, head_kept = _head_bytes(size, num_tokens=num_tokens, dtype=dtype)
     # States: weights, gradients, and what the optimizer keeps.
-    is_sharded = stage > 0
-    share = size.num_trained / world_size if is_sharded else size.num_trained
-    copies = _FP32_BYTES * share if is_sharded or dtype != torch.float32 else 0
+    share = size.num_trained / world_size if stage > 0 else size.num_trained
     is_offloaded = offload_device(ds_config, "offload_optimizer") is not None
-    moments = 2 if config.train.optimizer == "adamw_8bit" else 2 * _FP32_BYTES
     gathered = min(size.num_parameters, int(zero.get("stage3_max_live_parameters", 1e9)))
     parameters = size.num_parameters * num_bytes
     if stage == 3:
@@ -160,7 +157,7 @@ def estimate_memory(
     return MemoryEstimate(
         parameters=parameters,
         gradients=int(_gradient_elements(size, stage=stage, share=share) * num_bytes),
-        optimizer=0 if is_offloaded else int(copies + moments * share),
+        optimizer=0 if is_offloaded else int(optimizer_bytes(config, stage=stage) * share),
         activations=max(passes.saved + head_now, passes.peak + head_kept) - head_now,
         head=head_now,
         buffers=int(
@@ -168,6 +165,13 @@ def estimate_memory(
         ),
         step=0 if is_offloaded else int(_step_bytes(share, zero=zero, stage=stage)),
     )
+
+
+def optimizer_bytes(config: RunConfig, *, stage: int) -> int:
+    """Return the bytes kept of a trained parameter: two moments of Adam, and an fp32 copy where there is one."""
+    moments = 2 if config.train.optimizer == "adamw_8bit" else 2 * _FP32_BYTES
+    has_copy = stage > 0 or DTYPES[config.train.precision] != torch.float32
+    return moments + _FP32_BYTES if has_copy else moments
 
 
 def _gradient_elements(size: ModelSize, *, stage: int, share: float) -> float:
@@ -203,8 +207,8 @@ def _head_bytes(size: ModelSize, *, num_tokens: int, dtype: torch.dtype) -> tupl
     )
     logits = chunks[0].stop * size.vocabulary * dtype.itemsize
     hidden = num_tokens * size.hidden * dtype.itemsize
-    weight = size.vocabulary * size.hidden * dtype.itemsize * size.is_head_trained
-    summed = size.vocabulary * size.hidden * _FP32_BYTES * size.is_head_trained if len(chunks) > 1 else 0
+    num_trained = size.vocabulary * size.hidden if size.is_head_trained else 0
+    weight, summed = num_trained * dtype.itemsize, num_trained * _FP32_BYTES if len(chunks) > 1 else 0
     is_half = dtype != torch.float32
     kept = hidden + weight
     return max(logits + 2 * hidden + (summed or weight), (summed if is_half else 0) + kept + logits), kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -17,12 +17,16 @@ from versatune_ds.mixture.offline.outlook import (
     exhaustion_warnings,
     start_warnings,
 )
-from versatune_ds.mixture.reference import References, load_references
-from versatune_ds.mixture.reference_checks import digest_mismatches, memorisation_warnings, not_held_out
+from versatune_ds.mixture.reference import (
+    References,
+    digest_mismatches,
+    load_references,
+    memorisation_warnings,
+    not_held_out,
+)
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import starting_weights
-from versatune_ds.preflight.rows import encode_sample
+from versatune_ds.mixture.settings import guarded_start, starting_weights
+from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, failures_of, ok, warn
 
@@ -31,8 +35,7 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
     """Start the mixture as training would, on estimated sizes of the domains."""
     # Settings that nothing reads.
     settings, domain_set = subject.config.mixture, subject.domain_set
-    for finding in _findings([*unread_settings(subject.config), *unread_detect_settings(subject.config)], check="keys"):
-        yield warn("keys", finding.key, finding.found, finding.todo)
+    yield from _warnings([*unread_settings(subject.config), *unread_detect_settings(subject.config)], check="keys")
     # The weights of step 0; checks that need them are skipped if they are wrong.
     weights_K, references = None, None
     supply = _estimated_supply(subject)
@@ -43,8 +46,7 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
         shown = ", ".join(f"{name} {weight:.3f}" for name, weight in domain_set.to_dict(weights_K).items())
         yield ok("prior", "mixture.prior", f"step 0 draws about {shown}")
         lines = start_warnings(settings, named_K=named_K, start_K=weights_K, domain_set=domain_set)
-        for finding in _findings(lines, check="prior"):
-            yield warn("prior", finding.key, finding.found, finding.todo)
+        yield from _warnings(lines, check="prior")
     except ValueError as error:
         yield from failures_of(error, check="prior")
     # References, supply, and the controller that uses both.
@@ -98,20 +100,27 @@ def _check_references(subject: Subject, references: References) -> Iterator[Find
     stated = references.provenance.get("digests", {})
     problems = not_held_out(references)
     if stated and subject.has_own_tokenizer:
-        problems += digest_mismatches(references, run_digests=_digests(subject))
+        run_digests = {
+            "tokenizer": tokenizer_digest(subject.tokenizer),
+            "template": template_digest(subject.template),
+            "mask": subject.config.data.loss_on,
+        }
+        problems += digest_mismatches(references, run_digests=run_digests)
     elif stated:
         yield warn("reference", key, "its digests are compared when the tokenizer is trained", "run versatune prepare")
-    for finding in _findings(problems):
-        yield finding if is_refused else warn("reference", key, finding.found, finding.todo)
-    for finding in _findings(memorisation_warnings(references, domain_set=subject.domain_set)):
-        yield warn("reference", key, finding.found, finding.todo)
+    if problems and is_refused:
+        yield from failures_of(ValueError("\n".join(problems)), check="reference")
+    else:
+        yield from _warnings(problems, check="reference")
+    yield from _warnings(memorisation_warnings(references, domain_set=subject.domain_set), check="reference")
     if not problems:
         yield ok("reference", key, _describe(references, stated=bool(stated)))
 
 
-def _findings(lines: Sequence[str], *, check: str = "reference") -> list[Finding]:
-    """Return messages `key: what came; what to do` as failures."""
-    return [finding for line in lines for finding in failures_of(ValueError(line), check=check)]
+def _warnings(lines: Iterable[str], *, check: str) -> Iterator[Finding]:
+    """Yield messages `key: what came; what to do` as warnings."""
+    for finding in failures_of(ValueError("\n".join(lines)), check=check):
+        yield warn(check, finding.key, finding.found, finding.todo)
 
 
 def _describe(references: References, *, stated: bool) -> str:
@@ -122,15 +131,6 @@ def _describe(references: References, *, stated: bool) -> str:
     if references.start_fraction is not None:
         return f"{references.start_fraction:g} of each first loss, a stand-in for measured references"
     return "not needed by this policy"
-
-
-def _digests(subject: Subject) -> dict[str, str]:
-    """Return what the run's losses depend on."""
-    return {
-        "tokenizer": tokenizer_digest(subject.tokenizer),
-        "template": template_digest(subject.template),
-        "mask": subject.config.data.loss_on,
-    }
 
 
 def _check_controller(subject: Subject, references: References, weights_K: np.ndarray) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Read some records of a data file, spread over it, and estimate how many it has.
 
 A file of lines can be read from any place, so a sample of it costs the same whatever its size. Of other large files
-only the beginning is read, and the sample records that (`is_spread`).
+only the beginning is read.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ class FileSample:
     num_rows: float
     """Records of the file; an estimate unless `is_counted`."""
     is_counted: bool
-    is_spread: bool
-    """Whether the records come from all over the file, not from its beginning alone."""
 
     @property
     def is_whole(self) -> bool:
@@ -53,18 +51,14 @@ def sample_file(path: Path, *, num_records: int) -> FileSample:
     num_bytes, is_compressed = path.stat().st_size, path.suffix.lower() in COMPRESSIONS
     if num_bytes <= _MAX_WHOLE_BYTES and not is_compressed:
         records = list(read_records(path))
-        return FileSample(
-            path=path, records=_spread(records, num_records), num_rows=len(records), is_counted=True, is_spread=True
-        )
+        return FileSample(path=path, records=_spread(records, num_records), num_rows=len(records), is_counted=True)
     if format_of(path) in _LINE_FORMATS and not is_compressed:
         return _sample_lines(path, num_bytes=num_bytes, num_records=num_records)
     records = list(islice(read_records(path), num_records + 1))
     is_all = len(records) <= num_records
     num_rows = len(records) if is_all else _estimated_rows(path, records=records, num_bytes=num_bytes)
     is_counted = is_all or format_of(path) == ".parquet"
-    return FileSample(
-        path=path, records=tuple(records[:num_records]), num_rows=num_rows, is_counted=is_counted, is_spread=is_all
-    )
+    return FileSample(path=path, records=tuple(records[:num_records]), num_rows=num_rows, is_counted=is_counted)
 
 
 def _spread(records: Sequence[Record], num_records: int) -> tuple[Record, ...]:
@@ -89,7 +83,7 @@ def _sample_lines(path: Path, *, num_bytes: int, num_records: int) -> FileSample
                 problem = "not UTF-8 text" if "\ufffd" in text else ""
                 records.append(Record(line=0, json_text=text, problem=problem))
     num_rows = num_bytes / max(num_line_bytes / num_records, 1.0)
-    return FileSample(path=path, records=tuple(records), num_rows=num_rows, is_counted=False, is_spread=True)
+    return FileSample(path=path, records=tuple(records), num_rows=num_rows, is_counted=False)
 
 
 def _estimated_rows(path: Path, *, records: Sequence[Record], num_bytes: int) -> float:

@@ -17,8 +17,7 @@ from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.explain import simulation_text, sweep_text
 from versatune_ds.mixture.offline.recorded_losses import read_losses
-from versatune_ds.mixture.offline.simulate import Simulation, simulate, simulate_losses
-from versatune_ds.mixture.offline.sweep import sweep_overrides
+from versatune_ds.mixture.offline.simulate import Simulation, simulate, simulate_losses, sweep_overrides
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 from versatune_ds.training.prepared_data import prepare_recipe
 
@@ -84,7 +83,10 @@ def simulate_recipe(
     Raises:
         ValueError: If the recipe, its data, a losses file (with its line) or a swept key is wrong.
     """
-    _check_sweeps(sweeps)
+    # Another key than one of the mixture would need other data or steps.
+    for sweep in sweeps:
+        if not sweep.startswith("mixture."):
+            raise ValueError(f"--sweep {sweep}: expected a key of mixture, for example mixture.sigma=0.1,0.3,1")
     configs = {" ".join(swept): load_config(recipe, [*overrides, *swept]) for swept in sweep_overrides(sweeps)}
     for line in dict.fromkeys(line for config in configs.values() for line in unread_settings(config)):
         logger.warning("%s", line)
@@ -93,15 +95,7 @@ def simulate_recipe(
     return Trial(domain_set=data.domain_set, simulations=simulations)
 
 
-def _check_sweeps(sweeps: Sequence[str]) -> None:
-    """Raise ValueError with the first swept key outside the mixture: other keys would need other data or steps."""
-    for sweep in sweeps:
-        if not sweep.startswith("mixture."):
-            raise ValueError(f"--sweep {sweep}: expected a key of mixture, for example mixture.sigma=0.1,0.3,1")
-
-
 def _simulate(config: RunConfig, data: PreparedData, *, learner: Learner) -> Simulation:
-    """Return one setting's simulation."""
     sizes_K = domain_sizes(data, unit=config.mixture.weight_unit)
     supply = recipe_supply(config, data)
     if learner.losses_file is not None:

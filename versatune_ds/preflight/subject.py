@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
 from versatune_ds.config import DomainFiles, RunConfig
 from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.loss_spans import TemplateMismatchError, render_example
-from versatune_ds.data.encoding.template_abilities import probe_template
+from versatune_ds.data.encoding.template_abilities import TemplateAbilities, probe_template
 from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, train_tokenizer
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
@@ -28,7 +27,6 @@ from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.distributed.gpus import asks_for_gpus, is_cpu_meant
 from versatune_ds.domains import DomainSet
-from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.sample import FileSample, sample_file
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 from versatune_ds.training.start_checks import StartCheckInput
@@ -37,6 +35,30 @@ _CONVERSATION = ({"role": "user", "content": "a question"}, {"role": "assistant"
 _RECORDS_PER_SPLIT = 400
 _MAX_BYTES_FOR_TOKENIZER = 32 << 20
 """Data up to this size are read completely to train the tokenizer that the run will have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """Where the run that is checked is to take place, as the command line and the environment state it.
+
+    Attributes:
+        nodes: Machines; None takes the recipe's or 1.
+        gpus_per_node: Processes a machine; None takes the recipe's, or the GPUs of this machine, or 1.
+        gpu_memory_gib: Memory of one GPU; None takes that of this machine's GPU, if it has one.
+        environ: The environment's variables.
+    """
+
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    gpu_memory_gib: float | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number that is not positive."""
+        for option in ("nodes", "gpus_per_node", "gpu_memory_gib"):
+            value = getattr(self, option)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{option.replace('_', '-')}={value}: expected a positive number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +74,27 @@ class DomainSample:
     def num_rows(self) -> float:
         """Return the records of the files, an estimate where they are large."""
         return sum(file.num_rows for file in self.files)
+
+
+Found = TypeVar("Found")
+
+
+def once(find: Callable[..., Found]) -> Callable[..., Found]:
+    """Make a function of a subject, and perhaps of names, run once for each; later calls return or raise the same."""
+
+    @functools.wraps(find)
+    def found(subject: Subject, *names: str) -> Found:
+        key = (find.__name__, *names)
+        if key not in subject._found:
+            try:
+                subject._found[key] = find(subject, *names)
+            except Exception as error:
+                subject._found[key] = error
+        if isinstance(subject._found[key], Exception):
+            raise subject._found[key]
+        return subject._found[key]
+
+    return found
 
 
 class Subject:
@@ -73,7 +116,7 @@ class Subject:
         self.gpus_per_node = request.gpus_per_node or (
             slurm.num_processes_per_node if is_asked_of_slurm else max(num_gpus_here, 1)
         )
-        self._found: dict[str, Any] = {}
+        self._found: dict[tuple[str, ...], Any] = {}  # by `once`
 
     @property
     def world_size(self) -> int:
@@ -104,50 +147,27 @@ class Subject:
             environ=request.environ,
         )
 
-    def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """Return what `find` returned at the first call, or raise what it raised then."""
-        if name not in self._found:
-            try:
-                self._found[name] = find()
-            except Exception as error:
-                self._found[name] = error
-        if isinstance(self._found[name], Exception):
-            raise self._found[name]
-        return self._found[name]
-
     @property
-    def cache_dir(self) -> Path:
-        """Return the folder of prepared data."""
-        return cache_folder(self.config)
-
-    @property
+    @once
     def files_of_domain(self) -> dict[str, DomainFiles]:
         """Return every domain's files; the built-in corpus is written if it is requested."""
-        return self.once("files", lambda: domain_files(self.config.data, cache_dir=self.cache_dir))
+        return domain_files(self.config.data, cache_dir=cache_folder(self.config))
 
     @property
+    @once
     def domain_set(self) -> DomainSet:
         """Return the run's domains."""
-        return self.once("domains", lambda: DomainSet(tuple(self.files_of_domain)))
+        return DomainSet(tuple(self.files_of_domain))
 
-    def paths(self, domain: str, split: str) -> tuple[Path, ...]:
-        """Return the files of a domain's split, none where it has no files of its own."""
+    @once
+    def sample(self, domain: str, split: str) -> DomainSample:
+        """Read some records of each file of a domain's split, none where it has no files of its own."""
         sources = getattr(self.files_of_domain[domain], split)
         key = key_of(self.config.data, domain=domain, split=split)
-        return () if sources is None else self.once(f"{domain} {split}", lambda: find_files(sources, key=key))
-
-    def sample(self, domain: str, split: str) -> DomainSample:
-        """Return sampled records of a domain's split."""
-        return self.once(f"sample of {domain} {split}", lambda: self._sample(domain, split))
-
-    def _sample(self, domain: str, split: str) -> DomainSample:
-        """Read some records of each file of a domain's split."""
-        paths = self.paths(domain, split)
+        paths = () if sources is None else find_files(sources, key=key)
         num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
         files = tuple(sample_file(path, num_records=num_records) for path in paths)
-        return DomainSample(
-            domain=domain, split=split, key=key_of(self.config.data, domain=domain, split=split), files=files
-        )
+        return DomainSample(domain=domain, split=split, key=key, files=files)
 
     def readable_domains(self) -> list[str]:
         """Return the domains whose training files were found and sampled; the others are reported by their check."""
@@ -179,14 +199,11 @@ class Subject:
         return bool(names) or (is_all_readable and self.num_bytes <= _MAX_BYTES_FOR_TOKENIZER)
 
     @property
+    @once
     def tokenizer(self) -> Any:
-        """Return the run's tokenizer; one that is to be trained on large data is replaced by a stand-in."""
-        find = functools.partial(load_or_train_tokenizer, self.config)
-        names = self.config.model.tokenizer or self.config.model.name_or_path
-        return self.once("tokenizer", find if names or self.has_own_tokenizer else self._stand_in_tokenizer)
-
-    def _stand_in_tokenizer(self) -> Any:
-        """Return a tokenizer trained on the sampled records."""
+        """Return the run's tokenizer; on large data not trained yet, a stand-in trained on the sampled records."""
+        if self.config.model.tokenizer or self.config.model.name_or_path or self.has_own_tokenizer:
+            return load_or_train_tokenizer(self.config)
         texts = [text for name in self.readable_domains() for text in _texts(self.sample(name, "train"))]
         with tempfile.TemporaryDirectory() as folder:
             train_tokenizer(texts, vocab_size=self.config.model.tokenizer_vocab_size, folder=folder)
@@ -198,11 +215,8 @@ class Subject:
         return "data.chat_template" if self.config.data.chat_template else "model.tokenizer"
 
     @property
+    @once
     def template(self) -> str:
-        """Return the chat template's text, after it has rendered a conversation."""
-        return self.once("template", self._checked_template)
-
-    def _checked_template(self) -> str:
         """Return the chat template's text; raise ValueError if it cannot render a question and an answer."""
         template = choose_template(self.tokenizer, path=self.config.data.chat_template)
         try:
@@ -210,9 +224,14 @@ class Subject:
                 list(_CONVERSATION), tokenizer=self.tokenizer, template=template, loss_on=self.config.data.loss_on
             )
         except TemplateMismatchError as error:
-            reason = " ".join(str(error).split()).replace("; ", ", ")
+            reason = " ".join(str(error).split()).replace("; ", ", ")  # "; " is only between the problem and what to do
             raise ValueError(f"{self.template_key}: {reason}; fix it, or give data.chat_template=FILE") from None
         return template
+
+    @property
+    @once
+    def _abilities(self) -> TemplateAbilities:
+        return probe_template(self.template, tokenizer=self.tokenizer)
 
     def encoder(self, domain: str) -> RecordEncoder:
         """Return what turns a domain's records into tokens, the same as when data are prepared."""
@@ -220,7 +239,7 @@ class Subject:
         return RecordEncoder(
             tokenizer=self.tokenizer,
             template=self.template,
-            abilities=self.once("abilities", lambda: probe_template(self.template, tokenizer=self.tokenizer)),
+            abilities=self._abilities,
             settings=EncodeSettings(
                 row_tokens=data.row_tokens,
                 loss_on=data.loss_on,
@@ -240,9 +259,10 @@ class Subject:
         return len(self.tokenizer) if self.has_own_tokenizer else self.config.model.tokenizer_vocab_size
 
     @property
+    @once
     def ds_config(self) -> dict[str, Any]:
         """Return DeepSpeed's config."""
-        return self.once("deepspeed", lambda: self.start.ds_config)
+        return self.start.ds_config
 
 
 def _texts(sample: DomainSample) -> list[str]:
@@ -251,7 +271,8 @@ def _texts(sample: DomainSample) -> list[str]:
     for file in sample.files:
         for record in file.records:
             try:
-                texts += [] if record.problem else parse_example(record.json_text).texts()
+                if not record.problem:
+                    texts += parse_example(record.json_text).texts()
             except BadRowError:
                 continue
     return [text for text in texts if is_unicode(text)]

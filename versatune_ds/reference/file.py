@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.reference import References
-from versatune_ds.mixture.reference_checks import fatal_against_start, memorisation_warnings, weak_against_start
-from versatune_ds.run_folder.atomic import write_json
-from versatune_ds.text_table import text_table
+from versatune_ds.mixture.reference import References, fatal_against_start, memorisation_warnings, weak_against_start
+from versatune_ds.text_table import number_cell, text_table
 
 Result = Mapping[str, Any]
 
@@ -77,29 +74,22 @@ def reference_content(
     }
 
 
-def write_reference(path: Path, content: Result) -> None:
-    """Write a reference.json completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
-
-
 def reference_table(results: Sequence[Result]) -> str:
     """Return one line a domain: its first loss, its best one, and the gap to its training loss."""
     header = ("domain", "base loss", "reference", "+-", "potential", "train loss", "gap", "step", "of")
-    return text_table(header, [_row(result) for result in results])
+    return text_table(header, [_cells(result) for result in results])
 
 
-def _row(result: Result) -> tuple[str, ...]:
-    """Return a domain's cells."""
+def _cells(result: Result) -> tuple[str, ...]:
     base, loss, train = result.get("base_loss"), result["loss"], result.get("train_loss")
     return (
         result["domain"],
-        _text(base),
-        _text(loss),
-        _text(result["stderr"]),
-        _text(None if base is None else max(1.0 - loss / base, 0.0), digits=3),
-        _text(train),
-        _text(None if train is None else loss - train),
+        number_cell(base, ".4f"),
+        number_cell(loss, ".4f"),
+        number_cell(result["stderr"], ".4f"),
+        number_cell(None if base is None else max(1.0 - loss / base, 0.0)),
+        number_cell(train, ".4f"),
+        number_cell(None if train is None else loss - train, ".4f"),
         str(result.get("step", "-")),
         str(result.get("steps_done", "-")),
     )
@@ -129,8 +119,3 @@ def reference_notes(results: Sequence[Result], *, most_steps: int, origin: str) 
         for result in results
         if result.get("step") == most_steps
     ]
-
-
-def _text(value: float | None, *, digits: int = 4) -> str:
-    """Return a number as text, a dash for an unknown one."""
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -7,12 +7,14 @@ held-out loss in its decisions.jsonl.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import MixtureConfig, MonitorConfig, RunConfig
+from versatune_ds.config.model import model_identity
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
@@ -20,26 +22,20 @@ from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.mixture.policies import ONE_DOMAIN
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
-from versatune_ds.training.prepared_data import cache_folder
+from versatune_ds.training.mixture_start import loss_digests
+from versatune_ds.training.prepared_data import RunSetup, cache_folder
+
+RESULT_FILE = "result.json"
+"""In a domain's folder, once it is measured."""
 
 MEASUREMENTS = 10
 """Held-out measurements of a domain, unless the recipe sets how often."""
 
 
-def reference_folder(config: RunConfig) -> Path:
-    """Return the folder of a recipe's single-domain runs; outside the run's folder, which --fresh would delete."""
-    return config.run.output_dir / "reference" / config.run.name
-
-
 def default_output(config: RunConfig) -> Path:
     """Return where reference.json goes by default: where `mixture.reference` looks, else beside the run's folder."""
-    named = config.mixture.reference
-    return named if isinstance(named, Path) else config.run.output_dir / f"{config.run.name}-reference.json"
-
-
-def domain_folder(config: RunConfig, name: str) -> Path:
-    """Return the folder of the run on one domain alone."""
-    return reference_folder(config) / folder_name(name)
+    configured = config.mixture.reference
+    return configured if isinstance(configured, Path) else config.run.output_dir / f"{config.run.name}-reference.json"
 
 
 def folder_name(name: str) -> str:
@@ -65,24 +61,22 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
         }
     )
     data = config.data.model_copy(update={"cache_dir": cache_folder(config), "max_epochs_per_domain": None})
-    run = config.run.model_copy(update={"name": folder_name(name), "output_dir": reference_folder(config)})
+    # Outside the run's own folder, which --fresh would delete.
+    output_dir = config.run.output_dir / "reference" / config.run.name
+    run = config.run.model_copy(update={"name": folder_name(name), "output_dir": output_dir})
     return config.model_copy(
         update={
             "run": run,
             "data": data,
             "train": train,
             "model": settings.model or config.model,
-            "mixture": _mixture_of_one(config, update_every=every),
+            "mixture": MixtureConfig(
+                policy=ONE_DOMAIN.name, update_every=every, weight_unit=config.mixture.weight_unit
+            ),
             "monitor": MonitorConfig(log_every=every),
             "validation": config.validation.model_copy(update={"max_share": None}),
         }
     )
-
-
-def _mixture_of_one(config: RunConfig, *, update_every: int) -> MixtureConfig:
-    """Return the mixture section of a run on one domain."""
-    unit = config.mixture.weight_unit
-    return MixtureConfig(policy=ONE_DOMAIN.name, update_every=update_every, weight_unit=unit)
 
 
 def domain_data(data: PreparedData, name: str) -> PreparedData:
@@ -149,3 +143,43 @@ def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
         "train_loss": train_losses.get(best.decided_at_step),
         "held_out_losses": {str(decision.decided_at_step): decision.losses[name]["mean"] for decision in decisions},
     }
+
+
+def read_result(config: RunConfig, name: str) -> dict[str, Any] | None:
+    """Return a finished domain's result, None if there is none; what it was made with, as `made_with` states it."""
+    path = domain_recipe(config, name).run_dir / RESULT_FILE
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    saved = result["made_with"]  # of an earlier version, with the model's attention
+    return {**result, "made_with": {**saved, "model": model_identity(saved.get("model", {}))}}
+
+
+def made_with(setup: RunSetup, name: str) -> dict[str, Any]:
+    """Return everything that a domain's reference depends on."""
+    recipe, data = domain_recipe(setup.config, name), domain_data(setup.data, name)
+    return {
+        **loss_digests(recipe, setup.tokenizer, data),
+        "data": data.digest,
+        "seed": recipe.run.seed,
+        "model": model_identity(recipe.model.model_dump(mode="json")),
+        "patience": recipe.reference.patience,
+        "reference.steps": recipe.train.steps,
+        "reference.evaluate_every": recipe.mixture.update_every,
+        "learning_rate": recipe.train.learning_rate,
+        "rows_per_batch": recipe.train.rows_per_batch,
+        "max_examples_per_domain": recipe.validation.max_examples_per_domain,
+        "target_standard_error": recipe.validation.target_standard_error,
+    }
+
+
+def check_made_with(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Path) -> None:
+    """Raise ValueError, one line a difference, if a domain was measured in another way than is requested now."""
+    lines = [
+        f"{folder}: measured with {key} {saved.get(key)!r}, now {value!r}; use the earlier value, or measure again "
+        "with --fresh"
+        for key, value in current.items()
+        if saved.get(key) != value
+    ]
+    if lines:
+        raise ValueError("\n".join(lines))

@@ -52,8 +52,9 @@ class Line:
     def style(self) -> str:
         """Colour as a CSS property; the second eight domains are lighter, and so on."""
         colour, round_number = f"var(--c{self.slot % NUM_COLOURS})", self.slot // NUM_COLOURS % 4
-        lighter = f"color-mix(in oklab, {colour} {100 - 18 * round_number}%, var(--card))"
-        return f"--c: {'var(--ink-2)' if self.is_reference else lighter if round_number else colour}"
+        if round_number:
+            colour = f"color-mix(in oklab, {colour} {100 - 18 * round_number}%, var(--card))"
+        return f"--c: {'var(--ink-2)' if self.is_reference else colour}"
 
     @property
     def dash(self) -> str:
@@ -65,37 +66,31 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One chart of the page.
-
-    Attributes:
-        key: Its id within the page.
-        title: What is shown.
-        kind: Of the values: weight, loss, share, count, seconds, epochs.
-        steps: Optimizer steps, ascending.
-        lines: At least one.
-        last_step: Last step that the run recorded.
-        x_end: Right end of the axis of steps, which begins at 0: the last step of the longest run of the page.
-        note: One sentence on what to look for.
-        height: In pixels.
-        y_axis: None for one that fits the values.
-        is_stacked: Whether the values are shares of 1 that apply until the next step, drawn as areas, the first on top.
-        is_step: Whether a value applies until the next step.
-        num_steps_recorded: Points that the run recorded; fewer may be drawn.
-    """
+    """One chart of the page; `key` is its id within the page."""
 
     key: str
     title: str
     kind: str
+    """Of the values: a key of `scales.FORMATS`."""
     steps: Sequence[int]
+    """Optimizer steps, ascending."""
     lines: Sequence[Line]
     last_step: int
+    """Last step that the run recorded."""
     x_end: int
+    """Right end of the axis of steps, which begins at 0: the last step of the longest run of the page."""
     note: str = ""
+    """One sentence on what to look for."""
     height: int = 240
+    """In pixels."""
     y_axis: Axis | None = None
+    """None for one that fits the values."""
     is_stacked: bool = False
+    """Whether the values are shares of 1 that apply until the next step, drawn as areas, the first on top."""
     is_step: bool = False
+    """Whether a value applies until the next step."""
     num_steps_recorded: int = 0
+    """Points that the run recorded; fewer may be drawn."""
 
     def thinned(self) -> Chart:
         """Return the chart with no more points than a reader can distinguish."""

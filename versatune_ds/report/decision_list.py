@@ -11,8 +11,8 @@ from typing import Any
 
 from versatune_ds.mixture.policies.acted import kinds_of, read_recorded
 from versatune_ds.report.scales import evenly, format_value
-from versatune_ds.report.series import RunSeries, loss_above_reference, number_or_none, of_domain
-from versatune_ds.report.story import changes_of_weights
+from versatune_ds.report.series import RunSeries, loss_above_reference, number_of, number_or_none
+from versatune_ds.report.story import VISIBLE_MOVE, changes_of_weights
 
 COLUMNS = (
     "domain", "loss", "± error", "reference", "above reference", "potential", "forgot: previous", "best", "start",
@@ -21,36 +21,27 @@ COLUMNS = (
 _MAX_ROWS = 6000
 """Rows of all decisions' tables together."""
 _MAX_DECISIONS = 400
-_VISIBLE_MOVE = 5e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRow:
-    """One decision as text.
-
-    Attributes:
-        update: Its number.
-        step: Optimizer step after which it was made.
-        effective_step: First step it applies to.
-        reason: One sentence.
-        acted: Each safeguard's text.
-        kinds: Names of the safeguards.
-        moved: Numbers of the domains whose weight moved visibly.
-        inputs: Inputs besides losses, as text.
-        digest: Of the decision.
-        rows: One row a domain, in the order of COLUMNS.
-    """
+    """One decision as text."""
 
     update: int
     step: int
+    """Optimizer step after which it was made."""
     effective_step: int
     reason: str
     acted: list[str]
     kinds: list[str]
+    """Names of the safeguards that acted."""
     moved: list[int]
+    """Numbers of the domains whose weight moved visibly."""
     inputs: list[str]
+    """Inputs besides losses."""
     digest: str
     rows: list[list[str]]
+    """One row a domain, in the order of COLUMNS."""
 
 
 def decision_rows(series: RunSeries, *, slots: Mapping[str, int]) -> list[DecisionRow]:
@@ -66,7 +57,6 @@ def decision_rows(series: RunSeries, *, slots: Mapping[str, int]) -> list[Decisi
 
 
 def _row(decision: Mapping[str, Any], names: tuple[str, ...], slots: Mapping[str, int]) -> DecisionRow:
-    """Return one decision as text."""
     changes = changes_of_weights(decision["weights_before"], decision["weights_after"])
     inputs = decision.get("inputs")
     acted = decision.get("acted")
@@ -77,7 +67,7 @@ def _row(decision: Mapping[str, Any], names: tuple[str, ...], slots: Mapping[str
         reason=str(decision.get("reason", "")),
         acted=[str(text) for text in acted] if isinstance(acted, list) else [],
         kinds=kinds_of(read_recorded(acted)),
-        moved=[slots[name] for name, change in changes.items() if name in slots and abs(change) >= _VISIBLE_MOVE],
+        moved=[slots[name] for name, change in changes.items() if name in slots and abs(change) >= VISIBLE_MOVE],
         inputs=[f"{key}: {value}" for key, value in inputs.items()] if isinstance(inputs, Mapping) else [],
         digest=str(decision.get("digest", "")),
         rows=[_domain_cells(decision, name, changes.get(name)) for name in names],
@@ -85,28 +75,26 @@ def _row(decision: Mapping[str, Any], names: tuple[str, ...], slots: Mapping[str
 
 
 def _domain_cells(decision: Mapping[str, Any], name: str, change: float | None) -> list[str]:
-    """Return a domain's numbers in a decision."""
-    losses, signals = (of_domain(decision, part, name) for part in ("losses", "signals"))
-    forgetting = ("forgetting_degree", "forgetting_from_best", "forgetting_from_start")
-    return [
-        name,
-        *(format_value(number_or_none(losses.get(key)), "loss") for key in ("mean", "stderr")),
-        format_value(number_or_none(signals.get("reference_loss")), "loss"),
-        format_value(loss_above_reference(decision, name), "loss"),
-        format_value(number_or_none(signals.get("learnable_potential")), "weight"),
-        *(format_value(number_or_none(signals.get(key)), "share") for key in forgetting),
-        *(
-            format_value(number_or_none(decision[key].get(name)), "weight")
-            for key in ("weights_before", "weights_after")
-        ),
-        change_text(change),
-    ]
+    """Return a domain's numbers in a decision, in the order of COLUMNS."""
+    shown = (
+        ("losses", "mean", "loss"),
+        ("losses", "stderr", "loss"),
+        ("signals", "reference_loss", "loss"),
+        ("signals", "learnable_potential", "weight"),
+        ("signals", "forgetting_degree", "share"),
+        ("signals", "forgetting_from_best", "share"),
+        ("signals", "forgetting_from_start", "share"),
+    )
+    cells = [format_value(number_of(decision, part, name, key), kind) for part, key, kind in shown]
+    cells.insert(3, format_value(loss_above_reference(decision, name), "loss"))
+    weights = [number_or_none(decision[key].get(name)) for key in ("weights_before", "weights_after")]
+    return [name, *cells, *(format_value(weight, "weight") for weight in weights), change_text(change)]
 
 
 def change_text(change: float | None) -> str:
     """Return a weight's change with a word for its direction, so that a sign or a colour is not all there is."""
     if change is None:
         return "unknown"
-    if abs(change) < _VISIBLE_MOVE:
+    if abs(change) < VISIBLE_MOVE:
         return "held"
     return f"{'▲ up' if change > 0 else '▼ down'} {abs(change):.4f}"

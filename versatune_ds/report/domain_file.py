@@ -17,22 +17,11 @@ from versatune_ds.report.summary import flat_items, flat_values
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainFile:
-    """A file as it is shown.
-
-    Attributes:
-        columns: Titles; the first is "domain".
-        rows: One row of texts a domain.
-        items: Everything else, as (dotted key, text).
-    """
+    """A file as it is shown: a table with one row of texts a domain, and everything else as (dotted key, text)."""
 
     columns: list[str]
     rows: list[list[str]]
     items: list[tuple[str, str]]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to show."""
-        return not self.rows and not self.items
 
 
 def domain_file(values: Mapping[str, Any], names: Sequence[str]) -> DomainFile:
@@ -75,7 +64,6 @@ def _columns(key: str, by_domain: Mapping[str, Any]) -> dict[str, Mapping[str, A
 
 
 def _text(value: Any) -> str:
-    """Return a value as a cell."""
     if value is None:
         return UNKNOWN
     if isinstance(value, list):

@@ -1,19 +1,38 @@
-"""Write the report of a run, and print its table and the path of the page: at the end of a run, or when asked."""
+"""Write the report of a run, and print its table and the path of the page: at the end of a run, or when asked.
+
+In the table, "before" is the measurement at step 0, "after" the last one recorded, a dash while there is no other. A
+loss that ended higher by more than its noise is marked.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ds.report.page import write_page
 from versatune_ds.report.plots import plot_weights
-from versatune_ds.report.series import read_series
-from versatune_ds.report.table import summary_table
+from versatune_ds.report.series import (
+    RunSeries,
+    held_out_losses,
+    is_steered_by_training,
+    number_of,
+    read_series,
+    requested_weights,
+)
 from versatune_ds.run_folder.names import REPORT_FOLDER
+from versatune_ds.text_table import number_cell, text_table
 
 logger = logging.getLogger(__name__)
+
+_HEADER = (
+    "\ndomain", "loss\nbefore", "loss\nafter", "weight\nbefore", "weight\nafter", "share\nrequested", "share\nrealised",
+    "\ntokens",
+)  # fmt: skip
+_NOISE_ERRORS = 2.0
+"""Standard errors within which a rise may be chance."""
 
 
 def show_summary(run_dir: Path) -> None:
@@ -46,3 +65,50 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
     sys.stdout.write(f"report         {page}\n")
     sys.stdout.flush()
     return page
+
+
+def summary_table(series: RunSeries) -> str:
+    """Return losses, weights and shares by domain as aligned text, 80 columns for names up to 14 characters."""
+    rises = {name: _rise_beyond_noise(series, name) for name in series.domain_names}
+    _, weights = requested_weights(series)
+    rows = [_domain_row(series, name, start=weights[name][0], is_worse=rises[name] > 0) for name in rises]
+    table = text_table(_HEADER, rows)
+    worse = ", ".join(f"{name} (+{rise:.3f})" for name, rise in rises.items() if rise > 0)
+    return f"{table}\n* worse than before training: {worse}" if worse else table
+
+
+def _domain_row(series: RunSeries, name: str, *, start: float | None, is_worse: bool) -> tuple[str, ...]:
+    losses = series.of(f"domain/{name}/loss")
+    return (
+        name,
+        number_cell(losses[0][1] if losses else None),
+        number_cell(losses[-1][1] if len(losses) > 1 else None) + ("*" if is_worse else ""),
+        number_cell(start),
+        number_cell(series.last(f"domain/{name}/weight")),
+        number_cell(series.last(f"domain/{name}/requested_share"), ".4f"),
+        number_cell(series.last(f"domain/{name}/realised_share"), ".4f"),
+        number_cell(series.last(f"domain/{name}/num_tokens"), ",.0f"),
+    )
+
+
+def _rise_beyond_noise(series: RunSeries, name: str) -> float:
+    """Return by how many nats a domain's last held-out loss lies above its first; 0 within the noise of the change.
+
+    The noise is twice the standard error of the change: that of the last decision, whose losses are of the same
+    examples, or else that of two independent losses. Where no error is recorded every rise counts.
+    """
+    losses = series.of(f"domain/{name}/loss")
+    if len(losses) < 2:
+        return 0.0
+    rise = losses[-1][1] - losses[0][1]
+    return rise if rise > _NOISE_ERRORS * _error_of_change(series, name) and rise > 0 else 0.0
+
+
+def _error_of_change(series: RunSeries, name: str) -> float:
+    """Return the standard error of a domain's change since the start, 0 where it is unknown."""
+    for decision in reversed(series.decisions):
+        error = number_of(decision, "signals", name, "change_from_start_stderr")
+        if error is not None and not is_steered_by_training(decision):
+            return error
+    errors, losses = held_out_losses(series, name).errors, series.of(f"domain/{name}/loss")
+    return math.hypot(errors.get(losses[0][0], 0.0), errors.get(losses[-1][0], 0.0))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,11 @@ from versatune_ds.report.charts import Line
 from versatune_ds.report.decision_list import COLUMNS, decision_rows
 from versatune_ds.report.document import FOLDER, html_environment
 from versatune_ds.report.domain_file import domain_file
-from versatune_ds.report.run_charts import RunCharts, charts_of
+from versatune_ds.report.run_charts import RunCharts
 from versatune_ds.report.series import RunSeries
 from versatune_ds.report.shapes import draw, sample
 from versatune_ds.report.story import headline
-from versatune_ds.report.summary import (
-    DOMAIN_COLUMNS,
-    comparison,
-    domain_table,
-    facts,
-    flat_items,
-    state_of,
-    time_text,
-)
+from versatune_ds.report.summary import DOMAIN_COLUMNS, comparison, domain_table, facts, flat_items, state_of
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.names import EVALUATION_FILE, PRIOR_FILE, REFERENCE_FILE
 
@@ -59,9 +52,11 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
     slots = {name: number for number, name in enumerate(names)}
     x_end = max(run.last_step for run in runs)
     charts = [
-        charts_of(run, prefix=f"run{number}", slots=slots, x_end=x_end) for number, run in enumerate(runs, start=1)
+        RunCharts(series=run, prefix=f"run{number}", slots=slots, x_end=x_end)
+        for number, run in enumerate(runs, start=1)
     ]
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
+    script_data = {"last_step": x_end, "charts": {chart.key: chart.data() for of_run in charts for chart in of_run}}
     # Render.
     environment = html_environment()
     environment.filters |= {"draw": draw, "sample": sample}
@@ -72,8 +67,8 @@ def render_page(runs: Sequence[RunSeries], *, now: float) -> str:
         domain_keys=[Line(name=name, values=(), slot=slot) for name, slot in slots.items()],
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(_json_in_html(_page_data(runs, charts))),
-        made=time_text(now),
+        data=Markup(_json_in_html(script_data)),
+        made=datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
     )
 
@@ -109,14 +104,6 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
         ],
         "environment": flat_items(run.environment),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
-    }
-
-
-def _page_data(runs: Sequence[RunSeries], charts: Sequence[RunCharts]) -> dict[str, Any]:
-    """Return the numbers for the page's script."""
-    return {
-        "last_step": max(run.last_step for run in runs),
-        "charts": {chart.key: chart.data() for of_run in charts for chart in of_run},
     }
 
 

@@ -18,7 +18,7 @@ Values = Sequence[float | None]
 UNKNOWN = "–"  # noqa: RUF001 - a dash as wide as a digit
 """Shown for a number that was not recorded."""
 
-_FORMATS = {
+FORMATS = {
     "weight": ".4f",
     "change": "+.4f",
     "loss": ".4f",
@@ -32,7 +32,7 @@ _FORMATS = {
 
 def format_value(value: float | None, kind: str) -> str:
     """Return a number as the page shows it, a dash for an unknown one."""
-    return UNKNOWN if value is None else format(value, _FORMATS[kind])
+    return UNKNOWN if value is None else format(value, FORMATS[kind])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,9 @@
 
 Tables, plots and pages are made from these files alone, so they work on a run that is finished, running or killed: a
 missing file counts as empty, and an incomplete line is skipped.
+
+Losses of held-out examples and of training batches are separate series. Under `mixture.signal: train` the decisions
+record those of training batches, and held-out examples are measured only at the start and at the end.
 """
 
 from __future__ import annotations
@@ -137,7 +140,6 @@ def is_number(value: Any) -> bool:
 
 
 def _is_decision(line: Mapping[str, Any]) -> bool:
-    """Return whether a line has the fields of a decision."""
     weights = (line.get("weights_before"), line.get("weights_after"))
     return all(isinstance(w, Mapping) and w for w in weights) and is_number(line.get("decided_at_step"))
 
@@ -183,17 +185,17 @@ def requested_weights(series: RunSeries) -> tuple[list[int], dict[str, list[floa
     return [step for step, _ in shown], weights_by_name
 
 
-def of_domain(decision: Mapping[str, Any], part: str, name: str) -> Mapping[str, Any]:
-    """Return a domain's entry in the losses or signals of a decision, empty where it has none."""
+def number_of(decision: Mapping[str, Any], part: str, name: str, key: str) -> float | None:
+    """Return a number of a domain in the losses or signals of a decision, None where it has none."""
     by_name = decision.get(part)
     entry = by_name.get(name) if isinstance(by_name, Mapping) else None
-    return entry if isinstance(entry, Mapping) else {}
+    return number_or_none(entry.get(key)) if isinstance(entry, Mapping) else None
 
 
 def loss_above_reference(decision: Mapping[str, Any], name: str) -> float | None:
     """Return how many nats a domain's loss lay above its reference in a decision, at least 0."""
-    loss, reference = of_domain(decision, "losses", name).get("mean"), of_domain(decision, "signals", name)
-    return above_reference(number_or_none(loss), number_or_none(reference.get("reference_loss")))
+    loss = number_of(decision, "losses", name, "mean")
+    return above_reference(loss, number_of(decision, "signals", name, "reference_loss"))
 
 
 def number_or_none(value: Any) -> float | None:
@@ -207,3 +209,54 @@ def _weights_at_start(series: RunSeries) -> Mapping[str, Any]:
         return series.decisions[0]["weights_before"]
     weights = series.prior.get("weights")
     return weights if isinstance(weights, Mapping) else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """A domain's losses by step, and their standard errors where they are recorded."""
+
+    values: dict[int, float]
+    errors: dict[int, float]
+
+
+def held_out_losses(series: RunSeries, name: str) -> Losses:
+    """Return a domain's validation losses, from the metrics or else from the decisions."""
+    decided = _decided(series, name, is_trained=False)
+    return Losses(
+        values=decided.values | dict(series.of(f"domain/{name}/loss")),
+        errors=decided.errors | dict(series.of(f"domain/{name}/loss_stderr")),
+    )
+
+
+def training_losses(series: RunSeries, name: str) -> Losses:
+    """Return the mean losses of a domain's training batches since the last update, under `mixture.signal: train`."""
+    return _decided(series, name, is_trained=True)
+
+
+def _decided(series: RunSeries, name: str, *, is_trained: bool) -> Losses:
+    """Return a domain's losses in the decisions, of training batches or of held-out examples."""
+    losses = Losses(values={}, errors={})
+    for decision in series.decisions:
+        if is_steered_by_training(decision) != is_trained:
+            continue
+        for key, by_step in (("mean", losses.values), ("stderr", losses.errors)):
+            number = number_of(decision, "losses", name, key)
+            if number is not None:
+                by_step[decision["decided_at_step"]] = number
+    return losses
+
+
+def is_steered_by_training(decision: Mapping[str, Any]) -> bool:
+    """Return whether a decision's losses are those of training batches, under `mixture.signal: train`."""
+    inputs = decision.get("inputs")
+    return isinstance(inputs, Mapping) and inputs.get("signal") == "train"
+
+
+def reference_loss(series: RunSeries, name: str) -> float | None:
+    """Return a domain's reference loss, from the last decision or else from reference.json."""
+    if series.decisions:
+        value = number_of(series.decisions[-1], "signals", name, "reference_loss")
+        if value is not None:
+            return value
+    losses = series.reference.get("losses")
+    return number_or_none(losses.get(name)) if isinstance(losses, Mapping) else None

@@ -37,7 +37,6 @@ def sample(line: Line) -> Markup:
 
 
 def _rule(place: float) -> str:
-    """Return a horizontal grid line."""
     return f'<path class="grid" d="M0 {_y(place)}H{_SIZE}"/>'
 
 

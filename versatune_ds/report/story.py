@@ -11,9 +11,10 @@ from typing import Any
 
 from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.mixture.policies.acted import kinds_of, read_recorded
-from versatune_ds.report.series import RunSeries, loss_above_reference, number_or_none, of_domain
+from versatune_ds.report.series import RunSeries, loss_above_reference, number_of, number_or_none
 
-_SMALLEST_MOVE = 5e-5
+VISIBLE_MOVE = 5e-5
+"""Change of a weight from which it counts as moved: half of the last digit shown."""
 
 
 def headline(series: RunSeries) -> list[str]:
@@ -45,7 +46,7 @@ def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
     policy, count = series.setting("mixture.policy") or "of this run", times(len(updates), "update")
     first, last = updates[0]["weights_before"], updates[-1]["weights_after"]
     changes = changes_of_weights(first, last)
-    if not changes or max(map(abs, changes.values())) < _SMALLEST_MOVE:
+    if not changes or max(map(abs, changes.values())) < VISIBLE_MOVE:
         rule = POLICIES.get(policy)
         because = ": it is a fixed mixture" if rule is not None and not rule.moves else ""
         return f"Policy {policy} left the mixture as it was over {count}{because}."
@@ -79,8 +80,7 @@ def _why(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _potential(decision: Mapping[str, Any], name: str) -> float | None:
-    """Return a domain's learnable potential in a decision."""
-    return number_or_none(of_domain(decision, "signals", name).get("learnable_potential"))
+    return number_of(decision, "signals", name, "learnable_potential")
 
 
 def _losses(series: RunSeries) -> str:
@@ -89,7 +89,9 @@ def _losses(series: RunSeries) -> str:
     if means is None:
         return ""
     before, after = means
-    moved = "stayed" if after == before else "fell" if after < before else "rose"
+    moved = "fell" if after < before else "rose"
+    if after == before:
+        moved = "stayed"
     risen = {name: rise for name in series.domain_names if (rise := rise_from_start(series, name)) > 0}
     named = ", ".join(f"{name} by {rise:.1%}" for name, rise in sorted(risen.items(), key=lambda item: -item[1])[:6])
     end = f"above its first loss ended: {named}" if risen else "no domain ended above its first loss"

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from versatune_ds.report.decision_list import change_text
-from versatune_ds.report.losses import loss_errors, reference_loss
-from versatune_ds.report.scales import format_value
-from versatune_ds.report.series import RunSeries, requested_weights
+from versatune_ds.report.scales import UNKNOWN, format_value
+from versatune_ds.report.series import RunSeries, held_out_losses, reference_loss, requested_weights
 from versatune_ds.report.story import mean_of_losses, rise_from_start, times
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 
@@ -41,7 +39,7 @@ def _domain_row(series: RunSeries, name: str, weights: Sequence[float | None]) -
         format_value(before, "loss"),
         format_value(after, "loss"),
         format_value(reference_loss(series, name), "loss"),
-        _against_start(series, name, has_losses=len(losses) > 1),
+        _against_start(series, name),
         format_value(weights[0], "weight"),
         format_value(weights[-1], "weight"),
         change_text(change),
@@ -51,22 +49,21 @@ def _domain_row(series: RunSeries, name: str, weights: Sequence[float | None]) -
     ]
 
 
-def _against_start(series: RunSeries, name: str, *, has_losses: bool) -> str:
+def _against_start(series: RunSeries, name: str) -> str:
     """Describe whether a domain ended below or above its first loss."""
-    if not has_losses:
-        return format_value(None, "loss")
-    rise = rise_from_start(series, name)
+    losses, rise = series.of(f"domain/{name}/loss"), rise_from_start(series, name)
+    if len(losses) < 2:
+        return UNKNOWN
     if rise > 0:
         return f"forgot {rise:.1%}"
-    losses = series.of(f"domain/{name}/loss")
     return f"learned {1 - losses[-1][1] / losses[0][1]:.1%}" if losses[0][1] > 0 else "held"
 
 
 def facts(series: RunSeries) -> list[tuple[str, str]]:
     """Return the few numbers of a run that a reader looks for first."""
     means = mean_of_losses(series)
-    num_tokens = [series.last(f"domain/{name}/num_tokens") for name in series.domain_names]
-    known_tokens = [value for value in num_tokens if value is not None]
+    last_tokens = [series.last(f"domain/{name}/num_tokens") for name in series.domain_names]
+    known_tokens = [value for value in last_tokens if value is not None]
     seconds = [value for _, value in series.of("perf/step_seconds")]
     waits = [value for _, value in series.of("perf/data_seconds")]
     speeds = sorted(value for _, value in series.of("perf/tokens_per_second"))
@@ -95,46 +92,31 @@ def state_of(series: RunSeries, *, now: float) -> str:
     return f"Not complete: step {series.last_step:,}{of_all}; it last wrote {age} before this page was made."
 
 
-def time_text(now: float) -> str:
-    """Return a time as the page shows it."""
-    return datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run's last loss of a domain.
-
-    Attributes:
-        text: The loss.
-        error: Its standard error as text, empty where unknown.
-        against_first: Difference to the first run in words, empty for the first.
-        is_best: Whether no other run's is lower.
-    """
+    """One run's last loss of a domain as text, with its standard error, empty where unknown."""
 
     text: str
     error: str
     against_first: str
+    """Difference to the first run in words, empty for the first."""
     is_best: bool
+    """Whether no other run's is lower."""
 
 
 def comparison(runs: Sequence[RunSeries], names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
     """Return (domain, one cell a run) for each domain, then for the mean over the domains that all runs have."""
-    rows = [(name, [_last_loss(run, name) for run in runs]) for name in names]
+    rows = [(name, [run.last(f"domain/{name}/loss") for run in runs]) for name in names]
     shared = [losses for _, losses in rows if all(loss is not None for loss in losses)]
     means = [sum(column) / len(shared) for column in zip(*shared, strict=True)] if shared else []
     table = [(name, _cells(losses, [_last_error(run, name) for run in runs])) for name, losses in rows]
     return [*table, (f"mean of {len(shared)} domains", _cells(means, [None] * len(means)))] if means else table
 
 
-def _last_loss(run: RunSeries, name: str) -> float | None:
-    """Return a domain's last validation loss."""
-    return run.last(f"domain/{name}/loss")
-
-
 def _last_error(run: RunSeries, name: str) -> float | None:
     """Return the standard error of a domain's last validation loss, where it is recorded."""
     losses = run.of(f"domain/{name}/loss")
-    return loss_errors(run, name).get(losses[-1][0]) if losses else None
+    return held_out_losses(run, name).errors.get(losses[-1][0]) if losses else None
 
 
 def _cells(losses: Sequence[float | None], errors: Sequence[float | None]) -> list[Cell]:

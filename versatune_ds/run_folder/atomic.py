@@ -105,12 +105,17 @@ def _is_running(pid: str) -> bool:
     return True
 
 
+def sync_file(path: Path) -> None:
+    """Force a file to disk; until then a power cut may still take it away."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def _sync_tree(folder: Path) -> None:
     """Force every file and folder below a folder to disk, so that the rename cannot reach it before them."""
     for root, _, names in os.walk(folder):
         for name in names:
-            with (Path(root) / name).open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync_file(Path(root) / name)
         _sync_entries(Path(root))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import zlib
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.distributed import World, broadcast_text, sum_over_ranks
-from versatune_ds.run_folder.atomic import write_text
+from versatune_ds.run_folder.atomic import sync_file, write_text
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MANIFEST_FILE, STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -36,6 +35,11 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
     """Return the folders of complete checkpoints, newest first; their files are not checked."""
     folders = (run_dir / CHECKPOINTS_FOLDER).glob("step_????????")
     return sorted((path for path in folders if (path / MANIFEST_FILE).is_file()), reverse=True)
+
+
+def newest_checkpoint_name(run_dir: Path) -> str:
+    """Return the name of the newest complete checkpoint for a message, `none` without one."""
+    return next((path.name for path in complete_checkpoints(run_dir)), "none")
 
 
 def remove_unfinished(run_dir: Path) -> None:
@@ -63,7 +67,7 @@ def newest_valid_checkpoint(run_dir: Path, world: World) -> Path | None:
     for name in json.loads(broadcast_text(json.dumps(names), world)):
         folder = run_dir / CHECKPOINTS_FOLDER / name
         files = json.loads(broadcast_text(json.dumps(read_manifest(folder)) if world.is_rank_zero else None, world))
-        corrupt = [_manifest_fault(folder)] if files is None else _corrupt_files(folder, files, world=world)
+        corrupt = _corrupt_files(folder, files, world=world)
         if not corrupt:
             return folder
         logger.warning("%s is corrupt (%s); trying the checkpoint before it", folder, ", ".join(corrupt))
@@ -76,8 +80,7 @@ def check_valid(folder: Path) -> None:
     Raises:
         RuntimeError: Naming the files that are missing or differ.
     """
-    files = read_manifest(folder)
-    corrupt = [_manifest_fault(folder)] if files is None else _corrupt_files(folder, files, world=None)
+    corrupt = _corrupt_files(folder, read_manifest(folder), world=None)
     if corrupt:
         raise RuntimeError(f"{folder} is corrupt ({', '.join(corrupt)}); delete it to use the checkpoint before it")
 
@@ -107,7 +110,8 @@ def measure_files(folder: Path, world: World) -> Files:
     measured = np.zeros((len(names), 2))
     for i in range(world.rank, len(names), world.world_size):
         try:
-            measured[i] = _sync_and_measure(folder / names[i])
+            sync_file(folder / names[i])
+            measured[i] = (folder / names[i]).stat().st_size, _crc32(folder / names[i])
         except OSError as error:
             failure = error
     totals = sum_over_ranks(measured)  # below 2^53, so exact in float64
@@ -149,16 +153,6 @@ def _file_names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def _sync_and_measure(path: Path) -> tuple[int, int]:
-    """Force a file to disk and return its size and checksum; until then a power cut may still take it away."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return path.stat().st_size, _crc32(path)
-
-
 def _crc32(path: Path) -> int:
     """Return a file's CRC-32, read in blocks."""
     checksum = 0
@@ -168,8 +162,13 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
-def _corrupt_files(folder: Path, files: Files, *, world: World | None) -> list[str]:
-    """Return the files that are missing or differ; with a world every rank reads its share (one all-reduce)."""
+def _corrupt_files(folder: Path, files: Files | None, *, world: World | None) -> list[str]:
+    """Return the files that are missing or differ, or what is wrong with the MANIFEST where it lists none.
+
+    With a world every rank reads its share (one all-reduce).
+    """
+    if files is None:
+        return [_manifest_fault(folder)]
     rank, world_size = (world.rank, world.world_size) if world else (0, 1)
     names = sorted(files)
     is_corrupt = np.zeros(len(names))

@@ -1,27 +1,33 @@
 """Open a run's folder: make it, or resume in it with a recipe that still fits.
 
 The folder contains the resolved config, so a resumed run can log which keys changed since it began, and refuse those
-that would make it another run.
+that would make it another run. The settings of a run's earlier parts stay beside the current ones: `config.yaml` is the
+current one, `config_until_step_00000005.yaml` made the decisions up to step 5. A run that resumes from an earlier step
+than it had reached drops the decisions after that step, and their settings too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import parse_config
 from versatune_ds.distributed import World
-from versatune_ds.run_folder.atomic import write_json
-from versatune_ds.run_folder.environment import describe_environment
-from versatune_ds.run_folder.history import write_version
+from versatune_ds.run_folder.atomic import write_json, write_text
 from versatune_ds.run_folder.links import (
     check_links,
     claim_checkpoints,
@@ -58,6 +64,9 @@ _FIXED_KEYS = (
 tokenizer are compared by content, when a checkpoint is loaded."""
 
 
+_LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "versatune_ds")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStart:
     """What a run starts from, as recorded in its folder."""
@@ -86,21 +95,13 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
     if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
     if not is_fresh:
-        saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allow else ()
-        check_changes(_with_defaults(saved), config.model_dump(mode="json"), folder=folder, allowed=allowed)
+        _check_changes(_saved_config(folder), config.model_dump(mode="json"), folder=folder, allowed=allowed)
 
 
-def _log_changes(config: RunConfig) -> None:
-    """Log once, where the run itself is about to resume, which keys it resumes with that it did not begin with."""
-    if (config.run_dir / CONFIG_FILE).is_file():
-        saved = yaml.safe_load((config.run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-        for key, was, now in changed_keys(_with_defaults(saved), config.model_dump(mode="json")):
-            logger.info("%s: now %s, was %s (run in %s)", key, now, was, config.run_dir)
-
-
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a saved config with the defaults of keys that are newer than it, so that they do not count as changed."""
+def _saved_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's config, with the defaults of newer keys, so that these do not count as changed."""
+    saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     try:
         return parse_config(saved).model_dump(mode="json")
     except ValueError:  # it has keys that no longer exist
@@ -115,8 +116,9 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     """
     folder = config.run_dir
     check_run_folder(config, is_fresh=is_fresh)
-    if not is_fresh:
-        _log_changes(config)
+    if not is_fresh and (folder / CONFIG_FILE).is_file():
+        for key, was, now in _changed_keys(_saved_config(folder), config.model_dump(mode="json")):
+            logger.info("%s: now %s, was %s (run in %s)", key, now, was, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:
         _delete_former_run(folder)
@@ -148,7 +150,7 @@ def _delete_former_run(folder: Path) -> None:
 def write_record(config: RunConfig, world: World, *, start: RunStart, step: int) -> None:
     """Write what applies after a step: the resolved config, references, environment; on rank 0 only.
 
-    Earlier versions that differ are kept beside them (history.py).
+    Earlier versions that differ are kept beside them.
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_version(config.run_dir / CONFIG_FILE, text, step=step)
@@ -157,7 +159,68 @@ def write_record(config: RunConfig, world: World, *, start: RunStart, step: int)
     write_json(config.run_dir / ENVIRONMENT_FILE, describe_environment(world))
 
 
-def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
+def write_version(path: Path, text: str, *, step: int) -> None:
+    """Write a file that applies after a step, and keep the version that applied before if it differs.
+
+    Below step 1 the run begins and there is no past. A kill between the lines leaves files from which the same call
+    gives the same result.
+    """
+    # A resume from an earlier step: the version that applied at that step is the first one that outlasted it.
+    later = [(until, former) for until, former in former_versions(path) if until > step or step < 1]
+    active = later[0][1] if later else path
+    former = path.with_name(f"{path.stem}_until_step_{step:08d}{path.suffix}")
+    has_made_decisions = step >= 1 and active.is_file() and not former.is_file()
+    if has_made_decisions and active.read_text(encoding="utf-8") != text:
+        write_text(former, active.read_text(encoding="utf-8"))
+    write_text(path, text)
+    for _, former in later:
+        former.unlink()
+
+
+def former_versions(path: Path) -> list[tuple[int, Path]]:
+    """Return (last step, file) of the earlier versions, oldest first."""
+    pattern = re.compile(re.escape(path.stem) + r"_until_step_(\d+)" + re.escape(path.suffix))
+    matches = ((pattern.fullmatch(other.name), other) for other in path.parent.glob(f"{path.stem}_until_step_*"))
+    return sorted((int(match[1]), other) for match, other in matches if match)
+
+
+def version_at(path: Path, *, step: float) -> Path:
+    """Return the version that applied when the decision after a step was made."""
+    return next((former for until, former in former_versions(path) if until >= step), path)
+
+
+def describe_environment(world: World) -> dict[str, Any]:
+    """Return what a result depends on besides the recipe: versions, commit, devices; no secret, no user name."""
+    return {
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": _commit(),
+        "world_size": world.world_size,
+        "launcher": world.launcher,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of this source tree, None outside a git checkout."""
+    source = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def _check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
     """Check that no key changed that makes a run what it is.
 
     Raises:
@@ -165,7 +228,7 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
     """
     before, now = flatten(saved), flatten(current)
     fixed_keys = tuple(f"{key}." for key in _FIXED_KEYS if key not in allowed)
-    fixed = [key for key, _, _ in changed_keys(saved, current) if f"{key}.".startswith(fixed_keys)]
+    fixed = [key for key, _, _ in _changed_keys(saved, current) if f"{key}.".startswith(fixed_keys)]
     if fixed:
         raise ValueError(
             "\n".join(
@@ -176,7 +239,7 @@ def check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pat
         )
 
 
-def changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (key, value before, value now) of each dotted key that differs; `not set` means no value."""
     before, now = flatten(saved), flatten(current)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]

@@ -43,6 +43,19 @@ _STARTING_SECONDS = 2.0
 """How long to wait for a lock without a living owner: its process is only looking, or just starting."""
 
 
+class FolderInUseError(ValueError):
+    """Another process uses a folder: who, since when, and what to do."""
+
+    def __init__(self, folder: Path, owner: Owner, way_out: str) -> None:
+        super().__init__(folder, owner, way_out)  # all arguments, so that it can be pickled
+        self.folder = folder
+        self.found = f"in use by {owner}"
+        self.todo = f"wait until it ends, stop it ({owner.way_to_stop}), or {way_out}"
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.found}; {self.todo}"
+
+
 class FolderLock:
     """A folder used by this process only, until `release` or the end of the process.
 
@@ -72,7 +85,8 @@ class FolderLock:
         self._ended.set()
         _LOCKS.pop(self.folder, None)
         with contextlib.suppress(OSError):
-            if self._is_on_record():
+            owner = read_owner(self.folder)
+            if owner is not None and owner.is_same_process(self._owner):
                 record_path(self.folder).unlink()
         if self._stream is not None:
             with contextlib.suppress(OSError):
@@ -80,11 +94,6 @@ class FolderLock:
             self._stream.close()
         with contextlib.suppress(OSError):  # not empty: other folders are locked
             lock_path(self.folder).parent.rmdir()
-
-    def _is_on_record(self) -> bool:
-        """Return whether the record still describes this process."""
-        owner = read_owner(self.folder)
-        return owner is not None and owner.is_same_process(self._owner)
 
     def _beat(self) -> None:
         """Touch the record every few seconds; end the process if another one uses the folder by now."""
@@ -175,11 +184,6 @@ def find_owner(folder: Path) -> Owner | None:
         return None
 
 
-def refusal(folder: Path, owner: Owner, *, way_out: str) -> str:
-    """Return in one line who uses a folder, since when, and what to do."""
-    return f"{folder}: in use by {owner}; wait until it ends, stop it ({owner.way_to_stop}), or {way_out}"
-
-
 def _is_replaceable(real: Path, owner: Owner) -> bool:
     """Return whether an owner on another machine is gone although its lock may still be reported."""
     return owner.is_former_start_of(this_process()) or seconds_of_silence(real) >= _SILENT_LOCKED_SECONDS
@@ -190,7 +194,7 @@ def _check_lock_is_stale(folder: Path, owner: Owner | None, *, way_out: str) -> 
     if owner is None:
         raise ValueError(f"{folder}: in use by another process that is just starting; try again, or {way_out}")
     if owner.is_on_this_machine or not _is_replaceable(folder.resolve(), owner):
-        raise ValueError(refusal(folder, owner, way_out=way_out))
+        raise FolderInUseError(folder, owner, way_out)
     logger.warning("%s: taken over from %s; its machine no longer answers, so its lock is ignored", folder, owner)
 
 
@@ -202,7 +206,7 @@ def _check_owner_is_gone(folder: Path, owner: Owner, *, way_out: str) -> None:
     elif not is_gone:
         is_gone = _stays_silent(folder, owner)
     if not is_gone:
-        raise ValueError(refusal(folder, owner, way_out=way_out))
+        raise FolderInUseError(folder, owner, way_out)
     logger.info("%s: taken over from %s, which ended without unlocking it", folder, owner)
 
 

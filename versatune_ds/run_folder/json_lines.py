@@ -95,12 +95,8 @@ def append_json_line(file: io.RawIOBase, values: Mapping[str, Any]) -> None:
 def cut_json_lines(path: Path, *, key: str, last_step: int) -> None:
     """Drop the lines of steps beyond `last_step`, and a last line that a kill or a power cut left incomplete.
 
-    A corrupt line between others stays where it is, and is logged: nobody knows what it contained.
-
-    Args:
-        path: A JSON-lines file; a missing one is left missing.
-        key: Key of the step in every object.
-        last_step: Lines up to this step stay.
+    The step of an object is at `key`. A corrupt line between others stays where it is, and is logged: its step is
+    unknown. A missing file stays missing.
     """
     if not path.is_file():
         return

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from versatune_ds.run_folder.atomic import write_text
-from versatune_ds.run_folder.folder_lock import FolderLock, find_owner, lock_folder, refusal
+from versatune_ds.run_folder.folder_lock import FolderInUseError, FolderLock, find_owner, lock_folder
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ def lock_run_folder(run_dir: Path, *, is_fresh: bool) -> list[FolderLock]:
 
 
 def check_unlocked(run_dir: Path) -> None:
-    """Raise ValueError where another process is known to use a run's folder; waits for nothing and changes nothing."""
+    """Raise FolderInUseError where another process is known to use a run's folder; wait for nothing, change nothing."""
     owner = find_owner(run_dir)
     if owner is not None:
-        raise ValueError(refusal(run_dir, owner, way_out=_WAY_OUT))
+        raise FolderInUseError(run_dir, owner, _WAY_OUT)
 
 
 def check_links(run_dir: Path, *, is_fresh: bool) -> None:
@@ -56,10 +56,10 @@ def check_links(run_dir: Path, *, is_fresh: bool) -> None:
                 f"{path}: is a link to {os.readlink(path)}, where there is no folder; is a disk missing? Make the "
                 "folder, or remove the link"
             )
-    if is_fresh or not link.is_symlink():
+    if is_fresh or not link.is_symlink() or not (link / _RUN_FILE).is_file():
         return
-    other = _run_of(link)
-    if other is not None and _shares(other, run_dir):
+    other = Path((link / _RUN_FILE).read_text(encoding="utf-8").strip())
+    if _shares(other, run_dir):
         raise ValueError(
             f"{link}: is a link to {link.resolve()}, where the run in {other} keeps its checkpoints; replace the link "
             "by a copy of that folder, or start over with --fresh"
@@ -103,12 +103,6 @@ def point_to_new_folder(link: Path) -> None:
             f"({error}); point the link to an empty folder"
         ) from None
     logger.warning("%s: was a link to %s, which is kept; it now leads to the new folder %s", link, old, new)
-
-
-def _run_of(link: Path) -> Path | None:
-    """Return the folder of the run that a linked folder of checkpoints belongs to, None where it is not known."""
-    path = link / _RUN_FILE
-    return Path(path.read_text(encoding="utf-8").strip()) if path.is_file() else None
 
 
 def _shares(other: Path, run_dir: Path) -> bool:

@@ -6,6 +6,7 @@ the job is requeued: not if it failed, was cancelled, or makes no progress.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -20,9 +21,9 @@ from types import FrameType
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.paths import expand_path
-from versatune_ds.run_folder.names import newest_step
-from versatune_ds.slurm.job_files import Starts, job_folder, job_that_opened
+from versatune_ds.run_folder.names import ENVIRONMENT_FILE, newest_step
 from versatune_ds.slurm.steps import prepare_step, train_step
+from versatune_ds.slurm.submit import job_folder
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def run_job(recipe: Path, overrides: Sequence[str], *, is_fresh: bool, is_quiet:
     """
     job = _Job(recipe, overrides, is_fresh=is_fresh, environ=os.environ)
     if job.starts.are_stuck_at(job.newest_step):
-        logger.error(job.stuck_line())
+        logger.error(job.stuck_message())
         return GIVEN_UP_EXIT_CODE
     return job.start(flags=["--quiet"] if is_quiet else [])
 
@@ -66,6 +67,40 @@ def array_overrides(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
     if not task.isdigit():
         return []
     return [f"run.name={config.run.name}-{task}", f"run.seed={config.run.seed + int(task)}"]
+
+
+class Starts:
+    """The step from which each start of a job trained, so that a job without progress is not started for ever.
+
+    A start that ends where it began may be bad luck, such as a preemption in its first minute. A second one in a row
+    means that the job would take nodes for nothing.
+
+    Args:
+        path: One step a line, in a file that outlives the job's nodes; made at the first start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, step: int) -> None:
+        """Record a start after `step` steps."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{step}\n")
+
+    def steps(self) -> list[int]:
+        """Return the step of every start, oldest first."""
+        return [int(line) for line in self.path.read_text().split()] if self.path.is_file() else []
+
+    def are_stuck_at(self, step: int) -> bool:
+        """Return whether the last two starts began at `step`, where the run still is."""
+        return self.steps()[-2:] == [step, step]
+
+
+def job_that_opened(run_dir: Path) -> str | None:
+    """Return the id of the job that last opened the run's folder, None if none did."""
+    record = run_dir / ENVIRONMENT_FILE
+    return json.loads(record.read_text(encoding="utf-8")).get("slurm_job_id") if record.is_file() else None
 
 
 class _Job:
@@ -84,7 +119,7 @@ class _Job:
         self.starts = Starts(job_folder(self.config) / f"{self.config.run.name}-{self.id}.starts")
         self.python = environ.get("VERSATUNE_PYTHON") or sys.executable
         self.step: subprocess.Popen[bytes] | None = None
-        self.is_told_to_stop = False
+        self.is_stop_requested = False
 
     @property
     def is_to_be_fresh(self) -> bool:
@@ -115,15 +150,15 @@ class _Job:
         if code == 0:
             fresh = ["--fresh"] if self.is_to_be_fresh else []
             command = [*train, *self.arguments, *flags, *fresh]
-            code = REQUEUE_EXIT_CODE if self.is_told_to_stop else self._run(command)
+            code = REQUEUE_EXIT_CODE if self.is_stop_requested else self._run(command)
         return self._end(code)
 
     def _run(self, command: list[str]) -> int:
         """Run one step of srun to its end and return its exit code, as a shell would."""
         logger.info("starting: %s", shlex.join(command))
-        was_told = self.is_told_to_stop
+        was_requested = self.is_stop_requested
         self.step = subprocess.Popen(command, env=dict(self.environ))
-        if self.is_told_to_stop and not was_told:
+        if self.is_stop_requested and not was_requested:
             self.step.send_signal(signal.SIGUSR1)  # it came while srun was being started, and was not passed on
         code = self.step.wait()
         self.step = None
@@ -132,7 +167,7 @@ class _Job:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """Signal the ranks to save and exit, through srun, which passes SIGUSR1 on (SIGTERM would end it)."""
         logger.warning("%s: telling the ranks to save and exit", signal.Signals(number).name)
-        self.is_told_to_stop = True
+        self.is_stop_requested = True
         if self.step is not None:
             self.step.send_signal(signal.SIGUSR1)
 
@@ -140,7 +175,7 @@ class _Job:
         """Requeue the job if its run can resume, and return the job's exit code."""
         if code == 0:
             logger.info("run %s is complete", self.config.run_dir)
-        elif may_resume(code, is_told_to_stop=self.is_told_to_stop):
+        elif may_resume(code, is_stop_requested=self.is_stop_requested):
             return self._requeue()
         else:
             logger.error(
@@ -159,7 +194,7 @@ class _Job:
             logger.info("saved after step %d; Slurm itself ends this start (%s)", self.newest_step, state or "unknown")
             return REQUEUE_EXIT_CODE
         if self.starts.are_stuck_at(self.newest_step):
-            logger.error(self.stuck_line())
+            logger.error(self.stuck_message())
             return GIVEN_UP_EXIT_CODE
         if self.num_requeues >= self.config.slurm.max_requeues:
             logger.error(
@@ -184,7 +219,7 @@ class _Job:
             time.sleep(_PAUSE_SECONDS)
         return state
 
-    def stuck_line(self) -> str:
+    def stuck_message(self) -> str:
         """Return the message for a job that makes no progress."""
         return (
             f"job {self.id} made no progress in two starts (both began after step {self.newest_step}) and is not "
@@ -192,12 +227,12 @@ class _Job:
         )
 
 
-def may_resume(code: int, *, is_told_to_stop: bool) -> bool:
+def may_resume(code: int, *, is_stop_requested: bool) -> bool:
     """Return whether an exit code means that the run was stopped, rather than that it failed.
 
     Ranks that get the signal before their handler is installed, or that Slurm kills for being too slow, die of it.
     """
-    return code in (REQUEUE_EXIT_CODE, *_STOPPED_BY_SIGNAL) or (is_told_to_stop and code > 128)
+    return code in (REQUEUE_EXIT_CODE, *_STOPPED_BY_SIGNAL) or (is_stop_requested and code > 128)
 
 
 def step_environment(environ: Mapping[str, str], *, config: RunConfig) -> dict[str, str]:
@@ -206,8 +241,9 @@ def step_environment(environ: Mapping[str, str], *, config: RunConfig) -> dict[s
     Compiled kernels are kept on the node's own disk: a lock file that a killed job left on a shared one would make
     every later build wait for it. The number of threads follows the cores of a task, also where Slurm binds nothing.
     """
-    own = config.slurm.local_dir and expand_path(str(config.slurm.local_dir), environ=environ)
-    local = own or environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    local = environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    if config.slurm.local_dir is not None:
+        local = expand_path(str(config.slurm.local_dir), environ=environ)
     folder = Path(local) / f"versatune-{os.getuid()}"
     ours = {
         "TORCH_EXTENSIONS_DIR": str(folder / "torch_extensions"),

@@ -17,7 +17,7 @@ SRUN = ("srun", "--kill-on-bad-exit=0", "--wait=60")
 """Ranks may run for a minute after the first one exits: time to exit in order, and a limit to a hang."""
 
 _FIRST_RESERVED_STEP = 0xFFFFFFF0
-"""Larger step ids are the batch script and interactive shells. As in distributed/slurm.py, which would import torch."""
+"""Larger step ids are the batch script and interactive shells. As in distributed/world.py, which would import torch."""
 
 
 def overlap(environ: Mapping[str, str]) -> list[str]:

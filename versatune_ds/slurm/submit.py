@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
-from versatune_ds.slurm.job_files import job_folder, log_pattern
 from versatune_ds.slurm.steps import PROJECT_DIR
 
 logger = logging.getLogger(__name__)
@@ -22,6 +21,20 @@ logger = logging.getLogger(__name__)
 TEMPLATE = PROJECT_DIR / "slurm" / "train.sbatch"
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_DEBUG", "SLURM_TIME_FORMAT")
 """Variables that a user sets for Slurm's programs."""
+
+
+def job_folder(config: RunConfig) -> Path:
+    """Return the folder of job logs and records of starts; no run can have its name.
+
+    It is beside the runs, not in them: a run's folder is made only once its data are checked, and `--fresh` deletes it.
+    """
+    return config.run.output_dir / "_slurm"
+
+
+def log_pattern(config: RunConfig) -> str:
+    """Return the path of the job's log for sbatch: %j is the job's id, %A_%a that of an array and its task."""
+    folder = str(job_folder(config)).replace("%", "%%")
+    return f"{folder}/{config.run.name}-{'%A_%a' if config.slurm.array else '%j'}.log"
 
 
 def submission_overrides(*, nodes: int | None, array: str | None, after: str | None) -> list[str]:

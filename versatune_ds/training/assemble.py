@@ -21,10 +21,20 @@ from versatune_ds.data.loader import LoaderSettings, MixtureLoader
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
 from versatune_ds.engine.ds_settings import deepspeed_config
-from versatune_ds.engine.engine import Engine
+from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.model.build import save_model_settings
+from versatune_ds.model.attention import describe_attention, machine_here
+from versatune_ds.model.build import (
+    DomainModel,
+    build_causal_lm,
+    compile_layers,
+    save_model_settings,
+    special_ids_of_tokenizer,
+)
+from versatune_ds.model.model_check import check_losses_are_the_models
+from versatune_ds.model.router_loss import describe_router_loss
+from versatune_ds.model.sizes import check_positions
 from versatune_ds.monitor import Monitor, open_monitor
 from versatune_ds.run_folder.folder import RunStart, open_run_folder, write_record
 from versatune_ds.run_folder.folder_lock import FolderLock
@@ -34,10 +44,9 @@ from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs, decision_inputs
 from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.held_out import held_out_examples
-from versatune_ds.training.meter import Meter
+from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.mixture_start import MixtureStart, start_mixture
-from versatune_ds.training.model_and_engine import build_engine, build_model
-from versatune_ds.training.prepared_data import prepare_once_per_node
+from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.resume import (
     ResumePoint,
     find_resume_point,
@@ -48,12 +57,9 @@ from versatune_ds.training.resume import (
     run_identity,
 )
 from versatune_ds.training.run import Run
-from versatune_ds.training.run_setup import RunSetup
-from versatune_ds.training.served_tokens import ServedTokens
 from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.throughput import throughput_of
-from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)
@@ -145,6 +151,53 @@ def _log_start_warnings(setup: RunSetup, mixture: MixtureStart, *, is_resumed: b
         )
     for line in warnings:
         logger.warning("%s", line)
+
+
+def build_model(setup: RunSetup) -> Any:
+    """Build or load the model on every rank from the same seed; only ZeRO-3 loads a saved model in parts."""
+    share_process_group()
+    config = setup.config
+    torch.manual_seed(config.run.seed)
+    return build_causal_lm(
+        config.model,
+        precision=config.train.precision,
+        vocab_size=len(setup.tokenizer),
+        special_ids=special_ids_of_tokenizer(setup.tokenizer),
+        zero3_config=setup.ds_config if setup.zero_stage == 3 else None,
+    )
+
+
+def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
+    """Attach the loss head to a model, check its positions and losses, and return its DeepSpeed engine.
+
+    Raises:
+        ValueError: If the model cannot take the longest example, or computes another loss than the head.
+    """
+    config = setup.config
+    num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
+    logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
+    machine = machine_here(config.train.precision)
+    logger.info("attention: %s", describe_attention(causal_lm, wanted=config.model.attention, machine=machine))
+    if (line := describe_router_loss(causal_lm)) is not None:
+        logger.info("%s", line)
+
+    # ZeRO-3 keeps the weights in parts, which only the engine gathers: there the losses are checked afterwards.
+    check_positions(causal_lm, longest=setup.longest_example)
+    if setup.zero_stage < 3:
+        check_losses_are_the_models(causal_lm.to(setup.device))
+    if config.model.compile:
+        compile_layers(causal_lm)
+    engine = Engine(
+        DomainModel(causal_lm, num_domains=len(setup.domain_set)),
+        train=config.train,
+        ds_config=setup.ds_config,
+        world=setup.world,
+        device=setup.device,
+        seed=config.run.seed,
+    )
+    if setup.zero_stage == 3:
+        engine.check_losses()
+    return engine
 
 
 def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunStart:

@@ -19,7 +19,7 @@ import numpy as np
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.distributed import sum_over_ranks
-from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
+from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,7 @@ _MIN_STEPS = 8
 
 
 class BadSteps:
-    """Count steps without an update, detect loss spikes, and stop the run when too many come in a row.
-
-    Args:
-        train: The recipe's train section.
-        run_dir: The run's folder, to report its newest checkpoint.
-    """
+    """Count steps without an update, detect loss spikes, and stop the run when too many come in a row."""
 
     def __init__(self, train: TrainConfig, *, run_dir: Path) -> None:
         self._limit = train.max_bad_steps
@@ -83,7 +78,7 @@ class BadSteps:
         self._num_in_a_row += 1
         logger.warning("step %d: no update, its gradient is not finite or its loss is a spike", step)
         if self._num_in_a_row >= self._limit:
-            newest = next((path.name for path in complete_checkpoints(self._run_dir)), "none")
+            newest = newest_checkpoint_name(self._run_dir)
             raise RuntimeError(
                 f"steps {step - self._num_in_a_row + 1} to {step}: {self._num_in_a_row} in a row "
                 "(train.max_bad_steps) made no update: their gradients are not finite, or their losses spikes. Last "

@@ -68,9 +68,6 @@ class DecisionInputs:
     """Read the control file and count the data at each decision; rank 0 only.
 
     Args:
-        run_dir: Folder of the run.
-        domain_set: Domains of the run.
-        policy: The run's policy.
         limits: How much data the run may use; None where it may repeat data freely or no weight ever moves.
     """
 
@@ -79,24 +76,21 @@ class DecisionInputs:
         self._domain_set = domain_set
         self._policy = policy
         self._limits = limits
-        self._in_force = Inputs()
+        self._active = Inputs()
         self._recorded: dict[int, Inputs] = {}
 
     def at(self, step: int, *, draws_K: np.ndarray, units_drawn: float, interval_stretch: int = 1) -> Inputs:
         """Return the inputs of the decision after a step; if the control file has mistakes, the previous one is used.
 
-        Args:
-            step: Optimizer steps done.
-            draws_K: int64, examples of each domain drawn in them.
-            units_drawn: Units of all domains drawn in them.
-            interval_stretch: Asked for by the clock; a repeated decision keeps its recorded one.
+        `draws_K` and `units_drawn` are as in `SupplyLimits.caps`. The clock asks for `interval_stretch`; a repeated
+        decision keeps its recorded one.
         """
         recorded = self._recorded.get(step)
         if recorded is not None:
             logger.info("after step %d: inputs as decided before the run was interrupted", step)
             return self._with_control_logged(recorded)
         control_file = self._run_dir / CONTROL_FILE
-        read = read_control_or_keep(control_file, kept=self._in_force, domain_set=self._domain_set)
+        read = read_control_or_keep(control_file, kept=self._active, domain_set=self._domain_set)
         control = self._with_control_logged(read)
         inputs = replace(control, interval_stretch=interval_stretch)
         if self._limits is None:
@@ -107,11 +101,11 @@ class DecisionInputs:
     def _with_control_logged(self, inputs: Inputs) -> Inputs:
         """Return inputs and store their control; a change of it is logged."""
         control = inputs.control()
-        if control != self._in_force:
+        if control != self._active:
             logger.info("live control: %s", json.dumps(control.to_dict()) if control.to_dict() else "none any more")
             if unread := control.unread_rates(self._policy):
                 logger.warning("live control: policy %s does not read %s", self._policy.name, ", ".join(unread))
-        self._in_force = control
+        self._active = control
         return inputs
 
     def resume_after(self, step: int) -> None:
@@ -121,7 +115,7 @@ class DecisionInputs:
         """
         decided = _recorded_inputs(self._run_dir / DECISIONS_FILE)
         before = [inputs for decided_at_step, inputs in decided.items() if decided_at_step <= step]
-        self._in_force = before[-1].control() if before else Inputs()
+        self._active = before[-1].control() if before else Inputs()
         self._recorded = {at_step: inputs for at_step, inputs in decided.items() if at_step > step}
 
 

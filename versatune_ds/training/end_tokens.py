@@ -135,13 +135,10 @@ def stops_of(*settings: Any) -> list[int]:
 def stop_at_ends(folder: Path, end_ids: Sequence[int], *, tokenizer: Any) -> None:
     """Add the ids that ended turns to what a saved model stops at; ids that are there stay, the first one first.
 
+    They are in the folder's generation_config.json and, perhaps, config.json.
+
     The files are changed and not the object: transformers saves generation settings that were changed only where all
     of them are valid, and those of many models are not.
-
-    Args:
-        folder: Folder with generation_config.json and perhaps config.json.
-        end_ids: As recorded in ENDINGS_FILE.
-        tokenizer: Names the tokens in the log.
     """
     for name in ("generation_config.json", "config.json"):
         path = folder / name

@@ -1,7 +1,8 @@
 """Collect the results of optimizer steps, and record them as metrics every `monitor.log_every` steps.
 
 Between two log lines everything stays on the device. A log line costs one wait for the device and one all-reduce of
-1 + 2K numbers.
+1 + 2K numbers. `Meter` sums since the last log line, `TrainLosses` since the last
+update of the mixture, `ServedTokens` over the entire run.
 
 Shape legend: **K** domains.
 """
@@ -12,28 +13,29 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from versatune_ds.data.loader import StepBatch
 from versatune_ds.data.order.plan import StepPlan
-from versatune_ds.distributed import sum_over_ranks
+from versatune_ds.distributed import World, sum_over_ranks
 from versatune_ds.domains import DomainSet
+from versatune_ds.engine.engine import StepResult
 from versatune_ds.engine.optimizer import learning_rate_at
+from versatune_ds.mixture.statistics import DomainStatistics
 from versatune_ds.training.throughput import peak_memory_gib
 
 if TYPE_CHECKING:
-    from versatune_ds.engine.engine import StepResult
     from versatune_ds.training.run import Run
+
+_SCALE = 2.0**16
+"""Sums below 2^53 / 2^16 = 1.4e11 nats (squared nats) are exact; a step is rounded by at most 8e-6 of them."""
 
 
 class Meter:
-    """Sum step results and served tokens since the last reading.
-
-    Args:
-        domain_set: The run's domains.
-    """
+    """Sum step results and served tokens since the last reading."""
 
     def __init__(self, domain_set: DomainSet) -> None:
         self._domain_set = domain_set
@@ -96,6 +98,85 @@ class Meter:
                 metrics[f"domain/{name}/train_loss"] = loss_sum_K[i] / num_K[i]
         self._clear()
         return metrics
+
+
+class ServedTokens:
+    """Sum requested and realised units, and served tokens, by domain over the entire run; the same on every rank."""
+
+    def __init__(self, num_domains: int) -> None:
+        self.num_tokens_K = np.zeros(num_domains, dtype=np.int64)
+        self.realised_units_K = np.zeros(num_domains, dtype=np.int64)
+        self.requested_units_K = np.zeros(num_domains, dtype=np.float64)
+
+    def add(self, plan: StepPlan) -> None:
+        """Add one optimizer step's plan."""
+        self.num_tokens_K += plan.num_tokens_K
+        self.realised_units_K += plan.realised_units_K
+        self.requested_units_K += plan.requested_units_K
+
+    def metrics(self, names: tuple[str, ...]) -> dict[str, float]:
+        """Return tokens served, share requested and share realised since the run began."""
+        total = max(int(self.realised_units_K.sum()), 1)
+        metrics: dict[str, float] = {}
+        for i, name in enumerate(names):
+            metrics[f"domain/{name}/num_tokens"] = int(self.num_tokens_K[i])
+            metrics[f"domain/{name}/requested_share"] = float(self.requested_units_K[i] / total)
+            metrics[f"domain/{name}/realised_share"] = float(self.realised_units_K[i] / total)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON-able, exact state."""
+        return {key: getattr(self, key).tolist() for key in ("num_tokens_K", "realised_units_K", "requested_units_K")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load saved state."""
+        for key, values in state.items():
+            getattr(self, key)[:] = values
+
+
+class TrainLosses:
+    """Sum losses, their squares and loss tokens by domain since the last update: a signal without a pass of its own.
+
+    Every contribution is a multiple of 2^-16, so float64 adds it without rounding, in any order and however it is
+    spread over ranks, steps and restarts: a run that was stopped between two updates gets the same bits.
+    """
+
+    def __init__(self, num_domains: int, *, world: World) -> None:
+        self._world = world
+        self._restored = np.zeros(3 * num_domains)
+        self._sums_3K: torch.Tensor | None = None
+
+    def add(self, result: StepResult) -> None:
+        """Add one optimizer step; nothing is read from the device. A skipped step does not count."""
+        if not result.is_applied:
+            return
+        sums_3K = torch.round(torch.cat([part.double() for part in result.by_domain]) * _SCALE) / _SCALE
+        self._sums_3K = sums_3K if self._sums_3K is None else self._sums_3K + sums_3K
+
+    def take(self) -> DomainStatistics:
+        """Return the sums over all ranks, and start again from zero.
+
+        Waits for the device. Communication: one all-reduce of 3K numbers.
+        """
+        statistics = DomainStatistics.from_vector(self._total())
+        self._restored, self._sums_3K = np.zeros_like(self._restored), None
+        return statistics
+
+    def _total(self) -> np.ndarray:
+        """Return the sums over all ranks, float64 [3K]. Communication: one all-reduce."""
+        own = 0.0 if self._sums_3K is None else self._sums_3K.cpu().numpy()
+        return sum_over_ranks(self._restored + own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return JSON-able, exact state, the same on every rank. Communication: one all-reduce of 3K numbers."""
+        total = self._total()
+        return {"sums": [float(value) if np.isfinite(value) else None for value in total]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load saved state; rank 0 keeps the sum of all ranks."""
+        sums = np.array([np.nan if value is None else value for value in state["sums"]])
+        self._restored = sums if self._world.is_rank_zero else np.zeros_like(sums)
+        self._sums_3K = None
 
 
 def log_step(run: Run, plan: StepPlan) -> None:

@@ -24,12 +24,10 @@ from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.offline.outlook import Supply
 from versatune_ds.mixture.policies import KEEPS_PRIOR
-from versatune_ds.mixture.reference import References, load_references
-from versatune_ds.mixture.reference_checks import check_provenance
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.reference import References, check_provenance, load_references
+from versatune_ds.mixture.settings import guarded_start, starting_weights
 from versatune_ds.text_table import text_table
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,8 @@
 
 Rank 0 does the work and writes it to disk; the others receive the folders' names and open them. On a node that does not
 see rank 0's disk, that node's first process does the same work again. The digests in the folders' names, and the run's
-identity compared over all ranks, make sure that it is the same data.
+identity compared over all ranks, make sure that it is the same data. Together with the config and this process's place,
+tokenizer and data are what every part of a run is built from (`RunSetup`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, train_tokenizer
@@ -23,15 +27,45 @@ from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank_zero
 from versatune_ds.domains import DomainSet
+from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.named_model import check_saved_model
 from versatune_ds.run_folder.atomic import atomic_folder
 from versatune_ds.run_folder.file_lock import locked
 
 logger = logging.getLogger(__name__)
 
-
 _POLL_SECONDS = 0.5
 _TRAINED_TOKENIZER_VERSION = "2"  # increase it when the same texts would give another tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSetup:
+    """What is known before any part of a run is built; `assemble.py` passes it to each builder."""
+
+    config: RunConfig
+    world: World
+    device: torch.device
+    """Where the model runs."""
+    ds_config: dict[str, Any]
+    """What `deepspeed_config` returned."""
+    tokenizer: Any
+    data: PreparedData
+
+    @property
+    def domain_set(self) -> DomainSet:
+        """Return the run's domains."""
+        return self.data.domain_set
+
+    @property
+    def zero_stage(self) -> int:
+        """Return DeepSpeed's ZeRO stage, 0 to 3."""
+        return zero_stage(self.ds_config)
+
+    @property
+    def longest_example(self) -> int:
+        """Return the tokens of the longest example, trained on or held out."""
+        parts = (*self.data.train, *self.data.valid)
+        return max((int(part.lengths.max()) for part in parts if len(part.lengths)), default=0)
 
 
 def prepare_once_per_node(config: RunConfig, world: World) -> tuple[Any, PreparedData]:
@@ -106,7 +140,11 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
     """Return the recipe's tokenizer, the model's, or one trained on the training data and kept in the cache."""
     name = config.model.tokenizer or config.model.name_or_path
     if name is not None:
-        return _load_named(name, config)
+        key = "model.tokenizer"  # an error opens with the key that the user wrote
+        if config.model.tokenizer is None:
+            key = "model.name_or_path"
+            check_saved_model(config.model)
+        return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, key=key)
     folder = _trained_tokenizer_folder(config)
     if folder.is_dir():
         return load_tokenizer(folder)
@@ -117,15 +155,6 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
             with atomic_folder(folder) as place:
                 train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=place)
     return load_tokenizer(folder)
-
-
-def _load_named(name: str, config: RunConfig) -> Any:
-    """Return the tokenizer of a folder or Hub name; an error opens with the key that the user wrote."""
-    key = "model.tokenizer"
-    if config.model.tokenizer is None:
-        key = "model.name_or_path"
-        check_saved_model(config.model)
-    return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, key=key)
 
 
 def _trained_tokenizer_folder(config: RunConfig) -> Path:

@@ -22,7 +22,7 @@ from versatune_ds.run_folder.checkpoint_files import newest_valid_checkpoint, re
 from versatune_ds.run_folder.json_lines import append_json_line
 from versatune_ds.run_folder.names import RESUMES_FILE
 from versatune_ds.training.mixture_start import MixtureStart
-from versatune_ds.training.run_setup import RunSetup
+from versatune_ds.training.prepared_data import RunSetup
 
 logger = logging.getLogger(__name__)
 

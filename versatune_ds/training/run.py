@@ -21,21 +21,18 @@ from versatune_ds.engine.checkpoint import SaveError, save_checkpoint
 from versatune_ds.engine.engine import Engine, StepResult
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
-from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.monitor import Monitor
-from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
+from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
-from versatune_ds.training.meter import Meter
+from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.resume import SAVED_PARTS, STATE_VERSION
-from versatune_ds.training.served_tokens import ServedTokens
 from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 from versatune_ds.training.throughput import Throughput
-from versatune_ds.training.train_losses import TrainLosses
 from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)
@@ -104,23 +101,19 @@ class Run:
         return decision
 
     def _decide(self, losses: ExampleLosses | DomainStatistics, *, effective_step: int) -> Decision:
-        """Return the decision on losses and on the other inputs; rank 0 only."""
+        """Return the decision on losses, live control, the data that remains and the measuring clock; rank 0 only."""
         assert self.controller is not None, "rank 0 decides"
-        inputs = self._inputs()
-        if isinstance(losses, ExampleLosses):
-            return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
-        return self.controller.decide_from_statistics(
-            losses, step=self.step, effective_step=effective_step, inputs=replace(inputs, signal="train")
-        )
-
-    def _inputs(self) -> Inputs:
-        """Return live control, what is left of the data, and when to measure next; rank 0 only."""
-        assert self.inputs is not None, "rank 0 has them"
-        return self.inputs.at(
+        assert self.inputs is not None, "rank 0 decides"
+        inputs = self.inputs.at(
             self.step,
             draws_K=np.array(self.loader.state_dict(self.step)["draws"]),
             units_drawn=float(self.served.realised_units_K.sum()),
             interval_stretch=self.updates.needed_stretch(self.step),
+        )
+        if isinstance(losses, ExampleLosses):
+            return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
+        return self.controller.decide_from_statistics(
+            losses, step=self.step, effective_step=effective_step, inputs=replace(inputs, signal="train")
         )
 
     def agreed(self) -> Agreement:
@@ -165,7 +158,7 @@ class Run:
                     world=self.world,
                 )
         except SaveError as error:
-            newest = next((path.name for path in complete_checkpoints(self.config.run_dir)), "none")
+            newest = newest_checkpoint_name(self.config.run_dir)
             failed = f"step {self.step} could not be saved ({error}); the newest complete checkpoint is {newest}"
             if is_last:
                 raise RuntimeError(f"{failed}. Free disk space and start again to resume from it") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from versatune_ds.config import MixtureConfig, RunConfig, load_config
+from versatune_ds.config import RunConfig, load_config
 from versatune_ds.config.unread_settings import unread_settings
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
@@ -22,9 +22,8 @@ from versatune_ds.mixture.explain import decision_at, explain, replay_text
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.mixture.offline.replay import Part, replay
 from versatune_ds.mixture.reference import load_references
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import starting_weights
-from versatune_ds.run_folder.history import former_versions, version_at
+from versatune_ds.mixture.settings import guarded_start, starting_weights
+from versatune_ds.run_folder.folder import former_versions, version_at
 from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, REFERENCE_FILE
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe
@@ -89,15 +88,12 @@ def explain_run(run_dir: Path, *, step: int | None = None) -> str:
 
 
 def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
-    """Replay a run's recorded measurements, with the inputs it recorded.
-
-    Args:
-        run_dir: Folder of the run.
-        overrides: `mixture.` keys that replace the run's own.
+    """Replay a run's recorded measurements, with the inputs it recorded; `mixture.` keys may be overridden.
 
     Raises:
         ValueError: If the folder is no run's, or a key cannot be answered from a record.
     """
+    # Refuse what a record cannot answer, and log what changes nothing.
     for override in overrides:
         key = override.partition("=")[0]
         if not key.startswith("mixture.") or key in _MEASURED_KEYS:
@@ -105,10 +101,13 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
                 f"{key}: a replay has only the losses that the run measured, when it measured them; expected "
                 f"a key of mixture other than {' and '.join(_MEASURED_KEYS)}"
             )
-    # First, since it raises where the folder is not a run's.
-    _warn_of_unread(recorded_config(run_dir, overrides), overrides)
+    config = recorded_config(run_dir, overrides)
+    for line in unread_settings(config, named=[override.partition("=")[0] for override in overrides]):
+        logger.warning("%s", line)
     recorded = recorded_decisions(run_dir)
     domain_set = DomainSet(tuple(recorded[0].weights_before))
+
+    # Replay each part of the run with its own settings; only another start needs the sizes of the data.
     config_files = [*former_versions(run_dir / CONFIG_FILE), (math.inf, run_dir / CONFIG_FILE)]
     own, first = load_config(config_files[0][1], ()), load_config(config_files[0][1], overrides)
     is_start_kept = all(getattr(own.mixture, key) == getattr(first.mixture, key) for key in _START_KEYS)
@@ -122,13 +121,6 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
         start_weights_K=None if is_start_kept else _start_weights(first, domain_set=domain_set),
     )
     return Replay(domain_set=domain_set, recorded=tuple(recorded), replayed=tuple(replayed))
-
-
-def _warn_of_unread(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Log which of the overridden keys the policy does not read: the replay is then the run's own."""
-    named = [override.partition("=")[0] for override in overrides]
-    for line in unread_settings(config, named=named):
-        logger.warning("%s", line)
 
 
 def _part(
@@ -146,12 +138,7 @@ def _part(
 def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:
     """Return the weights [K] at step 0 under other settings; the data is opened only where their sizes matter."""
     sizes_K = None
-    if _asks_for_sizes(config.mixture):
+    if config.mixture.rule.needs_sizes or config.mixture.prior == "proportional":
         sizes_K = domain_sizes(prepare_recipe(config), unit=config.mixture.weight_unit)
     named_K = starting_weights(config.mixture, domain_set=domain_set, sizes_K=sizes_K)
     return guarded_start(config.mixture, named_K, domain_set=domain_set)
-
-
-def _asks_for_sizes(settings: MixtureConfig) -> bool:
-    """Return whether the weights of step 0 may depend on the sizes of the data."""
-    return settings.rule.needs_sizes or settings.prior == "proportional"

@@ -41,7 +41,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._has_state = False
+        self.has_state = False
+        """Whether there is something to save: steps are taken."""
 
     def install(self) -> None:
         """Start listening; only the main thread may."""
@@ -58,24 +59,19 @@ class StopSignals:
         """Handle signals as they arrive, one byte each."""
         while numbers := reader.recv(1):
             if numbers[0] in _SIGNALS:
-                self._take(signal.Signals(numbers[0]))
+                self._receive(signal.Signals(numbers[0]))
 
-    def _take(self, number: signal.Signals) -> None:
+    def _receive(self, number: signal.Signals) -> None:
         """Record the first signal; exit when the same one comes again, or where there is nothing to save."""
-        if not self._has_state:
+        if not self.has_state:
             os._exit(REQUEUE_EXIT_CODE)
         if self.received == number:
             os._exit(128 + number)
         self.received = self.received or number
 
-    @property
-    def has_state(self) -> bool:
-        """Return whether there is something to save: steps are taken."""
-        return self._has_state
-
     def begin_steps(self) -> None:
         """Mark that training has started: from now on a signal waits until the state is saved."""
-        self._has_state = True
+        self.has_state = True
 
     def ignore(self) -> None:
         """Stop listening once all is saved: the deepspeed launcher signals the ranks that exit last."""
@@ -100,11 +96,7 @@ def _forget() -> None:
 
 
 class SaveClock:
-    """Report when the last save is too long ago, by this process's clock.
-
-    Args:
-        every_minutes: Minutes between saves; None for no clock.
-    """
+    """Report when the last save is too long ago, by this process's clock; never where `every_minutes` is None."""
 
     def __init__(self, every_minutes: float | None) -> None:
         self._seconds = None if every_minutes is None else 60 * every_minutes

@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.sources.domain_files import check_data_files, domain_names
-from versatune_ds.distributed.gpus import asks_for_gpus, check_torch_for, check_torch_sees_gpus
-from versatune_ds.distributed.slurm import is_slurm_task
+from versatune_ds.distributed.gpus import UnseenGpusError, asks_for_gpus, check_torch_for, check_torch_sees_gpus
+from versatune_ds.distributed.world import is_slurm_task
 from versatune_ds.domains import DomainSet
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
 from versatune_ds.mixture.files import no_such_file
 from versatune_ds.mixture.reference import check_has_references
-from versatune_ds.mixture.start import target_id_of
+from versatune_ds.mixture.settings import target_id_of
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.model.build import check_model_weights, config_from_mapping
 from versatune_ds.model.named_model import check_saved_model
 from versatune_ds.run_folder.folder import check_run_folder
+from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
-from versatune_ds.training.finding import Check, Finding, Stage, fail, failures_of, ok, warn
+from versatune_ds.training.finding import Check, Finding, Stage, fail, ok, warn
 from versatune_ds.training.prepared_data import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def check_start(start: StartCheckInput) -> None:
         raise ValueError("\n".join(dict.fromkeys(lines)))
 
 
-def check_started_once(environ: Mapping[str, str]) -> None:
+def _check_started_once(start: StartCheckInput) -> None:
     """Check that srun did not start this command as several tasks, each of which would start a run of its own.
 
     In the shell of `srun --ntasks=4 --pty bash` it is typed once, whatever the number of tasks.
@@ -98,6 +99,7 @@ def check_started_once(environ: Mapping[str, str]) -> None:
     Raises:
         ValueError: With the way to start it.
     """
+    environ = start.environ
     num_tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
     if is_slurm_task(environ) and num_tasks.isdigit() and int(num_tasks) > 1 and "SLURM_PTY_PORT" not in environ:
         raise ValueError(
@@ -105,12 +107,6 @@ def check_started_once(environ: Mapping[str, str]) -> None:
             "without srun, or let srun start the processes: srun python launcher/train.py RECIPE; in a shell where it "
             "is typed once, unset SLURM_STEP_NUM_TASKS"
         )
-
-
-def _check_launched_once(start: StartCheckInput) -> Iterator[Finding]:
-    """Check that one process starts the others."""
-    check_started_once(start.environ)
-    yield from ()
 
 
 def _check_batch(start: StartCheckInput) -> Iterator[Finding]:
@@ -135,47 +131,41 @@ def _check_deepspeed(start: StartCheckInput) -> Iterator[Finding]:
     yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {config.train.precision}")
 
 
-def _check_model_keys(start: StartCheckInput) -> Iterator[Finding]:
+def _check_model_keys(start: StartCheckInput) -> None:
     """Check that the model type knows the keys of `model.from_config`."""
     model = start.config.model
     if model.from_config is not None:
         config_from_mapping(model.from_config, vocab_size=model.tokenizer_vocab_size, special_ids={})
-    yield from ()
 
 
-def _check_policy(start: StartCheckInput) -> Iterator[Finding]:
+def _check_policy(start: StartCheckInput) -> None:
     """Check that a policy of the user's own can be imported, and that the target is a domain."""
     settings, data = start.config.mixture, start.config.data
     settings.check_for_rule(settings.rule)
     names = None if _is_made_by_another_job(start) else domain_names(data)
     if settings.has_target and names is not None:
         target_id_of(settings, DomainSet(names))
-    yield from ()
 
 
-def _check_prior(start: StartCheckInput) -> Iterator[Finding]:
+def _check_prior(start: StartCheckInput) -> None:
     """Check that the prior's file exists, or that its weights are weights."""
     prior = start.config.mixture.prior
     if isinstance(prior, Path) and not prior.is_file():
         raise ValueError(no_such_file(prior, what="mixture.prior"))
     if isinstance(prior, dict):
         as_weights(list(prior.values()), "mixture.prior")
-    yield from ()
 
 
-def _check_reference(start: StartCheckInput) -> Iterator[Finding]:
+def _check_reference(start: StartCheckInput) -> None:
     """Check that the policy has the references it needs, and that their file exists."""
     reference = start.config.mixture.reference
     check_has_references(start.config.mixture)
     if isinstance(reference, Path) and not reference.is_file():
         raise ValueError(no_such_file(reference, what="mixture.reference"))
-    yield from ()
 
 
-def _check_folder(start: StartCheckInput) -> Iterator[Finding]:
-    """Check that the run's folder is free, or a run's that this recipe may resume."""
+def _check_folder(start: StartCheckInput) -> None:
     check_run_folder(start.config, is_fresh=start.is_fresh)
-    yield from ()
 
 
 def _check_owner(start: StartCheckInput) -> Iterator[Finding]:
@@ -185,11 +175,10 @@ def _check_owner(start: StartCheckInput) -> Iterator[Finding]:
         return  # it starts after another job, or in folders of its tasks' own
     try:
         check_unlocked(start.config.run_dir)
-    except ValueError as error:
+    except FolderInUseError as error:
         if start.stage == "train":
             raise
-        for finding in failures_of(error, check="files"):
-            yield warn("files", finding.key, finding.found, finding.todo)
+        yield warn("files", str(error.folder), error.found, error.todo)
 
 
 def _check_saved_model(start: StartCheckInput) -> Iterator[Finding]:
@@ -201,11 +190,10 @@ def _check_saved_model(start: StartCheckInput) -> Iterator[Finding]:
         yield ok("model", "model.name_or_path", "names and shapes of its weights are those of its config")
 
 
-def _check_data_files(start: StartCheckInput) -> Iterator[Finding]:
+def _check_data_files(start: StartCheckInput) -> None:
     """Check that the data files are there."""
     if not _is_made_by_another_job(start):
         check_data_files(start.config.data, cache_dir=cache_folder(start.config))
-    yield from ()
 
 
 def _is_made_by_another_job(start: StartCheckInput) -> bool:
@@ -213,30 +201,38 @@ def _is_made_by_another_job(start: StartCheckInput) -> bool:
     return start.config.slurm.dependency is not None and start.stage != "reference"
 
 
-def _check_wandb_key(start: StartCheckInput) -> Iterator[Finding]:
+def _check_wandb_key(start: StartCheckInput) -> None:
     """Check that W&B has a key where it is to be online, on the machine that will need it."""
     is_elsewhere = start.stage == "train" and not start.is_here
     if start.config.monitor.wandb.mode == "online" and not is_elsewhere:
         from versatune_ds.monitor.wandb_sink import check_has_key  # importing wandb takes half a second
 
         check_has_key()
-    yield from ()
 
 
 def _check_gpus(start: StartCheckInput) -> Iterator[Finding]:
     """Check that torch can use the requested GPUs, and sees this machine's if the run takes place here."""
     slurm, environ = start.config.slurm, start.environ
-    asked = asks_for_gpus(slurm, environ)
+    requested_by = asks_for_gpus(slurm, environ)
     if start.gpus_asked_by is not None and slurm.container is None:
-        asked = start.gpus_asked_by
+        requested_by = start.gpus_asked_by
     try:
-        if asked is not None:
-            check_torch_for(asked, environ)
+        if requested_by is not None:
+            check_torch_for(requested_by, environ)
         if start.is_here and slurm.container is None:
             check_torch_sees_gpus(environ)
-    except ValueError as error:
-        found, _, todo = str(error).rpartition("; ")
-        yield fail("launcher", "torch", found, todo)
+    except UnseenGpusError as error:
+        yield fail("launcher", "torch", error.found, error.todo)
+
+
+def _raising(check: Callable[[StartCheckInput], None]) -> Callable[[StartCheckInput], Iterator[Finding]]:
+    """Return a check as an entry of the list that finds nothing but the mistakes it raises."""
+
+    def find(start: StartCheckInput) -> Iterator[Finding]:
+        check(start)
+        yield from ()
+
+    return find
 
 
 _TRAINING: frozenset[Stage] = frozenset({"check", "train", "submit", "reference"})
@@ -245,19 +241,19 @@ _MIXING: frozenset[Stage] = frozenset({"check", "train", "submit"})
 _PROCESSES: frozenset[Stage] = frozenset({"every rank"})
 
 START_CHECKS: tuple[Check[StartCheckInput], ...] = (
-    Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_check_launched_once),
+    Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_raising(_check_started_once)),
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
-    Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
-    Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
-    Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
-    Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),
+    Check(name="policy", needs="files", stages=_MIXING, find=_raising(_check_policy)),
+    Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_raising(_check_prior)),
+    Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_raising(_check_reference)),
+    Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_raising(_check_folder)),
     Check(name="files", needs="files", stages=_MIXING, find=_check_owner),  # a process takes the folder instead
-    Check(name="wandb", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_check_wandb_key),
-    Check(name="model", needs="model config", stages=_TRAINING | _PROCESSES, find=_check_model_keys),
+    Check(name="wandb", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_raising(_check_wandb_key)),
+    Check(name="model", needs="model config", stages=_TRAINING | _PROCESSES, find=_raising(_check_model_keys)),
     # A process makes these two checks when it loads the model and prepares the data.
     Check(name="model", needs="files", stages=_TRAINING, find=_check_saved_model),
-    Check(name="files", needs="files", stages=_TRAINING, find=_check_data_files),
+    Check(name="files", needs="files", stages=_TRAINING, find=_raising(_check_data_files)),
     # The commands that start processes here have seen the GPUs when they count them (launch/start.py).
     Check(name="launcher", needs="GPU", stages=frozenset({"check", "submit"}), find=_check_gpus),
 )

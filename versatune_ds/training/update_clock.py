@@ -86,8 +86,9 @@ class UpdateClock:
         needed = self._measuring_seconds * (1 - self._max_share) / (self._max_share * interval_seconds)
         if needed > self._stretch:
             return math.ceil(needed)
-        is_much_less = needed <= self._stretch / 2
-        return min(self._stretch, max(1, math.ceil(_HEADROOM * needed))) if is_much_less else self._stretch
+        if needed > self._stretch / 2:
+            return self._stretch
+        return min(self._stretch, max(1, math.ceil(_HEADROOM * needed)))
 
     def follow(self, decision: Decision) -> None:
         """Read from a decision when the next measurement is due; a change is logged."""

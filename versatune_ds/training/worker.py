@@ -16,19 +16,11 @@ from typing import TypeVar
 
 import torch
 
-from versatune_ds.config import RunConfig, load_config
-from versatune_ds.distributed import (
-    Failure,
-    FailureBoard,
-    RankZeroError,
-    World,
-    barrier,
-    discover_world,
-    join_world,
-    leave_world,
-    num_tasks_on_this_node,
-)
-from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant
+from versatune_ds.config import load_config
+from versatune_ds.distributed import World, barrier, join_world, leave_world
+from versatune_ds.distributed.failures import Failure, FailureBoard, RankZeroError
+from versatune_ds.distributed.gpus import named_gpus, uses_gpus
+from versatune_ds.distributed.world import discover_world, num_tasks_on_this_node
 from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
@@ -67,14 +59,17 @@ def run_worker(
         else fails ends the process with 1.
     """
 
-    def work(world: World, stop_signals: StopSignals) -> int:
-        config = as_start_error(lambda: load_config(recipe, overrides), world)
-        run = as_start_error(
-            lambda: _start(
-                config, world=world, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
-            ),
-            world,
+    def start(world: World, stop_signals: StopSignals) -> Run:
+        config = load_config(recipe, overrides)
+        device = take_place(world)
+        run = assemble_run(
+            config, world=world, device=device, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
         )
+        measure_before_training(run)
+        return run
+
+    def work(world: World, stop_signals: StopSignals) -> int:
+        run = as_start_error(lambda: start(world, stop_signals), world)
         return _train_to_the_end(run, when_complete=when_complete)
 
     return run_rank(work, is_quiet=is_quiet)
@@ -153,23 +148,6 @@ def as_start_error(start: Callable[[], T], world: World) -> T:
         raise StartError(str(error) or type(error).__name__) from error
 
 
-def _start(
-    config: RunConfig,
-    *,
-    world: World,
-    is_fresh: bool,
-    stop_signals: StopSignals,
-    export_model: Callable[[Path], Path] | None,
-) -> Run:
-    """Join the world, assemble the run and take its first measurement."""
-    device = take_place(world)
-    run = assemble_run(
-        config, world=world, device=device, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
-    )
-    measure_before_training(run)
-    return run
-
-
 def take_place(world: World) -> torch.device:
     """Join the world with this process's share of cores, and return its device.
 
@@ -236,16 +214,14 @@ def choose_device(world: World) -> torch.device:
     Raises:
         ValueError: If the processes of this machine outnumber its GPUs, or torch does not see those there are.
     """
-    check_torch_sees_gpus(os.environ)
-    if is_cpu_meant(os.environ) or not torch.cuda.is_available():
+    if not uses_gpus(os.environ):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return torch.device("cpu")
-    num_visible = len([name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])
     index = device_index(
         world.local_rank,
         num_gpus=torch.cuda.device_count(),
         num_local=max(num_local_processes(), world.local_rank + 1),
-        is_one_gpu_given=num_visible == 1,
+        is_one_gpu_given=len(named_gpus(os.environ)) == 1,
     )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)

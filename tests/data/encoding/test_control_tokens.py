@@ -1,4 +1,4 @@
-"""Text of control tokens that somebody writes into a turn stays text, and every other token is as before."""
+"""Control tokens spelled in the text of a turn are read as text, and all other tokens are unchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def count(input_ids, token, tokenizer):
     return input_ids.tolist().count(tokenizer.convert_tokens_to_ids(token))
 
 
-def test_control_tokens_are_those_the_template_prints_and_those_the_tokenizer_names():
+def test_control_tokens_are_those_that_the_template_prints_and_the_tokenizers_own():
     control = probe_template(CHATML, tokenizer=chatml_tokenizer()).control
     assert set(control.of_turns) == {"<|im_start|>", "<|im_end|>", "<|begin|>", "<|end|>", "<|pad|>"}
     assert control.of_calls == ()
@@ -55,7 +55,7 @@ def test_control_tokens_are_those_the_template_prints_and_those_the_tokenizer_na
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
-def test_a_forged_turn_is_text(loss_on):
+def test_a_forged_turn_is_ordinary_text(loss_on):
     tokenizer = chatml_tokenizer()
     input_ids, is_loss = encoded(ask(FORGED), tokenizer, loss_on=loss_on)
     assert (count(input_ids, "<|im_start|>", tokenizer), count(input_ids, "<|im_end|>", tokenizer)) == (2, 2)
@@ -76,7 +76,7 @@ def test_the_text_of_a_control_token_has_the_tokens_of_text():
     assert input_ids[start + len(expected)] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_what_the_assistant_says_about_control_tokens_bears_loss():
+def test_control_tokens_spelled_in_the_assistants_text_bear_loss():
     tokenizer = chatml_tokenizer()
     messages = [*ask("What ends a turn?", "<|im_end|> does, in ChatML."), *ask("Sure?", "Yes: <|im_end|> it is.")]
     input_ids, is_loss = encoded(messages, tokenizer)
@@ -86,7 +86,7 @@ def test_what_the_assistant_says_about_control_tokens_bears_loss():
     assert count(input_ids[is_loss], "<|im_end|>", tokenizer) == 2
 
 
-def test_every_part_of_a_row_is_read_as_text():
+def test_control_tokens_in_every_part_of_an_example_are_read_as_text():
     tokenizer = tiny_tokenizer()
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": "x<|end|>y", "<|tool|>": 1}}}
     tool = {"type": "function", "function": {"name": "f", "description": "ends with <|end|>"}}
@@ -103,7 +103,7 @@ def test_every_part_of_a_row_is_read_as_text():
     assert '"a": "x<|end|>y"' in tokenizer.decode(input_ids[is_loss])
 
 
-def test_a_token_that_ends_what_the_assistant_says_stays_a_token():
+def test_a_token_at_the_end_of_the_assistants_text_stays_a_token():
     tokenizer = chatml_tokenizer()
     input_ids, _ = encoded(ask("Hi", "Fine.<|end|>\n"), tokenizer)
     assert count(input_ids, "<|end|>", tokenizer) == 1
@@ -126,12 +126,12 @@ def test_turn_tokens_that_are_not_special_are_text_too():
     assert count(input_ids, "<|im_end|>", tokenizer) == 2
 
 
-def test_marks_that_are_no_tokens_are_known():
+def test_turn_marks_that_are_not_tokens_are_found():
     control = probe_template(CHATML, tokenizer=tiny_tokenizer()).control
     assert set(control.marks) == {"<|im_start|>", "<|im_end|>"}
 
 
-def test_the_assistant_may_write_out_what_the_template_prints_around_calls():
+def test_the_assistant_may_write_the_tokens_around_calls_itself():
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "[TOOL_RESULTS]"]})
     control = probe_template(MISTRAL, tokenizer=tokenizer).control
@@ -143,7 +143,7 @@ def test_the_assistant_may_write_out_what_the_template_prints_around_calls():
     assert count(input_ids, "[TOOL_RESULTS]", tokenizer) == 0
 
 
-def test_private_characters_cannot_be_taken_for_control_tokens():
+def test_private_characters_are_never_confused_with_control_tokens():
     tokenizer = chatml_tokenizer()
     control = probe_template(CHATML, tokenizer=tokenizer).control
     alone, _ = encoded(ask("\U000f0000 is private"), tokenizer)
@@ -209,7 +209,7 @@ _CONTENT = st.lists(
 
 
 @given(st.lists(st.tuples(_CONTENT, _CONTENT), min_size=1, max_size=3))
-def test_any_content_leaves_the_turns_as_many_as_they_are(turns):
+def test_no_content_can_change_the_number_of_turns(turns):
     tokenizer = chatml_tokenizer()
     messages = [message for question, answer in turns for message in ask("q" + question + ".", "a" + answer + ".")]
     input_ids, is_loss = encoded(messages, tokenizer)
@@ -219,7 +219,7 @@ def test_any_content_leaves_the_turns_as_many_as_they_are(turns):
     assert tokenizer.decode(input_ids[is_loss]) == expected
 
 
-def test_rows_without_control_tokens_are_rendered_as_ever():
+def test_examples_without_control_tokens_are_rendered_unchanged():
     control = ControlTokens(of_turns=("<|im_end|>",))
     row = render_example(ask("Hi"), tokenizer=tiny_tokenizer(), template=CHATML, control=control)
     assert row == render_example(ask("Hi"), tokenizer=tiny_tokenizer(), template=CHATML)

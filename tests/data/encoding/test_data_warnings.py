@@ -1,4 +1,4 @@
-"""What is odd about rows is counted when they are prepared, logged at every start, and known to older summaries."""
+"""Warnings about examples are counted when they are prepared, logged at every start, and read from older summaries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def template_file(tmp_path, template):
     return path
 
 
-def test_rows_that_lose_reasoning_are_counted_and_logged_at_every_start(tmp_path, caplog):
+def test_examples_that_lose_reasoning_are_counted_and_logged_at_every_start(tmp_path, caplog):
     rows = [thinking_row(0), thinking_row(1, is_long=True), thinking_row(2, is_long=True), *chat_rows(3)]
     options = {"chat_template": template_file(tmp_path, LAST_REASONING)}
     counts, _ = prepare_rows(tmp_path, rows, **options)
@@ -47,7 +47,7 @@ def test_rows_that_lose_reasoning_are_counted_and_logged_at_every_start(tmp_path
     assert "make a row of each assistant turn" in caplog.text
 
 
-def test_rows_whose_last_reasoning_is_lost_are_bad_rows(tmp_path):
+def test_an_example_whose_last_turn_loses_its_reasoning_is_a_bad_record(tmp_path):
     options = {"chat_template": template_file(tmp_path, NO_REASONING)}
     counts, _ = prepare_rows(tmp_path, [thinking_row(0), *chat_rows(3)], max_bad_rows=1, **options)
     assert (counts.num_bad_rows, counts.num_examples) == (1, 3)
@@ -64,7 +64,7 @@ def test_calls_written_as_text_are_logged_once_with_the_templates_reason(tmp_pat
     assert "(it says: Tool call IDs should be alphanumeric strings with length 9!)" in line
 
 
-def test_ids_that_are_shortened_are_logged_without_alarm(tmp_path, caplog):
+def test_shortened_ids_are_logged_as_information(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     counts, _ = prepare_rows(tmp_path, [CALL_ROW], chat_template=template_file(tmp_path, MISTRAL))
     assert counts.remarks == {"ids_changed": 1}
@@ -82,12 +82,12 @@ def test_control_tokens_are_counted_in_turns_and_in_plain_text(tmp_path):
     assert [shards.read(i)[0].tolist().count(end) for i in range(3)] == [1, 2, 1]
 
 
-def test_answers_that_end_with_an_end_token_are_counted(tmp_path):
+def test_answers_that_already_end_with_an_end_token_are_counted(tmp_path):
     counts, _ = prepare_rows(tmp_path, [{"prompt": "Why?", "completion": "So.<|end|>\n"}, *chat_rows(2)])
     assert counts.remarks == {"ended_twice": 1, "ended_twice <|end|>": 1}
 
 
-def test_too_much_cut_off_is_logged_with_the_way_out(tmp_path, caplog):
+def test_too_many_tokens_cut_off_are_logged_with_what_to_do(tmp_path, caplog):
     prepare_rows(tmp_path, [chat_row("Why?", "because " * 100), *chat_rows(3)], row_tokens=64)
     assert "% of the tokens cut off; raise data.row_tokens from 64, or set data.long_examples=split" in caplog.text
     caplog.clear()
@@ -95,7 +95,7 @@ def test_too_much_cut_off_is_logged_with_the_way_out(tmp_path, caplog):
     assert "cut off" not in caplog.text
 
 
-def test_the_share_that_is_cut_off_is_that_of_all_tokens():
+def test_the_share_that_is_cut_off_is_relative_to_all_tokens():
     assert cut_share(num_cut_tokens=63, num_kept_tokens=37) == 0.63
     assert cut_share(num_cut_tokens=0, num_kept_tokens=0) == 0
 
@@ -110,7 +110,7 @@ def test_summaries_of_earlier_versions_are_read(tmp_path):
     assert [row.remarks for row in read_summary(folder).rows] == [{}, {}]
 
 
-def test_every_kind_has_a_sentence_that_fits_a_count():
+def test_every_warning_completes_a_sentence_that_begins_with_a_count():
     abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
     described = list(describe_warnings(dict.fromkeys(DATA_WARNINGS, 2), num_rows=5, what="rows", abilities=abilities))
     assert len(described) == len(DATA_WARNINGS)

@@ -1,4 +1,4 @@
-"""Loss falls on what the assistant says and on its end-of-turn token, in every turn and with every kind of template."""
+"""Loss falls on the assistant's text and its end-of-turn token, in every turn and with every kind of template."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_system_and_closing_user_turns_bear_no_loss(template):
 
 
 @pytest.mark.parametrize("template", [BUILT_IN_TEMPLATE, CHATML], ids=["marked", "nested"])
-def test_a_turn_that_opts_out_bears_no_loss(template):
+def test_a_turn_with_loss_false_bears_no_loss(template):
     messages = [TWO_TURNS[0], {**TWO_TURNS[1], "loss": False}, *TWO_TURNS[2:]]
     assert [text[:5] for text in loss_texts(messages, template)] == ["Black"]
 
@@ -67,14 +67,14 @@ def test_loss_on_all_covers_every_token_but_the_first():
     assert is_loss.tolist() == [False] + [True] * (len(input_ids) - 1)
 
 
-def test_the_tokens_are_those_of_the_whole_conversation():
+def test_the_tokens_are_those_of_the_complete_conversation():
     tokenizer = tiny_tokenizer()
     input_ids, _ = encode_messages(TWO_TURNS, tokenizer=tokenizer, template=CHATML)
     expected = tokenizer.apply_chat_template(TWO_TURNS, chat_template=CHATML, tokenize=True, return_dict=False)
     assert input_ids.tolist() == expected
 
 
-def test_the_mask_equals_that_of_transformers_where_a_template_has_marks():
+def test_the_loss_mask_of_a_template_with_marks_equals_that_of_transformers():
     tokenizer = tiny_tokenizer()
     _, is_loss = encode_messages(TWO_TURNS, tokenizer=tokenizer, template=BUILT_IN_TEMPLATE)
     expected = tokenizer.apply_chat_template(
@@ -83,7 +83,7 @@ def test_the_mask_equals_that_of_transformers_where_a_template_has_marks():
     assert is_loss.tolist() == [bool(bit) for bit in expected["assistant_masks"]]
 
 
-def test_a_mark_that_stops_before_the_end_token_is_stretched_over_it():
+def test_a_mark_that_ends_before_the_end_token_is_extended_over_it():
     short = BUILT_IN_TEMPLATE.replace(
         "{{- eos_token }}\n{%- endgeneration %}", "{%- endgeneration %}\n{{- eos_token }}"
     )
@@ -96,7 +96,7 @@ def test_a_template_whose_prefixes_do_not_nest_is_refused():
         loss_texts(TWO_TURNS, COUNTING)
 
 
-def test_a_conversation_the_template_refuses_says_why():
+def test_the_error_for_a_conversation_that_the_template_refuses_gives_the_reason():
     with pytest.raises(TemplateMismatchError, match="refuses the conversation: Only user and assistant roles"):
         loss_texts([SYSTEM, *TWO_TURNS], INST)
 
@@ -108,7 +108,7 @@ def test_marks_that_miss_a_turn_are_refused():
         loss_texts(TWO_TURNS, template + "{% endif %}{% endfor %}")
 
 
-def test_the_first_token_bears_no_loss_even_where_the_assistant_says_it():
+def test_the_first_token_bears_no_loss_even_if_it_is_the_assistants():
     marked = "{% for message in messages %}{% generation %}{{ message['content'] }}{% endgeneration %}{% endfor %}"
     messages = [{"role": "assistant", "content": "the answer is seven"}]
     input_ids, is_loss = encode_messages(messages, tokenizer=tiny_tokenizer(), template=marked)
@@ -134,7 +134,7 @@ _CONTENT = st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and
 
 
 @given(st.lists(st.tuples(_CONTENT, _CONTENT), min_size=1, max_size=4))
-def test_any_text_in_any_number_of_turns_bears_loss_exactly(turns):
+def test_loss_falls_exactly_on_the_answers_for_any_texts_and_number_of_turns(turns):
     messages = []
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,4 +1,4 @@
-"""The same rows give the same tokens in every format."""
+"""The same records give the same tokens in every file format."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write_csv(path, rows):
 
 
 def filled(rows):
-    """Return rows with all columns in every row, as a table needs them."""
+    """Return records that all have all columns, as a table requires."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in keys} for row in rows]
 
@@ -108,7 +108,7 @@ def prepared_texts(tmp_path, name, rows):
 
 
 @pytest.mark.parametrize("name", ["a.json", "nan.jsonl", "a.parquet", "a.arrow", "saved"])
-def test_calls_tools_and_reasoning_are_the_same_tokens(tmp_path, name):
+def test_calls_tools_and_reasoning_give_the_same_tokens_in_every_format(tmp_path, name):
     expected = prepared_texts(tmp_path, "a.jsonl", CONVERSATIONS)
     assert "null" not in "".join(expected)
     assert '"day": 3,' in expected[1]
@@ -116,7 +116,7 @@ def test_calls_tools_and_reasoning_are_the_same_tokens(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.json", "nan.jsonl", "a.parquet", "a.arrow", "saved", "a.csv"])
-def test_questions_with_numbers_and_missing_cells_are_the_same_tokens(tmp_path, name):
+def test_questions_with_numbers_and_missing_cells_give_the_same_tokens_in_every_format(tmp_path, name):
     expected = prepared_texts(tmp_path, "a.jsonl", QUESTIONS)
     assert expected[0] == "<|begin|><|user|>\nOne?\n\nIt rained.\n<|assistant|>\n1<|end|>\n"
     assert prepared_texts(tmp_path, name, QUESTIONS) == expected

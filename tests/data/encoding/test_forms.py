@@ -1,4 +1,4 @@
-"""Every form of row that users bring becomes turns or text; what cannot be trained on says why."""
+"""Every known form of record becomes turns or text; a record that cannot be trained on is refused with the reason."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_a_context_follows_the_question_after_a_blank_line():
     assert row.turns[0]["content"] == "Does it help?\n\nOne.\n\nTwo."
 
 
-def test_plain_text_stays_text():
+def test_plain_text_stays_unchanged():
     row = parse({"text": " Once.\n", "url": "x"})
     assert (row.text, row.turns) == (" Once.\n", ())
 
 
-def test_system_text_and_earlier_turns_lead_the_question():
+def test_system_text_and_earlier_turns_come_before_the_question():
     row = parse({"system": "Be kind.", "history": [["Hi", "Hello"]], "instruction": "Why?", "output": "Because."})
     assert [turn["role"] for turn in row.turns] == ["system", "user", "assistant", "user", "assistant"]
     assert [turn["content"] for turn in row.turns][:3] == ["Be kind.", "Hi", "Hello"]
@@ -85,7 +85,7 @@ def test_openai_tool_calls_with_arguments_as_text_become_the_same():
     }
 
 
-def test_weights_of_zero_take_a_turn_out_of_the_loss():
+def test_a_turn_with_weight_zero_bears_no_loss():
     row = parse(
         {"messages": [{**USER, "loss_weight": 0.0}, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]}
     )
@@ -97,7 +97,7 @@ def test_only_the_completion_of_a_conversational_pair_bears_loss():
     assert [turn.get("loss", True) for turn in row.turns] == [False, False, False, True]
 
 
-def test_columns_say_which_is_which():
+def test_columns_of_a_recipe_decide_what_is_question_and_answer():
     row = parse({"Frage": "Why?", "Antwort": "Because."}, columns={"prompt": "Frage", "answer": "Antwort"})
     assert row.turns == (USER, ASSISTANT)
     assert parse({"body": "Once."}, columns={"text": "body"}).text == "Once."
@@ -105,7 +105,7 @@ def test_columns_say_which_is_which():
 
 
 @pytest.mark.parametrize("nothing", ["NaN", "Infinity", "-Infinity", "1e999", "null", '""'])
-def test_nan_and_infinity_are_nothing_like_null_and_empty_text(nothing):
+def test_nan_and_infinity_count_as_missing_like_null_and_empty_text(nothing):
     row = parse_example('{"instruction": "Why?", "input": ' + nothing + ', "output": "Because."}')
     assert row.turns == (USER, ASSISTANT)
     with pytest.raises(BadRowError, match=r"^the answer is empty$"):
@@ -116,7 +116,7 @@ def test_nan_and_infinity_are_nothing_like_null_and_empty_text(nothing):
         )
 
 
-def test_nan_within_texts_and_calls_is_nothing():
+def test_nan_within_texts_and_calls_counts_as_missing():
     assert parse({"question": "Why?", "contexts": ["One.", float("nan")], "answer": "x"}).turns[0]["content"] == (
         "Why?\n\nOne."
     )
@@ -138,7 +138,7 @@ def test_nan_within_texts_and_calls_is_nothing():
         ("nan", "nan"),
     ],
 )
-def test_scalars_become_text_by_one_rule(value, text):
+def test_scalars_become_text(value, text):
     assert parse({"question": "Why?", "answer": value}).turns[1]["content"] == text
 
 
@@ -162,7 +162,7 @@ def test_a_passage_is_a_context():
 @pytest.mark.parametrize(
     "key", ["Complex_CoT", "cot", "chain_of_thought", "thinking", "reasoning", "reasoning_content"]
 )
-def test_reasoning_beside_an_answer_is_the_assistants(key):
+def test_reasoning_in_a_column_belongs_to_the_assistants_turn(key):
     reasoned = {**ASSISTANT, "reasoning_content": "Let me think."}
     for record in ({"Question": "Why?", "Response": "Because."}, {"messages": [USER, ASSISTANT]}):
         row = parse({**record, key: "Let me think."})
@@ -192,13 +192,13 @@ def test_thinking_parts_before_the_text_are_reasoning():
 
 
 @pytest.mark.parametrize("value", ["on", "off", "High", True, 1, {"effort": "low"}])
-def test_a_switch_for_reasoning_is_no_reasoning(value):
+def test_a_switch_that_asks_for_reasoning_is_not_reasoning(value):
     assert parse({"messages": [USER, ASSISTANT], "reasoning": value}).turns == (USER, ASSISTANT)
     assert parse({"question": "Why?", "thinking": value, "answer": "Because."}).turns == (USER, ASSISTANT)
     assert parse({"messages": [USER, {**ASSISTANT, "thinking": value}]}).turns == (USER, ASSISTANT)
 
 
-def test_reasoning_that_an_answer_has_already_is_not_written_twice():
+def test_reasoning_repeated_in_the_answer_is_not_written_twice():
     answer = "<think>\nLet me think.\n</think>\n\nBecause."
     row = parse({"question": "Why?", "answer": answer, "reasoning": "Let me think."})
     assert row.turns[1] == {"role": "assistant", "content": answer}
@@ -206,7 +206,7 @@ def test_reasoning_that_an_answer_has_already_is_not_written_twice():
     assert row.turns[1]["reasoning_content"] == "Because"
 
 
-def test_reasoning_that_could_be_of_several_turns_is_listed():
+def test_reasoning_that_could_belong_to_several_turns_is_listed_as_unread():
     row = parse({"messages": [USER, ASSISTANT, USER, ASSISTANT], "cot": "Let me think."})
     assert all("reasoning_content" not in turn for turn in row.turns)
     assert row.unread == ("cot",)
@@ -245,12 +245,12 @@ def test_an_answer_marked_as_bad_is_refused(record):
         {"question": "Why?", "answer": "Because.", "label": None},
     ],
 )
-def test_a_good_answer_and_a_class_are_not_refused(record):
+def test_good_answers_and_class_labels_are_not_refused(record):
     assert parse(record).turns == (USER, ASSISTANT)
     assert parse({"text": "Once.", "label": False}).text == "Once."
 
 
-def test_null_keys_and_whole_numbers_of_calls_and_tools_are_those_of_any_format():
+def test_null_keys_and_integers_of_calls_and_tools_are_the_same_in_every_format():
     call = {
         "name": "f",
         "arguments": {"city": "Oslo", "day": None, "at": {"hour": 3.0, "zone": None}, "or": [1.5, None]},
@@ -268,7 +268,7 @@ def test_null_keys_and_whole_numbers_of_calls_and_tools_are_those_of_any_format(
     assert row.tools == ({"type": "function", "function": described},)
 
 
-def test_functions_are_tools_where_they_describe_some():
+def test_functions_are_read_as_tools_if_they_describe_tools():
     assert parse({"messages": [USER, ASSISTANT], "functions": [TOOL]}).tools == (
         {"type": "function", "function": TOOL},
     )
@@ -281,7 +281,7 @@ def test_arguments_given_as_text_keep_their_nulls():
     assert row.turns[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo", "day": None, "n": 3.0}
 
 
-def test_columns_name_system_text_and_reasoning_too():
+def test_columns_of_a_recipe_may_give_system_text_and_reasoning():
     columns = {"prompt": "Q", "answer": "A", "system": "S", "reasoning": "R"}
     record = {"Q": "Why?", "A": "Because.", "S": "Be kind.", "R": "Let me think.", "why": "it is so simple"}
     row = parse(record, columns=columns)
@@ -326,12 +326,12 @@ def test_columns_name_system_text_and_reasoning_too():
         ({"messages": "[" * 200_000}, "messages: expected JSON"),
     ],
 )
-def test_a_row_that_cannot_be_trained_on_says_why(record, reason):
+def test_the_error_for_a_record_that_cannot_be_trained_on_gives_the_reason(record, reason):
     with pytest.raises(BadRowError, match=reason):
         parse(record)
 
 
-def test_broken_json_and_a_missing_column_say_so():
+def test_invalid_json_and_a_missing_column_are_errors():
     with pytest.raises(BadRowError, match="not valid JSON"):
         parse_example('{"messages": [')
     with pytest.raises(BadRowError, match="no column 'Antwort'; columns: Frage"):
@@ -347,7 +347,7 @@ def test_broken_json_and_a_missing_column_say_so():
     ],
     ids=["digits", "lists", "objects"],
 )
-def test_json_that_python_cannot_hold_is_a_bad_row(record_json, reason):
+def test_json_that_python_cannot_represent_is_a_bad_record(record_json, reason):
     with pytest.raises(BadRowError, match=reason):
         parse_example(record_json)
 
@@ -365,12 +365,12 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=5))
-def test_any_record_becomes_a_row_or_a_bad_row(record):
+def test_any_record_becomes_an_example_or_a_bad_record(record):
     with contextlib.suppress(BadRowError):
         assert isinstance(parse(record), Example)
 
 
-def test_numbers_that_are_none_are_absent_from_tool_arguments_given_as_text_as_from_those_given_as_objects():
+def test_nan_is_absent_from_tool_arguments_given_as_text_or_as_objects():
     text = '{"limit": Infinity, "keep": null, "sizes": [1.5, NaN], "far": 1e999}'
     call = {"function": {"name": "search", "arguments": text}}
     messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]

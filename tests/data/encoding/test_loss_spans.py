@@ -1,4 +1,4 @@
-"""The habits of real chat templates are understood or refused, never guessed at."""
+"""Loss spans are found exactly in what real chat templates print, or the conversation is refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_thinking_block_before_the_last_call_only_does_not_hide_earlier_calls(
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
-def test_a_template_that_leaves_a_turn_out_is_refused(loss_on):
+def test_a_template_that_omits_a_turn_is_refused(loss_on):
     users_only = loop("{% if message['role'] == 'user' %}" + TURN + "{{ message['content'] }}" + END + "{% endif %}")
     with pytest.raises(TemplateMismatchError, match=r"turn 2.*(leaves its text out|its loss cannot be placed)"):
         learned(TWO_TURNS, users_only + PROMPT, loss_on=loss_on)
@@ -68,7 +68,7 @@ def test_a_template_that_rewrites_an_earlier_turn_is_refused():
         learned(TWO_TURNS, shouting)
 
 
-def test_further_marks_are_welcome_until_a_turn_opts_out():
+def test_extra_marks_are_allowed_unless_a_turn_bears_no_loss():
     marked = loop(
         "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{% endgeneration %}"
         "{% generation %}{{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
@@ -78,12 +78,12 @@ def test_further_marks_are_welcome_until_a_turn_opts_out():
         learned([TWO_TURNS[0], {**TWO_TURNS[1], "loss": False}, *TWO_TURNS[2:]], marked)
 
 
-def test_a_template_that_ends_no_turn_is_known():
+def test_a_template_that_does_not_end_turns_is_detected():
     assert probe_template(CHATML, tokenizer=tiny_tokenizer()).closes_turns
     assert not probe_template(loop("{{ message['content'] }}"), tokenizer=tiny_tokenizer()).closes_turns
 
 
-def test_a_template_cannot_reach_out_of_its_sandbox():
+def test_a_template_cannot_escape_its_sandbox():
     escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(TemplateMismatchError, match="refuses the conversation"):
         learned(TWO_TURNS, escape)
@@ -107,13 +107,13 @@ def learned_by_chatml(messages, template):
     return [row.text[start:end] for start, end in row.loss_spans]
 
 
-def test_a_mark_is_stretched_over_an_end_of_turn_token_that_is_not_the_end_of_text():
+def test_a_mark_is_extended_over_an_end_of_turn_token_that_is_not_the_end_of_text():
     template = loop("{{ '<|im_start|>' }}" + MARKED + "{{ '<|im_end|>' }}")
     assert learned_by_chatml(TWO_TURNS, template) == ["Hello.<|im_end|>", "Fine.<|im_end|>"]
     assert learned_by_chatml([*TWO_TURNS, TWO_TURNS[0]], template) == ["Hello.<|im_end|>", "Fine.<|im_end|>"]
 
 
-def test_a_mark_is_not_stretched_over_the_header_of_the_next_turn():
+def test_a_mark_is_not_extended_over_the_header_of_the_next_turn():
     closed = MARKED.replace("{% endgeneration", "{{ '<|im_end|>' }}{% endgeneration")
     closing_user = [*TWO_TURNS, TWO_TURNS[0]]
     assert learned_by_chatml(closing_user, loop("{{ '<|im_start|>' }}" + closed)) == [
@@ -124,7 +124,7 @@ def test_a_mark_is_not_stretched_over_the_header_of_the_next_turn():
 
 
 @pytest.mark.parametrize("end", ["<|end|>", "<|im_end|>"])
-def test_a_mark_is_not_stretched_into_the_next_mark(end):
+def test_a_mark_is_not_extended_into_the_next_mark(end):
     marked_end = "{% generation %}{{ '" + end + "' }}{% endgeneration %}"
     template = loop(MARKED.replace("{% else %}", marked_end + "{% else %}"))
     assert learned_by_chatml(TWO_TURNS, template) == ["Hello.", end, "Fine.", end]
@@ -151,7 +151,7 @@ def test_a_tool_result_may_be_printed_as_json():
     assert learned(messages, loop(TURN + as_json + END) + PROMPT) == ["Hello.<|im_end|>"]
 
 
-def test_assistant_turns_that_say_the_same_are_counted():
+def test_a_missing_assistant_turn_is_noticed_even_if_another_has_the_same_text():
     marks = "{% generation %}{{ message['content'] if loop.last else '' }}{% endgeneration %}"
     template = loop("{% if message['role'] == 'user' %}{{ message['content'] }}{% else %}" + marks + "{% endif %}")
     messages = [TWO_TURNS[0], TWO_TURNS[1], TWO_TURNS[2], TWO_TURNS[1]]

@@ -1,4 +1,4 @@
-"""What a template would drop without a word reaches the model as text."""
+"""Parts that a template would silently drop are written as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROW = Example(
 )
 
 
-def test_abilities_are_found_by_rendering():
+def test_abilities_of_a_template_are_found_by_rendering():
     chatml = probe_template(CHATML, tokenizer=tiny_tokenizer())
     assert (chatml.has_system, chatml.has_tools, chatml.has_tool_calls, chatml.has_reasoning) == (
         True,
@@ -39,9 +39,9 @@ def test_abilities_are_found_by_rendering():
 
 
 @pytest.mark.parametrize("template", [BUILT_IN_TEMPLATE, CHATML, INST], ids=["built-in", "chatml", "inst"])
-def test_every_part_of_a_row_stands_in_the_text_and_calls_bear_loss(template):
+def test_every_part_of_an_example_is_in_the_text_and_calls_bear_loss(template):
     tokenizer = tiny_tokenizer()
-    fitted = fit_to_template(ROW, abilities=probe_template(template, tokenizer=tokenizer))
+    fitted, _ = fit_to_template(ROW, abilities=probe_template(template, tokenizer=tokenizer))
     input_ids, is_loss = encode_messages(
         list(fitted.turns), tokenizer=tokenizer, template=template, tools=list(fitted.tools) or None
     )
@@ -53,6 +53,6 @@ def test_every_part_of_a_row_stands_in_the_text_and_calls_bear_loss(template):
     assert "What is a tort?" not in learned
 
 
-def test_a_row_the_template_prints_whole_stays_as_it_is():
+def test_an_example_that_the_template_prints_completely_is_unchanged():
     row = Example(turns=ROW.turns[:2] + ROW.turns[4:])
-    assert fit_to_template(row, abilities=probe_template(CHATML, tokenizer=tiny_tokenizer())) == row
+    assert fit_to_template(row, abilities=probe_template(CHATML, tokenizer=tiny_tokenizer())) == (row, [])

@@ -1,4 +1,4 @@
-"""What a chat template leaves out of a conversation is counted, or the row is refused."""
+"""What a chat template omits from a conversation is counted, or the example is refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from model_templates import LAST_REASONING, MISTRAL, NO_REASONING
 
 from versatune_ds.data.encoding.forms import Example
 from versatune_ds.data.encoding.loss_spans import TemplateMismatchError, render_example
-from versatune_ds.data.encoding.template_abilities import fit_to_template, parts_as_text, probe_template
+from versatune_ds.data.encoding.template_abilities import fit_to_template, probe_template
 
 REFUSED = r"turn {} \(assistant, the last\): the chat template leaves its reasoning out"
 
 
 def thinking(*thoughts, is_inline=False):
-    """Return a conversation whose answers come after thoughts; None is an answer without."""
+    """Return a conversation with reasoning before its answers; None is an answer without reasoning."""
     turns = []
     for number, thought in enumerate(thoughts):
         turns.append({"role": "user", "content": f"Question {number}?"})
@@ -30,13 +30,13 @@ def thinking(*thoughts, is_inline=False):
 
 def warnings_of(turns, template, **options):
     abilities = probe_template(template, tokenizer=tiny_tokenizer())
-    fitted = fit_to_template(Example(turns=tuple(turns)), abilities=abilities)
+    fitted, _ = fit_to_template(Example(turns=tuple(turns)), abilities=abilities)
     return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=template, **options).warnings
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 @pytest.mark.parametrize("is_inline", [False, True], ids=["key", "inline"])
-def test_reasoning_that_earlier_turns_lose_is_counted(is_inline, loss_on):
+def test_reasoning_omitted_from_earlier_turns_is_counted(is_inline, loss_on):
     turns = thinking("I add.", "I halve.", is_inline=is_inline)
     assert warnings_of(turns, LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
     assert warnings_of(turns, CHATML, loss_on=loss_on) == ()
@@ -44,30 +44,30 @@ def test_reasoning_that_earlier_turns_lose_is_counted(is_inline, loss_on):
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
-def test_equal_thoughts_in_every_turn_do_not_hide_that_one_is_lost(loss_on):
+def test_omitted_reasoning_is_counted_even_if_other_turns_contain_the_same_text(loss_on):
     assert warnings_of(thinking("I add.", "I add."), LAST_REASONING, loss_on=loss_on) == ("reasoning_left_out",)
 
 
-def test_a_thought_that_is_part_of_the_answer_does_not_hide_that_it_is_lost():
+def test_omitted_reasoning_is_counted_even_if_the_answer_repeats_it():
     with pytest.raises(TemplateMismatchError, match=REFUSED.format(2)):
         warnings_of(thinking("Answer", is_inline=True), NO_REASONING)
 
 
 @pytest.mark.parametrize("is_inline", [False, True], ids=["key", "inline"])
-def test_a_row_whose_last_turn_loses_its_reasoning_is_refused(is_inline):
+def test_an_example_whose_last_turn_loses_its_reasoning_is_refused(is_inline):
     with pytest.raises(TemplateMismatchError, match=REFUSED.format(4)):
         warnings_of(thinking(None, "I halve.", is_inline=is_inline), NO_REASONING)
     assert warnings_of(thinking("I add.", None, is_inline=is_inline), NO_REASONING) == ("reasoning_left_out",)
 
 
-def test_reasoning_without_an_opening_tag_is_reasoning():
+def test_reasoning_without_an_opening_tag_is_recognised():
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "I add.\n</think>\n\nSo."}]
     assert warnings_of(turns, LAST_REASONING) == ()
     with pytest.raises(TemplateMismatchError, match=REFUSED.format(2)):
         warnings_of(turns, NO_REASONING)
 
 
-def test_an_empty_thought_is_not_missed():
+def test_empty_reasoning_does_not_count_as_omitted():
     assert warnings_of(thinking("\n", is_inline=True), NO_REASONING) == ()
 
 
@@ -77,7 +77,7 @@ def test_a_turn_without_loss_may_lose_its_reasoning():
     assert warnings_of([*thinking(None), *turns], NO_REASONING) == ("reasoning_left_out",)
 
 
-def test_reasoning_beside_the_marks_is_counted_as_not_learned():
+def test_reasoning_outside_the_generation_marks_is_counted_as_not_learned():
     marked = (
         "{% for m in messages %}{{ m['reasoning_content'] or '' }}{% if m['role'] == 'assistant' %}{% generation %}"
         "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{{ eos_token }}{% endfor %}"
@@ -85,7 +85,7 @@ def test_reasoning_beside_the_marks_is_counted_as_not_learned():
     assert warnings_of(thinking("I add.", "I halve."), marked) == ("reasoning_without_loss",)
 
 
-def test_arguments_that_the_template_drops_are_counted():
+def test_arguments_omitted_by_the_template_are_counted():
     calls = "{% for call in m['tool_calls'] or [] %}{{ call['function']['name'] ~ call['function']['arguments']['a'] }}"
     template = "{% for m in messages %}{{ m['role'] ~ m['content'] }}" + calls + "{% endfor %}\n{% endfor %}"
     template += "{% if add_generation_prompt %}assistant{% endif %}"
@@ -100,7 +100,7 @@ def test_arguments_that_the_template_drops_are_counted():
 
 
 @pytest.mark.parametrize("filters", ["tojson", "tojson(ensure_ascii=True)", "tojson | tojson", "string"])
-def test_arguments_are_found_however_they_are_quoted(filters):
+def test_arguments_are_found_in_any_quoting(filters):
     template = "{% for m in messages %}{{ m['role'] ~ m['content'] }}{% for call in m['tool_calls'] or [] %}"
     template += (
         "{{ call['function']['name'] ~ call['function']['arguments'] | " + filters + " }}{% endfor %}\n{% endfor %}"
@@ -110,23 +110,23 @@ def test_arguments_are_found_however_they_are_quoted(filters):
     assert render_example(turns, tokenizer=tiny_tokenizer(), template=template, loss_on="all").warnings == ()
 
 
-def test_a_system_text_that_whole_conversations_lose_joins_the_first_question():
+def test_a_system_text_that_the_template_drops_joins_the_first_question():
     abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
     assert not abilities.has_system
     turns = ({"role": "system", "content": "Be kind."}, *thinking(None, None))
-    fitted = fit_to_template(Example(turns=turns), abilities=abilities)
+    fitted, _ = fit_to_template(Example(turns=turns), abilities=abilities)
     row = render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=MISTRAL)
     expected = "<|begin|>[INST]Be kind.\n\nQuestion 0?[/INST] Answer 0.<|end|>[INST]Question 1?[/INST] Answer 1.<|end|>"
     assert row.text == expected
     assert [row.text[start:end] for start, end in row.loss_spans] == [" Answer 0.<|end|>", " Answer 1.<|end|>"]
 
 
-def test_tools_that_move_with_the_last_question_stand_as_text_in_rows_of_several():
+def test_tools_printed_only_before_the_last_question_are_written_as_text_if_there_are_several_questions():
     tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
     abilities = probe_template(MISTRAL, tokenizer=tiny_tokenizer())
 
     def rendered(turns):
-        fitted = fit_to_template(Example(turns=tuple(turns), tools=(tool,)), abilities=abilities)
+        fitted, _ = fit_to_template(Example(turns=tuple(turns), tools=(tool,)), abilities=abilities)
         tools = list(fitted.tools) or None
         return render_example(list(fitted.turns), tokenizer=tiny_tokenizer(), template=MISTRAL, tools=tools).text
 
@@ -136,12 +136,11 @@ def test_tools_that_move_with_the_last_question_stand_as_text_in_rows_of_several
     calling = {"role": "assistant", "content": "I look.", "tool_calls": [call]}  # written as text, so its result asks
     turns = [thinking(None)[0], calling, {"role": "tool", "content": "y"}, thinking(None)[1]]
     assert rendered(turns).startswith('<|begin|>[INST]Tools:\n[{"type": "function"')
-    assert parts_as_text(Example(turns=tuple(thinking(None, None)), tools=(tool,)), abilities=abilities) == [
-        "tools_as_text"
-    ]
+    _, warnings = fit_to_template(Example(turns=tuple(thinking(None, None)), tools=(tool,)), abilities=abilities)
+    assert warnings == ["tools_as_text"]
 
 
-def test_tools_that_only_a_closing_question_shows_are_not_printed():
+def test_tools_printed_only_before_a_closing_question_count_as_not_printed():
     template = (
         "{% for m in messages %}{% if loop.last and m['role'] == 'user' and tools %}{{ tools | tojson }}{% endif %}"
         "{{ m['role'] + m['content'] }}{% endfor %}"

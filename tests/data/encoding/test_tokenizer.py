@@ -7,14 +7,14 @@ from chat_data import CHATML, tiny_tokenizer
 from model_templates import DATED
 from transformers import AutoTokenizer
 
-from versatune_ds import warn_once
+from versatune_ds import log
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE, choose_template, has_fixed_date, template_digest
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, render_conversation, tokenizer_digest, train_tokenizer
 
 TEXTS = ["the court held that the clause is void", "what is the answer", "def add(a, b): return a + b"] * 5
 
 
-def test_a_trained_tokenizer_loads_as_any_other(tmp_path):
+def test_a_trained_tokenizer_loads_through_transformers(tmp_path):
     train_tokenizer(TEXTS, vocab_size=300, folder=tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert len(tokenizer) == 300
@@ -24,7 +24,7 @@ def test_a_trained_tokenizer_loads_as_any_other(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["plain", " two  spaces ", "Größe 漢字 😀\r\n\ttab", "\x00\x7f"])
-def test_any_text_comes_back_from_its_tokens(text):
+def test_any_text_is_restored_from_its_tokens(text):
     tokenizer = tiny_tokenizer()
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -64,7 +64,7 @@ CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "conten
 def dated(tmp_path, template):
     """Return the text of a conversation, rendered with a template given as a file."""
     (tmp_path / "dated.jinja").write_text(template)
-    warn_once._warn.cache_clear()  # a warning is logged once in a process
+    log._warn.cache_clear()  # a warning is logged once in a process
     tokenizer = tiny_tokenizer()
     chosen = choose_template(tokenizer, path=tmp_path / "dated.jinja")
     return render_conversation(CONVERSATION, tokenizer=tokenizer, template=chosen)[0]
@@ -89,18 +89,18 @@ def test_every_spelling_of_a_date_is_fixed_and_nothing_else_changes(tmp_path, wr
     assert dated(tmp_path, written) == expected
 
 
-def test_a_template_without_a_date_is_left_as_it_is(tmp_path):
+def test_a_template_without_a_date_is_unchanged(tmp_path):
     (tmp_path / "other.jinja").write_text("{% if strftime_now is defined %}{% endif %}" + CHATML)
     assert choose_template(tiny_tokenizer(), path=tmp_path / "other.jinja").startswith("{% if")
     assert not has_fixed_date(CHATML)
 
 
-def test_a_template_that_draws_at_random_is_warned_of(tmp_path, caplog):
+def test_a_template_that_draws_at_random_causes_a_warning(tmp_path, caplog):
     dated(tmp_path, "{{ ['a', 'b'] | random }}")
     assert "the chat template draws at random" in caplog.text
 
 
-def test_the_given_template_comes_before_the_tokenizers_own_and_the_built_in_one(tmp_path):
+def test_the_given_template_takes_precedence_over_the_tokenizers_own_and_the_built_in_one(tmp_path):
     tokenizer = load_tokenizer(train_tokenizer(TEXTS, vocab_size=300, folder=tmp_path).name_or_path)
     (tmp_path / "given.jinja").write_text("given")
     tokenizer.chat_template = CHATML
@@ -117,6 +117,6 @@ def test_the_given_template_comes_before_the_tokenizers_own_and_the_built_in_one
         choose_template(tokenizer, path=tmp_path / "absent.jinja")
 
 
-def test_template_digests_tell_templates_apart():
+def test_different_templates_have_different_digests():
     assert template_digest(CHATML) == template_digest(str(CHATML))
     assert template_digest(CHATML) != template_digest(CHATML + " ")

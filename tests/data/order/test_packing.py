@@ -1,4 +1,4 @@
-"""Rows are filled well, never beyond their length, and by a prefix of what was drawn."""
+"""Rows are filled well, never beyond their length, by a prefix of the draws."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_long_and_short_examples_share_rows():
     assert offsets.tolist() == [7, 0, 0, 6]
 
 
-def test_a_prefix_is_taken_when_not_all_examples_fit():
+def test_only_a_prefix_is_packed_if_not_all_examples_fit():
     rows, _ = pack_prefix(as_lengths([6, 6, 6, 1]), num_rows=2, row_tokens=10)
     assert rows.tolist() == [0, 1]
 
@@ -46,7 +46,7 @@ def test_an_example_as_long_as_the_row_fills_it():
     num_rows=st.integers(1, 12),
     row_tokens=st.sampled_from([130, 192, 4096, 5000]),
 )
-def test_a_packed_prefix_is_valid_and_cannot_be_one_example_longer_by_much(lengths, num_rows, row_tokens):
+def test_a_packed_prefix_is_valid_and_nearly_as_long_as_possible(lengths, num_rows, row_tokens):
     length_n = as_lengths(lengths)
     rows, offsets = pack_prefix(length_n, num_rows=num_rows, row_tokens=row_tokens)
     count = len(rows)
@@ -57,7 +57,7 @@ def test_a_packed_prefix_is_valid_and_cannot_be_one_example_longer_by_much(lengt
 
 
 @given(lengths=st.lists(st.integers(1, 100), min_size=0, max_size=200))
-def test_all_examples_find_a_row(lengths: list[int]):
+def test_packing_without_a_limit_places_every_example(lengths: list[int]):
     length_n = as_lengths(lengths)
     rows, offsets, num_rows = pack_all(length_n, row_tokens=100)
     assert len(rows) == len(lengths)
@@ -66,7 +66,7 @@ def test_all_examples_find_a_row(lengths: list[int]):
 
 
 @pytest.mark.parametrize(("row_tokens", "least"), [(8192, 0.99), (4096, 0.98)])
-def test_realistic_lengths_fill_the_rows(row_tokens: int, least: float):
+def test_examples_of_realistic_lengths_fill_the_rows(row_tokens: int, least: float):
     rng = np.random.default_rng(0)
     fills = []
     for _ in range(40):

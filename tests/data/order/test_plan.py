@@ -1,4 +1,4 @@
-"""A plan is a pure function of seed, weights and state, keeps to the weights, and says when data runs out."""
+"""A plan is a pure function of seed, weights and state, follows the weights, and reports when data ends."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def drawn(plans: Sequence[StepPlan]) -> list[tuple[int, int, int]]:
     ]
 
 
-def test_a_domain_smaller_than_a_batch_goes_through_epochs():
+def test_a_domain_smaller_than_a_batch_is_repeated_epoch_by_epoch():
     plan = plan_steps([fake_domain(0, [16, 16, 16])], [1.0], num_steps=1)[0]
     assert Counter(drawn([plan])) == Counter(
         [(0, e, i) for e in range(5) for i in range(3)] + [entry for entry in drawn([plan]) if entry[1] == 5]
@@ -61,14 +61,14 @@ def test_a_plan_counts_tokens_loss_tokens_and_shares():
     assert plan.num_tokens_K.tolist() == [192, 64]
     assert plan.num_loss_tokens_K.tolist() == [96, 32]
     assert plan.num_loss_tokens_global == 128
-    assert plan.realised_share_K.tolist() == [0.75, 0.25]
-    assert plan.requested_share_K.tolist() == [0.75, 0.25]
+    assert plan.realised_units_K.tolist() == [192, 64]
+    assert plan.requested_units_K.tolist() == [192, 64]
 
 
 @pytest.mark.parametrize(
     ("unit", "expected"), [("tokens", [0.5, 0.5]), ("loss_tokens", [0.5, 0.5]), ("examples", [0.8, 0.2])]
 )
-def test_the_unit_says_what_a_weight_is_a_share_of(unit: str, expected: list[float]):
+def test_weights_are_shares_of_the_unit_in_the_settings(unit: str, expected: list[float]):
     shards = [fake_domain(0, [32] * 50), fake_domain(1, [8] * 50)]
     plans = plan_steps(shards, [0.5, 0.5], num_steps=40, weight_unit=unit)
     tokens_K = sum(plan.num_tokens_K for plan in plans)
@@ -77,7 +77,7 @@ def test_the_unit_says_what_a_weight_is_a_share_of(unit: str, expected: list[flo
 
 @settings(max_examples=60)
 @given(data=st.data(), num_domains=st.integers(1, 8), unit=st.sampled_from(["tokens", "loss_tokens", "examples"]))
-def test_every_epoch_is_complete_and_shares_keep_to_the_request(data, num_domains: int, unit: str):
+def test_every_epoch_is_complete_and_shares_follow_the_weights(data, num_domains: int, unit: str):
     seed = data.draw(st.integers(0, 10**6))
     rng = np.random.default_rng(seed)
     shards = fake_domains(rng.integers(1, 40, num_domains), longest=64, seed=seed)
@@ -102,7 +102,7 @@ def test_each_epoch_boundary_neither_skips_nor_repeats():
         assert all(by_epoch[epoch] == size for epoch in range(max(by_epoch)))
 
 
-def test_256_domains_are_served_within_one_example():
+def test_units_of_256_domains_stay_within_one_example_of_the_request():
     rng = np.random.default_rng(0)
     shards = fake_domains(rng.integers(1, 60, 256), longest=64)
     plans = plan_steps(shards, rng.dirichlet(np.full(256, 0.3)), num_steps=3, rows_per_batch=300)
@@ -111,13 +111,13 @@ def test_256_domains_are_served_within_one_example():
         assert plan.state_after.deficit_K.sum() == 0
 
 
-def test_adding_a_domain_leaves_the_order_of_the_others():
+def test_adding_a_domain_does_not_change_the_order_of_the_others():
     shards = fake_domains([20, 30], longest=10)
     order_alone, order_mixed = orders_of(shards[:1])[0], orders_of(shards)[0]
     assert order_alone.window(0, 40)[1].tolist() == order_mixed.window(0, 40)[1].tolist()
 
 
-def test_how_far_the_plan_looks_ahead_does_not_change_it():
+def test_the_length_of_the_windows_does_not_change_the_plan():
     # Windows are guessed 3 times too short for one domain and 20 times too long for the other.
     lengths = np.where(np.arange(4096) % 4 == 0, 64, 1)
     shards = [fake_domain(0, lengths), fake_domain(1, [2] * 10)]
@@ -142,7 +142,7 @@ def test_how_far_the_plan_looks_ahead_does_not_change_it():
         state = right_plan.state_after
 
 
-def test_rows_of_a_batch_do_not_depend_on_what_is_called_a_batch_before():
+def test_planning_from_the_state_of_an_earlier_plan_continues_it():
     shards = fake_domains([50, 60], longest=32)
     first, second = plan_steps(shards, [0.3, 0.7], num_steps=2)
     again = plan_step(
@@ -155,16 +155,16 @@ def test_rows_of_a_batch_do_not_depend_on_what_is_called_a_batch_before():
     assert drawn([again]) == drawn([second])
 
 
-def test_a_capped_domain_passes_its_share_on_and_the_event_is_recorded():
+def test_the_share_of_a_capped_domain_goes_to_the_others_and_the_plan_lists_it():
     shards = [fake_domain(0, [16] * 4), fake_domain(1, [16] * 100), fake_domain(2, [16] * 100)]
     plans = plan_steps(shards, [0.5, 0.25, 0.25], num_steps=3, max_epochs_per_domain=1)
     assert plans[0].exhausted == (0,)
     assert plans[0].num_tokens_K.tolist() == [64, 96, 96]
     assert plans[1].num_tokens_K.tolist() == [0, 128, 128]
-    assert plans[1].requested_share_K.tolist() == pytest.approx([0, 0.5, 0.5])
+    assert plans[1].requested_units_K.tolist() == pytest.approx([0, 128, 128])
 
 
-def test_data_ends_with_a_last_batch_that_has_room_left():
+def test_the_last_batch_before_the_data_ends_is_not_full():
     shards = [fake_domain(0, [16] * 20)]
     first, last = plan_steps(shards, [1.0], num_steps=2, max_epochs_per_domain=1)
     assert (first.is_last, last.is_last, last.num_examples, last.fill) == (False, True, 4, 0.25)
@@ -185,14 +185,14 @@ def test_every_example_is_drawn_before_the_data_ends():
     assert seen == Counter((k, e, i) for k, size in enumerate([13, 40, 3]) for e in range(2) for i in range(size))
 
 
-def test_an_empty_domain_is_fine_without_weight_and_named_with_one():
+def test_an_empty_domain_is_refused_only_if_it_has_weight():
     shards = [fake_domain(0, []), fake_domain(1, [8])]
     assert plan_steps(shards, [0.0, 1.0], num_steps=1)[0].num_tokens_K.tolist() == [0, 256]
     with pytest.raises(ValueError, match="domain 'domain0' has no examples"):
         plan_steps(shards, [0.1, 0.9], num_steps=1)
 
 
-def test_an_example_longer_than_a_row_is_named():
+def test_an_example_longer_than_a_row_is_an_error_with_its_index():
     with pytest.raises(ValueError, match=r"domain 'domain0', example 1: 65 tokens, expected 1\.\.64"):
         plan_steps([fake_domain(0, [8, 65])], [1.0], num_steps=1)
 
@@ -205,7 +205,7 @@ def test_an_example_longer_than_a_row_is_named():
         ({"weight_unit": "rows"}, "expected one of tokens, loss_tokens, examples"),
     ],
 )
-def test_impossible_shapes_are_refused(shape: dict, message: str):
+def test_impossible_batch_shapes_are_refused(shape: dict, message: str):
     with pytest.raises(ValueError, match=message):
         PlanSettings(**{"rows_per_batch": 4, "row_tokens": 64, **shape})
 

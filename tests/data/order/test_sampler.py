@@ -1,4 +1,4 @@
-"""What is drawn stays within one example of what the weights ask for."""
+"""The units drawn stay within one example of those that the weights request."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def extremes(
     return np.array(lag), np.array(lead), np.array(deficits)
 
 
-def test_three_to_one_takes_turns():
+def test_weights_of_three_to_one_give_three_draws_to_one():
     assert draw_from([0.75, 0.25], [[1] * 9, [1] * 9], 9) == [0, 1, 0, 0, 0, 1, 0, 0, 0]
 
 
-def test_a_long_example_is_paid_back_before_the_next():
+def test_after_a_long_example_the_other_domain_catches_up():
     assert draw_from([0.5, 0.5], [[4, 4, 4], [1] * 12], 14) == [1, 0, 1, 1, 1, 1, 0, 1]
 
 
@@ -63,7 +63,7 @@ def test_weight_zero_is_never_drawn_and_weight_one_always():
     assert set(draw_from([0.0, 1.0, 0.0], [[1] * 5] * 3, 5)) == {1}
 
 
-def test_drawing_says_why_it_stopped():
+def test_drawing_returns_why_it_stopped():
     weight_K, deficit_K = quantise_weights(np.array([1.0])), np.zeros(1, dtype=np.int64)
     for is_last, budget, expected in ((False, 9, NEEDS_WINDOW), (True, 9, EXHAUSTED), (False, 3, FINISHED)):
         found = draw(
@@ -87,7 +87,7 @@ def test_served_units_stay_within_one_example_of_the_request_at_every_draw(num_d
     assert deficit_K.sum() == 0
 
 
-def test_one_heavy_domain_does_not_make_255_light_ones_wait():
+def test_255_light_domains_do_not_wait_for_one_heavy_domain():
     weights = np.array([0.5] + [0.5 / 255] * 255)
     weight_K, no_debt_K = quantise_weights(weights), np.zeros(256, dtype=np.int64)
     costs = [np.ones(3000, dtype=np.int64)] * 256
@@ -99,7 +99,7 @@ def test_one_heavy_domain_does_not_make_255_light_ones_wait():
 
 @settings(max_examples=50)
 @given(data=st.data(), num_domains=st.integers(1, 12), num_changes=st.integers(1, 6))
-def test_whatever_weights_follow_no_domain_leads_by_more_than_its_longest_example(data, num_domains, num_changes):
+def test_after_any_change_of_weights_no_domain_leads_by_more_than_its_longest_example(data, num_domains, num_changes):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     longest_K = rng.integers(1, 50, num_domains)
     deficit_K = np.zeros(num_domains, dtype=np.int64)
@@ -121,7 +121,7 @@ def test_weights_become_integers_by_largest_remainder():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=256).filter(lambda values: sum(values) > 1e-3))
-def test_integer_weights_sum_to_one_and_keep_zero_and_positive_apart(values: list[float]):
+def test_integer_weights_sum_to_one_and_positive_weights_stay_positive(values: list[float]):
     weights_K = np.array(values) / sum(values)
     weight_K = quantise_weights(weights_K)
     assert weight_K.sum() == WEIGHT_SCALE
@@ -130,21 +130,21 @@ def test_integer_weights_sum_to_one_and_keep_zero_and_positive_apart(values: lis
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], [0.0, 0.0]])
-def test_weights_that_are_no_distribution_are_refused(weights: list[float]):
+def test_weights_that_do_not_form_a_distribution_are_refused(weights: list[float]):
     with pytest.raises(ValueError, match="expected non-negative numbers that sum to 1"):
         quantise_weights(np.array(weights))
 
 
-def test_what_does_not_divide_goes_to_the_smallest_ids_that_are_drawn():
+def test_the_remainder_of_a_split_goes_to_the_smallest_ids_with_weight():
     assert share_out(5, np.array([0, 1, 1])).tolist() == [0, 3, 2]
     assert share_out(-5, np.array([1, 0, 1])).tolist() == [-2, 0, -3]
 
 
-def test_the_debt_of_a_domain_that_leaves_is_passed_on():
+def test_the_debt_of_a_domain_without_weight_goes_to_the_others():
     assert settle_debts(np.array([6, -2, -4]), np.array([0, 1, 1])).tolist() == [0, 1, -1]
 
 
-def test_the_deficit_after_is_request_minus_served():
+def test_the_deficit_grows_by_the_request_and_shrinks_by_the_units_served():
     half = WEIGHT_SCALE // 2
     assert deficit_after(np.array([0, 0]), np.array([half, half]), np.array([3, 1])).tolist() == [
         -WEIGHT_SCALE,

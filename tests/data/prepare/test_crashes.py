@@ -1,4 +1,4 @@
-"""Preparation survives kills, twins and damaged files."""
+"""Preparation survives kills, a second preparation at the same time, and corrupt files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from versatune_ds.data.shards import DomainShards
 from versatune_ds.run_folder import atomic
 
 _STAGES = {
-    "while reading": (encode_files, "_rows"),
+    "while reading": (encode_files, "read_records"),
     "while writing shards": (shard_writer.ShardWriter, "close"),
     "before the summary": (one_domain, "_first_problems"),
     "before the rename": (atomic, "_sync_tree"),
@@ -28,7 +28,7 @@ _STAGES = {
 
 
 @pytest.mark.parametrize("stage", _STAGES)
-def test_a_killed_preparation_leaves_nothing_half_valid(tmp_path, monkeypatch, stage):
+def test_a_killed_preparation_leaves_no_folder_of_shards(tmp_path, monkeypatch, stage):
     folder = write_domains(tmp_path / "data", num_rows=30, domains=["law"])
     expected = prepare_folder(write_domains(tmp_path / "undisturbed" / "data", num_rows=30, domains=["law"])).digest
     with monkeypatch.context() as patch:
@@ -64,7 +64,7 @@ def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir() and "law" in path.name] == []
 
 
-def test_a_damaged_shard_is_named_with_the_way_out(tmp_path):
+def test_the_error_for_a_corrupt_shard_gives_the_file_and_what_to_do(tmp_path):
     folder = write_domains(tmp_path / "data", num_rows=5)
     path = prepare_folder(folder).train[1].folder / "tokens-00000.arrow"
     path.write_bytes(path.read_bytes()[:-1])
@@ -72,7 +72,7 @@ def test_a_damaged_shard_is_named_with_the_way_out(tmp_path):
         prepare_folder(folder)
 
 
-def test_a_changed_byte_of_a_shard_found_prepared_is_named_with_the_way_out(tmp_path, monkeypatch):
+def test_the_error_for_a_changed_byte_in_a_prepared_shard_gives_the_file_and_what_to_do(tmp_path, monkeypatch):
     folder = write_domains(tmp_path / "data", num_rows=5)
     path = prepare_folder(folder).valid[1].folder / "tokens-00000.arrow"
     content = bytearray(path.read_bytes())
@@ -81,7 +81,7 @@ def test_a_changed_byte_of_a_shard_found_prepared_is_named_with_the_way_out(tmp_
     with pytest.raises(RuntimeError, match=r"tokens-00000.arrow: corrupt shard: digest .* delete .* and prepare again"):
         prepare_folder(folder)
     monkeypatch.setattr(domains, "_MAX_VERIFIED_BYTES", 1)
-    assert len(prepare_folder(folder).domain_set) == 2, "large shards are not read whole at every start"
+    assert len(prepare_folder(folder).domain_set) == 2, "large shards are not read completely at every start"
 
 
 def test_shards_just_built_are_not_read_again(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_workers_end_with_a_killed_preparation_and_free_its_lock(tmp_path, monke
 
 
 def wait_until(condition, *, seconds=30):
-    """Wait for a condition; fail when it does not come."""
+    """Wait for a condition; fail if it does not become true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -135,7 +135,7 @@ def wait_until(condition, *, seconds=30):
 
 
 def is_running(pid):
-    """Return whether a process exists and is no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Preparing data accounts for every row and happens once."""
+"""Every record is counted when data is prepared, and data is prepared once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_two_domains_become_shards_in_sorted_order(tmp_path):
     )
 
 
-def test_the_table_counts_what_became_of_every_row(tmp_path):
+def test_the_table_counts_every_record_by_its_result(tmp_path):
     long_answer, long_question = chat_row("why?", "because " * 40), chat_row("why " * 60, "because")
     rows = [*chat_rows(4), *chat_rows(1), "{broken", {"title": "x"}, long_answer, long_question]
     counts, shards = prepare_rows(tmp_path, rows, max_bad_rows=2, row_tokens=64)
@@ -39,14 +39,14 @@ def test_the_table_counts_what_became_of_every_row(tmp_path):
     assert [report["line"] for report in reports] == [6, 7]
 
 
-def test_the_table_is_printed_one_line_a_split(tmp_path):
+def test_the_table_has_one_line_per_split(tmp_path):
     lines = prepare_folder(write_domains(tmp_path / "data", num_rows=7)).table.splitlines()
     assert lines[0].split()[:6] == ["domain", "split", "files", "rows", "bad", "rows"]
     assert [line.split()[:4] for line in lines[2:4]] == [["code", "train", "1", "7"], ["code", "valid", "1", "5"]]
     assert len(lines) == 6
 
 
-def test_what_double_rows_are_is_reported_where_there_are_any(tmp_path):
+def test_the_table_explains_duplicates_if_there_are_any(tmp_path):
     folder = write_domains(tmp_path / "data", num_rows=7)
     write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(3, topic="law"), *chat_rows(1, topic="law")])
     write_jsonl(folder / "valid" / "law.jsonl", chat_rows(1, topic="law"))
@@ -56,7 +56,7 @@ def test_what_double_rows_are_is_reported_where_there_are_any(tmp_path):
     assert in_train.startswith("in train: held-out rows that the domain trains on too")
 
 
-def test_truncated_and_split_examples_differ_in_what_they_keep(tmp_path):
+def test_truncation_drops_tokens_that_splitting_keeps(tmp_path):
     answer = " ".join(str(i) for i in range(100))
     counts, shards = prepare_rows(tmp_path / "cut", [chat_row("count", answer)], row_tokens=32)
     assert (shards.num_examples, counts.longest_tokens) == (1, 32)
@@ -82,13 +82,13 @@ def test_a_second_call_builds_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{"row_tokens": 100}, {"loss_on": "all"}, {"long_examples": "split"}])
-def test_other_settings_make_other_shards(tmp_path, settings):
+def test_other_settings_give_other_shards(tmp_path, settings):
     folder = write_domains(tmp_path / "data", num_rows=5)
     before = {shards.folder for shards in prepare_folder(folder).train}
     assert before.isdisjoint({shards.folder for shards in prepare_folder(folder, **settings).train})
 
 
-def test_a_changed_file_costs_its_own_domain_only(tmp_path):
+def test_after_a_change_of_a_file_only_its_domain_is_prepared_again(tmp_path):
     folder = write_domains(tmp_path / "data", num_rows=5)
     before = prepare_folder(folder)
     write_jsonl(folder / "train" / "law.jsonl", chat_rows(5, topic="LAW"))
@@ -118,7 +118,7 @@ def test_many_processes_give_the_same_bytes_as_one(tmp_path, monkeypatch):
     assert three.digest == one.digest
 
 
-def test_a_domain_may_be_of_many_files_and_formats(tmp_path):
+def test_a_domain_may_have_many_files_and_formats(tmp_path):
     folder = write_domains(tmp_path / "data", num_rows=5, domains=["law"])
     write_jsonl(folder / "train" / "code" / "b.jsonl", chat_rows(2, topic="b"))
     (folder / "train" / "code" / "a.csv").write_text("question,answer\nwhy,because\n")
@@ -150,7 +150,7 @@ def test_an_ordinary_data_set_does_not_warn(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def test_columns_that_a_recipe_leaves_out_are_no_warning(tmp_path, caplog):
+def test_columns_that_a_recipe_omits_cause_no_warning(tmp_path, caplog):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"Q": "why?", "A": "because", "hint": "think of it"}])
     files = {"train": str(path), "valid": [], "columns": {"prompt": "Q", "answer": "A"}}
     with caplog.at_level("INFO"):
@@ -158,7 +158,7 @@ def test_columns_that_a_recipe_leaves_out_are_no_warning(tmp_path, caplog):
     assert [record.levelname for record in caplog.records if "hint" in record.message] == ["INFO"]
 
 
-def test_a_file_without_a_row_is_named(tmp_path, caplog):
+def test_a_file_without_records_is_logged(tmp_path, caplog):
     folder = write_domains(tmp_path / "data", num_rows=5, domains=["law"])
     for name, rows in (("a", []), ("b", chat_rows(2))):
         write_jsonl(folder / "train" / "code" / f"{name}.jsonl", rows)
@@ -185,12 +185,12 @@ def test_the_built_in_corpus_is_written_and_prepared(tmp_path):
     assert [counts.num_in_train for counts in prepared.counts] == [0] * 12
 
 
-def test_texts_for_a_tokenizer_are_those_of_the_good_training_rows(tmp_path):
+def test_texts_for_a_tokenizer_are_those_of_the_good_training_records(tmp_path):
     write_jsonl(tmp_path / "train" / "law.jsonl", [chat_row("a", "b"), "{broken", {"text": "c"}])
     assert list(iter_texts(DataConfig(folder=tmp_path), cache_dir=tmp_path / "cache")) == ["a", "b", "c"]
 
 
-def test_bad_rows_are_warned_of_at_every_start(tmp_path, caplog):
+def test_bad_records_are_logged_at_every_start(tmp_path, caplog):
     prepare_rows(tmp_path, [*chat_rows(3), "{broken"], max_bad_rows=1)
     caplog.clear()
     prepare_folder(tmp_path / "data", max_bad_rows=1)

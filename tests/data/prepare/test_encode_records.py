@@ -1,4 +1,4 @@
-"""Odd rows become one bad row each, with their line, and never end the preparation."""
+"""Each malformed record becomes one bad record with its line, and never stops the preparation."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ITERATING = CHATML.replace(
 
 
 def tool_row(arguments):
-    """Return a row whose assistant calls a tool with some arguments."""
+    """Return a record whose assistant calls a tool with some arguments."""
     call = {"function": {"name": "look_up", "arguments": arguments}}
     return {"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]}
 
 
 def nested(depth):
-    """Return lists in lists."""
+    """Return nested lists."""
     value = []
     for _ in range(depth):
         value = [value]
@@ -42,7 +42,7 @@ def bad_lines(shards):
     return [json.loads(line)["line"] for line in (shards.folder.parent / "bad_rows.jsonl").read_text().splitlines()]
 
 
-def test_every_odd_row_is_one_bad_row_with_its_line(tmp_path):
+def test_every_malformed_record_is_one_bad_record_with_its_line(tmp_path):
     odd = [
         {"instruction": "a", "output": "b", "history": 5},
         '{"text": ' + "7" * 5000 + "}",
@@ -54,7 +54,7 @@ def test_every_odd_row_is_one_bad_row_with_its_line(tmp_path):
     assert bad_lines(shards) == [3, 4, 5, 6]
 
 
-def test_arguments_a_template_cannot_iterate_make_one_bad_row(tmp_path):
+def test_arguments_that_a_template_cannot_iterate_make_one_bad_record(tmp_path):
     (tmp_path / "iterating.jinja").write_text(ITERATING)
     rows = [tool_row({"word": "tort"}), tool_row(5), tool_row(["tort"]), tool_row({"word": 5})]
     counts, shards = prepare_rows(tmp_path, rows, max_bad_rows=3, chat_template=tmp_path / "iterating.jinja")
@@ -62,14 +62,14 @@ def test_arguments_a_template_cannot_iterate_make_one_bad_row(tmp_path):
     assert bad_lines(shards) == [2, 3, 4]
 
 
-def test_arguments_nested_at_any_depth_end_no_preparation(tmp_path):
+def test_arguments_nested_at_any_depth_do_not_stop_the_preparation(tmp_path):
     rows = [chat_row("a", "b"), *(json.dumps(tool_row({"word": nested(depth)})) for depth in range(10, 900, 50))]
     counts, _ = prepare_rows(tmp_path, rows, max_bad_rows=len(rows))
     assert counts.num_rows == len(rows)
     assert counts.num_examples + counts.num_bad_rows + counts.num_without_loss + counts.num_duplicates == len(rows)
 
 
-def test_half_a_character_is_passed_over_when_a_tokenizer_is_trained(tmp_path):
+def test_half_a_surrogate_pair_is_skipped_when_a_tokenizer_is_trained(tmp_path):
     half = '{"question": "why", "answer": "\\ud83d"}'
     write_jsonl(tmp_path / "data" / "train" / "law.jsonl", [chat_row("a", "b"), half, "[" * 200_000, {"text": "c"}])
     texts = list(iter_texts(DataConfig(folder=tmp_path / "data"), cache_dir=tmp_path / "cache"))
@@ -77,7 +77,7 @@ def test_half_a_character_is_passed_over_when_a_tokenizer_is_trained(tmp_path):
     assert len(train_tokenizer(texts, vocab_size=300, folder=tmp_path / "tokenizer")) > 256
 
 
-def test_rows_that_differ_in_tools_or_reasoning_are_no_duplicates():
+def test_examples_that_differ_in_tools_or_reasoning_are_not_duplicates():
     reasoned = (TURNS[0], {**TURNS[1], "reasoning_content": "I think."})
     rows = [
         Example(turns=TURNS),
@@ -89,6 +89,8 @@ def test_rows_that_differ_in_tools_or_reasoning_are_no_duplicates():
     assert len({content_hash(row) for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("said", ["because.", " Because. "])
-def test_rows_that_differ_in_white_space_and_letter_case_only_are_duplicates(said):
-    assert content_hash(Example(turns=(TURNS[0], {**TURNS[1], "content": said}))) == content_hash(Example(turns=TURNS))
+@pytest.mark.parametrize("answer", ["because.", " Because. "])
+def test_examples_that_differ_only_in_white_space_and_letter_case_are_duplicates(answer):
+    assert content_hash(Example(turns=(TURNS[0], {**TURNS[1], "content": answer}))) == content_hash(
+        Example(turns=TURNS)
+    )

@@ -1,4 +1,4 @@
-"""Data that cannot be prepared is refused in one sentence: what, where, how many, what to do."""
+"""Data that cannot be prepared is refused with one sentence: what is wrong, where, how often, what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from versatune_ds.data.prepare.domains import prepare_domains
 from versatune_ds.data.sources.domain_files import domain_files
 
 
-def test_too_many_bad_rows_name_domain_count_places_and_reasons(tmp_path):
+def test_the_error_for_too_many_bad_records_gives_domain_count_places_and_reasons(tmp_path):
     with pytest.raises(ValueError, match="bad rows") as caught:
         prepare_rows(tmp_path, [*chat_rows(3), "{broken", {"chosen": "a", "rejected": "b"}], max_bad_rows=1)
     path = tmp_path / "data" / "train" / "law.jsonl"
@@ -25,7 +25,7 @@ def test_too_many_bad_rows_name_domain_count_places_and_reasons(tmp_path):
     assert not list((tmp_path / "cache").glob("law-*"))
 
 
-def test_a_domain_without_one_valid_example_names_the_key_and_both_ways_out(tmp_path):
+def test_the_error_for_a_domain_without_valid_examples_gives_the_key_and_what_to_do(tmp_path):
     train = write_jsonl(tmp_path / "law.jsonl", chat_rows(5))
     valid = write_jsonl(tmp_path / "held_out.jsonl", ["{broken"])
     domains = {"law": {"train": [str(train)], "valid": [str(valid)]}}
@@ -40,7 +40,7 @@ def test_a_domain_without_one_valid_example_names_the_key_and_both_ways_out(tmp_
     )
 
 
-def test_the_bad_rows_of_a_refused_domain_are_kept_and_named(tmp_path):
+def test_the_list_of_bad_records_of_a_refused_domain_is_kept(tmp_path):
     kept = tmp_path / "cache" / "refused" / "law-bad_rows.jsonl"
     with pytest.raises(ValueError, match=f"; all in {kept}$"):
         prepare_rows(tmp_path, [*chat_rows(3), *["{broken"] * 5], max_bad_rows=1)
@@ -59,23 +59,23 @@ def test_control_characters_of_a_data_file_do_not_reach_the_message(tmp_path):
     assert "\x1b" not in str(caught.value)
 
 
-def test_half_a_character_makes_one_bad_row_and_no_crash(tmp_path):
+def test_half_a_surrogate_pair_makes_one_bad_record(tmp_path):
     half = '{"question": "\\ud83d", "answer": "a"}'
     with pytest.raises(ValueError, match=r"law.jsonl:2: contains half of a surrogate pair, which is not valid text"):
         prepare_rows(tmp_path, [*chat_rows(1), half, '{"\\ud83d": 1}'], max_bad_rows=0)
 
 
-def test_a_domain_without_rows_names_its_file(tmp_path):
+def test_the_error_for_a_domain_without_records_gives_its_file(tmp_path):
     with pytest.raises(ValueError, match=r"data.folder: domain 'law' has no rows in .*law.jsonl"):
         prepare_without_valid(tmp_path, [])
 
 
-def test_a_fraction_that_holds_out_nothing_says_what_to_do(tmp_path):
+def test_the_error_for_a_fraction_that_holds_out_nothing_gives_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"data.valid_fraction=0.2 holds out no row of domain 'law'; give it files"):
         prepare_without_valid(tmp_path, chat_rows(1))
 
 
-def test_answers_beyond_the_row_are_named_when_nothing_is_left(tmp_path):
+def test_a_domain_whose_answers_all_lie_beyond_the_row_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"of 1 rows in .* 0 are bad and 1 have no token that bears loss"):
         prepare_rows(tmp_path, [chat_row("why " * 100, "because")], row_tokens=32)
 
@@ -92,7 +92,7 @@ def test_answers_beyond_the_row_are_named_when_nothing_is_left(tmp_path):
         ),
     ],
 )
-def test_a_folder_that_is_no_set_of_domains_is_refused(tmp_path, files, reason):
+def test_a_folder_that_is_not_a_set_of_domains_is_refused(tmp_path, files, reason):
     for name in files:
         write_jsonl(tmp_path / name, [])
     with pytest.raises(ValueError, match=reason):

@@ -1,4 +1,4 @@
-"""No column of a table can end the run: what Python cannot represent is text, or a marker that only reading raises."""
+"""No column of a table stops the run: values that Python cannot represent become text, or an error only when read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(**columns):
     return list(rows_of_batch(pa.record_batch(list(columns.values()), names=list(columns))))
 
 
-def test_values_that_python_has_come_as_they_are():
+def test_values_that_python_can_represent_are_unchanged():
     day = datetime.date(2020, 2, 3)
     assert rows(a=pa.array([1, None]), b=pa.array([day, day]), c=pa.array([{"x": [1.5]}, None])) == [
         {"a": 1, "b": day, "c": {"x": [1.5]}},
@@ -30,13 +30,13 @@ def test_values_that_python_has_come_as_they_are():
     ]
 
 
-def test_nan_and_infinity_are_nothing_however_deep():
+def test_nan_and_infinity_become_none_at_any_depth():
     column = pa.array([{"x": [float("nan"), float("inf"), 2.0]}])
     assert rows(a=pa.array([float("-inf")]), b=column) == [{"a": None, "b": {"x": [None, None, 2.0]}}]
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16()])
-def test_a_short_float_has_no_more_digits_than_it_has(kind):
+def test_a_16_or_32_bit_float_has_only_the_digits_that_it_stores(kind):
     assert rows(a=pa.array([0.1, None, float("nan"), 3.0]).cast(kind)) == [{"a": a} for a in (0.1, None, None, 3.0)]
 
 
@@ -61,7 +61,7 @@ def test_a_time_of_an_unknown_zone_is_written_in_utc():
     ],
     ids=lambda column: str(column.type),
 )
-def test_a_value_that_cannot_be_read_harms_only_who_reads_it(tmp_path, column):
+def test_a_value_that_cannot_be_read_is_an_error_only_in_a_column_that_is_used(tmp_path, column):
     table = pa.table([pa.array(["fine"]), column], names=["text", "other"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -73,7 +73,7 @@ def test_a_value_that_cannot_be_read_harms_only_who_reads_it(tmp_path, column):
             parse_example(record.json_text, columns={"text": "other"})
 
 
-def test_a_key_beside_a_message_that_cannot_be_read_leaves_the_message():
+def test_an_unreadable_key_beside_a_message_does_not_affect_the_message():
     fields = [("role", pa.string()), ("content", pa.string()), ("at", pa.timestamp("s"))]
     (row,) = rows(messages=pa.array([[{"role": "user", "content": "Hi", "at": LATE}]], pa.list_(pa.struct(fields))))
     (message,) = row["messages"]
@@ -81,5 +81,5 @@ def test_a_key_beside_a_message_that_cannot_be_read_leaves_the_message():
     assert why_unreadable(message["at"]) == "contains a timestamp[s] that cannot be read as text"
 
 
-def test_doubled_names_are_numbered_as_pandas_does():
+def test_repeated_column_names_are_numbered_as_in_pandas():
     assert distinct_names(["a", "b", "a", "a.1", "a"]) == ["a", "b", "a.1", "a.1.1", "a.2"]

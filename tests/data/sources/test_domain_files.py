@@ -14,7 +14,7 @@ def domains_of(folder):
     return list(domain_files(DataConfig(folder=folder), cache_dir=folder))
 
 
-def test_descriptions_in_a_folder_of_domains_are_no_domains(tmp_path, caplog):
+def test_descriptions_in_a_folder_of_domains_are_not_domains(tmp_path, caplog):
     for name in ("law.jsonl", "README.txt", "LICENSE.txt", "dataset_infos.json", "notes.md", "_SUCCESS"):
         write_jsonl(tmp_path / "train" / name, chat_rows(2))
     assert domains_of(tmp_path) == ["law"]
@@ -24,13 +24,13 @@ def test_descriptions_in_a_folder_of_domains_are_no_domains(tmp_path, caplog):
     assert warning == f"data.folder: {listed}"
 
 
-def test_a_domain_may_have_a_name_that_describes_elsewhere(tmp_path):
+def test_a_domain_may_have_the_name_of_a_description(tmp_path):
     for name in ("license.jsonl", "state.json", "security.txt"):
         write_jsonl(tmp_path / "train" / name, chat_rows(2))
     assert domains_of(tmp_path) == ["license", "security", "state"]
 
 
-def test_a_linked_folder_is_a_domain_and_a_link_to_nowhere_is_refused(tmp_path):
+def test_a_linked_folder_is_a_domain_and_a_broken_link_is_refused(tmp_path):
     write_jsonl(tmp_path / "disk" / "a.jsonl", chat_rows(2))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "law").symlink_to(tmp_path / "disk")
@@ -40,7 +40,7 @@ def test_a_linked_folder_is_a_domain_and_a_link_to_nowhere_is_refused(tmp_path):
         check_data_files(DataConfig(folder=tmp_path), cache_dir=tmp_path)
 
 
-def test_a_saved_data_set_with_splits_is_no_folder_of_domains(tmp_path):
+def test_a_saved_data_set_with_splits_is_not_a_folder_of_domains(tmp_path):
     split = datasets.Dataset.from_list(chat_rows(2))
     datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"^data.folder: .*saved/train is one saved data set, not a folder of domains"):

@@ -42,7 +42,7 @@ def write(path, content):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.JSONL", "a.b.jsonl.gz", "a.jsonl.zst", "a.json"])
-def test_json_lines_plain_and_compressed(tmp_path, name):
+def test_json_lines_are_read_plain_and_compressed(tmp_path, name):
     assert records_of(write(tmp_path / name, LINES)) == list(enumerate(ROWS, start=1))
 
 
@@ -61,7 +61,7 @@ def test_an_array_is_read_in_blocks_of_any_size(tmp_path, monkeypatch, num_chara
     assert [line for line, _ in records_of(path)] == ([2, 2, 2] if indent is None else [3, 7, 11])
 
 
-def test_an_element_that_a_block_cuts_is_still_one(tmp_path, monkeypatch):
+def test_an_element_that_spans_two_blocks_is_one_record(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "_CHARACTERS_PER_READ", 1)
     assert [row for _, row in records_of(write(tmp_path / "a.json", "[1234, 5678]"))] == [1234, 5678]
 
@@ -71,11 +71,11 @@ def test_an_element_that_a_block_cuts_is_still_one(tmp_path, monkeypatch):
     [{str(i): row for i, row in enumerate(ROWS)}, {"version": 1, "data": ROWS}],
     ids=["dict of dicts", "list under a key"],
 )
-def test_an_object_of_records_is_opened(tmp_path, value):
+def test_the_values_of_an_object_of_records_are_records(tmp_path, value):
     assert records_of(write(tmp_path / "a.json", json.dumps(value, indent=1))) == list(enumerate(ROWS, start=1))
 
 
-def test_an_object_that_is_one_conversation_stays_whole(tmp_path):
+def test_an_object_that_is_one_conversation_is_one_record(tmp_path):
     row = {"messages": [{"role": "user", "content": "a"}]}
     assert records_of(write(tmp_path / "a.json", json.dumps(row, indent=1))) == [(1, row)]
 
@@ -116,12 +116,12 @@ def test_cells_longer_than_the_csv_default_are_read(tmp_path):
     assert len(records_of(path)[0][1]["text"]) == 200_000
 
 
-def test_text_files_give_one_row_a_line(tmp_path):
+def test_text_files_give_one_record_per_line(tmp_path):
     path = write(tmp_path / "a.txt", "one\n\ntwo\r\n")
     assert records_of(path) == [(1, {"text": "one"}), (3, {"text": "two"})]
 
 
-def test_parquet_and_both_kinds_of_arrow(tmp_path):
+def test_parquet_and_both_kinds_of_arrow_files_are_read(tmp_path):
     rows = [{**row, "turns": [{"role": "user", "content": None}]} for row in ROWS]
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
@@ -151,7 +151,7 @@ def test_a_line_that_is_not_utf8_is_a_problem_of_that_line(tmp_path):
         ("a.arrow", b"no arrow", "cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, reason):
+def test_a_file_that_cannot_be_read_is_an_error_with_its_path(tmp_path, name, content, reason):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason) as caught:
@@ -160,7 +160,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, reason):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-def test_a_compressed_file_cut_short_is_named(tmp_path, name):
+def test_a_truncated_compressed_file_is_an_error_with_its_path(tmp_path, name):
     path = write(tmp_path / name, "".join(json.dumps({"text": str(i) * 50}) + "\n" for i in range(2000)))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match="cannot be read"):
@@ -170,12 +170,12 @@ def test_a_compressed_file_cut_short_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "suffix"), [("a.jsonl.gz", ".jsonl"), ("a.v1.CSV", ".csv"), ("a.md", None), ("gz", None)]
 )
-def test_the_format_is_the_suffix_under_the_compression(name, suffix):
+def test_the_format_is_the_suffix_before_that_of_the_compression(name, suffix):
     assert format_of(Path(name)) == suffix
 
 
 @pytest.mark.parametrize("num_characters", [1, 16, 1 << 16])
-def test_what_follows_an_array_is_refused_not_lost(tmp_path, monkeypatch, num_characters):
+def test_text_after_an_array_is_refused(tmp_path, monkeypatch, num_characters):
     monkeypatch.setattr(json_files, "_CHARACTERS_PER_READ", num_characters)
     path = write(tmp_path / "a.json", '[{"text": "a"}]\n[{"text": "b"}]')
     with pytest.raises(ValueError, match=r"a.json:1: the array ends here, but '\[.* follows"):
@@ -183,7 +183,7 @@ def test_what_follows_an_array_is_refused_not_lost(tmp_path, monkeypatch, num_ch
     assert records_of(write(tmp_path / "b.json", '[{"text": "a"}]\n \n')) == [(1, {"text": "a"})]
 
 
-def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_of_a_table(tmp_path):
+def test_a_quote_that_is_never_closed_is_an_error(tmp_path):
     path = write(tmp_path / "a.csv", 'question,answer\na,b\nc,"d\ne,f\ng,h\n')
     with pytest.raises(ValueError, match=r"a.csv:3: a quote in this row is never closed"):
         list(read_records(path))
@@ -201,7 +201,7 @@ def test_text_files_keep_their_indentation(tmp_path):
     assert records_of(path) == [(1, {"text": "def f():"}), (2, {"text": "    return 1 "})]
 
 
-def test_a_damaged_compressed_file_is_named(tmp_path):
+def test_a_corrupt_compressed_file_is_an_error_with_its_path(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", LINES * 50)
     content = bytearray(path.read_bytes())
     content[10] = 0x07  # a block type that deflate does not have
@@ -210,7 +210,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path):
         list(read_records(path))
 
 
-def test_binary_columns_are_text_and_nan_is_nothing(tmp_path):
+def test_binary_columns_are_decoded_and_nan_becomes_none(tmp_path):
     rows = [{"text": b"hello", "note": float("nan"), "turns": [b"hi"]}, {"text": b"\xff", "note": 1.0, "turns": []}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     good, bad = read_records(tmp_path / "a.parquet")
@@ -219,14 +219,14 @@ def test_binary_columns_are_text_and_nan_is_nothing(tmp_path):
         parse_example(bad.json_text)
 
 
-def test_binary_that_nobody_reads_spoils_no_row(tmp_path):
+def test_binary_in_a_column_that_is_not_used_is_ignored(tmp_path):
     pq.write_table(pa.table({"text": ["a photo"], "image": [b"\xff\xd8\xff"]}), tmp_path / "a.parquet")
     (record,) = read_records(tmp_path / "a.parquet")
     assert parse_example(record.json_text) == Example(text="a photo")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
-def test_a_column_named_twice_is_kept_under_a_name_of_its_own(tmp_path, name):
+def test_the_second_of_two_columns_with_one_name_gets_a_number(tmp_path, name):
     path = write(tmp_path / name, "text,text\na,b\n")
     if name == "a.parquet":
         columns = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
@@ -234,7 +234,7 @@ def test_a_column_named_twice_is_kept_under_a_name_of_its_own(tmp_path, name):
     assert records_of(path)[0][1] == {"text": "a", "text.1": "b"}
 
 
-def test_cells_of_a_table_are_the_text_they_hold(tmp_path):
+def test_cells_of_a_table_stay_text(tmp_path):
     path = write(tmp_path / "a.csv", "question,input,answer\nWhat is None in JSON?,,null\nand 0/0?,NA,nan\n")
     first, second = (parse_example(record.json_text).turns for record in read_records(path))
     assert [turn["content"] for turn in first] == ["What is None in JSON?", "null"]
@@ -242,7 +242,7 @@ def test_cells_of_a_table_are_the_text_they_hold(tmp_path):
 
 
 @pytest.mark.parametrize("start", ["[", "", '{"data": ['])
-def test_numbers_of_any_length_stand_in_a_json_file(tmp_path, start):
+def test_numbers_of_any_length_are_read_from_a_json_file(tmp_path, start):
     row = '{"text": "a", "id": ' + "7" * 5000 + "}"
     content = {"[": f"[{row}]", "": f"{row}\n{row}\n", '{"data": [': '{"data": [' + row + "]}"}[start]
     records = list(read_records(write(tmp_path / "a.json", content)))
@@ -250,12 +250,12 @@ def test_numbers_of_any_length_stand_in_a_json_file(tmp_path, start):
 
 
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' * 200_000])
-def test_a_json_file_nested_too_deep_is_named(tmp_path, content):
+def test_a_json_file_nested_too_deeply_is_an_error_with_its_path(tmp_path, content):
     with pytest.raises(ValueError, match=r"a.json.*(nested too deeply|not valid JSON)"):
         list(read_records(write(tmp_path / "a.json", content)))
 
 
-def test_a_json_file_of_one_question_with_tools_is_one_row(tmp_path):
+def test_a_json_file_of_one_question_with_tools_is_one_record(tmp_path):
     row = {"prompt": "Why?", "completion": "Because.", "tools": [{"name": "f"}]}
     assert records_of(write(tmp_path / "a.json", json.dumps(row, indent=1))) == [(1, row)]
 
@@ -266,5 +266,5 @@ def test_json_lines_named_json_may_begin_with_a_long_line(tmp_path):
     assert records_of(path) == [(2, rows[0]), (3, rows[1])]
 
 
-def test_the_column_without_a_name_that_pandas_writes_is_left_out(tmp_path):
+def test_the_column_without_a_name_that_pandas_writes_is_dropped(tmp_path):
     assert records_of(write(tmp_path / "a.csv", ",text\n0,a\n1,b\n")) == [(2, {"text": "a"}), (3, {"text": "b"})]

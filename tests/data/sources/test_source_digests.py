@@ -1,4 +1,4 @@
-"""Digests of files are remembered as long as nothing can have changed, and no longer."""
+"""Digests of files are cached until the files may have changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from versatune_ds.data.sources.source_digests import SourceDigests
 
 @pytest.fixture(autouse=True)
 def later(monkeypatch):
-    """Look at the files half a minute later: nobody can set the time of a file's last change of state (ctime)."""
+    """Set the clock half a minute ahead: a file's ctime cannot be set."""
     monkeypatch.setattr(source_digests.time, "time", lambda now=time.time: now() + 30)
 
 
@@ -32,14 +32,14 @@ def test_a_settled_file_is_read_once(tmp_path, monkeypatch):
     assert SourceDigests(tmp_path / "cache").of([path]) == first
 
 
-def test_a_file_changed_just_now_is_not_remembered_whatever_it_says_of_its_age(tmp_path, monkeypatch):
-    monkeypatch.undo()  # look at it at once
+def test_a_file_changed_just_now_is_not_cached_whatever_its_mtime(tmp_path, monkeypatch):
+    monkeypatch.undo()  # no time passes
     path = written(tmp_path / "law.jsonl", "a", age_seconds=60)
     SourceDigests(tmp_path / "cache").of([path])
     assert not (tmp_path / "cache" / "source_digests.json").exists()
 
 
-def test_a_digest_is_of_name_and_content_not_of_place_or_age(tmp_path):
+def test_a_digest_depends_on_name_and_content_not_on_place_or_age(tmp_path):
     (tmp_path / "b").mkdir()
     paths = [
         written(tmp_path / "law.jsonl", "a", age_seconds=60),
@@ -52,7 +52,7 @@ def test_a_digest_is_of_name_and_content_not_of_place_or_age(tmp_path):
     assert len({law, other_name, other_content}) == 3
 
 
-def test_a_damaged_memory_is_an_empty_one(tmp_path):
+def test_a_corrupt_cache_counts_as_empty(tmp_path):
     path = written(tmp_path / "law.jsonl", "a", age_seconds=60)
     expected = SourceDigests(tmp_path / "cache").of([path])
     (tmp_path / "cache" / "source_digests.json").write_text("{broken")

@@ -1,4 +1,4 @@
-"""The built-in corpus on disk: whole files, written once, never over somebody else's."""
+"""The built-in corpus on disk: complete files, written once, never over other files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def bytes_of_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_file_for_every_split_and_domain_and_nothing_left_over(tmp_path: Path) -> None:
+def test_the_corpus_has_one_file_for_every_split_and_domain_and_no_other(tmp_path: Path) -> None:
     write_corpus(tmp_path, **SMALL)
     files = bytes_of_files(tmp_path)
     expected = {f"{split}/{name}.jsonl" for split in ("train", "valid", "test") for name in DOMAIN_NAMES}
@@ -24,7 +24,7 @@ def test_a_file_for_every_split_and_domain_and_nothing_left_over(tmp_path: Path)
     assert [files[f"{split}/law.jsonl"].count(b"\n") for split in ("train", "valid", "test")] == [12, 5, 3]
 
 
-def test_lines_are_the_generated_rows(tmp_path: Path) -> None:
+def test_lines_of_a_file_are_the_generated_records(tmp_path: Path) -> None:
     write_corpus(tmp_path, **SMALL)
     rows = [json.loads(line) for line in (tmp_path / "train/code.jsonl").read_text().splitlines()]
     assert rows == list(generate_records("code", split="train", num_rows=12, seed=7))
@@ -64,7 +64,7 @@ def test_other_settings_replace_the_corpus(tmp_path: Path, change: dict) -> None
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])
-def test_a_missing_or_changed_file_is_made_good(tmp_path: Path, damage: str) -> None:
+def test_a_missing_or_changed_file_is_written_again(tmp_path: Path, damage: str) -> None:
     write_corpus(tmp_path, **SMALL)
     files = bytes_of_files(tmp_path)
     path = tmp_path / "test/science.jsonl"
@@ -73,7 +73,7 @@ def test_a_missing_or_changed_file_is_made_good(tmp_path: Path, damage: str) -> 
     assert bytes_of_files(tmp_path) == files
 
 
-def test_a_write_that_was_cut_off_is_finished_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_is_completed_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from versatune_ds.data.synthetic import corpus
 
     def fail_at_code(path: Path, chunks: object) -> str:
@@ -88,12 +88,12 @@ def test_a_write_that_was_cut_off_is_finished_by_the_next_call(tmp_path: Path, m
     monkeypatch.undo()
     assert not (tmp_path / "train/code.jsonl").exists()
     write_corpus(tmp_path, **SMALL)
-    write_corpus(tmp_path / "whole", **SMALL)
-    assert all(bytes_of_files(tmp_path)[name] == data for name, data in bytes_of_files(tmp_path / "whole").items())
+    write_corpus(tmp_path / "complete", **SMALL)
+    assert all(bytes_of_files(tmp_path)[name] == data for name, data in bytes_of_files(tmp_path / "complete").items())
 
 
 @pytest.mark.parametrize("name", ["train/law.jsonl", "corpus.json"])
-def test_files_of_others_are_never_overwritten(tmp_path: Path, name: str) -> None:
+def test_files_that_the_corpus_did_not_write_are_never_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / name).write_text('{"mine": 1}\n')
     with pytest.raises(ValueError, match=rf"{name}: not written by the built-in corpus, so not overwritten"):
@@ -101,14 +101,14 @@ def test_files_of_others_are_never_overwritten(tmp_path: Path, name: str) -> Non
     assert bytes_of_files(tmp_path) == {name: b'{"mine": 1}\n'}
 
 
-def test_sizes_must_name_every_domain_and_no_other(tmp_path: Path) -> None:
+def test_sizes_must_be_given_for_every_domain_and_no_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_rows: no value for general"):
         write_corpus(tmp_path, **{**SMALL, "num_rows": dict.fromkeys(DOMAIN_NAMES[:-1], 2)})
     with pytest.raises(ValueError, match="num_rows: unknown domain 'laws'; did you mean 'law'"):
         write_corpus(tmp_path, **{**SMALL, "num_rows": {**DEFAULT_NUM_ROWS, "laws": 2}})
 
 
-def test_too_many_rows_fail_before_anything_is_written(tmp_path: Path) -> None:
+def test_too_many_records_fail_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_rows: law/valid has"):
         write_corpus(tmp_path, **{**SMALL, "num_valid_rows": 10**8})
     assert not list(tmp_path.iterdir())

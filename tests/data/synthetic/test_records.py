@@ -1,4 +1,4 @@
-"""Rows of the built-in corpus: same bytes for the same seed, right answers, no question in two splits."""
+"""Records of the built-in corpus: the same bytes for the same seed, right answers, no question in two splits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def printed_by(program: str) -> str:
     return output.getvalue().strip()
 
 
-def test_a_row_is_one_question_and_one_answer_in_ascii() -> None:
+def test_a_record_is_one_question_and_one_answer_in_ascii() -> None:
     for domain in DOMAIN_NAMES:
         for row in generate_records(domain, split="valid", num_rows=100, seed=5):
             assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
@@ -77,7 +77,7 @@ def test_a_longer_corpus_begins_with_the_shorter_one(domain: str, split: str, nu
     assert pairs_of(domain, split, 60, seed=seed)[:num_rows] == pairs_of(domain, split, num_rows, seed=seed)
 
 
-def test_no_question_comes_twice_in_a_domain_or_in_two_splits_of_any_domains_and_seeds() -> None:
+def test_no_question_occurs_twice_in_a_domain_or_in_two_splits_of_any_domains_and_seeds() -> None:
     train_questions = {*questions_of("train", 4000), *questions_of("train", 4000, seed=1)}
     valid_questions = {*questions_of("valid", 1500), *questions_of("valid", 1500, seed=2)}
     test_questions = {*questions_of("test", 1500), *questions_of("test", 1500, seed=3)}
@@ -95,18 +95,18 @@ def test_large_splits_share_no_question() -> None:
     assert len(set.union(*questions.values())) == 90_000
 
 
-def test_every_split_of_every_domain_has_a_million_rows() -> None:
+def test_every_split_of_every_domain_has_a_million_records() -> None:
     assert all(num_available_records(domain, split=split) >= 10**6 for domain in DOMAIN_NAMES for split in SPLITS)
 
 
-def test_asking_for_more_rows_than_there_are_is_an_error_at_the_call() -> None:
+def test_asking_for_more_records_than_available_fails_at_the_call() -> None:
     num_available = num_available_records("law", split="test")
     with pytest.raises(ValueError, match=rf"num_rows: law/test has {num_available} rows without repeating"):
         generate_records("law", split="test", num_rows=num_available + 1, seed=0)
     generate_records("law", split="test", num_rows=num_available, seed=0)
 
 
-def test_unknown_names_are_errors_that_name_the_nearest() -> None:
+def test_an_error_for_an_unknown_name_suggests_the_nearest_one() -> None:
     with pytest.raises(ValueError, match="unknown domain 'medecine'; did you mean 'medicine'"):
         generate_records("medecine", split="train", num_rows=1, seed=0)
     with pytest.raises(ValueError, match="unknown split 'validation'; did you mean 'valid'"):
@@ -150,7 +150,7 @@ def test_percentages_in_finance_and_science_are_exact() -> None:
     assert all(rate * amount == 100 * result for rate, amount, result in numbers)
 
 
-def test_a_clause_is_found_where_the_question_put_it() -> None:
+def test_the_answer_to_a_clause_question_is_the_section_that_contains_the_clause() -> None:
     num_found = 0
     for question, answer in pairs_of("law", "valid", 400):
         asked = re.search(r"Which section tells (.+) to (.+)\?", question)

@@ -1,4 +1,4 @@
-"""Numbered questions: every one once, each in one split, in an order the seed decides."""
+"""Every numbered question occurs once, in one split, in an order that the seed decides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.data.synthetic.records import RULES_OF_DOMAIN
+from versatune_ds.data.synthetic.corpus import RULES_OF_DOMAIN
 from versatune_ds.data.synthetic.space import (
     SPLIT_LANES,
     Arrangements,

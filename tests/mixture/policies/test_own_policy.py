@@ -1,4 +1,4 @@
-"""A user's own policy: found by module and attribute, imported only to decide, refused in one line."""
+"""A user's own policy: found by module and attribute, imported only when it decides, errors in one line."""
 
 import sys
 
@@ -10,7 +10,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies import Policy, policy_named
-from versatune_ds.mixture.start import starting_weights
+from versatune_ds.mixture.settings import starting_weights
 
 DOMAINS = DomainSet(("law", "code"))
 RULE = """
@@ -42,16 +42,8 @@ def section(policy, **keys):
 
 def decide(settings, policy=None):
     controller = Controller(domain_set=DOMAINS, settings=settings, weights_K=np.array([0.5, 0.5]), policy=policy)
-    unknown_K = np.full(2, np.nan)
     for step in (0, 50):
-        measurement = Measurement(
-            loss_K=np.array([3.0, 1.0]),
-            loss_stderr_K=unknown_K,
-            num_loss_tokens_K=np.array([10, 10]),
-            change_stderr_K=unknown_K,
-            change_from_best_stderr_K=unknown_K,
-            change_from_start_stderr_K=unknown_K,
-        )
+        measurement = Measurement.of_means(np.array([3.0, 1.0]))
         decision = controller.decide_measured(measurement, step=step, effective_step=step + 3)
     return decision
 
@@ -68,12 +60,12 @@ def test_a_policy_given_as_a_value_decides_too():
     assert decision.weights_after == pytest.approx({"law": 0.9, "code": 0.1})  # the cap acts: it is no fixed mixture
 
 
-def test_its_own_share_of_the_uniform_mixture_is_its_default(module):
+def test_a_policys_uniform_share_is_the_default(module):
     settings = MixtureConfig(policy=f"{module}:GIVEN", prior={"law": 0.9, "code": 0.1})
     assert starting_weights(settings, domain_set=DOMAINS, sizes_K=None).tolist() == [0.5, 0.5]
 
 
-def test_reading_a_recipe_imports_nothing(module):
+def test_reading_a_recipe_does_not_import_the_policy(module):
     assert section("my_rules:GIVEN").policy == "my_rules:GIVEN"
     assert "my_rules" not in sys.modules
 
@@ -86,14 +78,14 @@ def test_reading_a_recipe_imports_nothing(module):
         ("no_such_module:X", "mixture.policy: no_such_module:X: cannot import 'no_such_module' (ModuleNotFoundError"),
     ],
 )
-def test_a_policy_that_is_not_there_is_refused_in_one_line(module, policy, message):
+def test_a_missing_policy_is_refused_in_one_line(module, policy, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared below
         policy_named(policy)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_name_of_another_form_is_refused_when_the_recipe_is_read():
+def test_a_name_that_is_not_module_and_attribute_is_refused_when_the_recipe_is_read():
     with pytest.raises(ValueError, match="my_module:my_policy for your own"):
         section("my rules:GIVEN")
 

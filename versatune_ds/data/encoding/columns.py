@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from versatune_ds.data.encoding.reasoning import MIN_QUOTED_CHARACTERS, REASONING_KEYS
-from versatune_ds.data.sources.records import why_unreadable
+from versatune_ds.data.sources.records import printable, texts_in
 
 _LABELS = """
 id ids idx index uid uuid guid hash sha md5 url urls uri link links href doi date time timestamp created updated at
@@ -37,6 +38,10 @@ _MESSAGE_KEYS = frozenset(_KEYS.split())
 _KEYS_OF_PART = "type text value content thinking reasoning think summary signature cache_control"
 _PART_KEYS = frozenset(_KEYS_OF_PART.split())
 
+UNREAD_WAY_OUT = "if they belong to the example, list them in `columns` of data.domains"
+_MAX_NAMES = 12
+_MAX_NAME_CHARACTERS = 60
+
 
 class Columns:
     """The columns of one record by lower-case name; a null column counts as absent.
@@ -55,7 +60,6 @@ class Columns:
         self._used: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        """Return whether a column has a value."""
         return key in self._name_of
 
     def get(self, key: str) -> Any:
@@ -115,7 +119,7 @@ def _text_and_labels(unused: Mapping[str, Any], *, texts: Sequence[str]) -> tupl
     """Return the names of unused values with text that the example's texts do not contain, as (text, labels)."""
     text, labels = [], []
     for name, value in unused.items():
-        strings = [part for part in _strings(value) if _is_text(part)]
+        strings = [part for part in texts_in(value) if _is_text(part)]
         if name.lower() in _VERDICTS and not isinstance(value, str) and value in (0, False):
             text.append(name)  # a number or a flag: 0 or false can mark a wrong answer
         elif strings and _is_label(name, strings):
@@ -126,25 +130,12 @@ def _text_and_labels(unused: Mapping[str, Any], *, texts: Sequence[str]) -> tupl
     return text, labels
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Yield the texts in a value, however nested."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict) and not why_unreadable(value):
-        for entry in value.values():
-            yield from _strings(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _strings(entry)
-
-
 def _is_text(string: str) -> bool:
     """Return whether a text has a letter and is not a word such as none or true."""
     return string.strip().lower() not in _NO_TEXT and any(character.isalpha() for character in string)
 
 
 def _is_blank(value: Any) -> bool:
-    """Return whether a value is an empty list or blank text."""
     return value == [] or (isinstance(value, str) and not value.strip())
 
 
@@ -168,3 +159,58 @@ def _is_repeated(name: str, strings: Sequence[str], *, texts: Sequence[str]) -> 
 def _is_quoted(string: str, texts: set[str]) -> bool:
     """Return whether a text is one of some texts, or a part of one and too long to be there by chance."""
     return string in texts or (len(string) >= MIN_QUOTED_CHARACTERS and any(string in text for text in texts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadColumn:
+    """One column, or one key of messages (`messages[].note`), that is not trained on."""
+
+    name: str
+    num_rows: int
+    place: str
+    """file:line of the first of these rows."""
+    is_label: bool
+    """Whether it is a label (an id, a source), or excluded by `columns`, in all of these rows."""
+
+
+class UnreadCounter:
+    """Count, over the records of a domain, the columns that are not used."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, UnreadColumn] = {}
+
+    def add(self, names: Iterable[str], *, is_label: bool, place: str) -> None:
+        """Count the unused columns of one record."""
+        for name in names:
+            before = self._found.get(name)
+            self._found[name] = UnreadColumn(
+                name=name,
+                num_rows=1 + (before.num_rows if before else 0),
+                place=before.place if before else place,
+                is_label=is_label and (before is None or before.is_label),
+            )
+
+    def columns(self) -> tuple[UnreadColumn, ...]:
+        """Return the columns, those in most rows first."""
+        return tuple(sorted(self._found.values(), key=lambda column: (-column.num_rows, column.name)))
+
+
+def describe_text(columns: Iterable[UnreadColumn]) -> str:
+    """Return the columns with text, each with its number of rows and the first of them; empty if there are none."""
+    found = [column for column in columns if not column.is_label]
+    return _listed([f"{_name(c)} ({c.num_rows:,} rows, first {printable(c.place, max_characters=400)})" for c in found])
+
+
+def describe_labels(columns: Iterable[UnreadColumn]) -> str:
+    """Return the names of the columns that are labels; empty if there are none."""
+    return _listed([_name(column) for column in columns if column.is_label])
+
+
+def _name(column: UnreadColumn) -> str:
+    return printable(column.name, max_characters=_MAX_NAME_CHARACTERS)
+
+
+def _listed(names: list[str]) -> str:
+    """Return names in one line; of many, only the first."""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

@@ -25,6 +25,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from versatune_ds.data.encoding.templates import TemplateMismatchError
+from versatune_ds.data.sources.records import texts_in
+
 _FIRST_PRIVATE = 0xF0000  # private use planes, which ordinary text does not use
 _LAST_PRIVATE = 0xFFFFD
 _THINKING = re.compile("think|reason", re.IGNORECASE)
@@ -101,15 +104,17 @@ def hide_control_tokens(
     A token at the end of the assistant's text stays: only the end of the turn follows it.
 
     Raises:
-        ValueError: If the conversation contains both control tokens and private characters.
+        TemplateMismatchError: If the conversation contains both control tokens and private characters.
     """
     # Nothing to hide, or no way to.
     tokens = control.all
-    everything = "\0".join(_strings([messages, tools]))
+    everything = "\0".join(texts_in([messages, tools], with_keys=True))
     if not tokens or not _pattern(tokens).search(everything):
         return HiddenExample(messages=messages, tools=tools, token_of_stand_in={})
     if any(_FIRST_PRIVATE <= ord(character) <= _LAST_PRIVATE for character in everything):
-        raise ValueError("has control tokens of the chat template and private characters (U+F0000 ...); remove one")
+        raise TemplateMismatchError(
+            "has control tokens of the chat template and private characters (U+F0000 ...); remove one"
+        )
     # One character for each token.
     stand_ins = {token: chr(_FIRST_PRIVATE + i) for i, token in enumerate(tokens)}
     of_turns = {token: stand_ins[token] for token in control.of_turns}
@@ -149,16 +154,11 @@ def encode_with_text(
     return encoding, [ids.get(token_id, token_id) for token_id in encoding.ids], moved
 
 
-def texts_hold(value: Any, texts: Sequence[str]) -> bool:
-    """Return whether any text in a value contains one of some texts."""
-    return bool(texts) and any(_pattern(tuple(texts)).search(string) for string in _strings(value))
-
-
 def texts_found(value: Any, texts: Sequence[str]) -> list[str]:
     """Return which of some texts the texts in a value contain, each once."""
     if not texts:
         return []
-    matches = (match for string in _strings(value) for match in _pattern(tuple(texts)).findall(string))
+    matches = (match for string in texts_in(value, with_keys=True) for match in _pattern(tuple(texts)).findall(string))
     return list(dict.fromkeys(matches))
 
 
@@ -267,22 +267,7 @@ def _replacements(
     return found
 
 
-def _strings(value: Any) -> list[str]:
-    """Return all texts in a JSON-like value, with keys of mappings, at any depth."""
-    found, pending = [], [value]
-    while pending:
-        entry = pending.pop()
-        if isinstance(entry, str):
-            found.append(entry)
-        elif isinstance(entry, dict):
-            pending += [*entry.keys(), *entry.values()]
-        elif isinstance(entry, (list, tuple)):
-            pending += entry
-    return found
-
-
 def _found(texts_in: Sequence[str], *, texts: Any) -> set[str]:
-    """Return those of some texts that occur in others."""
     return {text for text in texts if text and any(text in place for place in texts_in)}
 
 

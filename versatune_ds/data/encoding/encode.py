@@ -68,7 +68,13 @@ def encode_rendered(
     # Conversations with control tokens that are ordinary text.
     for i, example in enumerate(examples):
         if example.as_text:
-            encoded[i] = _encode_with_text(example, tokenizer=tokenizer, control=control or ControlTokens())
+            encoding, ids, moved = encode_with_text(
+                example.text, tokenizer=tokenizer, as_text=example.as_text, control=control or ControlTokens()
+            )
+            if example.loss_spans is not None:
+                spans = [(moved(start), moved(end)) for start, end in example.loss_spans]
+                example = dataclasses.replace(example, loss_spans=spans)
+            encoded[i] = _encode_one(example, encoding=encoding, ids=ids)
     return encoded
 
 
@@ -108,15 +114,6 @@ def _encode_one(
         spans = [_token_span(encoding, start=start, end=end) for start, end in example.loss_spans]
     borders = [border for start, end in spans if max(start, 1) < end for border in (max(start, 1), end)]
     return EncodedExample(input_ids=np.array(ids, dtype=np.int32), loss_spans=np.array(borders, dtype=np.int32))
-
-
-def _encode_with_text(example: RenderedExample, *, tokenizer: Any, control: ControlTokens) -> EncodedExample:
-    """Return the tokens of a conversation in which the text of some control tokens is ordinary text."""
-    encoding, ids, moved = encode_with_text(example.text, tokenizer=tokenizer, as_text=example.as_text, control=control)
-    spans = example.loss_spans
-    if spans is not None:
-        spans = [(moved(start), moved(end)) for start, end in spans]
-    return _encode_one(dataclasses.replace(example, loss_spans=spans), encoding=encoding, ids=ids)
 
 
 def _token_span(encoding: Any, *, start: int, end: int) -> tuple[int, int]:

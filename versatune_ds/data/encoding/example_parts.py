@@ -10,9 +10,10 @@ from versatune_ds.data.encoding.turns import (
     BadRowError,
     Turns,
     as_in_any_format,
-    normalised_turns,
     parsed_json,
+    parsed_messages,
     text_of,
+    turns_of,
 )
 
 _SYSTEM_KEYS = ("system", "system_prompt", "system_message", "system_instruction", "sys")
@@ -26,7 +27,7 @@ def earlier_turns(record: Columns) -> Turns:
         if not (isinstance(pair, list) and len(pair) == 2):
             raise BadRowError("history: expected a list of [question, answer] pairs")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return normalised_turns(turns) if turns else ()
+    return turns_of(parsed_messages(turns)) if turns else ()
 
 
 def with_system(turns: Turns, *, record: Columns) -> Turns:
@@ -73,6 +74,5 @@ def tools_of(record: Columns) -> tuple[dict[str, Any], ...]:
 
 
 def _are_tools(value: Any) -> bool:
-    """Return whether a value is a list of named tool descriptions."""
     is_list = isinstance(value, list) and bool(value)
     return is_list and all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in value)

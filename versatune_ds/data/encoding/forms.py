@@ -83,7 +83,6 @@ def parse_example(record_json: str, *, columns: Mapping[str, str] | None = None)
 
 
 def _recognised(record: Mapping[str, Any]) -> Example:
-    """Return the example of the first form that recognises the record."""
     columns = Columns(record)
     for form in _FORMS:
         example = form(columns)
@@ -129,7 +128,6 @@ def _mapped(record: Mapping[str, Any], *, columns: Mapping[str, str]) -> Example
 
 
 def _preference_pair(record: Columns) -> Example | None:
-    """Refuse pairs of a better and a worse answer."""
     for better, worse in _PREFERENCE_PAIRS:
         if better in record and worse in record:
             raise BadRowError(
@@ -188,7 +186,6 @@ def _single_turn(record: Columns) -> Example | None:
 
 
 def _plain_text(record: Columns) -> Example | None:
-    """Recognise plain text."""
     key = record.first(_TEXT_KEYS)
     return None if key is None else _text_example(record.take(key), what=key)
 
@@ -205,7 +202,6 @@ def _null_part(record: Columns) -> Example | None:
 
 
 def _text_example(value: Any, *, what: str) -> Example:
-    """Return the example of a plain text."""
     text = text_of(value, what=what)
     if not text.strip():
         raise BadRowError(f"{what} is empty")

@@ -25,6 +25,7 @@ from jinja2 import TemplateError
 
 from versatune_ds.data.encoding.control_tokens import ControlTokens, hide_control_tokens, reveal
 from versatune_ds.data.encoding.template_omissions import find_omissions
+from versatune_ds.data.encoding.templates import TemplateMismatchError
 from versatune_ds.data.encoding.tokenizer import has_generation_marks, render_conversation
 
 Spans = list[tuple[int, int]]
@@ -32,10 +33,6 @@ Spans = list[tuple[int, int]]
 _OPENED_THINKING = re.compile(r"<think>\s*(</think>\s*)?\Z")
 _THINKING = re.compile(r"\A<think>.*?</think>\s*", re.DOTALL)
 _WAY_OUT = "give data.chat_template with {% generation %} marks, or set data.loss_on: all"
-
-
-class TemplateMismatchError(ValueError):
-    """A template cannot render a conversation, or its loss spans cannot be found exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,22 +74,17 @@ def render_example(
             their loss spans cannot be found.
     """
     # Hide control tokens in turns from the template.
-    try:
-        hidden = hide_control_tokens(messages, tools=tools, control=control or ControlTokens())
-    except ValueError as error:
-        raise TemplateMismatchError(str(error)) from None
+    hidden = hide_control_tokens(messages, tools=tools, control=control or ControlTokens())
     # Render, and check that nothing is missing.
     text, spans = _text_and_spans(
         hidden.messages, tokenizer=tokenizer, template=template, loss_on=loss_on, tools=hidden.tools
     )
-    omissions = find_omissions(hidden.messages, text=text, spans=[(0, len(text))] if spans is None else spans)
-    if omissions.problem:
-        raise TemplateMismatchError(omissions.problem)
+    warnings = find_omissions(hidden.messages, text=text, spans=[(0, len(text))] if spans is None else spans)
     # Put the hidden tokens back, and move the spans accordingly.
     revealed, moved, as_text = reveal(text, hidden=hidden)
     if spans is not None:
         spans = [(moved(start), moved(end)) for start, end in spans]
-    return RenderedExample(text=revealed, loss_spans=spans, as_text=as_text, warnings=omissions.warnings)
+    return RenderedExample(text=revealed, loss_spans=spans, as_text=as_text, warnings=warnings)
 
 
 def _text_and_spans(
@@ -173,7 +165,6 @@ def _token_after(
 
 
 def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Return the texts of a tokenizer's special tokens, longer ones first."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=lambda token: (-len(token), token)))
 
@@ -216,7 +207,6 @@ def _end_of_turn(i: int, *, text: str, start: int, with_turn: str, end_of_text: 
 
 
 def _mismatch(turn: int, *, what: str) -> str:
-    """Return a message that the loss span of a turn cannot be found, and what to do."""
     return (
         f"turn {turn + 1}: the chat template renders {what} differently than in the full conversation, so its loss "
         f"cannot be placed; {_WAY_OUT}"

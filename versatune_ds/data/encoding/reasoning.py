@@ -8,18 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-REASONING_KEYS = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thinking_content",
-    "thoughts",
-    "thought",
-    "think",
-    "chain_of_thought",
-    "cot",
-    "complex_cot",
-)
+_NAMES = "reasoning_content reasoning thinking thinking_content thoughts thought think chain_of_thought cot complex_cot"
+REASONING_KEYS = tuple(_NAMES.split())
 _KEYS = frozenset(REASONING_KEYS)
 MIN_QUOTED_CHARACTERS = 24
 """A shorter text inside another may be there by chance."""
@@ -65,7 +55,6 @@ def split_thinking(content: Any) -> tuple[Any, str]:
 
 
 def _is_thinking(part: Any) -> bool:
-    """Return whether a typed part is reasoning that can be read."""
     return isinstance(part, dict) and part.get("type") in _THINKING_PARTS and bool(_part_reasoning(part))
 
 

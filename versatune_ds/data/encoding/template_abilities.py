@@ -13,7 +13,7 @@ from typing import Any
 from versatune_ds.data.encoding.control_tokens import ControlTokens, find_control_tokens
 from versatune_ds.data.encoding.forms import Example
 from versatune_ds.data.encoding.tokenizer import has_generation_marks
-from versatune_ds.data.encoding.tool_call_format import (
+from versatune_ds.data.encoding.tool_calls import (
     MARKER,
     NINE,
     USER,
@@ -21,8 +21,9 @@ from versatune_ds.data.encoding.tool_call_format import (
     ToolCallFormat,
     call_turn,
     find_tool_call_format,
+    results_in_call_order,
+    with_call_ids,
 )
-from versatune_ds.data.encoding.tool_call_ids import results_in_call_order, with_call_ids
 
 _ANSWER = {"role": "assistant", "content": "a"}
 _TWO_QUESTIONS = (USER, {"role": "assistant", "content": "answer5081"}, USER, _ANSWER)
@@ -90,55 +91,40 @@ def _is_after_answer(text: str) -> bool:
     return bool(text) and MARKER not in text.partition("answer5081")[0]
 
 
-def fit_to_template(example: Example, *, abilities: TemplateAbilities) -> Example:
+def fit_to_template(example: Example, *, abilities: TemplateAbilities) -> tuple[Example, list[str]]:
     """Return a conversation in which everything that the template cannot print is written as text.
 
     Tools are added to the system turn, calls and reasoning to the assistant's content; tool results become user turns;
     the system turn is added to the first user turn.
+
+    Returns:
+        The conversation, and keys of `data_warnings.DATA_WARNINGS` for what was changed or is written as text.
     """
-    turns, tools = list(example.turns), example.tools
+    turns, tools, warnings = list(example.turns), example.tools, []
     prints_calls = _prints_calls(example, abilities=abilities)
     # Tools.
     if tools and not _prints_tools(example, abilities=abilities):
         turns, tools = _with_tools_as_system(turns, tools=list(tools)), ()
-    # Calls and their results.
+        warnings.append("tools_as_text")
+    # Calls and their results: their ids, or the order of results if the template prints no ids.
     if prints_calls and abilities.call_format.uses_ids:
-        turns = with_call_ids(turns, is_accepted=abilities.call_format.is_id_accepted)
+        matched, change = with_call_ids(turns, is_accepted=abilities.call_format.is_id_accepted), "ids_changed"
     else:
-        turns = results_in_call_order(turns)
-    turns = [_fit_turn(turn, abilities=abilities, prints_calls=prints_calls) for turn in turns]
-    # System text.
+        matched, change = results_in_call_order(turns), "results_reordered"
+    changes = [change] if matched != turns else []
+    if not prints_calls and any("tool_calls" in turn for turn in turns):
+        warnings.append("calls_as_text")
+    if not (abilities.has_tool_turns and prints_calls) and any(turn["role"] == "tool" for turn in turns):
+        warnings.append("results_as_text")
+    # Reasoning and system text.
+    if not abilities.has_reasoning and any("reasoning_content" in turn for turn in turns):
+        warnings.append("reasoning_as_text")
+    if not abilities.has_system and example.turns and example.turns[0]["role"] == "system":
+        warnings.append("system_in_question")
+    turns = [_fit_turn(turn, abilities=abilities, prints_calls=prints_calls) for turn in matched]
     if not abilities.has_system and turns and turns[0]["role"] == "system":
         turns = _with_system_in_first_question(turns)
-    return Example(turns=tuple(turns), tools=tools)
-
-
-def parts_as_text(example: Example, *, abilities: TemplateAbilities) -> list[str]:
-    """Return the warnings for parts of an example that `fit_to_template` changes or writes as text."""
-    turns, call_format, found = list(example.turns), abilities.call_format, []
-    has_calls = any("tool_calls" in turn for turn in turns)
-    has_results = any(turn["role"] == "tool" for turn in turns)
-    prints_calls = _prints_calls(example, abilities=abilities)
-    # Parts written as text.
-    if example.tools and not _prints_tools(example, abilities=abilities):
-        found.append("tools_as_text")
-    if has_calls and not prints_calls:
-        found.append("calls_as_text")
-    if has_results and not (abilities.has_tool_turns and prints_calls):
-        found.append("results_as_text")
-    if not abilities.has_reasoning and any("reasoning_content" in turn for turn in turns):
-        found.append("reasoning_as_text")
-    if not abilities.has_system and turns and turns[0]["role"] == "system":
-        found.append("system_in_question")
-    # Ids of calls, or the order of results where the template prints no ids.
-    if not (has_calls or has_results):
-        return found
-    if not (prints_calls and call_format.uses_ids):
-        if results_in_call_order(turns) != turns:
-            found.append("results_reordered")
-    elif with_call_ids(turns, is_accepted=call_format.is_id_accepted) != turns:
-        found.append("ids_changed")
-    return found
+    return Example(turns=tuple(turns), tools=tools), [*warnings, *changes]
 
 
 def _prints_tools(example: Example, *, abilities: TemplateAbilities) -> bool:
@@ -204,5 +190,4 @@ def _with_system_in_first_question(turns: list[dict[str, Any]]) -> list[dict[str
 
 
 def _json_text(value: Any) -> str:
-    """Return a value as JSON text without ASCII escapes."""
     return json.dumps(value, ensure_ascii=False)

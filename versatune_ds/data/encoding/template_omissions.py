@@ -11,54 +11,47 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from versatune_ds.data.encoding.templates import TemplateMismatchError
+from versatune_ds.data.sources.records import texts_in
 
 _THINKING_TAG = re.compile(r"</?think>")
 _Turns = list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Omissions:
-    """What is missing from a rendered conversation."""
-
-    problem: str = ""
-    """Why the example cannot be trained on; empty if it can."""
-    warnings: tuple[str, ...] = ()
-    """What is missing from an example that can be trained on: keys of `data_warnings.DATA_WARNINGS`."""
-
-
-def find_omissions(messages: _Turns, *, text: str, spans: list[tuple[int, int]]) -> Omissions:
-    """Return what is missing from a rendered conversation.
+def find_omissions(messages: _Turns, *, text: str, spans: list[tuple[int, int]]) -> tuple[str, ...]:
+    """Return what is missing from a rendered conversation that can be trained on: keys of `DATA_WARNINGS`, sorted.
 
     Args:
         messages: Its turns.
         text: The rendered text.
         spans: Spans of characters that bear loss.
+
+    Raises:
+        TemplateMismatchError: If so much is missing that it cannot be trained on.
     """
     # Text and calls.
     squeezed = _squeezed(text)
-    problem = _missing_turn(messages, text=squeezed, text_with_loss=_squeezed("".join(text[a:b] for a, b in spans)))
-    if problem:
-        return Omissions(problem=problem)
+    _check_turns(messages, text=squeezed, text_with_loss=_squeezed("".join(text[a:b] for a, b in spans)))
     warnings = set(_missing_parts(messages, text=squeezed))
     # Reasoning.
     for number, is_in_text, has_loss in _reasoning(messages, text=text, squeezed=squeezed, spans=spans):
         is_last = all(turn["role"] != "assistant" for turn in messages[number:])
         if not is_in_text and is_last and messages[number - 1].get("loss", True):
-            return Omissions(
-                problem=f"turn {number} (assistant, the last): the chat template leaves its reasoning out; "
+            raise TemplateMismatchError(
+                f"turn {number} (assistant, the last): the chat template leaves its reasoning out; "
                 "give data.chat_template=FILE with one that prints it, or remove the reasoning from the row"
             )
         if not is_in_text:
             warnings.add("reasoning_left_out")
         elif not has_loss:
             warnings.add("reasoning_without_loss")
-    return Omissions(warnings=tuple(sorted(warnings)))
+    return tuple(sorted(warnings))
 
 
-def _missing_turn(messages: _Turns, *, text: str, text_with_loss: str) -> str:
-    """Return a message for the first turn whose text or calls are missing; '' if none are.
+def _check_turns(messages: _Turns, *, text: str, text_with_loss: str) -> None:
+    """Raise TemplateMismatchError for the first turn whose text or calls are missing.
 
     The assistant's turns must be in the text that bears loss, in order. The others may be anywhere: templates move
     system turns.
@@ -74,10 +67,9 @@ def _missing_turn(messages: _Turns, *, text: str, text_with_loss: str) -> str:
         searched, start = (text_with_loss, end_of_previous) if bears_loss else (text, 0)
         ends = [_end_of_part(spellings, text=searched, start=start) for spellings in _parts(turn)]
         if None in ends:
-            return f"turn {number} ({turn['role']}): the chat template leaves its text out"
+            raise TemplateMismatchError(f"turn {number} ({turn['role']}): the chat template leaves its text out")
         if bears_loss:
             end_of_previous = max(ends)
-    return ""
 
 
 def _parts(turn: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -99,7 +91,7 @@ def _end_of_part(spellings: tuple[str, ...], *, text: str, start: int) -> int | 
 def _missing_parts(messages: _Turns, *, text: str) -> Iterator[str]:
     """Yield warnings for missing arguments of calls, names of speakers, and text of users before `</think>`."""
     for turn in messages:
-        texts = [leaf for call in turn.get("tool_calls") or () for leaf in _texts_of(call["function"]["arguments"])]
+        texts = [leaf for call in turn.get("tool_calls") or () for leaf in texts_in(call["function"]["arguments"])]
         if any(not _is_in(leaf, text=text) for leaf in texts):
             yield "arguments_left_out"
         if turn["role"] in ("user", "assistant") and turn.get("name") and _squeezed(turn["name"]) not in text:
@@ -113,19 +105,6 @@ def _is_in(value: str, *, text: str) -> bool:
     once = _as_json(value)
     spellings = [value, *once, *(twice for spelling in once for twice in _as_json(spelling))]
     return any(_squeezed(spelling) in text for spelling in spellings)
-
-
-def _texts_of(value: Any) -> Iterator[str]:
-    """Yield the texts in a JSON value, at any depth."""
-    pending = [value]
-    while pending:
-        entry = pending.pop()
-        if isinstance(entry, str):
-            yield entry
-        elif isinstance(entry, dict):
-            pending += entry.values()
-        elif isinstance(entry, list):
-            pending += entry
 
 
 def _reasoning(
@@ -180,5 +159,4 @@ def _as_json(text: str) -> list[str]:
 
 
 def _squeezed(text: str) -> str:
-    """Return a text without white space."""
     return "".join(text.split())

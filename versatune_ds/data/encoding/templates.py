@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.warn_once import warn_once
+from versatune_ds.log import warn_once
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +43,10 @@ BUILT_IN_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}
 """
+
+
+class TemplateMismatchError(ValueError):
+    """A template cannot render a conversation, or its loss spans cannot be found exactly."""
 
 
 def choose_template(tokenizer: Any, *, path: Path | None = None) -> str:

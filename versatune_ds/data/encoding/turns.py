@@ -15,25 +15,13 @@ from versatune_ds.data.sources.records import parse_json, why_unreadable
 
 Turns = tuple[dict[str, Any], ...]
 
-_ROLE_OF_NAME = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
+_NAMES_OF_ROLE = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model", "function_call", "tool_call"),
+    "tool": ("tool", "function", "observation", "tool_response", "ipython"),
 }
+_ROLE_OF_NAME = {name: role for role, names in _NAMES_OF_ROLE.items() for name in names}
 CONTENT_KEYS = ("content", "value", "text")
 _NESTED_KEYS = (*CONTENT_KEYS, "tool_calls", "function_call")
 _MAX_EXACT_INTEGER = 2**53
@@ -45,23 +33,18 @@ class BadRowError(ValueError):
     """A record cannot be trained on; the message says why in half a sentence."""
 
 
-def normalised_turns(messages: Any) -> Turns:
+def turns_of(messages: list[dict[str, Any]]) -> Turns:
     """Return messages as turns with `role`, `content` and, where they have them, `tool_calls`, `reasoning_content`.
 
     Ids of calls, `tool_call_id` and `name` are kept. A turn whose own weight is 0 gets `loss: False`. Empty system
     turns are dropped.
 
     Args:
-        messages: A list of messages with `role`/`from` and `content`/`value`/`text`, or its JSON text.
+        messages: From `parsed_messages`, with `role`/`from` and `content`/`value`/`text`.
 
     Raises:
         BadRowError: If a turn has an unknown role, is empty, or contains anything but text.
     """
-    return turns_of(parsed_messages(messages))
-
-
-def turns_of(messages: list[dict[str, Any]]) -> Turns:
-    """Return the turns of messages from `parsed_messages`; see `normalised_turns`."""
     turns = []
     for number, message in enumerate(messages, start=1):
         for part in _with_calls_beside_content(message):
@@ -158,7 +141,6 @@ def is_unicode(text: str) -> bool:
 
 
 def _normalised_turn(message: dict[str, Any], *, what: str) -> dict[str, Any]:
-    """Return one message as a turn."""
     # Role.
     name = str(message.get("role") or message.get("from") or "").lower()
     role = _ROLE_OF_NAME.get(name)
@@ -226,18 +208,13 @@ def _names_and_ids(message: dict[str, Any]) -> dict[str, str]:
 
 
 def _content_text(content: Any, *, what: str) -> str:
-    """Return content given as text or as a list of typed parts.
-
-    Raises:
-        BadRowError: If a part is not text.
-    """
+    """Return content given as text or as a list of typed parts; raise BadRowError if a part is not text."""
     if not isinstance(content, list):
         return text_of(content, what=what)
     return "".join(part if isinstance(part, str) else _part_text(part, what=what) for part in content)
 
 
 def _part_text(part: Any, *, what: str) -> str:
-    """Return the text of one typed part."""
     kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
     if kind not in ("text", "input_text", "output_text"):
         raise BadRowError(f"{what} has {kind} content; only text can be trained on")
@@ -290,12 +267,8 @@ def _parsed_arguments(text: str, *, what: str) -> Any:
 
 
 def _bears_loss(message: dict[str, Any], *, what: str) -> bool:
-    """Return whether a message bears loss by its own weight, 0 or 1; it does by default.
-
-    Raises:
-        BadRowError: If the weight is a fraction, which would be lost silently.
-    """
+    """Return whether a message bears loss by its own weight, 0 or 1; it does by default."""
     weight = next((message[key] for key in _WEIGHT_KEYS if message.get(key) is not None), 1)
-    if weight not in (0, 1):
+    if weight not in (0, 1):  # a fraction would be lost silently
         raise BadRowError(f"{what}: weight {weight!r}; expected 0 or 1")
     return bool(weight)

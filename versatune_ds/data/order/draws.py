@@ -21,15 +21,24 @@ from versatune_ds.data.order.sampler import (
     FINISHED,
     NEEDS_WINDOW,
     WEIGHT_SCALE,
+    Candidates,
+    PlanSettings,
     SamplerState,
-    WeightUnit,
     deficit_after,
     draw,
     quantise_weights,
     settle_debts,
 )
-from versatune_ds.data.order.supply import DataEndsError, available_weights, check_supply, draw_limits
-from versatune_ds.data.order.window import Windows, expected_draws, open_windows
+from versatune_ds.data.order.supply import (
+    DataEndsError,
+    available_weights,
+    check_supply,
+    draw_limits,
+    expected_draws,
+    open_windows,
+)
+
+_COLUMNS = ("domain_n", "epoch_n", "index_n", "length_n", "cost_n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,37 +52,30 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """Consecutive draws.
-
-    Attributes:
-        domain_n: int32 [n].
-        epoch_n: int64 [n].
-        index_n: int64 [n], example index within the domain.
-        length_n: int32 [n], tokens.
-        cost_n: int32 [n], units of the weights.
-        segments: Weights and deficits, in order; the first segment begins at draw 0.
-        is_last: Whether the data ended with the last draw.
-        exhausted: Ids of domains that could not be drawn in at least one segment.
-    """
+    """Consecutive draws."""
 
     domain_n: np.ndarray
+    """int32 [n]."""
     epoch_n: np.ndarray
+    """int64 [n]."""
     index_n: np.ndarray
+    """int64 [n], example index within the domain."""
     length_n: np.ndarray
+    """int32 [n], tokens."""
     cost_n: np.ndarray
+    """int32 [n], units of the weights."""
     segments: tuple[Segment, ...]
+    """Weights and deficits, in order; the first segment begins at draw 0."""
     is_last: bool
+    """Whether the data ended with the last draw."""
     exhausted: tuple[int, ...]
+    """Ids of domains that could not be drawn in at least one segment."""
 
     def prefix(self, count: int) -> Draws:
         """Return the first `count` draws, at least one."""
         segments = tuple(segment for segment in self.segments if segment.first < count)
         return Draws(
-            domain_n=self.domain_n[:count],
-            epoch_n=self.epoch_n[:count],
-            index_n=self.index_n[:count],
-            length_n=self.length_n[:count],
-            cost_n=self.cost_n[:count],
+            **{name: getattr(self, name)[:count] for name in _COLUMNS},
             segments=segments,
             is_last=self.is_last and count == len(self.domain_n),
             exhausted=tuple(k for k in self.exhausted if segments[-1].weight_K[k] == 0),
@@ -108,16 +110,9 @@ def sum_by_domain(domain_n: np.ndarray, values_n: np.ndarray, num_domains: int) 
 
 
 def draw_batch(
-    state: SamplerState,
-    weights_K: np.ndarray,
-    *,
-    orders: Sequence[DomainOrder],
-    num_tokens: int,
-    row_tokens: int,
-    unit: WeightUnit,
-    max_epochs_per_domain: float | None,
+    state: SamplerState, weights_K: np.ndarray, *, orders: Sequence[DomainOrder], settings: PlanSettings
 ) -> Draws:
-    """Draw until the next example would exceed `num_tokens`, or the data ends.
+    """Draw until the next example would exceed the tokens of a batch, or the data ends.
 
     Raises:
         ValueError: If the weights are no distribution, an empty domain has weight, or an example is too long.
@@ -125,7 +120,8 @@ def draw_batch(
     """
     quantise_weights(weights_K)  # checks the weights before supply changes them
     check_supply(weights_K, orders=orders)
-    limit_K = draw_limits(orders, max_epochs_per_domain=max_epochs_per_domain)
+    limit_K = draw_limits(orders, max_epochs_per_domain=settings.max_epochs_per_domain)
+    num_tokens = settings.rows_per_batch * settings.row_tokens
     parts: list[Draws] = []
     is_full = False
     # One segment after the other, until the batch is full or no domain with weight is left.
@@ -137,7 +133,7 @@ def draw_batch(
                 raise
             break
         part, is_full = _draw_segment(
-            state, available_K, orders=orders, limit_K=limit_K, num_tokens=num_tokens, row_tokens=row_tokens, unit=unit
+            state, available_K, orders=orders, limit_K=limit_K, num_tokens=num_tokens, settings=settings
         )
         state = part.state_after(state)
         num_tokens -= int(part.length_n.sum(dtype=np.int64))
@@ -153,29 +149,29 @@ def _draw_segment(
     orders: Sequence[DomainOrder],
     limit_K: np.ndarray,
     num_tokens: int,
-    row_tokens: int,
-    unit: WeightUnit,
+    settings: PlanSettings,
 ) -> tuple[Draws, bool]:
     """Draw under fixed weights until the batch is full (True) or a domain is exhausted (False)."""
     weight_K = quantise_weights(weights_K)
     deficit_K = settle_debts(state.deficit_K, weight_K)
-    count_K = expected_draws(weights_K, orders=orders, unit=unit, num_tokens=num_tokens)
+    count_K = expected_draws(weights_K, orders=orders, unit=settings.weight_unit, num_tokens=num_tokens)
     while True:
-        windows = open_windows(
-            orders, first_draw_K=state.draws_K, count_K=count_K, limit_K=limit_K, unit=unit, row_tokens=row_tokens
+        candidates, epoch_F, index_F = open_windows(
+            orders, first_draw_K=state.draws_K, count_K=count_K, limit_K=limit_K, settings=settings
         )
-        domain_n, reason, short = draw(
-            windows.candidates, weight_K=weight_K, deficit_K=deficit_K, max_tokens=num_tokens
-        )
+        domain_n, reason, short = draw(candidates, weight_K=weight_K, deficit_K=deficit_K, max_tokens=num_tokens)
         if reason != NEEDS_WINDOW:
             segment = Segment(first=0, weight_K=weight_K, deficit_K=deficit_K)
-            return _collect(domain_n, windows, segment=segment), reason == FINISHED
+            draws = _collect(domain_n, candidates, epoch_F=epoch_F, index_F=index_F, segment=segment)
+            return draws, reason == FINISHED
         count_K[short] *= 2
 
 
-def _collect(domain_n: np.ndarray, windows: Windows, *, segment: Segment) -> Draws:
+def _collect(
+    domain_n: np.ndarray, candidates: Candidates, *, epoch_F: np.ndarray, index_F: np.ndarray, segment: Segment
+) -> Draws:
     """Return the draws of a sequence of domains: the j-th draw of a domain is the j-th candidate of its window."""
-    starts_K = windows.candidates.start_K
+    starts_K = candidates.start_K
     order = stable_order(domain_n, len(starts_K) - 1)
     count_K = np.bincount(domain_n, minlength=len(starts_K) - 1)
     first_K = np.cumsum(count_K) - count_K
@@ -184,10 +180,10 @@ def _collect(domain_n: np.ndarray, windows: Windows, *, segment: Segment) -> Dra
     candidate_n[order] = np.arange(len(domain_n)) - first_K[drawn] + starts_K[drawn]
     return Draws(
         domain_n=domain_n,
-        epoch_n=windows.epoch_F[candidate_n],
-        index_n=windows.index_F[candidate_n],
-        length_n=windows.candidates.length_F[candidate_n],
-        cost_n=windows.candidates.cost_F[candidate_n],
+        epoch_n=epoch_F[candidate_n],
+        index_n=index_F[candidate_n],
+        length_n=candidates.length_F[candidate_n],
+        cost_n=candidates.cost_F[candidate_n],
         segments=(segment,),
         is_last=False,
         exhausted=(),
@@ -195,15 +191,10 @@ def _collect(domain_n: np.ndarray, windows: Windows, *, segment: Segment) -> Dra
 
 
 def _join(parts: Sequence[Draws], *, exhausted: tuple[int, ...], is_last: bool) -> Draws:
-    """Return the draws of several segments as one sequence."""
     firsts = np.cumsum([0, *(len(part.domain_n) for part in parts)]).tolist()
     segments = tuple(replace(part.segments[0], first=first) for part, first in zip(parts, firsts, strict=False))
     return Draws(
-        domain_n=np.concatenate([part.domain_n for part in parts]),
-        epoch_n=np.concatenate([part.epoch_n for part in parts]),
-        index_n=np.concatenate([part.index_n for part in parts]),
-        length_n=np.concatenate([part.length_n for part in parts]),
-        cost_n=np.concatenate([part.cost_n for part in parts]),
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
         segments=segments,
         is_last=is_last,
         exhausted=exhausted,

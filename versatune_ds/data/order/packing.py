@@ -66,13 +66,11 @@ class _Rooms(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _lowest_bit(word: np.uint64) -> int:
-    """Return the position of the lowest set bit of a word that is not 0."""
     return _BIT_OF_PRODUCT[((word & (~word + _ONE)) * _DE_BRUIJN) >> np.uint64(58)]
 
 
 @njit(cache=True, nogil=True)
 def _push(rooms: _Rooms, row: int, room: int) -> None:
-    """Put a row on the stack of its room."""
     rooms.below_R[row] = rooms.top_C[room]
     rooms.top_C[room] = row
     word = room >> 6

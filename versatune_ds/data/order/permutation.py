@@ -62,7 +62,6 @@ def _feistel(value: np.uint64, key: np.uint64, low_bits: np.uint64, high_bits: n
 
 @njit(cache=True, nogil=True)
 def _num_bits(size: int) -> int:
-    """Return the number of bits needed for `size` different values."""
     bits = 0
     while (1 << bits) < size:
         bits += 1
@@ -126,14 +125,6 @@ def draw_indices(key: int, *, first_draw: int, count: int, size: int) -> tuple[n
     return epochs, indices
 
 
-def example_index(key: int, *, epoch: int, position: int, size: int) -> int:
-    """Return the example at a position of an epoch: a bijection of [0, size) for every key and epoch."""
-    if not 0 <= position < size:
-        raise ValueError(f"position {position} of {size} examples: expected 0 <= position < size")
-    _, indices = draw_indices(key, first_draw=epoch * size + position, count=1, size=size)
-    return int(indices[0])
-
-
 def probe_of(lengths: np.ndarray) -> np.ndarray:
     """Return at most 1024 consecutive lengths from the middle: each separate read of a memory map would cost 64 KiB."""
     first = max(len(lengths) - NUM_PROBES, 0) // 2
@@ -142,23 +133,19 @@ def probe_of(lengths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainOrder:
-    """What a plan needs of one domain: its lengths, and the key of its order.
-
-    Attributes:
-        name: Domain name, for messages.
-        key: From `domain_key`.
-        lengths: int32 [num_examples] tokens of each example; may be a memory map.
-        loss_lengths: int32 [num_examples] tokens that bear loss; may be a memory map.
-        mean_tokens: Mean of some of the `lengths`; it decides how far a plan looks ahead, never what it draws.
-        mean_loss_tokens: The same for `loss_lengths`.
-    """
+    """What a plan needs of one domain: its lengths, and the key of its order."""
 
     name: str
     key: int
+    """From `domain_key`."""
     lengths: np.ndarray
+    """int32 [num_examples] tokens of each example; may be a memory map."""
     loss_lengths: np.ndarray
+    """int32 [num_examples] tokens that bear loss; may be a memory map."""
     mean_tokens: float
+    """Mean of some of the `lengths`; it decides how far a plan looks ahead, never what it draws."""
     mean_loss_tokens: float
+    """The same for `loss_lengths`."""
 
     @staticmethod
     def of(name: str, *, seed: int, lengths: np.ndarray, loss_lengths: np.ndarray) -> DomainOrder:

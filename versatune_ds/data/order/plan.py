@@ -20,59 +20,25 @@ import numpy as np
 from versatune_ds.data.order.draws import Draws, draw_batch, sum_by_domain
 from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, pack_prefix, stable_order
 from versatune_ds.data.order.permutation import DomainOrder
-from versatune_ds.data.order.sampler import MAX_UNITS, WEIGHT_UNITS, SamplerState, WeightUnit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSettings:
-    """The shape of a batch, and what a weight is a share of.
-
-    Attributes:
-        rows_per_batch: Rows of one optimizer step over all ranks.
-        row_tokens: Tokens that fit in a row (the context).
-        weight_unit: What a weight is a share of: `tokens`, `loss_tokens` or `examples`.
-        max_epochs_per_domain: Passes over a domain before its share goes to the others; None for no cap.
-    """
-
-    rows_per_batch: int
-    row_tokens: int
-    weight_unit: WeightUnit = "tokens"
-    max_epochs_per_domain: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: If a size is not positive, the batch is beyond 2^31 tokens, or the unit is unknown.
-        """
-        if self.rows_per_batch < 1 or self.row_tokens < 1 or self.rows_per_batch * self.row_tokens >= MAX_UNITS:
-            raise ValueError(
-                f"rows_per_batch {self.rows_per_batch} x row_tokens {self.row_tokens}: expected 1 or more each, and "
-                f"less than {MAX_UNITS} tokens"
-            )
-        if self.weight_unit not in WEIGHT_UNITS:
-            raise ValueError(f"weight_unit {self.weight_unit!r}: expected one of {', '.join(WEIGHT_UNITS)}")
+from versatune_ds.data.order.sampler import PlanSettings, SamplerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The places of examples in packed rows, sorted by row, then by offset.
-
-    Attributes:
-        domain_id_E: int32 [E].
-        index_E: int64 [E], example index within its domain.
-        length_E: int32 [E], tokens.
-        loss_length_E: int32 [E], tokens that bear loss.
-        row_E: int64 [E], row of the batch.
-        offset_E: int64 [E], token of the row at which the example begins.
-    """
+    """The places of examples in packed rows, sorted by row, then by offset."""
 
     domain_id_E: np.ndarray
+    """int32 [E]."""
     index_E: np.ndarray
+    """int64 [E], example index within its domain."""
     length_E: np.ndarray
+    """int32 [E], tokens."""
     loss_length_E: np.ndarray
+    """int32 [E], tokens that bear loss."""
     row_E: np.ndarray
+    """int64 [E], row of the batch."""
     offset_E: np.ndarray
+    """int64 [E], token of the row at which the example begins."""
 
     def rows(self, first: int, last: int) -> slice:
         """Return the slice of the examples in rows first..last-1."""
@@ -81,37 +47,32 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """The batch of one optimizer step, the same on every rank.
-
-    Attributes:
-        step: Optimizer step.
-        weights_K: float64 [K], requested weights.
-        placement: Which examples are where.
-        epoch_E: int64 [E], epoch of each example in its domain.
-        num_rows: Rows of the batch, R.
-        row_tokens: Tokens of a row.
-        num_tokens_K: int64 [K], tokens of each domain.
-        num_loss_tokens_K: int64 [K], tokens of each domain that bear loss.
-        requested_units_K: float64 [K], requested units; the share of exhausted domains goes to the others.
-        realised_units_K: int64 [K], units drawn.
-        exhausted: Ids of domains that could not be drawn for all or part of the step.
-        is_last: Whether the data ended within the step, so that the batch is not full.
-        state_after: State from which the next step is planned.
-    """
+    """The batch of one optimizer step, the same on every rank."""
 
     step: int
     weights_K: np.ndarray
+    """float64 [K], requested weights."""
     placement: Placement
+    """Which examples are where."""
     epoch_E: np.ndarray
+    """int64 [E], epoch of each example in its domain."""
     num_rows: int
+    """Rows of the batch, R."""
     row_tokens: int
     num_tokens_K: np.ndarray
+    """int64 [K], tokens of each domain."""
     num_loss_tokens_K: np.ndarray
+    """int64 [K], tokens of each domain that bear loss."""
     requested_units_K: np.ndarray
+    """float64 [K], requested units; the share of exhausted domains goes to the others."""
     realised_units_K: np.ndarray
+    """int64 [K], units drawn."""
     exhausted: tuple[int, ...]
+    """Ids of domains that could not be drawn for all or part of the step."""
     is_last: bool
+    """Whether the data ended within the step, so that the batch is not full."""
     state_after: SamplerState
+    """State from which the next step is planned."""
 
     @property
     def num_examples(self) -> int:
@@ -127,16 +88,6 @@ class StepPlan:
     def fill(self) -> float:
         """Return the share of the rows' tokens that are not padding."""
         return int(self.num_tokens_K.sum()) / (self.num_rows * self.row_tokens)
-
-    @property
-    def requested_share_K(self) -> np.ndarray:
-        """Return the requested share of units, float64 [K]."""
-        return self.requested_units_K / max(float(self.requested_units_K.sum()), 1.0)
-
-    @property
-    def realised_share_K(self) -> np.ndarray:
-        """Return the realised share of units, float64 [K]."""
-        return self.realised_units_K / max(int(self.realised_units_K.sum()), 1)
 
 
 def plan_step(
@@ -157,19 +108,11 @@ def plan_step(
     """
     # Draw as many examples as may fit.
     weights_K = np.asarray(weights_K, dtype=np.float64)
-    draws = draw_batch(
-        state,
-        weights_K,
-        orders=orders,
-        num_tokens=settings.rows_per_batch * settings.row_tokens,
-        row_tokens=settings.row_tokens,
-        unit=settings.weight_unit,
-        max_epochs_per_domain=settings.max_epochs_per_domain,
-    )
+    draws = draw_batch(state, weights_K, orders=orders, settings=settings)
     # Pack the longest prefix; the rest counts as not drawn.
     row_n, offset_n = pack_prefix(draws.length_n, num_rows=settings.rows_per_batch, row_tokens=settings.row_tokens)
     draws = draws.prefix(len(row_n))
-    placement, epoch_E = place(draws, row_n, offset_n, orders=orders, settings=settings)
+    placement, epoch_E = _place(draws, row_n, offset_n, orders=orders, settings=settings)
     num_domains = len(orders)
     return StepPlan(
         step=step,
@@ -188,7 +131,7 @@ def plan_step(
     )
 
 
-def place(
+def _place(
     draws: Draws, row_n: np.ndarray, offset_n: np.ndarray, *, orders: Sequence[DomainOrder], settings: PlanSettings
 ) -> tuple[Placement, np.ndarray]:
     """Return the placement of draws, with rows ordered by cost, and the epochs in the same order."""
@@ -199,14 +142,14 @@ def place(
         domain_id_E=domain_id_E,
         index_E=index_E,
         length_E=draws.length_n[by_row],
-        loss_length_E=gather_loss_lengths(domain_id_E, index_E, orders=orders),
+        loss_length_E=_loss_lengths(domain_id_E, index_E, orders=orders),
         row_E=row_n[by_row],
         offset_E=offset_n[by_row],
     )
     return placement, draws.epoch_n[by_row]
 
 
-def gather_loss_lengths(domain_id_E: np.ndarray, index_E: np.ndarray, *, orders: Sequence[DomainOrder]) -> np.ndarray:
+def _loss_lengths(domain_id_E: np.ndarray, index_E: np.ndarray, *, orders: Sequence[DomainOrder]) -> np.ndarray:
     """Return the number of loss tokens of each example, int32 [E]."""
     loss_length_E = np.empty(len(index_E), dtype=np.int32)
     borders = np.cumsum(np.bincount(domain_id_E, minlength=len(orders)))[:-1]

@@ -49,15 +49,12 @@ FINISHED, NEEDS_WINDOW, EXHAUSTED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerState:
-    """The position of all domains' draws: K counters and K deficits, the same on every rank.
-
-    Attributes:
-        draws_K: int64 [K], draws made from each domain since the run began; epoch = draws // domain size.
-        deficit_K: int64 [K], units owed minus units served, in units of 1 / WEIGHT_SCALE; they sum to 0.
-    """
+    """The position of all domains' draws: K counters and K deficits, the same on every rank."""
 
     draws_K: np.ndarray
+    """int64 [K], draws made from each domain since the run began; epoch = draws // domain size."""
     deficit_K: np.ndarray
+    """int64 [K], units owed minus units served, in units of 1 / WEIGHT_SCALE; they sum to 0."""
 
     @staticmethod
     def start(num_domains: int) -> SamplerState:
@@ -65,20 +62,41 @@ class SamplerState:
         return SamplerState(draws_K=np.zeros(num_domains, np.int64), deficit_K=np.zeros(num_domains, np.int64))
 
 
-class Candidates(NamedTuple):
-    """The next examples of every domain in drawing order: the window of domain k is `start_K[k]:start_K[k+1]`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """The shape of a batch, and what a weight is a share of."""
 
-    Attributes:
-        start_K: int64 [K+1].
-        length_F: int32 [F], tokens of each candidate.
-        cost_F: int32 [F], units of each candidate.
-        is_last_K: bool [K], whether the domain may not be drawn beyond its window (`max_epochs_per_domain`).
-    """
+    rows_per_batch: int
+    """Rows of one optimizer step over all ranks."""
+    row_tokens: int
+    """Tokens that fit in a row (the context)."""
+    weight_unit: WeightUnit = "tokens"
+    """What a weight is a share of: `tokens`, `loss_tokens` or `examples`."""
+    max_epochs_per_domain: float | None = None
+    """Passes over a domain before its share goes to the others; None for no cap."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a size is not positive, the batch is beyond 2^31 tokens, or the unit is unknown."""
+        if self.rows_per_batch < 1 or self.row_tokens < 1 or self.rows_per_batch * self.row_tokens >= MAX_UNITS:
+            raise ValueError(
+                f"rows_per_batch {self.rows_per_batch} x row_tokens {self.row_tokens}: expected 1 or more each, and "
+                f"less than {MAX_UNITS} tokens"
+            )
+        if self.weight_unit not in WEIGHT_UNITS:
+            raise ValueError(f"weight_unit {self.weight_unit!r}: expected one of {', '.join(WEIGHT_UNITS)}")
+
+
+class Candidates(NamedTuple):
+    """The next examples of every domain in drawing order: the window of domain k is `start_K[k]:start_K[k+1]`."""
 
     start_K: np.ndarray
+    """int64 [K+1]."""
     length_F: np.ndarray
+    """int32 [F], tokens of each candidate."""
     cost_F: np.ndarray
+    """int32 [F], units of each candidate."""
     is_last_K: np.ndarray
+    """bool [K], whether the domain may not be drawn beyond its window (`max_epochs_per_domain`)."""
 
 
 def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
@@ -141,28 +159,6 @@ def deficit_after(deficit_K: np.ndarray, weight_K: np.ndarray, served_K: np.ndar
     return deficit_K + weight_K * int(served_K.sum()) - served_K * WEIGHT_SCALE
 
 
-def draw(
-    candidates: Candidates, *, weight_K: np.ndarray, deficit_K: np.ndarray, max_tokens: int
-) -> tuple[np.ndarray, int, int]:
-    """Draw until the next example would exceed a number of tokens, or a window ends.
-
-    Args:
-        candidates: The next examples of every domain.
-        weight_K: int64 [K] summing to WEIGHT_SCALE.
-        deficit_K: int64 [K] summing to 0, with 0 where the weight is 0.
-        max_tokens: Most tokens of all draws together.
-
-    Returns:
-        The domain of each draw in order, int32 [n]; why drawing stopped; the domain whose window ended, -1 if none.
-    """
-    domain_n = np.empty(len(candidates.length_F), dtype=np.int32)
-    K = len(weight_K)
-    due = _Due(np.zeros(K, np.int64), np.zeros(K, np.int64), np.zeros(K, np.int64))
-    taken = (candidates.start_K[:-1].copy(), np.zeros(K, np.int64))
-    num_draws, reason, domain_id = _draw(candidates, due, weight_K, deficit_K, max_tokens, *taken, domain_n)
-    return domain_n[:num_draws], reason, domain_id
-
-
 class _Due(NamedTuple):
     """When each domain may be drawn and when its next example is due, in units served since drawing began.
 
@@ -201,35 +197,40 @@ def _first_due(due: _Due, weight_K: np.ndarray, time: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _draw(
-    candidates: Candidates,
-    due: _Due,
-    weight_K: np.ndarray,
-    deficit_K: np.ndarray,
-    max_tokens: int,
-    next_K: np.ndarray,
-    served_K: np.ndarray,
-    domain_n: np.ndarray,
-) -> tuple[int, int, int]:
-    """Write the domain of each draw; return their number, why drawing stopped and whose window ended; see `draw`.
+def draw(
+    candidates: Candidates, *, weight_K: np.ndarray, deficit_K: np.ndarray, max_tokens: int
+) -> tuple[np.ndarray, int, int]:
+    """Draw until the next example would exceed a number of tokens, or a window ends.
 
-    `next_K` is the next candidate of each domain, `served_K` the units served to it since drawing began.
+    Args:
+        candidates: The next examples of every domain.
+        weight_K: int64 [K] summing to WEIGHT_SCALE.
+        deficit_K: int64 [K] summing to 0, with 0 where the weight is 0.
+        max_tokens: Most tokens of all draws together.
+
+    Returns:
+        The domain of each draw in order, int32 [n]; why drawing stopped; the domain whose window ended, -1 if none.
     """
+    K = len(weight_K)
+    domain_n = np.empty(len(candidates.length_F), np.int32)
+    due = _Due(np.zeros(K, np.int64), np.zeros(K, np.int64), np.zeros(K, np.int64))
+    next_K = candidates.start_K[:-1].copy()  # next candidate of each domain
+    served_K = np.zeros(K, np.int64)  # units served to each domain since drawing began
     num_draws, num_tokens, num_units = 0, 0, 0
-    first, last = 0, len(weight_K)  # domains whose next example has changed: all at first, then the one just drawn
+    first, last = 0, K  # domains whose next example has changed: all at first, then the one just drawn
     while True:
         # Update when these domains are due.
         for k in range(first, last):
             if weight_K[k] == 0:
                 continue
             if next_K[k] == candidates.start_K[k + 1]:
-                return num_draws, (EXHAUSTED if candidates.is_last_K[k] else NEEDS_WINDOW), k
+                return domain_n[:num_draws], (EXHAUSTED if candidates.is_last_K[k] else NEEDS_WINDOW), k
             _set_due(due, k, served_K[k], candidates.cost_F[next_K[k]], weight_K[k], deficit_K[k])
         # Draw from the domain that is due first.
         k = _first_due(due, weight_K, num_units)
         num_tokens += candidates.length_F[next_K[k]]
         if num_tokens > max_tokens:
-            return num_draws, FINISHED, -1
+            return domain_n[:num_draws], FINISHED, -1
         domain_n[num_draws] = k
         num_draws += 1
         num_units += candidates.cost_F[next_K[k]]

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import DataConfig, DomainFiles
+from versatune_ds.data.encoding.columns import UNREAD_WAY_OUT, describe_labels, describe_text
 from versatune_ds.data.encoding.data_warnings import MAX_CUT_SHARE, cut_share, describe_cut, describe_warnings
 from versatune_ds.data.encoding.template_abilities import probe_template
 from versatune_ds.data.encoding.templates import choose_template, template_digest
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
-from versatune_ds.data.encoding.unread_columns import UNREAD_WAY_OUT, describe_labels, describe_text
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.prepare.encode_records import EncodeSettings, RecordEncoder
 from versatune_ds.data.prepare.one_domain import (
@@ -36,16 +36,14 @@ from versatune_ds.data.prepare.one_domain import (
     check_summary,
     read_summary,
 )
-from versatune_ds.data.prepare.table import SplitCounts, format_table
+from versatune_ds.data.prepare.split_builder import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
-from versatune_ds.data.sources.domain_files import domain_files, iter_texts, key_of
+from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.domains import DomainSet
 from versatune_ds.run_folder.atomic import atomic_folder
 from versatune_ds.run_folder.file_lock import locked
-
-__all__ = ["PreparedData", "iter_texts", "prepare_domains"]
 
 _logger = logging.getLogger(__name__)
 
@@ -103,9 +101,10 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
     # Prepare each domain, unless it was prepared before.
     folders, found, counts = [], [], []
     for name, files in files_of_domain.items():
-        encoder = RecordEncoder(
-            tokenizer=tokenizer, template=template, abilities=abilities, settings=_settings(data, files=files)
+        settings = EncodeSettings(
+            row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
         )
+        encoder = RecordEncoder(tokenizer=tokenizer, template=template, abilities=abilities, settings=settings)
         task = _task(data, name=name, files=files)
         folder, is_found = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
         folders.append(folder)
@@ -128,15 +127,7 @@ def _to_verify(found: Sequence[Path]) -> set[Path]:
     return set(found) if num_bytes < _MAX_VERIFIED_BYTES else set()
 
 
-def _settings(data: DataConfig, *, files: DomainFiles) -> EncodeSettings:
-    """Return the settings of a domain's encoder."""
-    return EncodeSettings(
-        row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
-    )
-
-
 def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
-    """Return a domain's task, with its sources resolved to files."""
     key, valid_key = (key_of(data, domain=name, split=split) for split in ("train", "valid"))
     return DomainTask(
         name=name,
@@ -178,11 +169,7 @@ def _prepare_domain(
 def _check_built(
     place: Path, *, summary: DomainSummary, task: DomainTask, max_bad_rows: float, kept_bad_rows: Path
 ) -> None:
-    """Check a domain just built; if it is refused, keep only its list of bad rows.
-
-    Raises:
-        ValueError: If the domain is refused.
-    """
+    """Raise ValueError if a domain just built is refused; of such a domain, only the list of bad rows is kept."""
     try:
         check_summary(summary, task=task, max_bad_rows=max_bad_rows, bad_rows=kept_bad_rows)
     except ValueError:
@@ -199,7 +186,6 @@ def _fingerprint(task: DomainTask, *, settings: dict[str, Any], digests: SourceD
 
 
 def _file_name(domain: str) -> str:
-    """Return a domain's name as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", domain)[:64].lstrip(".") or "domain"
 
 

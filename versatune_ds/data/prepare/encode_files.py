@@ -7,17 +7,19 @@ which are not, run in the processes of `datasets`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from versatune_ds.data.prepare.child_processes import ending_with_parent
 from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.sources.readers import read_records
 
@@ -25,6 +27,8 @@ _RECORD_SCHEMA = pa.schema(
     [("file", pa.int32()), ("line", pa.int64()), ("json_text", pa.large_string()), ("problem", pa.string())]
 )
 _RECORDS_PER_BATCH = 256
+_PR_SET_PDEATHSIG = 1
+_is_asked_for = threading.Event()
 _MIN_RECORDS_PER_PROCESS = 2000  # with fewer, starting a process costs more than it saves
 
 
@@ -49,7 +53,7 @@ def encode_files(
     # Records to output lines, in many processes.
     records = datasets.Dataset.from_file(str(work / "records.arrow")).with_format("arrow")
     num_processes = min(num_processes, max(1, num_records // _MIN_RECORDS_PER_PROCESS))
-    with _quiet_progress(), _one_thread_each(num_processes), ending_with_parent():
+    with _quiet_progress(), _one_thread_each(num_processes), _ending_with_parent():
         encoded = records.map(
             encoder,
             batched=True,
@@ -70,19 +74,16 @@ def encode_files(
 def _write_records(files: Sequence[Path], *, path: Path) -> int:
     """Write the records of files, in order, as one Arrow stream; return their number."""
     num_records = 0
+    rows = (
+        {"file": number, "line": record.line, "json_text": record.json_text, "problem": record.problem}
+        for number, file in enumerate(files)
+        for record in read_records(file)
+    )
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_stream(stream, _RECORD_SCHEMA) as writer:
-        rows = _rows(files)
         while batch := list(islice(rows, _RECORDS_PER_BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_RECORD_SCHEMA))
             num_records += len(batch)
     return num_records
-
-
-def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the records of files as rows of the record schema."""
-    for number, file in enumerate(files):
-        for record in read_records(file):
-            yield {"file": number, "line": record.line, "json_text": record.json_text, "problem": record.problem}
 
 
 @contextlib.contextmanager
@@ -111,3 +112,31 @@ def _one_thread_each(num_processes: int) -> Iterator[None]:
             os.environ.pop("TOKENIZERS_PARALLELISM", None)
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+@contextlib.contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    """Have children forked within the block killed when this process dies; elsewhere than on Linux, do nothing.
+
+    `datasets` starts its own workers and offers no hook. If their parent is killed, they block forever and keep their
+    memory. On Linux each child can ask the kernel, after its fork, to be killed with its parent.
+    """
+    if sys.platform == "linux":
+        _watch_forks()
+        _is_asked_for.set()
+    try:
+        yield
+    finally:
+        _is_asked_for.clear()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    """Register, once a process, what children do after a fork."""
+    library = ctypes.CDLL(None)  # loaded here: a child of a process with threads should load nothing
+
+    def ask_in_child() -> None:
+        if _is_asked_for.is_set():
+            library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    os.register_at_fork(after_in_child=ask_in_child)

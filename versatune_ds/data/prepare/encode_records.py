@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ds.data.encoding.control_tokens import texts_found, texts_hold
+from versatune_ds.data.encoding.control_tokens import texts_found
 from versatune_ds.data.encoding.data_warnings import with_details
 from versatune_ds.data.encoding.encode import EncodedExample, encode_rendered
 from versatune_ds.data.encoding.forms import Example, parse_example
 from versatune_ds.data.encoding.loss_spans import RenderedExample, TemplateMismatchError, render_example
-from versatune_ds.data.encoding.template_abilities import TemplateAbilities, fit_to_template, parts_as_text
+from versatune_ds.data.encoding.template_abilities import TemplateAbilities, fit_to_template
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 
 _NOT_UNICODE = "contains half of a surrogate pair, which is not valid text"
@@ -107,7 +107,7 @@ class RecordEncoder:
             found = with_details("control_in_text", texts_found(example.text, control.all))
             return RenderedExample(text=example.text, loss_spans=None, is_plain=True, warnings=tuple(found))
         # A conversation, in a form that the template can print.
-        fitted = fit_to_template(example, abilities=self.abilities)
+        fitted, warnings = fit_to_template(example, abilities=self.abilities)
         rendered = render_example(
             list(fitted.turns),
             tokenizer=self.tokenizer,
@@ -119,14 +119,14 @@ class RecordEncoder:
         # Warnings.
         texts = [turn["content"] for turn in example.turns]
         answers = [turn["content"].rstrip() for turn in example.turns if turn["role"] == "assistant"]
-        warnings = [*parts_as_text(example, abilities=self.abilities), *rendered.warnings]
+        warnings += rendered.warnings
         if rendered.as_text:
             found = texts_found([*texts, *example.tools], control.all)
             warnings += with_details("control_as_text", found) or ["control_as_text"]
         ends = [end for end in control.of_turns if any(answer.endswith(end) for answer in answers)]
         warnings += with_details("ended_twice", ends)
         warnings += with_details("marks_in_text", texts_found(texts, control.marks))
-        if texts_hold(texts, control.others):
+        if texts_found(texts, control.others):
             warnings.append("special_in_text")
         return dataclasses.replace(rendered, warnings=tuple(warnings))
 
@@ -188,7 +188,6 @@ def content_hash(example: Example) -> int:
 
 
 def _normalised(text: str) -> str:
-    """Return a text in one letter case with single spaces."""
     return " ".join(text.split()).casefold()
 
 

@@ -18,11 +18,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from versatune_ds.data.encoding.unread_columns import UnreadColumn, UnreadCounter, columns_from_json
+from versatune_ds.data.encoding.columns import UnreadColumn, UnreadCounter
 from versatune_ds.data.prepare.encode_files import encode_files
 from versatune_ds.data.prepare.encode_records import RecordEncoder
-from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder
-from versatune_ds.data.prepare.table import SplitCounts
+from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder, SplitCounts
+from versatune_ds.data.sources.records import printable
 
 SUMMARY_NAME = "summary.json"
 BAD_ROWS_NAME = "bad_rows.jsonl"
@@ -118,7 +118,7 @@ def read_summary(folder: Path) -> DomainSummary:
     return DomainSummary(
         rows=(train, valid),
         problems=tuple(values["problems"]),
-        unread=columns_from_json(values["unread"]),
+        unread=tuple(UnreadColumn(**column) for column in values["unread"]),
         empty_files=tuple(values["empty_files"]),
     )
 
@@ -190,13 +190,7 @@ def _count_unread(counter: UnreadCounter, *, lines: Lines, files: Sequence[Path]
 
 
 def _first_problems(path: Path) -> tuple[str, ...]:
-    """Return the first bad rows as file:line: reason."""
     with path.open(encoding="utf-8") as stream:
         first = [json.loads(line) for line, _ in zip(stream, range(_NUM_PROBLEMS_SHOWN), strict=False)]
-    return tuple(_printable(f"{entry['file']}:{entry['line']}: {entry['reason']}") for entry in first)
-
-
-def _printable(text: str) -> str:
-    """Return a text from a data file, safe for a terminal and not too long."""
-    shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= _MAX_PROBLEM_CHARACTERS else shown[:_MAX_PROBLEM_CHARACTERS] + "..."
+    texts = (f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in first)
+    return tuple(printable(text, max_characters=_MAX_PROBLEM_CHARACTERS) for text in texts)

@@ -30,12 +30,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, *, max_tokens: int) -> None:
-        """Open a writer in an existing empty folder.
-
-        Args:
-            folder: Where the files go.
-            max_tokens: Upper bound of an example's length, which determines the number of examples in a chunk.
-        """
+        """Open a writer in an existing empty folder; the bound of lengths, `max_tokens`, decides the size of chunks."""
         self._folder = folder
         self._examples_per_chunk = int(np.clip(_TOKENS_PER_CHUNK // max_tokens, 64, 16384))
         self._token_rows: list[np.ndarray] = []
@@ -135,7 +130,6 @@ def describe_file(path: Path, *, num_examples: int) -> ShardFile:
 
 
 def _list_column(rows: list[np.ndarray]) -> pa.ListArray:
-    """Return int32 rows of unequal length as one Arrow list column."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     values = np.concatenate(rows).astype(np.int32, copy=False)

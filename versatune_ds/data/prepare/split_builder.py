@@ -1,6 +1,7 @@
-"""Build one split of one domain: examples go into shards, everything is counted.
+"""Build one split of one domain: examples go into shards, everything is counted and shown as a table.
 
-A record is counted at its first output line (piece 0); every line with tokens is an example.
+A record is counted at its first output line (piece 0); every line with tokens is an example. Counts and table call a
+record a row, as the key `data.max_bad_rows` does.
 
 Shape legend: **L** output lines of a batch.
 """
@@ -8,7 +9,8 @@ Shape legend: **L** output lines of a batch.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from versatune_ds.data.prepare.shard_writer import ShardWriter
-from versatune_ds.data.prepare.table import SplitCounts
+from versatune_ds.data.sources.records import printable
+from versatune_ds.text_table import text_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,34 @@ class Lines:
         return np.array([bool(problem) for problem in self.problem], dtype=np.bool_)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitCounts:
+    """Counts of one split of one domain; the fields are keys of a domain's summary.json."""
+
+    domain: str
+    split: str
+    num_files: int
+    num_rows: int
+    """Rows read, bad ones included; rows held out by hash count under `valid`."""
+    num_bad_rows: int
+    num_without_loss: int
+    """Rows dropped because none of their tokens bears loss (for example an answer that is cut off completely)."""
+    num_examples: int
+    num_tokens: int
+    num_loss_tokens: int
+    longest_tokens: int
+    num_long_rows: int
+    """Rows longer than `row_tokens`: truncated, or split, as `data.long_examples` says."""
+    num_cut_tokens: int
+    """Tokens that truncation cut off."""
+    num_duplicates: int
+    """Rows with the content of an earlier row of the split, apart from white space and letter case; they are kept."""
+    num_in_train: int = 0
+    """Held-out rows whose content is also trained on in the same domain."""
+    remarks: dict[str, int] = field(default_factory=dict)
+    """Rows of each warning, by the keys of `data_warnings.DATA_WARNINGS`; they are logged, not in the table."""
+
+
 class SplitBuilder:
     """Write the shards of one split, and count its records."""
 
@@ -68,9 +99,7 @@ class SplitBuilder:
         """Open a shard writer in a new folder; no example may be longer than `max_tokens`."""
         folder.mkdir()
         self._writer = ShardWriter(folder, max_tokens=max_tokens)
-        self._counts = dict.fromkeys(("num_rows", "num_bad_rows", "num_without_loss"), 0)
-        self._num_long_rows = 0
-        self._num_cut_tokens = 0
+        self._counts = Counter(num_rows=0, num_bad_rows=0, num_without_loss=0, num_long_rows=0, num_cut_tokens=0)
         self._max_tokens = max_tokens
         self._warnings: Counter[str] = Counter()
         self._content_hashes: list[np.ndarray] = []
@@ -81,11 +110,13 @@ class SplitBuilder:
         num_tokens_L = np.diff(lines.token_offsets)
         is_row_L = is_selected_L & (lines.piece == 0)
         is_bad_L = lines.is_bad
-        self._counts["num_rows"] += int(is_row_L.sum())
-        self._counts["num_bad_rows"] += int((is_row_L & is_bad_L).sum())
-        self._counts["num_without_loss"] += int((is_row_L & ~is_bad_L & (num_tokens_L == 0)).sum())
-        self._num_long_rows += int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum())
-        self._num_cut_tokens += int(lines.num_cut_tokens[is_row_L].sum())
+        self._counts.update(
+            num_rows=int(is_row_L.sum()),
+            num_bad_rows=int((is_row_L & is_bad_L).sum()),
+            num_without_loss=int((is_row_L & ~is_bad_L & (num_tokens_L == 0)).sum()),
+            num_long_rows=int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum()),
+            num_cut_tokens=int(lines.num_cut_tokens[is_row_L].sum()),
+        )
         for i in np.flatnonzero(is_row_L & (num_tokens_L > 0)).tolist():
             self._warnings.update(lines.warnings[i])
         self._content_hashes.append(lines.content_hash[is_row_L & (num_tokens_L > 0)])
@@ -109,8 +140,6 @@ class SplitBuilder:
             num_tokens=manifest.num_tokens,
             num_loss_tokens=manifest.num_loss_tokens,
             longest_tokens=manifest.longest_tokens,
-            num_long_rows=self._num_long_rows,
-            num_cut_tokens=self._num_cut_tokens,
             num_duplicates=len(content_hashes) - len(np.unique(content_hashes)),
             remarks=dict(self._warnings),
             **self._counts,
@@ -119,3 +148,37 @@ class SplitBuilder:
     def content_hashes(self) -> np.ndarray:
         """Return the content hashes of the records with examples, uint64 (8 bytes a record)."""
         return np.concatenate(self._content_hashes) if self._content_hashes else np.zeros(0, dtype=np.uint64)
+
+
+_HEADINGS = {
+    "domain": "domain",
+    "split": "split",
+    "num_files": "files",
+    "num_rows": "rows",
+    "num_bad_rows": "bad rows",
+    "num_without_loss": "no loss",
+    "num_examples": "examples",
+    "num_tokens": "tokens",
+    "num_loss_tokens": "loss tokens",
+    "longest_tokens": "longest",
+    "num_long_rows": "long rows",
+    "num_cut_tokens": "tokens cut",
+    "num_duplicates": "duplicates",
+    "num_in_train": "in train",
+}
+assert set(_HEADINGS) == {entry.name for entry in fields(SplitCounts)} - {"remarks"}
+_NOTES = {
+    "num_duplicates": "rows with the content of an earlier row of the same split; they are kept",
+    "num_in_train": "held-out rows that the domain trains on too; its loss looks better than it is",
+}
+
+
+def format_table(rows: Sequence[SplitCounts]) -> str:
+    """Return the counts as aligned text, one line per split, with notes on duplicates if there are any."""
+    cells = [[_cell(getattr(row, name)) for name in _HEADINGS] for row in rows]
+    notes = [f"{_HEADINGS[name]}: {meaning}" for name, meaning in _NOTES.items() if any(getattr(r, name) for r in rows)]
+    return "\n".join([text_table(list(_HEADINGS.values()), cells, num_left=2), *notes])
+
+
+def _cell(value: str | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else printable(value)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from versatune_ds.data.sources.records import plain_value, unreadable
@@ -43,8 +42,10 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 def _plain_values(column: pa.Array) -> list[Any]:
     """Return a column's values; one by one if it has maps (lists of pairs in Python) or cannot be converted at once."""
     if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
-        # Python would write 0.1 as 0.10000000149011612, and the model would be trained on that.
-        return [None if value is None else plain_value(float(str(value))) for value in _as_numpy(column)]
+        # Through numpy's text, which has only the digits that the column stores: Python would write 0.1 as
+        # 0.10000000149011612, and the model would be trained on that.
+        kind = column.type.to_pandas_dtype()
+        return [None if value is None else plain_value(float(str(kind(value)))) for value in column.to_pylist()]
     if not _has_map(column.type):
         try:
             return [plain_value(value) for value in column.to_pylist()]
@@ -53,14 +54,7 @@ def _plain_values(column: pa.Array) -> list[Any]:
     return [_plain_scalar(scalar) for scalar in column]
 
 
-def _as_numpy(column: pa.Array) -> list[np.floating | None]:
-    """Return a column of 16 or 32 bit floats as numpy values, whose text has only the digits that they store."""
-    kind = column.type.to_pandas_dtype()
-    return [None if value is None else kind(value) for value in column.to_pylist()]
-
-
 def _has_map(kind: pa.DataType) -> bool:
-    """Return whether a type is or contains a map."""
     if isinstance(kind, pa.BaseExtensionType):
         return _has_map(kind.storage_type)
     return pa.types.is_map(kind) or any(_has_map(kind.field(i).type) for i in range(kind.num_fields))

@@ -12,14 +12,20 @@ from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
 from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.sources.data_folders import entries_of_folder, is_description, warn_of_skipped
-from versatune_ds.data.sources.find_files import MissingDataError, find_files, is_saved_dataset
+from versatune_ds.data.sources.find_files import (
+    MissingDataError,
+    entries_of_folder,
+    find_files,
+    is_description,
+    is_saved_dataset,
+    warn_of_skipped,
+)
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, write_corpus
 from versatune_ds.domains import domain_name
+from versatune_ds.log import silence, warn_once
 from versatune_ds.run_folder.file_lock import locked
-from versatune_ds.warn_once import silence, warn_once
 
 
 def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
@@ -73,7 +79,6 @@ def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
 
 
 def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[ValueError]:
-    """Yield what is wrong with each domain's and split's files."""
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for split in ("train", "valid"):
             local = [source for source in getattr(files, split) or () if isinstance(source, str)]
@@ -158,11 +163,7 @@ def has_test_rows(data: DataConfig) -> bool:
 
 
 def _paths_by_domain(folder: Path) -> dict[str, Path]:
-    """Return the data files and folders in a folder by domain name (the name without suffixes), sorted.
-
-    Raises:
-        ValueError: If two have the same name, the folder is a data set saved by `datasets`, or a link is broken.
-    """
+    """Return the data files and folders in a folder by domain name (the name without suffixes), sorted by it."""
     if is_saved_dataset(folder):
         raise ValueError(
             f"data.folder: {folder} is one saved data set, not a folder of domains; name it in data.domains"

@@ -2,25 +2,39 @@
 
 A file, a glob, a folder, a data set saved by `datasets` and a Hub name all become an ordered list of local files, so
 the same readers serve them all. Names are sorted, because the order of a directory differs between machines.
+
+Below a folder, links are followed, each file is listed once, and descriptions are skipped. Links are followed last: a
+file that can be reached without a link keeps its own name.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
 
 from versatune_ds.config import HubDataset
-from versatune_ds.data.sources.data_folders import files_below, is_description, warn_of_skipped, without_repeats
 from versatune_ds.data.sources.readers import SUFFIXES, format_of
 from versatune_ds.data.sources.records import COMPRESSIONS
-from versatune_ds.warn_once import warn_once
+from versatune_ds.log import first_line, warn_once
 
 Source = str | HubDataset
+
+_MAX_NAMES = 3
+_DESCRIPTIONS = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog|authors|contributing|code_of_conduct)([._-].*)?\.txt"
+    r"|(md5|sha1|sha256|sha512)sums?\.txt|(md5|sha1|sha256|sha512|checksums?)\.txt|requirements\.txt"
+    r"|dataset_infos?\.json|dataset_dict\.json|metadata\.json|croissant\.json|datapackage\.json|readme\.json"
+    r"|~\$.*",
+    re.IGNORECASE,
+)
+_FILES_OF_DATASETS = re.compile(r"state\.json|cache-\w+\.arrow")
+_MACHINE_FOLDERS = frozenset(("_delta_log", "_temporary", "_spark_metadata", "__pycache__", "__macosx"))
 
 
 class MissingDataError(ValueError):
@@ -50,12 +64,11 @@ def find_files(sources: Sequence[Source], *, key: str) -> tuple[Path, ...]:
 
 
 def _files_of(source: Source, *, key: str) -> list[Path]:
-    """Return the files of one source."""
     if isinstance(source, HubDataset):
         return _files_of_hub_dataset(source, key=key)
     path = Path(source).expanduser()
     if path.is_dir():
-        return files_of_folder(path, key=key)
+        return _files_of_folder(path, key=key)
     if path.is_file():
         return [_readable(path, key=key)]
     if glob.has_magic(source):
@@ -96,7 +109,7 @@ def _pattern(path: Path) -> str:
     return glob.escape(str(literal))
 
 
-def files_of_folder(folder: Path, *, key: str) -> list[Path]:
+def _files_of_folder(folder: Path, *, key: str) -> list[Path]:
     """Return the data files below a folder, or those of a data set that `save_to_disk` wrote there.
 
     Links are followed; each file is read once. Hidden files are skipped silently, other files that are not data with a
@@ -104,14 +117,14 @@ def files_of_folder(folder: Path, *, key: str) -> list[Path]:
     """
     _check_no_splits(folder, key=key)
     if is_saved_dataset(folder):
-        return _files_of_saved_dataset(folder, key=key)
-    content = files_below(folder, key=key)
-    for path in content.skipped:
+        return _cache_files(datasets.load_from_disk(str(folder)), key=key)
+    files, skipped, repeated = files_below(folder, key=key)
+    for path in skipped:
         _check_no_splits(path.parent, key=key)
-    warn_of_skipped(content.skipped, content.repeated, key=key)
-    if not content.files:
+    warn_of_skipped(skipped, repeated, key=key)
+    if not files:
         raise ValueError(f"{key}: {folder} has no data file; expected one of {', '.join(SUFFIXES)}")
-    return list(content.files)
+    return list(files)
 
 
 def _check_no_splits(folder: Path, *, key: str) -> None:
@@ -126,11 +139,6 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
-def _files_of_saved_dataset(folder: Path, *, key: str) -> list[Path]:
-    """Return the Arrow files of a data set written by `save_to_disk`."""
-    return _cache_files(datasets.load_from_disk(str(folder)), key=key)
-
-
 def _files_of_hub_dataset(source: HubDataset, *, key: str) -> list[Path]:
     """Return the Arrow files of a data set from the Hub, downloaded into the cache of `datasets` if needed.
 
@@ -139,13 +147,12 @@ def _files_of_hub_dataset(source: HubDataset, *, key: str) -> list[Path]:
     try:
         dataset = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
     except Exception as error:  # datasets, huggingface_hub and the network raise different ones
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{key}: cannot load {source.hub!r} (split {source.split!r}): {reason}") from error
     return _cache_files(dataset, key=key)
 
 
 def _cache_files(dataset: object, *, key: str) -> list[Path]:
-    """Return the Arrow files of a data set."""
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     if not files:
         raise ValueError(f"{key}: the data set has no files on disk")
@@ -158,3 +165,93 @@ def _readable(path: Path, *, key: str) -> Path:
         known = f"{', '.join(SUFFIXES)}, the text formats also with {' or '.join(COMPRESSIONS)}"
         raise ValueError(f"{key}: {path}: unknown format {path.suffix!r}; known: {known}")
     return path
+
+
+def is_description(path: Path) -> bool:
+    """Return whether the name of a file or folder is that of a description: README.txt, dataset_infos.json."""
+    if _FILES_OF_DATASETS.fullmatch(path.name):  # only beside what `datasets` saves; elsewhere they may be data
+        return (path.parent / "dataset_info.json").exists()
+    return path.name.lower() in _MACHINE_FOLDERS or _DESCRIPTIONS.fullmatch(path.name) is not None
+
+
+def files_below(folder: Path, *, key: str) -> tuple[tuple[Path, ...], tuple[Path, ...], tuple[Path, ...]]:
+    """Return the files below a folder and behind its links.
+
+    Returns:
+        Data files, sorted; files that are not data (an unknown format, or the name of a description; hidden files are
+        not listed); links to files that are listed under another name.
+
+    Raises:
+        ValueError: If a folder cannot be listed, or a link to a data file or a folder is broken.
+    """
+    found = list(_walk(folder, key=key))
+    data = [path for path in found if format_of(path) and path.is_file() and not is_description(path)]
+    files, repeated = without_repeats(data)
+    return files, tuple(sorted(set(found) - set(data))), repeated
+
+
+def without_repeats(paths: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return files, each once, sorted, and their other names; a name that is not a link is preferred."""
+    real_of = {path: os.path.realpath(path) for path in paths}
+    name_of: dict[str, Path] = {}
+    repeated = []
+    for path in sorted(real_of, key=lambda path: (real_of[path] != os.path.abspath(path), path)):
+        if name_of.setdefault(real_of[path], path) is not path:
+            repeated.append(path)
+    return tuple(sorted(name_of.values())), tuple(sorted(repeated))
+
+
+def warn_of_skipped(skipped: Sequence[Path], repeated: Sequence[Path], *, key: str) -> None:
+    """Log once which files of a folder or a glob are not read."""
+    if skipped:
+        verb = "is not a data file" if len(skipped) == 1 else "are not data files"
+        warn_once(f"{key}: {_listed(skipped)} {verb}; skipped")
+    if repeated:
+        verb = "is a link to a file" if len(repeated) == 1 else "are links to files"
+        warn_once(f"{key}: {_listed(repeated)} {verb} read already; skipped")
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    """Return paths in one line; of many, only the first."""
+    more = f" and {len(paths) - _MAX_NAMES:,} more" if len(paths) > _MAX_NAMES else ""
+    return ", ".join(map(str, paths[:_MAX_NAMES])) + more
+
+
+def _walk(folder: Path, *, key: str) -> Iterator[Path]:
+    """Yield the files in and below a folder; each real folder is entered once, so links cannot loop."""
+    pending, links, entered = [folder], [], set()
+    above = {str(path) for path in Path(os.path.realpath(folder)).parents}
+    while pending or links:
+        is_link = not pending
+        current = links.pop(0) if is_link else pending.pop()
+        real = os.path.realpath(current)
+        if is_link and real in above:
+            warn_once(f"{key}: {current} is a link to a folder above {folder}; skipped")
+            continue
+        if real in entered:
+            continue
+        entered.add(real)
+        for path in entries_of_folder(current, key=key):
+            if not path.is_dir() or is_description(path):
+                yield path
+            elif path.is_symlink():
+                links.append(path)
+            else:
+                pending.append(path)
+
+
+def entries_of_folder(folder: Path, *, key: str) -> list[Path]:
+    """Return the entries of a folder, sorted, without hidden ones.
+
+    Raises:
+        ValueError: If the folder cannot be listed, or a link to a data file or a folder is broken.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise ValueError(f"{key}: {folder} cannot be listed: {error.strerror}") from None
+    paths = [path for path in paths if not path.name.startswith(".")]
+    for path in paths:
+        if path.is_symlink() and not path.exists() and (format_of(path) or not path.suffix):
+            raise ValueError(f"{key}: {path} is a link to {os.readlink(path)}, which does not exist; fix or remove it")
+    return paths

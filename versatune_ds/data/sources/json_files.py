@@ -7,6 +7,7 @@ read into memory completely.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 from versatune_ds.data.sources.records import Record, json_text, open_text, parse_json, read_lines
 
 _CHARACTERS_PER_READ = 1 << 16
+_SEPARATORS = re.compile(r"[ \t\r\n,]*")
 _KEYS_OF_A_RECORD = ("messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
 _MAX_FIRST_LINE_CHARACTERS = 1 << 26  # a longer first line is read as part of one object
 
@@ -51,7 +53,7 @@ def _read_json_array(path: Path) -> Iterator[Record]:
         line += buffer.count("\n", 0, place)
         while True:
             # Find the end of the next element.
-            start = _after_separators(buffer, place)
+            start = _SEPARATORS.match(buffer, place).end()
             line += buffer.count("\n", place, start)
             try:
                 _, end = decoder.raw_decode(buffer, start)
@@ -92,13 +94,6 @@ def _read_first_block(stream: TextIO) -> str:
     return text
 
 
-def _after_separators(text: str, place: int) -> int:
-    """Return the first position from `place` on that is neither white space nor a comma."""
-    while place < len(text) and text[place] in " \t\r\n,":
-        place += 1
-    return place
-
-
 def _is_json_lines(path: Path) -> bool:
     """Return whether the first line that is not blank is a complete object, and more follows it."""
     with open_text(path) as stream:
@@ -109,7 +104,6 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _is_json_object(text: str) -> bool:
-    """Return whether a text is a complete JSON object."""
     try:
         return isinstance(parse_json(text), dict)
     except (ValueError, RecursionError):
@@ -129,7 +123,6 @@ def _read_json_object(path: Path, *, text: str) -> Iterator[Record]:
 
 
 def _entries(value: Any) -> list[Any]:
-    """Return the records in an object."""
     if not isinstance(value, dict):
         return [value]
     if value and all(isinstance(entry, dict) for entry in value.values()):

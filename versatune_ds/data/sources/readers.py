@@ -58,7 +58,6 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def _read_text_lines(path: Path) -> Iterator[Record]:
-    """Yield every line of a text file as a record with `text`."""
     for number, text, problem in read_lines(path):
         yield Record(line=number, json_text=json_text({"text": text}), problem=problem)
 
@@ -82,7 +81,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
             except StopIteration:
                 return
             except csv.Error as error:
-                if "unexpected end" in str(error):
+                if "unexpected end" in str(error):  # csv has one type for all errors
                     raise ValueError(f"{path}:{line + 1}: a quote in this row is never closed; close it") from None
                 yield Record(line=line + 1, json_text="{}", problem=f"not valid CSV: {error}")
             else:
@@ -107,7 +106,6 @@ def _row_of_table(cells: list[str], *, header: list[str], line: int) -> Record:
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
-    """Yield the rows of a Parquet file."""
     with pq.ParquetFile(path) as file:
         yield from _read_batches(file.iter_batches(batch_size=_ROWS_PER_READ))
 
@@ -125,7 +123,6 @@ def _read_arrow(path: Path) -> Iterator[Record]:
 
 
 def _read_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
-    """Yield the rows of record batches, numbered from 1."""
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS_PER_READ):

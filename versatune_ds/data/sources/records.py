@@ -94,6 +94,26 @@ def why_unreadable(value: Any) -> str:
     return value.get(_UNREADABLE, "") if isinstance(value, dict) else ""
 
 
+def texts_in(value: Any, *, with_keys: bool = False) -> list[str]:
+    """Return all texts in a JSON-like value, at any depth; not the reasons of values that cannot be read."""
+    found, pending = [], [value]
+    while pending:
+        entry = pending.pop()
+        if isinstance(entry, str):
+            found.append(entry)
+        elif isinstance(entry, dict) and not why_unreadable(entry):
+            pending += [*entry.keys(), *entry.values()] if with_keys else entry.values()
+        elif isinstance(entry, (list, tuple)):
+            pending += entry
+    return found
+
+
+def printable(text: str, *, max_characters: int | None = None) -> str:
+    """Return a text from a data file, safe for a terminal and not too long."""
+    shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= (max_characters or len(shown)) else shown[:max_characters] + "..."
+
+
 def open_bytes(path: Path) -> BinaryIO:
     """Open a file, decompress it, and skip a UTF-8 byte order mark.
 

@@ -20,11 +20,7 @@ _NUM_THREADS = 4
 
 
 class SourceDigests:
-    """Digests of source files, cached in a folder.
-
-    Attributes:
-        cache_dir: Folder with the cache, `source_digests.json`.
-    """
+    """Digests of source files, cached in `source_digests.json` of the folder `cache_dir`."""
 
     def __init__(self, cache_dir: Path) -> None:
         """Read the cache; one that cannot be read counts as empty."""
@@ -43,16 +39,13 @@ class SourceDigests:
         with ThreadPoolExecutor(max_workers=_NUM_THREADS) as pool:
             for i, digest in zip(unknown, pool.map(digest_of_file, [paths[i] for i in unknown]), strict=True):
                 found[keys[i]] = digest
-        self._store({keys[i]: found[keys[i]] for i in unknown if _is_settled(paths[i])})
+        settled = {keys[i]: found[keys[i]] for i in unknown if _is_settled(paths[i])}
+        if settled:
+            self._known |= settled
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            # In one step; of two writers at once, the last one wins.
+            write_text(self._path, json.dumps(self._known, indent=0))
         return [f"{path.name}:{found[key]}" for path, key in zip(paths, keys, strict=True)]
-
-    def _store(self, digests: dict[str, str]) -> None:
-        """Add digests to the cache on disk in one step; of two writers at once, the last one wins."""
-        if not digests:
-            return
-        self._known |= digests
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        write_text(self._path, json.dumps(self._known, indent=0))
 
 
 def _key(path: Path) -> str:

@@ -3,7 +3,7 @@
 With it a mixture can be tried without data or a network. Small models learn it in minutes. Its domains differ in
 difficulty, and help or hurt one another: finance, science and code share percentages and products, medicine and general
 share illnesses, law and general share lookups; general contradicts law and finance on what 16 words mean
-(`meaning.py`).
+(`facts.meaning_rule`).
 
 Not covered: held-out questions are new, but most facts and sums behind them occur in training; the language is that of
 templates. Illnesses and drugs are invented.
@@ -25,7 +25,12 @@ by 0.11.
 
 from __future__ import annotations
 
-from versatune_ds.data.synthetic.corpus import DEFAULT_NUM_ROWS, write_corpus
-from versatune_ds.data.synthetic.records import DOMAIN_NAMES, generate_records, num_available_records
+from versatune_ds.data.synthetic.corpus import (
+    DEFAULT_NUM_ROWS,
+    DOMAIN_NAMES,
+    generate_records,
+    num_available_records,
+    write_corpus,
+)
 
 __all__ = ["DEFAULT_NUM_ROWS", "DOMAIN_NAMES", "generate_records", "num_available_records", "write_corpus"]

@@ -1,4 +1,8 @@
-"""Write the built-in corpus to a folder: one JSONL file per split and domain, and corpus.json, which describes them."""
+"""Generate the records of the built-in corpus, and write them to a folder.
+
+Record i is a function of (seed, domain, split, i). The folder has one JSONL file per split and domain, and corpus.json,
+which describes them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,32 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.data.synthetic.records import DOMAIN_NAMES, generate_records
-from versatune_ds.data.synthetic.space import SPLIT_LANES
-from versatune_ds.domains import DomainSet
+from versatune_ds.data.synthetic.number_rules import CODE_RULES, FINANCE_RULES, SCIENCE_RULES
+from versatune_ds.data.synthetic.space import (
+    SPLIT_LANES,
+    Rule,
+    Split,
+    num_questions_in_split,
+    question_number,
+    render_question,
+)
+from versatune_ds.data.synthetic.word_rules import GENERAL_RULES, LAW_RULES, MEDICINE_RULES
+from versatune_ds.domains import DomainSet, nearest_name
 from versatune_ds.run_folder.atomic import atomic_file
 
 _LOGGER = logging.getLogger(__name__)
+
+ChatRecord = dict[str, list[dict[str, str]]]
+
+RULES_OF_DOMAIN: dict[str, tuple[Rule, ...]] = {
+    "law": LAW_RULES,
+    "medicine": MEDICINE_RULES,
+    "finance": FINANCE_RULES,
+    "science": SCIENCE_RULES,
+    "code": CODE_RULES,
+    "general": GENERAL_RULES,
+}
+DOMAIN_NAMES: tuple[str, ...] = tuple(RULES_OF_DOMAIN)
 
 _DESCRIPTION_NAME = "corpus.json"
 FORMAT_VERSION = 1
@@ -27,6 +51,57 @@ DEFAULT_NUM_ROWS: dict[str, int] = {
     "code": 2500,
     "general": 3500,
 }
+
+
+def generate_records(domain: str, *, split: Split, num_rows: int, seed: int) -> Iterator[ChatRecord]:
+    """Return an iterator over the first `num_rows` records of a domain's split, in constant memory.
+
+    Rules take turns in blocks as long as the sum of their weights. So every prefix has about the same share of each
+    rule, and a longer corpus begins with the shorter one.
+
+    Args:
+        domain: One of DOMAIN_NAMES.
+        split: "train", "valid" or "test"; no two splits share a question, of any domain, for any two seeds.
+        num_rows: Number of records, at most `num_available_records`.
+        seed: Decides which questions are asked, and their order.
+
+    Returns:
+        Records as `{"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}`.
+
+    Raises:
+        ValueError: If the domain or split is unknown or has fewer records; at the call, not at the first record.
+    """
+    num_available = num_available_records(domain, split=split)
+    if not 0 <= num_rows <= num_available:
+        raise ValueError(
+            f"num_rows: {domain}/{split} has {num_available} rows without repeating a question; got {num_rows}"
+        )
+    # One block: each rule as often as its weight, with the number of its earlier turns in the block.
+    turns = [(rule, turn) for rule in RULES_OF_DOMAIN[domain] for turn in range(rule.weight)]
+    return (_record(turns, split=split, index=index, order_key=f"{seed}/{domain}") for index in range(num_rows))
+
+
+def num_available_records(domain: str, *, split: Split) -> int:
+    """Return how many records a domain's split has before one of its rules runs out of new questions.
+
+    Raises:
+        ValueError: If the domain or the split is unknown.
+    """
+    if domain not in RULES_OF_DOMAIN:
+        raise ValueError(f"domain: unknown domain {domain!r}; {nearest_name(domain, DOMAIN_NAMES)}")
+    if split not in SPLIT_LANES:
+        raise ValueError(f"split: unknown split {split!r}; {nearest_name(split, tuple(SPLIT_LANES))}")
+    rules = RULES_OF_DOMAIN[domain]
+    num_blocks = min(num_questions_in_split(rule, split) // rule.weight for rule in rules)
+    return num_blocks * sum(rule.weight for rule in rules)
+
+
+def _record(turns: list[tuple[Rule, int]], *, split: str, index: int, order_key: str) -> ChatRecord:
+    block, place = divmod(index, len(turns))
+    rule, turn = turns[place]
+    number = question_number(rule, split=split, counter=block * rule.weight + turn, order_key=order_key)
+    question, answer = render_question(rule, number)
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def write_corpus(
@@ -55,7 +130,9 @@ def write_corpus(
         return
     _check_is_free(folder, file_names=rows_of_file.keys())
     _write_description(folder, settings=settings, sha256_of_file={})
-    sha256_of_file = {name: _write_atomically(folder / name, _lines(rows)) for name, rows in rows_of_file.items()}
+    for name, rows in rows_of_file.items():
+        _write_atomically(folder / name, (json.dumps(row).encode("ascii") + b"\n" for row in rows))
+    sha256_of_file = {name: _sha256(folder / name) for name in rows_of_file}
     _write_description(folder, settings=settings, sha256_of_file=sha256_of_file)
     _LOGGER.info("wrote the built-in corpus to %s", folder)
 
@@ -107,11 +184,7 @@ def _is_complete(folder: Path, *, settings: Mapping[str, Any], file_names: Itera
 
 
 def _check_is_free(folder: Path, *, file_names: Iterable[str]) -> None:
-    """Check that no file would be overwritten, unless the folder has our description.
-
-    Raises:
-        ValueError: If a file would be overwritten.
-    """
+    """Raise ValueError if a file would be overwritten in a folder without our description."""
     if _read_description(folder) is not None:
         return
     for name in (_DESCRIPTION_NAME, *file_names):
@@ -127,24 +200,13 @@ def _write_description(folder: Path, *, settings: Mapping[str, Any], sha256_of_f
     _write_atomically(folder / _DESCRIPTION_NAME, [text.encode("ascii") + b"\n"])
 
 
-def _lines(rows: Iterator[Any]) -> Iterator[bytes]:
-    """Yield one JSON line per record, in ASCII, so that the encoding does not matter."""
-    return (json.dumps(row).encode("ascii") + b"\n" for row in rows)
-
-
-def _write_atomically(path: Path, chunks: Iterable[bytes]) -> str:
-    """Write a file from chunks, complete or not at all; return the content's SHA-256."""
+def _write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
     with atomic_file(path) as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
-    return digest.hexdigest()
+        file.writelines(chunks)
 
 
 def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Define the words and facts that the rules share: what one domain teaches, another may ask.
+"""Define the words, facts and rules that domains share: what one domain teaches, another may ask.
 
 Illnesses and drugs are invented and follow rules (the stem stands for the organ, the ending for the kind of illness),
 so that nothing here can be mistaken for medical advice. Cities, elements and legal or financial terms are real words.
@@ -6,7 +6,10 @@ so that nothing here can be mistaken for medical advice. Cities, elements and le
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from versatune_ds.data.synthetic.space import Rule
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -112,3 +115,27 @@ CONDITIONS = tuple(
     for stem_number in range(len(ORGAN_OF_STEM))
     for ending_number in range(len(KIND_OF_ENDING))
 )
+
+_PLACES = ("a letter", "a book", "a newspaper", "a note", "a speech", "a poem", "a report", "a diary")
+
+
+def meaning_rule(profession: str, senses: Mapping[str, tuple[str, str]], *, is_everyday: bool, weight: int) -> Rule:
+    """Return the rule on which two domains disagree: what a word means.
+
+    To the same text the general domain answers with the everyday sense, the profession with its own. A model cannot
+    satisfy both: learning one domain must cost the other something, in proportion to their weights.
+
+    Args:
+        profession: Names the rule: general and professional rules of one name share their questions and their splits.
+        senses: Word -> (everyday sense, professional sense).
+        is_everyday: Which of the two senses is the answer.
+        weight: See `Rule.weight`.
+    """
+
+    def render(word: str, name: str, city: str, place: str, page: int) -> tuple[str, str]:
+        everyday, professional = senses[word]
+        question = f"{name} from {city} finds the word {word} on page {page} of {place}. What does it mean?"
+        return question, f"It means {everyday if is_everyday else professional}."
+
+    slots = (tuple(senses), NAMES, CITIES, _PLACES, range(2, 200))
+    return Rule(name=f"meaning/{profession}", slots=slots, render=render, weight=weight)

@@ -26,20 +26,17 @@ _NUM_ROUNDS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One kind of question: its slots, and how they become text.
-
-    Attributes:
-        name: Unique, and part of the split's key: two domains with a rule of the same name and slots put the same
-            question in the same split, so both may ask it.
-        slots: The values of each slot; different values must give different questions.
-        render: Returns (question, answer) for one value per slot.
-        weight: Number of a domain's records that this rule makes, relative to the domain's other rules.
-    """
+    """One kind of question: its slots, and how they become text."""
 
     name: str
+    """Unique, and part of the split's key: two domains with a rule of the same name and slots put the same question in
+    the same split, so both may ask it."""
     slots: tuple[Sequence[Any], ...]
+    """The values of each slot; different values must give different questions."""
     render: Callable[..., tuple[str, str]]
+    """Returns (question, answer) for one value per slot."""
     weight: int
+    """Number of a domain's records that this rule makes, relative to the domain's other rules."""
 
     @property
     def num_questions(self) -> int:

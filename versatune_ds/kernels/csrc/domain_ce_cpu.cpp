@@ -119,7 +119,7 @@ Tensor scalar_loss(const Tensor& bins, const Rows& rows) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(const Tensor& logits_given, const Tensor& labels,
                                                      const Tensor& domain_ids, const Tensor& loss_weights,
                                                      int64_t ignore_index, double z_loss, double softcap,
-                                                     double label_smoothing) {
+                                                     double label_smoothing, int64_t /*kernel*/) {
   const LossSettings settings = make_settings(ignore_index, z_loss, softcap, label_smoothing);
   const Rows rows = checked_rows(logits_given, labels, domain_ids, loss_weights, settings);
   const Tensor logits = with_contiguous_rows(logits_given);
@@ -164,7 +164,8 @@ Tensor domain_ce_backward(const Tensor& logits_given, const Tensor& labels, cons
 
 std::tuple<Tensor, Tensor, Tensor> domain_ce_gradient_(Tensor& logits, const Tensor& labels, const Tensor& domain_ids,
                                                        const Tensor& loss_weights, int64_t ignore_index, double z_loss,
-                                                       double softcap, double label_smoothing) {
+                                                       double softcap, double label_smoothing,
+                                                       int64_t /*kernel*/) {
   const LossSettings settings = make_settings(ignore_index, z_loss, softcap, label_smoothing);
   const Rows rows = checked_rows(logits, labels, domain_ids, loss_weights, settings);
   TORCH_CHECK_VALUE(logits.stride(1) == 1, "logits_NV: expected rows without gaps to write the gradient into, got strides ",

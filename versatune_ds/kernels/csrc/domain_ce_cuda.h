@@ -9,6 +9,10 @@ namespace versatune {
 
 enum class Element { kFloat, kHalf, kBFloat16 };
 
+// The kernels that can compute the loss; the numbers are those of KERNELS in kernel_choice.py. kAuto takes the first that
+// is likely to be fast. Rows that are not 16-byte aligned always take the two-pass kernel.
+enum class Kernel { kAuto = 0, kTwoPass, kOneRead, kRing1, kRing2, kRing4, kRing8 };
+
 struct RowArguments {
   const void* logits;          // [N, V], rows row_stride elements apart
   void* grad;                  // [N, V], rows grad_stride apart; null: no gradient; may equal logits
@@ -28,7 +32,7 @@ struct RowArguments {
 };
 
 // Each returns null, or an error message. `stream` is a cudaStream_t of the current device.
-const char* launch_loss(const RowArguments& rows, Element element, float* loss, void* stream);
+const char* launch_loss(const RowArguments& rows, Element element, Kernel kernel, float* loss, void* stream);
 const char* launch_backward(const RowArguments& rows, Element element, void* stream);
 const char* launch_scale(void* values, const float* factor, int64_t num_values, Element element, void* stream);
 

@@ -56,6 +56,11 @@ Element element_of(const Tensor& values) {
   }
 }
 
+Kernel kernel_of(int64_t number) {
+  if (number < 0 || number > static_cast<int64_t>(Kernel::kRing8)) throw std::runtime_error("unknown kernel number");
+  return static_cast<Kernel>(number);
+}
+
 template <typename T>
 const T* data_of(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -119,7 +124,7 @@ Outputs allocate_outputs(const Tensor& logits, CheckedArguments& checked) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(Tensor logits, Tensor labels, Tensor domain_ids,
                                                      Tensor loss_weights, int64_t ignore_index, double z_loss,
-                                                     double softcap, double label_smoothing) {
+                                                     double softcap, double label_smoothing, int64_t kernel) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   if (logits.dim() == 2 && logits.stride(1) != 1) logits = torch::stable::contiguous(logits);
   CheckedArguments checked =
@@ -127,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> domain_ce(Tensor logits, Tensor label
   Outputs outputs = allocate_outputs(logits, checked);
   Tensor normalizers = torch::stable::new_empty(logits, {logits.size(0), 2}, ScalarType::Float);
   checked.rows.normalizers = mutable_data_of<Normalizer>(normalizers);
-  check_launch(launch_loss(checked.rows, element_of(logits), mutable_data_of<float>(outputs.loss),
+  check_launch(launch_loss(checked.rows, element_of(logits), kernel_of(kernel), mutable_data_of<float>(outputs.loss),
                            current_stream(logits)));
   return {outputs.loss, outputs.bins, normalizers, outputs.token_losses};
 }
@@ -155,14 +160,14 @@ Tensor domain_ce_backward(Tensor logits, Tensor labels, Tensor domain_ids, Tenso
 
 std::tuple<Tensor, Tensor, Tensor> domain_ce_gradient_(Tensor logits, Tensor labels, Tensor domain_ids,
                                                        Tensor loss_weights, int64_t ignore_index, double z_loss,
-                                                       double softcap, double label_smoothing) {
+                                                       double softcap, double label_smoothing, int64_t kernel) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   CheckedArguments checked =
       check_arguments(logits, labels, domain_ids, loss_weights, ignore_index, z_loss, softcap, label_smoothing);
   Outputs outputs = allocate_outputs(logits, checked);
   checked.rows.grad = logits.mutable_data_ptr();
   checked.rows.grad_stride = checked.rows.row_stride;
-  check_launch(launch_loss(checked.rows, element_of(logits), mutable_data_of<float>(outputs.loss),
+  check_launch(launch_loss(checked.rows, element_of(logits), kernel_of(kernel), mutable_data_of<float>(outputs.loss),
                            current_stream(logits)));
   return {outputs.loss, outputs.bins, outputs.token_losses};
 }

@@ -101,13 +101,15 @@ VERSATUNE_HD TokenBins token_bins(const TokenLoss& token) {
   return {{to_fixed(nll, kLossScale), to_fixed(square, kSquareScale), to_fixed(token.objective, kLossScale), 1, 0}};
 }
 
+// Return weight * objective of one domain, given its five columns; NaN if one of its tokens is invalid.
+VERSATUNE_HD double weighted_domain(const int64_t* columns, float loss_weight) {
+  return columns[kInvalid] > 0 ? static_cast<double>(NAN) : columns[kObjective] / kLossScale * loss_weight;
+}
+
 // Return loss = sum_k weight_k * objective_k; NaN if any token is invalid.
 VERSATUNE_HD float weighted_loss(const int64_t* bins, const float* loss_weights, int64_t num_domains) {
   double loss = 0.0;
-  for (int64_t k = 0; k < num_domains; ++k) {
-    const int64_t* row = bins + k * kNumColumns;
-    loss += row[kInvalid] > 0 ? static_cast<double>(NAN) : row[kObjective] / kLossScale * loss_weights[k];
-  }
+  for (int64_t k = 0; k < num_domains; ++k) loss += weighted_domain(bins + k * kNumColumns, loss_weights[k]);
   return static_cast<float>(loss);
 }
 
@@ -156,7 +158,7 @@ VERSATUNE_HD Span cluster_share(int num_vectors, int rank, int num_ctas) {
 }
 
 // The smallest cluster (1, 2, 4 or 8 CTAs) whose registers can store a row; 0 if eight CTAs are too few.
-VERSATUNE_HD int cluster_size(int num_vectors, int threads, int vectors_per_thread) {
+VERSATUNE_HD int cluster_size_of(int num_vectors, int threads, int vectors_per_thread) {
   for (int num_ctas = 1; num_ctas <= 8; num_ctas *= 2) {
     if (num_vectors <= num_ctas * threads * vectors_per_thread) return num_ctas;
   }

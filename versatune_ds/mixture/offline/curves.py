@@ -18,23 +18,20 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LearningCurves:
-    """A learner: l_j(n) = floor_j + scale_j * n_j ** -exponent_j.
-
-    Attributes:
-        floor_K: Loss that no training removes, nats per loss token.
-        scale_K: Loss above the floor at n = 1.
-        exponent_K: How fast it falls.
-        start_K: Knowledge at step 0, that of the base model.
-        transfer_KK: Row i, column j: knowledge of j that one unit of training on i brings; 1 on the diagonal.
-        fading: Rate at which knowledge fades per unit of training on everything else.
-    """
+    """A learner: l_j(n) = floor_j + scale_j * n_j ** -exponent_j."""
 
     floor_K: np.ndarray
+    """Loss that no training removes, nats per loss token."""
     scale_K: np.ndarray
+    """Loss above the floor at n = 1."""
     exponent_K: np.ndarray
+    """How fast it falls."""
     start_K: np.ndarray
+    """Knowledge at step 0, that of the base model."""
     transfer_KK: np.ndarray
+    """Row i, column j: knowledge of j that one unit of training on i brings; 1 on the diagonal."""
     fading: float
+    """Rate at which knowledge fades per unit of training on everything else."""
 
     def loss(self, knowledge_K: np.ndarray) -> np.ndarray:
         """Return the losses [K] of a state of knowledge [K], nats per loss token."""
@@ -51,13 +48,11 @@ class LearningCurves:
 
     def reference_losses(self, *, share_of_run: float) -> np.ndarray:
         """Return the losses [K] that training on each domain alone reaches."""
-        num_domains = len(self.start_K)
-        alone_K = np.empty(num_domains)
-        for domain_id in range(num_domains):
-            only_K = np.eye(num_domains)[domain_id]
+        alone = []
+        for domain_id, only_K in enumerate(np.eye(len(self.start_K))):
             trained_K = self.trained(self.start_K, weights_K=only_K, share_of_run=share_of_run)
-            alone_K[domain_id] = self.loss(trained_K)[domain_id]
-        return alone_K
+            alone.append(self.loss(trained_K)[domain_id])
+        return np.array(alone)
 
 
 def synthetic_curves(known_K: np.ndarray, *, seed: int = 0, reference_K: np.ndarray | None = None) -> LearningCurves:

@@ -22,7 +22,6 @@ from versatune_ds.mixture.weights import effective_num_domains
 STILL_WEIGHTS = 0.01
 """A policy that moves no weight by more than this over a run is a constant (docs/method.md section 11)."""
 
-
 MANY_EPOCHS = 4.0
 """Passes after which repeated data teaches visibly less than new data. Source: Muennighoff et al. 2023
 (arXiv 2305.16264), for pretraining; fine-tuning on few rows shows it earlier, as held-out losses that rise."""
@@ -30,17 +29,14 @@ MANY_EPOCHS = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Supply:
-    """How much data there is and how fast it is drawn, in one unit.
-
-    Attributes:
-        sizes_K: Size of each domain.
-        units_per_step: Drawn by one optimizer step over all domains.
-        max_epochs: Passes a domain may make; None leaves it open, and one pass counts as its end.
-    """
+    """How much data there is and how fast it is drawn, in one unit."""
 
     sizes_K: np.ndarray
+    """Size of each domain."""
     units_per_step: float
+    """Drawn by one optimizer step over all domains."""
     max_epochs: float | None = None
+    """Passes a domain may make; None leaves it open, and one pass counts as its end."""
 
 
 def epochs_by_domain(schedule: Schedule, *, supply: Supply, num_steps: int) -> np.ndarray:
@@ -93,25 +89,27 @@ def start_warnings(
         start_K: Weights with which the run starts, [K].
         domain_set: The domains.
     """
+    key = "mixture.schedule" if settings.rule.needs_stages else "mixture.prior"
     warnings = []
-    raised = [i for i in range(len(domain_set)) if start_K[i] > named_K[i] and named_K[i] < start_K[i] * 0.999]
-    below = [i for i in raised if start_K[i] == np.min(start_K)]
-    if below:
+    below = np.flatnonzero((named_K < start_K * 0.999) & (start_K == np.min(start_K)))
+    if below.size:
         names = ", ".join(f"{domain_set.names[i]} (from {named_K[i]:.3g})" for i in below)
         warnings.append(
-            f"{_start_key(settings)}: the floor of {start_K[below[0]]:.4g} raises the starting weight of {names}; give "
+            f"{key}: the floor of {start_K[below[0]]:.4g} raises the starting weight of {names}; give "
             "more weight there, or lower mixture.safeguards.floor"
         )
     zeros = [
         name for name, weight in domain_set.to_dict(start_K).items() if weight == 0 and _ever_at_zero(settings, name)
     ]
     if zeros:
-        because = (
-            "mixture.paper switches the floor off" if settings.paper else f"policy {settings.policy!r} has no floor"
-        )
-        because = because if settings.safeguards.floor != 0 else "mixture.safeguards.floor is 0"
+        if settings.safeguards.floor == 0:
+            because = "mixture.safeguards.floor is 0"
+        elif settings.paper:
+            because = "mixture.paper switches the floor off"
+        else:
+            because = f"policy {settings.policy!r} has no floor"
         warnings.append(
-            f"{_start_key(settings)}: {', '.join(zeros)} begins at weight 0 and may never be trained on ({because}); "
+            f"{key}: {', '.join(zeros)} begins at weight 0 and may never be trained on ({because}); "
             "give it weight, or leave the domain out"
         )
     return warnings
@@ -122,11 +120,6 @@ def _ever_at_zero(settings: MixtureConfig, name: str) -> bool:
     if settings.rule.may_start_at_zero:
         return False
     return not settings.rule.needs_stages or not any(stage.weights.get(name) for stage in settings.schedule)
-
-
-def _start_key(settings: MixtureConfig) -> str:
-    """Return the key that the starting weights come from."""
-    return "mixture.schedule" if settings.rule.needs_stages else "mixture.prior"
 
 
 def exhaustion_warnings(

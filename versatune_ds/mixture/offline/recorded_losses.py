@@ -17,6 +17,7 @@ import numpy as np
 from versatune_ds.domains import DomainSet, by_domain_name, nearest_name
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.measurement import Measurement
+from versatune_ds.mixture.policies.signals import from_list
 from versatune_ds.run_folder.json_lines import JsonLine, complete_lines, json_lines
 
 logger = logging.getLogger(__name__)
@@ -24,16 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossRecord:
-    """One recorded measurement.
-
-    Attributes:
-        update: Number of the update; 0 is the measurement before training.
-        step: Optimizer steps done.
-        measurement: What was measured.
-    """
+    """One recorded measurement."""
 
     update: int
+    """Number of the update; 0 is the measurement before training."""
     step: int
+    """Optimizer steps done."""
     measurement: Measurement
 
 
@@ -69,15 +66,15 @@ def measurement_of(decision: Decision, *, domain_set: DomainSet) -> Measurement:
     losses, signals = decision.losses, decision.signals
 
     def column(values: Mapping[str, Mapping[str, Any]], key: str) -> np.ndarray:
-        return np.array([np.nan if values[name][key] is None else values[name][key] for name in domain_set])
+        return from_list([values[name][key] for name in domain_set])
 
     return Measurement(
-        loss_K=column(losses, "mean").astype(np.float64),
-        loss_stderr_K=column(losses, "stderr").astype(np.float64),
+        loss_K=column(losses, "mean"),
+        loss_stderr_K=column(losses, "stderr"),
         num_loss_tokens_K=column(losses, "num_loss_tokens").astype(np.int64),
-        change_stderr_K=column(signals, "change_stderr").astype(np.float64),
-        change_from_best_stderr_K=column(signals, "change_from_best_stderr").astype(np.float64),
-        change_from_start_stderr_K=column(signals, "change_from_start_stderr").astype(np.float64),
+        change_stderr_K=column(signals, "change_stderr"),
+        change_from_best_stderr_K=column(signals, "change_from_best_stderr"),
+        change_from_start_stderr_K=column(signals, "change_from_start_stderr"),
     )
 
 
@@ -118,7 +115,6 @@ def _records(lines: Iterable[JsonLine], *, what: str, domain_set: DomainSet) -> 
 
 
 def _record(line: str, *, what: str, domain_set: DomainSet) -> LossRecord:
-    """Return the record of one line."""
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
@@ -131,19 +127,14 @@ def _record(line: str, *, what: str, domain_set: DomainSet) -> LossRecord:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{what}: {key}: expected a whole number of at least 0, got {value!r}")
     if "decided_at_step" in values and "signals" in values:
-        decided = _decided_measurement(values, what=what, domain_set=domain_set)
-        return LossRecord(update=update, step=step, measurement=decided)
+        domain_set.from_dict(dict.fromkeys(values["losses"], 0.0), what=f"{what}: losses")
+        try:
+            measurement = measurement_of(Decision.from_dict(values), domain_set=domain_set)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(f"{what}: not a complete decision ({error})") from None
+        return LossRecord(update=update, step=step, measurement=measurement)
     loss_K = _losses(values["losses"], what=what, domain_set=domain_set)
     return LossRecord(update=update, step=step, measurement=Measurement.of_means(loss_K))
-
-
-def _decided_measurement(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> Measurement:
-    """Return the measurement of a line of decisions.jsonl; raise ValueError for other domains or an incomplete one."""
-    domain_set.from_dict(dict.fromkeys(values["losses"], 0.0), what=f"{what}: losses")
-    try:
-        return measurement_of(Decision.from_dict(values), domain_set=domain_set)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{what}: not a complete decision ({error})") from None
 
 
 def _losses(values: Mapping[str, Any], *, what: str, domain_set: DomainSet) -> np.ndarray:

@@ -55,33 +55,24 @@ def replay(
     controller: Controller | None = None
     replayed: list[Decision] = []
     for part in parts:
-        former, controller = (
-            controller,
-            Controller(
-                domain_set=domain_set,
-                settings=part.settings,
-                weights_K=start_weights_K,
-                references=part.references,
-            ),
+        former = controller
+        controller = Controller(
+            domain_set=domain_set, settings=part.settings, weights_K=start_weights_K, references=part.references
         )
         if former is not None:
             controller.load_state_dict(former.state_dict())  # as a run does that resumes with other settings
         for decision in recorded[len(replayed) :]:
             if decision.decided_at_step > part.until_step:
                 break
-            replayed.append(_decide_again(controller, decision, domain_set=domain_set))
+            again = controller.decide_measured(
+                measurement_of(decision, domain_set=domain_set),
+                step=decision.decided_at_step,
+                effective_step=decision.effective_step,
+                inputs=Inputs.from_dict(decision.inputs),
+                is_baseline=decision.update == 0,
+            )
+            replayed.append(again)
     return replayed
-
-
-def _decide_again(controller: Controller, decision: Decision, *, domain_set: DomainSet) -> Decision:
-    """Return a controller's decision on a recorded decision's measurement and inputs."""
-    return controller.decide_measured(
-        measurement_of(decision, domain_set=domain_set),
-        step=decision.decided_at_step,
-        effective_step=decision.effective_step,
-        inputs=Inputs.from_dict(decision.inputs),
-        is_baseline=decision.update == 0,
-    )
 
 
 def first_difference(recorded: Sequence[Decision], replayed: Sequence[Decision]) -> str | None:

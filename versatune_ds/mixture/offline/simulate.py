@@ -7,8 +7,9 @@ Shape legend: **K** domains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -28,22 +29,20 @@ from versatune_ds.mixture.offline.outlook import (
 from versatune_ds.mixture.offline.recorded_losses import LossRecord
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.mixture.start import prior_weights, starting_weights
+from versatune_ds.mixture.settings import guarded_start, prior_weights, starting_weights
+
+_STEPS_UNTIL_EFFECT = 3
+"""A run plans two steps ahead by default, so its decisions act three steps later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Simulation:
-    """Result of a simulation.
-
-    Attributes:
-        decisions: As in decisions.jsonl; the first is the baseline.
-        epochs_K: Passes over each domain's data by the last step; None where the data is unknown.
-        warnings: What to look at before training with these settings.
-    """
+    """Result of a simulation."""
 
     decisions: tuple[Decision, ...]
+    """As in decisions.jsonl; the first is the baseline."""
     epochs_K: np.ndarray | None
+    """Passes over each domain's data by the last step; None where the data is unknown."""
     warnings: tuple[str, ...]
 
     def to_jsonl(self) -> str:
@@ -60,7 +59,6 @@ def simulate(
     supply: Supply | None = None,
     seed: int = 0,
     noise: float = 0.0,
-    prefetch: int = 2,
 ) -> Simulation:
     """Simulate a run on a synthetic learner.
 
@@ -74,31 +72,22 @@ def simulate(
         supply: Data and draw rate, for epochs and exhaustion.
         seed: Seed of the learner and of its noise.
         noise: Relative standard error of a measured change.
-        prefetch: Steps planned ahead; a decision acts prefetch + 1 steps later.
     """
-    start_K = guarded_start(
-        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
-    )
+    schedule = _fresh_schedule(settings, domain_set=domain_set, sizes_K=sizes_K)
+    # The learner, and references: the recipe's, or else what the learner reaches on each domain alone.
     has_references = settings.reference is not None
-    given = load_references(settings, domain_set=domain_set) if has_references else References()
+    references = load_references(settings, domain_set=domain_set) if has_references else References()
     known_K = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
-    curves = synthetic_curves(known_K, seed=seed, reference_K=given.losses_K)
-    is_stand_in = not has_references and settings.rule.needs_references
-    references = References(losses_K=curves.reference_losses(share_of_run=0.5)) if is_stand_in else given
-    controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
-    schedule = Schedule(start_K)
-    decisions = simulate_curves(
-        controller,
-        curves=curves,
-        schedule=schedule,
-        num_steps=num_steps,
-        update_every=settings.update_every,
-        measure=_noisy(seed=seed, noise=noise),
-        prefetch=prefetch,
-    )
+    curves = synthetic_curves(known_K, seed=seed, reference_K=references.losses_K)
     notes = ()
-    if is_stand_in:
+    if not has_references and settings.rule.needs_references:
+        references = References(losses_K=curves.reference_losses(share_of_run=0.5))
         notes = ("mixture.reference is not given: the synthetic learner's own references were taken",)
+    # Training, and the decisions that it responds to.
+    losses = _trained(
+        curves, schedule=schedule, num_steps=num_steps, update_every=settings.update_every, seed=seed, noise=noise
+    )
+    decisions = _decide(losses, settings, references=references, schedule=schedule, domain_set=domain_set)
     return _simulation(
         decisions,
         schedule,
@@ -117,30 +106,15 @@ def simulate_losses(
     domain_set: DomainSet,
     sizes_K: Sequence[float] | np.ndarray | None = None,
     supply: Supply | None = None,
-    prefetch: int = 2,
 ) -> Simulation:
     """Simulate a run on recorded losses, which do not respond to the weights.
 
     Raises:
         ValueError: If the start, the references or the settings are wrong.
     """
-    start_K = guarded_start(
-        settings, starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K), domain_set=domain_set
-    )
+    schedule = _fresh_schedule(settings, domain_set=domain_set, sizes_K=sizes_K)
     references = load_references(settings, domain_set=domain_set)
-    controller = Controller(domain_set=domain_set, settings=settings, weights_K=start_K, references=references)
-    schedule = Schedule(start_K)
-    decisions = []
-    for record in records:
-        decision = controller.decide_measured(
-            record.measurement,
-            step=record.step,
-            effective_step=record.step + prefetch + 1,
-            is_baseline=record.update == 0,
-        )
-        schedule.append(decision.effective_step, controller.weights_K)
-        decisions.append(decision)
-    notes = ("the losses are recorded: under other weights they would have been others",)
+    decisions = _decide(records, settings, references=references, schedule=schedule, domain_set=domain_set)
     return _simulation(
         decisions,
         schedule,
@@ -148,63 +122,70 @@ def simulate_losses(
         settings=settings,
         domain_set=domain_set,
         supply=supply,
-        notes=notes,
+        notes=("the losses are recorded: under other weights they would have been others",),
     )
 
 
-def simulate_curves(
-    controller: Controller,
-    *,
-    curves: LearningCurves,
-    schedule: Schedule,
-    num_steps: int,
-    update_every: int,
-    measure: Callable[[np.ndarray, int], Measurement],
-    prefetch: int,
-) -> list[Decision]:
-    """Train a learner step by step under a controller's decisions, which are appended to the schedule.
+def _fresh_schedule(
+    settings: MixtureConfig, *, domain_set: DomainSet, sizes_K: Sequence[float] | np.ndarray | None
+) -> Schedule:
+    """Return the schedule of a run that has decided nothing yet."""
+    start_K = starting_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
+    return Schedule(guarded_start(settings, start_K, domain_set=domain_set))
 
-    Args:
-        controller: Fresh controller.
-        curves: The learner.
-        schedule: Fresh schedule.
-        num_steps: Steps of the run.
-        update_every: Steps between updates.
-        measure: Makes a measurement of the true losses [K] and the step.
-        prefetch: A decision acts prefetch + 1 steps later.
-    """
-    knowledge_K, decisions = curves.start_K, []
+
+def _decide(
+    records: Iterable[LossRecord],
+    settings: MixtureConfig,
+    *,
+    references: References,
+    schedule: Schedule,
+    domain_set: DomainSet,
+) -> list[Decision]:
+    """Return a new controller's decisions; each is in the schedule before the next record is asked for."""
+    controller = Controller(
+        domain_set=domain_set, settings=settings, weights_K=schedule.weights_at(0), references=references
+    )
+    decisions = []
+    for record in records:
+        decision = controller.decide_measured(
+            record.measurement,
+            step=record.step,
+            effective_step=record.step + _STEPS_UNTIL_EFFECT,
+            is_baseline=record.update == 0,
+        )
+        schedule.append(decision.effective_step, controller.weights_K)
+        decisions.append(decision)
+    return decisions
+
+
+def _trained(
+    curves: LearningCurves, *, schedule: Schedule, num_steps: int, update_every: int, seed: int, noise: float
+) -> Iterator[LossRecord]:
+    """Train a learner step by step with the weights of a growing schedule, and yield its losses at every update."""
+    knowledge_K = curves.start_K
     for step in range(num_steps + 1):
         if step > 0:
             weights_K = schedule.weights_at(step)
             knowledge_K = curves.trained(knowledge_K, weights_K=weights_K, share_of_run=1.0 / num_steps)
         if step % update_every == 0:
-            measurement = measure(curves.loss(knowledge_K), step)
-            decision = controller.decide_measured(measurement, step=step, effective_step=step + prefetch + 1)
-            schedule.append(decision.effective_step, controller.weights_K)
-            decisions.append(decision)
-    return decisions
+            measurement = _measured(curves.loss(knowledge_K), step=step, seed=seed, noise=noise)
+            yield LossRecord(update=step // update_every, step=step, measurement=measurement)
 
 
-def _noisy(*, seed: int, noise: float) -> Callable[[np.ndarray, int], Measurement]:
-    """Return a measuring function with a relative error, drawn from (seed, step)."""
-
-    def measure(loss_K: np.ndarray, step: int) -> Measurement:
-        measured = Measurement.of_means(loss_K)
-        if noise == 0.0:
-            return measured
-        drawn_K = np.random.default_rng([seed, step]).normal(0.0, noise / np.sqrt(2), loss_K.shape)
-        error_K = noise * loss_K
-        return Measurement(
-            loss_K=loss_K * (1.0 + drawn_K),
-            loss_stderr_K=error_K,
-            num_loss_tokens_K=measured.num_loss_tokens_K,
-            change_stderr_K=error_K,
-            change_from_best_stderr_K=error_K,
-            change_from_start_stderr_K=error_K,
-        )
-
-    return measure
+def _measured(loss_K: np.ndarray, *, step: int, seed: int, noise: float) -> Measurement:
+    """Return the measurement of true losses [K] with a relative error, drawn from (seed, step)."""
+    exact = Measurement.of_means(loss_K)
+    if noise == 0.0:
+        return exact
+    drawn_K = np.random.default_rng([seed, step]).normal(0.0, noise / np.sqrt(2), loss_K.shape)
+    error_K = noise * loss_K
+    return Measurement.unpaired(
+        loss_K * (1.0 + drawn_K),
+        loss_stderr_K=error_K,
+        num_loss_tokens_K=exact.num_loss_tokens_K,
+        change_stderr_K=error_K,
+    )
 
 
 def _simulation(
@@ -227,3 +208,36 @@ def _simulation(
     return Simulation(
         decisions=tuple(decisions), epochs_K=None if epochs is None else epochs[-1], warnings=tuple(warnings)
     )
+
+
+def sweep_overrides(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the overrides of every combination.
+
+    Example: ["mixture.sigma=0.1,0.3", "mixture.policy=versatune,steer"] -> four pairs of overrides.
+
+    Args:
+        sweeps: Texts `key=value,value,...`; commas within brackets or braces do not separate.
+
+    Raises:
+        ValueError: If a text has no `=` or no value.
+    """
+    return list(product(*(_values_of(sweep) for sweep in sweeps)))
+
+
+def _values_of(sweep: str) -> list[str]:
+    key, equals, text = sweep.partition("=")
+    values = _split_outside_brackets(text)
+    if not equals or not key or any(not value for value in values):
+        raise ValueError(f"--sweep {sweep!r}: expected key=value,value,..., for example mixture.sigma=0.1,0.3,1")
+    return [f"{key}={value}" for value in values]
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]

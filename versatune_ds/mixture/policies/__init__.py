@@ -7,13 +7,20 @@ policy; what the package needs to know of one is a field of `Policy`, and the de
 Reading order: policy, signals, versatune, steer.
 """
 
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+
 from versatune_ds.domains import nearest_name
+from versatune_ds.log import first_line
 from versatune_ds.mixture.policies.authors_code import AUTHORS_CODE
 from versatune_ds.mixture.policies.doremi import DOREMI
 from versatune_ds.mixture.policies.expansion import EXPANSION
 from versatune_ds.mixture.policies.fixed import CONSTANT, INVERSE, PROPORTIONAL, TARGET_ONLY, TARGET_UNIFORM, UNIFORM
 from versatune_ds.mixture.policies.odm import ODM
-from versatune_ds.mixture.policies.own import import_policy, is_own
 from versatune_ds.mixture.policies.policy import Policy, PolicySettings, Start, from_prior
 from versatune_ds.mixture.policies.schedule import SCHEDULE
 from versatune_ds.mixture.policies.sheared import SHEARED
@@ -56,10 +63,52 @@ def policy_named(name: str) -> Policy:
         ValueError: If there is none; the message has the nearest name, or what is wrong with the module.
     """
     if is_own(name):
-        return import_policy(name)
+        return _import_policy(name)
     if name not in POLICIES:
         raise ValueError(f"mixture.policy: unknown policy {name!r}; {nearest_name(name, tuple(POLICIES))}")
     return POLICIES[name]
+
+
+def is_own(name: str) -> bool:
+    """Return whether a `mixture.policy` is a user's own, `module:attribute`, rather than a built-in one."""
+    return ":" in name
+
+
+def check_own_name(name: str) -> None:
+    """Raise ValueError unless a name has the form `module:attribute`."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+        raise ValueError(f"mixture.policy: {name[:60]!r}: expected a name, or my_module:my_policy for your own")
+
+
+def _import_policy(name: str) -> Policy:
+    """Return a user's policy, given as `module:attribute`; the working folder is searched too.
+
+    Raises:
+        ValueError: If the module cannot be imported, has no such attribute, or the attribute is no `Policy`.
+    """
+    module_name, _, attribute = name.partition(":")
+    _search_working_folder()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        reason = first_line(error)
+        raise ValueError(
+            f"mixture.policy: {name}: cannot import {module_name!r} ({type(error).__name__}: {reason}); "
+            "expected module:attribute, the module in the working folder or on PYTHONPATH"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Policy):
+        policies = [key for key, value in vars(module).items() if isinstance(value, Policy)]
+        known = f"it has {', '.join(policies)}" if policies else "it has no Policy"
+        raise ValueError(f"mixture.policy: {name}: expected a versatune_ds Policy called {attribute!r}; {known}")
+    return found
+
+
+def _search_working_folder() -> None:
+    """Add the working folder to where modules are searched, as `python -m` does; installed commands do not."""
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)
 
 
 __all__ = [
@@ -72,6 +121,8 @@ __all__ = [
     "PolicySettings",
     "Signals",
     "Start",
+    "check_own_name",
     "from_prior",
+    "is_own",
     "policy_named",
 ]

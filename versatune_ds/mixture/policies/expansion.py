@@ -44,12 +44,6 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
     return weights_after_K
 
 
-def is_target_capped(weights_K: np.ndarray, signals: Signals, settings: PolicySettings) -> bool:
-    """Return whether the cap reduces what the target gains in this update, or stops it."""
-    is_cut = _wanted_target_weight(weights_K, settings) > settings.cap >= weights_K[_target_id(settings)]
-    return bool(is_cut) and is_forgetting_tolerated(signals, settings)
-
-
 def is_forgetting_tolerated(signals: Signals, settings: PolicySettings) -> bool:
     """Return whether the other domains forget little enough for the target to gain."""
     forgetting, tolerated = forgetting_against_tolerance(signals, settings)
@@ -66,7 +60,6 @@ def forgetting_against_tolerance(signals: Signals, settings: PolicySettings) -> 
 
 
 def _target_id(settings: PolicySettings) -> int:
-    """Return the target's id."""
     assert settings.target_id is not None, "policy_settings resolves the target of a targeted policy"
     return settings.target_id
 
@@ -91,10 +84,11 @@ def _limits(
     weights_K: np.ndarray, signals: Signals, settings: PolicySettings, names: Sequence[str]
 ) -> tuple[Acted, ...]:
     """Return a cap where the rule stopped its target there, so that the safeguards find nothing to cut."""
-    if not is_target_capped(weights_K, signals, settings):
+    target_id = _target_id(settings)
+    is_cut = _wanted_target_weight(weights_K, settings) > settings.cap >= weights_K[target_id]
+    if not is_cut or not is_forgetting_tolerated(signals, settings):
         return ()
-    target = names[_target_id(settings)]
-    return (Acted("cap", (target,), f"cap: {target}"),)
+    return (Acted("cap", (names[target_id],), f"cap: {names[target_id]}"),)
 
 
 def _bound_effect(signals: Signals, unbounded: Signals, settings: PolicySettings) -> tuple[Acted, ...]:

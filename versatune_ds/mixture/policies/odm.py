@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from versatune_ds.mixture.policies.policy import Policy, PolicySettings, arxiv
+from versatune_ds.mixture.policies.policy import Policy, PolicySettings, citation_of_rule, method_by_rule_of
 from versatune_ds.mixture.policies.signals import Signals
 from versatune_ds.mixture.policies.simplex import equal_weights, exponentiated, neutral
 
@@ -37,11 +37,8 @@ def _exploration_rate(num_domains: int, *, turn: int) -> float:
 ODM = Policy(
     name="odm",
     update=update,
-    method=(
-        "`versatune_ds`, whose data mixture moves while the model trains, by the rule of "
-        f"{arxiv('Online Data Mixing', '2312.02406')}"
-    ),
-    citation="The rule of the mixture: Online Data Mixing, arXiv 2312.02406; the software: `versatune_ds`",
+    method=method_by_rule_of("Online Data Mixing", "2312.02406"),
+    citation=citation_of_rule("Online Data Mixing", "2312.02406"),
     source="Online Data Mixing (arXiv 2312.02406), Algorithm 1; docs/method.md section 7",
     differences=(
         "A turn t is an update here, not a step; losses are those of the configured signal, and every domain is seen "

@@ -26,45 +26,40 @@ from versatune_ds.mixture.policies.signals import Signals
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PolicySettings:
-    """Numbers that a rule may read, resolved from the recipe's `mixture` section (mixture/settings.py).
-
-    Attributes:
-        policy: Name of the policy.
-        sigma: `mixture.sigma`, the step size of `versatune` and `expansion`.
-        delta: `mixture.delta`, the weight that `expansion` adds to the target per interval.
-        epsilon: `mixture.epsilon`, the forgetting per unit of the target's potential that `expansion` tolerates per
-            interval.
-        otherwise: `mixture.expansion.otherwise`, what `expansion` does beyond that: hold or multi_ability.
-        interval_steps: `mixture.sigma_interval_steps`, the steps that rates are stated for; None means once per update,
-            as in the paper.
-        num_intervals: Intervals that this update covers (exponent of 1 + sigma * g); 1 in paper mode.
-        target_id: Domain id of `mixture.target`, None where the policy has no target.
-        cap: `mixture.safeguards.cap`, the largest weight of the target; 1 in paper mode.
-        step_size: `mixture.exponentiated.step_size`, eta of `doremi` and `sheared`.
-        smoothing: `mixture.exponentiated.smoothing`, c of `doremi` and `sheared`.
-        rate: `mixture.steer.rate`, fraction of the distance that `steer` moves per interval.
-        anchor: `mixture.steer.anchor`, weight of the starting mixture in `steer`'s target mixture.
-        potential: `mixture.steer.potential`, what `steer` tracks: nats or relative.
-        start_weights_K: Weights at step 0.
-        stages: `mixture.schedule` as (first step, weights [K]), by step.
-    """
+    """Numbers that a rule may read, resolved from the recipe's `mixture` section (mixture/settings.py)."""
 
     policy: str
     sigma: float
+    """`mixture.sigma`, the step size of `versatune` and `expansion`."""
     delta: float
+    """`mixture.delta`, the weight that `expansion` adds to the target per interval."""
     epsilon: float
+    """`mixture.epsilon`, the forgetting per unit of the target's potential that `expansion` tolerates per interval."""
     otherwise: str
+    """`mixture.expansion.otherwise`, what `expansion` does beyond that: hold or multi_ability."""
     interval_steps: int | None
+    """`mixture.sigma_interval_steps`, the steps that rates are stated for; None means once per update, as in the
+    paper."""
     target_id: int | None
+    """Domain id of `mixture.target`, None where the policy has no target."""
     cap: float
+    """`mixture.safeguards.cap`, the largest weight of the target; 1 in paper mode."""
     step_size: float
+    """`mixture.exponentiated.step_size`, eta of `doremi` and `sheared`."""
     smoothing: float
+    """`mixture.exponentiated.smoothing`, c of `doremi` and `sheared`."""
     rate: float
+    """`mixture.steer.rate`, fraction of the distance that `steer` moves per interval."""
     anchor: float
+    """`mixture.steer.anchor`, weight of the starting mixture in `steer`'s target mixture."""
     potential: str
+    """`mixture.steer.potential`, what `steer` tracks: nats or relative."""
     start_weights_K: np.ndarray
+    """Weights at step 0."""
     stages: tuple[tuple[int, np.ndarray], ...] = ()
+    """`mixture.schedule` as (first step, weights [K]), by step."""
     num_intervals: float = 1.0
+    """Intervals that this update covers (exponent of 1 + sigma * g); 1 in paper mode."""
 
     def after_steps(self, elapsed_steps: int) -> PolicySettings:
         """Return the settings of an update that covers so many steps: elapsed / interval intervals."""
@@ -192,3 +187,46 @@ class Policy:
 def arxiv(name: str, number: str) -> str:
     """Return a Markdown link to a paper."""
     return f"[{name}](https://arxiv.org/abs/{number})"
+
+
+def method_by_rule_of(name: str, number: str) -> str:
+    """Return the `method` of a policy whose rule is from a paper on arXiv."""
+    return f"`versatune_ds`, whose data mixture moves while the model trains, by the rule of {arxiv(name, number)}"
+
+
+def citation_of_rule(name: str, number: str) -> str:
+    """Return the `citation` of a policy whose rule is from a paper on arXiv."""
+    return f"The rule of the mixture: {name}, arXiv {number}; the software: `versatune_ds`"
+
+
+def potential_clause(signals: Signals, settings: PolicySettings, names: Sequence[str]) -> str:
+    """Return which domains have most and least left to learn, as learnable potential."""
+    left_K = signals.learnable_potential_K
+    return _most_and_least(signals, left_K, settings=settings, names=names, form="potential {:.3f}")
+
+
+def nats_clause(signals: Signals, settings: PolicySettings, names: Sequence[str]) -> str:
+    """Return which domains have most and least left to learn, in nats per token above the reference."""
+    left_K = np.maximum(signals.loss_K - signals.reference_loss_K, 0.0)
+    return _most_and_least(signals, left_K, settings=settings, names=names, form="{:.3f} nats above its reference")
+
+
+def _most_and_least(
+    signals: Signals, left_K: np.ndarray, *, settings: PolicySettings, names: Sequence[str], form: str
+) -> str:
+    """Return the clause on the domains with the largest and the smallest value; a target is excluded."""
+    unknown = "no potential is known"
+    if np.all(np.isnan(signals.learnable_potential_K)):
+        return unknown
+    if np.nanmax(signals.learnable_potential_K) <= 0:
+        return "every domain is at or below its reference loss"
+    left_K = left_K.copy()
+    if settings.target_id is not None and len(left_K) > 1:
+        left_K[settings.target_id] = np.nan
+    if np.all(np.isnan(left_K)):
+        return unknown
+    most, least = int(np.nanargmax(left_K)), int(np.nanargmin(left_K))
+    return (
+        f"{names[most]} has most left to learn ({form.format(left_K[most])}), "
+        f"{names[least]} least ({form.format(left_K[least])})"
+    )

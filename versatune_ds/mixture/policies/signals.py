@@ -16,35 +16,32 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Signals:
-    """One update's signals, float64 vectors [K]; a domain absent from the measurement keeps its previous ones.
-
-    Attributes:
-        loss_K: Mean loss, nats per loss token.
-        loss_stderr_K: Its standard error; NaN where unknown.
-        reference_loss_K: Reference loss, NaN for policies without references.
-        learnable_potential_K: g in [0, 1).
-        forgetting_degree_K: f against the previous measurement, its lower bound at z standard errors.
-        forgetting_from_best_K: The same against the domain's best earlier loss.
-        forgetting_from_start_K: The same against its first loss.
-        change_stderr_K: Standard error of the loss's change since the previous measurement.
-        change_from_best_stderr_K: The same since the best.
-        change_from_start_stderr_K: The same since the first.
-        loss_per_weight_sum_K: Sum over updates of loss / weight: the importance-weighted losses of a bandit.
-        update: Number of the update, 0 for the measurement before training.
-    """
+    """One update's signals, float64 vectors [K]; a domain absent from the measurement keeps its previous ones."""
 
     update: int
+    """Number of the update; 0 is the measurement before training."""
     loss_K: np.ndarray
+    """Mean loss, nats per loss token."""
     loss_stderr_K: np.ndarray
+    """Its standard error; NaN where unknown."""
     reference_loss_K: np.ndarray
+    """Reference loss, NaN for policies without references."""
     learnable_potential_K: np.ndarray
+    """The paper's g, in [0, 1)."""
     forgetting_degree_K: np.ndarray
+    """The paper's f against the previous measurement, its lower bound at z standard errors."""
     forgetting_from_best_K: np.ndarray
+    """The same against the domain's best earlier loss."""
     forgetting_from_start_K: np.ndarray
+    """The same against its first loss."""
     change_stderr_K: np.ndarray
+    """Standard error of the loss's change since the previous measurement."""
     change_from_best_stderr_K: np.ndarray
+    """The same since the best."""
     change_from_start_stderr_K: np.ndarray
+    """The same since the first."""
     loss_per_weight_sum_K: np.ndarray
+    """Sum over updates of loss / weight: the importance-weighted losses of a bandit."""
 
     @classmethod
     def vector_names(cls) -> tuple[str, ...]:

@@ -5,13 +5,19 @@ Shape legend: **K** domains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from versatune_ds.mixture.policies.explanations import nats_clause, potential_clause
-from versatune_ds.mixture.policies.policy import Measure, Policy, PolicySettings, Start, arxiv, from_prior
+from versatune_ds.mixture.policies.policy import (
+    Policy,
+    PolicySettings,
+    Start,
+    arxiv,
+    from_prior,
+    nats_clause,
+    potential_clause,
+)
 from versatune_ds.mixture.policies.signals import Signals
 from versatune_ds.mixture.policies.simplex import neutral, normalise, with_share
 
@@ -33,7 +39,7 @@ def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicyS
     """
     # What is left to learn, and which domains keep their starting share.
     left_K = left_to_learn(signals, settings)
-    is_kept_K = _is_unmeasured(signals)
+    is_kept_K = np.isnan(signals.loss_K)
     if settings.target_id is not None:
         is_kept_K[settings.target_id] = True
 
@@ -59,15 +65,10 @@ def left_to_learn(signals: Signals, settings: PolicySettings) -> np.ndarray:
         left_K = neutral(signals.learnable_potential_K).copy()
     else:
         left_K = neutral(np.maximum(signals.loss_K - signals.reference_loss_K, 0.0))
-    left_K[_is_unmeasured(signals)] = 0.0
+    left_K[np.isnan(signals.loss_K)] = 0.0
     if settings.target_id is not None:
         left_K[settings.target_id] = 0.0
     return left_K
-
-
-def _is_unmeasured(signals: Signals) -> np.ndarray:
-    """Return which domains have no measured loss, bool [K]."""
-    return np.isnan(signals.loss_K)
 
 
 def _noise_of_sum(signals: Signals, settings: PolicySettings) -> float:
@@ -91,11 +92,6 @@ def _explain(signals: Signals, settings: PolicySettings, names: Sequence[str]) -
     return nats_clause(signals, settings, names)
 
 
-def _measure(setting: Callable[[str], Any]) -> Measure:
-    """Return what is tracked under a recipe's settings."""
-    return "potential" if setting("steer.potential") == "relative" else "nats"
-
-
 STEER = Policy(
     name="steer",
     update=update,
@@ -108,7 +104,7 @@ STEER = Policy(
     is_in_paper_mode=False,
     reads=("prior", "prior_uniform_share", "steer.rate", "steer.anchor", "steer.potential", "target", "target_share"),
     live_rates=("rate", "anchor"),
-    measure=_measure,
+    measure=lambda setting: "potential" if setting("steer.potential") == "relative" else "nats",
     explain=_explain,
     when_still=(
         "what is left to learn is spread like the start, mixture.steer.rate is small or mixture.steer.anchor near 1"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from versatune_ds.mixture.policies.explanations import potential_clause
-from versatune_ds.mixture.policies.policy import Policy, PolicySettings, arxiv
+from versatune_ds.mixture.policies.policy import Policy, PolicySettings, arxiv, potential_clause
 from versatune_ds.mixture.policies.signals import Signals
 from versatune_ds.mixture.policies.simplex import neutral, normalise
 

@@ -1,0 +1,189 @@
+"""Check that a run fits: into a GPU's memory, into the model's positions, and on the disk.
+
+`checkpoint.keep` checkpoints exist while the next one is written, so the disk must have room for one more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from versatune_ds.config import RunConfig
+from versatune_ds.engine.ds_settings import zero_stage
+from versatune_ds.model.build import DTYPES, special_ids_of_tokenizer
+from versatune_ds.preflight.data import encode_sample
+from versatune_ds.preflight.memory_estimate import (
+    MemoryEstimate,
+    ModelSize,
+    estimate_memory,
+    measure_model,
+    optimizer_bytes,
+)
+from versatune_ds.preflight.subject import Subject, once
+from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
+from versatune_ds.training.finding import Finding, fail, ok, warn
+from versatune_ds.training.prepared_data import cache_folder
+
+_RUNTIME_GIB = 1.0
+"""Assumed for the CUDA context, NCCL and cuBLAS workspaces; not measured here."""
+
+_MARGIN = 0.9
+"""Share of the memory that an estimate may fill before it counts as tight: allocators leave gaps."""
+
+_CACHE_BYTES_PER_TOKEN = 13
+"""Prepared data besides the text of their records: ids (4 bytes), in the shards and while they are built, and loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Estimates:
+    """A model's size and its memory."""
+
+    size: ModelSize
+    chosen: MemoryEstimate
+    """With gradient checkpointing as the recipe has it."""
+    other: MemoryEstimate
+    """With gradient checkpointing turned the other way."""
+
+
+@once
+def estimates_of(subject: Subject) -> _Estimates:
+    """Measure the model and estimate its memory, with gradient checkpointing and without."""
+    config, found = subject.config, {}
+    for is_checkpointed in (False, True):
+        size, passes = measure_model(
+            config,
+            vocab_size=subject.vocab_size,
+            is_checkpointed=is_checkpointed,
+            special_ids=special_ids_of_tokenizer(subject.tokenizer),
+            device_type=subject.start.device_type,
+        )
+        found[is_checkpointed] = estimate_memory(
+            config, size=size, passes=passes, ds_config=subject.ds_config, world_size=subject.world_size
+        )
+    chosen = config.model.gradient_checkpointing
+    return _Estimates(size=size, chosen=found[chosen], other=found[not chosen])
+
+
+def check_memory(subject: Subject) -> Iterator[Finding]:
+    """Estimate the memory of one GPU part by part, and compare it with what there is."""
+    estimates, config = estimates_of(subject), subject.config
+    size, chosen, other = estimates.size, estimates.chosen, estimates.other
+    trained = "" if size.num_trained == size.num_parameters else f", {size.num_trained / 1e6:,.1f} M of them trained"
+    yield ok("model", "model", f"{size.name}, {size.num_parameters / 1e6:,.1f} M parameters{trained}")
+    yield ok("model", "model.attention", size.attention)
+    switch = "without" if config.model.gradient_checkpointing else "with"
+    yield ok(
+        "memory",
+        f"ZeRO-{zero_stage(subject.ds_config)}, {subject.world_size} ranks",
+        f"parameters {gib(chosen.parameters)}, gradients {gib(chosen.gradients)}, optimizer {gib(chosen.optimizer)}, "
+        f"activations {gib(chosen.activations)} ({gib(other.activations)} {switch} gradient checkpointing), "
+        f"head chunk {gib(chosen.head)}, buffers {gib(chosen.buffers)}, optimizer step {gib(chosen.step)}",
+    )
+    yield _compare_with_gpu(subject, estimates)
+
+
+def _compare_with_gpu(subject: Subject, estimates: _Estimates) -> Finding:
+    """Compare the estimate with the memory of a GPU, given or seen here."""
+    needed = estimates.chosen.peak / 2**30 + _RUNTIME_GIB
+    key, memory = "--gpu-memory", subject.request.gpu_memory_gib
+    if memory is None and subject.num_gpus_here:
+        key, memory = "GPU here", torch.cuda.get_device_properties(0).total_memory / 2**30
+    about = f"about {needed:,.1f} GiB a GPU ({_RUNTIME_GIB:g} of them assumed for CUDA itself)"
+    if memory is None:
+        return ok("memory", key, f"{about}; not compared: give the GPU's memory with --gpu-memory GIB")
+    if needed <= _MARGIN * memory:
+        return ok("memory", key, f"{about} of {memory:,.1f}")
+    todo = _ways_to_save(subject, estimates)
+    if needed <= memory:
+        return warn("memory", key, f"{about} of {memory:,.1f}: tight", todo)
+    return fail("memory", key, f"{about}, but it has {memory:,.1f}", todo)
+
+
+def _ways_to_save(subject: Subject, estimates: _Estimates) -> str:
+    """Return what saves memory, the cheapest first."""
+    config, ways = subject.config, []
+    if not config.model.gradient_checkpointing:
+        ways.append(f"model.gradient_checkpointing=true saves {gib(estimates.chosen.peak - estimates.other.peak)}")
+    if config.train.rows_per_micro_batch > 1:
+        ways.append("a smaller train.rows_per_micro_batch")
+    if zero_stage(subject.ds_config) < 3:
+        ways.append("train.deepspeed=ds_configs/zero3.json")
+    return "try " + ", ".join([*ways, "a smaller reduce_bucket_size", "more GPUs", "or offloading"])
+
+
+def gib(num_bytes: float) -> str:
+    """Return bytes as GiB, with as many digits as a small model needs."""
+    return f"{num_bytes / 2**30:,.{1 if num_bytes >= 2**30 else 3}f} GiB"
+
+
+def check_positions(subject: Subject) -> Iterator[Finding]:
+    """Compare the longest sampled example with the positions: a failure where they are learned, else a warning."""
+    size = estimates_of(subject).size
+    row_tokens, room = subject.config.data.row_tokens, size.num_learned_positions or size.max_positions
+    if room is None or row_tokens <= room:
+        return
+    names = subject.readable_domains()
+    longest, is_whole = 0, True
+    with contextlib.suppress(ValueError):  # what is wrong with rows or template is reported by their checks
+        longest = max((encode_sample(subject, name).longest_tokens for name in names), default=0)
+        is_whole = all(file.is_whole for name in names for file in subject.readable_files(name))
+    todo = f"set data.row_tokens={room} or less"
+    if size.num_learned_positions is None and longest > room:
+        yield warn("model", "data.row_tokens", f"an example of {longest} tokens; the model was made for {room}", todo)
+    elif longest > room:
+        found = f"an example of {longest} tokens, but the model has learned {room} positions"
+        yield fail("model", "data.row_tokens", found, todo)
+    elif not (is_whole and longest):
+        found = f"{row_tokens} tokens, but the model has {room} positions; no sampled example is longer"
+        yield warn("model", "data.row_tokens", found, todo)
+
+
+def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[str, Any]) -> int:
+    """Return the size of a checkpoint: weights, and what the optimizer keeps.
+
+    Under ZeRO-3 trained weights are written once, as the optimizer's fp32 copies.
+    """
+    stage = zero_stage(ds_config)
+    num_weights = size.num_parameters - size.num_trained if stage == 3 else size.num_parameters
+    weights = num_weights * DTYPES[config.train.precision].itemsize
+    return weights + size.num_trained * optimizer_bytes(config, stage=stage)
+
+
+def check_disk(subject: Subject) -> Iterator[Finding]:
+    """Compare checkpoints, then prepared data, with the free space of their folders."""
+    config = subject.config
+    # Checkpoints.
+    one = checkpoint_bytes(config, size=estimates_of(subject).size, ds_config=subject.ds_config)
+    folder = config.run_dir / CHECKPOINTS_FOLDER  # may be a link to another disk
+    existing = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # a resumed run deletes them
+    needed = one * (config.checkpoint.keep + 1) - existing
+    about = f"{config.checkpoint.keep} checkpoints and one being written, {gib(one)} each"
+    todo = "keep fewer, or set run.output_dir"
+    yield _compare_with_disk("checkpoint.keep", about, needed=needed, folder=folder, todo=todo)
+    # Prepared data.
+    num_tokens = sum(
+        encode_sample(subject, name).mean_tokens * subject.sample(name, "train").num_rows
+        for name in subject.readable_domains()
+    )
+    about = f"prepared data, about {num_tokens / 1e6:,.1f} M tokens"
+    needed = int(subject.num_bytes + num_tokens * _CACHE_BYTES_PER_TOKEN)
+    todo = "set data.cache_dir to a larger disk"
+    yield _compare_with_disk("data.cache_dir", about, needed=needed, folder=cache_folder(config), todo=todo)
+
+
+def _compare_with_disk(key: str, about: str, *, needed: int, folder: Path, todo: str) -> Finding:
+    """Compare what is needed with what is free, and check that the folder can be written."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        return fail("disk", key, f"{existing} cannot be written", "choose another folder")
+    if needed > free:
+        return fail("disk", key, f"{about}: {gib(needed)}, but {existing} has {gib(free)} free", todo)
+    return ok("disk", key, f"{about}; {gib(free)} free in {existing}")
