@@ -39,6 +39,7 @@ HOMES = {
     "wandb": {"monitor/wandb_sink.py"},
     "rich": {"text_table.py", "monitor/live.py"},
     "transformers": {
+        "model/attention.py",
         "model/build.py",
         "data/encoding/tokenizer.py",
         "export/run_export.py",

@@ -62,6 +62,14 @@ def test_comparisons_share_a_starting_point_if_its_settings_are_the_same(compari
     check_settings(read_plan(comparison, ["base.set.train.steps=9", "base.name=longer"]))
 
 
+def test_a_starting_point_made_when_another_attention_was_the_default_is_used_again(comparison):
+    check_settings(read_plan(comparison, ["detect=true", "set.model.attention=sdpa", "base.set.model.attention=sdpa"]))
+    plan = read_plan(comparison, ["detect=true"])
+    (plan.start_folder / "base").mkdir()
+    (plan.start_folder / "prior.json").touch()
+    check_settings(plan)
+
+
 def test_the_starting_points_digest_ignores_what_another_comparison_adds(comparison):
     plan = read_plan(comparison, [])
     detecting = read_plan(comparison, ["name=other", "detect=true"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fake_shards import FakeShards, fake_domain
 
-from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index
+from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index, segment_bounds
 from versatune_ds.data.collate import collate_rows
 from versatune_ds.data.order.plan import Placement
 
@@ -45,6 +45,8 @@ def test_columns_restart_with_every_example_of_a_row(placement: Placement, shard
     assert batch.segment_ids.tolist() == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1]]
     assert batch.num_valid == 4
     assert batch.valid_index.tolist() == [1, 3, 7, 8] + [0] * 124
+    assert batch.cu_seqlens.tolist() == [0, 3, 5, 6, 10, 12]
+    assert (batch.cu_seqlens.dtype, batch.longest_segment) == (torch.int32, 4)
     assert batch.num_loss_tokens_global == 77
     assert {column.dtype for column in (batch.input_ids, batch.labels, batch.valid_index)} == {torch.int64}
 
@@ -69,6 +71,12 @@ def test_rows_after_the_last_planned_one_are_padding(placement: Placement, shard
     assert (batch.labels[1] == IGNORE_INDEX).all()
     empty = collate(placement, shards, first_row=2)
     assert (empty.num_valid, empty.valid_index.tolist()) == (0, [0] * 128)
+
+
+def test_segments_end_with_their_row_also_where_it_is_full_and_where_it_is_empty():
+    full, empty = np.array([[0, 1, 0]]), np.array([[0, 1, 2]])
+    bounds, longest = segment_bounds(np.concatenate([full, empty, full]))
+    assert (bounds.tolist(), longest) == ([0, 2, 3, 6, 8, 9], 3)
 
 
 def test_valid_index_is_padded_with_an_ignored_position():

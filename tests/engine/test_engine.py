@@ -44,6 +44,7 @@ def batch(num_loss_tokens_global):
     ids = torch.zeros(1, 4, dtype=torch.int64)
     return Batch(
         input_ids=ids, labels=ids, positions=ids, domain_ids=ids, segment_ids=ids, valid_index=ids[0], num_valid=4,
+        cu_seqlens=torch.tensor([0, 4], dtype=torch.int32), longest_segment=4,
         num_loss_tokens_global=num_loss_tokens_global,
     )  # fmt: skip
 

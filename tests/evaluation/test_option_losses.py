@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import VOCAB, make_model
+from varlen_stand_in import install
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.evaluation.choices import ChoiceSet
@@ -73,6 +74,14 @@ def test_losses_equal_those_of_separate_forward_passes_for_every_batch_size(name
     for questions_per_batch in (1, 2, 8):
         found = option_losses(model, CHOICES, questions_per_batch=questions_per_batch)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_attention_without_a_mask_gives_way_to_a_mask_for_the_questions_cache(monkeypatch):
+    expected = losses_alone(make_model("mistral", sliding_window=4).eval())
+    install(monkeypatch)
+    model = make_model("mistral", attention="auto", sliding_window=4).eval()
+    np.testing.assert_allclose(option_losses(model, CHOICES, questions_per_batch=2), expected, rtol=1e-5)
+    assert model.causal_lm.config._attn_implementation == "versatune_varlen"
 
 
 def test_each_question_is_measured_by_exactly_one_process():

@@ -1,5 +1,7 @@
 """Questions are made from examples, and answers compared as text."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from chat_data import chat_row, tiny_tokenizer
@@ -64,6 +66,7 @@ class Parrot:
     """Stand-in for a model: answers known prompts with given tokens, then padding."""
 
     device = torch.device("cpu")
+    config = SimpleNamespace(_attn_implementation="sdpa")
 
     def __init__(self, known):
         self.known = known

@@ -6,7 +6,7 @@ import torch
 from tiny_models import VOCAB, build_arguments, pack
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.data.batch import Batch, padded_valid_index
+from versatune_ds.data.batch import Batch, padded_valid_index, segment_bounds
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.model.build import DomainModel, build_causal_lm
@@ -40,9 +40,11 @@ def micro_batch(rows, *, num_loss_tokens_global):
     """Return a batch of rows as the loader returns it."""
     columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     valid_index, num_valid = padded_valid_index(columns["labels"].reshape(-1).numpy())
+    cu_seqlens, longest_segment = segment_bounds(columns["positions"].numpy())
     return Batch(
         **columns, segment_ids=torch.zeros_like(columns["labels"]), valid_index=torch.from_numpy(valid_index),
-        num_valid=num_valid, num_loss_tokens_global=num_loss_tokens_global,
+        num_valid=num_valid, cu_seqlens=torch.from_numpy(cu_seqlens), longest_segment=longest_segment,
+        num_loss_tokens_global=num_loss_tokens_global,
     )  # fmt: skip
 
 

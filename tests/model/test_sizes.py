@@ -35,6 +35,19 @@ def test_a_size_is_read_under_each_of_its_names(model_type, keys, expected):
     assert (sizes.max_positions, sizes.num_experts, sizes.num_experts_per_token) == expected
 
 
+@pytest.mark.parametrize(
+    ("model_type", "keys", "expected"),
+    [
+        ("llama", {"hidden_size": 64, "num_attention_heads": 4}, 16),
+        ("gpt2", {"n_embd": 64, "n_head": 4}, 16),
+        ("mpt", {"d_model": 64, "n_heads": 4}, 16),
+        ("qwen3", {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32}, 32),
+    ],
+)
+def test_the_size_of_a_head_is_stated_or_follows_from_the_number_of_heads(model_type, keys, expected):
+    assert sizes_of(AutoConfig.for_model(model_type, **keys)).head_dim == expected
+
+
 def test_a_model_of_several_parts_has_the_sizes_of_its_text_model():
     config = AutoConfig.for_model("gemma3", text_config={"vocab_size": 77, "max_position_embeddings": 99})
     sizes = sizes_of(config)

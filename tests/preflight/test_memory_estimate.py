@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from ranks import run_ranks
@@ -26,6 +27,7 @@ class Decoder(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
         self.embed = nn.Embedding(10, 8)
 
     def get_decoder(self):
@@ -62,6 +64,23 @@ def test_with_lora_only_the_adapters_count_as_trained(tmp_path):
     trained = sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
     assert 0 < size.num_trained == trained < size.num_parameters / 2
     assert not size.is_head_trained
+
+
+def test_attention_without_a_mask_is_counted_without_a_mask(tmp_path):
+    """A GPU's varlen keeps no mask [B,1,T,T], and reads keys and values of fewer heads as they are."""
+    overrides = ["model.from_config.attention_dropout=0.0", "train.precision=bf16"]
+    overrides += ["model.from_config.num_attention_heads=4", "model.from_config.hidden_size=64"]
+    arguments = {"vocab_size": 512, "special_ids": SPECIAL, "is_checkpointed": False}
+
+    def saved(row_tokens, *, device_type):
+        config = tiny_config(tmp_path, *overrides, f"data.row_tokens={row_tokens}")
+        size, passes = measure_model(config, **arguments, device_type=device_type)
+        assert size.attention.startswith({"cpu": "sdpa (on a CPU)", "cuda": "varlen ("}[device_type])
+        return passes.saved
+
+    mask, repeated = 2 * 512**2, 2 * 2 * (2 * 512) * (4 - 2) * 16 * 2
+    assert saved(512, device_type="cpu") - saved(512, device_type="cuda") > mask + repeated
+    assert saved(1024, device_type="cuda") == pytest.approx(2 * saved(512, device_type="cuda"), rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

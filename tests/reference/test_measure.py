@@ -12,12 +12,21 @@ from ranks import run_ranks
 from references import measure, setup_of_recipe
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
 
+from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.export.run_export import export_run
 from versatune_ds.reference import measure as reference
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import reference_notes
-from versatune_ds.reference.one_domain import EarlyStop, domain_recipe, folder_name, result_of_run
+from versatune_ds.reference.one_domain import (
+    RESULT_FILE,
+    EarlyStop,
+    check_made_with,
+    domain_recipe,
+    folder_name,
+    read_result,
+    result_of_run,
+)
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import Agreement, StopSignals
 
@@ -264,3 +273,18 @@ def test_notes_report_memorised_saturated_and_unfinished_references():
     assert "still falling at the last step" in note(step=8)[0]
     assert "nothing would be left to learn" in note(loss=2.0, train_loss=None)[0]
     assert any("never fell below the base model's" in text for text in note(loss=2.0, step=0))
+
+
+def test_a_domain_measured_when_another_attention_was_the_default_is_not_measured_again(tmp_path):
+    config = tiny_config(tmp_path)
+    model = config.model.model_dump(mode="json")
+    now = {"model": model_identity({**model, "attention": "auto", "fused_layers": "auto"}), "seed": 1}
+    before = {**model, "attention": "sdpa"}  # a version without fused layers
+    path = domain_recipe(config, "law").run_dir / RESULT_FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"loss": 1.0, "made_with": {"model": before, "seed": 1}}))
+    saved = read_result(config, "law")["made_with"]
+    assert saved == now
+    other = {"model": {**now["model"], "compile": True}, "seed": 1}
+    with pytest.raises(ValueError, match="measured with model"):
+        check_made_with(saved, other, folder=tmp_path)

@@ -9,6 +9,7 @@ import torch
 from ranks import run_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from varlen_stand_in import install
 
 from versatune_ds.data.prepare.domains import prepare_domains
 from versatune_ds.export.run_export import export_run
@@ -131,6 +132,42 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, cache_
     assert train_ranks(config, world_size=2, then=weights_of) == list(weights)
     assert losses_by_step(config.run_dir) == losses_by_step(whole.run_dir)
     assert read_lines(config.run_dir / "decisions.jsonl") == read_lines(whole.run_dir / "decisions.jsonl")
+
+
+@pytest.mark.slow
+def test_a_run_begun_when_sdpa_was_the_default_resumes_bit_for_bit_with_auto(tmp_path, cache_dir, whole_runs):
+    whole, weights, _ = whole_runs(2)
+    begun = tiny_config(tmp_path, zero(2), "model.attention=sdpa", cache_dir=cache_dir)
+    train_ranks(begun, world_size=2, stop_after=7)
+    config = tiny_config(tmp_path, zero(2), cache_dir=cache_dir)
+    assert (begun.model.attention, config.model.attention) == ("sdpa", "auto")
+    assert train_ranks(config, world_size=2, then=weights_of) == list(weights)
+    assert losses_by_step(config.run_dir) == losses_by_step(whole.run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_whose_attention_has_no_mask_has_the_losses_of_one_whose_has(tmp_path, cache_dir, stage):
+    """Over a stand-in of the GPU's kernel: loader, bounds, training, validation."""
+    found = {}
+    for attention in ("sdpa", "varlen"):
+        config = tiny_config(
+            tmp_path, zero(stage), f"run.name={attention}", f"model.attention={attention}",
+            "model.from_config.attention_dropout=0.0", cache_dir=cache_dir,
+        )  # fmt: skip
+
+        def work(world, config=config):
+            with pytest.MonkeyPatch.context() as patch:
+                install(patch)
+                be_trained(config, world)
+
+        run_ranks(work, world_size=2, folder=tmp_path)
+        decisions = read_lines(config.run_dir / "decisions.jsonl")
+        held_out = {name: loss["mean"] for name, loss in decisions[-1]["losses"].items()}
+        found[attention] = losses_by_step(config.run_dir), held_out
+        assert "varlen" not in (config.run_dir / "model" / "config.json").read_text()
+    for left, right in zip(*found.values(), strict=True):
+        assert left == pytest.approx(right, rel=1e-5)
 
 
 @pytest.mark.slow

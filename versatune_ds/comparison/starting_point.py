@@ -19,6 +19,7 @@ from typing import Any
 
 from versatune_ds.comparison.plan import ComparisonPlan, texts
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
 from versatune_ds.report.summary import flat_values
 from versatune_ds.run_folder.atomic import write_json
@@ -126,14 +127,22 @@ def check_settings(plan: ComparisonPlan) -> None:
         "stages": any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE)),
     }
     for part, values in asked.items():
-        if is_made[part] and part in kept and kept[part] != values:
+        if not is_made[part] or part not in kept:
+            continue
+        before, now = (_decisive(settings) for settings in (kept[part], values))
+        if before != now:
             verb = "was" if part == "base" else "were"
             raise ValueError(
-                f"{what[part]} in {plan.start_folder} {verb} made with ({_difference(kept[part], values)}); use "
+                f"{what[part]} in {plan.start_folder} {verb} made with ({_difference(before, now)}); use "
                 f"the earlier value, remove that folder, or name another starting point: base.name={plan.base.name}2"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**kept, **asked})
+
+
+def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without what changes results by rounding alone."""
+    return {**settings, "model": model_identity(settings.get("model", {}))}
 
 
 def _configs(plan: ComparisonPlan) -> tuple[RunConfig, RunConfig]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -44,6 +46,10 @@ class LoraConfig(Section):
         return value
 
 
+AttentionName = Literal["auto", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention", "sdpa", "eager"]
+_HUB_KERNEL = re.compile(r"kernels-community/[\w.-]+(@[\w.-]+)?(:[\w.-]+)?")
+
+
 class ModelConfig(Section):
     """The model to fine-tune, and its tokenizer."""
 
@@ -58,8 +64,11 @@ class ModelConfig(Section):
     """Vocabulary size of a tokenizer trained on the data, in tokens."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Set it only if the model needs it and you trust its author."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers. `flash_attention_2` needs its package and micro-batches of one row."""
+    attention: AttentionName | str = "auto"
+    """How attention is computed. `auto` takes the fastest that needs no mask and works here: on a GPU `varlen` (part of
+    torch from 2.10 on; half precision), else flash-attention 3 or 2 where installed, else `flex_attention`, else
+    `sdpa`; on a CPU `sdpa`. The log and `versatune check` say which and why. A kernel of the Hub is given by its name:
+    `kernels-community/flash-attn2`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. Set it when memory runs out."""
     compile: bool = False
@@ -74,6 +83,17 @@ class ModelConfig(Section):
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _is_known(cls, value: Any) -> Any:
+        """Check that an implementation is one of ours, or named as a kernel of the Hub is."""
+        known = get_args(AttentionName)
+        if value not in known and not (isinstance(value, str) and _HUB_KERNEL.fullmatch(value)):
+            raise ValueError(
+                f"expected {', '.join(known)}, or a kernel of the Hub such as kernels-community/flash-attn2"
+            )
+        return value
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> ModelConfig:
@@ -97,3 +117,11 @@ class ModelConfig(Section):
         if self.lora is not None and self.freeze:
             raise ValueError("model.freeze: model.lora freezes everything but the adapters; leave one of the two out")
         return self
+
+
+def model_identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a model section that results depend on.
+
+    How attention and layers are computed changes them within rounding only, and the defaults differ between versions.
+    """
+    return {key: value for key, value in values.items() if key not in ("attention", "fused_layers")}

@@ -130,18 +130,6 @@ class RunConfig(Section):
     detect: DetectConfig = DetectConfig()
     slurm: SlurmConfig = SlurmConfig()
 
-    @model_validator(mode="after")
-    def _can_pack_with_its_attention(self) -> RunConfig:
-        """Check that attention cannot cross from one packed example to the next."""
-        sizes = {self.train.rows_per_micro_batch, self.validation.rows_per_micro_batch or 1}
-        if self.model.attention == "flash_attention_2" and sizes != {1}:
-            # transformers 5 separates packed examples only in batches of one row; with more, attention would cross.
-            raise ValueError(
-                "model.attention: flash_attention_2 needs train.rows_per_micro_batch and "
-                "validation.rows_per_micro_batch of 1 (make rows longer instead), or use sdpa"
-            )
-        return self
-
     @property
     def run_dir(self) -> Path:
         """Return the folder of the run."""

@@ -4,7 +4,7 @@ Everything is computed on the CPU beforehand, so that nothing waits for the devi
 token, positions restart with every example, every token has its domain, and `valid_index` lists the positions that bear
 loss, so that the head and the loss skip all others.
 
-Shape legend: **B** rows, **T** tokens per row, **M** entries of valid_index.
+Shape legend: **B** rows, **T** tokens per row, **M** entries of valid_index, **S** segments of all rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VALID_MULTIPLE = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch; tensors are int64 on the CPU, pinned if there is a GPU."""
+    """One micro-batch; tensors are int64 where nothing else is said, on the CPU, pinned if there is a GPU."""
 
     input_ids: torch.Tensor
     """[B,T]."""
@@ -41,6 +41,10 @@ class Batch:
     ignored position."""
     num_valid: int
     """Entries of valid_index that are not padding."""
+    cu_seqlens: torch.Tensor
+    """int32 [S+1], flat position at which each segment begins, and B*T; for attention without a mask."""
+    longest_segment: int
+    """Tokens of the longest segment; a number on the host, so that no layer waits for the device."""
     num_loss_tokens_global: int
     """Loss tokens of the optimizer step over all ranks and micro-steps."""
 
@@ -61,3 +65,23 @@ def padded_valid_index(labels_N: np.ndarray) -> tuple[np.ndarray, int]:
     padded[: len(valid)] = valid
     padded[len(valid) :] = int(np.argmin(is_valid_N))
     return padded, len(valid)
+
+
+def segment_bounds(positions_BT: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return where the segments of a micro-batch begin when its rows are laid end to end, and the longest one's length.
+
+    Positions restart at 0 in every example, in the padding, and so in every row: a segment begins where they are 0.
+    The number of segments is not padded: torch.compile takes a size that changes as a variable from the second one on,
+    and every empty segment would cost a GPU thread blocks that find nothing to do.
+
+    Example: rows 0 1 2 0 1 0 and 0 1 2 3 0 1 begin segments at 0, 3, 5, 6 and 10; the longest has 4 tokens.
+
+    Args:
+        positions_BT: int64 [B,T].
+
+    Returns:
+        int32 [S+1], the first position of each segment and B*T at the end, and the longest segment in tokens.
+    """
+    begin_S = np.flatnonzero(positions_BT.reshape(-1) == 0)
+    bounds = np.append(begin_S, positions_BT.size).astype(np.int32)
+    return bounds, int(np.diff(bounds).max())

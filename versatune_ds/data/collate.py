@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index
+from versatune_ds.data.batch import IGNORE_INDEX, Batch, padded_valid_index, segment_bounds
 from versatune_ds.data.order.plan import Placement
 
 
@@ -120,10 +120,15 @@ def collate_rows(
     valid_index, num_valid = padded_valid_index(labels_BT.reshape(-1))
     _check_loss(placement, examples, labels_BT, num_valid, first_row=first_row, shards=shards)
     valid_index_M = torch.from_numpy(valid_index)
+    # Where the examples begin and end, for attention.
+    cu_seqlens, longest_segment = segment_bounds(positions_BT)
+    cu_seqlens_S = torch.from_numpy(cu_seqlens)
     return Batch(
         **columns,
         valid_index=valid_index_M.pin_memory() if is_pinned else valid_index_M,
         num_valid=num_valid,
+        cu_seqlens=cu_seqlens_S.pin_memory() if is_pinned else cu_seqlens_S,
+        longest_segment=longest_segment,
         num_loss_tokens_global=num_loss_tokens_global,
     )
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.evaluation.result import number
+from versatune_ds.model.attention import dense_attention
 
 _NO_FILTER = "none"
 """The harness's name for scoring an answer unchanged."""
@@ -141,12 +142,13 @@ def run_tasks(causal_lm: Any, tokenizer: Any, tasks: HarnessTasks, *, batch_size
     log = logging.getLogger("lm_eval.models.huggingface")
     log.addFilter(_is_not_model_warning)
     try:
-        found = simple_evaluate(
-            model=HFLM(pretrained=causal_lm, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=list(tasks.names),
-            task_manager=tasks.manager,
-            limit=tasks.limit,
-        )
+        with dense_attention(causal_lm):
+            found = simple_evaluate(
+                model=HFLM(pretrained=causal_lm, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=list(tasks.names),
+                task_manager=tasks.manager,
+                limit=tasks.limit,
+            )
     finally:
         log.removeFilter(_is_not_model_warning)
     return {task: scores for task in found["results"] if (scores := _scores_of(task, found))}

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from versatune_ds.data.batch import IGNORE_INDEX
 from versatune_ds.evaluation.choices import ChoiceSet, Option
 from versatune_ds.evaluation.questions import padded_left
+from versatune_ds.model.attention import dense_attention
 from versatune_ds.model.build import DomainModel
 from versatune_ds.monitor.progress_lines import with_progress
 
@@ -55,7 +56,8 @@ def option_losses(
     for first in with_progress(firsts, num_items=len(firsts), what="multiple choice: %s batches"):
         batch = asked[first : first + questions_per_batch]
         numbers = [number for question in batch for number in question.numbers]
-        loss_sum_C[numbers] = _losses_of(model.causal_lm, batch)
+        with dense_attention(model.causal_lm):  # the questions' cache and padding need it
+            loss_sum_C[numbers] = _losses_of(model.causal_lm, batch)
     return loss_sum_C
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.order.permutation import domain_key, draw_indices
+from versatune_ds.model.attention import dense_attention
 from versatune_ds.monitor.progress_lines import with_progress
 
 
@@ -106,20 +107,21 @@ def _generate(
 ) -> list[list[int]]:
     """Return the new tokens of prompts, chosen greedily, whatever the model's generation settings are."""
     ids, mask = padded_left(prompts, pad_id=pad_id)
-    generated = causal_lm.generate(
-        ids.to(causal_lm.device),
-        attention_mask=mask.to(causal_lm.device),
-        max_new_tokens=num_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=stops or None,
-        pad_token_id=pad_id,
-    )
+    with dense_attention(causal_lm):
+        generated = causal_lm.generate(
+            ids.to(causal_lm.device),
+            attention_mask=mask.to(causal_lm.device),
+            max_new_tokens=num_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=stops or None,
+            pad_token_id=pad_id,
+        )
     return generated[:, ids.shape[1] :].tolist()
 
 

@@ -16,6 +16,7 @@ import torch
 from versatune_ds.config import ModelConfig, RunConfig, load_config
 from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.export.run_export import export_run
+from versatune_ds.model.attention import machine_of
 from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.model.named_model import check_is_no_adapter
 from versatune_ds.run_folder.folder import weights_made_on
@@ -83,11 +84,12 @@ def base_subject(model: Path, config: RunConfig, *, against: Path | None, worksp
     loaded = load_tokenizer(tokenizer)
     torch.manual_seed(config.run.seed)
     causal_lm = build_causal_lm(
-        config.model.model_copy(update={"lora": None, "freeze": ()}),
+        config.model.model_copy(update={"lora": None, "freeze": (), "attention": "auto"}),
         precision=config.train.precision,
         vocab_size=len(loaded),
         special_ids=special_ids_of_tokenizer(loaded),
         device=device,
+        machine=machine_of("cpu", precision=config.train.precision),  # it is saved, not run: no GPU is opened for it
     )
     causal_lm.save_pretrained(workspace / "base")
     return Subject(name="its random initial weights", folder=str(workspace / "base"), tokenizer=tokenizer)

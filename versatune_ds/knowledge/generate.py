@@ -20,6 +20,7 @@ from versatune_ds.config import RunConfig, SamplingConfig
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.sequences import DrawnSequence, repeated_share
 from versatune_ds.launch.process_pool import device_of
+from versatune_ds.model.attention import use_dense_attention
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.sizes import sizes_of
 from versatune_ds.training.prepared_data import load_or_train_tokenizer
@@ -85,6 +86,7 @@ def load_generator(config: RunConfig, world: World) -> SequenceGenerator:
     causal_lm = build_causal_lm(
         config.model, precision=config.train.precision, vocab_size=len(tokenizer), special_ids={}
     )
+    use_dense_attention(causal_lm)  # generation has a cache
     return SequenceGenerator(causal_lm.to(device), tokenizer=tokenizer, sampling=config.detect.sampling)
 
 

@@ -21,6 +21,7 @@ from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.questions import LabelStore, Question
 from versatune_ds.launch.process_pool import device_of
+from versatune_ds.model.attention import use_dense_attention
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.training.worker import set_threads
@@ -48,6 +49,7 @@ class LocalLabeller:
             )
         except ValueError as error:
             raise ValueError(f"detect.hf.name_or_path: {str(error).partition(': ')[2]}") from None
+        use_dense_attention(causal_lm)  # its rows are padded, not packed
         self._causal_lm = causal_lm.to(device_of(World())).eval()
         self._template = choose_template(self._tokenizer)
         self._names_ids = [self._ids(name) + self._end_ids() for name in question.domain_set]

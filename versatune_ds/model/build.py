@@ -35,6 +35,14 @@ from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
 from versatune_ds.log import first_line
+from versatune_ds.model.attention import (
+    Machine,
+    attention_arguments,
+    attention_needs,
+    choose_attention,
+    machine_here,
+    register_varlen,
+)
 from versatune_ds.model.named_model import adapters_line, check_saved_model
 from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.saved_weights import check_loading_info, check_saved_weights, without_load_report
@@ -100,22 +108,26 @@ class DomainModel(nn.Module):
         domain_ids: torch.Tensor,
         valid_index: torch.Tensor | None = None,
         num_valid: int | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        longest_segment: int | None = None,
         per_token: bool = False,
         is_token: torch.Tensor | None = None,
         grad_scale: float | None = None,
     ) -> DomainLosses:
-        """Return the losses of a micro-batch of packed rows, all [B, T] int64.
+        """Return the losses of a micro-batch of packed rows, all [B, T] int64; for the others see `Batch`.
 
         `grad_scale` is the factor of the later backward pass, where it is known; see `DomainLossHead.forward`.
 
-        Attention never crosses examples: positions restart with every example, and from that transformers builds
-        its packed mask (sdpa, eager) or sequence lengths (flash attention); a cache or a mask would switch it off.
+        Attention never crosses examples. Positions restart with every example, and from that transformers makes its
+        packed mask (sdpa, eager, flex_attention), which a cache or a mask of ours would switch off; the others get the
+        bounds of the examples (`attention.py`), found in the positions only where `cu_seqlens` is not given.
         """
+        lengths = attention_arguments(self.causal_lm, positions, cu_seqlens=cu_seqlens, longest_segment=longest_segment)
         if self.num_positions is not None:  # examples fit (check_positions); the padding of a long row may not
             positions = positions.remainder(self.num_positions)
         decoder = self.causal_lm.get_decoder()
         has_router_loss = self.router_loss is not None and self.training
-        extra = {"output_router_logits": True} if has_router_loss else {}
+        extra = {"output_router_logits": True, **lengths} if has_router_loss else lengths
         output = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
         hidden = output[0]
         result = self.causal_lm.get_output_embeddings()(
@@ -157,11 +169,12 @@ def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = Fal
         "positions": batch.positions,
         "domain_ids": batch.domain_ids,
         "valid_index": batch.valid_index,
+        "cu_seqlens": batch.cu_seqlens,
     }
     if marks_tokens:
         tensors["is_token"] = _is_token(batch)
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-    return {**on_device, "num_valid": batch.num_valid}
+    return {**on_device, "num_valid": batch.num_valid, "longest_segment": batch.longest_segment}
 
 
 def _is_token(batch: Batch) -> torch.Tensor:
@@ -191,6 +204,7 @@ def build_causal_lm(
     zero3_config: dict[str, Any] | None = None,
     reads_weights: bool = True,
     device: torch.device | None = None,
+    machine: Machine | None = None,
 ) -> PreTrainedModel:
     """Load a saved transformers model, or make one from config with random weights.
 
@@ -208,10 +222,11 @@ def build_causal_lm(
         reads_weights: False builds a saved model from its config alone, to count parameters; no weights are read.
         device: GPU on which weights are made or to which they are loaded; None for the CPU, or the device of a
             surrounding `with torch.device(...)`. A load in parts places its partitions itself.
+        machine: Where it will run, which decides its attention; by default this process's device.
 
     Raises:
-        ValueError: If the model cannot be loaded, a config key is unknown to the model type, or the model has fewer
-            embeddings than the tokenizer has ids.
+        ValueError: If the model cannot be loaded, a config key is unknown to the model type, its attention cannot be
+            computed as `model.attention` says, or the model has fewer embeddings than the tokenizer has ids.
     """
     # Check the files first: ZeRO-3's loader reports only a part of what does not fit.
     check_saved_model(model)
@@ -220,15 +235,21 @@ def build_causal_lm(
     # Load or build. transformers looks for this object while it loads; it has an effect as long as it exists.
     zero3_switch = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
     try:
+        config = _config_of(model, vocab_size=vocab_size, special_ids=special_ids)
+        choice = choose_attention(
+            model.attention, needs=attention_needs(config), machine=machine or machine_here(precision)
+        )
+        if choice.name == "varlen":
+            register_varlen()
+        attention = choice.registered_name
         if model.from_config is not None or not reads_weights:
-            config = _config_of(model, vocab_size=vocab_size, special_ids=special_ids)
-            causal_lm = _make(model, config, dtype=DTYPES[precision], device=device)
+            causal_lm = _make(model, config, dtype=DTYPES[precision], attention=attention, device=device)
         else:
             device = None if is_loaded_in_parts else device
-            causal_lm = _load(model, dtype=DTYPES[precision], device=device)
+            causal_lm = _load(model, dtype=DTYPES[precision], attention=attention, device=device)
     except (ValueError, ImportError) as error:
         is_attention = "attention implementation" in str(error) or "flash" in str(error).lower()
-        if not is_attention or str(error).startswith("model.name_or_path:"):
+        if not is_attention or str(error).startswith(("model.name_or_path:", "model.attention:")):
             raise
         raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
     except OSError as error:
@@ -290,9 +311,14 @@ def _config_of(model: ModelConfig, *, vocab_size: int, special_ids: dict[str, in
 
 
 def _make(
-    model: ModelConfig, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device | None = None
+    model: ModelConfig,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
-    """Return a model with random weights, made on a GPU where one is given.
+    """Return a model with random weights, made on a GPU where one is given; `attention` is a name of transformers'.
 
     Every weight is drawn twice: by the constructor of PyTorch's module, and then by transformers. Both passes stay. On
     a CPU, where they take a minute for 1.2e9 parameters, the second one's numbers depend on the first one's draws, and
@@ -300,7 +326,7 @@ def _make(
     """
     with device if _is_gpu(device) else contextlib.nullcontext():
         return AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=model.trust_remote_code
         )
 
 
@@ -309,7 +335,9 @@ def _is_gpu(device: torch.device | None) -> bool:
     return device is not None and device.type != "cpu"
 
 
-def _load(model: ModelConfig, *, dtype: torch.dtype, device: torch.device | None = None) -> PreTrainedModel:
+def _load(
+    model: ModelConfig, *, dtype: torch.dtype, attention: str, device: torch.device | None = None
+) -> PreTrainedModel:
     """Return the model with the weights of a folder or Hub name; raise ValueError if they do not fit.
 
     To a GPU the files are read directly, one weight at a time, so that the host never stores the model.
@@ -322,7 +350,7 @@ def _load(model: ModelConfig, *, dtype: torch.dtype, device: torch.device | None
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
             dtype=dtype,
-            attn_implementation=model.attention,
+            attn_implementation=attention,
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -345,7 +373,7 @@ def check_model_weights(model: ModelConfig) -> bool:
     try:
         config = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
-            plain = _make(model.model_copy(update={"attention": "eager"}), config, dtype=torch.float32)
+            plain = _make(model, config, dtype=torch.float32, attention="eager")
     except (OSError, ImportError, ValueError):
         return False  # the loader will report what is wrong with the config
     return check_saved_weights(model.name_or_path, model_class=type(plain), config=plain.config)

@@ -23,6 +23,8 @@ class ModelSizes:
     """Sizes of a language model; None where its config does not state one."""
 
     vocabulary: int
+    head_dim: int | None
+    """Size of a head of queries and keys, where all layers have the same."""
     max_positions: int | None
     """Longest text that the model was made for, in tokens."""
     num_experts: int | None
@@ -34,6 +36,7 @@ class ModelSizes:
 
 _SPELLINGS = {
     "vocabulary": ("vocab_size", "n_vocab"),
+    "head_dim": ("head_dim", "d_kv", "attention_head_dim"),
     "max_positions": (
         "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length",
     ),
@@ -49,11 +52,17 @@ _SPELLINGS = {
 }  # fmt: skip
 """Size -> its names, the most common first."""
 
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
+_NUM_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+
 
 def sizes_of(config: Any) -> ModelSizes:
     """Return the sizes in a transformers config; of a model of several parts, those of the text model."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     found = {size: _first_number(text, names) for size, names in _SPELLINGS.items()}
+    hidden, num_heads = _first_number(text, _HIDDEN), _first_number(text, _NUM_HEADS)
+    if found["head_dim"] is None and hidden and num_heads:
+        found["head_dim"] = hidden // num_heads
     if not found["num_experts"] or found["num_experts"] < 2:  # some dense models of a family with experts state 0 or 1
         found["num_experts"] = found["num_experts_per_token"] = None
     return ModelSizes(**{**found, "softcap": float(found["softcap"] or 0.0)})

@@ -4,7 +4,8 @@ Under PyTorch's fake tensors every operation runs but nothing is computed or all
 its attention and its gradient checkpointing, shows what it saves; a dispatch mode adds up the storages that are alive.
 There is no formula for any kind of model here.
 
-Not covered: what a GPU's kernels need beside their inputs and outputs. Packing masks are counted: rows are packed.
+Not covered: what a GPU's kernels need beside their inputs and outputs. Packing masks are counted where the attention
+needs one: rows are packed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from versatune_ds.model.attention import attention_arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +119,23 @@ def decoder_pass_bytes(causal_lm: Any, *, num_rows: int, row_tokens: int, has_ro
     ids = torch.zeros(num_rows, row_tokens, dtype=torch.int64)
     extra = {"output_router_logits": True} if has_router_loss else {}
     with _LiveBytes([*causal_lm.parameters(), *causal_lm.buffers()]) as live:
-        hidden = causal_lm.get_decoder()(
-            input_ids=ids, position_ids=torch.zeros_like(ids), attention_mask=None, use_cache=False, **extra
-        )[0]
+        inputs = _packed_inputs(causal_lm, ids)
+        hidden = causal_lm.get_decoder()(**inputs, attention_mask=None, use_cache=False, **extra)[0]
+        del inputs
         saved = live.now
         if hidden.requires_grad:
             hidden.backward(torch.empty_like(hidden))
     return PassBytes(saved=saved, peak=live.peak)
+
+
+def _packed_inputs(causal_lm: Any, ids: torch.Tensor) -> dict[str, Any]:
+    """Return packed rows of fake tokens [B,T] as the decoder takes them.
+
+    One segment is enough: what is saved does not depend on how many there are.
+    """
+    positions, bounds = torch.zeros_like(ids), torch.zeros(2, dtype=torch.int32)
+    lengths = attention_arguments(causal_lm, positions, cu_seqlens=bounds, longest_segment=ids.shape[1])
+    return {"input_ids": ids, "position_ids": positions, **lengths}
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:

@@ -62,6 +62,7 @@ def estimates_of(subject: Subject) -> _Estimates:
             vocab_size=subject.vocab_size,
             is_checkpointed=is_checkpointed,
             special_ids=special_ids_of_tokenizer(subject.tokenizer),
+            device_type=subject.start.device_type,
         )
         found[is_checkpointed] = estimate_memory(
             config, size=size, passes=passes, ds_config=subject.ds_config, world_size=subject.world_size
@@ -76,6 +77,7 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     size, chosen, other = estimates.size, estimates.chosen, estimates.other
     trained = "" if size.num_trained == size.num_parameters else f", {size.num_trained / 1e6:,.1f} M of them trained"
     yield ok("model", "model", f"{size.name}, {size.num_parameters / 1e6:,.1f} M parameters{trained}")
+    yield ok("model", "model.attention", size.attention)
     switch = "without" if config.model.gradient_checkpointing else "with"
     yield ok(
         "memory",

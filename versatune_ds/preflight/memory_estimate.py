@@ -30,6 +30,7 @@ from versatune_ds.engine.ds_settings import grad_accum_dtype, offload_device, ze
 from versatune_ds.engine.optimizer import has_fused_adamw
 from versatune_ds.kernels.head_loss import chunk_rows
 from versatune_ds.kernels.linear_head import DEFAULT_CHUNK_MIB
+from versatune_ds.model.attention import describe_attention, machine_here, machine_of, use_countable_attention
 from versatune_ds.model.build import DTYPES, build_causal_lm
 from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.sizes import num_learned_positions, sizes_of
@@ -52,6 +53,8 @@ class ModelSize:
     """Longest text that the model was made for; None if its config does not state it."""
     num_learned_positions: int | None
     """Rows of its table of positions; None where it computes them."""
+    attention: str
+    """How its attention is computed, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,24 +78,40 @@ class MemoryEstimate:
 
 
 def measure_model(
-    config: RunConfig, *, vocab_size: int, is_checkpointed: bool, special_ids: dict[str, int]
+    config: RunConfig,
+    *,
+    vocab_size: int,
+    is_checkpointed: bool,
+    special_ids: dict[str, int],
+    device_type: str | None = None,
 ) -> tuple[ModelSize, PassBytes]:
     """Return a recipe's model in numbers, and what a micro-batch needs in its decoder; no weights are read or made.
 
+    Args:
+        config: The recipe.
+        vocab_size: Length of the tokenizer.
+        is_checkpointed: Whether gradient checkpointing is on.
+        special_ids: bos, eos and pad ids for a model made from config.
+        device_type: cpu or cuda, where it will run, which decides its attention; None for this machine's.
+
     Raises:
-        ValueError: If the model's config is wrong or cannot be found.
+        ValueError: If the model's config is wrong or cannot be found, or its attention cannot be computed there.
     """
-    attention = "sdpa" if config.model.attention == "flash_attention_2" else config.model.attention
-    model = config.model.model_copy(update={"attention": attention, "gradient_checkpointing": is_checkpointed})
+    precision = config.train.precision
+    machine = machine_here(precision) if device_type is None else machine_of(device_type, precision=precision)
+    model = config.model.model_copy(update={"gradient_checkpointing": is_checkpointed})
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers 5 renames its switch for gradient checkpointing
         causal_lm = build_causal_lm(
             model,
-            precision=config.train.precision,
+            precision=precision,
             vocab_size=vocab_size,
             special_ids=special_ids,
             reads_weights=False,
+            machine=machine,
         )
+    attention = describe_attention(causal_lm, wanted=model.attention, machine=machine)
+    use_countable_attention(causal_lm)
     with FakeTensorMode():
         move_to_fake_cpu(causal_lm)
         passes = decoder_pass_bytes(
@@ -101,10 +120,10 @@ def measure_model(
             row_tokens=config.data.row_tokens,
             has_router_loss=router_loss_of(causal_lm) is not None,
         )
-    return _size_of(causal_lm), passes
+    return _size_of(causal_lm, attention=attention), passes
 
 
-def _size_of(causal_lm: Any) -> ModelSize:
+def _size_of(causal_lm: Any, *, attention: str) -> ModelSize:
     """Return a transformers model in numbers."""
     head, parameters = causal_lm.get_output_embeddings(), list(causal_lm.parameters())
     return ModelSize(
@@ -116,6 +135,7 @@ def _size_of(causal_lm: Any) -> ModelSize:
         is_head_trained=head.weight.requires_grad,
         max_positions=sizes_of(causal_lm.config).max_positions,
         num_learned_positions=num_learned_positions(causal_lm),
+        attention=attention,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import MixtureConfig, MonitorConfig, RunConfig
+from versatune_ds.config.model import model_identity
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
@@ -145,9 +146,13 @@ def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
 
 
 def read_result(config: RunConfig, name: str) -> dict[str, Any] | None:
-    """Return a finished domain's result, None if there is none."""
+    """Return a finished domain's result, None if there is none; what it was made with, as `made_with` states it."""
     path = domain_recipe(config, name).run_dir / RESULT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    saved = result["made_with"]  # of an earlier version, with the model's attention
+    return {**result, "made_with": {**saved, "model": model_identity(saved.get("model", {}))}}
 
 
 def made_with(setup: RunSetup, name: str) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def made_with(setup: RunSetup, name: str) -> dict[str, Any]:
         **loss_digests(recipe, setup.tokenizer, data),
         "data": data.digest,
         "seed": recipe.run.seed,
-        "model": recipe.model.model_dump(mode="json"),
+        "model": model_identity(recipe.model.model_dump(mode="json")),
         "patience": recipe.reference.patience,
         "reference.steps": recipe.train.steps,
         "reference.evaluate_every": recipe.mixture.update_every,

@@ -25,6 +25,7 @@ from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.log import start_phase
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.model.attention import describe_attention, machine_here
 from versatune_ds.model.build import (
     DomainModel,
     build_causal_lm,
@@ -185,6 +186,8 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
     config = setup.config
     num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
+    machine = machine_here(config.train.precision)
+    logger.info("attention: %s", describe_attention(causal_lm, wanted=config.model.attention, machine=machine))
     if (line := describe_router_loss(causal_lm)) is not None:
         logger.info("%s", line)
 
