@@ -117,7 +117,6 @@ class ValidationLoader:
                 row_tokens=self._row_tokens,
                 shards=self._shards,
                 pad_token_id=self._pad_token_id,
-                num_loss_tokens_global=int(self.example_num_loss_tokens.sum()),
             )
             yield batch, self._example_ids(first_row)
 

@@ -56,12 +56,7 @@ def _open(
 
 
 def _share(config: RunConfig, world_size: int, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:
-    return measure(*opened, rows_per_micro_batch=rows_at_a_time(config), rank=rank, world_size=world_size)
-
-
-def rows_at_a_time(config: RunConfig) -> int:
-    """Return the rows that go through the model at a time: those of validation, else of training."""
-    return config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch
+    return measure(*opened, rows_per_micro_batch=config.rows_evaluated_at_once, rank=rank, world_size=world_size)
 
 
 def measure(

@@ -53,6 +53,11 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text.encode())
 
 
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file, None where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write a small JSON file that people read too, complete or not at all."""
     write_text(path, json.dumps(values, indent=1) + "\n")

@@ -184,7 +184,7 @@ def _loader_of(examples: Subsets, setup: RunSetup) -> ValidationLoader:
     return ValidationLoader(
         examples,
         domain_set=setup.domain_set,
-        rows_per_micro_batch=config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch,
+        rows_per_micro_batch=config.rows_evaluated_at_once,
         row_tokens=config.data.row_tokens,
         rank=setup.world.rank,
         world_size=setup.world.world_size,
