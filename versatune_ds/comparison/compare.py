@@ -212,7 +212,6 @@ def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict
 
 
 def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:
-    """Return how models are evaluated, as it is stored."""
     return {"split": split_of(plan), "exact": plan.exact, "choices": [str(path) for path in plan.choices]}
 
 

@@ -107,7 +107,6 @@ def _text(
     step: int,
     is_adapter: bool,
 ) -> str:
-    """Return the card."""
     named = config.model.name_or_path
     is_hub_name = named is not None and not Path(named).exists()
     rule = _rule(config.mixture.policy)

@@ -169,7 +169,6 @@ def open_monitor(
 
 
 def _open_wandb(config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None) -> Sink:
-    """Return W&B in a thread of its own."""
     from versatune_ds.monitor.wandb_sink import FINISH_SECONDS, Wandb  # takes half a second, and starts a service
 
     return Background(

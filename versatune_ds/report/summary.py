@@ -30,7 +30,6 @@ def domain_table(series: RunSeries) -> list[list[str]]:
 
 
 def _domain_row(series: RunSeries, name: str, weights: Sequence[float | None]) -> list[str]:
-    """Return a domain's texts."""
     losses = series.of(f"domain/{name}/loss")
     before, after = (losses[0][1], losses[-1][1]) if losses else (None, None)
     change = None if weights[0] is None or weights[-1] is None else weights[-1] - weights[0]
@@ -121,7 +120,6 @@ def _last_error(run: RunSeries, name: str) -> float | None:
 
 
 def _cells(losses: Sequence[float | None], errors: Sequence[float | None]) -> list[Cell]:
-    """Return a row's cells."""
     known = [loss for loss in losses if loss is not None]
     best = min(known) if len(known) > 1 and min(known) < max(known) else None
     return [

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from versatune_ds.run_folder.owner import is_pid_taken
+
 _logger = logging.getLogger(__name__)
 
 
@@ -99,15 +101,7 @@ def rename_folder(partial: Path, folder: Path) -> None:
 
 def _is_running(pid: str) -> bool:
     """Return whether another process of this machine has this pid."""
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+    return pid.isdigit() and int(pid) != os.getpid() and is_pid_taken(int(pid))
 
 
 def sync_file(path: Path) -> None:

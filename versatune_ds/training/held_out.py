@@ -179,7 +179,6 @@ def subsets(domains: Sequence[Shards], *, max_examples: int | None, seed: int) -
 
 
 def _loader_of(examples: Subsets, setup: RunSetup) -> ValidationLoader:
-    """Return this rank's loader of some examples of each domain."""
     config = setup.config
     return ValidationLoader(
         examples,

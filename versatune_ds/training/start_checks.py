@@ -191,7 +191,6 @@ def _check_saved_model(start: StartCheckInput) -> Iterator[Finding]:
 
 
 def _check_data_files(start: StartCheckInput) -> None:
-    """Check that the data files are there."""
     if not _is_made_by_another_job(start):
         check_data_files(start.config.data, cache_dir=cache_folder(start.config))
 
