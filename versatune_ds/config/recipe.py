@@ -56,7 +56,6 @@ class ValidationConfig(Section):
 
     @model_validator(mode="after")
     def _has_room_to_choose(self) -> ValidationConfig:
-        """Check that the smallest number of examples is not above the largest."""
         most = self.max_examples_per_domain
         if self.target_standard_error is not None and most is not None and self.min_examples_per_domain > most:
             raise ValueError(

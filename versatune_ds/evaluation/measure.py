@@ -125,7 +125,7 @@ def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray
         return model(**model_inputs(batch, device=device), per_token=True).token_losses_N
 
     with torch.no_grad():
-        batches = with_progress(loader, num_items=len(loader), what="held-out rows: %s batches")
+        batches = with_progress(loader, num_items=loader.num_micro_batches, what="held-out rows: %s batches")
         return sum_by_example(token_losses, batches, num_examples=loader.num_examples)
 
 

@@ -126,7 +126,6 @@ class Background:
             )
 
     def _put(self, call: Callable[[], None]) -> None:
-        """Queue a call, unless the sink has failed."""
         if not self._has_failed:
             self._calls.put(call)
 
