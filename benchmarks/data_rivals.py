@@ -94,7 +94,6 @@ class Packer:
             row_tokens=self._shape.row_tokens,
             shards=[_Buffered(self._waiting)],
             pad_token_id=0,
-            num_loss_tokens_global=1,
         )
 
 

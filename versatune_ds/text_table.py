@@ -48,6 +48,12 @@ def text_table(
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
+def listed(texts: Sequence[object], *, most: int) -> str:
+    """Return texts in one line; of more than `most`, only the first and how many more there are."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(map(str, texts[:most])) + more
+
+
 def number_cell(value: float | None, form: str = ".3f") -> str:
     """Return a number as the text of a cell, a dash for an unknown one."""
     return "-" if value is None else format(value, form)

@@ -21,7 +21,7 @@ def placement_of(*examples: tuple[int, int, int, int, int, int]) -> Placement:
 
 def collate(placement: Placement, shards: list[FakeShards], **where) -> Batch:
     shape = {"first_row": 0, "num_rows": 2, "row_tokens": 6, **where}
-    return collate_rows(placement, **shape, shards=shards, pad_token_id=9, num_loss_tokens_global=77)
+    return collate_rows(placement, **shape, shards=shards, pad_token_id=9)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_columns_restart_with_every_example_of_a_row(placement: Placement, shard
     assert batch.valid_index.tolist() == [1, 3, 7, 8] + [0] * 124
     assert batch.cu_seqlens.tolist() == [0, 3, 5, 6, 10, 12]
     assert (batch.cu_seqlens.dtype, batch.longest_segment) == (torch.int32, 4)
-    assert batch.num_loss_tokens_global == 77
+    assert batch.num_loss_tokens_global == 4
     assert {column.dtype for column in (batch.input_ids, batch.labels, batch.valid_index)} == {torch.int64}
 
 

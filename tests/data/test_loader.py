@@ -116,7 +116,6 @@ def assert_planned_like(loader: MixtureLoader, found: list[StepBatch], *, first_
             row_tokens=32,
             shards=shards,
             pad_token_id=0,
-            num_loss_tokens_global=plan.num_loss_tokens_global,
         )
         assert same_batches(batch, StepBatch(plan=plan, micro_batches=(rows,), wait_seconds=0.0))
         assert batch.plan.num_loss_tokens_global == plan.num_loss_tokens_global

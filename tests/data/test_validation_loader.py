@@ -38,7 +38,7 @@ def test_every_example_is_seen_once_and_ranks_have_equally_many_micro_batches(wo
     loaders = [make_loader(shards, rank=rank, world_size=world_size) for rank in range(world_size)]
     tokens, losses = Counter(), np.zeros(28, dtype=np.int64)
     for loader in loaders:
-        assert len(list(loader)) == len(loader) == loaders[0].num_micro_batches
+        assert len(list(loader)) == loader.num_micro_batches == loaders[0].num_micro_batches
         for batch, example_ids in loader:
             tokens.update(example_ids[example_ids >= 0].tolist())
             np.add.at(losses, example_ids[batch.labels != IGNORE_INDEX].numpy(), 1)

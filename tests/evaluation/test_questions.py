@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from chat_data import chat_row, tiny_tokenizer
+from chat_data import chat_row, encode_text, tiny_tokenizer
 
-from versatune_ds.data.encoding.encode import encode_messages, encode_text
+from versatune_ds.data.encoding.encode import encode_messages
 from versatune_ds.evaluation.questions import answer_greedily, find_questions, text_of_answer
 
 

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from chat_data import encode_text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from versatune_ds.data.encoding.encode import encode_messages, encode_text
+from versatune_ds.data.encoding.encode import encode_messages
 from versatune_ds.training.end_tokens import ends_of_examples, ends_of_template, stop_at_ends, stops_of
 
 CHATML = (

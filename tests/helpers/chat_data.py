@@ -9,6 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from versatune_ds.data.encoding.encode import encode_rendered
+from versatune_ds.data.encoding.loss_spans import RenderedExample
 from versatune_ds.data.encoding.tokenizer import train_tokenizer
 
 CHATML = (
@@ -39,6 +43,12 @@ def tiny_tokenizer() -> Any:
     folder = Path(tempfile.mkdtemp()) / "tokenizer"
     words = ["the answer is seven", "what is the colour of the sky", "a short reply", "contract clause court"]
     return train_tokenizer(words * 20, vocab_size=400, folder=folder)
+
+
+def encode_text(text: str, *, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of a plain text with the end-of-text token, and its loss mask."""
+    (encoded,) = encode_rendered([RenderedExample(text=text, loss_spans=None, is_plain=True)], tokenizer=tokenizer)
+    return encoded.input_ids, encoded.is_loss
 
 
 def chat_row(question: str, answer: str) -> dict[str, Any]:

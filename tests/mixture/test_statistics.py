@@ -34,10 +34,15 @@ def test_statistics_cannot_be_changed_in_place():
         one.loss_sum_K[0] = 5.0
 
 
+def vector(statistics):
+    columns = (statistics.loss_sum_K, statistics.loss_sq_sum_K, statistics.num_loss_tokens_K)
+    return np.concatenate(columns).astype(np.float64)
+
+
 def test_vectors_of_two_ranks_add_up_to_the_total():
     rank0 = DomainStatistics(loss_sum_K=[1.5, 0.0], loss_sq_sum_K=[2.0, 0.0], num_loss_tokens_K=[2, 0])
     rank1 = DomainStatistics(loss_sum_K=[0.5, 3.0], loss_sq_sum_K=[0.25, 9.0], num_loss_tokens_K=[1, 1])
-    total = DomainStatistics.from_vector(rank0.to_vector() + rank1.to_vector())
+    total = DomainStatistics.from_vector(vector(rank0) + vector(rank1))
     assert total.loss_sum_K.tolist() == [2.0, 3.0]
     assert total.num_loss_tokens_K.dtype == np.int64
     assert total.num_loss_tokens_K.tolist() == [3, 1]

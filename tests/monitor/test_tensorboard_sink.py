@@ -12,7 +12,7 @@ def test_a_resumed_run_is_one_history_of_scalars_text_and_charts(tmp_path):
     config = recipe(tmp_path, tensorboard=True)
     config.run_dir.mkdir()
     for resumed_step, steps in ((-1, (1, 2, 3)), (2, (3, 4))):
-        monitor = open_monitor(config, is_rank_zero=True, resumed_step=resumed_step)
+        monitor = open_monitor(config, resumed_step=resumed_step)
         for step in steps:
             monitor.metrics(step, step_metrics(**{"train/loss": 1.0 / step}))
         monitor.decision(decision(1))

@@ -130,7 +130,7 @@ def test_a_file_gets_plain_lines_and_a_terminal_the_live_view_unless_the_recipe_
         monkeypatch.setattr("sys.stderr.isatty", lambda answer=is_terminal: answer)
         config = recipe(tmp_path, terminal=how)
         config.run_dir.mkdir(exist_ok=True)
-        monitor = open_monitor(config, is_rank_zero=True, resumed_step=-1)
+        monitor = open_monitor(config, resumed_step=-1)
         chosen.append(type(monitor._sinks[-1]).__name__)
         monitor.finish(exit_code=0)
     assert chosen == ["PlainTerminal", "LiveTerminal", "PlainTerminal"]

@@ -31,7 +31,7 @@ def history_as_synced(run_dir):
 
 
 def record_part(config, *, resumed_step, first, last):
-    monitor = open_monitor(config, is_rank_zero=True, resumed_step=resumed_step)
+    monitor = open_monitor(config, resumed_step=resumed_step)
     for step in range(first, last + 1):
         monitor.metrics(step, step_metrics(**{"train/loss": 1.0 / step}))
         if step % 10 == 0:
@@ -69,7 +69,7 @@ def test_going_online_without_a_key_is_refused_and_the_message_names_the_variabl
     config = recipe(tmp_path, wandb={"mode": "online"})
     config.run_dir.mkdir()
     with pytest.raises(ValueError, match=r"^monitor.wandb.mode=online: no key found; set WANDB_API_KEY"):
-        open_monitor(config, is_rank_zero=True, resumed_step=-1)
+        open_monitor(config, resumed_step=-1)
 
 
 @pytest.mark.slow

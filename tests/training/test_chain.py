@@ -14,10 +14,8 @@ from versatune_ds.cli import parse
 from versatune_ds.config import load_config
 from versatune_ds.domains import DomainSet
 from versatune_ds.export.run_export import export_run
-from versatune_ds.knowledge.detect_recipe import default_output as prior_output
 from versatune_ds.knowledge.detect_recipe import detect_recipe
 from versatune_ds.mixture.settings import guarded_start
-from versatune_ds.reference.one_domain import default_output as reference_output
 from versatune_ds.training.run_records import replay_run
 
 BASE = ROOT / "recipes" / "base.yaml"
@@ -48,8 +46,8 @@ def test_the_recipe_lists_the_five_commands_and_each_reads_what_the_one_before_w
     for chained in parsed[2:]:
         config = load_config(ROOT / chained.recipe, chained.overrides)
         assert Path(config.model.name_or_path) == base.run_dir / "export"
-        assert prior_output(config) == config.mixture.prior == Path("runs/chain-prior.json")
-        assert reference_output(config) == config.mixture.reference == Path("runs/chain-reference.json")
+        assert config.default_output("prior") == config.mixture.prior == Path("runs/chain-prior.json")
+        assert config.default_output("reference") == config.mixture.reference == Path("runs/chain-reference.json")
 
 
 def test_the_two_modes_differ_in_name_and_mixture_alone():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +40,10 @@ def test_losses_of_applied_steps_are_summed_by_domain_and_cleared_when_read():
     assert losses.take().num_loss_tokens_K.tolist() == [0, 0]
 
 
+def sums_of(statistics):
+    return np.concatenate([statistics.loss_sum_K, statistics.loss_sq_sum_K, statistics.num_loss_tokens_K])
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1e4), min_size=2, max_size=8), st.integers(0, 8))
 def test_a_restart_after_any_step_gives_the_same_bits(values, stop):
@@ -51,13 +56,13 @@ def test_a_restart_after_any_step_gives_the_same_bits(values, stop):
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for value in values[stop:]:
         resumed.add(result_of(value, value / 3))
-    assert resumed.take().to_vector().tobytes() == uninterrupted.take().to_vector().tobytes()
+    assert sums_of(resumed.take()).tobytes() == sums_of(uninterrupted.take()).tobytes()
 
 
 def test_only_rank_zero_restores_the_saved_sums():
     second = TrainLosses(2, world=World(rank=1, world_size=2, local_rank=1, launcher="test"))
     second.load_state_dict({"sums": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
-    assert second.take().to_vector().tolist() == [0.0] * 6
+    assert sums_of(second.take()).tolist() == [0.0] * 6
 
 
 def test_a_loss_that_is_not_finite_stays_so_after_a_restart():

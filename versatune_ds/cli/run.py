@@ -120,10 +120,10 @@ def add_export(commands: Commands) -> None:
 def _export(parsed: argparse.Namespace) -> int:
     """Export a run's model as a folder that transformers can load."""
     from versatune_ds.export.run_export import export_run
-    from versatune_ds.run_folder.folder_lock import locked_folder
+    from versatune_ds.run_folder.folder_lock import lock_folder
 
     output = parsed.output or parsed.run_dir / EXPORT_FOLDER
-    alone = locked_folder(output, way_out="give another --output")
+    alone = lock_folder(output, way_out="give another --output")
     with alone, contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
         folder = export_run(
             parsed.run_dir,

@@ -8,7 +8,6 @@ was made with are kept beside it. Everything else is tried again, and results ma
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -30,7 +29,7 @@ from versatune_ds.distributed import World
 from versatune_ds.evaluation.command import EvaluateOptions, evaluate
 from versatune_ds.launch.process_pool import Job, gpu_names, run_jobs
 from versatune_ds.report.series import read_series, requested_weights
-from versatune_ds.run_folder.atomic import write_json
+from versatune_ds.run_folder.atomic import read_json, write_json
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.folder import describe_environment
 from versatune_ds.run_folder.names import EVALUATION_FILE
@@ -149,13 +148,13 @@ def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str
     config = load_config(plan.recipe, [*start, *texts(plan.set)]).model_dump(mode="json")
     settings = {"data": config["data"], "model": config["model"], **_evaluation_settings(plan)}
     settings["start"] = digest_of_start(plan)
-    if not path.is_file() or _read(settings_path) != settings:
+    if not path.is_file() or read_json(settings_path) != settings:
         job, codes = Job(name="base", work=partial(_evaluate_base, plan, start, path), log=log), []
         run_jobs([job], num_at_a_time=1, gpus=gpus, when_done=lambda job, exit_code: codes.append(exit_code))
         if any(codes):
             raise RuntimeError(f"the base model's evaluation failed: see {log}; the same command tries it again")
         write_json(settings_path, settings)
-    return _read(path)["domains"]
+    return read_json(path)["domains"]
 
 
 def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> int:
@@ -168,7 +167,7 @@ def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> in
 
 def result_of(plan: ComparisonPlan, cell: Cell) -> dict[str, Any]:
     """Return a run's evaluation by domain."""
-    return _read(folder_of(plan, cell) / EVALUATION_FILE)["domains"]
+    return read_json(folder_of(plan, cell) / EVALUATION_FILE)["domains"]
 
 
 def evaluation_options(plan: ComparisonPlan) -> EvaluateOptions:
@@ -192,7 +191,7 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
     Raises:
         ValueError: If it was made, or begun, with others: results of two settings must not be in one table.
     """
-    folder, kept = folder_of(plan, cell), _read(_settings_path(plan, cell))
+    folder, kept = folder_of(plan, cell), read_json(_settings_path(plan, cell))
     if folder.is_dir() and kept not in (None, _settings_of(plan, cell, start)):
         raise ValueError(
             f"{folder}: made with other settings or from another base model; remove it, or give the comparison another "
@@ -213,13 +212,7 @@ def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict
 
 
 def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:
-    """Return how models are evaluated, as it is stored."""
     return {"split": split_of(plan), "exact": plan.exact, "choices": [str(path) for path in plan.choices]}
-
-
-def _read(path: Path) -> Any:
-    """Return the content of a JSON file, None for a missing one."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> int:

@@ -161,5 +161,4 @@ def _forgot(results: Results) -> str:
 
 
 def _names(labels: Sequence[str]) -> str:
-    """Return labels as text, a word for none."""
     return ", ".join(f"`{label}`" for label in labels) or "none"

@@ -9,7 +9,6 @@ Shape legend: **R** rows of the pages, a policy or a policy with a target.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +65,10 @@ def draw_weights(results: Results, path: Path) -> None:
     """Draw the weights each policy ended with, means over the seeds, as bars whose parts are the domains."""
     figure, axes = _rows_figure(results)
     names = list(dict.fromkeys(name for weights in results.weights.values() for name in weights))
-    left_R = np.zeros(len(results.rows()))
+    cells_R = [results.cells(label, target) for label, target in results.rows()]
+    left_R = np.zeros(len(cells_R))
     for k, name in enumerate(names):
-        means_R = np.array([_mean_weight(results, label, target, name) for label, target in results.rows()])
+        means_R = np.array([np.mean([results.weights[cell].get(name, 0.0) for cell in cells]) for cells in cells_R])
         bars = axes.barh(range(len(means_R)), means_R, left=left_R, color=_COLOURS[k % len(_COLOURS)], label=name)
         texts = [f"{mean:.2f}" if mean >= _NARROWEST else "" for mean in means_R]
         axes.bar_label(bars, texts, label_type="center", fontsize=7, color="white")
@@ -79,12 +79,6 @@ def draw_weights(results: Results, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     figure.savefig(path, dpi=_DPI)
-
-
-def _mean_weight(results: Results, label: str, target: str | None, name: str) -> float:
-    """Return a domain's mean last weight over the seeds of a row."""
-    weights: Sequence[float] = [results.weights[cell].get(name, 0.0) for cell in results.cells(label, target)]
-    return sum(weights) / len(weights)
 
 
 def _rows_figure(results: Results) -> tuple[Figure, Axes]:

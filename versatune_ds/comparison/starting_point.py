@@ -19,10 +19,10 @@ from typing import Any
 
 from versatune_ds.comparison.plan import ComparisonPlan, texts
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config.load import flatten
 from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
-from versatune_ds.report.summary import flat_values
-from versatune_ds.run_folder.atomic import write_json
+from versatune_ds.run_folder.atomic import read_json, write_json
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.names import PRIOR_FILE, REFERENCE_FILE
 
@@ -116,7 +116,7 @@ def check_settings(plan: ComparisonPlan) -> None:
     if plan.detect or plan.reference:
         asked["stages"] = _stage_settings(shared)
     path = plan.start_folder / _SETTINGS_FILE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = read_json(path) or {}
     what = {
         "base": "base: its recipe is not the one that the base model",
         "stages": "set: the shared recipe is not the one that prior and references",
@@ -159,7 +159,7 @@ def _stage_settings(config: RunConfig) -> dict[str, Any]:
 
 def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Return the first key that differs, with both values."""
-    old, new = dict(flat_values(kept)), dict(flat_values(asked))
+    old, new = flatten(kept), flatten(asked)
     key = next(key for key in {**old, **new} if (key in old, old.get(key)) != (key in new, new.get(key)))
     return f"{key}: was {json.dumps(old.get(key))}, now {json.dumps(new.get(key))}"
 

@@ -132,7 +132,6 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> DataConfig:
-        """Check that exactly one origin of the examples is given."""
         given = [key for key in ("folder", "domains", "synthetic") if getattr(self, key) is not None]
         if len(given) != 1:
             found = f"both {' and '.join('data.' + key for key in given)}" if given else "none"

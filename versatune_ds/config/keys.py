@@ -135,12 +135,10 @@ def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 
 def _type_text(annotation: Any) -> str:
-    """Return a field's type in words."""
     return " or ".join(dict.fromkeys(map(_alternative_text, alternatives_of(annotation))))
 
 
 def _alternative_text(kind: Any) -> str:
-    """Return one type in words."""
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return ", ".join(map(str, arguments))

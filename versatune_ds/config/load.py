@@ -6,7 +6,7 @@ mistakes, and `error_messages` describes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,17 @@ def set_by_dotted_key(values: dict[str, Any], override: str) -> None:
         values[last] = read_value(text)
     except ValueError as error:
         raise ValueError(f"{override!r}: {error}") from None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -17,15 +17,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section
 from versatune_ds.domains import by_domain_name, domain_name, nearest_name
-from versatune_ds.mixture.policies import (
-    DEFAULT,
-    PAPER_DEFAULT,
-    POLICIES,
-    Policy,
-    check_own_name,
-    is_own,
-    policy_named,
-)
+from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, POLICIES, Policy, check_own_name, is_own, policy_named
 from versatune_ds.paths import expand_path
 
 

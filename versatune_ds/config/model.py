@@ -97,7 +97,6 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> ModelConfig:
-        """Check that exactly one origin of the weights is given."""
         if (self.name_or_path is None) == (self.from_config is None):
             raise ValueError("give exactly one of model.name_or_path and model.from_config")
         if self.from_config is not None and "model_type" not in self.from_config:
@@ -113,7 +112,6 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _freezes_once(self) -> ModelConfig:
-        """Check that LoRA and `freeze` are not both given."""
         if self.lora is not None and self.freeze:
             raise ValueError("model.freeze: model.lora freezes everything but the adapters; leave one of the two out")
         return self

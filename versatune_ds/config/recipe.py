@@ -56,7 +56,6 @@ class ValidationConfig(Section):
 
     @model_validator(mode="after")
     def _has_room_to_choose(self) -> ValidationConfig:
-        """Check that the smallest number of examples is not above the largest."""
         most = self.max_examples_per_domain
         if self.target_standard_error is not None and most is not None and self.min_examples_per_domain > most:
             raise ValueError(
@@ -134,3 +133,13 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         """Return the folder of the run."""
         return self.run.output_dir / self.run.name
+
+    @property
+    def rows_evaluated_at_once(self) -> int:
+        """Return the rows that one process evaluates at a time: those of validation, else of training."""
+        return self.validation.rows_per_micro_batch or self.train.rows_per_micro_batch
+
+    def default_output(self, key: Literal["prior", "reference"]) -> Path:
+        """Return the file that `mixture.KEY` names, else NAME-KEY.json in the folder of the runs."""
+        named = getattr(self.mixture, key)
+        return named if isinstance(named, Path) else self.run.output_dir / f"{self.run.name}-{key}.json"

@@ -32,7 +32,6 @@ class ContainerConfig(Section):
     @field_validator("mounts")
     @classmethod
     def _are_pairs(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
-        """Check that each mount is a pair of paths."""
         for mount in mounts:
             if mount.count(":") not in (1, 2) or not all(mount.split(":")):
                 raise ValueError(f"{shown_value(mount)}: expected OUTSIDE:INSIDE, for example /data:/data")

@@ -84,18 +84,16 @@ def collate_rows(
     row_tokens: int,
     shards: Sequence[Shards],
     pad_token_id: int,
-    num_loss_tokens_global: int,
 ) -> Batch:
     """Read the examples of consecutive rows and return them as a batch.
 
     Args:
-        placement: Rows of a global batch.
+        placement: Rows of a global batch, all of its loss tokens included.
         first_row: First row of the batch; rows after the last planned one are all padding.
         num_rows: Rows of the batch, B.
         row_tokens: Tokens of a row, T.
         shards: One per domain, in id order.
         pad_token_id: Token of the padding.
-        num_loss_tokens_global: Loss tokens of the optimizer step.
 
     Raises:
         RuntimeError: If the length or the loss tokens of an example differ from those that the plan was made from.
@@ -129,7 +127,7 @@ def collate_rows(
         num_valid=num_valid,
         cu_seqlens=cu_seqlens_S.pin_memory() if is_pinned else cu_seqlens_S,
         longest_segment=longest_segment,
-        num_loss_tokens_global=num_loss_tokens_global,
+        num_loss_tokens_global=int(placement.loss_length_E.sum(dtype=np.int64)),
     )
 
 

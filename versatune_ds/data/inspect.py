@@ -106,7 +106,6 @@ def render_row(
         row_tokens=plan.row_tokens,
         shards=shards,
         pad_token_id=0,
-        num_loss_tokens_global=plan.num_loss_tokens_global,
     )
     examples = plan.placement.rows(row, row + 1)
     return "\n".join(

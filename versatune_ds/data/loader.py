@@ -28,7 +28,7 @@ from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import Shards, collate_rows
 from versatune_ds.data.order.permutation import DomainOrder, probe_of
 from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
-from versatune_ds.data.order.sampler import SamplerState, WeightUnit
+from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.domains import DomainSet
 
 logger = logging.getLogger(__name__)
@@ -71,29 +71,22 @@ def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoaderSettings:
-    """What a `MixtureLoader` is built from besides shards: the global batch, and this rank's part of it."""
+class LoaderSettings(PlanSettings):
+    """What a `MixtureLoader` is built from besides shards: the plan's settings, and this rank's part of a batch."""
 
     seed: int
     """Seed of the order; with the weights it alone decides what is drawn."""
-    rows_per_batch: int
-    """Rows of one optimizer step over all ranks; a multiple of world_size * rows_per_micro_batch."""
-    row_tokens: int
-    """Tokens of a row (the context)."""
     rows_per_micro_batch: int
-    """Rows one rank takes through the model at a time."""
+    """Rows one rank takes through the model at a time; rows_per_batch is a multiple of world_size times this."""
     rank: int = 0
     world_size: int = 1
-    weight_unit: WeightUnit = "tokens"
-    """What a weight is a share of: tokens, loss_tokens or examples."""
-    max_epochs_per_domain: float | None = None
-    """Passes over a domain before its share goes to the others; None for no cap."""
     pad_token_id: int = 0
     prefetch: int = 2
     """Steps planned ahead of the one that is taken."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if ranks would not get the same number of rows, or the rank is not below the world size."""
+        PlanSettings.__post_init__(self)  # super() does not find a class with slots, which dataclass makes anew
         rows_per_micro_step = self.world_size * self.rows_per_micro_batch
         if self.rows_per_batch % rows_per_micro_step or not 0 <= self.rank < self.world_size:
             raise ValueError(
@@ -124,18 +117,11 @@ class MixtureLoader:
     """
 
     def __init__(self, shards: Sequence[Shards], *, domain_set: DomainSet, settings: LoaderSettings) -> None:
+        self.settings = settings
         self.prefetch = settings.prefetch
         self.orders = orders_of(shards, seed=settings.seed, domain_set=domain_set)
-        self.settings = PlanSettings(
-            rows_per_batch=settings.rows_per_batch,
-            row_tokens=settings.row_tokens,
-            weight_unit=settings.weight_unit,
-            max_epochs_per_domain=settings.max_epochs_per_domain,
-        )
         self._shards = shards
         self._first_rows = settings.first_rows()
-        self._rows_per_micro_batch = settings.rows_per_micro_batch
-        self._pad_token_id = settings.pad_token_id
         self._identity = identity_of(self.orders, seed=settings.seed, weight_unit=settings.weight_unit)
         self._thread = BackgroundThread(name="versatune-data")
         self._planned: dict[int, Future[tuple[StepPlan, tuple[Batch, ...]]]] = {}
@@ -203,11 +189,10 @@ class MixtureLoader:
         return collate_rows(
             plan.placement,
             first_row=first_row,
-            num_rows=self._rows_per_micro_batch,
+            num_rows=self.settings.rows_per_micro_batch,
             row_tokens=plan.row_tokens,
             shards=self._shards,
-            pad_token_id=self._pad_token_id,
-            num_loss_tokens_global=plan.num_loss_tokens_global,
+            pad_token_id=self.settings.pad_token_id,
         )
 
     def state_dict(self, step: int) -> dict[str, Any]:

@@ -104,9 +104,6 @@ class ValidationLoader:
         self.example_domain_ids = self._placement.domain_id_E[by_example].astype(np.int64)
         self.example_num_loss_tokens = self._placement.loss_length_E[by_example].astype(np.int64)
 
-    def __len__(self) -> int:
-        return self.num_micro_batches
-
     def __iter__(self) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Iterate over (batch, example_ids): int64 [B,T], number of the example of each token, -1 for padding."""
         for first_row in self._first_rows:
@@ -117,7 +114,6 @@ class ValidationLoader:
                 row_tokens=self._row_tokens,
                 shards=self._shards,
                 pad_token_id=self._pad_token_id,
-                num_loss_tokens_global=int(self.example_num_loss_tokens.sum()),
             )
             yield batch, self._example_ids(first_row)
 

@@ -142,7 +142,6 @@ class FailureBoard:
         os._exit(self._seen.exit_code)
 
     def _count_as_seen(self) -> None:
-        """Count this rank as one that has seen the failure."""
         if self._store is not None and not self._is_counted:
             self._is_counted = True
             with contextlib.suppress(RuntimeError):

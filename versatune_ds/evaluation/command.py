@@ -27,16 +27,9 @@ from versatune_ds.evaluation.harness import (
     score_changes,
     scores_to_dict,
 )
-from versatune_ds.evaluation.measure import evaluate_subject, rows_at_a_time
+from versatune_ds.evaluation.measure import evaluate_subject
 from versatune_ds.evaluation.result import Evaluation, retention
-from versatune_ds.evaluation.subject import (
-    Subject,
-    base_subject,
-    config_of,
-    is_run,
-    load_subject,
-    trained_subject,
-)
+from versatune_ds.evaluation.subject import Subject, base_subject, config_of, is_run, load_subject, trained_subject
 from versatune_ds.evaluation.table import evaluation_table
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.run_folder.atomic import write_json
@@ -177,7 +170,7 @@ def _evaluate(
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)
     causal_lm, tokenizer = load_subject(subject, request.config)
     causal_lm.to(device_of(World()))
-    return evaluation, run_tasks(causal_lm, tokenizer, tasks, batch_size=rows_at_a_time(request.config))
+    return evaluation, run_tasks(causal_lm, tokenizer, tasks, batch_size=request.config.rows_evaluated_at_once)
 
 
 def result_name(*, split: str, default_split: str, step: int | None) -> str:

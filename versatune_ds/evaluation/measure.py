@@ -56,12 +56,7 @@ def _open(
 
 
 def _share(config: RunConfig, world_size: int, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:
-    return measure(*opened, rows_per_micro_batch=rows_at_a_time(config), rank=rank, world_size=world_size)
-
-
-def rows_at_a_time(config: RunConfig) -> int:
-    """Return the rows that go through the model at a time: those of validation, else of training."""
-    return config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch
+    return measure(*opened, rows_per_micro_batch=config.rows_evaluated_at_once, rank=rank, world_size=world_size)
 
 
 def measure(
@@ -130,7 +125,7 @@ def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray
         return model(**model_inputs(batch, device=device), per_token=True).token_losses_N
 
     with torch.no_grad():
-        batches = with_progress(loader, num_items=len(loader), what="held-out rows: %s batches")
+        batches = with_progress(loader, num_items=loader.num_micro_batches, what="held-out rows: %s batches")
         return sum_by_example(token_losses, batches, num_examples=loader.num_examples)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from versatune_ds.model.weight_files import remove_earlier_weights
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MODEL_FOLDER, REPORT_FOLDER, TOKENIZER_FOLDER
+from versatune_ds.text_table import listed
 
 EXPORT_FILE = "versatune_export.json"
 """Marks a folder as an export, and records of which run."""
@@ -59,8 +60,7 @@ def _foreign_content(output: Path, *, run_name: str) -> str:
         return ""
     owner = _owner_of(output)
     if owner is None:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"something else ({', '.join(names[:3])}{more})"
+        return f"something else ({listed(names, most=3)})"
     return "" if owner == run_name else f"the export of another run, {owner}"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from versatune_ds.config import RunConfig
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.policies import POLICIES, Policy, fixed
+from versatune_ds.report.scales import evenly
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import METRICS_FILE
 from versatune_ds.training.run_records import recorded_config, recorded_decisions
@@ -106,11 +107,10 @@ def _text(
     step: int,
     is_adapter: bool,
 ) -> str:
-    """Return the card."""
     named = config.model.name_or_path
     is_hub_name = named is not None and not Path(named).exists()
     rule = _rule(config.mixture.policy)
-    shown = _spread(decisions, count=_NUM_DECISIONS_SHOWN)
+    shown = [decisions[i] for i in evenly(len(decisions), _NUM_DECISIONS_SHOWN)]
     adapter_note = (
         "\nThe folder contains adapters only: `peft.AutoPeftModelForCausalLM` loads them with their base model.\n"
     )
@@ -180,10 +180,3 @@ def _mixture(decisions: Sequence[Decision]) -> str:
 def escaped(text: str) -> str:
     """Escape text for Markdown, also in a table; underscores within words need no escape."""
     return re.sub(r"[\\`*<>\[\]|~]|\b_|_\b", r"\\\g<0>", text)
-
-
-def _spread(decisions: Sequence[Decision], *, count: int) -> list[Decision]:
-    """Return at most `count` decisions spread evenly, the first and the last among them."""
-    if len(decisions) <= count:
-        return list(decisions)
-    return [decisions[round(i * (len(decisions) - 1) / (count - 1))] for i in range(count)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from versatune_ds.config import DetectConfig, RunConfig, load_config
+from versatune_ds.config import DetectConfig, load_config
 from versatune_ds.config.unread_settings import unread_detect_settings
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.detect import Detection, detect
@@ -39,7 +39,7 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
         recipe: YAML file.
         overrides: `key=value` texts.
         processes: Processes that draw; None means one per GPU, or 1 without a GPU.
-        output: Where prior.json goes; None means `default_output`.
+        output: Where prior.json goes; None means `RunConfig.default_output`.
 
     Raises:
         ValueError: If the recipe, its model, data or labeller is not as expected.
@@ -50,19 +50,12 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
         logger.warning("%s", line)
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
-    path = output or default_output(config)
+    path = output or config.default_output("prior")
     if path.suffix != ".json":
         raise ValueError(f"--output: {path}: expected a file that ends in .json")
     values = prior_values(detect(config, num_processes=num_processes), config.detect)
     chart = write_prior(path, values)
     return f"{prior_table(values)}\n\nprior  {path}\nchart  {chart}"
-
-
-def default_output(config: RunConfig) -> Path:
-    """Return the file that `mixture.prior` names, else NAME-prior.json in the folder of the runs."""
-    if isinstance(config.mixture.prior, Path):
-        return config.mixture.prior
-    return config.run.output_dir / f"{config.run.name}-prior.json"
 
 
 def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:

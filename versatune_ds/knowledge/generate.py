@@ -23,6 +23,7 @@ from versatune_ds.launch.process_pool import device_of
 from versatune_ds.model.attention import use_dense_attention
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.sizes import sizes_of
+from versatune_ds.training.end_tokens import stops_of
 from versatune_ds.training.prepared_data import load_or_train_tokenizer
 from versatune_ds.training.worker import set_threads
 
@@ -39,7 +40,7 @@ class SequenceGenerator:
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._start_ids = start_ids(tokenizer, prefix=sampling.prefix)
-        self._end_ids = _end_ids(causal_lm, tokenizer)
+        self._end_ids = sorted(stops_of(causal_lm.generation_config, tokenizer))
         room = sizes_of(causal_lm.config).max_positions
         if room is not None and len(self._start_ids) + sampling.max_new_tokens > room:
             raise ValueError(
@@ -121,10 +122,3 @@ def start_ids(tokenizer: Any, *, prefix: str) -> list[int]:
 def batch_seed(seed: int, batch: int) -> int:
     """Return the seed of one batch, apart from every other's."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{batch}".encode(), digest_size=8).digest(), "big") >> 1
-
-
-def _end_ids(causal_lm: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end a sequence: the tokenizer's and those that the model's own settings name."""
-    own = getattr(causal_lm.generation_config, "eos_token_id", None)
-    own = own if isinstance(own, list) else [own]
-    return sorted({token_id for token_id in (*own, tokenizer.eos_token_id) if token_id is not None})

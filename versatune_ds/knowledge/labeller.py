@@ -22,11 +22,9 @@ class Labeller(Protocol):
 
     def label(self, texts: list[str]) -> np.ndarray:
         """Return the probability of every domain for every text."""
-        ...
 
     def describe(self) -> dict[str, Any]:
         """Return what prior.json records of this labeller."""
-        ...
 
 
 def make_labeller(

@@ -6,7 +6,6 @@ digest of the text and of everything else that the answer depends on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.domains import DomainSet
+from versatune_ds.run_folder.json_lines import append_to_file, restored_objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +53,7 @@ class LabelStore:
         self.path = path
         self._domain_set = domain_set
         self._identity = [*identity, *domain_set.names]
-        self._labels: dict[str, list[float]] = {}
-        if not path.is_file():
-            return
-        complete, _, torn = path.read_bytes().rpartition(b"\n")
-        for line in complete.splitlines():
-            values = json.loads(line)
-            self._labels[values["key"]] = values["label"]
-        if torn:  # cut off by a kill; its text is asked about again
-            path.write_bytes(complete + b"\n" if complete else b"")
+        self._labels: dict[str, list[float]] = {values["key"]: values["label"] for values in restored_objects(path)}
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         """Return the texts that have no label yet, each once."""
@@ -74,10 +66,7 @@ class LabelStore:
     def add(self, text: str, label_K: np.ndarray, *, answer: str) -> None:
         """Store a label and the answer it was read from; both are in the file when this returns."""
         key = self._key(text)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, "label": label_K.tolist(), "answer": answer})
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        append_to_file(self.path, {"key": key, "label": label_K.tolist(), "answer": answer})
         self._labels[key] = label_K.tolist()
 
     def _key(self, text: str) -> str:

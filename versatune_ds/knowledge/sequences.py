@@ -6,9 +6,10 @@ to resume is to draw the batches that have no line yet, by any number of process
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from versatune_ds.run_folder.json_lines import append_to_file, restored_objects
 
 REPETITION_TOKENS = 4
 """Length of the runs of tokens whose repetition counts."""
@@ -55,29 +56,17 @@ class SequenceStore:
     def __init__(self, path: Path) -> None:
         """Read the complete lines; what a kill left of one is cut off."""
         self.path = path
-        self._batches: dict[int, list[DrawnSequence]] = {}
-        if not path.is_file():
-            return
-        complete_bytes = 0
-        with path.open("rb") as stream:
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    break
-                complete_bytes += len(line)
-                values = json.loads(line)
-                self._batches[values["batch"]] = [DrawnSequence(**sequence) for sequence in values["sequences"]]
-        with path.open("r+b") as stream:
-            stream.truncate(complete_bytes)
+        self._batches = {
+            values["batch"]: [DrawnSequence(**sequence) for sequence in values["sequences"]]
+            for values in restored_objects(path)
+        }
 
     def __contains__(self, batch: int) -> bool:
         return batch in self._batches
 
     def add(self, batch: int, sequences: list[DrawnSequence]) -> None:
         """Store a batch; it is in the file when this returns."""
-        line = json.dumps({"batch": batch, "sequences": [asdict(sequence) for sequence in sequences]})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        append_to_file(self.path, {"batch": batch, "sequences": [asdict(sequence) for sequence in sequences]})
         self._batches[batch] = sequences
 
     def first(self, num_sequences: int) -> list[DrawnSequence]:

@@ -64,13 +64,14 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
         check_allocation(os.environ)
 
     # Checks, then the processes.
+    device_type = "cuda" if num_gpus else "cpu"
     is_here = not layout.hosts and launcher != "srun"  # other machines see for themselves what they have
     _check(
         StartCheckInput(
             config=config,
             stage="train",
             num_processes=layout.num_processes,
-            device_type=_device_type(num_gpus) if is_here else None,
+            device_type=device_type if is_here else None,
             is_here=is_here,
             is_fresh=options.is_fresh,
         )
@@ -94,7 +95,7 @@ def launch_here(config: RunConfig, *, stage: Stage, processes: int | None, scrip
     """
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
-    device_type = _device_type(num_gpus)
+    device_type = "cuda" if num_gpus else "cpu"
     _check(
         StartCheckInput(config=config, stage=stage, num_processes=num_processes, device_type=device_type, is_here=True)
     )
@@ -108,10 +109,6 @@ def process_flags(*, is_fresh: bool, is_quiet: bool) -> list[str]:
     """Return the options that are passed on to every process."""
     given = {"--fresh": is_fresh, "--quiet": is_quiet}
     return [flag for flag, is_given in given.items() if is_given]
-
-
-def _device_type(num_gpus: int) -> str:
-    return "cuda" if num_gpus else "cpu"
 
 
 def _check(start: StartCheckInput) -> None:

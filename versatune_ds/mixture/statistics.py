@@ -70,13 +70,9 @@ class DomainStatistics:
         variance_K = np.maximum(_mean(self.loss_sq_sum_K, self.num_loss_tokens_K) - mean_K**2, 0.0)
         return np.sqrt(_mean(variance_K, self.num_loss_tokens_K))
 
-    def to_vector(self) -> np.ndarray:
-        """Return float64 [3K] for one all-reduce sum; token counts are exact below 2**53."""
-        return np.concatenate([self.loss_sum_K, self.loss_sq_sum_K, self.num_loss_tokens_K.astype(np.float64)])
-
     @classmethod
     def from_vector(cls, vector: npt.ArrayLike) -> DomainStatistics:
-        """Return the statistics of a vector [3K] made by `to_vector`, summed over ranks or not."""
+        """Return the statistics of a vector [3K], the three sums after one another; counts are exact below 2**53."""
         loss_sum_K, loss_sq_sum_K, num_loss_tokens_K = np.split(np.asarray(vector, dtype=np.float64), 3)
         return cls(loss_sum_K=loss_sum_K, loss_sq_sum_K=loss_sq_sum_K, num_loss_tokens_K=num_loss_tokens_K)
 

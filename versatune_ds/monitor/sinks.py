@@ -126,7 +126,6 @@ class Background:
             )
 
     def _put(self, call: Callable[[], None]) -> None:
-        """Queue a call, unless the sink has failed."""
         if not self._has_failed:
             self._calls.put(call)
 
@@ -147,21 +146,18 @@ class Background:
 
 
 def open_monitor(
-    config: RunConfig, *, is_rank_zero: bool, resumed_step: int, export_model: Callable[[Path], Path] | None = None
+    config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None = None
 ) -> Monitor:
-    """Return the monitor of this rank.
+    """Return the monitor of rank 0; the other ranks record nothing.
 
     Args:
         config: The run's config.
-        is_rank_zero: Whether this is rank 0; the others record nothing.
         resumed_step: Step the run resumed after, -1 for a new run.
         export_model: Exports the model of a run's folder, for a sink that uploads it.
 
     Raises:
         ValueError: If W&B or TensorBoard cannot be opened as configured; the message says what to do.
     """
-    if not is_rank_zero:
-        return Monitor([])
     # The record is opened first, so that it exists even if another sink fails to open.
     sinks: list[Sink] = [JsonLines(config.run_dir, resumed_step=resumed_step)]
     if config.monitor.wandb.mode != "off":
@@ -172,7 +168,6 @@ def open_monitor(
 
 
 def _open_wandb(config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None) -> Sink:
-    """Return W&B in a thread of its own."""
     from versatune_ds.monitor.wandb_sink import FINISH_SECONDS, Wandb  # takes half a second, and starts a service
 
     return Background(

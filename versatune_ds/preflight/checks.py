@@ -119,7 +119,7 @@ def check_recipe(config: RunConfig, request: CheckRequest) -> CheckReport:
 def _run(check: Check[Subject], subject: Subject, *, known: set[tuple[str, str]]) -> Iterator[Finding]:
     """Yield what a check finds, and what it raises as a finding; what is known already is not repeated."""
     try:
-        for finding in check.find(subject):
+        for finding in check.find(subject) or ():
             if finding.level == "ok" or (finding.key, finding.text) not in known:
                 yield finding
     except ValueError as error:

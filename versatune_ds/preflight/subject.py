@@ -16,14 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from versatune_ds.config import DomainFiles, RunConfig
-from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.loss_spans import TemplateMismatchError, render_example
 from versatune_ds.data.encoding.template_abilities import TemplateAbilities, probe_template
 from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, train_tokenizer
-from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.prepare.encode_records import EncodeSettings, RecordEncoder
-from versatune_ds.data.sources.domain_files import domain_files, key_of
+from versatune_ds.data.sources.domain_files import domain_files, key_of, texts_of_record
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.distributed.gpus import asks_for_gpus, is_cpu_meant
 from versatune_ds.domains import DomainSet
@@ -204,7 +202,8 @@ class Subject:
         """Return the run's tokenizer; on large data not trained yet, a stand-in trained on the sampled records."""
         if self.config.model.tokenizer or self.config.model.name_or_path or self.has_own_tokenizer:
             return load_or_train_tokenizer(self.config)
-        texts = [text for name in self.readable_domains() for text in _texts(self.sample(name, "train"))]
+        files = [file for name in self.readable_domains() for file in self.sample(name, "train").files]
+        texts = [text for file in files for record in file.records for text in texts_of_record(record)]
         with tempfile.TemporaryDirectory() as folder:
             train_tokenizer(texts, vocab_size=self.config.model.tokenizer_vocab_size, folder=folder)
             return load_tokenizer(folder)
@@ -263,16 +262,3 @@ class Subject:
     def ds_config(self) -> dict[str, Any]:
         """Return DeepSpeed's config."""
         return self.start.ds_config
-
-
-def _texts(sample: DomainSample) -> list[str]:
-    """Return the texts of sampled records, without bad ones."""
-    texts: list[str] = []
-    for file in sample.files:
-        for record in file.records:
-            try:
-                if not record.problem:
-                    texts += parse_example(record.json_text).texts()
-            except BadRowError:
-                continue
-    return [text for text in texts if is_unicode(text)]

@@ -22,17 +22,11 @@ from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.reference.command import ReferenceTask, other_model
-from versatune_ds.reference.file import (
-    Result,
-    reference_content,
-    reference_notes,
-    reference_table,
-)
+from versatune_ds.reference.file import Result, reference_content, reference_notes, reference_table
 from versatune_ds.reference.one_domain import (
     RESULT_FILE,
     EarlyStop,
     check_made_with,
-    default_output,
     domain_data,
     domain_recipe,
     loss_of,
@@ -247,7 +241,7 @@ def _all_results(setup: RunSetup) -> list[Result]:
 
 def _write(setup: RunSetup, results: Sequence[Result], *, task: ReferenceTask) -> None:
     """Log the results; write reference.json, or log which domains are still missing."""
-    output = task.output or default_output(setup.config)
+    output = task.output or setup.config.default_output("reference")
     recipe = domain_recipe(setup.config, setup.domain_set.names[0])
     if task.scored_model is not None:
         recipe = scored_recipe(recipe, task.scored_model)

@@ -7,7 +7,6 @@ held-out loss in its decisions.jsonl.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.mixture.policies import ONE_DOMAIN
+from versatune_ds.run_folder.atomic import read_json
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 from versatune_ds.training.mixture_start import loss_digests
@@ -30,12 +30,6 @@ RESULT_FILE = "result.json"
 
 MEASUREMENTS = 10
 """Held-out measurements of a domain, unless the recipe sets how often."""
-
-
-def default_output(config: RunConfig) -> Path:
-    """Return where reference.json goes by default: where `mixture.reference` looks, else beside the run's folder."""
-    configured = config.mixture.reference
-    return configured if isinstance(configured, Path) else config.run.output_dir / f"{config.run.name}-reference.json"
 
 
 def folder_name(name: str) -> str:
@@ -147,10 +141,9 @@ def result_of_run(run_dir: Path, name: str) -> dict[str, Any]:
 
 def read_result(config: RunConfig, name: str) -> dict[str, Any] | None:
     """Return a finished domain's result, None if there is none; what it was made with, as `made_with` states it."""
-    path = domain_recipe(config, name).run_dir / RESULT_FILE
-    if not path.is_file():
+    result = read_json(domain_recipe(config, name).run_dir / RESULT_FILE)
+    if result is None:
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
     saved = result["made_with"]  # of an earlier version, with the model's attention
     return {**result, "made_with": {**saved, "model": model_identity(saved.get("model", {}))}}
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from versatune_ds.config.load import flatten
 from versatune_ds.report.scales import UNKNOWN
 from versatune_ds.report.series import is_number
-from versatune_ds.report.summary import flat_items, flat_values
+from versatune_ds.report.summary import flat_items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def _entries(values: Mapping[str, Any], names: set[str], prefix: str = "") -> It
 
 def _columns(key: str, by_domain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return an entry's columns: one, or one for each name where a domain has several values."""
-    entries = {name: dict(flat_values(entry)) for name, entry in by_domain.items() if isinstance(entry, Mapping)}
+    entries = {name: flatten(entry) for name, entry in by_domain.items() if isinstance(entry, Mapping)}
     if len(entries) < len(by_domain):
         return {key: by_domain}
     inner = dict.fromkeys(name for entry in entries.values() for name in entry)

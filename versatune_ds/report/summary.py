@@ -6,10 +6,11 @@ A run's result is its last recorded validation loss; the other runs are compared
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from versatune_ds.config.load import flatten
 from versatune_ds.report.decision_list import change_text
 from versatune_ds.report.scales import UNKNOWN, format_value
 from versatune_ds.report.series import RunSeries, held_out_losses, reference_loss, requested_weights
@@ -29,7 +30,6 @@ def domain_table(series: RunSeries) -> list[list[str]]:
 
 
 def _domain_row(series: RunSeries, name: str, weights: Sequence[float | None]) -> list[str]:
-    """Return a domain's texts."""
     losses = series.of(f"domain/{name}/loss")
     before, after = (losses[0][1], losses[-1][1]) if losses else (None, None)
     change = None if weights[0] is None or weights[-1] is None else weights[-1] - weights[0]
@@ -120,7 +120,6 @@ def _last_error(run: RunSeries, name: str) -> float | None:
 
 
 def _cells(losses: Sequence[float | None], errors: Sequence[float | None]) -> list[Cell]:
-    """Return a row's cells."""
     known = [loss for loss in losses if loss is not None]
     best = min(known) if len(known) > 1 and min(known) < max(known) else None
     return [
@@ -143,18 +142,9 @@ def _difference(first: float | None, loss: float | None) -> str:
     return f"{abs(loss - first):.4f} {'lower' if loss < first else 'higher'}"
 
 
-def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield a nested mapping's values with their dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat_values(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def flat_items(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a mapping's entries as (dotted key, text)."""
     return [
         (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for key, value in flat_values(values)
+        for key, value in flatten(values).items()
     ]

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from versatune_ds.run_folder.owner import is_pid_taken
+
 _logger = logging.getLogger(__name__)
 
 
@@ -51,6 +53,11 @@ def write_text(path: Path, text: str) -> None:
         return
     with atomic_file(path) as stream:
         stream.write(text.encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file, None where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -94,15 +101,7 @@ def rename_folder(partial: Path, folder: Path) -> None:
 
 def _is_running(pid: str) -> bool:
     """Return whether another process of this machine has this pid."""
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+    return pid.isdigit() and int(pid) != os.getpid() and is_pid_taken(int(pid))
 
 
 def sync_file(path: Path) -> None:

@@ -25,15 +25,10 @@ import torch
 import yaml
 
 from versatune_ds.config import RunConfig
-from versatune_ds.config.load import parse_config
+from versatune_ds.config.load import flatten, parse_config
 from versatune_ds.distributed import World
 from versatune_ds.run_folder.atomic import write_json, write_text
-from versatune_ds.run_folder.links import (
-    check_links,
-    claim_checkpoints,
-    is_empty_folder,
-    point_to_new_folder,
-)
+from versatune_ds.run_folder.links import check_links, claim_checkpoints, is_empty_folder, point_to_new_folder
 from versatune_ds.run_folder.names import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -256,14 +251,3 @@ def _changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[
     before, now = flatten(saved), flatten(current)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return [(key, "not set" if before.get(key) is None else before[key], now.get(key, "not set")) for key in changed]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as {dotted key: value}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

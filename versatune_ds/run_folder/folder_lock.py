@@ -17,20 +17,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.file_lock import try_lock
-from versatune_ds.run_folder.owner import (
-    Owner,
-    lock_path,
-    read_owner,
-    record_path,
-    seconds_of_silence,
-    this_process,
-)
+from versatune_ds.run_folder.owner import Owner, lock_path, read_owner, record_path, seconds_of_silence, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +64,12 @@ class FolderLock:
         with contextlib.suppress(OSError):  # no room, or no right to write: the lock alone has to do
             write_text(record_path(folder), self._owner.to_json())
             threading.Thread(target=self._beat, name="versatune-owner", daemon=True).start()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
     @property
     def is_mine(self) -> bool:
@@ -149,16 +147,6 @@ def lock_folder(folder: Path, *, way_out: str) -> FolderLock:
     lock = _LOCKS[real] = FolderLock(real, stream=stream)
     atexit.register(lock.release)
     return lock
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path, *, way_out: str) -> Iterator[None]:
-    """Lock a folder within a block; see `lock_folder`."""
-    lock = lock_folder(folder, way_out=way_out)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def release_all() -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,27 @@ def append_json_line(file: io.RawIOBase, values: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
             file.truncate(start)
         raise
+
+
+def append_to_file(path: Path, values: Mapping[str, Any]) -> None:
+    """Append an object as one line to a file, which is made where it is missing; see `append_json_line`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        append_json_line(file, values)
+
+
+def restored_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file that one program appends to, then cut off what a kill left of a last line."""
+    if not path.is_file():
+        return
+    num_bytes = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            num_bytes += len(line)
+            yield json.loads(line)
+    os.truncate(path, num_bytes)
 
 
 def cut_json_lines(path: Path, *, key: str, last_step: int) -> None:
@@ -186,5 +208,4 @@ def _step_of(line: JsonLine, *, key: str) -> float:
 
 
 def _log_left_out(path: Path, line: JsonLine) -> None:
-    """Log that an incomplete last line is not read."""
     logger.warning("%s:%d: the last line is skipped: %s", path, line.number, line.problem)

@@ -58,13 +58,7 @@ class Owner:
         """Return whether it still runs; only for a process of this machine."""
         if self.process_start is not None:
             return process_start_of(self.pid) == self.process_start
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        return is_pid_taken(self.pid)
 
     def is_former_start_of(self, other: Owner) -> bool:
         """Return whether it belongs to an earlier start of the other's Slurm job, which Slurm ends before a requeue."""
@@ -102,6 +96,17 @@ def this_process() -> Owner:
         slurm_job_id=os.environ.get("SLURM_JOB_ID") or None,
         slurm_restart_count=int(restarts) if restarts.isdigit() else 0,
     )
+
+
+def is_pid_taken(pid: int) -> bool:
+    """Return whether a process of this machine has a pid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def process_start_of(pid: int) -> int | None:

@@ -6,7 +6,6 @@ the job is requeued: not if it failed, was cancelled, or makes no progress.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -21,6 +20,7 @@ from types import FrameType
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.paths import expand_path
+from versatune_ds.run_folder.atomic import read_json
 from versatune_ds.run_folder.names import ENVIRONMENT_FILE, newest_step
 from versatune_ds.slurm.steps import prepare_step, train_step
 from versatune_ds.slurm.submit import job_folder
@@ -99,8 +99,7 @@ class Starts:
 
 def job_that_opened(run_dir: Path) -> str | None:
     """Return the id of the job that last opened the run's folder, None if none did."""
-    record = run_dir / ENVIRONMENT_FILE
-    return json.loads(record.read_text(encoding="utf-8")).get("slurm_job_id") if record.is_file() else None
+    return (read_json(run_dir / ENVIRONMENT_FILE) or {}).get("slurm_job_id")
 
 
 class _Job:

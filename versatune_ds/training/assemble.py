@@ -293,6 +293,6 @@ def _open_records(
     run_on_rank_zero(lambda: write_record(config, world, start=start, step=step), world)
     resumed_step = -1 if point is None else step
     monitor = run_on_rank_zero(
-        lambda: open_monitor(config, is_rank_zero=True, resumed_step=resumed_step, export_model=export_model), world
+        lambda: open_monitor(config, resumed_step=resumed_step, export_model=export_model), world
     )
     return monitor or Monitor([])

@@ -45,8 +45,8 @@ class Check(Generic[Subject]):
     """Shown before its findings; checks of the same thing may share it."""
     needs: Need
     stages: frozenset[Stage]
-    find: Callable[[Subject], Iterator[Finding]]
-    """Yields findings; a ValueError is a failure."""
+    find: Callable[[Subject], Iterator[Finding] | None]
+    """Yields findings, or returns None; a ValueError is a failure."""
 
 
 def ok(check: str, key: str, found: str) -> Finding:

@@ -179,12 +179,11 @@ def subsets(domains: Sequence[Shards], *, max_examples: int | None, seed: int) -
 
 
 def _loader_of(examples: Subsets, setup: RunSetup) -> ValidationLoader:
-    """Return this rank's loader of some examples of each domain."""
     config = setup.config
     return ValidationLoader(
         examples,
         domain_set=setup.domain_set,
-        rows_per_micro_batch=config.validation.rows_per_micro_batch or config.train.rows_per_micro_batch,
+        rows_per_micro_batch=config.rows_evaluated_at_once,
         row_tokens=config.data.row_tokens,
         rank=setup.world.rank,
         world_size=setup.world.world_size,

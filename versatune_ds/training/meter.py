@@ -42,7 +42,6 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        """Start a new interval."""
         self._results: list[StepResult] = []
         self._num_steps = 0
         self._num_tokens = 0

@@ -19,7 +19,7 @@ from versatune_ds.engine.checkpoint import load_checkpoint
 from versatune_ds.engine.engine import Engine
 from versatune_ds.engine.other_world_size import is_convertible, load_converted
 from versatune_ds.run_folder.checkpoint_files import newest_valid_checkpoint, read_state, remove_unfinished
-from versatune_ds.run_folder.json_lines import append_json_line
+from versatune_ds.run_folder.json_lines import append_to_file
 from versatune_ds.run_folder.names import RESUMES_FILE
 from versatune_ds.training.mixture_start import MixtureStart
 from versatune_ds.training.prepared_data import RunSetup
@@ -204,8 +204,7 @@ def record_resume(run_dir: Path, point: ResumePoint, identity: Mapping[str, Any]
         "zero_stage": identity["zero_stage"],
         "changed": {key: [point.state["identity"].get(key), identity[key]] for key in sorted(point.changed)},
     }
-    with (run_dir / RESUMES_FILE).open("ab", buffering=0) as stream:
-        append_json_line(stream, line)
+    append_to_file(run_dir / RESUMES_FILE, line)
 
 
 def log_resume(point: ResumePoint) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def check_start(start: StartCheckInput) -> None:
         if start.stage not in check.stages:
             continue
         try:
-            for finding in check.find(start):
+            for finding in check.find(start) or ():
                 if finding.level == "FAIL":
                     lines.append(finding.text)
                 elif finding.level == "warn":
@@ -193,7 +193,6 @@ def _check_saved_model(start: StartCheckInput) -> Iterator[Finding]:
 
 
 def _check_data_files(start: StartCheckInput) -> None:
-    """Check that the data files are there."""
     if not _is_made_by_another_job(start):
         check_data_files(start.config.data, cache_dir=cache_folder(start.config))
 
@@ -227,35 +226,25 @@ def _check_gpus(start: StartCheckInput) -> Iterator[Finding]:
         yield fail("launcher", "torch", error.found, error.todo)
 
 
-def _raising(check: Callable[[StartCheckInput], None]) -> Callable[[StartCheckInput], Iterator[Finding]]:
-    """Return a check as an entry of the list that finds nothing but the mistakes it raises."""
-
-    def find(start: StartCheckInput) -> Iterator[Finding]:
-        check(start)
-        yield from ()
-
-    return find
-
-
 _TRAINING: frozenset[Stage] = frozenset({"check", "train", "submit", "reference"})
 _MIXING: frozenset[Stage] = frozenset({"check", "train", "submit"})
 """Stages of a run with a mixture; the runs of `versatune reference` have one domain, and a folder each."""
 _PROCESSES: frozenset[Stage] = frozenset({"every rank"})
 
 START_CHECKS: tuple[Check[StartCheckInput], ...] = (
-    Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_raising(_check_started_once)),
+    Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_check_started_once),
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
-    Check(name="policy", needs="files", stages=_MIXING, find=_raising(_check_policy)),
-    Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_raising(_check_prior)),
-    Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_raising(_check_reference)),
-    Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_raising(_check_folder)),
+    Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
+    Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
+    Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
+    Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),
     Check(name="files", needs="files", stages=_MIXING, find=_check_owner),  # a process takes the folder instead
-    Check(name="wandb", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_raising(_check_wandb_key)),
-    Check(name="model", needs="model config", stages=_TRAINING | _PROCESSES, find=_raising(_check_model_keys)),
+    Check(name="wandb", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_check_wandb_key),
+    Check(name="model", needs="model config", stages=_TRAINING | _PROCESSES, find=_check_model_keys),
     # A process makes these two checks when it loads the model and prepares the data.
     Check(name="model", needs="files", stages=_TRAINING, find=_check_saved_model),
-    Check(name="files", needs="files", stages=_TRAINING, find=_raising(_check_data_files)),
+    Check(name="files", needs="files", stages=_TRAINING, find=_check_data_files),
     # The commands that start processes here have seen the GPUs when they count them (launch/start.py).
     Check(name="launcher", needs="GPU", stages=frozenset({"check", "submit"}), find=_check_gpus),
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from chat_data import CHATML, COUNTING, INST, THINKING, tiny_tokenizer
+from chat_data import CHATML, COUNTING, INST, THINKING, encode_text, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.data.encoding.encode import encode_messages, encode_text
+from versatune_ds.data.encoding.encode import encode_messages
 from versatune_ds.data.encoding.loss_spans import TemplateMismatchError
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE
 

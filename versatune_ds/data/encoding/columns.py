@@ -14,6 +14,7 @@ from typing import Any
 
 from versatune_ds.data.encoding.reasoning import MIN_QUOTED_CHARACTERS, REASONING_KEYS
 from versatune_ds.data.sources.records import printable, texts_in
+from versatune_ds.text_table import listed
 
 _LABELS = """
 id ids idx index uid uuid guid hash sha md5 url urls uri link links href doi date time timestamp created updated at
@@ -198,19 +199,14 @@ class UnreadCounter:
 def describe_text(columns: Iterable[UnreadColumn]) -> str:
     """Return the columns with text, each with its number of rows and the first of them; empty if there are none."""
     found = [column for column in columns if not column.is_label]
-    return _listed([f"{_name(c)} ({c.num_rows:,} rows, first {printable(c.place, max_characters=400)})" for c in found])
+    texts = [f"{_name(c)} ({c.num_rows:,} rows, first {printable(c.place, max_characters=400)})" for c in found]
+    return listed(texts, most=_MAX_NAMES)
 
 
 def describe_labels(columns: Iterable[UnreadColumn]) -> str:
     """Return the names of the columns that are labels; empty if there are none."""
-    return _listed([_name(column) for column in columns if column.is_label])
+    return listed([_name(column) for column in columns if column.is_label], most=_MAX_NAMES)
 
 
 def _name(column: UnreadColumn) -> str:
     return printable(column.name, max_characters=_MAX_NAME_CHARACTERS)
-
-
-def _listed(names: list[str]) -> str:
-    """Return names in one line; of many, only the first."""
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more

@@ -95,12 +95,6 @@ def encode_messages(
     return encoded.input_ids, encoded.is_loss
 
 
-def encode_text(text: str, *, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens of a plain text with the end-of-text token, int32 [length], and its loss mask."""
-    (encoded,) = encode_rendered([RenderedExample(text=text, loss_spans=None, is_plain=True)], tokenizer=tokenizer)
-    return encoded.input_ids, encoded.is_loss
-
-
 def _encode_one(
     example: RenderedExample, *, encoding: Any, ids: list[int] | None = None, eos_token_id: int | None = None
 ) -> EncodedExample:

@@ -15,7 +15,6 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,20 +110,15 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
         if is_found:
             found.append(folder)
         counts += read_summary(folder).rows
-    # Open the shards.
-    verified = _to_verify(found)
+    # Open the shards, and verify those prepared before unless they are large.
+    num_bytes = sum(path.stat().st_size for folder in found for path in folder.glob("*/*.arrow"))
+    verified = set(found) if num_bytes < _MAX_VERIFIED_BYTES else set()
     return PreparedData(
         domain_set=domain_set,
         train=tuple(DomainShards(folder / "train", verify=folder in verified) for folder in folders),
         valid=tuple(DomainShards(folder / "valid", verify=folder in verified) for folder in folders),
         counts=tuple(counts),
     )
-
-
-def _to_verify(found: Sequence[Path]) -> set[Path]:
-    """Return which of the folders prepared before to verify by digest: all, or none if they are large."""
-    num_bytes = sum(path.stat().st_size for folder in found for path in folder.glob("*/*.arrow"))
-    return set(found) if num_bytes < _MAX_VERIFIED_BYTES else set()
 
 
 def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:

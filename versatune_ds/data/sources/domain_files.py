@@ -96,10 +96,10 @@ def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for path in find_files(files.train, key=key_of(data, domain=name)):
             for record in read_records(path):
-                yield from _texts(record, columns=files.columns)
+                yield from texts_of_record(record, columns=files.columns)
 
 
-def _texts(record: Record, *, columns: Mapping[str, str] | None) -> list[str]:
+def texts_of_record(record: Record, *, columns: Mapping[str, str] | None = None) -> list[str]:
     """Return the texts of a record that are valid Unicode; none if the record is bad."""
     try:
         texts = [] if record.problem else parse_example(record.json_text, columns=columns).texts()

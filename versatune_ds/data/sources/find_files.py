@@ -22,6 +22,7 @@ from versatune_ds.config import HubDataset
 from versatune_ds.data.sources.readers import SUFFIXES, format_of
 from versatune_ds.data.sources.records import COMPRESSIONS
 from versatune_ds.log import first_line, warn_once
+from versatune_ds.text_table import listed
 
 Source = str | HubDataset
 
@@ -205,16 +206,10 @@ def warn_of_skipped(skipped: Sequence[Path], repeated: Sequence[Path], *, key: s
     """Log once which files of a folder or a glob are not read."""
     if skipped:
         verb = "is not a data file" if len(skipped) == 1 else "are not data files"
-        warn_once(f"{key}: {_listed(skipped)} {verb}; skipped")
+        warn_once(f"{key}: {listed(skipped, most=_MAX_NAMES)} {verb}; skipped")
     if repeated:
         verb = "is a link to a file" if len(repeated) == 1 else "are links to files"
-        warn_once(f"{key}: {_listed(repeated)} {verb} read already; skipped")
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    """Return paths in one line; of many, only the first."""
-    more = f" and {len(paths) - _MAX_NAMES:,} more" if len(paths) > _MAX_NAMES else ""
-    return ", ".join(map(str, paths[:_MAX_NAMES])) + more
+        warn_once(f"{key}: {listed(repeated, most=_MAX_NAMES)} {verb} read already; skipped")
 
 
 def _walk(folder: Path, *, key: str) -> Iterator[Path]:
