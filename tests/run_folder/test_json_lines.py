@@ -9,7 +9,6 @@ import pytest
 
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
-from versatune_ds.monitor import Monitor
 from versatune_ds.report.series import read_json_lines
 from versatune_ds.run_folder.json_lines import JsonLines, complete_lines, cut_json_lines
 
@@ -40,11 +39,6 @@ def test_a_resumed_run_appends_to_what_was_kept(tmp_path):
     second.metrics(3, {"a": 33})
     assert [line["a"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 33]
     assert [line["decided_at_step"] for line in lines(tmp_path / "decisions.jsonl")] == [1, 2]
-
-
-def test_the_monitor_of_a_rank_without_sinks_writes_nothing(tmp_path):
-    Monitor([]).metrics(1, {"a": 1.0})
-    assert list(tmp_path.iterdir()) == []
 
 
 class FullDisk:
