@@ -7,8 +7,11 @@ loss. The same examples are written in the format of every contender.
 from __future__ import annotations
 
 import shutil
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -52,6 +55,32 @@ def open_shards(folder: Path) -> list[DomainShards]:
     return [DomainShards(folder / "shards" / name) for name in DOMAINS]
 
 
+def import_streaming() -> Any:
+    """Return mosaicml-streaming, or None if it is not installed.
+
+    It imports torchvision for its image data sets; where that is absent an empty stand-in is enough for text.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        import transformers.feature_extraction_utils  # noqa: F401 - looks for torchvision itself; before the stand-in
+
+        for name in (
+            "torchvision",
+            "torchvision.datasets",
+            "torchvision.transforms",
+            "torchvision.transforms.functional",
+        ):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["torchvision.datasets"].VisionDataset = object
+        sys.modules["torchvision.transforms.functional"].to_tensor = None
+    try:
+        import streaming
+    except ImportError:
+        return None
+    return streaming
+
+
 def _write_shards(folder: Path, name: str, examples: list[tuple[np.ndarray, int]], *, longest: int) -> None:
     """Write one domain in our format."""
     folder.mkdir(parents=True)
@@ -64,8 +93,6 @@ def _write_shards(folder: Path, name: str, examples: list[tuple[np.ndarray, int]
 
 def _write_mds(folder: Path, domain_id: int, examples: list[tuple[np.ndarray, int]]) -> None:
     """Write one domain as MDS shards."""
-    from data_rivals import import_streaming
-
     streaming = import_streaming()
     if streaming is None:
         return

@@ -6,8 +6,6 @@ next batch) and `change_weights()` (the same with other weights). What a rival c
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from data_corpus import DOMAINS, WEIGHTS
+from data_corpus import DOMAINS, WEIGHTS, import_streaming, open_shards
 
 from versatune_ds.data.batch import Batch
 from versatune_ds.data.collate import collate_rows
 from versatune_ds.data.loader import LoaderSettings, MixtureLoader
 from versatune_ds.data.order.packing import pack_prefix
 from versatune_ds.data.order.plan import Placement
-from versatune_ds.data.shards import DomainShards
 from versatune_ds.domains import DomainSet
 
 OTHER_WEIGHTS = tuple(reversed(WEIGHTS))
@@ -34,32 +31,6 @@ class BatchShape:
 
     rows: int
     row_tokens: int
-
-
-def import_streaming() -> Any:
-    """Return mosaicml-streaming, or None if it is not installed.
-
-    It imports torchvision for its image data sets; where that is absent an empty stand-in is enough for text.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        import transformers.feature_extraction_utils  # noqa: F401 - looks for torchvision itself; before the stand-in
-
-        for name in (
-            "torchvision",
-            "torchvision.datasets",
-            "torchvision.transforms",
-            "torchvision.transforms.functional",
-        ):
-            sys.modules[name] = types.ModuleType(name)
-        sys.modules["torchvision.datasets"].VisionDataset = object
-        sys.modules["torchvision.transforms.functional"].to_tensor = None
-    try:
-        import streaming
-    except ImportError:
-        return None
-    return streaming
 
 
 class _Buffered:
@@ -78,10 +49,16 @@ class _Buffered:
 
 
 class Packer:
-    """Pack a stream of examples with our best fit and our collation; what does not fit waits for the next batch."""
+    """Pack a stream of examples with our best fit and our collation; what does not fit waits for the next batch.
 
-    def __init__(self, examples: Iterator[dict[str, Any]], shape: BatchShape) -> None:
-        self._examples, self._shape = examples, shape
+    Args:
+        examples: Stream of examples.
+        shape: Shape of the batches.
+        num_read: Examples read before this stream, in the run that it continues.
+    """
+
+    def __init__(self, examples: Iterator[dict[str, Any]], shape: BatchShape, *, num_read: int = 0) -> None:
+        self._examples, self._shape, self.num_read = examples, shape, num_read
         self._waiting: list[dict[str, Any]] = []
 
     def next_batch(self) -> Batch:
@@ -90,6 +67,7 @@ class Packer:
         num_tokens = sum(len(example["input_ids"]) for example in self._waiting)
         while num_tokens <= budget:
             self._waiting.append(next(self._examples))
+            self.num_read += 1
             num_tokens += len(self._waiting[-1]["input_ids"])
         lengths = np.array([len(example["input_ids"]) for example in self._waiting], dtype=np.int32)
         rows, offsets = pack_prefix(lengths[:-1], num_rows=self._shape.rows, row_tokens=self._shape.row_tokens)
@@ -132,7 +110,7 @@ class Ours:
     def start(self) -> None:
         """Open shards and loader."""
         self._loader = MixtureLoader(
-            [DomainShards(self._folder / "shards" / name) for name in DOMAINS],
+            open_shards(self._folder),
             domain_set=DomainSet(DOMAINS),
             settings=LoaderSettings(
                 seed=0,
@@ -163,42 +141,33 @@ class Ours:
 
 
 class HfMap:
-    """datasets.interleave_datasets of map-style datasets. It keeps no place: a resume selects what is left."""
+    """datasets.interleave_datasets of map-style datasets. It saves no position: a resume selects the other examples."""
 
     name = "HF interleave, map"
 
     def __init__(self, folder: Path, shape: BatchShape) -> None:
         self._folder, self._shape = folder, shape
-        self._num_read = 0
 
-    def start(self, weights: Sequence[float] = WEIGHTS) -> None:
+    def start(self, weights: Sequence[float] = WEIGHTS, *, num_read: int = 0) -> None:
         """Shuffle every domain and interleave."""
         parts = [datasets.load_from_disk(self._folder / "hf" / name).shuffle(seed=0) for name in DOMAINS]
         self._mixed = datasets.interleave_datasets(
             parts, probabilities=list(weights), seed=0, stopping_strategy="all_exhausted"
         ).with_format("numpy")
-        self._packer = Packer(
-            self._count(iter(self._mixed.select(range(self._num_read, len(self._mixed))))), self._shape
-        )
-
-    def _count(self, examples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Count what is read."""
-        for example in examples:
-            self._num_read += 1
-            yield example
+        rest = self._mixed.select(range(num_read, len(self._mixed)))
+        self._packer = Packer(iter(rest), self._shape, num_read=num_read)
 
     def next_batch(self) -> Batch:
         """Return the next packed batch."""
         return self._packer.next_batch()
 
     def resume(self) -> Batch:
-        """Make the mixture anew and skip by index."""
-        self.start()
+        """Build the mixture again and skip by index."""
+        self.start(num_read=self._packer.num_read)
         return self.next_batch()
 
     def change_weights(self) -> Batch:
         """Make a mixture with other weights from the beginning; the place in each domain is lost."""
-        self._num_read = 0
         self.start(OTHER_WEIGHTS)
         return self.next_batch()
 
@@ -247,9 +216,10 @@ class Mosaic:
 
     def __init__(self, folder: Path, shape: BatchShape) -> None:
         self._folder, self._shape = folder, shape
-        self._num_read = 0
 
-    def start(self, weights: Sequence[float] = WEIGHTS, state: dict[str, Any] | None = None) -> None:
+    def start(
+        self, weights: Sequence[float] = WEIGHTS, *, state: dict[str, Any] | None = None, num_read: int = 0
+    ) -> None:
         """Open the streams with the weights as proportions."""
         streaming = import_streaming()
         streaming.base.util.clean_stale_shared_memory()
@@ -260,13 +230,7 @@ class Mosaic:
         self._dataset = streaming.StreamingDataset(streams=streams, shuffle=True, shuffle_seed=0, batch_size=1)
         if state is not None:
             self._dataset.load_state_dict(state)
-        self._packer = Packer(self._count(iter(self._dataset)), self._shape)
-
-    def _count(self, examples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Count what is read."""
-        for example in examples:
-            self._num_read += 1
-            yield example
+        self._packer = Packer(iter(self._dataset), self._shape, num_read=num_read)
 
     def next_batch(self) -> Batch:
         """Return the next packed batch."""
@@ -274,9 +238,10 @@ class Mosaic:
 
     def resume(self) -> Batch:
         """Load the state into a new dataset."""
-        state = self._dataset.state_dict(self._num_read, True)
+        num_read = self._packer.num_read
+        state = self._dataset.state_dict(num_read, True)
         del self._dataset, self._packer
-        self.start(state=state)
+        self.start(state=state, num_read=num_read)
         return self.next_batch()
 
     def change_weights(self) -> Batch:

@@ -19,8 +19,8 @@ from typing import Any
 
 import datasets
 import torch
-from data_corpus import write_corpus
-from data_rivals import BatchShape, HfIterable, HfMap, Mosaic, Ours, import_streaming
+from data_corpus import import_streaming, write_corpus
+from data_rivals import BatchShape, HfIterable, HfMap, Mosaic, Ours
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

@@ -110,7 +110,7 @@ def row_of(label: str, settings: Settings, *, num_steps: int) -> tuple[str, ...]
 def main() -> None:
     """Print every table, or those whose title contains a text."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="tables whose title holds this text, for example floor")
+    parser.add_argument("--only", default="", help="tables whose title contains this text, for example floor")
     only = parser.parse_args().only
     logging.getLogger("versatune_ds").setLevel(logging.ERROR)  # alarms of settings that are meant to collapse
     header = ("setting", "loss", "worst", "worst learner", "law's weight", "law's loss", "least weight", "effective")

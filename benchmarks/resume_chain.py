@@ -42,18 +42,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # a process forked after torch's thread pool was used would wait for it for ever
+    torch.set_num_threads(1)  # a process forked after torch's thread pool was used would wait for it forever
     runs = Runs(args.output, num_steps=args.steps)
-    say(f"`python benchmarks/resume_chain.py --output FOLDER --steps {args.steps} --kills {args.kills}`\n")
+    report(f"`python benchmarks/resume_chain.py --output FOLDER --steps {args.steps} --kills {args.kills}`\n")
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "transformers"))
     place = f"Python {platform.python_version()}, {libraries}, {os.cpu_count()} cores, no GPU"
-    say(f"{time.strftime('%Y-%m-%d')}, {place}.\n")
-    runs.to_the_end("whole", processes=2)
+    report(f"{time.strftime('%Y-%m-%d')}, {place}.\n")
+    runs.train_to_end("whole", processes=2)
     random_kills(runs, num_kills=args.kills, choice=random.Random(args.seed))
     elastic_chain(runs)
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Print a line of the result at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -86,12 +86,12 @@ class Runs:
             for rank in range(processes)
         ]  # fmt: skip
         log = self.output / f"{name}.log"
-        started = [context.Process(target=be_rank, args=(overrides, place, log)) for place in places]
+        started = [context.Process(target=run_rank, args=(overrides, place, log)) for place in places]
         for process in started:
             process.start()
         return started
 
-    def to_the_end(self, name: str, *, processes: int) -> None:
+    def train_to_end(self, name: str, *, processes: int) -> None:
         """Train until the run is complete."""
         codes = wait_for(self.start(name, processes=processes))
         if any(codes):
@@ -128,7 +128,7 @@ class Runs:
         return next((int(path.name.removeprefix("step_")) for path in complete_checkpoints(self.output / name)), 0)
 
 
-def be_rank(overrides: list[str], place: dict[str, str], log: Path) -> None:
+def run_rank(overrides: list[str], place: dict[str, str], log: Path) -> None:
     """Run one process of a run, as a launcher's process does, after imports that were done once."""
     os.environ.update(place)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -147,7 +147,7 @@ def wait_for(processes: list[ForkProcess]) -> list[int | None]:
 
 def random_kills(runs: Runs, *, num_kills: int, choice: random.Random) -> None:
     """Kill one rank or all, at random moments, and compare the result with the run that was not killed."""
-    say(
+    report(
         f"## {num_kills} kills\n\n"
         "| kill | exit codes of the ranks | seconds until both were gone | newest checkpoint |\n|---:|---|---:|---:|"
     )
@@ -164,35 +164,39 @@ def random_kills(runs: Runs, *, num_kills: int, choice: random.Random) -> None:
             process.kill()
         killed = time.monotonic()
         codes = wait_for(ranks)
-        say(f"| {number} | {codes} | {time.monotonic() - killed:.1f} | step {runs.newest_step('killed')} |")
-    runs.to_the_end("killed", processes=2)
+        report(f"| {number} | {codes} | {time.monotonic() - killed:.1f} | step {runs.newest_step('killed')} |")
+    runs.train_to_end("killed", processes=2)
     decisions = [(runs.output / name / "decisions.jsonl").read_bytes() for name in ("whole", "killed")]
-    say(f"\nWeights: {runs.weights_digest('whole')} uninterrupted, {runs.weights_digest('killed')} killed. ")
-    say(f"Decisions equal byte for byte: {decisions[0] == decisions[1]}. ")
-    say(f"Metrics of all steps equal: {runs.metrics('whole') == runs.metrics('killed')}.\n")
+    report(f"\nWeights: {runs.weights_digest('whole')} uninterrupted, {runs.weights_digest('killed')} killed. ")
+    report(f"Decisions equal byte for byte: {decisions[0] == decisions[1]}. ")
+    report(f"Metrics of all steps equal: {runs.metrics('whole') == runs.metrics('killed')}.\n")
 
 
 def elastic_chain(runs: Runs) -> None:
     """Train a quarter of the steps on 2, 4, 1 and 2 processes each."""
-    say("## 2 -> 4 -> 1 -> 2 processes\n")
+    report("## 2 -> 4 -> 1 -> 2 processes\n")
     quarter = runs.num_steps // 4
     for part, processes in enumerate((2, 4, 1), start=1):
         ranks = runs.start("elastic", processes=processes)
         runs.wait_for_step("elastic", part * quarter, ranks)
         os.kill(ranks[-1].pid, signal.SIGTERM)
         codes = wait_for(ranks)
-        say(f"- {processes} processes: SIGTERM to the last one, exit codes {codes} (expected {REQUEUE_EXIT_CODE}), "
-            f"saved step {runs.newest_step('elastic')}")  # fmt: skip
-    runs.to_the_end("elastic", processes=2)
+        report(
+            f"- {processes} processes: SIGTERM to the last one, exit codes {codes} (expected {REQUEUE_EXIT_CODE}), "
+            f"saved step {runs.newest_step('elastic')}"
+        )
+    runs.train_to_end("elastic", processes=2)
     losses = [
         {line["step"]: line["train/loss"] for line in runs.metrics(name) if "train/loss" in line}
         for name in ("whole", "elastic")
     ]
     difference = max(abs(losses[0][step] - losses[1][step]) for step in losses[0])
-    say(f"\nAll {len(losses[1])} steps; largest difference of train/loss from the uninterrupted run: {difference:.1e}.")
+    report(
+        f"\nAll {len(losses[1])} steps; largest difference of train/loss from the uninterrupted run: {difference:.1e}."
+    )
     names = ("whole", "elastic")
     tokens = [[value for key, value in runs.metrics(name)[-1].items() if "share" in key] for name in names]
-    say(f"Same tokens served by domain: {tokens[0] == tokens[1]}.")
+    report(f"Same tokens served by domain: {tokens[0] == tokens[1]}.")
 
 
 if __name__ == "__main__":

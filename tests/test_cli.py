@@ -1,4 +1,4 @@
-"""The command line: every subcommand explains itself, and a mistake is one line and code 2."""
+"""The command line: every subcommand has help, and a mistake is reported in one line with exit code 2."""
 
 import re
 import shlex
@@ -81,7 +81,7 @@ def recipe(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_subcommand_names_its_arguments(versatune, command):
+def test_help_of_every_subcommand_lists_its_arguments(versatune, command):
     called = versatune(command, "--help")
     assert (called.code, called.err) == (0, "")
     assert called.out.startswith(f"usage: versatune {command}")
@@ -108,7 +108,7 @@ def test_help_lists_every_subcommand_with_a_sentence(versatune):
         assert re.search(rf"^    {command}\s+[A-Z]\w+( \S+){{3}}", called.out, flags=re.MULTILINE), command
 
 
-def test_no_command_at_all_is_a_usage_error(versatune):
+def test_a_call_without_a_command_is_a_usage_error(versatune):
     assert versatune().code == 2
 
 
@@ -121,7 +121,7 @@ def test_no_command_at_all_is_a_usage_error(versatune):
         ["--quiet", "a=1", "--text", "b.c=2", "--steps=0:2"],
     ],
 )
-def test_overrides_stand_before_and_behind_options(arguments):
+def test_overrides_may_come_before_and_after_options(arguments):
     parsed = parse(["inspect", "r.yaml", *arguments])
     assert (parsed.overrides, parsed.steps) == (["a=1", "b.c=2"], "0:2")
 
@@ -129,7 +129,7 @@ def test_overrides_stand_before_and_behind_options(arguments):
 @pytest.mark.parametrize(
     "arguments", [["prepare", "r.yaml", "--nonsense"], ["export", "runs/x", "a=1"], ["prepare", "r.yaml", "a=1", "b"]]
 )
-def test_what_is_neither_an_option_nor_an_override_is_refused(versatune, arguments):
+def test_an_argument_that_is_neither_an_option_nor_an_override_is_refused(versatune, arguments):
     called = versatune(*arguments)
     assert called.code == 2
     assert "unrecognized arguments" in called.err or "expected key=value" in called.err or "no such" in called.err
@@ -144,7 +144,7 @@ def test_what_is_neither_an_option_nor_an_override_is_refused(versatune, argumen
         ("data.folder=/nowhere", "give exactly one of data.folder, data.domains and data.synthetic"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_one_line_and_code_two(versatune, recipe, command, override, message):
+def test_a_mistake_in_a_recipe_is_reported_in_one_line_with_exit_code_2(versatune, recipe, command, override, message):
     called = versatune(command[0], recipe, *command[1:], override)
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith("versatune: ")
@@ -153,14 +153,14 @@ def test_a_mistake_in_a_recipe_is_one_line_and_code_two(versatune, recipe, comma
 
 
 @pytest.mark.parametrize("command", [["train"], ["prepare"], ["inspect", "--steps", "0:1"], ["simulate"]])
-def test_an_unknown_recipe_is_one_line_and_code_two(versatune, command):
+def test_an_unknown_recipe_is_reported_in_one_line_with_exit_code_2(versatune, command):
     called = versatune(command[0], "nowhere.yaml", *command[1:])
     assert (called.code, called.out) == (2, "")
     assert called.err == "versatune: nowhere.yaml: no such recipe; give the path of a YAML file (see recipes/)\n"
 
 
 @pytest.mark.parametrize("command", ["replay", "explain", "report", "export", "evaluate"])
-def test_a_missing_run_is_one_line_and_code_two(versatune, tmp_path, command):
+def test_a_missing_run_is_reported_in_one_line_with_exit_code_2(versatune, tmp_path, command):
     called = versatune(command, tmp_path / "nowhere")
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith(f"versatune: {tmp_path}/nowhere: no ")
@@ -168,7 +168,7 @@ def test_a_missing_run_is_one_line_and_code_two(versatune, tmp_path, command):
 
 
 @pytest.mark.parametrize("content", [None, "", "\n\n"])
-def test_a_data_folder_without_rows_is_one_line_and_code_two(versatune, recipe, tmp_path, content):
+def test_a_data_folder_without_records_is_reported_in_one_line_with_exit_code_2(versatune, recipe, tmp_path, content):
     (tmp_path / "data" / "train").mkdir(parents=True)
     if content is not None:
         (tmp_path / "data" / "train" / "law.jsonl").write_text(content)
@@ -180,40 +180,40 @@ def test_a_data_folder_without_rows_is_one_line_and_code_two(versatune, recipe, 
 
 
 @pytest.fixture
-def broken_run(recipe, tmp_path):
-    """Return a run's folder whose only checkpoint is damaged."""
+def corrupt_run(recipe, tmp_path):
+    """Return a run's folder whose only checkpoint is corrupt."""
     folder = tmp_path / "runs" / "mine" / "checkpoints" / "step_00000010"
     folder.mkdir(parents=True)
     (folder / "MANIFEST").write_text("{")
     return folder.parents[1]
 
 
-def test_a_state_that_cannot_be_worked_with_is_one_line_and_code_one(versatune, broken_run, monkeypatch):
+def test_a_corrupt_checkpoint_is_reported_in_one_line_with_exit_code_1(versatune, corrupt_run, monkeypatch):
     monkeypatch.delenv("VERSATUNE_DEBUG", raising=False)
-    called = versatune("export", broken_run)
+    called = versatune("export", corrupt_run)
     assert (called.code, called.out) == (1, "")
-    *_, said = called.err.splitlines()
-    assert said.startswith(f"versatune: {broken_run}: every checkpoint is corrupt; ")
-    assert said.endswith(" (VERSATUNE_DEBUG=1 shows the traceback)")
+    *_, last_line = called.err.splitlines()
+    assert last_line.startswith(f"versatune: {corrupt_run}: every checkpoint is corrupt; ")
+    assert last_line.endswith(" (VERSATUNE_DEBUG=1 shows the traceback)")
     assert "Traceback" not in called.err
 
 
-def test_a_page_that_cannot_be_written_is_one_line_that_names_it(versatune, broken_run, recipe, monkeypatch):
+def test_an_unwritable_page_is_reported_in_one_line_with_its_path(versatune, corrupt_run, recipe, monkeypatch):
     monkeypatch.delenv("VERSATUNE_DEBUG", raising=False)
-    (broken_run / "config.yaml").write_text("run: {name: mine}")
-    called = versatune("report", broken_run, "--output", recipe / "page.html")  # a file cannot hold a page
+    (corrupt_run / "config.yaml").write_text("run: {name: mine}")
+    called = versatune("report", corrupt_run, "--output", recipe / "page.html")  # a file, not a folder
     assert (called.code, called.out) == (1, "")
     assert str(recipe) in called.err
     assert len(called.err.splitlines()) == 1
 
 
-def test_a_failure_shows_its_traceback_where_debugging_is_asked_for(versatune, broken_run, monkeypatch):
+def test_a_failure_shows_its_traceback_in_debug_mode(versatune, corrupt_run, monkeypatch):
     monkeypatch.setenv("VERSATUNE_DEBUG", "1")
     with pytest.raises(RuntimeError, match="every checkpoint is corrupt"):
-        versatune("export", broken_run)
+        versatune("export", corrupt_run)
 
 
-def test_a_mistake_of_our_own_is_never_hidden(versatune, recipe, monkeypatch):
+def test_a_bug_always_shows_its_traceback(versatune, recipe, monkeypatch):
     monkeypatch.setattr(
         "versatune_ds.training.prepared_data.prepare_recipe", lambda config: (_ for _ in ()).throw(RecursionError)
     )
@@ -231,7 +231,7 @@ def test_the_installed_command_writes_data_to_stdout_and_everything_else_to_stde
 
 
 @pytest.mark.slow
-def test_a_reader_that_stops_reading_is_no_error(recipe):
+def test_a_closed_pipe_is_not_an_error(recipe):
     command = (
         f"{sys.executable} -m versatune_ds.cli inspect {recipe} --steps 0:10 --quiet | head -1; exit ${{PIPESTATUS[0]}}"
     )

@@ -1,4 +1,4 @@
-"""What the documents name exists: files, functions, tests, links, layers and the files of a run."""
+"""Everything that the documents mention exists: files, functions, tests, links, layers and the files of a run."""
 
 import ast
 import re
@@ -104,7 +104,7 @@ def anchors_of(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
-def test_every_relative_link_leads_somewhere(page):
+def test_every_relative_link_has_a_target(page):
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
         if link.startswith(("http://", "https://", "mailto:")):

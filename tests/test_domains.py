@@ -5,7 +5,7 @@ import pytest
 from versatune_ds.domains import DomainSet
 
 
-def test_names_keep_the_order_they_were_given():
+def test_names_keep_their_order():
     domains = DomainSet(("law", "code", "art"))
     assert list(domains) == ["law", "code", "art"]
     assert domains.id_of("code") == 1
@@ -29,6 +29,6 @@ def test_an_unknown_domain_is_refused_with_the_nearest_name():
         domains.from_dict({"law": 1, "medicin": 1}, what="prior.json")
 
 
-def test_a_missing_domain_is_named():
+def test_a_missing_domain_is_reported_by_name():
     with pytest.raises(ValueError, match=r"^prior\.json: no value for code; give one for each of law, code$"):
         DomainSet(("law", "code")).from_dict({"law": 1}, what="prior.json")

@@ -1,4 +1,4 @@
-"""The set-up of .venv installs the torch that VERSATUNE_TORCH names, and replaces the other kind; pip is played."""
+"""The set-up of .venv installs the torch that VERSATUNE_TORCH selects, and replaces the other kind; pip is a fake."""
 
 import platform
 import subprocess
@@ -59,7 +59,7 @@ def set_up(tmp_path):
 CPU_WHEEL = "pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch==2.13.0"
 CUDA_WHEEL = "pip install --quiet torch>=2.8,<3"
 LOCAL_WHEEL = "pip install --quiet --no-index --no-deps torch==2.13.0"
-GONE = "pip uninstall --quiet --yes torch"
+UNINSTALL = "pip uninstall --quiet --yes torch"
 
 
 @pytest.mark.parametrize(
@@ -71,29 +71,29 @@ GONE = "pip uninstall --quiet --yes torch"
         (True, {"VERSATUNE_TORCH": "cpu"}, [LOCAL_WHEEL, CPU_WHEEL]),
     ],
 )
-def test_the_wheel_suits_the_machine_unless_one_is_named(set_up, gpu, choice, calls):
+def test_the_torch_wheel_fits_the_machine_unless_one_is_chosen(set_up, gpu, choice, calls):
     assert set_up(gpu=gpu, **choice)[:2] == (0, calls)
     assert set_up(gpu=gpu, **choice)[:2] == (0, [])
 
 
-def test_another_kind_named_later_replaces_the_one_that_is_there(set_up):
+def test_choosing_another_kind_later_replaces_the_installed_torch(set_up):
     assert set_up(torch=CPU)[:2] == (0, [])
     code, calls, err = set_up(VERSATUNE_TORCH="cuda")
-    assert (code, calls) == (0, [GONE, CUDA_WHEEL])
+    assert (code, calls) == (0, [UNINSTALL, CUDA_WHEEL])
     assert "replacing the torch for cpu" in err
     assert set_up(VERSATUNE_TORCH="cuda")[:2] == (0, [])
-    assert set_up(torch=CUDA)[:2] == (0, [])  # not named: what is there stays
-    assert set_up(VERSATUNE_TORCH="cpu")[1] == [GONE, LOCAL_WHEEL, CPU_WHEEL]
+    assert set_up(torch=CUDA)[:2] == (0, [])  # no choice: the installed one stays
+    assert set_up(VERSATUNE_TORCH="cpu")[1] == [UNINSTALL, LOCAL_WHEEL, CPU_WHEEL]
 
 
-def test_a_torch_that_leaves_a_gpu_idle_is_named_with_the_way_out(set_up):
+def test_a_cpu_torch_on_a_machine_with_a_gpu_is_reported_with_a_remedy(set_up):
     code, calls, err = set_up(torch=CPU, gpu=True)
     assert (code, calls) == (0, [])
     assert err.count("this machine has a GPU, but the torch in") == 1
     assert "VERSATUNE_TORCH=cuda replaces it" in err
 
 
-def test_a_wrong_kind_is_refused_and_so_is_an_index_without_cuda(set_up):
+def test_an_unknown_kind_and_an_index_without_cuda_are_refused(set_up):
     code, calls, err = set_up(VERSATUNE_TORCH="gpu")
     assert (code, calls, err) == (2, [], "versatune: VERSATUNE_TORCH=gpu: expected cuda or cpu\n")
     code, _, err = set_up(VERSATUNE_TORCH="cuda", GIVEN="None")

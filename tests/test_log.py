@@ -1,4 +1,4 @@
-"""Log lines: this package's are set up, and of other libraries' only what says nothing is left out."""
+"""Logging: lines of this package are shown, and useless lines of other libraries are hidden."""
 
 import logging
 import os
@@ -14,8 +14,8 @@ from versatune_ds.log import configure_logging
 NO_GPU = "Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it."
 
 
-def said_by_deepspeed(*messages):
-    """Return which messages of deepspeed's logger get through."""
+def shown_by_deepspeed(*messages):
+    """Return the messages of deepspeed's logger that are shown."""
     with restored_logger():
         configure_logging()
     records = [logging.makeLogRecord({"msg": message, "name": "DeepSpeed"}) for message in messages]
@@ -23,15 +23,15 @@ def said_by_deepspeed(*messages):
 
 
 @pytest.mark.parametrize("has_driver", [False, True])
-def test_that_there_is_no_gpu_is_news_only_where_a_driver_is(tmp_path, monkeypatch, has_driver):
+def test_deepspeeds_line_about_a_missing_gpu_is_shown_only_with_a_driver(tmp_path, monkeypatch, has_driver):
     monkeypatch.setattr(log, "_DRIVERS", (str(tmp_path if has_driver else tmp_path / "none"),))
-    assert said_by_deepspeed(NO_GPU, "overflow, reducing the scale") == [
-        *[NO_GPU] * has_driver, "overflow, reducing the scale",
-    ]  # fmt: skip
+    overflow = "overflow, reducing the scale"
+    shown = [NO_GPU, overflow] if has_driver else [overflow]
+    assert shown_by_deepspeed(NO_GPU, overflow) == shown
 
 
 @pytest.mark.slow
-def test_deepspeed_asks_the_filter_when_it_is_imported():
+def test_the_filter_applies_while_deepspeed_is_imported():
     program = (
         "from versatune_ds import log\n"
         "log._DRIVERS = ()\n"

@@ -1,4 +1,4 @@
-"""One rule for `~` and variables in paths."""
+"""`~` and variables in paths are expanded by one rule everywhere."""
 
 import pytest
 
@@ -32,21 +32,21 @@ def test_a_variable_that_is_not_set_is_refused_unless_that_path_exists(tmp_path)
     assert expand_path("$MISSING") == "$MISSING"
 
 
-def test_a_folder_named_tilde_in_the_working_folder_is_never_home(tmp_path):
+def test_a_tilde_is_the_home_folder_even_beside_a_folder_of_that_name(tmp_path):
     (tmp_path / "~").mkdir()
     assert expand_path("~") == "/home/me"
 
 
-def test_variables_may_be_those_of_another_environment():
+def test_variables_can_be_read_from_another_environment():
     assert expand_path("$TMPDIR/k", environ={"TMPDIR": "/local"}) == "/local/k"
 
 
-def test_the_command_line_expands_what_the_shell_left(capsys):
+def test_the_command_line_expands_paths_that_the_shell_did_not(capsys):
     parsed = build_parser().parse_args(["export", "$A/run", "--output=~/model"])
     assert (str(parsed.run_dir), str(parsed.output)) == ("/a/run", "/home/me/model")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         build_parser().parse_args(["export", "run", "--output=$MISSING/x"])
-    assert left.value.code == 2
+    assert exit_info.value.code == 2
     assert "argument --output: '$MISSING/x': $MISSING is not set in the environment" in capsys.readouterr().err
 
 

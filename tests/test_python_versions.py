@@ -11,7 +11,7 @@ OLDEST = tuple(map(int, re.search(r'python_requires=">=(\d+)\.(\d+)"', (ROOT / "
 FILES = sorted(
     path for folder in ("versatune_ds", "launcher", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
-# What came with Python 3.11 or later: modules, names of modules, methods that nothing older has under that name.
+# Features of Python 3.11 or later: modules, names in modules, and methods whose names nothing older has.
 NEWER_MODULES = {"tomllib", "wsgiref.types", "asyncio.taskgroups", "asyncio.timeouts", "pathlib.types", "annotationlib"}
 NEWER_NAMES = {
     "asyncio": {"Runner", "TaskGroup", "Timeout", "timeout", "timeout_at", "Barrier", "QueueShutDown"},
@@ -45,7 +45,7 @@ NEWER_ARGUMENTS = {"rmtree": {"onexc"}, "glob": {"case_sensitive", "recurse_syml
 
 
 def newer_than_oldest(text):
-    """Return (line, what) of everything in a module's text that came after Python 3.10."""
+    """Yield (line, what) of everything in a module's text that is newer than Python 3.10."""
     tree = ast.parse(text, feature_version=OLDEST)
     modules = {}  # the name under which each module is known in this file
     for node in ast.walk(tree):
@@ -70,7 +70,7 @@ def newer_than_oldest(text):
             yield from ((node.lineno, f"{name}({word.arg}=)") for word in node.keywords if word.arg in newer)
 
 
-def test_no_file_uses_what_the_oldest_python_lacks():
+def test_no_file_needs_a_newer_python():
     assert len(FILES) > 300
     found = [
         f"{path.relative_to(ROOT)}:{line}: {what}"
@@ -94,10 +94,10 @@ def test_no_file_uses_what_the_oldest_python_lacks():
         ("import itertools\nitertools.batched('ab', 1)", "itertools.batched"),
     ],
 )
-def test_what_came_later_is_found(text, what):
+def test_newer_features_are_found(text, what):
     assert [found for _, found in newer_than_oldest(text)] == [what]
 
 
-def test_syntax_that_came_later_is_refused():
+def test_newer_syntax_is_refused():
     with pytest.raises(SyntaxError):
         list(newer_than_oldest("try:\n    pass\nexcept* ValueError:\n    pass\n"))

@@ -1,4 +1,4 @@
-"""What README.md, slurm/README.md and docs/ tell a reader to type exists, parses and means what it says."""
+"""Everything that README.md, slurm/README.md and docs/ tell a reader to type exists and parses."""
 
 import re
 import shlex
@@ -53,7 +53,7 @@ def read_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_every_command_of_the_pages_parses(page, command, read_recipe):
+def test_every_command_in_the_documents_parses(page, command, read_recipe):
     words = shlex.split(command)
     if words[0] == "bash":
         assert subprocess.run(["bash", "-n", ROOT / words[1]], capture_output=True).returncode == 0
@@ -98,7 +98,7 @@ def test_the_readme_has_the_commands_a_newcomer_needs():
 
 
 @pytest.mark.parametrize(("page", "block"), YAML_BLOCKS)
-def test_every_piece_of_a_recipe_is_one_that_the_reader_takes(page, block):
+def test_every_piece_of_a_recipe_in_the_documents_is_valid(page, block):
     sections = yaml.safe_load(block)
     assert sections, page
     for name, values in sections.items():

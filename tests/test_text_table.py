@@ -1,4 +1,4 @@
-"""Text tables are aligned as terminals show them, and the same wherever they go."""
+"""Text tables are aligned as on a terminal, and identical wherever they are written."""
 
 import pytest
 
@@ -23,12 +23,12 @@ def test_a_table_without_titles_has_no_rule_and_one_without_rows_has_titles_only
     assert text_table((), []) == ""
 
 
-def test_titles_of_two_lines_stand_above_their_column():
+def test_titles_of_two_lines_are_placed_above_their_column():
     assert text_table(("\nname", "loss\nbefore"), [("a", "1")]).splitlines()[:2] == ["        loss", "name  before"]
 
 
 @pytest.mark.parametrize("name", ["\u6cd5\u5f8b", "law\u0301s", "\uff4c\uff41", "four"])
-def test_wide_characters_and_accents_take_the_places_they_have_on_a_terminal(name):
+def test_wide_characters_and_accents_are_aligned_as_on_a_terminal(name):
     assert text_table((), [(name, "1"), ("ten", "1")]) == f"{name}  1\nten   1"
 
 

@@ -1,4 +1,4 @@
-"""What is odd about a recipe's files is said once, by the process that trains."""
+"""Warnings about a recipe's files are logged once, by the process that trains."""
 
 import pytest
 from chat_data import chat_rows, write_jsonl
@@ -9,7 +9,7 @@ from versatune_ds.data.sources.domain_files import check_data_files, domain_file
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder with two domains, one of them without held-out rows, and a stray file in every split."""
+    """A folder with two domains, one of them without held-out examples, and a stray file in every split."""
     for split, names in {"train": ("law", "code"), "valid": ("code",), "test": ("law",)}.items():
         (tmp_path / split).mkdir()
         (tmp_path / split / "notes.md").write_text("notes")
@@ -18,7 +18,7 @@ def data(tmp_path):
     return DataConfig(folder=tmp_path)
 
 
-def test_a_check_before_the_run_leaves_it_to_the_run_to_say(data, tmp_path, caplog):
+def test_a_check_before_the_run_leaves_the_warnings_to_the_run(data, tmp_path, caplog):
     check_data_files(data, cache_dir=tmp_path)
     assert caplog.messages == []
     domain_files(data, cache_dir=tmp_path)
@@ -29,6 +29,6 @@ def test_a_check_before_the_run_leaves_it_to_the_run_to_say(data, tmp_path, capl
     assert "valid has no file for law: the loss there is not measured" in held_out
 
 
-def test_a_look_for_test_rows_says_a_stray_file_there_once_however_often_it_looks(data, caplog):
+def test_repeated_searches_for_test_rows_warn_of_a_stray_file_once(data, caplog):
     assert [has_test_rows(data) for _ in range(20)] == [True] * 20
     assert len(caplog.messages) == 1

@@ -77,11 +77,9 @@ class DomainSet:
         by_domain_name(dict.fromkeys(self.names), what="data.domains")
 
     def __len__(self) -> int:
-        """Return the number of domains, K."""
         return len(self.names)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names in id order."""
         return iter(self.names)
 
     def id_of(self, name: str) -> int:

@@ -1,6 +1,10 @@
-"""Set up logging: `configure_logging` is called once, by the command line; nothing happens at import.
+"""Set up logging, log some warnings only once, and shorten errors of libraries to a line.
 
-The loggers of other libraries are left alone, apart from a few lines that tell a user nothing.
+`configure_logging` is called once, by the command line; nothing happens at import. The loggers of other libraries are
+left alone, apart from a few lines that tell a user nothing.
+
+A run looks at its files several times, for the tokenizer, the cache and the rows, and a comparison once for every run.
+So a warning about them is logged the first time in a process, and not at all by a look that another process repeats.
 """
 
 from __future__ import annotations
@@ -9,13 +13,19 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 
+_logger = logging.getLogger(__name__)
 _PACKAGE = "versatune_ds"
 _NO_ACCELERATOR = "Setting accelerator to CPU."
 """A warning of deepspeed 0.19.8 at import wherever it sees no GPU, whatever the command."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd")
 """Device files of NVIDIA's and AMD's drivers: with a driver, an invisible GPU is worth a warning."""
+_is_silent = ContextVar("_is_silent", default=False)
 
 
 def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = logging.INFO) -> None:
@@ -49,3 +59,30 @@ def _is_useful(record: logging.LogRecord) -> bool:
     """Return whether a line of deepspeed's log is useful to a user."""
     is_expected = record.getMessage().startswith(_NO_ACCELERATOR)
     return not is_expected or any(Path(path).exists() for path in _DRIVERS)
+
+
+def warn_once(text: str) -> None:
+    """Log a warning, unless this process has logged the same text already or `silence` is active."""
+    if not _is_silent.get():
+        _warn(text)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Suppress such warnings within a block: the process started next looks at the same files and logs them."""
+    token = _is_silent.set(True)
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Log a warning; the cache makes it happen once for each text."""
+    _logger.warning("%s", text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

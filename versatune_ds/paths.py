@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _BEGINNING_BYTES = 1 << 16
-_VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^{}]*)\}|(?P<plain>[A-Za-z_][A-Za-z0-9_]*))")
+_VARIABLE = re.compile(r"\$(?:\{([^{}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+"""`${NAME}` or `$NAME`: one of the two groups is the name, the other is empty."""
 
 
 def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
@@ -27,12 +28,12 @@ def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
     """
     text = os.fspath(text)
     environ = os.environ if environ is None else environ
-    missing = [name for name in _names(text) if name not in environ]
+    missing = [name for match in _VARIABLE.findall(text) if (name := "".join(match)) not in environ]
     if missing and os.path.lexists(text):
         return text
     if missing:
         raise ValueError(f"${missing[0] or '{}'} is not set in the environment; export it, or write the path out")
-    expanded = _VARIABLE.sub(lambda match: environ[_name(match)], text)
+    expanded = _VARIABLE.sub(lambda match: environ[match[1] or match[2]], text)
     if not text.startswith("~"):
         return expanded
     home = os.path.expanduser(expanded)
@@ -42,23 +43,12 @@ def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
     return home
 
 
-def _names(text: str) -> list[str]:
-    """Return the names of the variables in a text, in order."""
-    return [_name(match) for match in _VARIABLE.finditer(text)]
-
-
-def _name(match: re.Match[str]) -> str:
-    """Return the name of a variable that was found."""
-    return match["plain"] if match["braced"] is None else match["braced"]
-
-
-def check_replaceable(path: Path | None, *, mark: str, option: str = "--output") -> None:
-    """Check that an output replaces nothing but an earlier output of its kind.
+def check_replaceable(path: Path | None, *, mark: str) -> None:
+    """Check that the file of `--output` replaces nothing but an earlier output of its kind.
 
     Args:
         path: The file that will be written; None where none was requested.
         mark: Text near the beginning of every file of that kind.
-        option: The command-line option it was given by.
 
     Raises:
         ValueError: If it is a folder, or a file of another kind.
@@ -66,8 +56,8 @@ def check_replaceable(path: Path | None, *, mark: str, option: str = "--output")
     if path is None or not path.exists():
         return
     if path.is_dir():
-        raise ValueError(f"{option}: {path} is a folder; expected a file")
+        raise ValueError(f"--output: {path} is a folder; expected a file")
     with path.open("rb") as stream:
         beginning = stream.read(_BEGINNING_BYTES)
     if beginning.strip() and mark.encode() not in beginning:
-        raise ValueError(f"{option}: {path} is a file of another kind; give another name, or delete it")
+        raise ValueError(f"--output: {path} is a file of another kind; give another name, or delete it")

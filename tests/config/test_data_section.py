@@ -1,4 +1,4 @@
-"""What a user writes about data: one source or a list, a Hub data set as a mapping, columns by part."""
+"""The data section: one source or a list, a Hub data set as a mapping, columns by part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def domains_of(**domains):
     return parse_config(values).data.domains
 
 
-def test_one_source_may_stand_without_a_list():
+def test_one_source_needs_no_list():
     law = domains_of(law={"train": "law.jsonl", "valid": {"hub": "owner/law", "split": "test"}})["law"]
     assert law.train == ("law.jsonl",)
     assert (law.valid[0].hub, law.valid[0].config, law.valid[0].split) == ("owner/law", None, "test")
@@ -31,7 +31,7 @@ def test_paths_and_hub_data_sets_may_be_mixed_in_a_list():
     assert (law.train[1].config, law.train[1].split) == ("eu", "train")
 
 
-def test_domains_keep_their_order():
+def test_domains_keep_the_order_of_the_recipe():
     assert list(domains_of(tax={"train": "t"}, art={"train": "a"}, law={"train": "l"})) == ["tax", "art", "law"]
 
 
@@ -53,7 +53,7 @@ def test_domains_keep_their_order():
         ),
     ],
 )
-def test_a_mistake_is_one_line_with_its_key(law, message):
+def test_a_mistake_is_reported_in_one_line_with_its_key(law, message):
     with pytest.raises(ValueError, match=r"^data.domains.law") as caught:
         domains_of(law=law)
     assert message in str(caught.value)

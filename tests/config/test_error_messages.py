@@ -1,4 +1,4 @@
-"""A mistake is told in keys and values: no message names a class, a type of Python, or pydantic."""
+"""Messages about mistakes use keys and values, and mention no class, Python type or pydantic."""
 
 import copy
 import re
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import parse_section, set_by_dotted_key
-from versatune_ds.config.typed_values import is_section, scalar_types
+from versatune_ds.config.section import is_section, scalar_types
 
 RECIPE = {
     "run": {"name": "mine"},
@@ -35,6 +35,7 @@ def classes_of(section, seen=None):
 
 
 def leaves(annotation):
+    """Yield an annotation and all types in it."""
     yield annotation
     for part in getattr(annotation, "__args__", ()):
         yield from leaves(part)
@@ -57,7 +58,7 @@ OF_PYTHON = re.compile(
 
 @pytest.mark.parametrize("given", VALUES)
 @pytest.mark.parametrize(("section", "values"), [(RunConfig, RECIPE), (ComparisonPlan, PLAN)], ids=["recipe", "plan"])
-def test_no_message_speaks_of_classes(section: type[BaseModel], values, given):
+def test_no_message_mentions_classes_or_python_types(section: type[BaseModel], values, given):
     classes = classes_of(section)
     keys = [*keys_of(section), "data.domains.law", "data.domains.law.train", "data.domains.law.valid", "run.unknown",
             "data.domains.law.columns", "data.domains.law.train.0"]  # fmt: skip
@@ -89,7 +90,7 @@ def test_no_message_speaks_of_classes(section: type[BaseModel], values, given):
         ("data.domains.int={}", "data.domains.int.train: missing; this key is required"),
     ],
 )  # fmt: skip
-def test_a_message_says_what_is_expected_in_yaml(override, message):
+def test_a_message_states_what_is_expected_in_yaml(override, message):
     values = copy.deepcopy(RECIPE)
     set_by_dotted_key(values, override)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)

@@ -1,4 +1,4 @@
-"""The list of recipe keys is read off the config classes, and docs/keys.md is what it prints."""
+"""The list of recipe keys comes from the config classes, and docs/keys.md is its output."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_keys_within_mappings_and_optional_sections_are_listed():
     assert names <= set(KEYS)
 
 
-def test_a_section_that_may_stand_in_two_places_is_listed_once():
+def test_a_section_that_can_occur_in_two_places_is_listed_once():
     assert KEYS["reference.model"].meaning.endswith("Keys as under `model`.")
     assert not any(name.startswith("reference.model.") for name in KEYS)
 
@@ -39,11 +39,11 @@ def test_every_section_is_listed_and_every_key_has_a_meaning():
     ("pattern", "found"),
     [("learning_rate_sch", ["train.learning_rate_schedule"]), ("TRAIN.*NORM", ["train.max_grad_norm"])],
 )
-def test_a_pattern_chooses_keys_by_name_or_meaning(pattern, found):
+def test_a_pattern_selects_keys_by_name_or_meaning(pattern, found):
     assert [key.name for key in recipe_keys(pattern)] == found
 
 
-def test_a_pattern_that_no_key_has_is_one_line_and_code_2(capsys):
+def test_a_pattern_without_a_match_is_reported_in_one_line_with_exit_code_2(capsys):
     assert main(["keys", "nosuchkey"]) == 2
     message = "versatune: 'nosuchkey': no recipe key matches; `versatune keys` lists all\n"
     assert capsys.readouterr().err == message

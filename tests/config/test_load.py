@@ -1,4 +1,4 @@
-"""What a user writes in a recipe: read strictly, and every mistake said in one line with its key."""
+"""A recipe is read strictly, and every mistake is reported in one line with its key."""
 
 from pathlib import Path
 
@@ -54,19 +54,19 @@ def test_overrides_are_typed_and_applied_in_order(recipe):
         ("train.steps={", "'train.steps={': the value is not valid YAML; quote it"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_with_its_key(recipe, override, message):
+def test_a_mistake_is_reported_in_one_line_with_its_key(recipe, override, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
         load_config(recipe, [override])
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_several_mistakes_are_several_lines(recipe):
+def test_each_of_several_mistakes_has_its_own_line(recipe):
     with pytest.raises(ValueError, match=r"train\.steps.*\n.*mixture\.sigma"):
         load_config(recipe, ["train.steps=-1", "mixture.sigma=-1"])
 
 
-def test_a_required_key_that_is_missing_is_named(tmp_path):
+def test_a_missing_required_key_is_reported(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(RECIPE.replace("train: {steps: 10}", "train: {}"))
     with pytest.raises(ValueError, match=r"^train\.steps: missing; this key is required$"):
@@ -84,14 +84,14 @@ def test_a_required_key_that_is_missing_is_named(tmp_path):
         ("run: !!python/object/apply:os.system [ls]\n", r"r\.yaml:1: not valid YAML"),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(tmp_path, text, message):
+def test_an_invalid_file_is_reported_with_its_line(tmp_path, text, message):
     path = tmp_path / "r.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         load_config(path)
 
 
-def test_a_missing_recipe_is_named():
+def test_a_missing_recipe_is_reported():
     with pytest.raises(ValueError, match=r"^nowhere\.yaml: no such recipe"):
         load_config("nowhere.yaml")
 

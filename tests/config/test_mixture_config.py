@@ -21,7 +21,7 @@ def mixture(**section):
     return parse_config(RECIPE | {"mixture": section}).mixture
 
 
-def test_an_empty_section_steers_with_safeguards():
+def test_an_empty_section_uses_steer_with_safeguards():
     section = mixture()
     assert (section.policy, section.prior, section.reference, section.paper) == (
         "steer",
@@ -35,7 +35,7 @@ def test_an_empty_section_steers_with_safeguards():
     assert section.update_every == section.sigma_interval_steps == 50
 
 
-def test_the_paper_brings_its_own_rule_unless_another_is_named():
+def test_paper_mode_uses_the_papers_policy_unless_the_recipe_sets_one():
     assert mixture(paper=True).policy == "versatune"
     assert mixture(paper=True, policy="expansion", target="law").policy == "expansion"
     assert mixture(paper="true").policy == "versatune"
@@ -114,13 +114,13 @@ def test_a_prior_is_a_rule_a_file_or_a_mapping(value, expected):
         ({"update_every": 0}, "mixture.update_every: input should be greater than or equal to 1 (got 0)"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_its_key(section, message):
+def test_a_mistake_is_reported_in_one_line_with_its_key(section, message):
     with pytest.raises(ValueError, match=r"^mixture\.") as caught:
         mixture(**section)
     assert str(caught.value) == message
 
 
-def test_the_resolved_section_reads_back_as_itself():
+def test_the_resolved_section_can_be_read_again_unchanged():
     section = mixture(
         policy="schedule",
         schedule=[[0, {"law": 0.4, "code": 0.6}], {"step": 9, "weights": {"law": 1, "code": 0}}],

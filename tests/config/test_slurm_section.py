@@ -1,4 +1,4 @@
-"""The slurm section: what sbatch would refuse, or misunderstand, after a night in the queue is said at once."""
+"""The slurm section: values that sbatch would refuse or misunderstand are reported before the job is queued."""
 
 import pytest
 from tiny_run import tiny_config
@@ -10,11 +10,11 @@ from versatune_ds.config.load import set_by_dotted_key
     ("text", "expected"),
     [("24:00:00", "24:00:00"), ("1:30", "1:30"), ("02:00:00", "02:00:00"), ("90", "90"), ("1-12", "1-12")],
 )
-def test_a_time_limit_stays_what_the_user_wrote(tmp_path, text, expected):
+def test_a_time_limit_is_kept_as_the_user_wrote_it(tmp_path, text, expected):
     assert tiny_config(tmp_path, f"slurm.time={text}").slurm.time == expected
 
 
-def test_numbers_beside_the_time_stay_numbers():
+def test_other_numbers_of_the_section_stay_numbers():
     values = {}
     for override in ("a=12", "b=-1.5", "c=0x10", "d=1_000", "e=[1, 2]"):
         set_by_dotted_key(values, override)
@@ -33,13 +33,13 @@ def test_numbers_beside_the_time_stay_numbers():
         ("slurm.gpu_per_node=8", r"^slurm.gpu_per_node: unknown key; did you mean 'gpus_per_node'\?"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_key(tmp_path, override, message):
+def test_a_mistake_is_reported_in_one_line_with_its_key(tmp_path, override, message):
     with pytest.raises(ValueError, match=message) as error:
         tiny_config(tmp_path, override)
     assert "\n" not in str(error.value)
 
 
-def test_a_node_runs_one_process_for_each_gpu_unless_told_otherwise(tmp_path):
+def test_a_node_runs_one_process_for_each_gpu_by_default(tmp_path):
     def processes(*overrides):
         return tiny_config(tmp_path, *overrides).slurm.num_processes_per_node
 

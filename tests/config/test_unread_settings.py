@@ -1,4 +1,4 @@
-"""A key that is set and that nothing reads is listed; defaults and keys that are read are not."""
+"""Keys that are set without effect are listed; defaults and keys that have an effect are not."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def load(tmp_path):
     return lambda *overrides: load_config(path, overrides)
 
 
-def test_keys_that_the_policy_does_not_read_are_one_line(load):
+def test_keys_that_the_policy_does_not_read_share_one_line(load):
     (line,) = unread_settings(load("mixture.sigma=0.1", "mixture.delta=0.3"))
     assert line == (
         "mixture.sigma, mixture.delta: policy 'steer' does not read them; leave them out, or choose a policy that does "
@@ -48,7 +48,7 @@ def test_defaults_that_are_spelt_out_are_not_listed(load):
     assert unread_settings(load("mixture.safeguards.floor=0.01", "mixture.steer.anchor=0.2")) == []
 
 
-def test_named_keys_are_listed_even_with_their_default_and_others_are_not(load):
+def test_requested_keys_are_listed_even_with_their_default_and_others_are_not(load):
     config = load("mixture.sigma=0.5", "mixture.delta=0.3")
     (line,) = unread_settings(config, named=["mixture.sigma"])
     assert line.startswith("mixture.sigma: policy 'steer' does not read it")
@@ -71,7 +71,7 @@ def test_the_papers_rule_reads_no_safeguard_and_no_interval(load):
         ("mixture.target_share=0.4", "mixture.target=law"),
     ],
 )
-def test_a_key_is_listed_until_another_makes_it_read(load, override, reader):
+def test_a_key_is_listed_unless_another_key_gives_it_an_effect(load, override, reader):
     schedule = ["train.learning_rate_schedule=constant"] if "min_learning" in override else []
     (line,) = unread_settings(load(*schedule, override))
     assert line.startswith(override.partition("=")[0])
@@ -89,7 +89,7 @@ def test_keys_of_another_labeller_are_listed(load):
 
 
 def weights_after(settings, domain_set):
-    """Return a policy's start, and what it makes of fixed signals from there."""
+    """Return the starting weights of a policy, then its weights after one update on fixed signals."""
     start_K = starting_weights(settings, domain_set=domain_set, sizes_K=np.array([1.0, 2.0, 5.0]))
     ramp_K = np.array([0.1, 0.3, 0.2])
     values = {name: ramp_K for name in Signals.__dataclass_fields__ if name.endswith("_K")}
@@ -100,7 +100,7 @@ def weights_after(settings, domain_set):
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "schedule"])
-def test_the_table_of_readers_is_what_the_policies_do(load, policy):
+def test_the_keys_that_a_policy_declares_are_the_ones_it_reads(load, policy):
     domain_set = DomainSet(("law", "code", "art"))
     needed = ["mixture.target=law"] if policy in readers_of("target") else []
     for key, value in SETS.items():

@@ -13,7 +13,7 @@ RECIPE = {
 }
 
 
-def test_nothing_is_chosen_and_no_clock_decides_by_default():
+def test_by_default_the_number_of_examples_is_fixed_and_time_is_not_limited():
     section = parse_config(RECIPE).validation
     assert (section.target_standard_error, section.max_share) == (None, None)
 
@@ -30,10 +30,10 @@ def test_nothing_is_chosen_and_no_clock_decides_by_default():
         ),
     ],
 )
-def test_a_mistake_is_one_line(section, message):
+def test_a_mistake_is_reported_in_one_line(section, message):
     with pytest.raises(ValueError, match=message):
         parse_config(RECIPE | {"validation": section})
 
 
-def test_few_examples_are_fine_where_nothing_is_chosen():
+def test_few_examples_are_allowed_without_a_target_standard_error():
     assert parse_config(RECIPE | {"validation": {"max_examples_per_domain": 5}}).validation.max_examples_per_domain == 5

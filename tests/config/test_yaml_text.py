@@ -1,4 +1,4 @@
-"""What a user writes in YAML reaches the key as it was meant: words, numbers, names, empty sections."""
+"""YAML is read as its author meant it: words, numbers, names and empty sections."""
 
 import unicodedata
 from pathlib import Path
@@ -31,7 +31,7 @@ def written(tmp_path, text):
 
 
 @pytest.mark.parametrize("mode", ["off", "Off", "'off'"])
-def test_off_is_the_mode_off(recipe, mode):
+def test_off_is_read_as_the_mode_off(recipe, mode):
     assert load_config(recipe, [f"monitor.wandb.mode={mode}"]).monitor.wandb.mode == "off"
 
 
@@ -46,7 +46,7 @@ def test_words_are_booleans_where_booleans_are_expected(recipe, word, value):
 
 
 @pytest.mark.parametrize("name", ["no", "on", "yes", "null", "true", "1", "2024", "007", "1e5", "1_000", "2024-01-05"])
-def test_a_domain_is_named_as_it_is_written(tmp_path, name):
+def test_a_domain_keeps_its_name_as_written(tmp_path, name):
     text = RECIPE.replace("{law: {train: law.jsonl}}", f"{{{name}: {{train: {name}.jsonl}}, b: {{train: b.jsonl}}}}")
     text = text.replace("{reference:", f"{{target: {name if name != 'null' else repr(name)}, "
                         f"prior: {{{name}: 0.25, b: 0.75}}, reference:")  # fmt: skip
@@ -58,7 +58,7 @@ def test_a_domain_is_named_as_it_is_written(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["2e5", "007", "off", "1_0", "2024"])
-def test_a_run_is_named_as_it_is_written(recipe, name):
+def test_a_run_keeps_its_name_as_written(recipe, name):
     assert load_config(recipe, [f"run.name={name}"]).run.name == name
 
 
@@ -74,7 +74,7 @@ def test_a_run_is_named_as_it_is_written(recipe, name):
         ("1e3", 1000),
     ],
 )
-def test_numbers_are_read_as_everybody_writes_them(text, value):
+def test_numbers_are_read_in_every_common_notation(text, value):
     assert read_value(text) == value
 
 
@@ -86,7 +86,7 @@ def test_times_and_hashes_of_digits_stay_text(recipe):
     assert config.data.domains["law"].train[0].revision == "12345e67"
 
 
-def test_numbers_of_a_config_are_plain_numbers(recipe):
+def test_numbers_in_a_config_are_plain_python_numbers(recipe):
     config = load_config(recipe, ["train.learning_rate=1e-3", "model.from_config.rope_theta=1e6"])
     assert type(config.train.learning_rate) is float
     assert type(config.model.from_config["rope_theta"]) is float
@@ -94,7 +94,7 @@ def test_numbers_of_a_config_are_plain_numbers(recipe):
     assert type(stages[0].weights["law"]) is float
 
 
-def test_an_empty_section_holds_its_defaults(tmp_path):
+def test_an_empty_section_gets_its_defaults(tmp_path):
     config = load_config(written(tmp_path, RECIPE + "monitor:\nslurm:\nresume:\ndetect: {sampling: }\n"))
     plain = load_config(written(tmp_path, RECIPE))
     assert config == plain
@@ -108,7 +108,7 @@ def test_an_empty_lora_trains_adapters_and_a_null_one_does_not(tmp_path):
     assert load_config(written(tmp_path, text.replace("lora: ,", "lora: null,"))).model.lora is None
 
 
-def test_an_empty_origin_is_none_beside_another(tmp_path):
+def test_an_empty_origin_is_ignored_beside_another(tmp_path):
     text = RECIPE.replace("data: {", "data: {folder: , synthetic: , ")
     assert load_config(written(tmp_path, text)).data.synthetic is None
     only = RECIPE.replace("data: {domains: {law: {train: law.jsonl}}}", "data: {synthetic: }")
@@ -127,7 +127,7 @@ def test_an_empty_origin_is_none_beside_another(tmp_path):
         ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     ],
 )
-def test_what_is_no_recipe_is_named_with_its_line(tmp_path, text, message):
+def test_a_file_that_is_not_a_recipe_is_reported_with_its_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_yaml(written(tmp_path, text))
 
@@ -137,7 +137,7 @@ def test_anchors_merges_and_a_byte_order_mark_are_read(tmp_path):
     assert read_yaml(written(tmp_path, text)) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
 
 
-def test_nothing_and_null_are_told_apart():
+def test_an_empty_value_differs_from_null():
     assert read_value("") is None or read_value("") is EMPTY
     assert read_value("null") is None
     assert read_value("{a: }") == {"a": EMPTY}
@@ -180,13 +180,13 @@ def test_every_path_key_expands_home_and_variables_by_one_rule(recipe, monkeypat
         ("model.tokenizer=~nobody-here/t", r"model\.tokenizer: no user 'nobody-here' on this machine"),
     ],
 )
-def test_a_variable_that_is_not_set_is_refused_by_name(recipe, monkeypatch, override, message):
+def test_an_unset_variable_is_refused_with_its_name(recipe, monkeypatch, override, message):
     monkeypatch.delenv("NOWHERE", raising=False)
     with pytest.raises(ValueError, match=message):
         load_config(recipe, [override])
 
 
-def test_names_of_domains_are_written_in_one_form(recipe):
+def test_domain_names_are_normalised_in_every_section(recipe):
     name, other_form = "Médecine", unicodedata.normalize("NFD", "Médecine")
     assert name != other_form
     domains = f"data.domains={{{other_form}: {{train: a}}, law: {{train: b}}}}"

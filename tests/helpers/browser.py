@@ -94,7 +94,7 @@ class Browser:
         self.driver.execute_script("document.querySelector(arguments[0]).focus()", selector)
         ActionChains(self.driver).send_keys(*keys).perform()
 
-    def be(self, *, width: int = 1200, is_dark: bool = False) -> None:
+    def emulate(self, *, width: int = 1200, is_dark: bool = False) -> None:
         """Emulate a screen of a width in pixels, and a preference for light or dark."""
         screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)

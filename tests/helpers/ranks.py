@@ -37,10 +37,10 @@ def run_ranks(function: Callable[[World], Any], *, world_size: int, folder: Path
     for process in processes:
         process.kill()
     results = [_read(folder / f"rank_{rank}.pickle") for rank in range(world_size)]
-    named = [result for result in results if isinstance(result, _Failure) and "Traceback" in result.text]
-    assert not named, "\n".join(result.text for result in named)
-    errors = [result for result in results if isinstance(result, _Failure)]
-    assert not errors, errors[0].text
+    failures = [result for result in results if isinstance(result, _Failure)]
+    raised = [failure.text for failure in failures if "Traceback" in failure.text]
+    assert not raised, "\n".join(raised)
+    assert not failures, failures[0].text
     assert not late, f"ranks {late} did not end within {timeout} s"
     return results
 
@@ -50,7 +50,7 @@ def start_ranks(function: Callable[[World], Any], *, world_size: int, folder: Pa
     port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_be_rank, args=(function, rank, world_size, port, folder)) for rank in range(world_size)
+        context.Process(target=_run_rank, args=(function, rank, world_size, port, folder)) for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -61,8 +61,8 @@ def _wait(processes: list[Any], *, folder: Path, timeout: float) -> None:
     """Wait for all ranks; once one has failed, give the others a few seconds to fail too."""
     end = time.monotonic() + timeout
     while any(process.is_alive() for process in processes) and time.monotonic() < end:
-        gone = [rank for rank, process in enumerate(processes) if not process.is_alive()]
-        if any(isinstance(_read(folder / f"rank_{rank}.pickle"), _Failure) for rank in gone):
+        ended = [rank for rank, process in enumerate(processes) if not process.is_alive()]
+        if any(isinstance(_read(folder / f"rank_{rank}.pickle"), _Failure) for rank in ended):
             end = min(end, time.monotonic() + 3.0)
         time.sleep(0.02)
 
@@ -72,7 +72,7 @@ class _Failure:
         self.text = text
 
 
-def _be_rank(function: Callable[[World], Any], rank: int, world_size: int, port: int, folder: Path) -> None:
+def _run_rank(function: Callable[[World], Any], rank: int, world_size: int, port: int, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_SIZE=str(world_size))
     torch.set_num_threads(1)
     world = World(rank=rank, world_size=world_size, local_rank=rank, launcher="test")

@@ -1,4 +1,4 @@
-"""Train a whole run in about a second: built-in corpus, tiny Llama, real DeepSpeed."""
+"""Train a complete run in about a second: built-in corpus, tiny Llama, real DeepSpeed."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def pages(folders):
 @pytest.fixture
 def show(browser, pages):
     def load(name, *, fragment="", **screen):
-        browser.be(**screen)
+        browser.emulate(**screen)
         browser.show(pages[name], fragment=fragment)
         return browser
 

@@ -13,13 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from versatune_ds import __version__
-from versatune_ds.cli.base_model import add_detect, add_reference
-from versatune_ds.cli.data import add_inspect, add_prepare
-from versatune_ds.cli.mixture import add_explain, add_replay, add_simulate
-from versatune_ds.cli.recipe import add_check, add_keys
-from versatune_ds.cli.run import add_compare, add_evaluate, add_export, add_report
-from versatune_ds.cli.slurm import add_job, add_submit
-from versatune_ds.cli.train import add_train, add_worker
+from versatune_ds.cli.measure import add_compare, add_detect, add_evaluate, add_reference
+from versatune_ds.cli.recipe import add_check, add_inspect, add_keys, add_prepare, add_simulate
+from versatune_ds.cli.run import add_explain, add_export, add_replay, add_report
+from versatune_ds.cli.train import add_job, add_submit, add_train, add_worker
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from versatune_ds.log import configure_logging
 

@@ -5,63 +5,69 @@ from __future__ import annotations
 import argparse
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from versatune_ds.paths import expand_path
 
 Commands = argparse._SubParsersAction
-
-
-def add_command(commands: Commands, name: str, help_text: str, *, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand with its example."""
-    return commands.add_parser(
-        name,
-        help=help_text,
-        description=help_text,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def add_recipe_command(commands: Commands, name: str, help_text: str, *, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand that takes a recipe and overrides."""
-    command = add_command(commands, name, help_text, example=example)
-    command.add_argument("recipe", type=path_argument, help="YAML file, see recipes/")
-    command.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="recipe keys to change, e.g. mixture.sigma=0.3"
-    )
-    command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
-    return command
-
-
-def add_run_command(commands: Commands, name: str, help_text: str, *, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand that takes the folder of a run."""
-    command = add_command(commands, name, help_text, example=example)
-    command.add_argument("run_dir", type=path_argument, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
-    return command
-
-
-def path_argument(text: str) -> Path:
-    """Return a path argument, expanded: shells do not expand the ~ of --output=~/x, nor $VARIABLES in quotes."""
-    return Path(_expanded(text))
+Run = Callable[[argparse.Namespace], int]
+"""Runs a subcommand with its arguments and returns the exit code."""
 
 
 def path_or_name(text: str) -> str:
-    """Return an argument that is a path or a Hub name, expanded."""
-    return _expanded(text)
+    """Return an argument that is a path or a Hub name, with ~ and $VARIABLES expanded.
 
-
-def _expanded(text: str) -> str:
-    """Return a path with ~ and variables expanded; argparse reports an error under the option's name."""
+    Shells do not expand the ~ of --output=~/x, nor variables in quotes. Argparse reports an error under the option's
+    name.
+    """
     try:
         return expand_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
+def path_argument(text: str) -> Path:
+    """Return an argument that is a path, expanded."""
+    return Path(path_or_name(text))
+
+
 def comma_separated(text: str) -> tuple[str, ...]:
     """Return the names in a text `A,B`."""
     return tuple(unicodedata.normalize("NFC", text).split(","))
+
+
+FILE: dict[str, Any] = {"type": path_argument, "metavar": "FILE"}
+FOLDER: dict[str, Any] = {"type": path_argument, "metavar": "FOLDER"}
+NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}
+OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "key=value"}
+"""Settings of `add_argument` for kinds of arguments."""
+
+
+def add_command(commands: Commands, name: str, run: Run, *, example: str) -> argparse.ArgumentParser:
+    """Add a subcommand; the docstring of the function that runs it is its sentence in the help."""
+    command = commands.add_parser(
+        name,
+        help=run.__doc__,
+        description=run.__doc__,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    """Let a subcommand take a recipe and overrides."""
+    command.add_argument("recipe", type=path_argument, help="YAML file, see recipes/")
+    command.add_argument("overrides", **OVERRIDES, help="recipe keys to change, e.g. mixture.sigma=0.3")
+    command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
+
+
+def add_run_folder(command: argparse.ArgumentParser) -> None:
+    """Let a subcommand take the folder of a run."""
+    command.add_argument("run_dir", type=path_argument, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
 
 
 def write(text: str) -> None:

@@ -1,40 +1,40 @@
-"""Subcommands that train: train, and worker, which launchers start."""
+"""Subcommands that train: train and submit, and worker and job, which launchers and Slurm start."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from versatune_ds.cli.arguments import Commands, add_recipe_command, path_argument
+from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, write
 from versatune_ds.launch import LAUNCHERS
 
 
 def add_train(commands: Commands) -> None:
     """Add `versatune train`."""
-    command = add_recipe_command(
+    command = add_command(
         commands,
         "train",
-        "Train a model, on this machine or several; resumes the run if its folder exists.",
+        _train,
         example="versatune train recipes/quickstart.yaml --processes 2 mixture.steer.anchor=0.2 run.name=bold",
     )
+    add_recipe(command)
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
     command.add_argument(
-        "--processes", type=int, metavar="N", help="processes per machine (default: one per GPU, or 1 without a GPU)"
+        "--processes", **NUMBER, help="processes per machine (default: one per GPU, or 1 without a GPU)"
     )
     command.add_argument(
-        "--launcher", choices=LAUNCHERS,
+        "--launcher",
+        choices=LAUNCHERS,
         help="program that starts the processes (default: srun inside a Slurm allocation, else deepspeed)",
-    )  # fmt: skip
-    command.add_argument(
-        "--nodes", type=int, metavar="N", help="number of machines: of the allocation, or the first N of the hostfile"
     )
     command.add_argument(
-        "--hostfile", type=path_argument, metavar="FILE", help="machines to start on, one `NAME slots=N` per line"
+        "--nodes", **NUMBER, help="number of machines: of the allocation, or the first N of the hostfile"
     )
-    command.set_defaults(run=_train)
+    command.add_argument("--hostfile", **FILE, help="machines to start on, one `NAME slots=N` per line")
 
 
 def _train(parsed: argparse.Namespace) -> int:
+    """Train a model, on this machine or several; resumes the run if its folder exists."""
     from versatune_ds.config import load_config
 
     load_config(parsed.recipe, parsed.overrides)  # a mistake is found before torch is imported, which takes seconds
@@ -53,19 +53,16 @@ def _train(parsed: argparse.Namespace) -> int:
 
 def add_worker(commands: Commands) -> None:
     """Add `versatune worker`."""
-    help_text = "Run one process of a training run; launchers start it through launcher/train.py."
-    command = add_recipe_command(
-        commands,
-        "worker",
-        help_text,
-        example="deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml",
+    command = add_command(
+        commands, "worker", _worker, example="deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml"
     )
+    add_recipe(command)
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    command.set_defaults(run=_worker)
 
 
 def _worker(parsed: argparse.Namespace) -> int:
+    """Run one process of a training run; launchers start it through launcher/train.py."""
     from versatune_ds.report.finish import show_summary
     from versatune_ds.training.worker import run_worker
 
@@ -84,3 +81,56 @@ def _export(run_dir: Path) -> Path:
     from versatune_ds.run_folder.names import EXPORT_FOLDER
 
     return export_run(run_dir, output=run_dir / EXPORT_FOLDER)
+
+
+def add_submit(commands: Commands) -> None:
+    """Add `versatune submit`."""
+    command = add_command(
+        commands,
+        "submit",
+        _submit,
+        example="versatune submit recipes/quickstart.yaml --nodes 2 slurm.gpus_per_node=1 slurm.time=1:00:00",
+    )
+    add_recipe(command)
+    command.add_argument("--nodes", **NUMBER, help="same as slurm.nodes=N")
+    command.add_argument("--array", metavar="IDS", help="same as slurm.array=IDS: one run for each index, e.g. 0-3")
+    command.add_argument("--after", metavar="JOB", help="start after this job has succeeded (slurm.dependency)")
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder when the job first starts")
+    command.add_argument("--dry-run", action="store_true", help="print the sbatch command, submit nothing")
+
+
+def _submit(parsed: argparse.Namespace) -> int:
+    """Submit a run to Slurm; it resumes by itself after preemptions and time limits."""
+    from versatune_ds.config import load_config
+    from versatune_ds.slurm.submit import submission_overrides, submit
+    from versatune_ds.training.start_checks import StartCheckInput, check_start
+
+    options = submission_overrides(nodes=parsed.nodes, array=parsed.array, after=parsed.after)
+    overrides = [*parsed.overrides, *options]
+    config = load_config(parsed.recipe, overrides)
+    num_processes = config.slurm.nodes * config.slurm.num_processes_per_node
+    check_start(StartCheckInput(config=config, stage="submit", num_processes=num_processes, is_fresh=parsed.fresh))
+    text = submit(
+        parsed.recipe,
+        overrides,
+        config=config,
+        is_fresh=parsed.fresh,
+        is_dry_run=parsed.dry_run,
+        is_quiet=parsed.quiet,
+    )
+    write(text)
+    return 0
+
+
+def add_job(commands: Commands) -> None:
+    """Add `versatune job`."""
+    command = add_command(commands, "job", _job, example="sbatch --nodes 2 slurm/train.sbatch recipes/quickstart.yaml")
+    add_recipe(command)
+    command.add_argument("--fresh", action="store_true", help="delete the run's folder when the job first starts")
+
+
+def _job(parsed: argparse.Namespace) -> int:
+    """Run the batch job of a run; slurm/train.sbatch calls this inside an allocation."""
+    from versatune_ds.slurm.job import run_job
+
+    return run_job(parsed.recipe, parsed.overrides, is_fresh=parsed.fresh, is_quiet=parsed.quiet)

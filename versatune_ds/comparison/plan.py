@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.config.load import parse_section, read_yaml, set_by_dotted_key
+from versatune_ds.config.load import parse_section, set_by_dotted_key
 from versatune_ds.config.section import ExpandedPath, Section
-from versatune_ds.config.yaml_text import EMPTY, Word, read_value
+from versatune_ds.config.yaml_text import EMPTY, Word, read_value, read_yaml
 from versatune_ds.domains import nearest_name
 
 TARGET_MARK = "{target}"

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from versatune_ds.config.section import ExpandedPath, ExpandedText, Section
-from versatune_ds.config.typed_values import EmptySection
+from versatune_ds.config.section import EmptySection, ExpandedPath, ExpandedText, Section
 from versatune_ds.domains import by_domain_name, nearest_name
 
 

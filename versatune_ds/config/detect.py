@@ -7,9 +7,10 @@ sequences drawn before are used again.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from functools import partial
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from versatune_ds.config.section import ExpandedText, Section
 from versatune_ds.domains import by_domain_name
@@ -83,7 +84,9 @@ class DetectConfig(Section):
     """Training examples of each domain that the classifier is fitted, calibrated and tested on."""
     prior_shift: bool = True
     """Correct the classifier's labels for the shares found (by EM); otherwise they tend towards equal shares."""
-    descriptions: dict[str, str] = Field(default_factory=dict)
+    descriptions: Annotated[dict[str, str], AfterValidator(partial(by_domain_name, what="detect.descriptions"))] = (
+        Field(default_factory=dict)
+    )
     """Mapping from domain name to a description, for labellers that are language models; by default they see only the
     name."""
     label_characters: int = Field(default=4000, ge=1)
@@ -92,12 +95,6 @@ class DetectConfig(Section):
     """Endpoint of the labeller `openai`."""
     hf: LocalLabellerConfig | None = None
     """Model of the labeller `hf`."""
-
-    @field_validator("descriptions")
-    @classmethod
-    def _have_names_of_one_form(cls, descriptions: dict[str, str]) -> dict[str, str]:
-        """Normalise the names of domains."""
-        return by_domain_name(descriptions, what="detect.descriptions")
 
     @model_validator(mode="after")
     def _has_what_the_labeller_needs(self) -> DetectConfig:

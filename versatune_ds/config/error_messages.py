@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from versatune_ds.config.typed_values import is_section, scalar_types
+from versatune_ds.config.section import alternatives_of, fields_of, is_section, scalar_types
 from versatune_ds.domains import nearest_name
 
 _MOST_SHOWN = 80
@@ -24,18 +24,12 @@ _TAG_BEGINNINGS = ("function-", "constrained-", "lax-or-strict", "json-or-python
                    "list[", "chain[", "union[", "tagged-union[", "is-instance[", "nullable")  # fmt: skip
 """Names that pydantic puts among the keys of an error, for the alternatives of a key."""
 
-_PAIRS, _LIST, _TEXT = "expected key: value pairs", "expected a list such as [a, b]", "expected text"
+_PAIRS = "expected key: value pairs"
 _EXPECTED = {
     "model_type": _PAIRS,
-    "model_attributes_type": _PAIRS,
-    "dataclass_type": _PAIRS,
     "dict_type": _PAIRS,
-    "mapping_type": _PAIRS,
-    "list_type": _LIST,
-    "tuple_type": _LIST,
-    "iterable_type": _LIST,
-    "set_type": _LIST,
-    "string_type": _TEXT,
+    "tuple_type": "expected a list such as [a, b]",
+    "string_type": "expected text",
     "string_unicode": "expected text that is valid Unicode",
     "path_type": "expected a path",
     "int_from_float": "expected a whole number",
@@ -78,7 +72,7 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     keys, kinds = _walk(details["loc"], section)
     key, kind, given = ".".join(keys), details["type"], details["input"]
     if kind == "extra_forbidden":
-        known = _keys_of(_walk(details["loc"][:-1], section)[1])
+        known = list(fields_of(_walk(details["loc"][:-1], section)[1]))
         elsewhere = _keys_named(_ALIASES.get(keys[-1], keys[-1]), section)
         if elsewhere and keys[-1] not in known:
             return f"{key}: unknown key; did you mean {' or '.join(elsewhere)}?"
@@ -86,11 +80,12 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     if kind == "missing":
         return f"{key}: missing; this key is required"
     message = details["msg"].removeprefix("Value error, ")
+    # A validator that checks several keys begins its message with the one at fault; pydantic knows the section only.
     names_its_key = kind == "value_error" and "." in message.split(" ", 1)[0].rstrip(":")
     if not key or names_its_key:
         return message
     expected = _expected(details, message)
-    if expected == _PAIRS and (known := _keys_of(kinds)):
+    if expected == _PAIRS and (known := fields_of(kinds)):
         expected = f"{_PAIRS}, with the keys {', '.join(known)}"
     return key, expected, "" if isinstance(given, dict) else f" (got {shown_value(given)})"
 
@@ -101,12 +96,8 @@ _ALIASES = {"lr": "learning_rate", "num_train_steps": "steps", "max_steps": "ste
 
 def _keys_named(name: str, section: type[BaseModel]) -> list[str]:
     """Return the dotted keys one section below the top whose last part is a name, such as train.steps for steps."""
-    found = []
-    for key, field in section.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
-        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        found += [f"{key}.{name}" for kind in below[:1] if name in kind.model_fields]
-    return found
+    parts = section.model_fields.items()
+    return [f"{key}.{name}" for key, field in parts if name in fields_of(alternatives_of(field.annotation))]
 
 
 def _expected(details: ErrorDetails, message: str) -> str:
@@ -143,7 +134,7 @@ def _walk(places: Sequence[int | str], section: type[BaseModel]) -> tuple[list[s
     kinds: list[Any] = [section]
     for place in places:
         # What the value at the last key may contain.
-        fields = {name: field for kind in kinds if is_section(kind) for name, field in kind.model_fields.items()}
+        fields = fields_of(kinds)
         mappings = [kind for kind in kinds if get_origin(kind) is dict]
         has_others = any(kind is not type(None) and kind not in mappings for kind in kinds)
         # Whether the next place is a key, or the name of an alternative.
@@ -163,9 +154,3 @@ def _walk(places: Sequence[int | str], section: type[BaseModel]) -> tuple[list[s
             keys.append(place)
             kinds = []
     return keys, kinds
-
-
-def _keys_of(kinds: Sequence[Any]) -> list[str]:
-    """Return the keys of the section among types; none if there is no section."""
-    sections = [kind for kind in kinds if is_section(kind)]
-    return list(sections[0].model_fields) if sections else []

@@ -8,18 +8,26 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from versatune_ds.config.recipe import RunConfig
+from versatune_ds.config.section import alternatives_of, is_section
 
-_NAME_OF_TYPE = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", Any: "any"}
+_NAME_OF_TYPE = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    Path: "path",
+    Any: "any",
+    type(None): "null",
+}
 _SIGN = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _PLACEHOLDER = {"domains": "DOMAIN"}
 """Mapping -> placeholder for the keys in it, which the user chooses."""
@@ -75,7 +83,6 @@ def keys_as_markdown(keys: Sequence[Key]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return text as a cell of a Markdown table."""
     return text.replace("|", "\\|") or "(empty)"
 
 
@@ -91,7 +98,7 @@ def _keys_of(section: type[BaseModel], *, prefix: str, place_of: dict[type[BaseM
         dotted = f"{prefix}{name}"
         nested, is_by_name = _section_in(field.annotation)
         is_known = nested in place_of
-        if nested is None or not _is_always_a_section(field.annotation):
+        if not is_section(field.annotation):  # of a field that is always a section only the keys in it can be set
             key = _key(dotted, field)
             yield replace(key, meaning=f"{key.meaning} Keys as under `{place_of[nested]}`.") if is_known else key
         if nested is not None and not is_known:
@@ -117,50 +124,31 @@ def _key(name: str, field: FieldInfo) -> Key:
     )
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the annotation alone."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
 def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """Return the section that a field may be, and whether the field is a mapping from names to such sections."""
-    for member in _members(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
-            return member, False
-        if get_origin(member) is dict:
-            return _section_in(get_args(member)[1])[0], True
+    for kind in alternatives_of(annotation):
+        if is_section(kind):
+            return kind, False
+        if get_origin(kind) is dict:
+            return _section_in(get_args(kind)[1])[0], True
     return None, False
-
-
-def _is_always_a_section(annotation: Any) -> bool:
-    """Return whether a field can only be a section, so that only the keys in it can be set."""
-    members = _members(annotation)
-    return len(members) == 1 and isinstance(members[0], type) and issubclass(members[0], BaseModel)
 
 
 def _type_text(annotation: Any) -> str:
     """Return a field's type in words."""
-    return " or ".join(dict.fromkeys(filter(None, map(_member_text, _members(annotation)))))
+    return " or ".join(dict.fromkeys(map(_alternative_text, alternatives_of(annotation))))
 
 
-def _member_text(member: Any) -> str:
-    """Return one member of a union in words; None is shown as null."""
-    arguments = get_args(member)
-    if member is type(None):
-        return "null"
-    if get_origin(member) is Literal:
+def _alternative_text(kind: Any) -> str:
+    """Return one type in words."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
         return ", ".join(map(str, arguments))
-    if get_origin(member) in (tuple, list):
+    if get_origin(kind) is tuple:
         return f"list of {_type_text(arguments[0])}"
-    if get_origin(member) in (dict, Mapping):
+    if get_origin(kind) is dict:
         return f"mapping from name to {_type_text(arguments[1])}"
-    if get_origin(member) is Annotated:
-        return _type_text(member)
-    if isinstance(member, type) and issubclass(member, BaseModel):
-        return "mapping"
-    return _NAME_OF_TYPE.get(member, getattr(member, "__name__", str(member)))
+    return "mapping" if is_section(kind) else _NAME_OF_TYPE[kind]
 
 
 def _default_text(value: Any) -> str:

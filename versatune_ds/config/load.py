@@ -1,6 +1,6 @@
 """Load a recipe: a YAML file, then `key=value` overrides, then the typed models; every mistake becomes one line.
 
-`yaml_text` reads the file, `typed_values` reads words and numbers as their keys expect them, pydantic finds the
+`yaml_text` reads the file, `section` reads words and numbers as their keys expect them, pydantic finds the
 mistakes, and `error_messages` describes them.
 """
 
@@ -14,10 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from versatune_ds.config.error_messages import lines_of_errors
 from versatune_ds.config.recipe import RunConfig
-from versatune_ds.config.typed_values import typed_values
+from versatune_ds.config.section import typed_values
 from versatune_ds.config.yaml_text import EMPTY, read_value, read_yaml
-
-__all__ = ["load_config", "parse_config", "parse_section", "read_yaml", "set_by_dotted_key"]
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
 

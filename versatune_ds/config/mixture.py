@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section
@@ -86,14 +87,8 @@ class Stage(Section):
 
     step: int = Field(ge=0)
     """First optimizer step of the stage."""
-    weights: dict[str, float]
+    weights: Annotated[dict[str, float], AfterValidator(partial(by_domain_name, what="mixture.schedule"))]
     """Weight of each domain; they sum to 1."""
-
-    @field_validator("weights")
-    @classmethod
-    def _have_names_of_one_form(cls, weights: dict[str, float]) -> dict[str, float]:
-        """Normalise the names of domains."""
-        return by_domain_name(weights, what="mixture.schedule")
 
 
 _ABOUT_POLICY = (
@@ -131,7 +126,7 @@ class MixtureConfig(Section):
     the measurements, except those at step 0 and at the end, which stay held out. Its standard errors assume independent
     tokens and are too small; from the second pass over a domain on, its losses are below held-out losses and
     references."""
-    target: str | None = None
+    target: Annotated[str, AfterValidator(domain_name)] | None = None
     """Domain to strengthen: required by `expansion`, `target_only` and `target_uniform`, optional for `steer`."""
     target_share: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the target under `target_uniform`, and under `steer` with a target."""
@@ -213,12 +208,6 @@ class MixtureConfig(Section):
         if not isinstance(value, list | tuple):
             return value
         return [{"step": s[0], "weights": s[1]} if isinstance(s, list | tuple) and len(s) == 2 else s for s in value]
-
-    @field_validator("target")
-    @classmethod
-    def _has_the_form_of_domain_names(cls, name: str | None) -> str | None:
-        """Normalise the name of a domain."""
-        return None if name is None else domain_name(name)
 
     @model_validator(mode="after")
     def _has_what_the_policy_needs(self) -> MixtureConfig:

@@ -1,15 +1,47 @@
-"""Define the model section of a recipe. The weights have exactly one origin: a saved model or a config."""
+"""Define the model section of a recipe, with `model.lora`. The weights have one origin: a saved model or a config."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from versatune_ds.config.lora import LoraConfig
-from versatune_ds.config.section import ExpandedText, Section
-from versatune_ds.config.yaml_text import plain_value
+from versatune_ds.config.section import ExpandedText, PlainMapping, Section
+
+
+class LoraConfig(Section):
+    """Train adapters (LoRA, or DoRA) instead of the model's own weights. Needs the extra `lora`."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapters: a layer from D to E dimensions gets rank * (D + E) trained numbers. Raise it where the
+    adapters cannot learn enough."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale of the adapters: their output is multiplied by alpha / rank (by alpha / sqrt(rank) with `use_rslora`)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs set to zero while training."""
+    target_modules: tuple[str, ...] | None = None
+    """Layers that get an adapter, by the end of their names (q_proj, v_proj). By default every linear layer except
+    the head, which cannot have one: the fused loss uses its weight directly."""
+    use_dora: bool = False
+    """Train the weights' magnitudes apart from their directions (DoRA)."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank), so that large ranks do not learn too slowly (rank-stabilised LoRA)."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _all_linear_is_the_default(cls, value: Any) -> Any:
+        """Accept peft's `all-linear`, and one name without a list around it."""
+        if isinstance(value, str):
+            return None if value == "all-linear" else (value,)
+        return value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_something(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Check that there is at least one name and that none is empty."""
+        if value is not None and not all(value or ("",)):
+            raise ValueError("model.lora.target_modules: expected names such as [q_proj, v_proj], or leave it out")
+        return value
 
 
 class ModelConfig(Section):
@@ -17,7 +49,7 @@ class ModelConfig(Section):
 
     name_or_path: ExpandedText | None = None
     """Model to fine-tune: a folder saved by transformers, or a Hub name. Give either this or `model.from_config`."""
-    from_config: dict[str, Any] | None = None
+    from_config: PlainMapping | None = None
     """Train from random weights: a transformers config as a mapping with `model_type` and sizes."""
     tokenizer: ExpandedText | None = None
     """Folder or Hub name of the tokenizer. By default the model's own; with `model.from_config`, one trained on the
@@ -38,12 +70,6 @@ class ModelConfig(Section):
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
-
-    @field_validator("from_config", mode="before")
-    @classmethod
-    def _as_transformers_reads_it(cls, value: Any) -> Any:
-        """Read words and numbers as YAML does; transformers checks them."""
-        return plain_value(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> ModelConfig:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from versatune_ds.config.error_messages import shown_value
-from versatune_ds.config.section import Section
+from versatune_ds.config.section import Section, TextList
 
 
 class WandbConfig(Section):
@@ -23,18 +23,12 @@ class WandbConfig(Section):
     """User or team that owns the project; by default your own default entity."""
     group: str | None = None
     """Group of runs that are compared with each other."""
-    tags: tuple[str, ...] = ()
+    tags: TextList = ()
     """Labels to find the run by."""
     artifacts: Literal["none", "files", "model"] = "none"
     """What to upload at the end: `files` (recipe, prior and reference), or `model` (these and the exported model)."""
     start_timeout_seconds: float = Field(default=30.0, gt=0)
     """Seconds to wait for the server at the start before recording offline instead."""
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _as_list(cls, tags: Any) -> Any:
-        """Accept one tag without a list around it."""
-        return (tags,) if isinstance(tags, str) else tags
 
     @model_validator(mode="after")
     def _has_names_that_wandb_takes(self) -> WandbConfig:

@@ -1,4 +1,4 @@
-"""Define the config of a run: the `run` section and all others.
+"""Define the config of a run: all sections of a recipe, and here those too small for a file of their own.
 
 Sizes carry their unit in their name (`_tokens`, `_steps`, `rows_per_x`).
 """
@@ -6,20 +6,18 @@ Sizes carry their unit in their name (`_tokens`, `_steps`, `rows_per_x`).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from versatune_ds.config.checkpoint import CheckpointConfig, ResumeConfig
 from versatune_ds.config.data import DataConfig
 from versatune_ds.config.detect import DetectConfig
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
-from versatune_ds.config.reference import ReferenceConfig
 from versatune_ds.config.section import ExpandedPath, Section
 from versatune_ds.config.slurm import SlurmConfig
 from versatune_ds.config.train import TrainConfig
-from versatune_ds.config.validation import ValidationConfig
 
 
 class RunSection(Section):
@@ -33,6 +31,87 @@ class RunSection(Section):
     path."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random: initial weights, data order, dropout. Change it to repeat a run with other chance."""
+
+
+class ValidationConfig(Section):
+    """Held-out losses: which examples are measured, and how much time that may take."""
+
+    max_examples_per_domain: int | None = Field(default=200, ge=2)
+    """Held-out examples of each domain that are measured while training, always the same ones; null measures all. More
+    give smaller errors and take more time."""
+    min_examples_per_domain: int = Field(default=20, ge=2)
+    """Fewest examples of a domain that `target_standard_error` may choose."""
+    target_standard_error: float | None = Field(default=None, gt=0)
+    """Measure only as many examples of each domain as this standard error of its mean loss needs, in nats per loss
+    token. Step 0 measures `max_examples_per_domain` and chooses; the choice stays to the end of the run. null keeps
+    all. The change of a loss is known far better than the loss itself, because it is measured on the same examples.
+    Losses of random weights hardly vary at step 0: for such a model give a smaller error, or raise
+    `min_examples_per_domain`."""
+    max_share: float | None = Field(default=None, gt=0, lt=1)
+    """Largest share of the run's time that measuring may take, such as 0.02. If it takes more, losses are measured, and
+    the mixture is updated, every 2, 3, ... times `mixture.update_every` steps. null measures every time: a clock
+    decides here, so the same recipe may make other decisions on another machine."""
+    rows_per_micro_batch: int | None = Field(default=None, ge=1)
+    """Packed rows that one process evaluates at a time; by default as in training."""
+
+    @model_validator(mode="after")
+    def _has_room_to_choose(self) -> ValidationConfig:
+        """Check that the smallest number of examples is not above the largest."""
+        most = self.max_examples_per_domain
+        if self.target_standard_error is not None and most is not None and self.min_examples_per_domain > most:
+            raise ValueError(
+                f"validation.min_examples_per_domain: {self.min_examples_per_domain} is more than "
+                f"validation.max_examples_per_domain, {most}; lower it or raise the other"
+            )
+        return self
+
+
+class ReferenceConfig(Section):
+    """How `versatune reference` fine-tunes the base model on each domain alone, to measure what the domain can reach.
+
+    All other settings are the recipe's; this section only says how long to train.
+    """
+
+    steps: int | None = Field(default=None, ge=1)
+    """Largest number of optimizer steps on each domain; by default half of `train.steps`. Training stops earlier if the
+    loss no longer falls."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between measurements of the held-out loss; by default a tenth of the steps. The number of steps
+    is rounded up to a multiple."""
+    patience: int = Field(default=2, ge=1)
+    """Measurements in a row without a new minimum after which training on a domain stops."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate; by default `train.learning_rate`."""
+    model: ModelConfig | None = None
+    """Another model than the recipe's, for example a smaller one; it must use the same tokenizer."""
+
+
+class CheckpointConfig(Section):
+    """When state is saved, and how many checkpoints are kept."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between checkpoints. By default one is saved only at the end and when a signal stops the run."""
+    every_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between checkpoints, in addition to `every`; rank 0's clock is read after each step."""
+    keep: int = Field(default=2, ge=1)
+    """Number of newest checkpoints to keep. While one is saved, the disk needs room for one more. Training waits until
+    it is saved."""
+
+
+class ResumeConfig(Section):
+    """What may differ from the checkpoint that a run resumes from.
+
+    What changes the result of a run must be allowed by name; what only changes where it runs is allowed by default.
+    """
+
+    allow: tuple[Literal["data", "tokenizer", "mixture", "world_size", "zero_stage"], ...] = (
+        "world_size",
+        "zero_stage",
+    )
+    """What may differ from the checkpoint. `world_size`: another number of processes; the batches are the same, losses
+    agree within rounding. `zero_stage`: 1 instead of 2, or 2 instead of 1. `data`: a changed domain starts its data
+    from the beginning. `tokenizer`: needs `data` too, and a vocabulary that fits. `mixture`: another policy, references
+    or prior; the current weights stay. `[]` refuses every difference: the run resumes bit for bit or not at all."""
 
 
 class RunConfig(Section):

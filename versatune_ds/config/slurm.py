@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from versatune_ds.config.error_messages import shown_value
-from versatune_ds.config.section import ExpandedText, Section
+from versatune_ds.config.section import ExpandedText, Section, TextList
 from versatune_ds.paths import expand_path
 
 
@@ -72,14 +72,14 @@ class SlurmConfig(Section):
     """What must happen before the job starts, for example afterok:1234."""
     max_requeues: int = Field(default=100, ge=0)
     """How often the job may put itself back into the queue."""
-    setup: tuple[str, ...] = ()
+    setup: TextList = ()
     """Shell lines to run on the first node before anything else, for example `module load cuda/12.8`."""
     local_dir: Path | None = None
     """Folder on each node's own disk for compiled kernels; by default $SLURM_TMPDIR, $TMPDIR or /tmp. Variables are
     expanded in the job."""
     container: ContainerConfig | None = None
     """Container in which the processes run; by default they run on the node itself."""
-    sbatch_options: tuple[str, ...] = ()
+    sbatch_options: TextList = ()
     """Further options of sbatch, for example `--exclusive`."""
 
     @field_validator("memory", "time", "array", mode="before")
@@ -87,12 +87,6 @@ class SlurmConfig(Section):
     def _number_as_text(cls, value: Any) -> Any:
         """Accept a plain number, such as 90 minutes."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @field_validator("setup", "sbatch_options", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """Accept one line without a list around it."""
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("sbatch_options")
     @classmethod

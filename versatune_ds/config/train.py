@@ -5,13 +5,11 @@ Lengths are in optimizer steps, batch sizes in packed rows; DeepSpeed's own batc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from versatune_ds.config.section import ExpandedPath, Section
-from versatune_ds.config.yaml_text import plain_value
+from versatune_ds.config.section import ExpandedPath, PlainMapping, Section
 
 
 class TrainConfig(Section):
@@ -56,15 +54,9 @@ class TrainConfig(Section):
     batch, and looking for spikes waits for the device once a step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations; the optimizer keeps fp32."""
-    deepspeed: ExpandedPath | dict[str, Any] = Field(default={"zero_optimization": {"stage": 2}})
+    deepspeed: ExpandedPath | PlainMapping = Field(default={"zero_optimization": {"stage": 2}})
     """DeepSpeed settings, for example ZeRO stage and offload: a JSON file or a mapping. Batch sizes, precision and
     optimizer are taken from this section instead."""
-
-    @field_validator("deepspeed", mode="before")
-    @classmethod
-    def _as_deepspeed_reads_it(cls, value: Any) -> Any:
-        """Read words and numbers of a mapping as YAML does; DeepSpeed checks them."""
-        return plain_value(value) if isinstance(value, Mapping) else value
 
     @property
     def num_warmup_steps(self) -> int:

@@ -15,9 +15,7 @@ from versatune_ds.mixture.policies import POLICIES
 
 _OFF_IN_PAPER = ("sigma_interval_steps", "safeguards.")
 
-_Unread = Callable[[RunConfig], bool]
-
-_OTHERS: dict[str, tuple[_Unread, str]] = {
+_OTHERS: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     "train.decay_fraction": (
         lambda c: c.train.learning_rate_schedule != "wsd",
         "only train.learning_rate_schedule=wsd reads it",
@@ -44,23 +42,15 @@ _OTHERS: dict[str, tuple[_Unread, str]] = {
 }
 """Key -> (whether it has no effect, why)."""
 
-_OF_LABELLERS: dict[str, tuple[_Unread, str]] = {
-    **dict.fromkeys(
-        ("detect.rows_per_domain", "detect.prior_shift"),
-        (lambda c: c.detect.labeller != "classifier", "only detect.labeller=classifier reads it"),
-    ),
-    **dict.fromkeys(
-        ("detect.descriptions", "detect.label_characters"),
-        (lambda c: c.detect.labeller == "classifier", "only labellers that are language models read it"),
-    ),
-    **{
-        f"detect.{labeller}": (
-            lambda c, labeller=labeller: c.detect.labeller != labeller,
-            f"only detect.labeller={labeller} reads it",
-        )
-        for labeller in ("openai", "hf")
-    },
-}  # fmt: skip
+_LABELLERS: dict[str, tuple[str, ...]] = {
+    "detect.rows_per_domain": ("classifier",),
+    "detect.prior_shift": ("classifier",),
+    "detect.descriptions": ("openai", "hf"),
+    "detect.label_characters": ("openai", "hf"),
+    "detect.openai": ("openai",),
+    "detect.hf": ("hf",),
+}
+"""Key -> the labellers that read it; all read a key that is not here."""
 
 
 def unread_settings(config: RunConfig, *, named: Sequence[str] | None = None) -> list[str]:
@@ -73,14 +63,28 @@ def unread_settings(config: RunConfig, *, named: Sequence[str] | None = None) ->
     keys = list(_set_keys(config, with_defaults=named is not None))
     if named is not None:
         keys = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in named)]
-    return [*_of_policy(keys, config.mixture), *_of_table(keys, config, _OTHERS)]
+    others = [key for key in keys if key in _OTHERS and _OTHERS[key][0](config)]
+    return [
+        *_of_policy(keys, config.mixture),
+        *(f"{key}: not read: {_OTHERS[key][1]}; leave it out" for key in others),
+    ]
 
 
 def unread_detect_settings(config: RunConfig) -> list[str]:
     """Return one line for each reason why keys of `detect` that a recipe sets have no effect."""
     keys = list(_set_keys(config, with_defaults=False))
     keys += [f"detect.{part}" for part in ("openai", "hf") if getattr(config.detect, part) is not None]
-    return _of_table(keys, config, _OF_LABELLERS)
+    lines = []
+    for key in keys:
+        readers = _LABELLERS.get(key, (config.detect.labeller,))
+        if config.detect.labeller not in readers:
+            only = (
+                f"detect.labeller={readers[0]} reads"
+                if len(readers) == 1
+                else "labellers that are language models read"
+            )
+            lines.append(f"{key}: not read: only {only} it; leave it out")
+    return lines
 
 
 def _set_keys(section: Section, *, with_defaults: bool, prefix: str = "") -> Iterator[str]:
@@ -124,11 +128,5 @@ def readers_of(key: str) -> list[str]:
     return sorted(name for name, policy in POLICIES.items() if key in policy.all_reads)
 
 
-def _of_table(keys: Sequence[str], config: RunConfig, table: dict[str, tuple[_Unread, str]]) -> list[str]:
-    """Return a line for each key that has no effect according to a table."""
-    return [f"{key}: not read: {table[key][1]}; leave it out" for key in keys if key in table and table[key][0](config)]
-
-
 def _it(keys: Sequence[str]) -> str:
-    """Return the pronoun for keys."""
     return "it" if len(keys) == 1 else "them"

@@ -1,7 +1,7 @@
 """Read YAML and keep the text of `off`, `2024` and `1e-3` beside their values.
 
 YAML 1.1 reads `no` as false, `010` as 8, 24:00:00 as 86400, and `2e-5` as text. Which reading is meant depends on the
-key, so plain words and numbers are returned with both, and `typed_values` chooses. Keys are always text.
+key, so plain words and numbers are returned with both, and `section.typed_values` chooses. Keys are always text.
 """
 
 from __future__ import annotations
@@ -88,7 +88,6 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 
 
 def _word(loader: _Loader, node: yaml.ScalarNode) -> Word:
-    """Build a word that YAML reads as true or false."""
     return Word(node.value)
 
 
@@ -103,7 +102,6 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> Any:
 
 
 def _float(loader: _Loader, node: yaml.ScalarNode) -> WrittenFloat:
-    """Build a number."""
     number = WrittenFloat(loader.construct_yaml_float(node))
     number.text = node.value
     return number

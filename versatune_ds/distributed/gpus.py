@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from versatune_ds.config import SlurmConfig
+from versatune_ds.log import first_line
 
 _ALLOCATED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 """Variables of a job or step that was given GPUs of its node."""
@@ -101,7 +102,7 @@ def why_torch_sees_none() -> str:
         torch.cuda.init()
         reason = "CUDA sees no device"
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
     return f"this torch ({torch.__version__}) sees no GPU ({reason})"
 
 

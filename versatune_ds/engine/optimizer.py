@@ -15,6 +15,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from versatune_ds.config import TrainConfig
 from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_settings import offload_device
+from versatune_ds.log import first_line
 
 
 def build_optimizer(
@@ -87,7 +88,7 @@ def _deepspeed_adam(
         optimizer = DeepSpeedCPUAdam if is_on_cpu else FusedAdam
         return optimizer(groups, **arguments)
     except (ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"train.optimizer: deepspeed_adam could not be compiled here ({reason}); install g++ and ninja, and nvcc "
             "for a GPU, or use adamw"

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from versatune_ds.config import ModelConfig
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.sources.source_digests import SourceDigests
+from versatune_ds.log import first_line
 from versatune_ds.model.build import check_model_weights
 from versatune_ds.model.named_model import check_saved_model
 
@@ -66,5 +67,5 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, ignore_patterns=_OTHER_FORMATS))
     except Exception as error:  # huggingface_hub and the network each have their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"model.name_or_path: {name!r} is no folder, nor found on the Hub: {reason}") from None

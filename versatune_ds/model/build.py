@@ -32,6 +32,7 @@ from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
+from versatune_ds.log import first_line
 from versatune_ds.model.named_model import adapters_line, check_saved_model
 from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.saved_weights import check_loading_info, check_saved_weights, without_load_report
@@ -219,7 +220,7 @@ def build_causal_lm(
             raise
         raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
     # Check the vocabulary, then freeze parameters or add adapters.
     _check_vocabulary(causal_lm, vocab_size=vocab_size)

@@ -23,6 +23,8 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from versatune_ds.log import first_line
+
 logger = logging.getLogger(__name__)
 
 _WEIGHT_FILES = (
@@ -187,7 +189,7 @@ def _headers_of_file(path: Path, *, name: str) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"model.name_or_path: {name}: cannot read {path.name}: {reason}; copy it again") from None
 
 

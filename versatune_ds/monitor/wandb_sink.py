@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import wandb
 
 from versatune_ds.config import RunConfig
+from versatune_ds.log import first_line
 from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.json_lines import json_lines
@@ -127,11 +128,10 @@ def start_run(config: RunConfig, *, run_id: str) -> Any:
     except Exception as error:  # an unreachable server must not end a run
         if mode != "online":
             raise
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
         logger.warning(
             "W&B did not start (%s); training continues and is recorded offline; upload later: wandb sync "
             "%s/wandb/offline-run-*",
-            first_line,
+            first_line(error),
             config.run_dir,
         )
     wandb.teardown()  # the service has still registered the run's id

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from versatune_ds.config import RunConfig
+from versatune_ds.log import first_line
 from versatune_ds.preflight.checks import CHECKS
 from versatune_ds.preflight.request import CheckRequest
 from versatune_ds.preflight.rows import render_examples
@@ -91,5 +92,5 @@ def _run(check: Check[Subject], subject: Subject, *, known: set[tuple[str, str]]
         new = [finding for finding in failures if (finding.key, finding.text) not in known]
         yield from new or [warn(check.name, "not checked", f"needs {failures[0].key}, see above")]
     except Exception as error:  # a check that breaks must not hide what the others find
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         yield fail(check.name, "not checked", f"{type(error).__name__}: {reason}", "training may meet it too")

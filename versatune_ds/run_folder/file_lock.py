@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from versatune_ds.warn_once import warn_once
+from versatune_ds.log import warn_once
 
 _logger = logging.getLogger(__name__)
 

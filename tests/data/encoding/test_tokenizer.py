@@ -7,7 +7,7 @@ from chat_data import CHATML, tiny_tokenizer
 from model_templates import DATED
 from transformers import AutoTokenizer
 
-from versatune_ds import warn_once
+from versatune_ds import log
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE, choose_template, has_fixed_date, template_digest
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, render_conversation, tokenizer_digest, train_tokenizer
 
@@ -64,7 +64,7 @@ CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "conten
 def dated(tmp_path, template):
     """Return the text of a conversation, rendered with a template given as a file."""
     (tmp_path / "dated.jinja").write_text(template)
-    warn_once._warn.cache_clear()  # a warning is logged once in a process
+    log._warn.cache_clear()  # a warning is logged once in a process
     tokenizer = tiny_tokenizer()
     chosen = choose_template(tokenizer, path=tmp_path / "dated.jinja")
     return render_conversation(CONVERSATION, tokenizer=tokenizer, template=chosen)[0]

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.warn_once import warn_once
+from versatune_ds.log import warn_once
 
 _logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE, ROLE_MARKERS
+from versatune_ds.log import first_line
 
 _BOS, _EOS, _PAD = "<|begin|>", "<|end|>", "<|pad|>"
 
@@ -35,7 +36,7 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False,
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{key}: cannot load {str(name_or_path)!r}: {reason}; give a folder or a Hub name") from error
     if not tokenizer.is_fast:
         raise ValueError(f"{key}: {str(name_or_path)!r} is not a fast tokenizer; convert it with transformers")

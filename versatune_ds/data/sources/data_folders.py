@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from versatune_ds.data.sources.readers import format_of
-from versatune_ds.warn_once import warn_once
+from versatune_ds.log import warn_once
 
 _MAX_NAMES = 3
 _DESCRIPTIONS = re.compile(

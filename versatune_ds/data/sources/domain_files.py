@@ -18,8 +18,8 @@ from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, write_corpus
 from versatune_ds.domains import domain_name
+from versatune_ds.log import silence, warn_once
 from versatune_ds.run_folder.file_lock import locked
-from versatune_ds.warn_once import silence, warn_once
 
 
 def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:

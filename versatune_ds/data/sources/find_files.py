@@ -18,7 +18,7 @@ from versatune_ds.config import HubDataset
 from versatune_ds.data.sources.data_folders import files_below, is_description, warn_of_skipped, without_repeats
 from versatune_ds.data.sources.readers import SUFFIXES, format_of
 from versatune_ds.data.sources.records import COMPRESSIONS
-from versatune_ds.warn_once import warn_once
+from versatune_ds.log import first_line, warn_once
 
 Source = str | HubDataset
 
@@ -139,7 +139,7 @@ def _files_of_hub_dataset(source: HubDataset, *, key: str) -> list[Path]:
     try:
         dataset = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
     except Exception as error:  # datasets, huggingface_hub and the network raise different ones
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{key}: cannot load {source.hub!r} (split {source.split!r}): {reason}") from error
     return _cache_files(dataset, key=key)
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 
+from versatune_ds.log import first_line
 from versatune_ds.mixture.policies.policy import Policy
 
 
@@ -32,7 +33,7 @@ def import_policy(name: str) -> Policy:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module raises while it is imported
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"mixture.policy: {name}: cannot import {module_name!r} ({type(error).__name__}: {reason}); "
             "expected module:attribute, the module in the working folder or on PYTHONPATH"

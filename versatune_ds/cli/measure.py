@@ -1,0 +1,210 @@
+"""Subcommands that measure models: detect and reference before a run, evaluate and compare after it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+
+from versatune_ds.cli.arguments import (
+    FILE,
+    FOLDER,
+    NUMBER,
+    OVERRIDES,
+    Commands,
+    add_command,
+    add_recipe,
+    comma_separated,
+    path_argument,
+    path_or_name,
+    write,
+)
+from versatune_ds.paths import check_replaceable
+
+
+def add_detect(commands: Commands) -> None:
+    """Add `versatune detect`."""
+    command = add_command(
+        commands,
+        "detect",
+        _detect,
+        example="versatune detect recipes/detect.yaml --processes 2 detect.num_sequences=2000",
+    )
+    add_recipe(command)
+    command.add_argument(
+        "--processes", **NUMBER, help="processes that generate (default: one per GPU, or 1 without a GPU)"
+    )
+    command.add_argument(
+        "--output",
+        **FILE,
+        help="prior.json to write, with a chart beside it (default: the recipe's mixture.prior, else "
+        "runs/NAME-prior.json)",
+    )
+
+
+def _detect(parsed: argparse.Namespace) -> int:
+    """Estimate the share of each domain in the text that the base model generates, and write it as prior.json."""
+    from versatune_ds.knowledge.detect_recipe import detect_recipe
+
+    check_replaceable(parsed.output, mark='"weights"')
+    write(detect_recipe(parsed.recipe, parsed.overrides, processes=parsed.processes, output=parsed.output))
+    return 0
+
+
+def add_reference(commands: Commands) -> None:
+    """Add `versatune reference`."""
+    command = add_command(
+        commands,
+        "reference",
+        _reference,
+        example="versatune reference recipes/quickstart.yaml --processes 2 reference.steps=120",
+    )
+    add_recipe(command)
+    command.add_argument(
+        "--score",
+        type=path_or_name,
+        metavar="MODEL",
+        help="use the losses of this model (folder or Hub name), without training",
+    )
+    command.add_argument(
+        "--domains",
+        type=comma_separated,
+        metavar="A,B",
+        help="measure only these domains; the others keep their losses",
+    )
+    command.add_argument(
+        "--output",
+        **FILE,
+        help="reference.json to write (default: the recipe's mixture.reference, else runs/NAME-reference.json)",
+    )
+    command.add_argument("--fresh", action="store_true", help="measure again what has been measured already")
+    command.add_argument("--processes", **NUMBER, help="processes to start (default: one per GPU, or 1 without a GPU)")
+    command.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # launcher/reference.py adds it
+    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+
+
+def _reference(parsed: argparse.Namespace) -> int:
+    """Measure each domain's reference loss: fine-tune on the domain alone, or score a given model."""
+    from versatune_ds.reference.command import ReferenceTask, launch_reference
+
+    check_replaceable(parsed.output, mark='"losses"')
+    task = ReferenceTask(domains=parsed.domains, scored_model=parsed.score, output=parsed.output, is_fresh=parsed.fresh)
+    if parsed.worker:
+        from versatune_ds.reference.measure import run_reference_worker
+
+        return run_reference_worker(parsed.recipe, parsed.overrides, task=task, is_quiet=parsed.quiet)
+    return launch_reference(
+        parsed.recipe, parsed.overrides, processes=parsed.processes, task=task, is_quiet=parsed.quiet
+    )
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add `versatune evaluate`."""
+    command = add_command(
+        commands, "evaluate", _evaluate, example="versatune evaluate runs/quickstart --choices choices/ --split test"
+    )
+    command.add_argument(
+        "model",
+        type=path_argument,
+        metavar="RUN|FOLDER",
+        help="folder of a run, or of a model that transformers can load",
+    )
+    command.add_argument("overrides", **OVERRIDES, help="recipe keys to change, e.g. data.folder=my_data")
+    command.add_argument(
+        "--recipe", **FILE, dest="data_recipe", help="recipe that defines the data (default: the run's)"
+    )
+    command.add_argument(
+        "--split",
+        choices=("valid", "test"),
+        help="split to evaluate on (default: test for the built-in corpus, else valid)",
+    )
+    _add_answer_options(command)
+    command.add_argument(
+        "--against",
+        type=path_argument,
+        metavar="BASE",
+        help="run or model folder to compare with (default: the model that the run started from)",
+    )
+    command.add_argument("--no-base", action="store_true", help="do not compare with another model")
+    command.add_argument("--step", **NUMBER, help="checkpoint to evaluate (default: the newest complete one)")
+    command.add_argument("--processes", **NUMBER, default=1, help="processes that share the work (default: 1)")
+    command.add_argument("--output", **FILE, help="JSON file to write (default: evaluation.json in the run's folder)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
+
+
+def _add_answer_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `versatune evaluate` for tasks besides the held-out loss."""
+    command.add_argument(
+        "--choices",
+        type=path_argument,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help='multiple choice: DOMAIN.jsonl or folders of them, {"question", "choices", "answer": index from 0}',
+    )
+    command.add_argument(
+        "--harness",
+        type=comma_separated,
+        default=(),
+        metavar="TASK[,TASK]",
+        help="lm-evaluation-harness tasks to run too, e.g. arc_easy or my_task.yaml (needs the extra `harness`)",
+    )
+    command.add_argument("--harness-include", **FOLDER, help="folder with YAML files of more harness tasks")
+    command.add_argument("--harness-limit", **NUMBER, help="examples per harness task (default: all)")
+    command.add_argument(
+        "--exact",
+        **NUMBER,
+        help="answers to generate per domain and compare with the data's (default: 100 on the built-in corpus, else 0)",
+    )
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    """Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot."""
+    from versatune_ds.evaluation.command import EvaluateOptions, evaluate, shown
+
+    options = EvaluateOptions(
+        recipe=parsed.data_recipe,
+        overrides=parsed.overrides,
+        split=parsed.split,
+        choice_paths=parsed.choices,
+        harness_tasks=parsed.harness,
+        harness_include=parsed.harness_include,
+        harness_limit=parsed.harness_limit,
+        num_exact=parsed.exact,
+        against=parsed.against,
+        has_base=not parsed.no_base,
+        step=parsed.step,
+        processes=parsed.processes,
+        output=parsed.output,
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the result
+        result = evaluate(parsed.model, options)
+    write(shown(result, as_json=parsed.json))
+    return 0
+
+
+def add_compare(commands: Commands) -> None:
+    """Add `versatune compare`."""
+    command = add_command(
+        commands,
+        "compare",
+        _compare,
+        example="versatune compare recipes/compare/multi_ability.yaml seeds=[1,2,3] --jobs 2",
+    )
+    command.add_argument("comparison", type=path_argument, help="YAML file, see recipes/compare/")
+    command.add_argument(
+        "overrides",
+        **OVERRIDES,
+        help="keys of the comparison to change, e.g. seeds=[1,2] or data.folder=my_data; keys of its recipe start with "
+        "`set.`, e.g. set.train.steps=50",
+    )
+    command.add_argument("--jobs", **NUMBER, help="runs at a time (default: one per GPU, else one per CPU core)")
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    """Train and evaluate several policies on one base model, over several seeds, and write a page of the results."""
+    from versatune_ds.comparison.compare import compare
+
+    write(str(compare(parsed.comparison, parsed.overrides, num_jobs=parsed.jobs)))
+    return 0
