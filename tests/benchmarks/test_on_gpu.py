@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import on_gpu
 from benchmarks.gpu_parts import PARTS, kernel_kinds, matrix, startup, step, tests, trl
+from benchmarks.gpu_parts.head import realistic_hidden_states
 from benchmarks.gpu_parts.kernel_table import timed_rows
 from benchmarks.gpu_parts.page import page, write_page
 from benchmarks.gpu_parts.place import LLAMA_1B, Place, num_llama_parameters, peak_flops, share_of_peak
@@ -310,6 +311,17 @@ def test_our_speed_is_put_beside_trls(tmp_path):
     late = Ended(lines=[(1.0, "tokenizing")], is_late=True)
     failed = trl.row_of_output(place, "TRL", tmp_path / "none.json", late)
     assert failed.failed == "stopped at its limit; last line: tokenizing"
+
+
+def test_the_hidden_states_of_the_head_have_the_loss_of_a_trained_model():
+    torch.manual_seed(0)
+    weight_VD = torch.nn.Linear(1024, 8000, bias=False).weight.detach()
+    labels_N = torch.randint(0, 8000, (256,))
+    losses_N = torch.nn.functional.cross_entropy(
+        realistic_hidden_states(weight_VD, labels_N) @ weight_VD.t(), labels_N, reduction="none"
+    )
+    assert 0.5 < losses_N.mean() < 1.5
+    assert 0.4 < (losses_N < 0.1).float().mean() < 0.7
 
 
 def test_parameters_and_share_of_the_peak_are_those_of_llama_1b_on_an_h100():
