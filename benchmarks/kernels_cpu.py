@@ -107,17 +107,15 @@ def head_contestants(dtype: torch.dtype, *, masked: float) -> list[Contestant]:
 
 def measure(repetitions: int) -> Iterator[list[str]]:
     """Yield the report's sections."""
-    options = {"repetitions": repetitions, "synchronize": lambda: None}
     for dtype in (torch.float32, torch.bfloat16):
         for num_rows, vocabulary in LOSS_SHAPES:
             for backward in (True, False):
-                medians = interleaved_medians(
-                    loss_contestants(num_rows, vocabulary, dtype, backward=backward), **options
-                )
+                contestants = loss_contestants(num_rows, vocabulary, dtype, backward=backward)
+                medians = interleaved_medians(contestants, repetitions=repetitions)
                 direction = "forward + backward" if backward else "forward"
                 yield table(f"loss, {dtype}, N={num_rows}, V={vocabulary}, {direction}", medians, rival=RIVAL)
         for masked in (0.0, 0.5):
-            medians = interleaved_medians(head_contestants(dtype, masked=masked), **options)
+            medians = interleaved_medians(head_contestants(dtype, masked=masked), repetitions=repetitions)
             shape = "N={}, D={}, V={}".format(*HEAD_SHAPE)
             title = f"head + loss, {dtype}, {shape}, forward + backward, {masked:.0%} masked"
             yield table(title, medians, rival=f"linear + {RIVAL}")

@@ -1,8 +1,8 @@
-"""Train a small Llama on the built-in corpus with our trainer or TRL's, and report speed and where time is spent.
+"""Train a Llama on the built-in corpus with our trainer or TRL's, and report speed and where time is spent.
 
 Both run their own unchanged loop, with timers around the functions it calls. A step's time is the time between two ends
 of optimizer steps, so no work goes uncounted. Tokens per second of processor time are comparable on a machine that
-others use too.
+others use too. The settings may give a recipe with a larger model, for TRL on a GPU (`gpu_parts/trl.py`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def peak_mib() -> float:
 
 
 def recipe(settings: dict[str, Any], *, policy: str) -> dict[str, Any]:
-    """Return the recipe of our run; TRL's model and data are taken from it."""
+    """Return the recipe of our run; TRL's model and data are taken from it. The settings may bring one."""
+    if "recipe" in settings:
+        return settings["recipe"]
     workspace = Path(settings["workspace"])
     return {
         "run": {"name": f"{policy}_{settings['vocabulary']}", "output_dir": str(workspace / "runs")},
@@ -155,8 +157,16 @@ def train_ours(settings: dict[str, Any], *, policy: str) -> dict[str, Any]:
     return {**clock.result(), "training_mib": peak_mib() - before, "masked": statistics.mean(masked)}
 
 
-def train_trl(settings: dict[str, Any], *, rows_per_micro_batch: int) -> dict[str, Any]:
-    """Train with TRL's SFTTrainer: the same rows, tokenizer, template, initial weights and ZeRO stage."""
+def train_trl(
+    settings: dict[str, Any], *, rows_per_micro_batch: int | None = None, with_liger: bool = False
+) -> dict[str, Any]:
+    """Train with TRL's SFTTrainer: the same rows, tokenizer, template, initial weights and ZeRO stage.
+
+    Args:
+        settings: See `recipe`.
+        rows_per_micro_batch: Another number than the recipe's.
+        with_liger: Whether TRL uses Liger's kernels, its fused loss among them.
+    """
     import datasets
     import torch
     from transformers import TrainerCallback
@@ -169,12 +179,14 @@ def train_trl(settings: dict[str, Any], *, rows_per_micro_batch: int) -> dict[st
     from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 
     config = parse_config(recipe(settings, policy="uniform"))
-    train = config.train.model_copy(update={"rows_per_micro_batch": rows_per_micro_batch})
+    micro_rows = rows_per_micro_batch or config.train.rows_per_micro_batch
+    train, is_cuda = config.train.model_copy(update={"rows_per_micro_batch": micro_rows}), torch.cuda.is_available()
     tokenizer = load_or_train_tokenizer(config)
     files = [name for part in domain_files(config.data, cache_dir=cache_folder(config)).values() for name in part.train]
     rows = datasets.load_dataset("json", data_files=files, split="train", cache_dir=f"{settings['workspace']}/hf")
     torch.manual_seed(0)
-    causal_lm = build_causal_lm(config.model, precision="fp32", vocab_size=len(tokenizer), special_ids={})
+    with torch.device("cuda" if is_cuda else "cpu"):  # random weights of 1B take a minute on a CPU
+        causal_lm = build_causal_lm(config.model, precision=train.precision, vocab_size=len(tokenizer), special_ids={})
     clock = StepClock()
 
     class EndOfStep(TrainerCallback):
@@ -182,16 +194,18 @@ def train_trl(settings: dict[str, Any], *, rows_per_micro_batch: int) -> dict[st
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             """Close a step."""
+            if is_cuda:
+                torch.cuda.synchronize()
             clock.end_step()
 
     arguments = SFTConfig(
-        output_dir=f"{settings['workspace']}/trl", max_steps=settings["steps"], learning_rate=LEARNING_RATE,
-        per_device_train_batch_size=rows_per_micro_batch,
-        gradient_accumulation_steps=ROWS_PER_BATCH // rows_per_micro_batch,
-        max_length=ROW_TOKENS, packing=True, assistant_only_loss=True, gradient_checkpointing=False, bf16=False,
-        use_cpu=True, logging_steps=5, save_strategy="no", report_to="none", max_grad_norm=config.train.max_grad_norm,
-        deepspeed=deepspeed_config(train, world_size=1), optim="adamw_torch", disable_tqdm=True,
-        lr_scheduler_type="cosine",
+        output_dir=f"{settings['workspace']}/trl", max_steps=settings["steps"], learning_rate=train.learning_rate,
+        per_device_train_batch_size=micro_rows, gradient_accumulation_steps=train.rows_per_batch // micro_rows,
+        max_length=config.data.row_tokens, packing=True, assistant_only_loss=True, gradient_checkpointing=False,
+        bf16=train.precision == "bf16", use_cpu=not is_cuda, logging_steps=5, save_strategy="no", report_to="none",
+        max_grad_norm=train.max_grad_norm, deepspeed=deepspeed_config(train, world_size=1),
+        optim="adamw_torch_fused" if is_cuda else "adamw_torch", disable_tqdm=True, lr_scheduler_type="cosine",
+        use_liger_kernel=with_liger, dataset_num_proc=8 if is_cuda else None,
     )  # fmt: skip
     trainer = SFTTrainer(
         model=causal_lm, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[EndOfStep()]
@@ -215,6 +229,13 @@ def train_trl(settings: dict[str, Any], *, rows_per_micro_batch: int) -> dict[st
     return {**clock.result(), "training_mib": peak_mib() - before}
 
 
+def peak_gib_on_gpu() -> float | None:
+    """Return the highest memory that torch allocated on the GPU; None without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
 def resident_mib() -> float:
     """Return the resident size of this process now."""
     fields = Path("/proc/self/statm").read_text().split()
@@ -234,10 +255,11 @@ def main() -> None:
     trainers: dict[str, Callable[[], dict[str, Any]]] = {
         "ours": lambda: train_ours(settings, policy="versatune"),
         "ours_fixed": lambda: train_ours(settings, policy="uniform"),
-        "trl": lambda: train_trl(settings, rows_per_micro_batch=ROWS_PER_MICRO_BATCH),
+        "trl": lambda: train_trl(settings),
+        "trl_liger": lambda: train_trl(settings, with_liger=True),
         "trl_one_row": lambda: train_trl(settings, rows_per_micro_batch=1),
     }
-    result = {**trainers[trainer](), "peak_mib": peak_mib()}
+    result = {**trainers[trainer](), "peak_mib": peak_mib(), "peak_gib_on_gpu": peak_gib_on_gpu()}
     output.write_text(json.dumps(result), encoding="utf-8")
 
 
