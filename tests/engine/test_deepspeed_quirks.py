@@ -17,6 +17,7 @@ from versatune_ds.engine import deepspeed_quirks
 from versatune_ds.engine import engine as engine_module
 from versatune_ds.engine.deepspeed_quirks import drop_nonfinite_gradients, ignore_renamed_torch_functions
 from versatune_ds.engine.engine import share_process_group
+from versatune_ds.kernels.build import load_kernels
 
 ROOT = Path(__file__).parents[2]
 NAMED_TESTS = re.findall(r"Test: (\S+)::(\w+)", Path(deepspeed_quirks.__file__).read_text(encoding="utf-8"))
@@ -64,6 +65,7 @@ def test_the_gradient_norm_is_kept_where_deepspeed_keeps_none():
 
 def steps_with_reads(world, *, stage, precision):
     """Take three steps of four micro-steps, the second with a gradient of NaN; return weights, norms and reads."""
+    load_kernels("cpu")  # tries them on one token, whose loss it reads; a run does that before its first step
     engine = make_engine(world, zero={"stage": stage}, precision=precision)
     batches = micro_batches("packed", world=world, rows_per_micro_batch=1)
     found = []
