@@ -74,13 +74,14 @@ def test_registers_leave_room_for_the_blocks_that_share_a_multiprocessor(
     assert max(registers) <= 65536 // (blocks * threads)
 
 
-def test_the_sources_compile_for_an_architecture_with_features_of_its_own(tmp_path: Path) -> None:
-    command = ["nvcc", "-c", "-std=c++20", "-gencode=arch=compute_90a,code=sm_90a", "-Werror", "all-warnings"]
+def test_the_sources_compile_without_spills_for_an_architecture_with_features_of_its_own(tmp_path: Path) -> None:
+    flags = ["-O3", "-std=c++20", "-Xptxas=-v", "-gencode=arch=compute_90a,code=sm_90a", "-Werror", "all-warnings"]
     source = build_spec.CSRC / "domain_ce_cuda.cu"
     done = subprocess.run(
-        [*command, str(source), "-o", str(tmp_path / "out.o")], capture_output=True, text=True, check=False
+        ["nvcc", "-c", *flags, str(source), "-o", str(tmp_path / "out.o")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"(\d+) bytes spill stores", done.stdout + done.stderr)) == {"0"}
 
 
 def test_the_library_registers_its_operators_without_a_gpu(library: Path) -> None:
