@@ -12,10 +12,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from versatune_ds.config import RunConfig
-from versatune_ds.data.batch import Batch
 from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.distributed import World
@@ -26,10 +24,9 @@ from versatune_ds.evaluation.result import Answers, Evaluation
 from versatune_ds.evaluation.subject import Subject, load_subject
 from versatune_ds.launch.process_pool import ProcessPool, device_of
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.model.build import DomainModel, model_inputs
+from versatune_ds.model.build import DomainModel
 from versatune_ds.model.sizes import check_positions
-from versatune_ds.monitor.progress_lines import with_progress
-from versatune_ds.training.held_out import sum_by_example
+from versatune_ds.training.held_out import losses_without_engine
 
 
 def evaluate_subject(subject: Subject, request: Request, *, num_processes: int) -> Evaluation:
@@ -94,7 +91,7 @@ def measure(
         world_size=world_size,
     )
     # Losses of held-out examples.
-    parts = [_held_out_losses(model, loader)]
+    parts = [losses_without_engine(model, loader)]
     # Written answers: this process answers every world_size-th question.
     is_right_Q = np.zeros(len(data.questions))
     places = range(rank, len(data.questions), world_size)
@@ -115,18 +112,6 @@ def _longest(data: EvaluationData) -> int:
     """Return the tokens of the longest held-out example or question with an option."""
     lengths = [int(part.lengths.max()) for part in data.held_out if len(part.lengths)]
     return max([*lengths, *(len(ids) for ids, _ in (data.choices.options if data.choices else ()))], default=0)
-
-
-def _held_out_losses(model: DomainModel, loader: ValidationLoader) -> np.ndarray:
-    """Return the summed loss of each of this process's examples, 0 for the others: float64 [E]."""
-    device = next(model.parameters()).device
-
-    def token_losses(batch: Batch) -> torch.Tensor:
-        return model(**model_inputs(batch, device=device), per_token=True).token_losses_N
-
-    with torch.no_grad():
-        batches = with_progress(loader, num_items=loader.num_micro_batches, what="held-out rows: %s batches")
-        return sum_by_example(token_losses, batches, num_examples=loader.num_examples)
 
 
 def as_evaluation(sums: np.ndarray, data: EvaluationData) -> Evaluation:

@@ -28,6 +28,8 @@ from versatune_ds.data.validation_loader import ExampleSubset, ValidationLoader
 from versatune_ds.distributed import World, from_rank_zero, sum_over_ranks
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.model.build import DomainModel, model_inputs
+from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.text_table import text_table
 from versatune_ds.training.prepared_data import RunSetup
 
@@ -150,6 +152,18 @@ def sum_by_example(
         is_example_N = example_ids_N >= 0
         loss_sum_E.index_add_(0, example_ids_N[is_example_N], token_losses_N[is_example_N])
     return np.zeros(num_examples) if loss_sum_E is None else loss_sum_E.cpu().numpy()
+
+
+def losses_without_engine(model: DomainModel, loader: ValidationLoader) -> np.ndarray:
+    """Return the summed loss of each of this process's examples, 0 for the others: float64 [E]. No communication."""
+    device = next(model.parameters()).device
+
+    def token_losses(batch: Batch) -> torch.Tensor:
+        return model(**model_inputs(batch, device=device), per_token=True).token_losses_N
+
+    with torch.no_grad():
+        batches = with_progress(loader, num_items=loader.num_micro_batches, what="held-out rows: %s batches")
+        return sum_by_example(token_losses, batches, num_examples=loader.num_examples)
 
 
 def held_out_examples(setup: RunSetup) -> HeldOutExamples:
