@@ -115,3 +115,14 @@ def test_the_keys_that_a_policy_declares_are_the_ones_it_reads(load, policy):
         is_for_safeguards = key == "sigma_interval_steps" and policy in readers_of(key)
         if not is_changed and key != "epsilon" and not is_for_safeguards:
             assert is_listed, f"{policy} does not read mixture.{key}, which is not listed"
+
+
+def test_keys_of_a_method_of_detection_that_is_not_used_are_listed_in_one_line(load):
+    drawn = ("detect.num_sequences=64", "detect.rounds=2", "detect.likelihood_rows=50")
+    assert unread_detect_settings(load(*drawn)) == []
+    assert unread_detect_settings(load(*drawn, "detect.method=likelihood")) == [
+        "detect.num_sequences, detect.rounds: not read: detect.method=likelihood does not read them"
+    ]
+    assert unread_detect_settings(load(*drawn, "detect.method=generation")) == [
+        "detect.likelihood_rows: not read: detect.method=generation does not read it"
+    ]

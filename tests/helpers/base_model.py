@@ -33,6 +33,7 @@ def detect_config(output_dir: Path, base: Path, *overrides: str) -> RunConfig:
         "detect.num_sequences=12",
         "detect.rounds=3",
         "detect.tol=0",
+        "detect.method=generation",
         "detect.rows_per_domain=40",
         "detect.sampling.max_new_tokens=8",
         "detect.sampling.sequences_per_batch=4",

@@ -82,7 +82,8 @@ def test_weights_are_shares_of_tokens_and_both_shares_are_written(faked, tmp_pat
     values = prior_values(found, config.detect)
     assert values["weights"] == pytest.approx({"law": 0.5, "code": 0.5})  # 9 x 10 and 3 x 30 tokens
     assert values["weight_unit"] == "tokens"
-    assert values["shares"]["sequences"]["shares"] == pytest.approx({"law": 0.75, "code": 0.25})
+    # 9 and 3 of 12 sequences, and half a sequence of each beforehand.
+    assert values["shares"]["sequences"]["shares"] == pytest.approx({"law": 9.5 / 13, "code": 3.5 / 13})
     assert values["rates"] == {"unparsed": 0.0, "empty": 0.0, "repetitive": 0.0, "duplicate": 0.0, "cut": 0.25}
     low, high = values["intervals"]["law"]
     assert low < 0.5 < high
@@ -90,7 +91,7 @@ def test_weights_are_shares_of_tokens_and_both_shares_are_written(faked, tmp_pat
 
 def test_weights_are_shares_of_sequences_where_the_recipe_counts_examples(faked):
     found, config = faked(FakePool(), "mixture.weight_unit=examples")
-    assert prior_values(found, config.detect)["weights"] == pytest.approx({"law": 0.75, "code": 0.25})
+    assert prior_values(found, config.detect)["weights"] == pytest.approx({"law": 9.5 / 13, "code": 3.5 / 13})
 
 
 def test_unparsed_and_empty_sequences_are_counted(faked):
@@ -105,21 +106,39 @@ def test_unparsed_and_empty_sequences_are_counted(faked):
     assert "unparsed 50.0%, empty 25.0%" in prior_table(values)
 
 
-def test_detection_ends_early_when_a_round_changes_nothing_and_otherwise_gives_a_warning(faked, caplog):
+def test_detection_ends_early_when_the_intervals_are_narrow_enough_and_otherwise_gives_a_warning(faked, caplog):
+    # Three quarters of 40, 80 and 120 sequences are law: plus or minus .134, .095 and .077.
+    wide = ("detect.num_sequences=120", "mixture.weight_unit=examples")
+    found, config = faked(FakePool(), *wide, "detect.interval=0.11")
+    assert (found.is_converged, len(found.rounds), len(found.sequences)) == (True, 2, 80)
+    assert prior_values(found, config.detect)["is_converged"] is True
+    assert "used up" not in caplog.text
+    found, _ = faked(FakePool(), *wide, "detect.interval=0.02")
+    assert (found.is_converged, len(found.rounds), len(found.sequences)) == (False, 3, 120)
+    assert "detect.num_sequences: used up: after 120 sequences the interval of " in caplog.text
+    assert "detect.interval is 0.02; about 1," in caplog.text
+
+
+def test_detection_ends_early_when_a_round_changes_less_than_the_recipes_tolerance(faked):
     found, _ = faked(FakePool(), "detect.tol=0.01")
     assert (found.is_converged, len(found.rounds), len(found.sequences)) == (True, 2, 8)
-    assert "used up" not in caplog.text
-    found, _ = faked(FakePool())
+
+
+def test_without_a_wanted_interval_all_sequences_are_drawn(faked, caplog):
+    found, _ = faked(FakePool(), "detect.interval=null", "detect.tol=null")
     assert (found.is_converged, len(found.rounds), len(found.sequences)) == (False, 3, 12)
-    assert "detect.num_sequences: used up" in caplog.text
-
-
-def test_a_single_round_gives_a_warning_that_nothing_was_compared(faked, caplog):
-    found, config = faked(FakePool(), "detect.rounds=1")
-    assert (found.is_converged, len(found.rounds)) == (False, 1)
-    assert prior_values(found, config.detect)["is_converged"] is None
-    assert "detect.rounds: 1, so nothing shows" in caplog.text
     assert "used up" not in caplog.text
+
+
+def test_a_domain_that_the_model_never_wrote_about_keeps_a_weight_and_a_note_says_how_large_it_may_be(faked):
+    found, config = faked(FakePool(texts=[TEXTS["law"]] * 4), "detect.num_sequences=400", "detect.rounds=2")
+    values = prior_values(found, config.detect)
+    assert len(found.sequences) == 200  # plus or minus .009
+    assert values["weights"] == pytest.approx({"law": 200.5 / 201, "code": 0.5 / 201})
+    assert values["intervals"]["code"][1] == pytest.approx(1 - 0.025 ** (1 / 200))
+    assert list(values["low_weights"]) == ["code"]
+    assert "weight 0.0025 is below a tenth of uniform (0.0500)" in prior_table(values)
+    assert "the 95 % interval ends at 0.018" in prior_table(values)
 
 
 def test_a_resumed_or_longer_detection_draws_only_missing_batches(faked):

@@ -191,7 +191,7 @@ def test_the_key_is_sent_to_the_server_and_never_written(server, tmp_path, capsy
     assert KEY not in called.out + called.err
     prior = json.loads((tmp_path / "runs" / "tiny-prior.json").read_text())
     assert prior["labeller"]["model"] == "judge"
-    assert prior["weights"]["law"] == pytest.approx(0.7)
+    assert prior["weights"]["law"] == pytest.approx((12 * 0.7 + 0.5) / (12 + 6 / 2))  # 12 sequences, six domains
     assert prior["prior_shift"] is False
 
 

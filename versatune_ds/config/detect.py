@@ -70,12 +70,20 @@ class LocalLabellerConfig(Section):
 class DetectConfig(Section):
     """How `versatune detect` finds out what the base model knows."""
 
+    method: Literal["both", "generation", "likelihood"] = "both"
+    """How: from what the model writes (`generation`, the paper's), from how well it predicts held-out rows
+    (`likelihood`), or both side by side. With `both` the weights are those of `generation`."""
+    likelihood_rows: int = Field(default=200, ge=2)
+    """Held-out rows of each domain that `likelihood` measures, at most."""
     num_sequences: int = Field(default=10_000, ge=1)
-    """Largest number of sequences to draw."""
-    rounds: int = Field(default=10, ge=1)
-    """Number of rounds in which they are drawn; detection ends early once the shares no longer change."""
-    tol: float = Field(default=0.005, ge=0)
-    """Largest change of a share between two rounds that counts as no change."""
+    """Largest number of sequences to draw; drawing ends earlier once the intervals are narrow enough."""
+    rounds: int = Field(default=20, ge=1)
+    """Rounds in which they are drawn; after each one the intervals are measured."""
+    interval: float | None = Field(default=0.02, gt=0, lt=0.5)
+    """Drawing ends once the 95 % interval of every share is at most plus or minus this; null draws all sequences."""
+    tol: float | None = Field(default=None, ge=0)
+    """Drawing also ends once no share changes by more between two rounds; null: it does not, since two rounds may agree
+    by chance."""
     sampling: SamplingConfig = SamplingConfig()
     labeller: Literal["classifier", "openai", "hf"] = "classifier"
     """What finds the domain of a sequence: a classifier fitted on the recipe's own data, an endpoint (`openai`), or a

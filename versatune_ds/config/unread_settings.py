@@ -52,6 +52,9 @@ _LABELLERS: dict[str, tuple[str, ...]] = {
 }
 """Key -> the labellers that read it; all read a key that is not here."""
 
+_LIKELIHOOD = ("detect.likelihood_rows",)
+"""Keys that `detect.method=generation` does not read; `likelihood` reads no other."""
+
 
 def unread_settings(config: RunConfig, *, named: Sequence[str] | None = None) -> list[str]:
     """Return one line for each reason why keys that a recipe sets have no effect.
@@ -74,8 +77,15 @@ def unread_detect_settings(config: RunConfig) -> list[str]:
     """Return one line for each reason why keys of `detect` that a recipe sets have no effect."""
     keys = list(_set_keys(config, with_defaults=False))
     keys += [f"detect.{part}" for part in ("openai", "hf") if getattr(config.detect, part) is not None]
-    lines = []
+    # Keys of the other method.
+    method = config.detect.method
+    own = [key for key in keys if key.startswith("detect.") and key != "detect.method"]
+    unread = [key for key in own if method != "both" and (key in _LIKELIHOOD) != (method == "likelihood")]
+    lines = [f"{', '.join(unread)}: not read: detect.method={method} does not read {_it(unread)}"] if unread else []
+    # Keys of other labellers.
     for key in keys:
+        if key in unread:
+            continue
         readers = _LABELLERS.get(key, (config.detect.labeller,))
         if config.detect.labeller not in readers:
             only = (

@@ -1,4 +1,4 @@
-"""Detect what a base model knows: draw, label, take the mean, until another round changes nothing.
+"""Detect what a base model knows: draw, label, take the mean, until the intervals are narrow enough.
 
 Everything slow is kept on disk under a digest of what it depends on (model, tokenizer, sampling). So a detection that
 was killed resumes, one with more sequences begins with those it has, and another labeller reads the same sequences.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,12 @@ from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
-from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of
+from versatune_ds.knowledge.estimate import Estimate, Shares, estimate
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
 from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import Labeller, make_labeller
+from versatune_ds.knowledge.likelihood import Likelihood, detect_likelihood
+from versatune_ds.knowledge.precision import Precision, precision_of
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.monitor.progress_lines import duration
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _SEQUENCES_VERSION = "1"  # raise it when the same settings would give other sequences
 _LOG_SECONDS = 5.0
+_DRAWS_OF_A_ROUND = 200  # bootstrap draws of the rounds before the last
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,19 +53,27 @@ class Detection:
     tokenizer_digest: str
     weight_unit: str
     """`tokens` or `examples`: what the weights are shares of."""
-    labeller: dict[str, Any]
+    method: str
+    """`generation`, `likelihood` or `both`."""
     folder: Path
     """Where the sequences are kept."""
+    likelihood: Likelihood | None = None
+    """How well the model predicts each domain; None with the method `generation`."""
+    labeller: dict[str, Any] = field(default_factory=dict)
     sequences: list[DrawnSequence] = field(default_factory=list)
     rounds: list[np.ndarray] = field(default_factory=list)
     """The weights [K] after every round."""
     is_converged: bool = False
+    """Whether the intervals are as narrow as `detect.interval`, or the last round changed less than `detect.tol`."""
+    precision: Precision | None = None
     estimate: Estimate | None = None
 
     @property
     def shares(self) -> Shares:
-        """Return the shares in the unit of the weights."""
-        assert self.estimate is not None, "the last round made it"
+        """Return the shares that become the weights: of what the model wrote, where it wrote anything."""
+        if self.estimate is None:
+            assert self.likelihood is not None, "one of the methods found shares"
+            return self.likelihood.shares
         return self.estimate.tokens if self.weight_unit == "tokens" else self.estimate.sequences
 
     def rates(self) -> dict[str, float]:
@@ -96,63 +108,89 @@ def detect(config: RunConfig, *, num_processes: int) -> Detection:
     domain_set = domain_set_of(config.data, cache_dir=cache_dir)
     tokenizer = load_or_train_tokenizer(config)
     folder = cache_dir / f"detect-{_sequences_digest(config, base_model, tokenizer)[:16]}"
+    found = Detection(
+        domain_set=domain_set,
+        base_model=base_model,
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        weight_unit=_weight_unit(config),
+        method=config.detect.method,
+        folder=folder,
+    )
+    if config.detect.method != "generation":
+        found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
+    if config.detect.method != "likelihood":
+        _detect_generation(found, config, tokenizer=tokenizer, num_processes=num_processes)
+    return found
+
+
+def _detect_generation(found: Detection, config: RunConfig, *, tokenizer: Any, num_processes: int) -> None:
+    """Draw sequences, label them, and store the shares."""
+    cache_dir, folder = cache_folder(config), found.folder
     with locked(cache_dir / "locks" / folder.name):
-        labeller = make_labeller(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder)
-        _log_labeller(labeller.describe())
-        found = Detection(
-            domain_set=domain_set,
-            base_model=base_model,
-            tokenizer_digest=tokenizer_digest(tokenizer),
-            weight_unit=_weight_unit(config),
-            labeller=labeller.describe(),
-            folder=folder,
+        labeller = make_labeller(
+            config, tokenizer=tokenizer, domain_set=found.domain_set, cache_dir=cache_dir, folder=folder
         )
+        found.labeller = labeller.describe()
+        _log_labeller(found.labeller)
         with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
             _rounds(found, config.detect, labeller=labeller, pool=pool)
     _warn_if_unlike_the_rows(found)
-    return found
 
 
 def _rounds(
     found: Detection, settings: DetectConfig, *, labeller: Labeller, pool: ProcessPool[SequenceGenerator]
 ) -> None:
-    """Draw and label round after round, until one changes nothing or the last is done."""
+    """Draw and label round after round, until the intervals are narrow enough or the last round is done."""
     store = SequenceStore(found.folder / "sequences.jsonl")
     labels_NK = np.zeros((0, len(found.domain_set)))
     is_shifted = settings.prior_shift and settings.labeller == "classifier"
+    estimated = partial(estimate, prior_shift=is_shifted, seed=settings.sampling.seed)
     for number in range(1, settings.rounds + 1):
         end = -(-settings.num_sequences * number // settings.rounds)
-        _draw_up_to(end, store=store, settings=settings, pool=pool)
+        rate = _draw_up_to(end, store=store, settings=settings, pool=pool)
         found.sequences = store.first(end)
         # Label what is new, and estimate the shares from all labels so far.
         labels_NK = np.concatenate([labels_NK, _labels(found.sequences[len(labels_NK) :], labeller, found.domain_set)])
         num_tokens_N = np.array([sequence.num_tokens for sequence in found.sequences], dtype=np.float64)
-        by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=is_shifted)
-        found.rounds.append(by_token_K if found.weight_unit == "tokens" else by_sequence_K)
-        # Compare with the shares of the round before.
-        change = np.max(np.abs(np.diff(found.rounds[-2:], axis=0))) if number > 1 else np.inf
-        found.is_converged = bool(change < settings.tol)
-        _log_round(found, number=number, change=float(change))
+        found.estimate = estimated(labels_NK, num_tokens_N, num_draws=_DRAWS_OF_A_ROUND)
+        found.rounds.append(found.shares.shares_K)
+        # Compare the intervals with the wanted one, and the shares with those of the round before.
+        found.precision = precision_of(
+            found.shares, domain_set=found.domain_set, num_sequences=end, wanted=settings.interval
+        )
+        change = float(np.max(np.abs(np.diff(found.rounds[-2:], axis=0)))) if number > 1 else math.inf
+        found.is_converged = found.precision.is_enough or (settings.tol is not None and change < settings.tol)
+        _log_round(found, change=change, budget=settings.num_sequences, sequences_per_second=rate)
         if found.is_converged:
             break
-    if len(found.rounds) == 1:
+    if not found.is_converged:
+        _warn_that_budget_is_used(found, settings)
+    found.estimate = estimated(labels_NK, num_tokens_N)
+    found.rounds[-1] = found.shares.shares_K
+
+
+def _warn_that_budget_is_used(found: Detection, settings: DetectConfig) -> None:
+    """Warn that all sequences are drawn and an interval is still wider than wanted."""
+    precision = found.precision
+    assert precision is not None, "the last round made it"
+    if (needed := precision.num_needed()) is not None:
         logger.warning(
-            "detect.rounds: 1, so nothing shows whether more sequences would change the shares; only the intervals "
-            "show how certain they are (2 rounds or more compare them)"
+            "detect.num_sequences: used up: after %s sequences the interval of %s is +-%.3f, detect.interval is %g; "
+            "about %s sequences would reach it",
+            f"{precision.num_sequences:,}",
+            precision.domain,
+            precision.widest,
+            settings.interval,
+            f"{needed:,}",
         )
-    elif not found.is_converged:
-        logger.warning(
-            "detect.num_sequences: used up, the last round changed a share by %.4f, detect.tol is %g; give more",
-            change,
-            settings.tol,
-        )
-    found.estimate = estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed)
+    elif settings.tol is not None:
+        logger.warning("detect.num_sequences: used up, and the last round still changed a share by detect.tol or more")
 
 
 def _draw_up_to(
     end: int, *, store: SequenceStore, settings: DetectConfig, pool: ProcessPool[SequenceGenerator]
-) -> None:
-    """Draw the missing batches of the first `end` sequences, and log the progress.
+) -> float | None:
+    """Draw the missing batches of the first `end` sequences, log the progress, and return sequences a second.
 
     Processes get batch numbers and return sequences; only this process writes. So there is one file with one writer,
     and nothing to put together when a process, or all of them, are killed.
@@ -173,6 +211,7 @@ def _draw_up_to(
                 num_done * per_batch / max(now - started, 1e-9),
                 duration(left),
             )
+    return len(missing) * per_batch / max(time.monotonic() - started, 1e-9) if missing else None
 
 
 def _labels(sequences: Sequence[DrawnSequence], labeller: Labeller, domain_set: DomainSet) -> np.ndarray:
@@ -214,10 +253,19 @@ def _log_labeller(description: dict[str, Any]) -> None:
     )
 
 
-def _log_round(found: Detection, *, number: int, change: float) -> None:
+def _log_round(found: Detection, *, change: float, budget: int, sequences_per_second: float | None) -> None:
+    """Log the shares so far, how exact they are, and how long drawing will still take."""
+    assert found.precision is not None, "the round made it"
     shares = "  ".join(f"{name} {share:.3f}" for name, share in found.domain_set.to_dict(found.rounds[-1]).items())
-    changed = f", largest change {change:.4f}" if number > 1 else ""
-    logger.info("round %d: %s sequences%s\n  %s", number, f"{len(found.sequences):,}", changed, shares)
+    changed = f", largest change {change:.4f}" if math.isfinite(change) else ""
+    logger.info(
+        "round %d: %s sequences%s; %s\n  %s",
+        len(found.rounds),
+        f"{len(found.sequences):,}",
+        changed,
+        found.precision.describe(budget=budget, sequences_per_second=sequences_per_second),
+        shares,
+    )
 
 
 def _warn_if_unlike_the_rows(found: Detection) -> None:

@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 
 from versatune_ds.config import DetectConfig, load_config
 from versatune_ds.config.unread_settings import unread_detect_settings
-from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
 from versatune_ds.knowledge.detect import Detection, detect
-from versatune_ds.knowledge.estimate import Shares
 from versatune_ds.launch.start import check_processes, num_visible_gpus
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
@@ -60,29 +59,62 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
 
 def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
     """Return the content of prior.json."""
-    assert found.estimate is not None, "detection ends with it"
     names = found.domain_set
+    is_written = found.estimate is not None
+    reason = f"of {len(found.sequences):,} sequences hardly any is of it" if is_written else "it is predicted worst"
     return {
         "weights": names.to_dict(found.shares.shares_K),
         "weight_unit": found.weight_unit,
-        "intervals": _intervals(found.shares, names),
+        "intervals": found.shares.intervals(names),
+        "method": found.method,
+        **_values_of_methods(found),
+        "low_weights": low_weight_notes(found.shares, domain_set=names, reason=reason),
+        **(_values_of_generation(found, settings) if is_written else {}),
+        "model": {"name": found.base_model.name, "digest": found.base_model.digest},
+        "tokenizer": {"digest": found.tokenizer_digest},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
+    }
+
+
+def _values_of_methods(found: Detection) -> dict[str, Any]:
+    """Return what each method found, and where two of them differ by more than their errors."""
+    names = found.domain_set
+    methods: dict[str, Any] = {}
+    if found.estimate is not None:
+        methods["generation"] = {
+            "weights": names.to_dict(found.shares.shares_K),
+            "intervals": found.shares.intervals(names),
+        }
+    if found.likelihood is not None:
+        methods["likelihood"] = found.likelihood.to_dict()
+    if found.estimate is None or found.likelihood is None:
+        return {"methods": methods}
+    return {
+        "methods": methods,
+        "disagreements": disagreements(found.shares, found.likelihood.shares, domain_set=names),
+    }
+
+
+def _values_of_generation(found: Detection, settings: DetectConfig) -> dict[str, Any]:
+    """Return what was drawn and labelled, and how."""
+    assert found.estimate is not None, "something was drawn"
+    names = found.domain_set
+    return {
         "shares": {
-            unit: {"shares": names.to_dict(shares.shares_K), "intervals": _intervals(shares, names)}
+            unit: {"shares": names.to_dict(shares.shares_K), "intervals": shares.intervals(names)}
             for unit, shares in (("sequences", found.estimate.sequences), ("tokens", found.estimate.tokens))
         },
         "num_sequences": len(found.sequences),
         "rates": {name: round(rate, 6) for name, rate in found.rates().items()},
         "rounds": [names.to_dict(weights_K) for weights_K in found.rounds],
-        "is_converged": found.is_converged if len(found.rounds) > 1 else None,  # one round is compared with nothing
+        "is_converged": found.is_converged,
+        "interval": settings.interval,
         "tol": settings.tol,
         "sampling": settings.sampling.model_dump(mode="json"),
         "prior_shift": settings.prior_shift and settings.labeller == "classifier",
         "labeller": found.labeller,
         "label_confidence": round(found.estimate.confidence, 4),
-        "model": {"name": found.base_model.name, "digest": found.base_model.digest},
-        "tokenizer": {"digest": found.tokenizer_digest},
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
     }
 
 
@@ -105,28 +137,46 @@ def plot_prior(values: dict[str, Any], path: Path) -> Path:
     axes = figure.subplots()
     axes.barh(names, weights, xerr=errors, color="#0072B2", error_kw={"capsize": 3, "ecolor": "#444444"})
     axes.invert_yaxis()
-    axes.set_xlabel(f"share of {values['weight_unit']}, with 95 % interval")
-    axes.set_title(
-        f"What {Path(values['model']['name']).name} writes: {values['num_sequences']:,} sequences", loc="left"
-    )
+    unit = f"share of {values['weight_unit']}" if "num_sequences" in values else "weight"
+    axes.set_xlabel(f"{unit}, with 95 % interval")
+    name = Path(values["model"]["name"]).name
+    if "num_sequences" in values:
+        axes.set_title(f"What {name} writes: {values['num_sequences']:,} sequences", loc="left")
+    else:
+        axes.set_title(f"What {name} predicts well", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     return path
 
 
 def prior_table(values: dict[str, Any]) -> str:
-    """Return the weights as a table with bars, and below it what was unusual about the sequences."""
+    """Return the weights as a table with bars, and below it the other method and what was unusual."""
     largest = max(values["weights"].values())
     rows = []
     for name, weight in values["weights"].items():
         low, high = values["intervals"][name]
         bar = "#" * round(_BAR_CHARACTERS * weight / largest)
         rows.append((name, f"{weight:.3f}", f"{low:.3f} - {high:.3f}", bar))
-    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in values["rates"].items())
-    table = text_table(("domain", "weight", "95 % interval", ""), rows, num_left=4)
-    return f"{table}\n\nshares of {values['weight_unit']} in {values['num_sequences']:,} sequences; of these: {rates}"
+    parts = [text_table(("domain", "weight", "95 % interval", ""), rows, num_left=4)]
+    if "num_sequences" in values:
+        rates = ", ".join(f"{name} {rate:.1%}" for name, rate in values["rates"].items())
+        parts.append(f"shares of {values['weight_unit']} in {values['num_sequences']:,} sequences; of these: {rates}")
+    if "likelihood" in values["methods"]:
+        parts.append(likelihood_table(values))
+    notes = [(key, values.get(key, {})) for key in ("low_weights", "disagreements")]
+    parts += ["\n".join(f"{name}: {text}" for name, text in texts.items()) for _, texts in notes if texts]
+    return "\n\n".join(parts)
 
 
-def _intervals(shares: Shares, names: DomainSet) -> dict[str, list[float]]:
-    pairs = zip(names, shares.lower_K.tolist(), shares.upper_K.tolist(), strict=True)
-    return {name: [low, high] for name, low, high in pairs}
+def likelihood_table(values: dict[str, Any]) -> str:
+    """Return how well the model predicts each domain, and the weights that follow, beside those of generation."""
+    found, written = values["methods"]["likelihood"], values["methods"].get("generation")
+    header = ["domain", "bits a byte", "baseline", "saved", "likelihood", "95 % interval"]
+    rows = []
+    for name, weight in found["weights"].items():
+        low, high = found["intervals"][name]
+        saved, error = found["saved_bits_per_byte"][name], found["saved_bits_per_byte_error"][name]
+        bits = (f"{found[key][name]:.3f}" for key in ("bits_per_byte", "baseline_bits_per_byte"))
+        row = [name, *bits, f"{saved:.3f} +- {error:.3f}", f"{weight:.3f}", f"{low:.3f} - {high:.3f}"]
+        rows.append(row if written is None else [*row, f"{written['weights'][name]:.3f}"])
+    return text_table(tuple(header if written is None else [*header, "generation"]), [tuple(row) for row in rows])

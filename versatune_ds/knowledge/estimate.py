@@ -12,6 +12,10 @@ Source: VersaTune (arXiv 2411.11266), knowledge detection; docs/method.md sectio
 2002, equations 2.11-2.12. Differences from the paper: soft labels are moved to the detected shares, which
 `detect.prior_shift` switches off; unread answers stay in; intervals; shares of tokens beside those of sequences.
 
+No share is zero. A share is the posterior mean under Jeffreys' prior, half a sequence a domain (Dirichlet 1/2): with n
+sequences (n s_j + 1/2) / (n + K / 2). A domain that none of 64 sequences belongs to has 0.5 / 67 = 0.0075 of six, and a
+share moves by no more than K / (2 n + K): 0.3 % of 1,024.
+
 A domain that no sequence belongs to has share 0 in every bootstrap draw, which does not show how rare it is. So no
 interval ends below the Clopper-Pearson bound for 0 of n, 1 - 0.025^(1/n), about 3.7 / n; and none begins above
 0.025^(1/n), the bound for n of n. n is Kish's effective number of sequences, (sum w)^2 / sum w^2, where w is what a
@@ -29,9 +33,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from versatune_ds.domains import DomainSet
+
 _EM_STEPS = 200
 _EM_TOLERANCE = 1e-7
 _DRAWS_AT_A_TIME = 50
+_PRIOR_COUNT = 0.5
+"""Sequences that every domain is given beforehand: Jeffreys' prior."""
 _TAIL = 0.025
 """What is outside a 95 % interval on either side."""
 
@@ -43,6 +51,16 @@ class Shares:
     shares_K: np.ndarray
     lower_K: np.ndarray
     upper_K: np.ndarray
+
+    @property
+    def half_widths_K(self) -> np.ndarray:
+        """Return half the width of every interval."""
+        return (self.upper_K - self.lower_K) / 2
+
+    def intervals(self, names: DomainSet) -> dict[str, list[float]]:
+        """Return {domain: [lower, upper]}."""
+        pairs = zip(names, self.lower_K.tolist(), self.upper_K.tolist(), strict=True)
+        return {name: [low, high] for name, low, high in pairs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +76,7 @@ class Estimate:
 
 
 def shares_of(labels_NK: np.ndarray, size_N: np.ndarray, *, prior_shift: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the domains' shares of the sequences and of their sizes.
+    """Return the domains' shares of the sequences and of their sizes, as they were counted: without the prior.
 
     Args:
         labels_NK: Probabilities [N, K]; a row sums to 1, or to less by what is unparsed.
@@ -79,21 +97,24 @@ def shares_of(labels_NK: np.ndarray, size_N: np.ndarray, *, prior_shift: bool) -
 def estimate(
     labels_NK: np.ndarray, num_tokens_N: np.ndarray, *, prior_shift: bool, seed: int, num_draws: int = 1000
 ) -> Estimate:
-    """Return the shares with their intervals, from a bootstrap of `num_draws`; for the rest see `shares_of`."""
+    """Return the shares, none of them zero, with their intervals.
+
+    The shares are posterior means, the intervals come from a bootstrap of `num_draws`; for the rest see `shares_of`.
+    """
     by_sequence_K, by_token_K = shares_of(labels_NK, num_tokens_N, prior_shift=prior_shift)
     # Bootstrap, some draws at a time for memory: counts_RN[r, n] is how often draw r has sequence n.
     rng = np.random.default_rng(seed)
     draws: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    num_sequences = len(labels_NK)
+    num_sequences, mass_N = len(labels_NK), labels_NK.sum(axis=1)
     for start in range(0, num_draws, _DRAWS_AT_A_TIME):
         num = min(_DRAWS_AT_A_TIME, num_draws - start)
         counts_RN = rng.multinomial(num_sequences, np.full(num_sequences, 1 / num_sequences), size=num)
+        counts_RN = counts_RN[counts_RN @ mass_N > 0]  # with few sequences, a draw may have none that is labelled
         found = _shares_of_draws(
             labels_NK, num_tokens_N, counts_RN.astype(np.float64), prior_shift=prior_shift, start_K=by_sequence_K
         )
         for kept, shares_RK in zip(draws, found, strict=True):
             kept.append(shares_RK)
-    mass_N = labels_NK.sum(axis=1)
     return Estimate(
         sequences=_with_bounds(by_sequence_K, np.concatenate(draws[0]), mass_N=mass_N, size_N=np.ones(num_sequences)),
         tokens=_with_bounds(by_token_K, np.concatenate(draws[1]), mass_N=mass_N, size_N=num_tokens_N),
@@ -108,12 +129,14 @@ def _unparsed(mass: float) -> float:
 
 
 def _with_bounds(shares_K: np.ndarray, draws_RK: np.ndarray, *, mass_N: np.ndarray, size_N: np.ndarray) -> Shares:
-    """Return shares with the middle 95 % of the draws, at least as wide as for a domain in none or in all sequences.
+    """Return posterior shares with the middle 95 % of the draws, at least as wide as for a domain in none or in all.
 
     What is unparsed could be any domain's: the intervals are widened by all of it.
     """
     lower_K, upper_K = np.quantile(draws_RK, (_TAIL, 1.0 - _TAIL), axis=0)
-    of_all = _TAIL ** (1.0 / effective_number(mass_N * size_N))
+    num_effective = effective_number(mass_N * size_N)
+    of_all = _TAIL ** (1.0 / num_effective)
+    shares_K = posterior_mean(shares_K, num_sequences=num_effective)
     lower_K, upper_K = np.minimum(lower_K, of_all), np.maximum(upper_K, 1.0 - of_all)
     unparsed = _unparsed(float(mass_N @ size_N / size_N.sum()))
     return Shares(
@@ -121,6 +144,14 @@ def _with_bounds(shares_K: np.ndarray, draws_RK: np.ndarray, *, mass_N: np.ndarr
         lower_K=np.minimum(lower_K, shares_K) * (1.0 - unparsed),
         upper_K=np.minimum(np.maximum(upper_K, shares_K) * (1.0 - unparsed) + unparsed, 1.0),
     )
+
+
+def posterior_mean(shares_K: np.ndarray, *, num_sequences: float) -> np.ndarray:
+    """Return shares counted in `num_sequences` sequences as posterior means under Jeffreys' prior, float64 [K].
+
+    Example: shares 1 and 0 of 9 sequences are 9.5 / 10 and 0.5 / 10.
+    """
+    return (num_sequences * shares_K + _PRIOR_COUNT) / (num_sequences + _PRIOR_COUNT * len(shares_K))
 
 
 def effective_number(weight_N: np.ndarray) -> float:

@@ -1,0 +1,186 @@
+"""Find out what a base model knows of each domain by how well it predicts it: the second witness beside generation.
+
+A model that knows a domain needs fewer bits for its rows. Some texts need few bits from anybody, so the bits are
+compared with those of a byte n-gram model, fitted on the same number of bytes of every domain (`byte_ngram.py`): it
+knows the language and the domains' spelling, and nothing that takes longer memory. Nothing is sampled, no text is
+labelled, and the measurement takes one forward pass over a few hundred rows.
+
+How savings become weights: docs/method.md section 1.
+
+Not covered: how often a model *writes* about a domain. A model that knows two domains equally well may write about one
+only; then the two methods differ, and both are right.
+
+Shape legend: **E** held-out rows, **K** domains, **R** bootstrap draws.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.config import RunConfig
+from versatune_ds.data.encoding.tokenizer import pad_token_id
+from versatune_ds.data.validation_loader import ValidationLoader
+from versatune_ds.distributed import World
+from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.byte_ngram import ngram_bits
+from versatune_ds.knowledge.estimate import Shares
+from versatune_ds.knowledge.likelihood_rows import LikelihoodRows, likelihood_rows
+from versatune_ds.launch.process_pool import ProcessPool, device_of
+from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.model.build import DomainModel, build_causal_lm
+from versatune_ds.training.held_out import losses_without_engine
+from versatune_ds.training.prepared_data import load_or_train_tokenizer
+from versatune_ds.training.worker import set_threads
+
+EXPONENT = 2
+"""Power of the relative saving that becomes a weight; chosen on base models with known mixtures."""
+
+LEAST_SAVING = 0.1
+"""Part of the mean saving that every domain counts as having saved, so that no weight is zero."""
+
+_LN_2 = math.log(2)
+_NUM_DRAWS = 1000
+_TAIL = 0.025
+"""What is outside a 95 % interval on either side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Likelihood:
+    """How well a model predicts each domain, beside the baseline."""
+
+    domain_set: DomainSet
+    model: ExampleLosses
+    """Nats of every row; where another measurement counts tokens, this counts bytes."""
+    baseline: ExampleLosses
+    """The same for the n-gram model."""
+    shares: Shares
+    """The weights that follow, with 95 % intervals from a bootstrap over rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what prior.json records under `methods.likelihood`."""
+        names = self.domain_set
+        columns = {
+            "bits_per_byte": self.model.mean() / _LN_2,
+            "bits_per_byte_error": self.model.standard_error() / _LN_2,
+            "baseline_bits_per_byte": self.baseline.mean() / _LN_2,
+            "saved_bits_per_byte": (self.baseline.mean() - self.model.mean()) / _LN_2,
+            "saved_bits_per_byte_error": self.model.change_standard_error(self.baseline) / _LN_2,
+        }
+        return {
+            "weights": names.to_dict(self.shares.shares_K),
+            "intervals": self.shares.intervals(names),
+            **{key: names.to_dict(np.round(values_K, 5)) for key, values_K in columns.items()},
+            "num_rows": names.to_dict(self.model.num_examples()),
+            "num_bytes": names.to_dict(self.model.num_loss_tokens()),
+            "exponent": EXPONENT,
+        }
+
+
+def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) -> Likelihood:
+    """Measure what a recipe's base model saves over the baseline on held-out rows of every domain.
+
+    Args:
+        config: The recipe; its model must be a saved one.
+        tokenizer: The model's.
+        num_processes: Processes that measure, each with its own copy of the model and its share of the rows.
+
+    Raises:
+        ValueError: If a domain has fewer than two held-out rows, or the model or its tokenizer cannot be loaded.
+    """
+    rows = likelihood_rows(config, tokenizer=tokenizer)
+    kept = rows if num_processes == 1 else None
+    with ProcessPool(partial(_open, config, kept), num_processes=num_processes) as pool:
+        shares = pool.map(partial(_nats_of_rows, config, num_processes), range(num_processes))
+        nats_E = np.sum([nats for _, nats in shares], axis=0)
+    return likelihood_of(rows, nats_E=nats_E, seed=config.run.seed)
+
+
+def _open(config: RunConfig, rows: LikelihoodRows | None, world: World) -> tuple[DomainModel, LikelihoodRows, int]:
+    """Load the model and, unless they are given, the rows in one process; the token of padding comes with them."""
+    set_threads()
+    tokenizer = load_or_train_tokenizer(config)
+    rows = likelihood_rows(config, tokenizer=tokenizer) if rows is None else rows
+    causal_lm = build_causal_lm(
+        config.model, precision=config.train.precision, vocab_size=len(tokenizer), special_ids={}
+    )
+    model = DomainModel(causal_lm.to(device_of(world)), num_domains=len(rows.domain_set)).eval()
+    return model, rows, pad_token_id(tokenizer)
+
+
+def _nats_of_rows(
+    config: RunConfig, world_size: int, opened: tuple[DomainModel, LikelihoodRows, int], rank: int
+) -> np.ndarray:
+    """Return the summed loss of the text of every row of this process's share, 0 for the others: float64 [E]."""
+    model, rows, pad_id = opened
+    loader = ValidationLoader(
+        rows.held_out,
+        domain_set=rows.domain_set,
+        rows_per_micro_batch=config.rows_evaluated_at_once,
+        row_tokens=config.data.row_tokens,
+        rank=rank,
+        world_size=world_size,
+        pad_token_id=pad_id,
+    )
+    return losses_without_engine(model, loader)
+
+
+def likelihood_of(rows: LikelihoodRows, *, nats_E: np.ndarray, seed: int) -> Likelihood:
+    """Compare the nats of every row with the baseline's, and turn them into weights.
+
+    Args:
+        rows: The rows.
+        nats_E: The model's nats for the text of every row, domain by domain.
+        seed: Of the bootstrap.
+    """
+    texts = [text for part in rows.texts for text in part]
+    to_fit = [text for part in rows.baseline_texts for text in part]
+    nats_of = {"model": nats_E, "baseline": ngram_bits(texts, fitted_on=to_fit) * _LN_2}
+    model, baseline = (
+        ExampleLosses(
+            loss_sum_E=nats_of[which],
+            num_loss_tokens_E=np.array([len(text) for text in texts]),
+            domain_ids_E=np.repeat(np.arange(len(rows.texts)), [len(part) for part in rows.texts]),
+            num_domains=len(rows.texts),
+        )
+        for which in ("model", "baseline")
+    )
+    shares = weights_with_intervals(model, baseline, seed=seed)
+    return Likelihood(domain_set=rows.domain_set, model=model, baseline=baseline, shares=shares)
+
+
+def likelihood_weights(model_bits_K: np.ndarray, baseline_bits_K: np.ndarray) -> np.ndarray:
+    """Return weights [..., K] that rise with what the model saves over the baseline.
+
+    s_k = log(baseline_k / model_k), at least LEAST_SAVING times the mean of those above zero; w_k = s_k^EXPONENT,
+    normalised. Bits a byte, nats a token and bits a row give the same ratio, and twice the saving everywhere the same
+    weights. Where a model saves nothing anywhere, the weights are equal.
+
+    Source: ours, docs/method.md section 1.
+
+    Example: the model needs 1/2 of the baseline's bits in one domain and 1/4 in the other: the savings are log 2 and
+    2 log 2, the weights 1/5 and 4/5.
+    """
+    saving_K = np.maximum(np.log(baseline_bits_K) - np.log(model_bits_K), 0.0)
+    mean = saving_K.mean(axis=-1, keepdims=True)
+    saving_K = np.where(mean > 0, np.maximum(saving_K, LEAST_SAVING * mean), 1.0)
+    weights_K = (saving_K / saving_K.max(axis=-1, keepdims=True)) ** EXPONENT
+    return weights_K / weights_K.sum(axis=-1, keepdims=True)
+
+
+def weights_with_intervals(model: ExampleLosses, baseline: ExampleLosses, *, seed: int) -> Shares:
+    """Return the weights, and their 95 % intervals from a bootstrap over the rows of every domain."""
+    rng = np.random.default_rng(seed)
+    sums_RK = np.empty((2, _NUM_DRAWS, model.num_domains))
+    for k in range(model.num_domains):
+        of_domain = np.flatnonzero(model.domain_ids_E == k)
+        counts_RE = rng.multinomial(len(of_domain), np.full(len(of_domain), 1 / len(of_domain)), size=_NUM_DRAWS)
+        for place, losses in enumerate((model, baseline)):  # the same rows, so what makes a row hard cancels
+            sums_RK[place, :, k] = counts_RE @ losses.loss_sum_E[of_domain]
+    lower_K, upper_K = np.quantile(likelihood_weights(sums_RK[0], sums_RK[1]), (_TAIL, 1 - _TAIL), axis=0)
+    weights_K = likelihood_weights(model.sum_by_domain(model.loss_sum_E), baseline.sum_by_domain(baseline.loss_sum_E))
+    return Shares(shares_K=weights_K, lower_K=np.minimum(lower_K, weights_K), upper_K=np.maximum(upper_K, weights_K))
