@@ -5,7 +5,7 @@ is reported in one line, before any GPU is used.
 """
 
 from versatune_ds.config.data import DataConfig, DomainFiles, HubDataset, SyntheticCorpus
-from versatune_ds.config.detect import DetectConfig, EndpointConfig, LocalLabellerConfig, SamplingConfig
+from versatune_ds.config.detect import USER_HEADER, DetectConfig, EndpointConfig, LocalLabellerConfig, SamplingConfig
 from versatune_ds.config.load import load_config
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import LoraConfig, ModelConfig
@@ -15,6 +15,7 @@ from versatune_ds.config.slurm import SlurmConfig
 from versatune_ds.config.train import TrainConfig
 
 __all__ = [
+    "USER_HEADER",
     "DataConfig",
     "DetectConfig",
     "DomainFiles",

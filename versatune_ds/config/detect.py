@@ -15,6 +15,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from versatune_ds.config.section import ExpandedText, Section
 from versatune_ds.domains import by_domain_name
 
+USER_HEADER = "user_header"
+"""Value of `detect.sampling.prefix` that stands for the chat template's user header."""
+
 
 class SamplingConfig(Section):
     """How sequences are drawn from the base model; every key changes the sequences."""
@@ -32,7 +35,9 @@ class SamplingConfig(Section):
     repetition_penalty: float = Field(default=1.0, gt=0)
     """Above 1, tokens that occurred before become less likely; VersaTune's authors used 1.1."""
     prefix: str = ""
-    """Text after the beginning token: for an instruct model the header of a user turn, otherwise nothing."""
+    """What every sequence starts with: nothing but the beginning token, as the paper has it; `user_header`, what the
+    chat template prints before a user's first text, for a model tuned on conversations; or a text after the beginning
+    token."""
 
 
 class EndpointConfig(Section):

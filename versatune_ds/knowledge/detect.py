@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ds.config import DetectConfig, RunConfig
+from versatune_ds.config import USER_HEADER, DetectConfig, RunConfig
+from versatune_ds.data.encoding.templates import choose_template, template_digest
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.domains import DomainSet
@@ -226,9 +227,10 @@ def _labels(sequences: Sequence[DrawnSequence], labeller: Labeller, domain_set: 
 def _sequences_digest(config: RunConfig, base_model: BaseModel, tokenizer: Any) -> str:
     """Return a digest of everything that determines which sequences are drawn."""
     sampling = json.dumps(config.detect.sampling.model_dump(mode="json"), sort_keys=True)
-    return digest_of_texts(
-        [_SEQUENCES_VERSION, base_model.digest, tokenizer_digest(tokenizer), config.train.precision, sampling]
-    )
+    parts = [_SEQUENCES_VERSION, base_model.digest, tokenizer_digest(tokenizer), config.train.precision, sampling]
+    if config.detect.sampling.prefix == USER_HEADER:
+        parts.append(template_digest(choose_template(tokenizer, path=config.data.chat_template)))
+    return digest_of_texts(parts)
 
 
 def _weight_unit(config: RunConfig) -> str:

@@ -3,9 +3,9 @@
 Batch b is a function of (model, settings, b) alone: its random numbers come from a seed made of the sampling seed and
 b. So it does not matter which process draws it, or after how many restarts.
 
-A sequence starts with the tokenizer's beginning token (its end token where it has none), as documents did when the
-model was trained, and ends with the first end token. Not checked: a model that was never trained on what comes at the
-start, such as one fine-tuned on answers alone, has no distribution there worth sampling.
+A sequence starts as `sequence_start.py` says and ends with the first end token. Not checked: a model that was never
+trained on what comes at the start, such as one fine-tuned on answers alone after a beginning token, has no distribution
+there worth sampling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 from transformers import GenerationConfig
 
 from versatune_ds.config import RunConfig, SamplingConfig
+from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.distributed import World
+from versatune_ds.knowledge.sequence_start import sequence_start
 from versatune_ds.knowledge.sequences import DrawnSequence, repeated_share
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.model.attention import use_dense_attention
@@ -35,11 +37,12 @@ class SequenceGenerator:
         ValueError: If the tokenizer has no token to start from, or the model no room for the sequences.
     """
 
-    def __init__(self, causal_lm: Any, *, tokenizer: Any, sampling: SamplingConfig) -> None:
+    def __init__(self, causal_lm: Any, *, tokenizer: Any, sampling: SamplingConfig, template: str = "") -> None:
         self._causal_lm = causal_lm.eval()
         self._tokenizer = tokenizer
         self._sampling = sampling
-        self._start_ids = start_ids(tokenizer, prefix=sampling.prefix)
+        start = sequence_start(tokenizer, prefix=sampling.prefix, template=template)
+        self._start_ids, self._num_hidden = start.token_ids, start.num_hidden
         self._end_ids = sorted(stops_of(causal_lm.generation_config, tokenizer))
         room = sizes_of(causal_lm.config).max_positions
         if room is not None and len(self._start_ids) + sampling.max_new_tokens > room:
@@ -66,7 +69,7 @@ class SequenceGenerator:
         """Return the drawn tokens up to the first end token as a sequence."""
         end = next((i for i, token_id in enumerate(drawn_ids) if token_id in self._end_ids), None)
         kept = drawn_ids if end is None else drawn_ids[: end + 1]
-        written = [*self._start_ids[1:], *kept]
+        written = [*self._start_ids[self._num_hidden :], *kept]
         return DrawnSequence(
             text=self._tokenizer.decode(written, skip_special_tokens=True),
             num_tokens=1 + len(written),
@@ -88,7 +91,10 @@ def load_generator(config: RunConfig, world: World) -> SequenceGenerator:
         config.model, precision=config.train.precision, vocab_size=len(tokenizer), special_ids={}
     )
     use_dense_attention(causal_lm)  # generation has a cache
-    return SequenceGenerator(causal_lm.to(device), tokenizer=tokenizer, sampling=config.detect.sampling)
+    template = choose_template(tokenizer, path=config.data.chat_template)
+    return SequenceGenerator(
+        causal_lm.to(device), tokenizer=tokenizer, sampling=config.detect.sampling, template=template
+    )
 
 
 def generation_settings(sampling: SamplingConfig, *, end_ids: list[int], pad_id: int) -> GenerationConfig:
@@ -105,18 +111,6 @@ def generation_settings(sampling: SamplingConfig, *, end_ids: list[int], pad_id:
         pad_token_id=pad_id,
         use_cache=True,
     )
-
-
-def start_ids(tokenizer: Any, *, prefix: str) -> list[int]:
-    """Return the tokens every sequence starts with: the beginning token, else the end token, then the prefix.
-
-    Raises:
-        ValueError: If the tokenizer has neither.
-    """
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise ValueError("model.tokenizer: neither a beginning nor an end token, so nothing to start a sequence with")
-    return [first, *tokenizer.encode(prefix, add_special_tokens=False)]
 
 
 def batch_seed(seed: int, batch: int) -> int:
