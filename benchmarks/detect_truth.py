@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "detect.md"
 DOMAINS = ("general", "code", "medicine", "finance", "science", "law")
 TRUTHS = {"skewed": (0.4, 0.25, 0.15, 0.1, 0.06, 0.04), "uniform": (1 / 6,) * 6,
-          "reversed": (0.04, 0.06, 0.1, 0.15, 0.25, 0.4)}  # fmt: skip
+          "reversed": (0.04, 0.06, 0.1, 0.15, 0.25, 0.4), "fresh": (0.1, 0.08, 0.35, 0.3, 0.05, 0.12)}  # fmt: skip
 GOAL = 0.08
 KEPT_FROM = "## A pretrained model"
 """Heading of the page's last part, measured by hand, which this script keeps."""
