@@ -40,7 +40,9 @@ HOMES = {
     "rich": {"text_table.py", "monitor/live.py"},
     "transformers": {
         "model/attention.py",
+        "model/attention_choice.py",
         "model/build.py",
+        "model/domain_model.py",
         "data/encoding/tokenizer.py",
         "export/run_export.py",
         "knowledge/generate.py",

@@ -55,6 +55,11 @@ def test_an_attention_that_the_model_does_not_support_is_refused_with_an_alterna
         make_model("gemma2")
 
 
+def test_an_unknown_model_key_about_flash_attention_is_not_taken_for_an_attention_that_cannot_work():
+    with pytest.raises(ValueError, match=r"^model\.from_config\.use_flash_attn: unknown to llama"):
+        make_model("llama", use_flash_attn=True)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "mistral", "gemma"])
 def test_models_whose_losses_are_computed_correctly_pass_the_check(model_type):
     check_losses_are_the_models(build_causal_lm(**build_arguments(model_type)))
