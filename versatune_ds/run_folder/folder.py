@@ -3,7 +3,8 @@
 The folder contains the resolved config, so a resumed run can log which keys changed since it began, and refuse those
 that would make it another run. The settings of a run's earlier parts stay beside the current ones: `config.yaml` is the
 current one, `config_until_step_00000005.yaml` made the decisions up to step 5. A run that resumes from an earlier step
-than it had reached drops the decisions after that step, and their settings too.
+than it had reached drops the decisions after that step, and their settings too. `environment.json` describes where a
+result was made: versions, commit, devices.
 """
 
 from __future__ import annotations
