@@ -64,7 +64,7 @@ def test_a_cpu_has_one_kernel() -> None:
 
 def test_an_unknown_kernel_is_refused_with_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERSATUNE_LOSS_KERNEL", "ring_3")
-    with pytest.raises(ValueError, match=r"VERSATUNE_LOSS_KERNEL: expected one of auto, two_pass, .*, got 'ring_3'"):
+    with pytest.raises(ValueError, match=r"VERSATUNE_LOSS_KERNEL: unknown value 'ring_3'; set one of auto, two_pass, "):
         loss_kernel("cpu", None, torch.float32, 100)
 
 

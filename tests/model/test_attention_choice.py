@@ -11,6 +11,7 @@ from versatune_ds.model.attention import varlen_parameters
 from versatune_ds.model.attention_choice import (
     AttentionNeeds,
     attention_needs,
+    check_attention_device,
     choose_attention,
     machine_here,
     machine_of,
@@ -70,13 +71,13 @@ def test_auto_takes_the_first_that_machine_and_model_allow_and_says_why_not_the_
 @pytest.mark.parametrize(
     ("wanted", "needs", "machine", "message"),
     [
-        ("varlen", LLAMA, CPU, "varlen is not supported here; use sdpa (needs a GPU)"),
-        ("flex_attention", LLAMA, CPU, "flex_attention is not supported here; use sdpa (needs a GPU)"),
-        ("varlen", asks(has_softcap=True), H100, "varlen is not supported here; use sdpa (cannot bound scores"),
-        ("flash_attention_2", LLAMA, H100, "use varlen (package flash-attn is not installed)"),
-        ("flash_attention_3", LLAMA, H100, "use varlen (package flash-attn-3 is not installed)"),
-        ("kernels-community/flash-attn2", LLAMA, H100, "use varlen (package kernels is not installed)"),
-        ("sdpa", asks(supports=frozenset()), H100, "sdpa is not supported here; use eager (the model does not support"),
+        ("varlen", LLAMA, CPU, "varlen is not supported here (needs a GPU); use sdpa or auto"),
+        ("flex_attention", LLAMA, CPU, "flex_attention is not supported here (needs a GPU); use sdpa or auto"),
+        ("varlen", asks(has_softcap=True), H100, "varlen is not supported here (cannot bound scores"),
+        ("flash_attention_2", LLAMA, H100, "(package flash-attn is not installed); use varlen or auto"),
+        ("flash_attention_3", LLAMA, H100, "(package flash-attn-3 is not installed); use varlen or auto"),
+        ("kernels-community/flash-attn2", LLAMA, H100, "(package kernels is not installed); use varlen or auto"),
+        ("sdpa", asks(supports=frozenset()), H100, "sdpa is not supported here (the model does not support"),
     ],
 )
 def test_a_name_that_cannot_work_is_refused_with_the_reason_and_one_that_can(wanted, needs, machine, message):
@@ -123,3 +124,12 @@ def test_this_machine_has_a_cpu_and_says_so(monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert machine_here("bf16").device_type == "cpu"
     assert machine_of("cuda", precision="bf16").varlen == varlen_parameters()
+
+
+def test_a_name_that_needs_a_gpu_is_refused_on_a_cpu_before_any_model_is_known():
+    for name in ("auto", "sdpa", "eager"):
+        check_attention_device(name, device_type="cpu")
+    check_attention_device("varlen", device_type="cuda")
+    refusal = r"^model\.attention: varlen is not supported here \(needs a GPU\); use sdpa or auto$"
+    with pytest.raises(ValueError, match=refusal):
+        check_attention_device("varlen", device_type="cpu")

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,18 @@ class Implementation:
         return f"loss kernels on {self.device_type}: {_SHOWN[self.kind]} implementation ({speed}{self.reason})"
 
 
+def chosen_implementation(environ: Mapping[str, str]) -> str:
+    """Return the implementation that the environment asks for.
+
+    Raises:
+        ValueError: If VERSATUNE_KERNELS is set to an unknown choice.
+    """
+    choice = environ.get(ENVIRONMENT_SWITCH, "auto")
+    if choice not in _CHOICES:
+        raise ValueError(f"{ENVIRONMENT_SWITCH}: unknown value {choice!r}; set one of {', '.join(_CHOICES)}")
+    return choice
+
+
 @functools.cache
 def load_kernels(device_type: str) -> Implementation:
     """Load the fastest implementation for a device type, building it if needed, and log which one runs.
@@ -75,10 +87,7 @@ def load_kernels(device_type: str) -> Implementation:
         ValueError: If VERSATUNE_KERNELS is set to an unknown choice.
         RuntimeError: If VERSATUNE_KERNELS=cpp and the kernels cannot be built or launched.
     """
-    choice = os.environ.get(ENVIRONMENT_SWITCH, "auto")
-    if choice not in _CHOICES:
-        raise ValueError(f"{ENVIRONMENT_SWITCH}: expected one of {', '.join(_CHOICES)}, got {choice!r}")
-    implementation = _load_kernels(device_type, choice)
+    implementation = _load_kernels(device_type, chosen_implementation(os.environ))
     level = logging.WARNING if implementation.is_fallback else logging.INFO
     logger.log(level, "%s", implementation.describe())
     return implementation

@@ -44,6 +44,18 @@ _CHOSEN: dict[str, str] = {}
 """Device, dtype and vocabulary -> kernel, as far as this process knows."""
 
 
+def chosen_kernel(environ: Mapping[str, str]) -> str:
+    """Return the kernel that the environment asks for; empty for none.
+
+    Raises:
+        ValueError: If VERSATUNE_LOSS_KERNEL is no kernel's name.
+    """
+    name = environ.get(ENVIRONMENT_SWITCH, "")
+    if name and name not in KERNELS:
+        raise ValueError(f"{ENVIRONMENT_SWITCH}: unknown value {name!r}; set one of {', '.join(KERNELS)}")
+    return name
+
+
 @torch.compiler.assume_constant_result
 def loss_kernel(device_type: str, device_index: int | None, dtype: torch.dtype, vocabulary: int) -> int:
     """Return the number of the kernel that the operators are to use; 0, which they choose, except on CUDA.
@@ -53,9 +65,7 @@ def loss_kernel(device_type: str, device_index: int | None, dtype: torch.dtype, 
     Raises:
         ValueError: If VERSATUNE_LOSS_KERNEL is no kernel's name.
     """
-    name = os.environ.get(ENVIRONMENT_SWITCH, "")
-    if name and name not in KERNELS:
-        raise ValueError(f"{ENVIRONMENT_SWITCH}: expected one of {', '.join(KERNELS)}, got {name!r}")
+    name = chosen_kernel(os.environ)
     if device_type != "cuda" or not build.load_kernels(device_type).is_compiled:
         return 0
     return KERNELS.index(name or _timed_kernel(torch.device(device_type, device_index), dtype, vocabulary))

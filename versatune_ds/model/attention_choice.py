@@ -101,7 +101,7 @@ def choose_attention(wanted: str, *, needs: AttentionNeeds, machine: Machine) ->
         if obstacle is None:
             return AttentionChoice(name=wanted, reason="as model.attention says")
         other = choose_attention("auto", needs=needs, machine=machine).name
-        raise ValueError(f"model.attention: {wanted} is not supported here; use {other} ({obstacle})")
+        raise ValueError(f"model.attention: {wanted} is not supported here ({obstacle}); use {other} or auto")
     if machine.device_type == "cpu":
         candidates, passed_over = ("sdpa", "eager"), ["on a CPU"]
     else:
@@ -112,6 +112,16 @@ def choose_attention(wanted: str, *, needs: AttentionNeeds, machine: Machine) ->
             return AttentionChoice(name=name, reason="; ".join(passed_over) or "the fastest; no mask, no package")
         passed_over.append(f"no {name}: {obstacle}")
     raise AssertionError("eager attention works everywhere")
+
+
+def check_attention_device(wanted: str, *, device_type: str) -> None:
+    """Check what the name of an implementation alone tells: whether it needs a GPU where there is none.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if device_type == "cpu" and wanted not in ("auto", "sdpa", "eager"):
+        choose_attention(wanted, needs=AttentionNeeds(), machine=Machine(device_type="cpu", precision="fp32"))
 
 
 def _obstacle(name: str, *, needs: AttentionNeeds, machine: Machine) -> str | None:

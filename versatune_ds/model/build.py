@@ -113,7 +113,7 @@ def _errors_with_keys(model: ModelConfig) -> Iterator[None]:
         is_attention = "attention implementation" in str(error) or "flash" in str(error).lower()
         if not is_attention or str(error).startswith("model."):
             raise
-        raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
+        raise ValueError(f"model.attention: {model.attention} is not supported here ({error}); use eager") from None
     except OSError as error:
         reason = first_line(error)
         raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None

@@ -189,7 +189,7 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
     check_positions(causal_lm, longest=setup.longest_example)
     fuse_layers(causal_lm, config.model, device=setup.device)
     if setup.zero_stage < 3:
-        with start_phase("check of the losses, kernels"):  # the first loss compiles or loads the kernels
+        with start_phase("loss kernels and check of the losses"):  # the first loss loads or compiles them
             check_losses_are_the_models(causal_lm.to(setup.device))
     if config.model.compile:
         compile_layers(causal_lm)
@@ -203,7 +203,7 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
             seed=config.run.seed,
         )
     if setup.zero_stage == 3:
-        with start_phase("check of the losses, kernels"):
+        with start_phase("loss kernels and check of the losses"):
             engine.check_losses()
     return engine
 
