@@ -47,7 +47,8 @@ def detected(name: str, *, folder: Path, steps: int, sequences: int, overrides: 
     run_versatune("export", str(folder / run_name))
     output = folder / f"{run_name}-prior.json"
     run_versatune("detect", "recipes/detect.yaml", place, f"model.name_or_path={folder / run_name / 'export'}",
-                  f"detect.num_sequences={sequences}", "--output", str(output))  # fmt: skip
+                  f"detect.num_sequences={sequences}", "detect.labeller=classifier",
+                  "--output", str(output))  # fmt: skip
     return json.loads(output.read_text(encoding="utf-8"))
 
 

@@ -26,8 +26,9 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
+from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
 from versatune_ds.knowledge.label_texts import domain_set_of
-from versatune_ds.knowledge.labeller import Labeller, make_labeller
+from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.monitor.progress_lines import duration
@@ -80,31 +81,40 @@ class Detection:
         }
 
 
-def detect(config: RunConfig, *, num_processes: int) -> Detection:
+def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = None) -> Detection:
     """Detect the shares of a recipe's domains in what its base model writes.
 
     Args:
         config: The recipe; its model must be a saved one.
         num_processes: Processes that draw, each with its own copy of the model.
+        labelled: File of texts whose domains are known, to measure the labeller on.
 
     Raises:
         ValueError: If the model, the data or the labeller is not as expected; before anything is drawn.
         RuntimeError: If no sequence could be labelled, or an endpoint fails for good.
     """
+    config = with_chosen_labeller(config)
     cache_dir = cache_folder(config)
     base_model = find_base_model(config.model, cache_dir=cache_dir)
     domain_set = domain_set_of(config.data, cache_dir=cache_dir)
+    known = None if labelled is None else read_labelled_texts(labelled, domain_set=domain_set)
     tokenizer = load_or_train_tokenizer(config)
     folder = cache_dir / f"detect-{_sequences_digest(config, base_model, tokenizer)[:16]}"
     with locked(cache_dir / "locks" / folder.name):
         labeller = make_labeller(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder)
-        _log_labeller(labeller.describe())
+        description = labeller.describe()
+        if known is not None:
+            quality = quality_of(
+                labeller.label(known.texts), known.domain_ids, num_domains=len(domain_set), texts=str(labelled)
+            )
+            description["labelled"] = quality.describe(domain_set)
+        _log_labeller(description)
         found = Detection(
             domain_set=domain_set,
             base_model=base_model,
             tokenizer_digest=tokenizer_digest(tokenizer),
             weight_unit=_weight_unit(config),
-            labeller=labeller.describe(),
+            labeller=description,
             folder=folder,
         )
         with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
@@ -119,7 +129,7 @@ def _rounds(
     """Draw and label round after round, until one changes nothing or the last is done."""
     store = SequenceStore(found.folder / "sequences.jsonl")
     labels_NK = np.zeros((0, len(found.domain_set)))
-    is_shifted = settings.prior_shift and settings.labeller == "classifier"
+    is_shifted = settings.prior_shift and settings.labeller in FITTED_LABELLERS
     for number in range(1, settings.rounds + 1):
         end = -(-settings.num_sequences * number // settings.rounds)
         _draw_up_to(end, store=store, settings=settings, pool=pool)
@@ -202,6 +212,11 @@ def _weight_unit(config: RunConfig) -> str:
 
 def _log_labeller(description: dict[str, Any]) -> None:
     """Log which labeller is used, and how good it is where that is known."""
+    for texts in ("left_out", "labelled"):
+        if texts in description:
+            logger.info("labeller %s: %s", description["name"], quality_table(description[texts]))
+    if "left_out" in description:
+        return
     if "accuracy" not in description:
         logger.info("labeller %s", json.dumps(description))
         return
