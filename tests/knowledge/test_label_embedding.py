@@ -122,7 +122,8 @@ def test_the_command_measures_the_labeller_on_a_users_texts_and_writes_it_into_t
     monkeypatch.setattr(labeller_module, "TextEncoder", lambda encoder, cache_dir: FakeEncoder())
     known = tmp_path / "known.jsonl"
     names = ("law", "medicine", "finance", "science", "code", "general")
-    known.write_text("".join(json.dumps({"text": f"{name} text", "domain": name}) + "\n" for name in names))
+    lines = [json.dumps({"text": f"{name} text {i}", "domain": name}) for name in names for i in range(10)]
+    known.write_text("\n".join(lines))
     called = command_of(capsys)("detect", recipe, "--labelled", known)
     assert called.code == 0, called.err
     prior = json.loads((tmp_path / "runs" / "tiny-prior.json").read_text())
@@ -130,6 +131,10 @@ def test_the_command_measures_the_labeller_on_a_users_texts_and_writes_it_into_t
     assert labelled["texts"] == str(known)
     assert 0 <= labelled["accuracy"] <= 1
     assert set(labelled["confusion"]) == set(names)
+    assert set(prior["labeller"]["correction"]["black_box_shares"]) == set(names)
+    assert sum(prior["labeller"]["correction"]["black_box_shares"].values()) == pytest.approx(1, abs=1e-3)
+    assert isinstance(prior["labeller"]["confused"], list)
+    assert prior["rates"]["unclear"] >= 0
     assert prior["prior_shift"] is True
     assert "what the domains are compared with" in called.err
     assert "true domain" in called.err

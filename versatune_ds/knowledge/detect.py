@@ -26,6 +26,14 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
+from versatune_ds.knowledge.label_correction import (
+    KnownLabels,
+    RecalibratedLabeller,
+    confused_pairs,
+    corrected_estimate,
+    describe_correction,
+    recalibrated_labeller,
+)
 from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
 from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
@@ -39,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _SEQUENCES_VERSION = "1"  # raise it when the same settings would give other sequences
 _LOG_SECONDS = 5.0
+_MOSTLY_UNCLEAR = 0.3
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,12 +67,21 @@ class Detection:
     """The weights [K] after every round."""
     is_converged: bool = False
     estimate: Estimate | None = None
+    labels_NK: np.ndarray | None = None
+    """Labels of the sequences, [N, K]."""
 
     @property
     def shares(self) -> Shares:
         """Return the shares in the unit of the weights."""
         assert self.estimate is not None, "the last round made it"
         return self.estimate.tokens if self.weight_unit == "tokens" else self.estimate.sequences
+
+    def _num_unclear(self) -> dict[str, int]:
+        """Return how many sequences look like no domain, where the labeller can say so."""
+        if self.labeller["name"] != "embedding" or self.labels_NK is None:
+            return {}
+        labels = zip(self.labels_NK, self.sequences, strict=True)
+        return {"unclear": sum(not label_K.any() and not sequence.is_empty for label_K, sequence in labels)}
 
     def rates(self) -> dict[str, float]:
         """Return which shares of the sequences are unparsed, empty, repetitive, duplicates, cut off."""
@@ -75,6 +93,7 @@ class Detection:
             "duplicate": len(texts) - len(set(texts)),
             "cut": sum(sequence.is_cut for sequence in self.sequences),
         }
+        counts = {**self._num_unclear(), **counts}
         return {
             "unparsed": self.estimate.unparsed_rate,
             **{name: count / len(self.sequences) for name, count in counts.items()},
@@ -104,11 +123,13 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
         labeller = make_labeller(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder)
         description = labeller.describe()
         if known is not None:
-            quality = quality_of(
-                labeller.label(known.texts), known.domain_ids, num_domains=len(domain_set), texts=str(labelled)
-            )
+            of_known = KnownLabels(labels_NK=labeller.label(known.texts), domain_ids=known.domain_ids)
+            quality = quality_of(of_known.labels_NK, known.domain_ids, num_domains=len(domain_set), texts=str(labelled))
             description["labelled"] = quality.describe(domain_set)
+            if config.detect.labeller in FITTED_LABELLERS:
+                labeller = recalibrated_labeller(labeller, of_known, texts=str(labelled))
         _log_labeller(description)
+        _warn_of_confused_domains(description, domain_set)
         found = Detection(
             domain_set=domain_set,
             base_model=base_model,
@@ -119,7 +140,10 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
         )
         with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
             _rounds(found, config.detect, labeller=labeller, pool=pool)
+    if isinstance(labeller, RecalibratedLabeller):
+        _correct(found, labeller, config.detect)
     _warn_if_unlike_the_rows(found)
+    _warn_if_mostly_unclear(found)
     return found
 
 
@@ -156,7 +180,31 @@ def _rounds(
             change,
             settings.tol,
         )
+    found.labels_NK = labels_NK
     found.estimate = estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed)
+
+
+def _correct(found: Detection, labeller: RecalibratedLabeller, settings: DetectConfig) -> None:
+    """Put the error of the correction into the intervals, and record the shares by black-box shift estimation."""
+    assert found.estimate is not None, "the last round made it"
+    assert found.labels_NK is not None, "the last round made them"
+    found.estimate = corrected_estimate(
+        found.estimate,
+        labeller,
+        found.labels_NK,
+        np.array([sequence.num_tokens for sequence in found.sequences], dtype=np.float64),
+        prior_shift=settings.prior_shift,
+        seed=settings.sampling.seed,
+    )
+    correction = describe_correction(labeller, found.labels_NK, found.domain_set)
+    found.labeller["correction"] = correction
+    black_box = "  ".join(f"{name} {share:.3f}" for name, share in correction["black_box_shares"].items())
+    logger.info(
+        "labels calibrated on the labelled texts: calibration error %.3f there (each half on the other); shares of "
+        "sequences by black-box shift estimation:\n  %s",
+        correction["labelled"]["calibration_error"],
+        black_box,
+    )
 
 
 def _draw_up_to(
@@ -227,6 +275,36 @@ def _log_labeller(description: dict[str, Any]) -> None:
         description["accuracy"],
         description["calibration_error"],
     )
+
+
+def _warn_of_confused_domains(description: dict[str, Any], domain_set: DomainSet) -> None:
+    """Warn of domains that the labeller cannot tell apart, and say what to do."""
+    measured = description.get("labelled") or description.get("left_out")
+    if measured is None:
+        return
+    rows = [measured["confusion"][name] for name in domain_set]
+    confusion_KK = np.array([[np.nan] * len(domain_set) if row is None else list(row.values()) for row in rows])
+    pairs = [[domain_set.names[i], domain_set.names[j]] for i, j in confused_pairs(confusion_KK)]
+    description["confused"] = pairs
+    if pairs:
+        logger.warning(
+            "detect.labeller: it cannot tell apart %s (%s), so do not trust how their shares are divided; describe "
+            "them better (data.domains.NAME.description), make them one domain, or set mixture.prior by hand",
+            "; ".join(" and ".join(pair) for pair in pairs),
+            measured["texts"],
+        )
+
+
+def _warn_if_mostly_unclear(found: Detection) -> None:
+    """Warn if what the model writes looks like none of the domains."""
+    share = found.rates().get("unclear", 0.0)
+    if share > _MOSTLY_UNCLEAR:
+        logger.warning(
+            "unclear: %.0f%% of the sequences look like no domain, so they say little of the mixture; begin them as "
+            "the model's training did (detect.sampling.prefix), add a domain for what it writes, or set mixture.prior "
+            "by hand",
+            100 * share,
+        )
 
 
 def _log_round(found: Detection, *, number: int, change: float) -> None:
