@@ -11,6 +11,7 @@ from versatune_ds.knowledge.label_correction import (
     confused_pairs,
     corrected_estimate,
     recalibrated_labeller,
+    spread_over_confused,
     widened,
 )
 
@@ -98,6 +99,16 @@ def test_with_too_few_known_texts_nothing_is_corrected_and_the_log_says_how_many
     assert recalibrated_labeller(labeller, known_labels(9), texts="known.jsonl") is labeller
     assert "known.jsonl: a domain has 9 texts, so the shares are not corrected by them; give 10 or more" in caplog.text
     assert isinstance(recalibrated_labeller(labeller, known_labels(10), texts=""), RecalibratedLabeller)
+
+
+def test_domains_that_are_confused_may_have_all_or_nothing_of_both_shares():
+    shares = Shares(
+        shares_K=np.array([0.3, 0.2, 0.5]), lower_K=np.array([0.2, 0.1, 0.4]), upper_K=np.array([0.4, 0.3, 0.6])
+    )
+    found = spread_over_confused(shares, [(0, 1)])
+    assert found.lower_K == pytest.approx([0.0, 0.0, 0.4])
+    assert found.upper_K == pytest.approx([0.7, 0.7, 0.6])
+    assert spread_over_confused(shares, []).upper_K.tolist() == shares.upper_K.tolist()
 
 
 def test_domains_that_the_labels_do_not_separate_are_listed():

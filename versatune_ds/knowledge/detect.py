@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from versatune_ds.knowledge.label_correction import (
     corrected_estimate,
     describe_correction,
     recalibrated_labeller,
+    spread_over_confused,
 )
 from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
 from versatune_ds.knowledge.label_texts import domain_set_of
@@ -142,6 +143,7 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
             _rounds(found, config.detect, labeller=labeller, pool=pool)
     if isinstance(labeller, RecalibratedLabeller):
         _correct(found, labeller, config.detect)
+    _spread_over_confused(found)
     _warn_if_unlike_the_rows(found)
     _warn_if_mostly_unclear(found)
     return found
@@ -277,6 +279,18 @@ def _log_labeller(description: dict[str, Any]) -> None:
     )
 
 
+def _spread_over_confused(found: Detection) -> None:
+    """Widen the intervals of domains that the labeller cannot tell apart."""
+    assert found.estimate is not None, "the last round made it"
+    ids = [
+        (found.domain_set.id_of(one), found.domain_set.id_of(two)) for one, two in found.labeller.get("confused", ())
+    ]
+    by_sequence, by_token = (
+        spread_over_confused(shares, ids) for shares in (found.estimate.sequences, found.estimate.tokens)
+    )
+    found.estimate = replace(found.estimate, sequences=by_sequence, tokens=by_token)
+
+
 def _warn_of_confused_domains(description: dict[str, Any], domain_set: DomainSet) -> None:
     """Warn of domains that the labeller cannot tell apart, and say what to do."""
     measured = description.get("labelled") or description.get("left_out")
@@ -288,7 +302,7 @@ def _warn_of_confused_domains(description: dict[str, Any], domain_set: DomainSet
     description["confused"] = pairs
     if pairs:
         logger.warning(
-            "detect.labeller: it cannot tell apart %s (%s), so do not trust how their shares are divided; describe "
+            "detect.labeller: it cannot tell apart %s (%s), so their intervals span both shares; describe "
             "them better (data.domains.NAME.description), make them one domain, or set mixture.prior by hand",
             "; ".join(" and ".join(pair) for pair in pairs),
             measured["texts"],

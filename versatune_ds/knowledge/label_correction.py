@@ -17,6 +17,7 @@ Shape legend: **K** domains, **N** texts, **R** draws of the known texts.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -184,6 +185,19 @@ def widened(shares: Shares, error_K: np.ndarray) -> Shares:
     lower_K = shares.shares_K - np.hypot(shares.shares_K - shares.lower_K, extra_K)
     upper_K = shares.shares_K + np.hypot(shares.upper_K - shares.shares_K, extra_K)
     return replace(shares, lower_K=np.maximum(lower_K, 0.0), upper_K=np.minimum(upper_K, 1.0))
+
+
+def spread_over_confused(shares: Shares, pairs: Sequence[tuple[int, int]]) -> Shares:
+    """Return shares whose intervals allow each domain of a confused pair all and nothing of the pair's shares.
+
+    Example: shares .3 and .2 with intervals up to .4 and .3 may each be anything from 0 to .7.
+    """
+    lower_K, upper_K = shares.lower_K.copy(), shares.upper_K.copy()
+    for i, j in pairs:
+        for this, other in ((i, j), (j, i)):
+            lower_K[this] = 0.0
+            upper_K[this] = min(1.0, upper_K[this] + shares.upper_K[other])
+    return replace(shares, lower_K=lower_K, upper_K=upper_K)
 
 
 def confused_pairs(confusion_KK: np.ndarray, *, least: float = 0.2) -> list[tuple[int, int]]:
