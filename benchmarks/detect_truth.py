@@ -29,6 +29,7 @@ RESULT = Path(__file__).parent / "results" / "detect.md"
 DOMAINS = ("general", "code", "medicine", "finance", "science", "law")
 TRUTHS = {"skewed": (0.4, 0.25, 0.15, 0.1, 0.06, 0.04), "uniform": (1 / 6,) * 6}
 GOAL = 0.08
+OTHERS = "\n## Labels of texts from other sources"
 
 
 def run_versatune(*arguments: str) -> None:
@@ -47,7 +48,8 @@ def detected(name: str, *, folder: Path, steps: int, sequences: int, overrides: 
     run_versatune("export", str(folder / run_name))
     output = folder / f"{run_name}-prior.json"
     run_versatune("detect", "recipes/detect.yaml", place, f"model.name_or_path={folder / run_name / 'export'}",
-                  f"detect.num_sequences={sequences}", "--output", str(output))  # fmt: skip
+                  f"detect.num_sequences={sequences}", "detect.labeller=classifier",
+                  "--output", str(output))  # fmt: skip
     return json.loads(output.read_text(encoding="utf-8"))
 
 
@@ -108,7 +110,9 @@ def main() -> None:
         "",
         *[line for name, values in found.items() for line in report(name, values)],
     ]
-    RESULT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    # The page goes on with what other commands measured.
+    _, mark, others = RESULT.read_text(encoding="utf-8").partition(OTHERS) if RESULT.is_file() else ("", "", "")
+    RESULT.write_text("\n".join(lines).rstrip() + "\n" + mark + others, encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -36,6 +36,7 @@ HOMES = {
     "bitsandbytes": {"engine/optimizer.py"},
     "lm_eval": {"evaluation/harness.py"},
     "peft": {"model/trainable_parameters.py"},
+    "sentence_transformers": {"knowledge/text_encoder.py"},
     "wandb": {"monitor/wandb_sink.py"},
     "rich": {"text_table.py", "monitor/live.py"},
     "transformers": {

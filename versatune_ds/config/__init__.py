@@ -5,7 +5,13 @@ is reported in one line, before any GPU is used.
 """
 
 from versatune_ds.config.data import DataConfig, DomainFiles, HubDataset, SyntheticCorpus
-from versatune_ds.config.detect import DetectConfig, EndpointConfig, LocalLabellerConfig, SamplingConfig
+from versatune_ds.config.detect import (
+    DetectConfig,
+    EmbeddingConfig,
+    EndpointConfig,
+    LocalLabellerConfig,
+    SamplingConfig,
+)
 from versatune_ds.config.load import load_config
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import LoraConfig, ModelConfig
@@ -18,6 +24,7 @@ __all__ = [
     "DataConfig",
     "DetectConfig",
     "DomainFiles",
+    "EmbeddingConfig",
     "EndpointConfig",
     "HubDataset",
     "LocalLabellerConfig",

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,18 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, shares_of
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
+from versatune_ds.knowledge.label_correction import (
+    KnownLabels,
+    RecalibratedLabeller,
+    confused_pairs,
+    corrected_estimate,
+    describe_correction,
+    recalibrated_labeller,
+    spread_over_confused,
+)
+from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
 from versatune_ds.knowledge.label_texts import domain_set_of
-from versatune_ds.knowledge.labeller import Labeller, make_labeller
+from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.monitor.progress_lines import duration
@@ -38,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 _SEQUENCES_VERSION = "1"  # raise it when the same settings would give other sequences
 _LOG_SECONDS = 5.0
+_MOSTLY_UNCLEAR = 0.3
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,12 +68,21 @@ class Detection:
     """The weights [K] after every round."""
     is_converged: bool = False
     estimate: Estimate | None = None
+    labels_NK: np.ndarray | None = None
+    """Labels of the sequences, [N, K]."""
 
     @property
     def shares(self) -> Shares:
         """Return the shares in the unit of the weights."""
         assert self.estimate is not None, "the last round made it"
         return self.estimate.tokens if self.weight_unit == "tokens" else self.estimate.sequences
+
+    def _num_unclear(self) -> dict[str, int]:
+        """Return how many sequences look like no domain, where the labeller can say so."""
+        if self.labeller["name"] != "embedding" or self.labels_NK is None:
+            return {}
+        labels = zip(self.labels_NK, self.sequences, strict=True)
+        return {"unclear": sum(not label_K.any() and not sequence.is_empty for label_K, sequence in labels)}
 
     def rates(self) -> dict[str, float]:
         """Return which shares of the sequences are unparsed, empty, repetitive, duplicates, cut off."""
@@ -74,42 +94,58 @@ class Detection:
             "duplicate": len(texts) - len(set(texts)),
             "cut": sum(sequence.is_cut for sequence in self.sequences),
         }
+        counts = {**self._num_unclear(), **counts}
         return {
             "unparsed": self.estimate.unparsed_rate,
             **{name: count / len(self.sequences) for name, count in counts.items()},
         }
 
 
-def detect(config: RunConfig, *, num_processes: int) -> Detection:
+def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = None) -> Detection:
     """Detect the shares of a recipe's domains in what its base model writes.
 
     Args:
         config: The recipe; its model must be a saved one.
         num_processes: Processes that draw, each with its own copy of the model.
+        labelled: File of texts whose domains are known, to measure the labeller on.
 
     Raises:
         ValueError: If the model, the data or the labeller is not as expected; before anything is drawn.
         RuntimeError: If no sequence could be labelled, or an endpoint fails for good.
     """
+    config = with_chosen_labeller(config)
     cache_dir = cache_folder(config)
     base_model = find_base_model(config.model, cache_dir=cache_dir)
     domain_set = domain_set_of(config.data, cache_dir=cache_dir)
+    known = None if labelled is None else read_labelled_texts(labelled, domain_set=domain_set)
     tokenizer = load_or_train_tokenizer(config)
     folder = cache_dir / f"detect-{_sequences_digest(config, base_model, tokenizer)[:16]}"
     with locked(cache_dir / "locks" / folder.name):
         labeller = make_labeller(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder)
-        _log_labeller(labeller.describe())
+        description = labeller.describe()
+        if known is not None:
+            of_known = KnownLabels(labels_NK=labeller.label(known.texts), domain_ids=known.domain_ids)
+            quality = quality_of(of_known.labels_NK, known.domain_ids, num_domains=len(domain_set), texts=str(labelled))
+            description["labelled"] = quality.describe(domain_set)
+            if config.detect.labeller in FITTED_LABELLERS:
+                labeller = recalibrated_labeller(labeller, of_known, texts=str(labelled))
+        _log_labeller(description)
+        _warn_of_confused_domains(description, domain_set)
         found = Detection(
             domain_set=domain_set,
             base_model=base_model,
             tokenizer_digest=tokenizer_digest(tokenizer),
             weight_unit=_weight_unit(config),
-            labeller=labeller.describe(),
+            labeller=description,
             folder=folder,
         )
         with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
             _rounds(found, config.detect, labeller=labeller, pool=pool)
+    if isinstance(labeller, RecalibratedLabeller):
+        _correct(found, labeller, config.detect)
+    _spread_over_confused(found)
     _warn_if_unlike_the_rows(found)
+    _warn_if_mostly_unclear(found)
     return found
 
 
@@ -119,7 +155,7 @@ def _rounds(
     """Draw and label round after round, until one changes nothing or the last is done."""
     store = SequenceStore(found.folder / "sequences.jsonl")
     labels_NK = np.zeros((0, len(found.domain_set)))
-    is_shifted = settings.prior_shift and settings.labeller == "classifier"
+    is_shifted = settings.prior_shift and settings.labeller in FITTED_LABELLERS
     for number in range(1, settings.rounds + 1):
         end = -(-settings.num_sequences * number // settings.rounds)
         _draw_up_to(end, store=store, settings=settings, pool=pool)
@@ -146,7 +182,31 @@ def _rounds(
             change,
             settings.tol,
         )
+    found.labels_NK = labels_NK
     found.estimate = estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed)
+
+
+def _correct(found: Detection, labeller: RecalibratedLabeller, settings: DetectConfig) -> None:
+    """Put the error of the correction into the intervals, and record the shares by black-box shift estimation."""
+    assert found.estimate is not None, "the last round made it"
+    assert found.labels_NK is not None, "the last round made them"
+    found.estimate = corrected_estimate(
+        found.estimate,
+        labeller,
+        found.labels_NK,
+        np.array([sequence.num_tokens for sequence in found.sequences], dtype=np.float64),
+        prior_shift=settings.prior_shift,
+        seed=settings.sampling.seed,
+    )
+    correction = describe_correction(labeller, found.labels_NK, found.domain_set)
+    found.labeller["correction"] = correction
+    black_box = "  ".join(f"{name} {share:.3f}" for name, share in correction["black_box_shares"].items())
+    logger.info(
+        "labels calibrated on the labelled texts: calibration error %.3f there (each half on the other); shares of "
+        "sequences by black-box shift estimation:\n  %s",
+        correction["labelled"]["calibration_error"],
+        black_box,
+    )
 
 
 def _draw_up_to(
@@ -202,6 +262,11 @@ def _weight_unit(config: RunConfig) -> str:
 
 def _log_labeller(description: dict[str, Any]) -> None:
     """Log which labeller is used, and how good it is where that is known."""
+    for texts in ("left_out", "labelled"):
+        if texts in description:
+            logger.info("labeller %s: %s", description["name"], quality_table(description[texts]))
+    if "left_out" in description:
+        return
     if "accuracy" not in description:
         logger.info("labeller %s", json.dumps(description))
         return
@@ -212,6 +277,48 @@ def _log_labeller(description: dict[str, Any]) -> None:
         description["accuracy"],
         description["calibration_error"],
     )
+
+
+def _spread_over_confused(found: Detection) -> None:
+    """Widen the intervals of domains that the labeller cannot tell apart."""
+    assert found.estimate is not None, "the last round made it"
+    ids = [
+        (found.domain_set.id_of(one), found.domain_set.id_of(two)) for one, two in found.labeller.get("confused", ())
+    ]
+    by_sequence, by_token = (
+        spread_over_confused(shares, ids) for shares in (found.estimate.sequences, found.estimate.tokens)
+    )
+    found.estimate = replace(found.estimate, sequences=by_sequence, tokens=by_token)
+
+
+def _warn_of_confused_domains(description: dict[str, Any], domain_set: DomainSet) -> None:
+    """Warn of domains that the labeller cannot tell apart, and say what to do."""
+    measured = description.get("labelled") or description.get("left_out")
+    if measured is None:
+        return
+    rows = [measured["confusion"][name] for name in domain_set]
+    confusion_KK = np.array([[np.nan] * len(domain_set) if row is None else list(row.values()) for row in rows])
+    pairs = [[domain_set.names[i], domain_set.names[j]] for i, j in confused_pairs(confusion_KK)]
+    description["confused"] = pairs
+    if pairs:
+        logger.warning(
+            "detect.labeller: it cannot tell apart %s (%s), so their intervals span both shares; describe "
+            "them better (data.domains.NAME.description), make them one domain, or set mixture.prior by hand",
+            "; ".join(" and ".join(pair) for pair in pairs),
+            measured["texts"],
+        )
+
+
+def _warn_if_mostly_unclear(found: Detection) -> None:
+    """Warn if what the model writes looks like none of the domains."""
+    share = found.rates().get("unclear", 0.0)
+    if share > _MOSTLY_UNCLEAR:
+        logger.warning(
+            "unclear: %.0f%% of the sequences look like no domain, so they say little of the mixture; begin them as "
+            "the model's training did (detect.sampling.prefix), add a domain for what it writes, or set mixture.prior "
+            "by hand",
+            100 * share,
+        )
 
 
 def _log_round(found: Detection, *, number: int, change: float) -> None:
