@@ -49,6 +49,7 @@ setup(
         "lora": LORA,
         "tensorboard": TENSORBOARD,
         "openai": OPENAI,
+        "embedding": ["sentence-transformers>=5"],
         "8bit": ["bitsandbytes>=0.45"],
         "fused": ["liger-kernel>=0.6"],
         "harness": ["lm-eval[hf]>=0.4.13"],

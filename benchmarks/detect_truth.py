@@ -37,8 +37,8 @@ DOMAINS = ("general", "code", "medicine", "finance", "science", "law")
 TRUTHS = {"skewed": (0.4, 0.25, 0.15, 0.1, 0.06, 0.04), "uniform": (1 / 6,) * 6,
           "reversed": (0.04, 0.06, 0.1, 0.15, 0.25, 0.4), "fresh": (0.1, 0.08, 0.35, 0.3, 0.05, 0.12)}  # fmt: skip
 GOAL = 0.08
-KEPT_FROM = "## A pretrained model"
-"""Heading of the page's last part, measured by hand, which this script keeps."""
+KEPT_FROM = ("\n## A pretrained model", "\n## Labels of texts from other sources")
+"""Headings of what other commands measured: the page goes on with all text from the first of them."""
 
 
 def run_versatune(*arguments: str) -> None:
@@ -58,7 +58,8 @@ def detected(name: str, *, folder: Path, steps: int, sequences: int, overrides: 
         run_versatune("export", str(folder / run_name))
     output = folder / f"{run_name}-prior.json"
     run_versatune("detect", "recipes/detect.yaml", place, f"model.name_or_path={folder / run_name / 'export'}",
-                  f"detect.num_sequences={sequences}", "--output", str(output))  # fmt: skip
+                  f"detect.num_sequences={sequences}", "detect.labeller=classifier",
+                  "--output", str(output))  # fmt: skip
     return json.loads(output.read_text(encoding="utf-8"))
 
 
@@ -148,6 +149,12 @@ def baseline_bits(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def kept_part(page: str) -> str:
+    """Return the part of the page that this script does not write, from the first heading of it."""
+    starts = [page.index(heading) for heading in KEPT_FROM if heading in page]
+    return page[min(starts) :] if starts else ""
+
+
 def main() -> None:
     """Train, detect, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -179,9 +186,9 @@ def main() -> None:
         "",
         *formulas_table(found, bits=baseline_bits(parsed.folder.resolve())),
     ]
+    # The page goes on with what other commands measured.
     before = RESULT.read_text(encoding="utf-8") if RESULT.is_file() else ""
-    kept = before[before.index(KEPT_FROM) :].splitlines() if KEPT_FROM in before else []
-    RESULT.write_text("\n".join([*lines, "", *kept]).rstrip() + "\n", encoding="utf-8")
+    RESULT.write_text("\n".join(lines).rstrip() + "\n" + kept_part(before), encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -4,9 +4,9 @@ r"""Measure everything that needs a GPU, in one command of a few minutes; result
     python benchmarks/on_gpu.py --budget-seconds 590 --parts loss,step,trl
     python benchmarks/on_gpu.py --size small --output /tmp/on_gpu       the same on a CPU, in a minute or two
 
-Parts run in order of worth (`gpu_parts/__init__.py`), each in a process of its own with a limit of its own; the budget
-cuts the last ones. A part that hangs is killed with everything it started, and keeps the rows it had printed. A part,
-or a rival within one, that fails is a line in the table with its reason. The result is written after every part.
+Parts run in order of importance (`gpu_parts/__init__.py`), each in a process of its own with a limit of its own; the
+budget cuts the last ones. A part that hangs is killed with everything it started, and keeps the rows it had printed. A
+part, or a rival within one, that fails is a line in the table with its reason. The result is written after every part.
 
 A machine without a package index needs these wheels, some 14 MB beside PyTorch, transformers, accelerate and peft:
 
@@ -15,7 +15,7 @@ A machine without a package index needs these wheels, some 14 MB beside PyTorch,
     pip wheel --no-deps -w wheels deepspeed==0.19.8
     pip install --no-index --no-deps wheels/*.whl                       (on the machine)
 
-Whatever is missing there costs its lines only. The measurements of one day and device:
+A package that is missing there costs only its own lines. The measurements of one day and device:
 benchmarks/results/gpu/DATE-DEVICE.json; README.md beside them is written from all of these files.
 """
 
@@ -207,7 +207,7 @@ def measure(parts: Sequence[str], *, budget_seconds: float, size: str, call: dic
 
 
 def parts_argument(text: str) -> list[str]:
-    """Return the parts named in `a,b`, in order of worth."""
+    """Return the parts named in `a,b`, in order of importance."""
     asked = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in asked if name not in PARTS]
     if unknown or not asked:

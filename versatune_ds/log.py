@@ -1,4 +1,4 @@
-"""Set up logging, log some warnings only once, and shorten errors of libraries to a line.
+"""Set up logging, time the phases of a start, log some warnings only once, and shorten errors to a line.
 
 `configure_logging` is called once, by the command line; nothing happens at import. The loggers of other libraries are
 left alone, apart from a few lines that tell a user nothing.

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.gpu_parts.place import ROOT, Place
 from benchmarks.gpu_parts.product_run import (
     QUICKSTART,
-    Ended,
+    CommandResult,
     precision_of,
     records_of,
     run_command,
@@ -82,11 +82,11 @@ def _row(place: Place, name: str) -> Row:
     return Row(table=TABLE, name=name, values=values | {"seconds": round(ended.seconds, 1)})
 
 
-def _train(place: Place, name: str, changes: tuple[str, ...], *, kill_after: int | None = None) -> Ended:
+def _train(place: Place, name: str, changes: tuple[str, ...], *, kill_after: int | None = None) -> CommandResult:
     """Train a cell to its end, or kill it once it has recorded a step."""
     run_dir = place.folder / "matrix" / name.replace(" ", "_")
 
-    def is_done(_: Ended) -> bool:
+    def is_done(_: CommandResult) -> bool:
         return kill_after is not None and any(record["step"] >= kill_after for record in step_records(run_dir))
 
     words = [ROOT / "launcher" / "train.py", QUICKSTART, *_keys(place, name), *changes]
@@ -94,7 +94,7 @@ def _train(place: Place, name: str, changes: tuple[str, ...], *, kill_after: int
 
 
 def _kill_and_resume(place: Place) -> dict[str, str | int | float]:
-    """Return how the killed and resumed run compares with the whole one.
+    """Return how the killed and resumed run compares with the uninterrupted one.
 
     Raises:
         RuntimeError: If one did not end, the kill came too late, or a number differs.

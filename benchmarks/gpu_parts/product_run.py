@@ -26,7 +26,7 @@ ROWS_PER_BATCH, ROWS_PER_MICRO_BATCH = 8, 2
 
 
 @dataclass(slots=True, kw_only=True)
-class Ended:
+class CommandResult:
     """What a command printed, and how it ended.
 
     Attributes:
@@ -51,8 +51,8 @@ def run_command(
     words: Sequence[str | Path],
     *,
     seconds: float,
-    is_done: Callable[[Ended], bool] | None = None,
-) -> Ended:
+    is_done: Callable[[CommandResult], bool] | None = None,
+) -> CommandResult:
     """Run a Python script or module until its end, until `is_done`, or until its time is up; it is killed then.
 
     Args:
@@ -63,7 +63,7 @@ def run_command(
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
-    ended, started = Ended(), time.monotonic()
+    ended, started = CommandResult(), time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_parts.profiled_run PROFILE.json FIRST LAST RECIPE [key=value ...]
 
 It counts optimizer steps where DeepSpeed's engine ends them, prints a line at the end of the first one, profiles steps
-FIRST to LAST, writes the milliseconds of every kernel into PROFILE.json and prints a line. The run goes on after that;
-who started it stops it.
+FIRST to LAST, writes the milliseconds of every kernel into PROFILE.json and prints a line. The run continues; its
+caller stops it.
 """
 
 from __future__ import annotations

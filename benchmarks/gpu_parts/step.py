@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.gpu_parts.kernel_kinds import kind_of, largest, milliseconds_by_kind
 from benchmarks.gpu_parts.place import Place, device_name, num_llama_parameters, share_of_peak
-from benchmarks.gpu_parts.product_run import Ended, large_recipe, run_command, step_records, write_recipe
+from benchmarks.gpu_parts.product_run import CommandResult, large_recipe, run_command, step_records, write_recipe
 from benchmarks.gpu_parts.profiled_run import PROFILE_LINE
 from benchmarks.gpu_parts.rows import Row, Value, failed_row
 
@@ -58,7 +58,7 @@ def rows(place: Place) -> Iterator[Row]:
     yield from rows_of_profile(json.loads(profile.read_text()), step_milliseconds=float(speed["step ms"] or 0.0))
 
 
-def train_profiled(place: Place, plan: Plan, profile: Path, *, name: str) -> Ended:
+def train_profiled(place: Place, plan: Plan, profile: Path, *, name: str) -> CommandResult:
     """Train until the profile is written, and keep the log with its times."""
     recipe = write_recipe(place.folder / f"{name}.yaml", large_recipe(place, name=name))
     first, last = plan.profiled

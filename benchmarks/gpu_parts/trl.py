@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu_parts.place import ROOT, Place, device_name, share_of_peak
-from benchmarks.gpu_parts.product_run import Ended, large_recipe, run_command
+from benchmarks.gpu_parts.product_run import CommandResult, large_recipe, run_command
 from benchmarks.gpu_parts.rows import Row, Value, failed_row
 from benchmarks.gpu_parts.step import SPEED_FILE
 
@@ -35,7 +35,7 @@ def rows(place: Place) -> Iterator[Row]:
         yield row_of_output(place, name, output, ended)
 
 
-def row_of_output(place: Place, name: str, output: Path, ended: Ended) -> Row:
+def row_of_output(place: Place, name: str, output: Path, ended: CommandResult) -> Row:
     """Return the row of what a trainer's process left: its result, or why there is none."""
     if not output.is_file():
         return failed_row(TABLE, name, ended.reason())

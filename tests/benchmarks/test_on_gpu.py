@@ -17,7 +17,7 @@ from benchmarks.gpu_parts.head import realistic_hidden_states
 from benchmarks.gpu_parts.kernel_table import timed_rows
 from benchmarks.gpu_parts.page import page, write_page
 from benchmarks.gpu_parts.place import LLAMA_1B, Place, num_llama_parameters, peak_flops, share_of_peak
-from benchmarks.gpu_parts.product_run import Ended
+from benchmarks.gpu_parts.product_run import CommandResult
 from benchmarks.gpu_parts.profiled_run import StepProfile, milliseconds_in_trace, watch_steps
 from benchmarks.gpu_parts.rows import Row, attempt, without_folders
 from benchmarks.kernels_timing import Contestant, milliseconds_on_gpu
@@ -134,7 +134,7 @@ def test_a_second_result_of_a_day_and_device_gets_a_number(tmp_path):
     assert name().name == "2026-11-28-nvidia-h100-80gb-hbm3-2.json"
 
 
-def test_parts_run_in_order_of_worth_and_an_unknown_one_is_refused():
+def test_parts_run_in_order_of_importance_and_an_unknown_one_is_refused():
     assert on_gpu.parts_argument("trl,loss") == ["loss", "trl"]
     with pytest.raises(argparse.ArgumentTypeError, match="kernels: no such part; expected some of tests, loss"):
         on_gpu.parts_argument("kernels")
@@ -169,8 +169,8 @@ def test_help_explains_parts_and_wheels():
 PAGE = """# Measured on a GPU
 
 Written by `python benchmarks/on_gpu.py` from the JSON files in this folder; do not edit it. Contestants of a table take
-turns; times are medians. A line that failed keeps its reason. What the numbers are to reach:
-[docs/targets.md](../../../docs/targets.md).
+turns; times are medians. A line that failed keeps its reason. What the numbers are to reach
+is in `docs/targets.md`. A section of a CPU proves that the script runs, and no speed.
 
 ## NVIDIA H200
 
@@ -304,11 +304,11 @@ def test_our_speed_is_put_beside_trls(tmp_path):
     place, output = Place(size="full", device="cpu", folder=tmp_path), tmp_path / "trl.json"
     (tmp_path / step.SPEED_FILE).write_text('{"tokens/s": 60000}')
     output.write_text('{"tokens_per_second": 40000.4, "peak_mib": 9000, "peak_gib_on_gpu": 30.5}')
-    row = trl.row_of_output(place, "TRL", output, Ended(code=0))
+    row = trl.row_of_output(place, "TRL", output, CommandResult(code=0))
     assert row.values == {
         "tokens/s": 40_000, "share of the peak (6N)": None, "peak GiB": 30.5, "ours / this, tokens/s": 1.5,
     }  # fmt: skip
-    late = Ended(lines=[(1.0, "tokenizing")], is_late=True)
+    late = CommandResult(lines=[(1.0, "tokenizing")], is_late=True)
     failed = trl.row_of_output(place, "TRL", tmp_path / "none.json", late)
     assert failed.failed == "stopped at its limit; last line: tokenizing"
 

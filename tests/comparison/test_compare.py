@@ -70,6 +70,23 @@ def test_a_starting_point_made_when_another_attention_was_the_default_is_used_ag
     check_settings(plan)
 
 
+def test_a_starting_point_made_before_detect_had_methods_and_an_embedding_labeller_is_used_again(comparison):
+    plan = read_plan(comparison, ["detect=true"])
+    check_settings(plan)
+    (plan.start_folder / "base").mkdir()
+    (plan.start_folder / "prior.json").touch()
+    path = plan.start_folder / "settings.json"
+    kept = json.loads(path.read_text())
+    for settings in kept.values():
+        for later in ("embedding", "method", "likelihood_rows", "interval"):
+            del settings["detect"][later]
+        settings["detect"] |= {"labeller": "classifier", "rounds": 10, "tol": 0.005}
+    path.write_text(json.dumps(kept))
+    check_settings(plan)
+    with pytest.raises(ValueError, match=r"detect\.rows_per_domain: was 2000, now 30"):
+        check_settings(read_plan(comparison, ["detect=true", "set.detect.rows_per_domain=30"]))
+
+
 def test_the_starting_points_digest_ignores_what_another_comparison_adds(comparison):
     plan = read_plan(comparison, [])
     detecting = read_plan(comparison, ["name=other", "detect=true"])

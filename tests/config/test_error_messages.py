@@ -79,7 +79,7 @@ def test_no_message_mentions_classes_or_python_types(section: type[BaseModel], v
     [
         ("resume=3", "resume: expected key: value pairs, with the keys allow (got 3)"),
         ("data.domains.law=law.jsonl",
-         "data.domains.law: expected key: value pairs, with the keys train, valid, columns (got 'law.jsonl')"),
+         "data.domains.law: expected key: value pairs, with the keys train, valid, columns, description (got"),
         ("data.max_bad_rows=[]", "data.max_bad_rows: input should be a valid integer or a valid number (got [])"),
         ("resume.allow=data", "resume.allow: expected a list such as [a, b] (got 'data')"),
         ("train.deepspeed=[1]", "train.deepspeed: expected a path or key: value pairs (got [1])"),

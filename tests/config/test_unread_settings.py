@@ -84,7 +84,7 @@ def test_keys_of_another_labeller_are_listed(load):
     own = ("detect.labeller=openai", "detect.openai={model: m}", "detect.label_characters=9")
     assert unread_detect_settings(load(*own)) == []
     (line,) = unread_detect_settings(load(*own, "detect.prior_shift=false"))
-    assert line == "detect.prior_shift: not read: only detect.labeller=classifier reads it; leave it out"
+    assert line == "detect.prior_shift: not read: only the labellers embedding, classifier read it; leave it out"
 
 
 def weights_after(settings, domain_set):

@@ -8,7 +8,7 @@ import torch
 from versatune_ds.data.batch import Batch
 from versatune_ds.distributed import World
 from versatune_ds.engine.engine import Engine
-from versatune_ds.model.build import DomainLosses
+from versatune_ds.model.domain_model import DomainLosses
 
 
 class FakeDeepSpeedEngine:

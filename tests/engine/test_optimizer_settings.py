@@ -15,7 +15,8 @@ from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, place_step_c
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.engine.other_world_size import load_converted
-from versatune_ds.model.build import DomainModel, build_causal_lm
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.domain_model import DomainModel
 
 BEFORE = {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "max_grad_norm": 1.0}
 NOW = {"weight_decay": 0.5, "beta1": 0.5, "beta2": 0.75, "max_grad_norm": 1e-3}

@@ -12,7 +12,8 @@ pytest.importorskip("transformers")
 from tiny_models import build_arguments, make_model, pack
 
 from versatune_ds.model.attention import VARLEN, varlen_parameters
-from versatune_ds.model.build import DTYPES, DomainModel, build_causal_lm, compile_layers
+from versatune_ds.model.build import DTYPES, build_causal_lm
+from versatune_ds.model.domain_model import DomainModel, compile_layers
 from versatune_ds.model.model_check import check_losses_are_the_models
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

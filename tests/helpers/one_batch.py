@@ -9,7 +9,8 @@ from versatune_ds.config import TrainConfig
 from versatune_ds.data.batch import Batch, padded_valid_index, segment_bounds
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
-from versatune_ds.model.build import DomainModel, build_causal_lm
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.domain_model import DomainModel
 
 STEPS, NUM_EXAMPLES, LEARNING_RATE = 3, 8, 1e-2
 ROW_TOKENS = {"packed": 24, "one by one": 12}

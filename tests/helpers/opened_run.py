@@ -1,4 +1,4 @@
-"""Make a run's folder as after its start, without a model, a tokenizer or a step."""
+"""Make a run's folder as after its first line of metrics, without a model, a tokenizer or a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def config(tmp_path, **train):
     )
 
 
-def open_folder(settings, *, is_fresh=False, step=0, losses=(1.5, 2.0), is_killed=False, made_on=None):
+def open_folder(settings, *, is_fresh=False, step=0, losses=(1.5, 2.0), is_killed=False, made_on=None, has_begun=True):
     start = RunStart(
         prior={"weights": {"law": 0.25, "code": 0.75}, "origin": str(settings.mixture.prior)},
         reference={"losses": dict(zip(("law", "code"), losses, strict=True))},
@@ -30,4 +30,6 @@ def open_folder(settings, *, is_fresh=False, step=0, losses=(1.5, 2.0), is_kille
     open_run_folder(settings, World(), start=start, is_fresh=is_fresh)
     if not is_killed:
         write_record(settings, World(), start=start, step=step)
+    if has_begun and not is_killed and not (settings.run_dir / "metrics.jsonl").exists():
+        (settings.run_dir / "metrics.jsonl").write_text('{"step": 0}\n')
     return settings.run_dir

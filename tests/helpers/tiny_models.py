@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from versatune_ds.config import ModelConfig
-from versatune_ds.model.build import DomainModel, build_causal_lm
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.domain_model import DomainModel
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

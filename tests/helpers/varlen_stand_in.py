@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch.nn import functional
 
-from versatune_ds.model.attention import Machine
+from versatune_ds.model.attention_choice import Machine
 
 PARAMETERS = frozenset({"window_size", "scale", "enable_gqa"})
 H100 = Machine(device_type="cuda", precision="bf16", capability=(9, 0), varlen=PARAMETERS)

@@ -26,13 +26,45 @@ def test_the_names_are_in_the_order_of_the_enum_in_the_sources() -> None:
     assert [name.strip().removeprefix("k").lower() for name in names] == [name.replace("_", "") for name in KERNELS]
 
 
+class _Event:
+    """Stand in for a CUDA event; every kernel takes a millisecond."""
+
+    def __init__(self, **_: bool) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, _: _Event) -> float:
+        return 1.0
+
+
+def test_a_kernel_whose_rows_do_not_fit_beside_the_sums_of_many_domains_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(logits_NV: torch.Tensor, *arguments: torch.Tensor | float) -> None:
+        if arguments[-1] == KERNELS.index("ring_1") and len(arguments[2]) >= shared_domains:
+            raise RuntimeError("two slices of a row do not fit into a block's shared memory")
+
+    text = (CSRC / "cuda_rows.cuh").read_text(encoding="utf-8")
+    shared_domains = int(text.partition("kSharedDomains = ")[2].partition(";")[0])
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.ops.versatune, "domain_ce_gradient_", run)
+    monkeypatch.setattr(kernel_choice, "_num_multiprocessors", lambda _: 1)
+    times = kernel_choice.measure_kernels(torch.device("cpu"), torch.bfloat16, 64, turns=1)
+    assert set(times) == set(KERNELS) - {"auto", "ring_1"}
+
+
 def test_a_cpu_has_one_kernel() -> None:
     assert loss_kernel("cpu", None, torch.float32, 100) == 0
 
 
 def test_an_unknown_kernel_is_refused_with_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERSATUNE_LOSS_KERNEL", "ring_3")
-    with pytest.raises(ValueError, match=r"VERSATUNE_LOSS_KERNEL: expected one of auto, two_pass, .*, got 'ring_3'"):
+    with pytest.raises(ValueError, match=r"VERSATUNE_LOSS_KERNEL: unknown value 'ring_3'; set one of auto, two_pass, "):
         loss_kernel("cpu", None, torch.float32, 100)
 
 

@@ -67,12 +67,12 @@ def drawn(text, *, batch, place):
 def faked(monkeypatch, base, tmp_path):
     """Return a function that detects with the fakes, from pool and overrides to (detection, config)."""
 
-    def run(pool, *overrides):
+    def run(pool, *overrides, labelled=None):
         monkeypatch.setattr(detect_module, "make_labeller", lambda config, **_: FakeLabeller())
         monkeypatch.setattr(detect_module, "domain_set_of", lambda data, **_: DomainSet(DOMAINS))
         monkeypatch.setattr(detect_module, "ProcessPool", lambda load, **_: pool)
         config = detect_config(tmp_path, base, *overrides)
-        return detect(config, num_processes=1), config
+        return detect(config, num_processes=1, labelled=labelled), config
 
     return run
 
@@ -139,6 +139,27 @@ def test_a_domain_that_the_model_never_wrote_about_keeps_a_weight_and_a_note_say
     assert list(values["low_weights"]) == ["code"]
     assert "weight 0.0025 is below a tenth of uniform (0.0500)" in prior_table(values)
     assert "the 95 % interval ends at 0.018" in prior_table(values)
+
+
+def test_known_texts_calibrate_what_is_drawn_and_no_share_is_zero_or_outside_its_interval(faked, tmp_path):
+    known = tmp_path / "known.jsonl"
+    rows = [{"text": f"{TEXTS[name]} {i}", "domain": name} for name in DOMAINS for i in range(12)]
+    known.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    plain, _ = faked(FakePool(texts=[TEXTS["law"]] * 4), "detect.num_sequences=200", "detect.rounds=2")
+    found, config = faked(
+        FakePool(texts=[TEXTS["law"]] * 4), "detect.num_sequences=200", "detect.rounds=2", labelled=known
+    )
+    values = prior_values(found, config.detect)
+    assert values["labeller"]["labelled"]["accuracy"] == 1.0
+    assert values["labeller"]["correction"]["black_box_shares"]["law"] > 0.9
+    assert np.all(found.shares.shares_K > 0)
+    assert np.all((found.shares.lower_K <= found.shares.shares_K) & (found.shares.shares_K <= found.shares.upper_K))
+    assert np.all(found.shares.half_widths_K >= plain.shares.half_widths_K - 1e-3)
+
+
+def test_known_texts_are_refused_where_nothing_is_labelled(faked, tmp_path):
+    with pytest.raises(ValueError, match=r"^--labelled: .*: detect\.method=likelihood labels no text; leave "):
+        faked(FakePool(), "detect.method=likelihood", labelled=tmp_path / "known.jsonl")
 
 
 def test_a_resumed_or_longer_detection_draws_only_missing_batches(faked):

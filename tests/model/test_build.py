@@ -51,8 +51,13 @@ def test_an_attention_that_the_model_does_not_support_is_refused_with_an_alterna
         raise ValueError("Gemma2ForCausalLM does not support this attention implementation")
 
     monkeypatch.setattr(build, "_make", refuse)
-    with pytest.raises(ValueError, match=r"^model\.attention: sdpa is not supported here; use eager"):
+    with pytest.raises(ValueError, match=r"^model\.attention: sdpa is not supported here .*; use eager"):
         make_model("gemma2")
+
+
+def test_an_unknown_model_key_about_flash_attention_is_not_taken_for_an_attention_that_cannot_work():
+    with pytest.raises(ValueError, match=r"^model\.from_config\.use_flash_attn: unknown to llama"):
+        make_model("llama", use_flash_attn=True)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "mistral", "gemma"])

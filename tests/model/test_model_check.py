@@ -9,7 +9,8 @@ from tiny_models import build_arguments
 from versatune_ds.config import TrainConfig
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
-from versatune_ds.model.build import DomainModel, build_causal_lm
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.domain_model import DomainModel
 
 REFUSED = {
     "cohere": ({"logit_scale": 0.0625}, "sdpa", "scales its logits outside its head"),

@@ -27,7 +27,7 @@ ARCHITECTURES = {
     },
 }  # fmt: skip
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "varlen", "flash_attention_2")
-# Scores of gemma2 are soft-capped, which sdpa and varlen refuse (test_attention.py) and flash's stand-in cannot do.
+# Scores of gemma2 are soft-capped: sdpa and varlen refuse that (test_attention_choice.py), flash's stand-in cannot.
 CASES = [
     (name, attention)
     for name in ARCHITECTURES

@@ -10,7 +10,8 @@ from tiny_models import A, B, C, build_arguments, make_model, pack
 from versatune_ds.config import LoraConfig, TrainConfig
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
-from versatune_ds.model.build import DomainModel, build_causal_lm, model_inputs
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.router_loss import router_loss_of
 

@@ -6,7 +6,8 @@ import torch
 from tiny_models import A, B, C, build_arguments, pack, token_losses
 
 from versatune_ds.config import LoraConfig, ModelConfig
-from versatune_ds.model.build import DomainModel, build_causal_lm, compile_layers
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.domain_model import DomainModel, compile_layers
 from versatune_ds.model.trainable_parameters import merged_weights, save_adapters
 
 

@@ -93,6 +93,11 @@ def test_a_valid_recipe_has_no_warnings_and_no_failures(versatune, recipe):
     assert code == 0
 
 
+def unknown_kernels(folder):
+    os.environ["VERSATUNE_KERNELS"] = "fast"  # the fixture restores it
+    return []
+
+
 def missing_file(folder):
     return [
         "data.folder=null",
@@ -147,6 +152,9 @@ FAULTS = {
     "a reference without a domain": (reference_without_a_domain, "reference", "mixture.reference", "law"),
     "a reference of another tokenizer": (
         reference_of_other_tokenizer, "reference", "mixture.reference", "measured with another tokenizer",
+    ),
+    "an unknown implementation of the kernels": (
+        unknown_kernels, "kernels", "VERSATUNE_KERNELS", "unknown value 'fast'",
     ),
     "a batch that does not divide": (["train.rows_per_batch=6"], "batch", "train.rows_per_batch", "multiple of 4"),
     "ZeRO against the recipe": (

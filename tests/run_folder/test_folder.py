@@ -54,12 +54,22 @@ def test_of_keys_newer_than_the_run_only_those_with_another_value_are_logged(tmp
     ]
 
 
+def test_a_start_that_failed_before_its_first_line_does_not_bind_the_next_to_its_settings(tmp_path, caplog):
+    folder = open_folder(config(tmp_path), has_begun=False)
+    with caplog.at_level("INFO", logger="versatune_ds"):
+        open_folder(config(tmp_path, rows_per_batch=16, steps=4), losses=(1.0, 1.0))
+    assert caplog.messages == []
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["rows_per_batch"] == 16
+    assert json.loads((folder / "reference.json").read_text())["losses"] == {"law": 1.0, "code": 1.0}
+    assert not list(folder.glob("*_until_step_*"))
+
+
 def test_a_change_of_a_fixed_key_is_refused_and_fresh_starts_over(tmp_path):
     folder = open_folder(config(tmp_path))
     (folder / "metrics.jsonl").write_text("old")
     with pytest.raises(ValueError, match=r"^train\.rows_per_batch: 16, but the run in .* began with 8; use the"):
         open_folder(config(tmp_path, rows_per_batch=16))
-    open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True)
+    open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True, has_begun=False)
     assert not (folder / "metrics.jsonl").exists()
 
 

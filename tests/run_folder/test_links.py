@@ -63,7 +63,7 @@ def test_fresh_on_a_run_folder_that_is_a_link_keeps_the_link(tmp_path):
     folder.rename(tmp_path / "moved")
     folder.symlink_to(tmp_path / "moved")
     (folder / "metrics.jsonl").write_text("old")
-    open_folder(config(tmp_path), is_fresh=True)
+    open_folder(config(tmp_path), is_fresh=True, has_begun=False)
     assert folder.is_symlink()
     assert "metrics.jsonl" not in names(tmp_path / "moved")
 

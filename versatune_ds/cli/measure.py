@@ -40,6 +40,11 @@ def add_detect(commands: Commands) -> None:
         help="prior.json to write, with a chart beside it (default: the recipe's mixture.prior, else "
         "runs/NAME-prior.json)",
     )
+    command.add_argument(
+        "--labelled",
+        **FILE,
+        help="JSON Lines of text and domain, from other sources than the recipe's rows, to measure the labeller on",
+    )
 
 
 def _detect(parsed: argparse.Namespace) -> int:
@@ -47,7 +52,15 @@ def _detect(parsed: argparse.Namespace) -> int:
     from versatune_ds.knowledge.detect_recipe import detect_recipe
 
     check_replaceable(parsed.output, mark='"weights"')
-    write(detect_recipe(parsed.recipe, parsed.overrides, processes=parsed.processes, output=parsed.output))
+    write(
+        detect_recipe(
+            parsed.recipe,
+            parsed.overrides,
+            processes=parsed.processes,
+            output=parsed.output,
+            labelled=parsed.labelled,
+        )
+    )
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.comparison.plan import ComparisonPlan, texts
-from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config import DetectConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten
 from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
@@ -142,7 +142,26 @@ def check_settings(plan: ComparisonPlan) -> None:
 
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without what changes results by rounding alone."""
-    return {**settings, "model": model_identity(settings.get("model", {}))}
+    return {**_with_later_keys(settings), "model": model_identity(settings.get("model", {}))}
+
+
+def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the defaults of keys that came later, so that an earlier starting point is used on.
+
+    Before there was `detect.embedding`, `classifier` was the default that is `auto` now; before `detect.method`,
+    10 rounds and a tolerance of .005 were the defaults.
+    """
+    found = dict(settings)
+    if detect := dict(found.get("detect") or {}):
+        if "embedding" not in detect and detect.get("labeller") == "classifier":
+            detect["labeller"] = "auto"
+        if "method" not in detect and (detect.get("rounds"), detect.get("tol")) == (10, 0.005):
+            detect = {name: value for name, value in detect.items() if name not in ("rounds", "tol")}
+        found["detect"] = {**DetectConfig().model_dump(mode="json"), **detect}
+    if domains := (found.get("data") or {}).get("domains"):
+        described = {name: {"description": None, **files} for name, files in domains.items()}
+        found["data"] = {**found["data"], "domains": described}
+    return found
 
 
 def _configs(plan: ComparisonPlan) -> tuple[RunConfig, RunConfig]:

@@ -5,7 +5,14 @@ is reported in one line, before any GPU is used.
 """
 
 from versatune_ds.config.data import DataConfig, DomainFiles, HubDataset, SyntheticCorpus
-from versatune_ds.config.detect import USER_HEADER, DetectConfig, EndpointConfig, LocalLabellerConfig, SamplingConfig
+from versatune_ds.config.detect import (
+    USER_HEADER,
+    DetectConfig,
+    EmbeddingConfig,
+    EndpointConfig,
+    LocalLabellerConfig,
+    SamplingConfig,
+)
 from versatune_ds.config.load import load_config
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import LoraConfig, ModelConfig
@@ -19,6 +26,7 @@ __all__ = [
     "DataConfig",
     "DetectConfig",
     "DomainFiles",
+    "EmbeddingConfig",
     "EndpointConfig",
     "HubDataset",
     "LocalLabellerConfig",

@@ -52,6 +52,8 @@ class DomainFiles(Section):
     columns: dict[str, str] | None = None
     """Mapping from the parts of an example to column names, for data whose form is not recognised. Parts: prompt and
     answer, or messages, or text; optionally system, context, reasoning and tools."""
+    description: str | None = Field(default=None, min_length=1)
+    """What is in the domain, in a few words or sentences, for `versatune detect`."""
 
     @field_validator("train", "valid", mode="before")
     @classmethod

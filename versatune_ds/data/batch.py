@@ -23,7 +23,7 @@ VALID_MULTIPLE = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch; tensors are int64 where nothing else is said, on the CPU, pinned if there is a GPU."""
+    """One micro-batch; tensors are int64 unless stated otherwise, on the CPU, pinned if there is a GPU."""
 
     input_ids: torch.Tensor
     """[B,T]."""

@@ -57,6 +57,7 @@ def _fill_columns(
     B, T = ids_BT.shape
     e = 0
     for b in range(B):
+        # The examples of the row.
         end, segment = 0, 0
         while e < len(row_E) and row_E[e] == b:
             begin = offset_E[e]
@@ -69,6 +70,7 @@ def _fill_columns(
                 segment_ids_BT[b, t] = segment
             segment += 1
             e += 1
+        # Its padding: one more segment, without loss.
         for t in range(end, T):
             labels_BT[b, t] = IGNORE_INDEX
             positions_BT[b, t] = t - end

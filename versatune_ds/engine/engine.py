@@ -30,7 +30,7 @@ from versatune_ds.engine.deepspeed_quirks import (
 )
 from versatune_ds.engine.optimizer import build_optimizer, learning_rate_at
 from versatune_ds.kernels.domain_loss import DomainSums
-from versatune_ds.model.build import DomainModel, model_inputs
+from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models
 
 

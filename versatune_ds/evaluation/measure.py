@@ -24,7 +24,7 @@ from versatune_ds.evaluation.result import Answers, Evaluation
 from versatune_ds.evaluation.subject import Subject, load_subject
 from versatune_ds.launch.process_pool import ProcessPool, device_of
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.model.build import DomainModel
+from versatune_ds.model.domain_model import DomainModel
 from versatune_ds.model.sizes import check_positions
 from versatune_ds.training.held_out import losses_without_engine
 

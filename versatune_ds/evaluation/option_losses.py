@@ -22,7 +22,7 @@ from versatune_ds.data.batch import IGNORE_INDEX
 from versatune_ds.evaluation.choices import ChoiceSet, Option
 from versatune_ds.evaluation.questions import padded_left
 from versatune_ds.model.attention import dense_attention
-from versatune_ds.model.build import DomainModel
+from versatune_ds.model.domain_model import DomainModel
 from versatune_ds.monitor.progress_lines import with_progress
 
 

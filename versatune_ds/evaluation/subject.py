@@ -16,7 +16,7 @@ import torch
 from versatune_ds.config import ModelConfig, RunConfig, load_config
 from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.export.run_export import export_run
-from versatune_ds.model.attention import machine_of
+from versatune_ds.model.attention_choice import machine_of
 from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.model.named_model import check_is_no_adapter
 from versatune_ds.run_folder.folder import weights_made_on

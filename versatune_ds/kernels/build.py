@@ -5,8 +5,8 @@ step, under a lock that the operating system releases with the process. Ranks th
 compiler or ninja. A killed build blocks nobody: it leaves neither the lock file of `cpp_extension`, which outlives its
 process, nor a compiler that still writes.
 
-Installing needs no compiler. Without one, Triton's kernels (on a GPU) or the PyTorch implementation run, and one
-warning is logged; so it is if the compiled kernels cannot be launched.
+Installing needs no compiler. Without one, or where the compiled kernels cannot be launched, Triton's kernels (on a GPU)
+or the PyTorch implementation run, and one warning is logged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,6 @@ ENVIRONMENT_SWITCH = "VERSATUNE_KERNELS"
 _CHOICES = ("auto", "cpp", "triton", "torch")
 _WORKSPACE = "workspace_"
 _LOG = "build.log"
-
 
 Kind = Literal["compiled", "triton", "torch"]
 _SHOWN: dict[Kind, str] = {"compiled": "compiled C++", "triton": "Triton", "torch": "PyTorch"}
@@ -60,14 +59,21 @@ class Implementation:
 
     def describe(self) -> str:
         """Return one line for the log and for `versatune check`."""
-        speed = (
-            ""
-            if not self.is_fallback
-            else "slower, same numbers: "
-            if self.kind == "triton"
-            else "SLOW, same numbers: "
-        )
+        slowness = {"triton": "slower, same numbers: ", "torch": "SLOW, same numbers: "}
+        speed = slowness.get(self.kind, "") if self.is_fallback else ""
         return f"loss kernels on {self.device_type}: {_SHOWN[self.kind]} implementation ({speed}{self.reason})"
+
+
+def chosen_implementation(environ: Mapping[str, str]) -> str:
+    """Return the implementation that the environment asks for.
+
+    Raises:
+        ValueError: If VERSATUNE_KERNELS is set to an unknown choice.
+    """
+    choice = environ.get(ENVIRONMENT_SWITCH, "auto")
+    if choice not in _CHOICES:
+        raise ValueError(f"{ENVIRONMENT_SWITCH}: unknown value {choice!r}; set one of {', '.join(_CHOICES)}")
+    return choice
 
 
 @functools.cache
@@ -81,18 +87,15 @@ def load_kernels(device_type: str) -> Implementation:
         ValueError: If VERSATUNE_KERNELS is set to an unknown choice.
         RuntimeError: If VERSATUNE_KERNELS=cpp and the kernels cannot be built or launched.
     """
-    choice = os.environ.get(ENVIRONMENT_SWITCH, "auto")
-    if choice not in _CHOICES:
-        raise ValueError(f"{ENVIRONMENT_SWITCH}: expected one of {', '.join(_CHOICES)}, got {choice!r}")
-    implementation = _load_kernels(device_type, choice)
+    implementation = _load_kernels(device_type, chosen_implementation(os.environ))
     level = logging.WARNING if implementation.is_fallback else logging.INFO
     logger.log(level, "%s", implementation.describe())
     return implementation
 
 
 def _load_kernels(device_type: str, choice: str) -> Implementation:
-    """Load what was chosen; without a compiler, or if a launch fails, Triton's kernels or PyTorch take over."""
-    if choice != "auto" and choice != "cpp":
+    """Load what was chosen; without a compiler, or if a launch fails, use Triton's kernels or PyTorch."""
+    if choice in ("triton", "torch"):
         if choice == "triton":
             triton_kernels.replace_operators(device_type)
         return Implementation(device_type=device_type, kind=choice, reason=f"{ENVIRONMENT_SWITCH}={choice}")

@@ -5,7 +5,7 @@ candidate that can run is timed on the first use of a vocabulary, in some 20 ms,
 compiled library: later processes and runs on this machine choose the same kernel without timing. That matters beyond
 speed: two kernels add up a row in different orders, so their losses differ in the last bits.
 
-    VERSATUNE_LOSS_KERNEL=ring_4    takes one kernel, whatever is faster; `auto` takes the likely one without timing
+    VERSATUNE_LOSS_KERNEL=ring_4    uses this kernel without timing; `auto` the one that is likely to be fast
 """
 
 from __future__ import annotations
@@ -35,7 +35,25 @@ _SIMPLEST_FIRST = ("two_pass", "one_read", "ring_1", "ring_2", "ring_4", "ring_8
 _MARGIN = 0.03
 """A kernel must be faster by more than this to be preferred to a simpler one: less may be the noise of the timing."""
 _MAX_BYTES = 256 * 2**20
+"""Size of the logits that are timed, at most."""
+_SHARED_DOMAINS = 512
+"""Domains whose sums fill the shared memory kept for them (kSharedDomains in cuda_rows.cuh); fewer need less of it, and
+more need none. Timed with one domain, a ring could be chosen whose stages no longer fit beside the sums of many."""
 _TIMES_FILE = "kernel_times.json"
+_CHOSEN: dict[str, str] = {}
+"""Device, dtype and vocabulary -> kernel, as far as this process knows."""
+
+
+def chosen_kernel(environ: Mapping[str, str]) -> str:
+    """Return the kernel that the environment asks for; empty for none.
+
+    Raises:
+        ValueError: If VERSATUNE_LOSS_KERNEL is no kernel's name.
+    """
+    name = environ.get(ENVIRONMENT_SWITCH, "")
+    if name and name not in KERNELS:
+        raise ValueError(f"{ENVIRONMENT_SWITCH}: unknown value {name!r}; set one of {', '.join(KERNELS)}")
+    return name
 
 
 @torch.compiler.assume_constant_result
@@ -47,15 +65,10 @@ def loss_kernel(device_type: str, device_index: int | None, dtype: torch.dtype, 
     Raises:
         ValueError: If VERSATUNE_LOSS_KERNEL is no kernel's name.
     """
-    name = os.environ.get(ENVIRONMENT_SWITCH, "")
-    if name and name not in KERNELS:
-        raise ValueError(f"{ENVIRONMENT_SWITCH}: expected one of {', '.join(KERNELS)}, got {name!r}")
+    name = chosen_kernel(os.environ)
     if device_type != "cuda" or not build.load_kernels(device_type).is_compiled:
         return 0
     return KERNELS.index(name or _timed_kernel(torch.device(device_type, device_index), dtype, vocabulary))
-
-
-_CHOSEN: dict[str, str] = {}
 
 
 def _timed_kernel(device: torch.device, dtype: torch.dtype, vocabulary: int) -> str:
@@ -99,7 +112,8 @@ def measure_kernels(device: torch.device, dtype: torch.dtype, vocabulary: int, *
     except torch.OutOfMemoryError:
         return {}
     labels_N = torch.arange(rows, device=device) % vocabulary
-    arguments = (labels_N, torch.zeros_like(labels_N), torch.ones(1, device=device), IGNORE_INDEX, 0.0, 0.0, 0.0)
+    loss_weights_K = torch.ones(_SHARED_DOMAINS, device=device)
+    arguments = (labels_N, torch.zeros_like(labels_N), loss_weights_K, IGNORE_INDEX, 0.0, 0.0, 0.0)
     times: dict[str, list[float]] = {}
     for turn in range(turns + 1):  # the first turn warms up
         for number, name in enumerate(KERNELS[1:], start=1):

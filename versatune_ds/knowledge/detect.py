@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,18 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.estimate import Estimate, Shares, estimate
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
-from versatune_ds.knowledge.label_texts import domain_set_of
-from versatune_ds.knowledge.labeller import Labeller, make_labeller
+from versatune_ds.knowledge.label_correction import (
+    KnownLabels,
+    RecalibratedLabeller,
+    confused_pairs,
+    corrected_estimate,
+    describe_correction,
+    recalibrated_labeller,
+    spread_over_confused,
+)
+from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
+from versatune_ds.knowledge.label_texts import LabelledTexts, domain_set_of
+from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
 from versatune_ds.knowledge.likelihood import Likelihood, detect_likelihood
 from versatune_ds.knowledge.precision import Precision, precision_of
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
@@ -43,6 +53,7 @@ logger = logging.getLogger(__name__)
 _SEQUENCES_VERSION = "1"  # raise it when the same settings would give other sequences
 _LOG_SECONDS = 5.0
 _DRAWS_OF_A_ROUND = 200  # bootstrap draws of the rounds before the last
+_MOSTLY_UNCLEAR = 0.3
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,6 +79,8 @@ class Detection:
     """Whether the intervals are as narrow as `detect.interval`, or the last round changed less than `detect.tol`."""
     precision: Precision | None = None
     estimate: Estimate | None = None
+    labels_NK: np.ndarray | None = None
+    """Labels of the sequences, [N, K]."""
 
     @property
     def shares(self) -> Shares:
@@ -76,6 +89,13 @@ class Detection:
             assert self.likelihood is not None, "one of the methods found shares"
             return self.likelihood.shares
         return self.estimate.tokens if self.weight_unit == "tokens" else self.estimate.sequences
+
+    def _num_unclear(self) -> dict[str, int]:
+        """Return how many sequences look like no domain, where the labeller can say so."""
+        if self.labeller["name"] != "embedding" or self.labels_NK is None:
+            return {}
+        labels = zip(self.labels_NK, self.sequences, strict=True)
+        return {"unclear": sum(not label_K.any() and not sequence.is_empty for label_K, sequence in labels)}
 
     def rates(self) -> dict[str, float]:
         """Return which shares of the sequences are unparsed, empty, repetitive, duplicates, cut off."""
@@ -87,26 +107,35 @@ class Detection:
             "duplicate": len(texts) - len(set(texts)),
             "cut": sum(sequence.is_cut for sequence in self.sequences),
         }
+        counts = {**self._num_unclear(), **counts}
         return {
             "unparsed": self.estimate.unparsed_rate,
             **{name: count / len(self.sequences) for name, count in counts.items()},
         }
 
 
-def detect(config: RunConfig, *, num_processes: int) -> Detection:
+def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = None) -> Detection:
     """Detect the shares of a recipe's domains in what its base model writes.
 
     Args:
         config: The recipe; its model must be a saved one.
         num_processes: Processes that draw, each with its own copy of the model.
+        labelled: File of texts whose domains are known, to measure the labeller on.
 
     Raises:
         ValueError: If the model, the data or the labeller is not as expected; before anything is drawn.
         RuntimeError: If no sequence could be labelled, or an endpoint fails for good.
     """
+    if labelled is not None and config.detect.method == "likelihood":
+        raise ValueError(
+            f"--labelled: {labelled}: detect.method=likelihood labels no text; leave --labelled out, or choose "
+            "detect.method=both or generation"
+        )
+    config = with_chosen_labeller(config)
     cache_dir = cache_folder(config)
     base_model = find_base_model(config.model, cache_dir=cache_dir)
     domain_set = domain_set_of(config.data, cache_dir=cache_dir)
+    known = None if labelled is None else read_labelled_texts(labelled, domain_set=domain_set)
     tokenizer = load_or_train_tokenizer(config)
     folder = cache_dir / f"detect-{_sequences_digest(config, base_model, tokenizer)[:16]}"
     found = Detection(
@@ -120,22 +149,49 @@ def detect(config: RunConfig, *, num_processes: int) -> Detection:
     if config.detect.method != "generation":
         found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
     if config.detect.method != "likelihood":
-        _detect_generation(found, config, tokenizer=tokenizer, num_processes=num_processes)
+        _detect_generation(
+            found, config, tokenizer=tokenizer, num_processes=num_processes, known=known, labelled=labelled
+        )
     return found
 
 
-def _detect_generation(found: Detection, config: RunConfig, *, tokenizer: Any, num_processes: int) -> None:
-    """Draw sequences, label them, and store the shares."""
+def _detect_generation(
+    found: Detection,
+    config: RunConfig,
+    *,
+    tokenizer: Any,
+    num_processes: int,
+    known: LabelledTexts | None,
+    labelled: Path | None,
+) -> None:
+    """Draw sequences, label them, and store the shares; `known` are the texts of the file `labelled`."""
     cache_dir, folder = cache_folder(config), found.folder
     with locked(cache_dir / "locks" / folder.name):
         labeller = make_labeller(
             config, tokenizer=tokenizer, domain_set=found.domain_set, cache_dir=cache_dir, folder=folder
         )
         found.labeller = labeller.describe()
+        if known is not None:
+            labeller = _with_known(found, labeller, known, texts=str(labelled), settings=config.detect)
         _log_labeller(found.labeller)
+        _warn_of_confused_domains(found.labeller, found.domain_set)
         with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
             _rounds(found, config.detect, labeller=labeller, pool=pool)
+    if isinstance(labeller, RecalibratedLabeller):
+        _correct(found, labeller, config.detect)
+    _spread_over_confused(found)
     _warn_if_unlike_the_rows(found)
+    _warn_if_mostly_unclear(found)
+
+
+def _with_known(
+    found: Detection, labeller: Labeller, known: LabelledTexts, *, texts: str, settings: DetectConfig
+) -> Labeller:
+    """Record how good the labeller is on texts of known domains, and return it, calibrated on them where it can be."""
+    of_known = KnownLabels(labels_NK=labeller.label(known.texts), domain_ids=known.domain_ids)
+    quality = quality_of(of_known.labels_NK, known.domain_ids, num_domains=len(found.domain_set), texts=texts)
+    found.labeller["labelled"] = quality.describe(found.domain_set)
+    return recalibrated_labeller(labeller, of_known, texts=texts) if settings.labeller in FITTED_LABELLERS else labeller
 
 
 def _rounds(
@@ -144,7 +200,7 @@ def _rounds(
     """Draw and label round after round, until the intervals are narrow enough or the last round is done."""
     store = SequenceStore(found.folder / "sequences.jsonl")
     labels_NK = np.zeros((0, len(found.domain_set)))
-    is_shifted = settings.prior_shift and settings.labeller == "classifier"
+    is_shifted = settings.prior_shift and settings.labeller in FITTED_LABELLERS
     estimated = partial(estimate, prior_shift=is_shifted, seed=settings.sampling.seed)
     for number in range(1, settings.rounds + 1):
         end = -(-settings.num_sequences * number // settings.rounds)
@@ -166,6 +222,7 @@ def _rounds(
             break
     if not found.is_converged:
         _warn_that_budget_is_used(found, settings)
+    found.labels_NK = labels_NK
     found.estimate = estimated(labels_NK, num_tokens_N)
     found.rounds[-1] = found.shares.shares_K
 
@@ -186,6 +243,29 @@ def _warn_that_budget_is_used(found: Detection, settings: DetectConfig) -> None:
         )
     elif settings.tol is not None:
         logger.warning("detect.num_sequences: used up, and the last round still changed a share by detect.tol or more")
+
+
+def _correct(found: Detection, labeller: RecalibratedLabeller, settings: DetectConfig) -> None:
+    """Put the error of the correction into the intervals, and record the shares by black-box shift estimation."""
+    assert found.estimate is not None, "the last round made it"
+    assert found.labels_NK is not None, "the last round made them"
+    found.estimate = corrected_estimate(
+        found.estimate,
+        labeller,
+        found.labels_NK,
+        np.array([sequence.num_tokens for sequence in found.sequences], dtype=np.float64),
+        prior_shift=settings.prior_shift,
+        seed=settings.sampling.seed,
+    )
+    correction = describe_correction(labeller, found.labels_NK, found.domain_set)
+    found.labeller["correction"] = correction
+    black_box = "  ".join(f"{name} {share:.3f}" for name, share in correction["black_box_shares"].items())
+    logger.info(
+        "labels calibrated on the labelled texts: calibration error %.3f there (each half on the other); shares of "
+        "sequences by black-box shift estimation:\n  %s",
+        correction["labelled"]["calibration_error"],
+        black_box,
+    )
 
 
 def _draw_up_to(
@@ -243,6 +323,11 @@ def _weight_unit(config: RunConfig) -> str:
 
 def _log_labeller(description: dict[str, Any]) -> None:
     """Log which labeller is used, and how good it is where that is known."""
+    for texts in ("left_out", "labelled"):
+        if texts in description:
+            logger.info("labeller %s: %s", description["name"], quality_table(description[texts]))
+    if "left_out" in description:
+        return
     if "accuracy" not in description:
         logger.info("labeller %s", json.dumps(description))
         return
@@ -253,6 +338,48 @@ def _log_labeller(description: dict[str, Any]) -> None:
         description["accuracy"],
         description["calibration_error"],
     )
+
+
+def _spread_over_confused(found: Detection) -> None:
+    """Widen the intervals of domains that the labeller cannot tell apart."""
+    assert found.estimate is not None, "the last round made it"
+    ids = [
+        (found.domain_set.id_of(one), found.domain_set.id_of(two)) for one, two in found.labeller.get("confused", ())
+    ]
+    by_sequence, by_token = (
+        spread_over_confused(shares, ids) for shares in (found.estimate.sequences, found.estimate.tokens)
+    )
+    found.estimate = replace(found.estimate, sequences=by_sequence, tokens=by_token)
+
+
+def _warn_of_confused_domains(description: dict[str, Any], domain_set: DomainSet) -> None:
+    """Warn of domains that the labeller cannot tell apart, and say what to do."""
+    measured = description.get("labelled") or description.get("left_out")
+    if measured is None:
+        return
+    rows = [measured["confusion"][name] for name in domain_set]
+    confusion_KK = np.array([[np.nan] * len(domain_set) if row is None else list(row.values()) for row in rows])
+    pairs = [[domain_set.names[i], domain_set.names[j]] for i, j in confused_pairs(confusion_KK)]
+    description["confused"] = pairs
+    if pairs:
+        logger.warning(
+            "detect.labeller: it cannot tell apart %s (%s), so their intervals span both shares; describe "
+            "them better (data.domains.NAME.description), make them one domain, or set mixture.prior by hand",
+            "; ".join(" and ".join(pair) for pair in pairs),
+            measured["texts"],
+        )
+
+
+def _warn_if_mostly_unclear(found: Detection) -> None:
+    """Warn if what the model writes looks like none of the domains."""
+    share = found.rates().get("unclear", 0.0)
+    if share > _MOSTLY_UNCLEAR:
+        logger.warning(
+            "unclear: %.0f%% of the sequences look like no domain, so they say little of the mixture; begin them as "
+            "the model's training did (detect.sampling.prefix), add a domain for what it writes, or set mixture.prior "
+            "by hand",
+            100 * share,
+        )
 
 
 def _log_round(found: Detection, *, change: float, budget: int, sequences_per_second: float | None) -> None:

@@ -20,6 +20,7 @@ from versatune_ds.config import DetectConfig, load_config
 from versatune_ds.config.unread_settings import unread_detect_settings
 from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
 from versatune_ds.knowledge.detect import Detection, detect
+from versatune_ds.knowledge.labeller import FITTED_LABELLERS, with_chosen_labeller
 from versatune_ds.launch.start import check_processes, num_visible_gpus
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
@@ -31,7 +32,9 @@ _BAR_CHARACTERS = 30
 _LIBRARIES = ("versatune_ds", "torch", "transformers", "scikit-learn")
 
 
-def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | None, output: Path | None) -> str:
+def detect_recipe(
+    recipe: Path, overrides: Sequence[str], *, processes: int | None, output: Path | None, labelled: Path | None = None
+) -> str:
     """Detect what a recipe's base model knows and return what to show.
 
     Args:
@@ -39,12 +42,14 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
         overrides: `key=value` texts.
         processes: Processes that draw; None means one per GPU, or 1 without a GPU.
         output: Where prior.json goes; None means `RunConfig.default_output`.
+        labelled: JSON Lines of `text` and `domain` to measure the labeller on.
 
     Raises:
         ValueError: If the recipe, its model, data or labeller is not as expected.
     """
     config = load_config(recipe, overrides)
     check_start(StartCheckInput(config=config, stage="detect"))
+    config = with_chosen_labeller(config)
     for line in unread_detect_settings(config):
         logger.warning("%s", line)
     num_gpus = num_visible_gpus()
@@ -52,7 +57,7 @@ def detect_recipe(recipe: Path, overrides: Sequence[str], *, processes: int | No
     path = output or config.default_output("prior")
     if path.suffix != ".json":
         raise ValueError(f"--output: {path}: expected a file that ends in .json")
-    values = prior_values(detect(config, num_processes=num_processes), config.detect)
+    values = prior_values(detect(config, num_processes=num_processes, labelled=labelled), config.detect)
     chart = write_prior(path, values)
     return f"{prior_table(values)}\n\nprior  {path}\nchart  {chart}"
 
@@ -112,7 +117,7 @@ def _values_of_generation(found: Detection, settings: DetectConfig) -> dict[str,
         "interval": settings.interval,
         "tol": settings.tol,
         "sampling": settings.sampling.model_dump(mode="json"),
-        "prior_shift": settings.prior_shift and settings.labeller == "classifier",
+        "prior_shift": settings.prior_shift and settings.labeller in FITTED_LABELLERS,
         "labeller": found.labeller,
         "label_confidence": round(found.estimate.confidence, 4),
     }

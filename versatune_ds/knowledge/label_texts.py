@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from versatune_ds.config import DataConfig
 from versatune_ds.data.encoding.forms import parse_example
@@ -26,6 +26,8 @@ MIN_ROWS = 20
 
 _FIT_SHARE, _CALIBRATE_SHARE = 0.7, 0.15
 
+Row = TypeVar("Row")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledTexts:
@@ -33,6 +35,8 @@ class LabelledTexts:
 
     texts: list[str]
     domain_ids: list[int]
+    file_ids: list[int] = field(default_factory=list)
+    """Which of its domain's files each text is from, counted from 0; empty where it is unknown."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -74,7 +78,7 @@ def read_divided_texts(
     Raises:
         ValueError: If a domain has fewer than 20 different records that can be read.
     """
-    parts: tuple[LabelledTexts, ...] = tuple(LabelledTexts(texts=[], domain_ids=[]) for _ in range(3))
+    parts: tuple[LabelledTexts, ...] = tuple(LabelledTexts(texts=[], domain_ids=[], file_ids=[]) for _ in range(3))
     for domain_id, (name, files) in enumerate(domain_files(data, cache_dir=cache_dir).items()):
         # Sample the domain's records by their hashes.
         key = key_of(data, domain=name)
@@ -85,16 +89,17 @@ def read_divided_texts(
                 f"{key}: domain {name!r} has {len(by_hash)} different rows, the classifier needs {MIN_ROWS}"
             )
         # In the order of the hashes, which is random, the first texts are a sample too.
-        texts = [by_hash[row_hash] for row_hash in sorted(by_hash)[:rows_per_domain]]
-        texts = cut_texts(texts, tokenizer=tokenizer, max_tokens=max_tokens)
-        ends = round(len(texts) * _FIT_SHARE), round(len(texts) * (_FIT_SHARE + _CALIBRATE_SHARE))
-        for part, kept in zip(parts, (texts[: ends[0]], texts[ends[0] : ends[1]], texts[ends[1] :]), strict=True):
-            part.texts.extend(kept)
-            part.domain_ids.extend([domain_id] * len(kept))
+        kept = [by_hash[row_hash] for row_hash in sorted(by_hash)[:rows_per_domain]]
+        texts = cut_texts([text for text, _ in kept], tokenizer=tokenizer, max_tokens=max_tokens)
+        ends = (0, round(len(texts) * _FIT_SHARE), round(len(texts) * (_FIT_SHARE + _CALIBRATE_SHARE)), len(texts))
+        for part, start, end in zip(parts, ends, ends[1:], strict=False):
+            part.texts.extend(texts[start:end])
+            part.domain_ids.extend([domain_id] * (end - start))
+            part.file_ids.extend(file_id for _, file_id in kept[start:end])
     return DividedTexts(fit=parts[0], calibrate=parts[1], test=parts[2])
 
 
-def texts_with_smallest_hashes(rows: Iterable[tuple[int, str]], *, num_texts: int) -> dict[int, str]:
+def texts_with_smallest_hashes(rows: Iterable[tuple[int, Row]], *, num_texts: int) -> dict[int, Row]:
     """Return the texts with the smallest different hashes, by hash; no more than that many are ever in memory.
 
     Hashes are uniform, so this is a random sample without repetition that depends on the texts, not on their order.
@@ -103,7 +108,7 @@ def texts_with_smallest_hashes(rows: Iterable[tuple[int, str]], *, num_texts: in
         rows: (hash, text) of every record; those of the same hash have the same text.
         num_texts: At most that many are kept.
     """
-    kept: dict[int, str] = {}
+    kept: dict[int, Row] = {}
     negated: list[int] = []  # a heap whose first entry is the largest hash kept
     for row_hash, text in rows:
         if row_hash in kept:
@@ -127,13 +132,18 @@ def cut_texts(texts: list[str], *, tokenizer: Any, max_tokens: int) -> list[str]
     return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
 
-def _hashed_texts(paths: tuple[Path, ...], *, columns: Mapping[str, str] | None) -> Iterator[tuple[int, str]]:
-    """Yield (hash, text of all turns) of every record that can be read; `prepare` counts and reports the others."""
-    for path in paths:
+def _hashed_texts(
+    paths: tuple[Path, ...], *, columns: Mapping[str, str] | None
+) -> Iterator[tuple[int, tuple[str, int]]]:
+    """Yield (hash, (text of all turns, number of its file)) of every record that can be read.
+
+    `prepare` counts and reports the others.
+    """
+    for file_id, path in enumerate(paths):
         for record in read_records(path):
             try:
                 row = None if record.problem else parse_example(record.json_text, columns=columns)
             except BadRowError:
                 continue
             if row is not None and is_unicode(text := "\n".join(row.texts())):
-                yield content_hash(row), text
+                yield content_hash(row), (text, file_id)

@@ -6,15 +6,28 @@ same for all labellers.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from versatune_ds.config import RunConfig
-from versatune_ds.domains import DomainSet, nearest_name
-from versatune_ds.knowledge.label_texts import read_divided_texts
+from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.domain_descriptions import (
+    check_described,
+    describe_domains,
+    described,
+    recipe_descriptions,
+)
+from versatune_ds.knowledge.label_texts import DividedTexts, read_divided_texts
 from versatune_ds.knowledge.questions import Question
+from versatune_ds.knowledge.text_encoder import TextEncoder, find_encoder
+
+logger = logging.getLogger(__name__)
+
+FITTED_LABELLERS = ("embedding", "classifier")
+"""Labellers fitted on the recipe's rows with equal shares, so `detect.prior_shift` applies to their labels."""
 
 
 class Labeller(Protocol):
@@ -37,13 +50,11 @@ def make_labeller(
     Raises:
         ValueError: If a domain has too few rows, a model cannot be loaded, or a description is of no domain.
     """
+    config = with_chosen_labeller(config)
     settings = config.detect
-    for name in settings.descriptions:
-        if name not in domain_set.names:
-            raise ValueError(f"detect.descriptions: unknown domain {name!r}; {nearest_name(name, domain_set.names)}")
-    if settings.labeller == "classifier":
-        from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
-
+    descriptions = recipe_descriptions(config)
+    check_described(descriptions, domain_set)
+    if settings.labeller in FITTED_LABELLERS:
         texts = read_divided_texts(
             config.data,
             tokenizer=tokenizer,
@@ -51,10 +62,8 @@ def make_labeller(
             rows_per_domain=config.detect.rows_per_domain,
             cache_dir=cache_dir,
         )
-        return ClassifierLabeller(texts, num_domains=len(domain_set))
-    question = Question(
-        domain_set=domain_set, descriptions=settings.descriptions, max_characters=settings.label_characters
-    )
+        return _fitted(config, texts, descriptions=descriptions, domain_set=domain_set, cache_dir=cache_dir)
+    question = Question(domain_set=domain_set, descriptions=descriptions, max_characters=settings.label_characters)
     if settings.labeller == "openai":
         from versatune_ds.knowledge.label_openai import EndpointLabeller
 
@@ -64,3 +73,36 @@ def make_labeller(
 
     assert settings.hf is not None, "the config checks it"
     return LocalLabeller(settings.hf, question=question, folder=folder, cache_dir=cache_dir)
+
+
+def _fitted(
+    config: RunConfig, texts: DividedTexts, *, descriptions: dict[str, str], domain_set: DomainSet, cache_dir: Path
+) -> Labeller:
+    """Return a labeller fitted on the recipe's rows."""
+    if config.detect.labeller == "classifier":
+        from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
+
+        return ClassifierLabeller(texts, num_domains=len(domain_set))
+    from versatune_ds.knowledge.label_embedding import EmbeddingLabeller
+
+    found = describe_domains(descriptions, texts.fit, domain_set=domain_set)
+    logger.info("what the domains are compared with, and who wrote it:\n%s", described(found, domain_set))
+    encoder = TextEncoder(find_encoder(config.detect.embedding), cache_dir=cache_dir)
+    return EmbeddingLabeller(texts, encoder=encoder, descriptions=found, domain_set=domain_set)
+
+
+def with_chosen_labeller(config: RunConfig) -> RunConfig:
+    """Return the recipe with `embedding` or `classifier` in place of `auto`, and log which and why.
+
+    With `detect.method=likelihood` nothing is labelled, and nothing is chosen.
+    """
+    if config.detect.labeller != "auto" or config.detect.method == "likelihood":
+        return config
+    try:
+        name, reason = "embedding", f"the encoder {find_encoder(config.detect.embedding).name} is on this machine"
+    except ValueError as error:
+        if config.detect.embedding.name_or_path is not None:
+            raise  # the recipe asks for it by name
+        name, reason = "classifier", str(error)
+    logger.info("detect.labeller: auto: %s; %s", name, reason)
+    return config.model_copy(update={"detect": config.detect.model_copy(update={"labeller": name})})

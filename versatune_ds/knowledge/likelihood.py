@@ -32,7 +32,8 @@ from versatune_ds.knowledge.estimate import Shares
 from versatune_ds.knowledge.likelihood_rows import LikelihoodRows, likelihood_rows
 from versatune_ds.launch.process_pool import ProcessPool, device_of
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.model.build import DomainModel, build_causal_lm
+from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.domain_model import DomainModel
 from versatune_ds.training.held_out import losses_without_engine
 from versatune_ds.training.prepared_data import load_or_train_tokenizer
 from versatune_ds.training.worker import set_threads

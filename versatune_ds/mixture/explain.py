@@ -14,7 +14,7 @@ from versatune_ds.mixture.decision import Decision, above_reference
 from versatune_ds.mixture.offline.replay import NOT_COUNTERFACTUAL, first_difference
 from versatune_ds.mixture.offline.simulate import Simulation
 from versatune_ds.mixture.weights import effective_num_domains
-from versatune_ds.text_table import text_table
+from versatune_ds.text_table import number_cell, text_table
 
 _MAX_ROWS = 24
 """Rows of a table over updates; longer histories are thinned evenly, first and last kept."""
@@ -63,15 +63,15 @@ def _domain_row(decision: Decision, name: str) -> tuple[str, ...]:
     before, after = decision.weights_before[name], decision.weights_after[name]
     return (
         name,
-        _number(losses["mean"]),
-        _number(losses["stderr"]),
-        _number(signals["reference_loss"]),
-        _number(above_reference(losses["mean"], signals["reference_loss"])),
-        _number(signals["learnable_potential"]),
-        _percent(signals["forgetting_degree"]),
-        _percent(signals["forgetting_from_best"]),
-        _percent(signals["forgetting_from_start"]),
-        _number(after),
+        number_cell(losses["mean"], ".4f"),
+        number_cell(losses["stderr"], ".4f"),
+        number_cell(signals["reference_loss"], ".4f"),
+        number_cell(above_reference(losses["mean"], signals["reference_loss"]), ".4f"),
+        number_cell(signals["learnable_potential"], ".4f"),
+        number_cell(signals["forgetting_degree"], ".2%"),
+        number_cell(signals["forgetting_from_best"], ".2%"),
+        number_cell(signals["forgetting_from_start"], ".2%"),
+        number_cell(after, ".4f"),
         f"{after - before:+.4f}",
     )
 
@@ -82,10 +82,10 @@ def simulation_text(simulation: Simulation, *, domain_set: DomainSet) -> str:
     ends = [
         (
             name,
-            _number(last.losses[name]["mean"]),
-            _number(last.signals[name]["learnable_potential"]),
-            _percent(last.signals[name]["forgetting_from_start"]),
-            _number(last.weights_after[name]),
+            number_cell(last.losses[name]["mean"], ".4f"),
+            number_cell(last.signals[name]["learnable_potential"], ".4f"),
+            number_cell(last.signals[name]["forgetting_from_start"], ".2%"),
+            number_cell(last.weights_after[name], ".4f"),
             "-" if simulation.epochs_K is None else f"{simulation.epochs_K[domain_set.id_of(name)]:.2f}",
         )
         for name in domain_set
@@ -168,11 +168,3 @@ def _relative_fall(first: Decision, last: Decision, name: str) -> float | None:
     """Return (first loss - last loss) / first loss, negative where the domain was forgotten."""
     start, end = first.losses[name]["mean"], last.losses[name]["mean"]
     return None if start is None or end is None else (start - end) / start
-
-
-def _number(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _percent(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.2%}"

@@ -1,20 +1,18 @@
-"""Load or build a transformers model, and replace its head by one that returns the loss by domain.
+"""Load a saved transformers model, or make one from config, as the recipe's model section asks.
 
-The model keeps its class and its parameter names; only `lm_head` becomes a `DomainLossHead` with the same weight. So
-checkpoints, tied embeddings, LoRA and export need no conversion.
+Configs are checked for misspelt keys, and files against the config, before weights are read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -25,168 +23,21 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.integrations import HfDeepSpeedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from versatune_ds.config import ModelConfig
-from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.domains import nearest_name
-from versatune_ds.kernels.domain_loss import DomainSums
-from versatune_ds.kernels.linear_head import DomainLossHead
-from versatune_ds.kernels.settings import LossSettings
 from versatune_ds.log import first_line
-from versatune_ds.model.attention import (
-    Machine,
-    attention_arguments,
-    attention_needs,
-    choose_attention,
-    machine_here,
-    register_varlen,
-)
+from versatune_ds.model.attention import register_varlen
+from versatune_ds.model.attention_choice import Machine, attention_needs, choose_attention, machine_here
 from versatune_ds.model.named_model import adapters_line, check_saved_model
-from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.saved_weights import check_loading_info, check_saved_weights, without_load_report
-from versatune_ds.model.sizes import num_learned_positions, sizes_of
+from versatune_ds.model.sizes import sizes_of
 from versatune_ds.model.trainable_parameters import choose_what_is_trained
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class DomainLosses(NamedTuple):
-    """The losses of one forward pass: tensors in a plain tuple, which ZeRO-3's hooks can walk through.
-
-    Shape legend: **K** domains, **N** positions of the micro-batch.
-    """
-
-    loss_sum: torch.Tensor
-    """Sum of the weighted token losses, fp32 scalar with gradient."""
-    loss_sum_K: torch.Tensor
-    """Unweighted loss sums by domain, float64."""
-    loss_sq_sum_K: torch.Tensor
-    """Sums of squared token losses by domain, float64."""
-    num_loss_tokens_K: torch.Tensor
-    """Loss tokens by domain, int64."""
-    token_losses_N: torch.Tensor
-    """Loss of every position, zero where the label is ignored; empty unless `per_token`."""
-    router_loss: torch.Tensor
-    """Load-balancing loss times its coefficient, a scalar with gradient; 0 in evaluation, and where there is none."""
-
-    @property
-    def by_domain(self) -> DomainSums:
-        """Return the three sums by domain as one value."""
-        return DomainSums(self.loss_sum_K, self.loss_sq_sum_K, self.num_loss_tokens_K)
-
-
-class DomainModel(nn.Module):
-    """Run a causal language model on packed rows and return its loss by domain.
-
-    Args:
-        causal_lm: A transformers model; its head is replaced in place.
-        num_domains: K.
-    """
-
-    def __init__(self, causal_lm: PreTrainedModel, *, num_domains: int) -> None:
-        super().__init__()
-        self.causal_lm = causal_lm
-        self.num_domains = num_domains
-        linear = causal_lm.get_output_embeddings()
-        head_name = next(name for name, module in causal_lm.named_modules() if module is linear)
-        parent, _, attribute = head_name.rpartition(".")
-        settings = LossSettings(softcap=softcap_of(causal_lm))
-        setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, settings=settings))
-        self.num_positions = num_learned_positions(causal_lm)
-        self.router_loss = router_loss_of(causal_lm)
-
-    def forward(
-        self,
-        *,
-        input_ids: torch.Tensor,
-        labels: torch.Tensor,
-        positions: torch.Tensor,
-        domain_ids: torch.Tensor,
-        valid_index: torch.Tensor | None = None,
-        num_valid: int | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        longest_segment: int | None = None,
-        per_token: bool = False,
-        is_token: torch.Tensor | None = None,
-        grad_scale: float | None = None,
-    ) -> DomainLosses:
-        """Return the losses of a micro-batch of packed rows, all [B, T] int64; for the others see `Batch`.
-
-        `grad_scale` is the factor of the later backward pass, where it is known; see `DomainLossHead.forward`.
-
-        Attention never crosses examples. Positions restart with every example, and from that transformers makes its
-        packed mask (sdpa, eager, flex_attention), which a cache or a mask of ours would switch off; the others get the
-        bounds of the examples (`attention.py`), found in the positions only where `cu_seqlens` is not given.
-        """
-        lengths = attention_arguments(self.causal_lm, positions, cu_seqlens=cu_seqlens, longest_segment=longest_segment)
-        if self.num_positions is not None:  # examples fit (check_positions); the padding of a long row may not
-            positions = positions.remainder(self.num_positions)
-        decoder = self.causal_lm.get_decoder()
-        has_router_loss = self.router_loss is not None and self.training
-        extra = {"output_router_logits": True, **lengths} if has_router_loss else lengths
-        output = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
-        hidden = output[0]
-        result = self.causal_lm.get_output_embeddings()(
-            hidden,
-            labels,
-            domain_ids,
-            num_domains=self.num_domains,
-            valid_index=valid_index,
-            num_valid=num_valid,
-            per_token=per_token,
-            grad_scale=grad_scale,
-        )
-        token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
-        router_loss = self.router_loss(output.router_logits, is_token) if has_router_loss else hidden.new_zeros(())
-        return DomainLosses(result.loss, *result.by_domain, token_losses, router_loss)
-
-
-def compile_layers(causal_lm: nn.Module) -> None:
-    """Compile the decoder's layers in place, one by one, so that they share one compiled form and names do not change.
-
-    The head is excluded: its kernel is compiled already.
-    """
-    for module in causal_lm.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile()
-
-
-def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = False) -> dict[str, Any]:
-    """Return a micro-batch as the arguments of `DomainModel.forward`, on a device.
-
-    Args:
-        batch: Rows on the CPU.
-        device: Where the model runs.
-        marks_tokens: Whether to add `is_token`, which only a router loss needs.
-    """
-    tensors = {
-        "input_ids": batch.input_ids,
-        "labels": batch.labels,
-        "positions": batch.positions,
-        "domain_ids": batch.domain_ids,
-        "valid_index": batch.valid_index,
-        "cu_seqlens": batch.cu_seqlens,
-    }
-    if marks_tokens:
-        tensors["is_token"] = _is_token(batch)
-    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-    return {**on_device, "num_valid": batch.num_valid, "longest_segment": batch.longest_segment}
-
-
-def _is_token(batch: Batch) -> torch.Tensor:
-    """Return which positions are not padding, bool [B, T]; padding is a last segment of a row without loss."""
-    is_last = batch.segment_ids == batch.segment_ids[:, -1:]
-    bears_loss = ((batch.labels != IGNORE_INDEX) & is_last).any(dim=1, keepdim=True)
-    return ~is_last | bears_loss
-
-
-def softcap_of(causal_lm: PreTrainedModel) -> float:
-    """Return the bound of a model's logits, as in softcap * tanh(logits / softcap); 0 for none."""
-    return sizes_of(causal_lm.config).softcap
 
 
 def special_ids_of_tokenizer(tokenizer: Any) -> dict[str, int]:
@@ -234,27 +85,14 @@ def build_causal_lm(
     is_checked = reads_weights and check_model_weights(model)
     # Load or build. transformers looks for this object while it loads; it has an effect as long as it exists.
     zero3_switch = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
-    try:
+    with _errors_with_keys(model):
         config = _config_of(model, vocab_size=vocab_size, special_ids=special_ids)
-        choice = choose_attention(
-            model.attention, needs=attention_needs(config), machine=machine or machine_here(precision)
-        )
-        if choice.name == "varlen":
-            register_varlen()
-        attention = choice.registered_name
+        attention = _attention_of(model, config, machine=machine or machine_here(precision))
         if model.from_config is not None or not reads_weights:
             causal_lm = _make(model, config, dtype=DTYPES[precision], attention=attention, device=device)
         else:
             device = None if is_loaded_in_parts else device
             causal_lm = _load(model, dtype=DTYPES[precision], attention=attention, device=device)
-    except (ValueError, ImportError) as error:
-        is_attention = "attention implementation" in str(error) or "flash" in str(error).lower()
-        if not is_attention or str(error).startswith(("model.name_or_path:", "model.attention:")):
-            raise
-        raise ValueError(f"model.attention: {model.attention} is not supported here; use eager ({error})") from None
-    except OSError as error:
-        reason = first_line(error)
-        raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
     # Check the vocabulary, then freeze parameters or add adapters.
     _check_vocabulary(causal_lm, vocab_size=vocab_size)
     choose_what_is_trained(causal_lm, model)
@@ -264,6 +102,29 @@ def build_causal_lm(
     if model.gradient_checkpointing:
         _enable_gradient_checkpointing(causal_lm)
     return causal_lm
+
+
+@contextlib.contextmanager
+def _errors_with_keys(model: ModelConfig) -> Iterator[None]:
+    """Turn transformers' errors about attention and missing files into ValueError with the key they are about."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        is_attention = "attention implementation" in str(error) or "flash" in str(error).lower()
+        if not is_attention or str(error).startswith("model."):
+            raise
+        raise ValueError(f"model.attention: {model.attention} is not supported here ({error}); use eager") from None
+    except OSError as error:
+        reason = first_line(error)
+        raise ValueError(f"model.name_or_path: cannot load {model.name_or_path!r}: {reason}") from None
+
+
+def _attention_of(model: ModelConfig, config: PretrainedConfig, *, machine: Machine) -> str:
+    """Choose a model's attention and return its name in transformers' interface, where ours is registered first."""
+    choice = choose_attention(model.attention, needs=attention_needs(config), machine=machine)
+    if choice.name == "varlen":
+        register_varlen()
+    return choice.registered_name
 
 
 def _check_vocabulary(causal_lm: PreTrainedModel, *, vocab_size: int) -> None:
@@ -295,11 +156,10 @@ def save_model_settings(causal_lm: Any, folder: Path) -> None:
 
 def stopping_settings(model: ModelConfig) -> list[Any]:
     """Return the settings with a saved model's stop tokens: generation settings or config; empty if neither loads."""
-    trust = {"trust_remote_code": model.trust_remote_code}
     with contextlib.suppress(OSError, ValueError):
         return [GenerationConfig.from_pretrained(model.name_or_path)]
     with contextlib.suppress(OSError, ValueError):
-        return [AutoConfig.from_pretrained(model.name_or_path, **trust)]
+        return [AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=model.trust_remote_code)]
     return []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from versatune_ds.model.attention import attention_arguments, dense_attention
-from versatune_ds.model.build import softcap_of
+from versatune_ds.model.domain_model import softcap_of
 from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.sizes import sizes_of
 

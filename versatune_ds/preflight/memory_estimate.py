@@ -30,7 +30,8 @@ from versatune_ds.engine.ds_settings import grad_accum_dtype, offload_device, ze
 from versatune_ds.engine.optimizer import has_fused_adamw
 from versatune_ds.kernels.head_loss import chunk_rows
 from versatune_ds.kernels.linear_head import DEFAULT_CHUNK_MIB
-from versatune_ds.model.attention import describe_attention, machine_here, machine_of, use_countable_attention
+from versatune_ds.model.attention import use_countable_attention
+from versatune_ds.model.attention_choice import describe_attention, machine_here, machine_of
 from versatune_ds.model.build import DTYPES, build_causal_lm
 from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.sizes import num_learned_positions, sizes_of

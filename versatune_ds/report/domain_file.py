@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatune_ds.config.load import flatten
+from versatune_ds.mixture.files import is_finite_number
 from versatune_ds.report.scales import UNKNOWN
-from versatune_ds.report.series import is_number
 from versatune_ds.report.summary import flat_items
 
 
@@ -69,4 +69,4 @@ def _text(value: Any) -> str:
         return UNKNOWN
     if isinstance(value, list):
         return " to ".join(_text(item) for item in value)
-    return f"{value:,.4f}" if is_number(value) and isinstance(value, float) else str(value)
+    return f"{value:,.4f}" if is_finite_number(value) and isinstance(value, float) else str(value)

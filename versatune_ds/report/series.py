@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from versatune_ds.mixture.decision import above_reference
+from versatune_ds.mixture.files import is_finite_number
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
@@ -53,7 +53,7 @@ class RunSeries:
 
     def of(self, name: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of one metric; missing values and those that are not finite are omitted."""
-        return [(line["step"], line[name]) for line in self.metrics if is_number(line.get(name))]
+        return [(line["step"], line[name]) for line in self.metrics if is_finite_number(line.get(name))]
 
     def last(self, name: str) -> float | None:
         """Return a metric's last value, None where it was never recorded."""
@@ -107,7 +107,7 @@ def read_series(run_dir: Path) -> RunSeries:
             f"{run_dir}: no {', '.join(_FILES[:-1])} or {_FILES[-1]}; expected the folder of a run (runs/NAME)"
         )
     decisions = tuple(line for line in read_json_lines(run_dir / DECISIONS_FILE) if _is_decision(line))
-    metrics = tuple(line for line in read_json_lines(run_dir / METRICS_FILE) if is_number(line.get("step")))
+    metrics = tuple(line for line in read_json_lines(run_dir / METRICS_FILE) if is_finite_number(line.get("step")))
     prior = _read_mapping(run_dir / PRIOR_FILE)
     return RunSeries(
         run_dir=run_dir,
@@ -134,14 +134,9 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             logger.warning("%s:%d is skipped: %s", path, line.number, line.problem)
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value from a file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_decision(line: Mapping[str, Any]) -> bool:
     weights = (line.get("weights_before"), line.get("weights_after"))
-    return all(isinstance(w, Mapping) and w for w in weights) and is_number(line.get("decided_at_step"))
+    return all(isinstance(w, Mapping) and w for w in weights) and is_finite_number(line.get("decided_at_step"))
 
 
 def _domain_names(
@@ -200,7 +195,7 @@ def loss_above_reference(decision: Mapping[str, Any], name: str) -> float | None
 
 def number_or_none(value: Any) -> float | None:
     """Return a value from a file if it is a finite number, None otherwise."""
-    return value if is_number(value) else None
+    return value if is_finite_number(value) else None
 
 
 def _weights_at_start(series: RunSeries) -> Mapping[str, Any]:

@@ -43,7 +43,7 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("ab") as stream:
         try:
             if not try_lock(stream):
-                _logger.info("Another process does the same work; waiting for it (%s).", path)
+                _logger.info("Waiting for a process, of this run or another, that does the same work (%s).", path)
                 fcntl.lockf(stream, fcntl.LOCK_EX)
         except OSError as error:
             warn_once(f"{path.parent}: no file can be locked there ({error}); a second process would do the same work")

@@ -3,7 +3,8 @@
 The folder contains the resolved config, so a resumed run can log which keys changed since it began, and refuse those
 that would make it another run. The settings of a run's earlier parts stay beside the current ones: `config.yaml` is the
 current one, `config_until_step_00000005.yaml` made the decisions up to step 5. A run that resumes from an earlier step
-than it had reached drops the decisions after that step, and their settings too.
+than it had reached drops the decisions after that step, and their settings too. `environment.json` describes where a
+result was made: versions, commit, devices.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from versatune_ds.config import RunConfig
 from versatune_ds.config.load import flatten, parse_config
 from versatune_ds.distributed import World
 from versatune_ds.run_folder.atomic import write_json, write_text
+from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 from versatune_ds.run_folder.links import check_links, claim_checkpoints, is_empty_folder, point_to_new_folder
 from versatune_ds.run_folder.names import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
+    DECISIONS_FILE,
     ENDINGS_FILE,
     ENVIRONMENT_FILE,
+    METRICS_FILE,
     PRIOR_FILE,
     REFERENCE_FILE,
 )
@@ -91,9 +95,17 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
         return
     if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
-    if not is_fresh:
+    if not is_fresh and _has_begun(folder):
         allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allow else ()
         _check_changes(_saved_config(folder), config.model_dump(mode="json"), folder=folder, allowed=allowed)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Return whether a run has recorded anything; one that failed before may start with other settings."""
+    written = (METRICS_FILE, DECISIONS_FILE)
+    return newest_checkpoint_name(folder) != "none" or any(
+        (folder / name).is_file() and (folder / name).stat().st_size > 0 for name in written
+    )
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:
@@ -113,19 +125,20 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     """
     folder = config.run_dir
     check_run_folder(config, is_fresh=is_fresh)
-    if not is_fresh and (folder / CONFIG_FILE).is_file():
+    is_new = is_fresh or not (folder / CONFIG_FILE).is_file() or not _has_begun(folder)
+    if not is_new:
         for key, was, now in _changed_keys(_saved_config(folder), config.model_dump(mode="json")):
             logger.info("%s: now %s, was %s (run in %s)", key, now, was, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:
         _delete_former_run(folder)
     claim_checkpoints(folder)
-    if is_fresh or not (folder / CONFIG_FILE).is_file():
+    if is_new:
         write_record(config, world, start=start, step=0)
     start.save_parts(folder)
     if start.endings:
         write_json(folder / ENDINGS_FILE, dict(start.endings))
-    if not (folder / PRIOR_FILE).is_file():
+    if is_new or not (folder / PRIOR_FILE).is_file():
         write_json(folder / PRIOR_FILE, dict(start.prior))
 
 

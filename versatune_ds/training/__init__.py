@@ -1,1 +1,1 @@
-"""Train: model, engine, loop, checkpoints, evaluation, export, monitoring."""
+"""Train: assemble a run, the loop, held-out losses, metrics, signals, and resuming from a checkpoint."""

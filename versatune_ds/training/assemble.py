@@ -25,14 +25,9 @@ from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.log import start_phase
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.model.attention import describe_attention, machine_here
-from versatune_ds.model.build import (
-    DomainModel,
-    build_causal_lm,
-    compile_layers,
-    save_model_settings,
-    special_ids_of_tokenizer,
-)
+from versatune_ds.model.attention_choice import describe_attention, machine_here
+from versatune_ds.model.build import build_causal_lm, save_model_settings, special_ids_of_tokenizer
+from versatune_ds.model.domain_model import DomainModel, compile_layers
 from versatune_ds.model.fused_layers import fuse_layers
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.router_loss import describe_router_loss
@@ -123,10 +118,9 @@ def assemble_run(
     monitor = _open_records(setup, start, inputs=inputs, point=point, export_model=export_model)
     return Run(
         config=config, world=world, domain_set=data.domain_set, engine=engine, **parts, inputs=inputs, monitor=monitor,
-        meter=Meter(data.domain_set), throughput=throughput_of(causal_lm, config.train, world=world),
+        meter=Meter(data.domain_set), throughput=throughput_of(causal_lm, config.train, world=world), identity=identity,
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
-        identity=identity, locks=locks, step=0 if point is None else point.step,
-        is_complete=point is not None and point.is_complete,
+        locks=locks, step=0 if point is None else point.step, is_complete=point is not None and point.is_complete,
     )  # fmt: skip
 
 
@@ -195,7 +189,7 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
     check_positions(causal_lm, longest=setup.longest_example)
     fuse_layers(causal_lm, config.model, device=setup.device)
     if setup.zero_stage < 3:
-        with start_phase("check of the losses, kernels"):  # the first loss compiles or loads the kernels
+        with start_phase("loss kernels and check of the losses"):  # the first loss loads or compiles them
             check_losses_are_the_models(causal_lm.to(setup.device))
     if config.model.compile:
         compile_layers(causal_lm)
@@ -209,7 +203,7 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
             seed=config.run.seed,
         )
     if setup.zero_stage == 3:
-        with start_phase("check of the losses, kernels"):
+        with start_phase("loss kernels and check of the losses"):
             engine.check_losses()
     return engine
 

@@ -28,7 +28,7 @@ from versatune_ds.data.validation_loader import ExampleSubset, ValidationLoader
 from versatune_ds.distributed import World, from_rank_zero, sum_over_ranks
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.model.build import DomainModel, model_inputs
+from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.text_table import text_table
 from versatune_ds.training.prepared_data import RunSetup

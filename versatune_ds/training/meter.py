@@ -1,8 +1,8 @@
 """Collect the results of optimizer steps, and record them as metrics every `monitor.log_every` steps.
 
 Between two log lines everything stays on the device. A log line costs one wait for the device and one all-reduce of
-1 + 2K numbers. `Meter` sums since the last log line, `TrainLosses` since the last
-update of the mixture, `ServedTokens` over the entire run.
+1 + 2K numbers. `Meter` sums since the last log line, `TrainLosses` since the last update of the mixture, `ServedTokens`
+over the entire run.
 
 Shape legend: **K** domains.
 """
@@ -72,8 +72,7 @@ class Meter:
         """Return the interval's metrics, the same on every rank, and start the next interval.
 
         With L_r a rank's loss sum and M the global loss tokens of the interval's updates, train/loss = sum L_r / M; NaN
-        without an update.
-        Waits for the device. Communication: one all-reduce of 1 + 2K numbers.
+        without an update. Waits for the device. Communication: one all-reduce of 1 + 2K numbers.
         """
         # Sum over the interval's steps, then over ranks.
         K = len(self._domain_set)

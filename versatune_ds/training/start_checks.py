@@ -22,10 +22,13 @@ from versatune_ds.distributed.world import is_slurm_task
 from versatune_ds.domains import DomainSet
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
+from versatune_ds.kernels.build import chosen_implementation
+from versatune_ds.kernels.kernel_choice import chosen_kernel
 from versatune_ds.mixture.files import no_such_file
 from versatune_ds.mixture.reference import check_has_references
 from versatune_ds.mixture.settings import target_id_of
 from versatune_ds.mixture.weights import as_weights
+from versatune_ds.model.attention_choice import check_attention_device
 from versatune_ds.model.build import check_model_weights, config_from_mapping
 from versatune_ds.model.fused_layers import check_fused_layers
 from versatune_ds.model.named_model import check_saved_model
@@ -130,7 +133,14 @@ def _check_deepspeed(start: StartCheckInput) -> Iterator[Finding]:
     else:
         check_deepspeed_settings(config.train, settings, device_type=start.device_type)
         check_fused_layers(config.model, device_type=start.device_type)
+        check_attention_device(config.model.attention, device_type=start.device_type)
     yield ok("deepspeed", "train.deepspeed", f"ZeRO stage {zero_stage(settings)}, {config.train.precision}")
+
+
+def _check_kernel_variables(start: StartCheckInput) -> None:
+    """Check the environment's variables that choose the loss kernels."""
+    chosen_implementation(start.environ)
+    chosen_kernel(start.environ)
 
 
 def _check_model_keys(start: StartCheckInput) -> None:
@@ -235,6 +245,7 @@ START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_check_started_once),
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
+    Check(name="kernels", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_kernel_variables),
     Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
     Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
     Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),

@@ -12,7 +12,6 @@ namespace versatune {
 
 constexpr int kFewVectors = 4;   // 16 registers of logits, two blocks per multiprocessor
 constexpr int kManyVectors = 8;  // 32 registers of logits, one block
-constexpr int kMaxCtas = 8;
 
 struct OneReadShared {
   unsigned long long bins[kSharedDomains * kNumColumns];

@@ -2,8 +2,8 @@
 //
 // Each block owns the same slice of every row that its cluster processes, and keeps a ring of stages, one slice each.
 //   Producer (one thread): fetches label, domain and weight of a row, waits until a stage is free, starts a bulk copy of
-//     the slice into it, and goes on to the next row. It runs ahead by as many rows as there are stages, so the trips to
-//     memory of coming rows overlap with the work on this one.
+//     the slice into it, and continues with the next row. It runs ahead by as many rows as there are stages, so the
+//     trips to memory of coming rows overlap with the work on this one.
 //   Two groups of eight warps take turns: one reduces or writes a row while the other waits for the rest of its
 //     cluster. For each row a group
 //       1. waits until the slice has arrived, and reduces it in the thread and in the warp;
@@ -27,7 +27,6 @@ constexpr int kGroupWarps = 8;
 constexpr int kGroupThreads = kGroupWarps * 32;
 constexpr int kRingThreads = kRingGroups * kGroupThreads + 32;  // and a warp for the producer
 constexpr int kMaxStages = 8;
-constexpr int kMaxRingCtas = 8;
 
 // What the producer found out about the row in a stage.
 struct RowTask {
@@ -40,7 +39,7 @@ struct RingShared {
   Barrier is_empty[kMaxStages];  // one arrival of each warp of the group that worked on the stage
   Barrier has_parts[kRingGroups][2];
   RowTask task[kMaxStages];
-  RowPart warp_parts[kRingGroups][2][kMaxRingCtas * kGroupWarps];
+  RowPart warp_parts[kRingGroups][2][kMaxCtas * kGroupWarps];
 };
 
 // Bytes in front of the stages: the bins of the domains, if they fit into shared memory.

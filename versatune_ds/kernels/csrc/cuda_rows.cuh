@@ -12,6 +12,7 @@ namespace versatune {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
+constexpr int kMaxCtas = 8;  // blocks of a cluster that every device with clusters allows
 constexpr int kSharedDomains = 512;  // 20 KiB of bins; with more domains every token is added in global memory
 constexpr float kLog2E = 1.4426950408889634f;
 

@@ -1,6 +1,7 @@
 """Run the real controller on losses that cost nothing: a synthetic learner's or a recorded file's.
 
 Only the learner is simulated; weights, safeguards, schedule and decisions are those of training.
+`sweep_overrides` returns the combinations of settings to compare.
 
 Shape legend: **K** domains.
 """
