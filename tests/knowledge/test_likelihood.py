@@ -158,16 +158,31 @@ def test_likelihood_alone_draws_nothing_and_training_reads_its_weights(base, tmp
     assert not list(tmp_path.rglob("sequences.jsonl"))
 
 
-def test_a_domain_without_held_out_rows_is_refused_in_one_line(base, tmp_path, capsys):
+@pytest.fixture
+def few_rows(tmp_path):
+    """Data of which one domain has a single held-out row, as overrides."""
     for split, counts in (("train", (30, 30)), ("valid", (5, 1))):
         for name, num_rows in zip(("code", "law"), counts, strict=True):
             write_jsonl(tmp_path / "data" / split / f"{name}.jsonl", chat_rows(num_rows, topic=f"{name} {split}"))
-    data = ("data.synthetic=null", f"data.folder={tmp_path / 'data'}", "detect.method=likelihood")
-    called = command_of(capsys)("detect", write_recipe(detect_config(tmp_path, base, *data), tmp_path / "recipe.yaml"))
+    return "data.synthetic=null", f"data.folder={tmp_path / 'data'}"
+
+
+def test_a_domain_without_held_out_rows_is_refused_in_one_line(base, few_rows, tmp_path, capsys):
+    config = detect_config(tmp_path, base, *few_rows, "detect.method=likelihood")
+    called = command_of(capsys)("detect", write_recipe(config, tmp_path / "recipe.yaml"))
     assert called.code == 2
     assert called.err.splitlines()[-1].startswith(
         "versatune: detect.method: likelihood measures held-out rows, and law has fewer than 2; give held-out rows"
     )
+
+
+def test_without_held_out_rows_generation_runs_alone_unless_likelihood_was_asked_for(base, few_rows, tmp_path, capsys):
+    config = detect_config(tmp_path / "runs", base, *few_rows, "detect.method=both")
+    called = command_of(capsys)("detect", write_recipe(config, tmp_path / "recipe.yaml"))
+    assert called.code == 0, called.err
+    assert "generation alone: detect.method: likelihood measures held-out rows, and law has fewer than 2" in called.err
+    values = json.loads((tmp_path / "runs" / "tiny-prior.json").read_text())
+    assert "likelihood" not in values.get("methods", {})
 
 
 def shares(*triples):

@@ -41,6 +41,7 @@ from versatune_ds.knowledge.label_quality import quality_of, quality_table, read
 from versatune_ds.knowledge.label_texts import LabelledTexts, domain_set_of
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
 from versatune_ds.knowledge.likelihood import Likelihood, detect_likelihood
+from versatune_ds.knowledge.likelihood_rows import TooFewRowsError
 from versatune_ds.knowledge.precision import Precision, precision_of
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
@@ -147,7 +148,13 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
         folder=folder,
     )
     if config.detect.method != "generation":
-        found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
+        try:
+            found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
+        except TooFewRowsError as error:  # a domain may be trained on and not measured: generation needs no such rows
+            if config.detect.method == "likelihood":
+                raise
+            logger.warning("generation alone: %s", error)
+            found.method = "generation"
     if config.detect.method != "likelihood":
         _detect_generation(
             found, config, tokenizer=tokenizer, num_processes=num_processes, known=known, labelled=labelled

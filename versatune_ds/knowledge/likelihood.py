@@ -91,7 +91,8 @@ def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) 
         num_processes: Processes that measure, each with its own copy of the model and its share of the rows.
 
     Raises:
-        ValueError: If a domain has fewer than two held-out rows, or the model or its tokenizer cannot be loaded.
+        TooFewRowsError: If a domain has fewer than two held-out rows.
+        ValueError: If the model or its tokenizer cannot be loaded.
     """
     rows = likelihood_rows(config, tokenizer=tokenizer)
     kept = rows if num_processes == 1 else None

@@ -116,11 +116,15 @@ def likelihood_rows(config: RunConfig, *, tokenizer: Any) -> LikelihoodRows:
     )
 
 
+class TooFewRowsError(ValueError):
+    """A domain has too few held-out rows for its bits to be measured."""
+
+
 def _check_held_out(prepared: PreparedData) -> None:
-    """Check that every domain has held-out rows."""
+    """Raise TooFewRowsError if a domain has too few held-out rows."""
     few = [shards.name for shards in prepared.valid if shards.num_examples < MIN_ROWS]
     if few:
-        raise ValueError(
+        raise TooFewRowsError(
             f"detect.method: likelihood measures held-out rows, and {', '.join(few)} has fewer than {MIN_ROWS}; give "
             "held-out rows, raise data.valid_fraction, or set detect.method=generation"
         )
