@@ -157,6 +157,52 @@ def train_ours(settings: dict[str, Any], *, policy: str) -> dict[str, Any]:
     return {**clock.result(), "training_mib": peak_mib() - before, "masked": statistics.mean(masked)}
 
 
+def _rows_for_trl(config: Any, settings: dict[str, Any]) -> Any:
+    """Return the training rows of all domains as one dataset of the library that TRL reads."""
+    import datasets
+
+    from versatune_ds.data.sources.domain_files import domain_files
+    from versatune_ds.training.prepared_data import cache_folder
+
+    files = [name for part in domain_files(config.data, cache_dir=cache_folder(config)).values() for name in part.train]
+    return datasets.load_dataset("json", data_files=files, split="train", cache_dir=f"{settings['workspace']}/hf")
+
+
+def _model_for_trl(config: Any, *, vocab_size: int) -> Any:
+    """Return the model with transformers' attention: TRL does not pass the bounds that ours needs."""
+    import torch
+
+    from versatune_ds.model.attention import use_dense_attention
+    from versatune_ds.model.build import build_causal_lm
+
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # random weights of 1B take a minute on a CPU
+        causal_lm = build_causal_lm(
+            config.model, precision=config.train.precision, vocab_size=vocab_size, special_ids={}
+        )
+    use_dense_attention(causal_lm)
+    return causal_lm
+
+
+def _trl_arguments(settings: dict[str, Any], config: Any, train: Any, *, with_liger: bool) -> Any:
+    """Return TRL's settings that train as the recipe does; `train` is its train section."""
+    import torch
+    from trl import SFTConfig
+
+    from versatune_ds.engine.ds_settings import deepspeed_config
+
+    is_cuda, micro_rows = torch.cuda.is_available(), train.rows_per_micro_batch
+    return SFTConfig(
+        output_dir=f"{settings['workspace']}/trl", max_steps=settings["steps"], learning_rate=train.learning_rate,
+        per_device_train_batch_size=micro_rows, gradient_accumulation_steps=train.rows_per_batch // micro_rows,
+        max_length=config.data.row_tokens, packing=True, assistant_only_loss=True, gradient_checkpointing=False,
+        bf16=train.precision == "bf16", use_cpu=not is_cuda, logging_steps=5, save_strategy="no", report_to="none",
+        max_grad_norm=train.max_grad_norm, deepspeed=deepspeed_config(train, world_size=1),
+        optim="adamw_torch_fused" if is_cuda else "adamw_torch", disable_tqdm=True, lr_scheduler_type="cosine",
+        use_liger_kernel=with_liger, dataset_num_proc=8 if is_cuda else None,
+    )  # fmt: skip
+
+
 def train_trl(
     settings: dict[str, Any], *, rows_per_micro_batch: int | None = None, with_liger: bool = False
 ) -> dict[str, Any]:
@@ -167,26 +213,18 @@ def train_trl(
         rows_per_micro_batch: Another number than the recipe's.
         with_liger: Whether TRL uses Liger's kernels, its fused loss among them.
     """
-    import datasets
     import torch
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     from versatune_ds.config.load import parse_config
-    from versatune_ds.data.sources.domain_files import domain_files
-    from versatune_ds.engine.ds_settings import deepspeed_config
-    from versatune_ds.model.build import build_causal_lm
-    from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
+    from versatune_ds.training.prepared_data import load_or_train_tokenizer
 
     config = parse_config(recipe(settings, policy="uniform"))
     micro_rows = rows_per_micro_batch or config.train.rows_per_micro_batch
     train, is_cuda = config.train.model_copy(update={"rows_per_micro_batch": micro_rows}), torch.cuda.is_available()
     tokenizer = load_or_train_tokenizer(config)
-    files = [name for part in domain_files(config.data, cache_dir=cache_folder(config)).values() for name in part.train]
-    rows = datasets.load_dataset("json", data_files=files, split="train", cache_dir=f"{settings['workspace']}/hf")
-    torch.manual_seed(0)
-    with torch.device("cuda" if is_cuda else "cpu"):  # random weights of 1B take a minute on a CPU
-        causal_lm = build_causal_lm(config.model, precision=train.precision, vocab_size=len(tokenizer), special_ids={})
+    causal_lm, rows = _model_for_trl(config, vocab_size=len(tokenizer)), _rows_for_trl(config, settings)
     clock = StepClock()
 
     class EndOfStep(TrainerCallback):
@@ -198,15 +236,7 @@ def train_trl(
                 torch.cuda.synchronize()
             clock.end_step()
 
-    arguments = SFTConfig(
-        output_dir=f"{settings['workspace']}/trl", max_steps=settings["steps"], learning_rate=train.learning_rate,
-        per_device_train_batch_size=micro_rows, gradient_accumulation_steps=train.rows_per_batch // micro_rows,
-        max_length=config.data.row_tokens, packing=True, assistant_only_loss=True, gradient_checkpointing=False,
-        bf16=train.precision == "bf16", use_cpu=not is_cuda, logging_steps=5, save_strategy="no", report_to="none",
-        max_grad_norm=train.max_grad_norm, deepspeed=deepspeed_config(train, world_size=1),
-        optim="adamw_torch_fused" if is_cuda else "adamw_torch", disable_tqdm=True, lr_scheduler_type="cosine",
-        use_liger_kernel=with_liger, dataset_num_proc=8 if is_cuda else None,
-    )  # fmt: skip
+    arguments = _trl_arguments(settings, config, train, with_liger=with_liger)
     trainer = SFTTrainer(
         model=causal_lm, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[EndOfStep()]
     )

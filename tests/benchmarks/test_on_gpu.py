@@ -54,7 +54,7 @@ def test_a_part_that_ends_well_is_complete_with_its_rows_and_other_output_is_ign
 
 
 def test_a_part_that_fails_keeps_its_rows_and_its_reason_without_folders(tmp_path):
-    result = fake_part(tmp_path, f"{ROW}\nraise OSError('no file /home/me/work/x.json')")
+    result = fake_part(tmp_path, f"{ROW}\nraise OSError('no file /mnt/disk/x.json')")
     assert result.outcome == "ended with exit code 1: OSError: no file .../x.json"
     assert [row.name for row in result.rows] == ["copy"]
 

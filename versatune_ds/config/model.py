@@ -67,8 +67,8 @@ class ModelConfig(Section):
     attention: AttentionName | str = "auto"
     """How attention is computed. `auto` takes the fastest that needs no mask and works here: on a GPU `varlen` (part of
     torch from 2.10 on; half precision), else flash-attention 3 or 2 where installed, else `flex_attention`, else
-    `sdpa`; on a CPU `sdpa`. The log and `versatune check` say which and why. A kernel of the Hub is given by its name:
-    `kernels-community/flash-attn2`."""
+    `sdpa`; on a CPU `sdpa`. The log and `versatune check` report which, and why. A kernel of the Hub is given by its
+    name: `kernels-community/flash-attn2`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. Set it when memory runs out."""
     compile: bool = False

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
-from versatune_ds.knowledge.estimate import Estimate, Shares, estimate
+from versatune_ds.knowledge.detection import Detection
+from versatune_ds.knowledge.estimate import estimate
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
 from versatune_ds.knowledge.label_correction import (
     KnownLabels,
@@ -40,9 +41,9 @@ from versatune_ds.knowledge.label_correction import (
 from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
 from versatune_ds.knowledge.label_texts import LabelledTexts, domain_set_of
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
-from versatune_ds.knowledge.likelihood import Likelihood, detect_likelihood
+from versatune_ds.knowledge.likelihood import detect_likelihood
 from versatune_ds.knowledge.likelihood_rows import TooFewRowsError
-from versatune_ds.knowledge.precision import Precision, precision_of
+from versatune_ds.knowledge.precision import precision_of
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.monitor.progress_lines import duration
@@ -55,64 +56,6 @@ _SEQUENCES_VERSION = "1"  # raise it when the same settings would give other seq
 _LOG_SECONDS = 5.0
 _DRAWS_OF_A_ROUND = 200  # bootstrap draws of the rounds before the last
 _MOSTLY_UNCLEAR = 0.3
-
-
-@dataclass(kw_only=True, slots=True)
-class Detection:
-    """What was found, and how, as prior.json records it."""
-
-    domain_set: DomainSet
-    base_model: BaseModel
-    tokenizer_digest: str
-    weight_unit: str
-    """`tokens` or `examples`: what the weights are shares of."""
-    method: str
-    """`generation`, `likelihood` or `both`."""
-    folder: Path
-    """Where the sequences are kept."""
-    likelihood: Likelihood | None = None
-    """How well the model predicts each domain; None with the method `generation`."""
-    labeller: dict[str, Any] = field(default_factory=dict)
-    sequences: list[DrawnSequence] = field(default_factory=list)
-    rounds: list[np.ndarray] = field(default_factory=list)
-    """The weights [K] after every round."""
-    is_converged: bool = False
-    """Whether the intervals are as narrow as `detect.interval`, or the last round changed less than `detect.tol`."""
-    precision: Precision | None = None
-    estimate: Estimate | None = None
-    labels_NK: np.ndarray | None = None
-    """Labels of the sequences, [N, K]."""
-
-    @property
-    def shares(self) -> Shares:
-        """Return the shares that become the weights: of what the model wrote, where it wrote anything."""
-        if self.estimate is None:
-            assert self.likelihood is not None, "one of the methods found shares"
-            return self.likelihood.shares
-        return self.estimate.tokens if self.weight_unit == "tokens" else self.estimate.sequences
-
-    def _num_unclear(self) -> dict[str, int]:
-        """Return how many sequences look like no domain, where the labeller can say so."""
-        if self.labeller["name"] != "embedding" or self.labels_NK is None:
-            return {}
-        labels = zip(self.labels_NK, self.sequences, strict=True)
-        return {"unclear": sum(not label_K.any() and not sequence.is_empty for label_K, sequence in labels)}
-
-    def rates(self) -> dict[str, float]:
-        """Return which shares of the sequences are unparsed, empty, repetitive, duplicates, cut off."""
-        assert self.estimate is not None, "the last round made it"
-        texts = [sequence.text for sequence in self.sequences if not sequence.is_empty]
-        counts = {
-            "empty": sum(sequence.is_empty for sequence in self.sequences),
-            "repetitive": sum(sequence.is_repetitive for sequence in self.sequences),
-            "duplicate": len(texts) - len(set(texts)),
-            "cut": sum(sequence.is_cut for sequence in self.sequences),
-        }
-        counts = {**self._num_unclear(), **counts}
-        return {
-            "unparsed": self.estimate.unparsed_rate,
-            **{name: count / len(self.sequences) for name, count in counts.items()},
-        }
 
 
 def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = None) -> Detection:
@@ -181,7 +124,7 @@ def _detect_generation(
         if known is not None:
             labeller = _with_known(found, labeller, known, texts=str(labelled), settings=config.detect)
         _log_labeller(found.labeller)
-        _warn_of_confused_domains(found.labeller, found.domain_set)
+        _record_confused_domains(found.labeller, found.domain_set)
         with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
             _rounds(found, config.detect, labeller=labeller, pool=pool)
     if isinstance(labeller, RecalibratedLabeller):
@@ -359,8 +302,8 @@ def _spread_over_confused(found: Detection) -> None:
     found.estimate = replace(found.estimate, sequences=by_sequence, tokens=by_token)
 
 
-def _warn_of_confused_domains(description: dict[str, Any], domain_set: DomainSet) -> None:
-    """Warn of domains that the labeller cannot tell apart, and say what to do."""
+def _record_confused_domains(description: dict[str, Any], domain_set: DomainSet) -> None:
+    """Add the pairs of domains that the labeller cannot distinguish to its description, and warn of them."""
     measured = description.get("labelled") or description.get("left_out")
     if measured is None:
         return

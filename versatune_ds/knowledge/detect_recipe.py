@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from versatune_ds.config import DetectConfig, load_config
 from versatune_ds.config.unread_settings import unread_detect_settings
 from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
-from versatune_ds.knowledge.detect import Detection, detect
+from versatune_ds.knowledge.detect import detect
+from versatune_ds.knowledge.detection import Detection
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, with_chosen_labeller
 from versatune_ds.launch.start import check_processes, num_visible_gpus
 from versatune_ds.run_folder.atomic import write_json

@@ -1,6 +1,6 @@
 """Label texts by a sentence encoder: against descriptions of the domains, and by a classifier of the recipe's own rows.
 
-The two know different things: descriptions say what a domain is about and know nothing of texts, rows show texts of a
+The two know different things: descriptions state what a domain is about and know nothing of texts, rows show texts of a
 few sources. A label is their geometric mean. It is calibrated on texts of files that were left out of the fit, because
 on texts of the same files every classifier is too sure of itself (see `text_folds.py`).
 
@@ -138,7 +138,7 @@ class EmbeddingLabeller:
     ) -> LabelQuality:
         """Return the quality on the texts of files left out, each half calibrated on the other.
 
-        Where every domain is one file, the texts are of the same files as the fit, and this is said.
+        Where every domain is one file, the texts are of the same files as the fit; `texts` of the result states which.
         """
         num_domains = len(self._domain_set)
         is_second_N = np.arange(len(ids_N)) % 2 == 1

@@ -1,8 +1,8 @@
 """Divide texts so that each is scored by a fit that saw neither it nor its source.
 
 Texts of one file resemble each other in ways that have nothing to do with their domain: a form of question, a layout.
-A classifier learns these too, and looks better on rows it has not seen of files it has. So whole files are left out. A
-domain of one file is divided by k-means of its vectors instead: what is left out then differs in content, though not
+A classifier learns these too, and looks better on rows it has not seen of files it has. So complete files are left out.
+A domain of one file is divided by k-means of its vectors instead: what is left out then differs in content, though not
 in source.
 
 Shape legend: **N** texts, **D** dimensions of a vector.
@@ -26,7 +26,7 @@ class TextFolds:
     """Number of the fold that leaves out each text, from 0."""
     num_folds: int
     is_of_other_file_N: np.ndarray
-    """Whether the fold of a text leaves out its whole file, and its domain has others."""
+    """Whether the fold of a text leaves out all of its file, and its domain has other files."""
 
 
 def folds_of(vectors_ND: np.ndarray, ids_N: np.ndarray, file_ids_N: np.ndarray, *, seed: int) -> TextFolds:
