@@ -1,7 +1,10 @@
 """The package runs under every Python from the oldest one that setup.py promises."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,40 @@ NEWER_NAMES = {
 }  # fmt: skip
 NEWER_METHODS = {"add_note", "binomialvariate", "full_match", "is_junction", "walk_up"}
 NEWER_ARGUMENTS = {"rmtree": {"onexc"}, "glob": {"case_sensitive", "recurse_symlinks"}, "relative_to": {"walk_up"}}
+
+# Collect tests where only the packages named in LIGHT, and what they need, are there of all that the package needs.
+COLLECT_WITH_SOME_PACKAGES = """
+import os, re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+def normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+def with_what_they_need(names):
+    found, waiting = set(), [normal(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            try:
+                lines = requires(name) or []
+            except PackageNotFoundError:
+                lines = []
+            waiting += [normal(re.match("[A-Za-z0-9_.-]+", line)[0]) for line in lines if "extra ==" not in line]
+    return found
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if absent & set(map(normal, owners.get(name.partition(".")[0], ()))):
+            raise ModuleNotFoundError(f"No module named {name!r} in the small environment of .ci/run", name=name)
+
+owners = packages_distributions()
+absent = with_what_they_need(["versatune_ds"]) - with_what_they_need(os.environ["LIGHT"].split()) - {"versatune-ds"}
+assert {"torch", "transformers"} <= absent, absent
+sys.meta_path.insert(0, Absent())
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", *sys.argv[1:]]))
+"""
 
 
 def newer_than_oldest(text):
@@ -101,3 +138,21 @@ def test_newer_features_are_found(text, what):
 def test_newer_syntax_is_refused():
     with pytest.raises(SyntaxError):
         list(newer_than_oldest("try:\n    pass\nexcept* ValueError:\n    pass\n"))
+
+
+def test_what_ci_runs_without_pytorch_imports_only_what_ci_installs_there():
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    light = " ".join(re.findall(r"light\+?=\(([^)]*)\)", script)).split()
+    arguments = re.search(r'pytest (-m "not slow" --ignore.*?)\n\}', script, re.DOTALL)[1]
+    no_plugins = {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "HYPOTHESIS_NO_PLUGINS": "1",
+    }  # of packages only installed here
+    run = subprocess.run(
+        ["bash", "-c", f'exec "$0" -c "$1" {arguments}', sys.executable, COLLECT_WITH_SOME_PACKAGES],
+        cwd=ROOT,
+        env=os.environ | no_plugins | {"LIGHT": " ".join(light)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
