@@ -10,11 +10,13 @@ import torch
 from chat_data import chat_rows, write_jsonl
 from ranks import run_ranks
 from references import measure, setup_of_recipe
+from safetensors.torch import load_file
 from tiny_run import ROOT, be_trained, read_lines, tiny_config
 
 from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.export.run_export import export_run
+from versatune_ds.mixture.planning.transfer_table import read_transfer
 from versatune_ds.reference import measure as reference
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import reference_notes
@@ -27,9 +29,12 @@ from versatune_ds.reference.one_domain import (
     read_result,
     result_of_run,
 )
+from versatune_ds.reference.score import score_model
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import Agreement, StopSignals
 
+STAGE_WEIGHTS = {}
+"""Sums of the weights that the first stage tested ends with: all stages train to the same."""
 STEPS = ("reference.steps=4", "reference.evaluate_every=2")
 
 
@@ -101,6 +106,50 @@ def test_every_domain_gets_the_lowest_held_out_loss_of_its_run_with_provenance(m
         assert not (folder / name / "checkpoints").exists()
     assert set(content["digests"]) == {"tokenizer", "template", "mask", "held-out split"}
     assert (content["measured_on"], content["seed"], content["settings"]["steps"]) == ("held-out", 3, 4)
+
+
+@pytest.mark.slow
+def test_the_transfer_table_has_the_losses_of_all_domains_and_the_weights_they_belong_to(measured, tmp_path):
+    config, path = measured
+    content, table = json.loads(path.read_text()), read_transfer(path.with_name("tiny-transfer.json"))
+    names = list(table.domain_set)
+    assert list(table.sources) == names == list(content["losses"])
+    assert table.base_losses_K == pytest.approx([content["base_losses"][name] for name in names], abs=1e-6)
+    for k, name in enumerate(names):
+        source = table.sources[name]
+        held_out = list(results_of(config)[name]["held_out_losses"].values())
+        assert source.losses_SK[:, k] == pytest.approx(held_out, abs=1e-6)
+        assert source.changes_SK == pytest.approx(source.losses_SK - table.base_losses_K, abs=1e-12)
+        assert source.steps_S.tolist() == [0, 2, 4]
+        assert 0 == source.tokens_S[0] < source.tokens_S[1] < source.tokens_S[2]
+        assert not source.change_stderrs_SK[0].any()
+        assert (source.change_stderrs_SK[1:] > 0).all()
+    # The kept weights are those of the last step.
+    folder = path.parent / table.sources["law"].model
+    (results,) = run_ranks(
+        lambda world: score_model(setup_of_recipe(config, world), names=names, model=str(folder)),
+        world_size=1,
+        folder=tmp_path,
+    )
+    last = [result["loss"] for result in results]
+    assert last == pytest.approx(table.sources["law"].losses_SK[2].tolist(), abs=2e-5)
+
+
+@pytest.mark.slow
+def test_measuring_the_other_domains_changes_no_digit_of_a_domains_own_result(measured, tmp_path, cache_dir):
+    without = ("reference.transfer=false", "reference.keep_models=false")
+    config = tiny_config(tmp_path, *STEPS, *without, cache_dir=cache_dir)
+    assert measure(config, ReferenceTask(domains=("law",)), world_size=2, folder=tmp_path / "ranks") == [0, 0]
+    alone, together = results_of(config)["law"], results_of(measured[0])["law"]
+    assert alone == {key: value for key, value in together.items() if key not in ("transfer", "model")}
+    assert {"transfer", "model"} <= together.keys()
+    folder, other = (domain_recipe(c, "law").run_dir for c in (config, measured[0]))
+    steps = [
+        [(line["step"], line.get("train/loss")) for line in read_lines(f / "metrics.jsonl")] for f in (folder, other)
+    ]
+    assert steps[0] == steps[1]
+    assert [path.name for path in folder.glob("transfer*")] == []
+    assert [path.name for path in (folder / "model").glob("*.safetensors")] == []
 
 
 @pytest.mark.slow
@@ -192,6 +241,8 @@ def test_a_domain_without_held_out_rows_gets_no_reference_and_keeps_its_weight_u
     assert measure(config, folder=tmp_path / "ranks") == [0]
     path = tmp_path / "tiny-reference.json"
     assert json.loads(path.read_text())["losses"]["code"] is None
+    table = read_transfer(tmp_path / "tiny-transfer.json")
+    assert (table.unmeasured, list(table.sources)) == (("code",), ["law"])
     steered = (f"mixture.reference={path}", "mixture.policy=steer", "mixture.prior={law: 0.7, code: 0.3}")
     trained = tiny_config(tmp_path, *data, "train.steps=4", "mixture.update_every=2", "run.name=steered", *steered)
     assert run_ranks(lambda world: be_trained(trained, world).step, world_size=1, folder=tmp_path) == [4]
@@ -219,6 +270,13 @@ def test_nothing_of_a_domains_engine_is_in_memory_when_the_next_domain_begins(st
     ):
         assert [num_alive for _, num_alive in found] == [0, 0, 0]
         assert max(num_bytes for num_bytes, _ in found) <= 64  # a scalar may remain; those of an engine take 500 kB
+    # Every stage leaves the other domains' losses, and the same complete weights.
+    results = results_of(config)
+    assert sorted(results) == ["code", "law", "medicine"]
+    assert all(len(result["transfer"]["losses"]["science"]) == 2 for result in results.values())
+    weights = load_file(domain_recipe(config, "law").run_dir / "model" / "model.safetensors")
+    sums = {name: weight.double().abs().sum().item() for name, weight in weights.items()}
+    assert sums == pytest.approx(STAGE_WEIGHTS.setdefault("law", sums), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -243,7 +301,7 @@ def test_scoring_a_model_gives_the_losses_that_its_own_run_measured(tmp_path, ca
     last = read_lines(config.run_dir / "decisions.jsonl")[-1]["losses"]
     names = ("law", "code")
     (results,) = run_ranks(
-        lambda world: reference.score_model(setup_of_recipe(config, world), names=names, model=str(folder)),
+        lambda world: score_model(setup_of_recipe(config, world), names=names, model=str(folder)),
         world_size=1,
         folder=tmp_path,
     )

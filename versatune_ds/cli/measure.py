@@ -88,7 +88,8 @@ def add_reference(commands: Commands) -> None:
     command.add_argument(
         "--output",
         **FILE,
-        help="reference.json to write (default: the recipe's mixture.reference, else runs/NAME-reference.json)",
+        help="reference.json to write, transfer.json beside it (default: the recipe's mixture.reference, else "
+        "runs/NAME-reference.json)",
     )
     command.add_argument("--fresh", action="store_true", help="measure again what has been measured already")
     command.add_argument("--processes", **NUMBER, help="processes to start (default: one per GPU, or 1 without a GPU)")

@@ -83,6 +83,15 @@ class ReferenceConfig(Section):
     """Peak learning rate; by default `train.learning_rate`."""
     model: ModelConfig | None = None
     """Another model than the recipe's, for example a smaller one; it must use the same tokenizer."""
+    transfer: bool = True
+    """Measure the held-out losses of all domains, not of the one alone, while training on each, and write what every
+    domain does to the others to transfer.json. It takes as many times longer to measure as there are domains; training
+    and reference.json stay the same."""
+    keep_models: bool = True
+    """Keep the weights after the last step on each domain, one copy each: the model in the precision of training, or
+    its LoRA adapters alone. A plan that averages models needs them, and what took the training of every domain to make
+    would be lost for the room of one model each. The size is logged, and compared with the disk, before training; false
+    keeps none."""
 
 
 class CheckpointConfig(Section):

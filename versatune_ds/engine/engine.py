@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
@@ -151,9 +151,34 @@ class Engine:
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> torch.Tensor:
-        """Return the loss of every position of a micro-batch, [B*T] fp32, zero where there is no label."""
+        """Return the loss of every position of a micro-batch, [B*T] fp32, zero where there is no label.
+
+        The rows may be of other domains than those trained on: no sum by domain is made of them.
+        """
         self.deepspeed_engine.eval()
-        return self.deepspeed_engine(**model_inputs(batch, device=self.device), per_token=True).token_losses_N
+        inputs = model_inputs(replace(batch, domain_ids=torch.zeros_like(batch.domain_ids)), device=self.device)
+        return self.deepspeed_engine(**inputs, per_token=True).token_losses_N
+
+    def full_weights(self, *, only_trained: bool = False) -> dict[str, torch.Tensor]:
+        """Return the model's weights by name as tensors on the host, in the precision of training; on rank 0 only.
+
+        The other ranks return an empty mapping, so the host of rank 0 needs room for one copy. A tied weight has one
+        name. Communication: under ZeRO-3 one gather a weight, so every rank must call it.
+
+        Args:
+            only_trained: Whether frozen weights are left out.
+        """
+        module, weights = self.deepspeed_engine.module, {}
+        for name, parameter in module.named_parameters():
+            if only_trained and not parameter.requires_grad:
+                continue
+            with deepspeed.zero.GatheredParameters([parameter]):  # without effect below stage 3
+                if self.world.is_rank_zero:
+                    weights[name] = parameter.detach().cpu().clone()
+        if self.world.is_rank_zero and not only_trained:
+            saved = set(module.state_dict())
+            weights |= {name: buffer.cpu().clone() for name, buffer in module.named_buffers() if name in saved}
+        return weights
 
     def grad_norm(self) -> float:
         """Return the gradient norm before clipping of the last optimizer step. Waits for the device."""

@@ -34,7 +34,8 @@ from versatune_ds.training.run_records import recorded_config
 
 logger = logging.getLogger(__name__)
 
-_WRAPPER_PREFIX = "causal_lm."
+WRAPPER_PREFIX = "causal_lm."
+"""What a checkpoint puts before the names of the model's weights."""
 
 
 def export_run(
@@ -74,8 +75,8 @@ def export_run(
     if is_adapter and config.model.lora is None:
         raise ValueError("--lora adapter: the run trained no adapters (model.lora); leave the option out")
     dtype = DTYPES[precision or config.train.precision]
-    causal_lm = _model_without_weights(run_dir, config, dtype=dtype)
-    weights = _weights_of(checkpoint, causal_lm)
+    causal_lm = model_without_weights(run_dir, config, dtype=dtype)
+    weights = weights_of_model(open_weights(checkpoint), causal_lm, origin=checkpoint)
     trust = config.model.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(run_dir / TOKENIZER_FOLDER, trust_remote_code=trust)
     endings = recorded_endings(run_dir, config, tokenizer)
@@ -83,9 +84,7 @@ def export_run(
         tokenizer.chat_template = endings["chat_template"]
     with export_folder(output, run_name=name) as folder:
         if is_adapter:
-            adapters = {name: weight.contiguous().to(dtype) for name, weight in weights.items() if "lora_" in name}
-            causal_lm.load_state_dict(adapters, strict=False, assign=True)
-            save_adapters(causal_lm, folder, base_model=base)
+            write_adapters(causal_lm, weights, folder=folder, dtype=dtype, base_model=base)
             causal_lm.generation_config.save_pretrained(folder)
         else:
             weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
@@ -98,7 +97,16 @@ def export_run(
     return output
 
 
-def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dtype) -> Any:
+def write_adapters(
+    causal_lm: Any, weights: Mapping[str, Weight], *, folder: Path, dtype: torch.dtype, base_model: str | None
+) -> None:
+    """Write the adapters among a model's weights, and nothing else."""
+    adapters = {name: weight.contiguous().to(dtype) for name, weight in weights.items() if "lora_" in name}
+    causal_lm.load_state_dict(adapters, strict=False, assign=True)
+    save_adapters(causal_lm, folder, base_model=base_model)
+
+
+def model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dtype) -> Any:
     """Return a run's model, with its adapters, on the meta device; its config has the exported dtype and class."""
     folder, trust = run_dir / MODEL_FOLDER, {"trust_remote_code": config.model.trust_remote_code}
     with torch.device("meta"):
@@ -116,13 +124,13 @@ def _model_without_weights(run_dir: Path, config: RunConfig, *, dtype: torch.dty
     return causal_lm
 
 
-def _weights_of(checkpoint: Path, causal_lm: Any) -> dict[str, Weight]:
-    """Open a checkpoint and return its weights, each under one name: tied weights under the name of their source.
+def weights_of_model(weights: Mapping[str, Weight], causal_lm: Any, *, origin: Path) -> dict[str, Weight]:
+    """Return a run's weights, each under one name in the model: tied weights under the name of their source.
 
     Raises:
-        RuntimeError: If they are not those of the model.
+        RuntimeError: If they are not those of the model; the message begins with their origin.
     """
-    found = {name.removeprefix(_WRAPPER_PREFIX): weight for name, weight in open_weights(checkpoint).items()}
+    found = {name.removeprefix(WRAPPER_PREFIX): weight for name, weight in weights.items()}
     expected = {name: weight.shape for name, weight in causal_lm.state_dict().items()}
     sources: Mapping[str, str] = getattr(causal_lm, "all_tied_weights_keys", None) or {}
     for target, source in sources.items():
@@ -133,7 +141,7 @@ def _weights_of(checkpoint: Path, causal_lm: Any) -> dict[str, Weight]:
     wrong = {name for name in {*found, *expected} if name not in found or found[name].shape != expected.get(name)}
     if wrong:
         named = ", ".join(sorted(wrong)[:5])
-        raise RuntimeError(f"{checkpoint}: its weights are not those of {type(causal_lm).__name__}: {named}")
+        raise RuntimeError(f"{origin}: its weights are not those of {type(causal_lm).__name__}: {named}")
     return found
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.launch.start import launch_here, process_flags
 from versatune_ds.model.named_model import check_is_no_adapter
+from versatune_ds.paths import check_replaceable
+from versatune_ds.reference.transfer_file import transfer_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +20,8 @@ class ReferenceTask:
     Attributes:
         domains: Domains to measure; None means all.
         scored_model: Folder or Hub name of a model to score; None fine-tunes the recipe's.
-        output: Where reference.json goes; None puts it where `mixture.reference` looks, or beside the run's folder.
+        output: Where reference.json goes, and transfer.json beside it; None puts it where `mixture.reference` looks, or
+            beside the run's folder.
         is_fresh: Whether finished domains are measured again.
     """
 
@@ -54,6 +57,8 @@ def launch_reference(
     """
     config = load_config(recipe, overrides)
     other_model(config, task)
+    if config.reference.transfer and task.output is not None and task.scored_model is None:
+        check_replaceable(transfer_path(task.output), mark='"domains"')
     fine_tuned = config.model_copy(update={"model": config.reference.model or config.model})
     flags = process_flags(is_fresh=task.is_fresh, is_quiet=is_quiet)
     words = [str(recipe), *overrides, *task.flags(), *flags]

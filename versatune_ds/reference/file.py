@@ -58,6 +58,18 @@ def reference_content(
         "gaps": {name: columns["losses"][name] - loss for name, loss in train_losses.items()},
         "measured_on": "held-out",
         "how": how,
+        **provenance(config, digests=digests),
+    }
+
+
+def provenance(config: RunConfig, *, digests: Mapping[str, str]) -> Result:
+    """Return what references and transfer depend on, with the date.
+
+    Args:
+        config: The recipe of the single-domain runs.
+        digests: What `loss_digests` returned for all domains.
+    """
+    return {
         "digests": dict(digests),
         "model": config.model.model_dump(mode="json", exclude_none=True),
         "settings": {

@@ -11,18 +11,16 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from versatune_ds.config import RunConfig, load_config
-from versatune_ds.data.encoding.tokenizer import load_tokenizer, tokenizer_digest
 from versatune_ds.distributed import World, barrier, from_rank_zero, run_on_rank_zero
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
+from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.reference.command import ReferenceTask, other_model
-from versatune_ds.reference.file import Result, reference_content, reference_notes, reference_table
+from versatune_ds.reference.kept_models import check_room_for_models, keep_run_model
 from versatune_ds.reference.one_domain import (
     RESULT_FILE,
     EarlyStop,
@@ -34,12 +32,18 @@ from versatune_ds.reference.one_domain import (
     read_result,
     result_of_run,
 )
+from versatune_ds.reference.results import all_results, unmeasured_domains, write_files
+from versatune_ds.reference.score import check_same_tokenizer, score_model
+from versatune_ds.reference.transfer_record import (
+    TransferRecord,
+    begin_transfer,
+    held_out_digests,
+    recorded_transfer,
+)
 from versatune_ds.run_folder.atomic import write_json
-from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE
-from versatune_ds.training.assemble import assemble_run, build_engine, build_model
-from versatune_ds.training.held_out import measure_validation, validation_loader
+from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE, MODEL_FOLDER
+from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train
-from versatune_ds.training.mixture_start import loss_digests
 from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.run import Run
 from versatune_ds.training.signals import StopSignals
@@ -68,18 +72,9 @@ def _prepare(config: RunConfig, *, task: ReferenceTask, world: World) -> RunSetu
             raise ValueError(f"--domains: {name!r} is none of the domains {', '.join(data.domain_set)}")
     if other is not None:
         key, name = other
-        _check_same_tokenizer(name, key=key, tokenizer=tokenizer)
+        check_same_tokenizer(name, key=key, tokenizer=tokenizer)
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
     return RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
-
-
-def _check_same_tokenizer(name: str, *, key: str, tokenizer: Any) -> None:
-    """Raise ValueError if a model has another tokenizer: its losses are then not comparable."""
-    if tokenizer_digest(load_tokenizer(name)) != tokenizer_digest(tokenizer):
-        raise ValueError(
-            f"{key}: {name} has another tokenizer than the recipe, so its losses per token do not compare; "
-            "choose a model of the same family, or set model.tokenizer to that model's and measure again"
-        )
 
 
 def measure_references(setup: RunSetup, *, task: ReferenceTask, stop_signals: StopSignals) -> int:
@@ -97,13 +92,15 @@ def measure_references(setup: RunSetup, *, task: ReferenceTask, stop_signals: St
         results = as_start_error(lambda: score_model(setup, names=names, model=model), world)
     else:
         # One run a domain; those with a result are skipped.
+        if setup.config.reference.keep_models:
+            as_start_error(lambda: _check_room(setup, names, is_fresh=task.is_fresh), world)
         for number, name in enumerate(names, start=1):
             logger.info("reference %d of %d: %s", number, len(names), name)
             if not _measure_domain(setup, name, is_fresh=task.is_fresh, stop_signals=stop_signals):
                 return REQUEUE_EXIT_CODE
         stop_signals.ignore()
-        results = _all_results(setup)
-    run_on_rank_zero(lambda: _write(setup, results, task=task), world)
+        results = all_results(setup)
+    run_on_rank_zero(lambda: write_files(setup, results, task=task), world)
     barrier()
     return 0
 
@@ -114,7 +111,7 @@ def _measurable(setup: RunSetup, domains: Sequence[str] | None) -> tuple[str, ..
     Raises:
         ValueError: If one of the others was requested by name, or no domain remains.
     """
-    unmeasured = _unmeasured(setup)
+    unmeasured = unmeasured_domains(setup)
     requested = [name for name in domains or () if name in unmeasured]
     if requested or len(unmeasured) == len(setup.domain_set):
         names = ", ".join(requested or unmeasured)
@@ -127,36 +124,13 @@ def _measurable(setup: RunSetup, domains: Sequence[str] | None) -> tuple[str, ..
     return tuple(name for name in domains or setup.domain_set if name not in unmeasured)
 
 
-def _unmeasured(setup: RunSetup) -> tuple[str, ...]:
-    return tuple(name for name, shards in zip(setup.domain_set, setup.data.valid, strict=True) if not len(shards))
+def _check_room(setup: RunSetup, names: Sequence[str], *, is_fresh: bool) -> None:
+    """Check on rank 0 that the disk has room for the models of the domains still to be measured."""
 
+    def check() -> None:
+        check_room_for_models(setup, [name for name in names if is_fresh or read_result(setup.config, name) is None])
 
-def scored_recipe(config: RunConfig, model: str) -> RunConfig:
-    """Return the recipe with a given model, a folder or Hub name, instead of its own."""
-    settings = config.model.model_copy(update={"name_or_path": model, "from_config": None})
-    return config.model_copy(update={"model": settings})
-
-
-def score_model(setup: RunSetup, *, names: Sequence[str], model: str) -> list[Result]:
-    """Return the held-out losses of a given model, and its losses on as many training examples."""
-    setup = replace(setup, config=scored_recipe(setup.config, model))
-    engine = build_engine(setup, build_model(setup))
-    held_out, trained = (
-        measure_validation(engine, validation_loader(setup, split=split), num_domains=len(setup.domain_set))
-        for split in ("valid", "train")
-    )
-    columns = (held_out.mean(), held_out.standard_error(), held_out.num_loss_tokens(), trained.mean())
-    return [
-        {
-            "domain": name,
-            "loss": float(loss),
-            "stderr": float(stderr),
-            "num_loss_tokens": int(num_tokens),
-            "train_loss": float(train_loss),
-        }
-        for name, loss, stderr, num_tokens, train_loss in zip(setup.domain_set, *columns, strict=True)
-        if name in names
-    ]
+    run_on_rank_zero(check, setup.world)
 
 
 def _measure_domain(setup: RunSetup, name: str, *, is_fresh: bool, stop_signals: StopSignals) -> bool:
@@ -164,8 +138,11 @@ def _measure_domain(setup: RunSetup, name: str, *, is_fresh: bool, stop_signals:
     if as_start_error(lambda: _is_known(setup, name, is_fresh=is_fresh), setup.world):
         return True
     run = as_start_error(lambda: _begin_domain(setup, name, is_fresh=is_fresh, stop_signals=stop_signals), setup.world)
+    transfer = None
+    if setup.config.reference.transfer:
+        transfer = as_start_error(lambda: begin_transfer(setup, run), setup.world)
     stop_signals.begin_steps()
-    is_done = _train_domain(setup, run, name)
+    is_done = _train_domain(setup, run, name, transfer=transfer)
     if is_done:
         run.engine.close()  # or this domain's model and optimizer would stay in memory beside the next one's
     return is_done
@@ -202,65 +179,42 @@ def _begin_domain(setup: RunSetup, name: str, *, is_fresh: bool, stop_signals: S
     return run
 
 
-def _train_domain(setup: RunSetup, run: Run, name: str) -> bool:
+def _train_domain(setup: RunSetup, run: Run, name: str, *, transfer: TransferRecord | None) -> bool:
     """Train a domain until its held-out loss stops falling; return whether it is done, False if a signal came."""
     decisions = run.config.run_dir / DECISIONS_FILE
     losses = from_rank_zero(lambda: [loss_of(decision, name) for decision in read_decisions(decisions)], setup.world)
     stop = EarlyStop(name, patience=setup.config.reference.patience, losses=losses)
+
+    def should_stop(decision: Decision) -> bool:
+        """Measure the other domains too, and return whether the own loss has stopped falling; on every rank alike."""
+        if transfer is not None:
+            transfer.measure()
+        return stop(decision)
+
     is_done = False
     try:
-        is_done = train(run, should_stop=stop, save_at_end=False)
+        is_done = train(run, should_stop=should_stop, save_at_end=False)
     finally:
         run.loader.close()
         run.monitor.finish(exit_code=0 if is_done else REQUEUE_EXIT_CODE)
     if is_done:
-        run_on_rank_zero(lambda: _write_result(setup, run.config.run_dir, name), setup.world)
+        if run.config.reference.keep_models:
+            keep_run_model(run)
+        has_transfer = transfer is not None
+        run_on_rank_zero(lambda: _write_result(setup, run.config, name, has_transfer=has_transfer), setup.world)
     run.release()
     return is_done
 
 
-def _write_result(setup: RunSetup, run_dir: Path, name: str) -> None:
+def _write_result(setup: RunSetup, recipe: RunConfig, name: str, *, has_transfer: bool) -> None:
     """Write a domain's result and delete its checkpoints, which nothing needs any more."""
+    run_dir = recipe.run_dir
     result = {**result_of_run(run_dir, name), "made_with": made_with(setup, name)}
+    if has_transfer:
+        shards = setup.data.train[setup.domain_set.id_of(name)]
+        result["transfer"] = recorded_transfer(run_dir, held_out=held_out_digests(setup.data), shards=shards)
+    if recipe.reference.keep_models:
+        result["model"] = MODEL_FOLDER
     write_json(run_dir / RESULT_FILE, result)
     shutil.rmtree(run_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
     logger.info("%s: reference loss %.4f at step %d", name, result["loss"], result["step"])
-
-
-def _all_results(setup: RunSetup) -> list[Result]:
-    """Return the results of all domains that are measured as the recipe asks, on rank 0; the other ranks write nothing.
-
-    Domains that --domains excludes may have been measured before, or by another job.
-    """
-    if not setup.world.is_rank_zero:
-        return []
-    measured = [name for name in setup.domain_set if name not in _unmeasured(setup)]
-    results = {name: read_result(setup.config, name) for name in measured}
-    return [result for name, result in results.items() if result and result["made_with"] == made_with(setup, name)]
-
-
-def _write(setup: RunSetup, results: Sequence[Result], *, task: ReferenceTask) -> None:
-    """Log the results; write reference.json, or log which domains are still missing."""
-    output = task.output or setup.config.default_output("reference")
-    recipe = domain_recipe(setup.config, setup.domain_set.names[0])
-    if task.scored_model is not None:
-        recipe = scored_recipe(recipe, task.scored_model)
-    # Results and what to look at.
-    logger.info("references\n%s", reference_table(results))
-    for note in reference_notes(results, most_steps=recipe.train.steps, origin=str(output)):
-        logger.warning("%s", note)
-    # The file, where every domain has a result.
-    known = {result["domain"] for result in results}
-    unmeasured = _unmeasured(setup)
-    missing = [name for name in setup.domain_set if name not in known and name not in unmeasured]
-    if missing:
-        logger.warning("still to be measured: %s; %s is written when all domains are", ", ".join(missing), output)
-        return
-    how = f"scored: {task.scored_model}" if task.scored_model else "fine-tuned on each domain alone, held-out minimum"
-    digests = loss_digests(setup.config, setup.tokenizer, setup.data)
-    content = reference_content(results, config=recipe, digests=digests, how=how, unmeasured=unmeasured)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, content)
-    is_named = output == setup.config.mixture.reference
-    use = "the recipe uses it" if is_named else f"train with mixture.reference={output}"
-    logger.info("wrote %s; %s", output, use)
