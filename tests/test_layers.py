@@ -11,8 +11,8 @@ from versatune_ds.mixture.policies import POLICIES
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
 LAYERS = {
-    "domains": 0, "log": 0, "exit_codes": 0, "paths": 0, "text_table": 0,
-    "mixture/policies": 1,
+    "domains": 0, "log": 0, "exit_codes": 0, "paths": 0, "text_table": 0, "json_file": 0,
+    "mixture/policies": 1, "mixture/planning": 1,
     "config": 2,
     "distributed": 3,
     "run_folder": 4,
@@ -67,8 +67,8 @@ def part_of(path):
 
 
 def room_of(parts):
-    """The room of a module; the policies are one of their own below config, which checks their names."""
-    return "mixture/policies" if tuple(parts[:2]) == ("mixture", "policies") else parts[0]
+    """The room of a module; policies and planning are rooms of their own, below config."""
+    return "/".join(parts[:2]) if tuple(parts[:2]) in (("mixture", "policies"), ("mixture", "planning")) else parts[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -21,8 +21,8 @@ import numpy as np
 
 from versatune_ds.config import EndpointConfig
 from versatune_ds.domains import DomainSet
+from versatune_ds.json_file import is_finite_number
 from versatune_ds.knowledge.questions import LabelStore, Question
-from versatune_ds.mixture.files import is_finite_number
 from versatune_ds.monitor.progress_lines import with_progress
 
 _KEY_VARIABLE = "OPENAI_API_KEY"

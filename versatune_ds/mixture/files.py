@@ -5,7 +5,6 @@ A file written by hand needs the required key alone. That nothing is known about
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.domains import DomainSet, by_domain_name
+from versatune_ds.json_file import is_finite_number, read_json_mapping
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +65,6 @@ def read_domain_values(
     return domain_set.from_dict(by_domain_name(values, what=place), what=place), content
 
 
-def is_finite_number(value: Any) -> bool:
-    """Return whether a value of a JSON file is a number that fits a float."""
-    try:
-        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
 def _check_provenance(content: dict[str, Any], *, path: Path, what: str) -> None:
     """Check the entries on a file's origin that are read; raise ValueError with the key of a wrong one."""
     for key, is_value, expected in (
@@ -91,36 +83,4 @@ def _read_mapping(path: Path, *, what: str) -> dict[str, Any]:
     """Return a JSON file's mapping; raise ValueError with key, file and line where it has none."""
     if not path.is_file():
         raise ValueError(no_such_file(path, what=what))
-    text = ""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text, object_pairs_hook=_mapping_with_unique_keys)
-    except UnicodeDecodeError:
-        raise ValueError(f"{what}: {path}: not a text file; expected JSON in UTF-8; {_REMAKE[what]}") from None
-    except json.JSONDecodeError as error:
-        if not text.strip():
-            place = f"{path}: empty"
-        elif "\0" in text:
-            place = f"{path}: contains zeros, as after a power failure"
-        else:
-            place = f"{path}:{error.lineno}: not valid JSON: {error.msg}"
-        raise ValueError(f"{what}: {place}; {_REMAKE[what]}") from None
-    except (_TwiceError, RecursionError) as error:
-        problem = str(error) if isinstance(error, _TwiceError) else "nested too deeply"
-        raise ValueError(f"{what}: {path}: {problem}; {_REMAKE[what]}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{what}: {path}: expected {{key: value}}, got {text.strip()[:60]}; {_REMAKE[what]}")
-    return content
-
-
-class _TwiceError(Exception):
-    """A mapping has a key twice, of which Python would keep the last."""
-
-
-def _mapping_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, refusing a key that is there twice."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return values
+    return read_json_mapping(path, opening=f"{what}: ", todo=_REMAKE[what])

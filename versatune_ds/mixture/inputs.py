@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from versatune_ds.domains import DomainSet, by_domain_name, domain_name, nearest_name
-from versatune_ds.mixture.files import is_finite_number
+from versatune_ds.json_file import is_finite_number
 from versatune_ds.mixture.policies import Policy
 
 logger = logging.getLogger(__name__)

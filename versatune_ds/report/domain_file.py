@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatune_ds.config.load import flatten
-from versatune_ds.mixture.files import is_finite_number
+from versatune_ds.json_file import is_finite_number
 from versatune_ds.report.scales import UNKNOWN
 from versatune_ds.report.summary import flat_items
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from versatune_ds.json_file import is_finite_number
 from versatune_ds.mixture.decision import above_reference
-from versatune_ds.mixture.files import is_finite_number
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
