@@ -42,11 +42,11 @@ POWER_RANGE = (0.2, 1.5)
 REPEATED_TOKENS = 15.4
 """R* of `effective_tokens`: the most that all repetitions together are worth, in passes over the data."""
 REPEAT_ERROR = 0.015
-"""Error of a predicted loss at a mixture that was measured, as a share of the loss: runs differ by their data order."""
-FORMULA_ERROR = 0.04
+"""Error at a measured mixture, as a share of the gain of a domain's own run: runs differ by their data order."""
+FORMULA_ERROR = 0.06
 """What is added to it for each factor of e between a domain's share and that of the nearest mixed run."""
 ERROR_WITHOUT_MIXED_RUN = 0.15
-"""Error of a predicted loss, as a share of it, where no mixed run calibrates it."""
+"""The error where there is no mixed run, as a share of what a domain's own run gains."""
 NUM_DRAWS = 64
 
 
@@ -133,7 +133,8 @@ class TransferPredictor:
         base_K = np.where(self._is_measured_K, self._table.base_losses_K, np.nan)
         losses_NK = base_K * np.exp(log_change_BNK[0])
         noise_NK = log_change_BNK[1:].std(axis=0)
-        formula_NK = self._formula_error(weights_NK)
+        gain_K = np.abs(np.diagonal(self._response.single_BKK[0]))
+        formula_NK = self._formula_error(weights_NK) * gain_K
         return Predicted(losses_NK=losses_NK, stderrs_NK=losses_NK * np.hypot(noise_NK, formula_NK))
 
     def _log_change(self, weights_NK: np.ndarray, response: _Response, *, tokens: float) -> np.ndarray:
@@ -192,8 +193,8 @@ class TransferPredictor:
     def _fitted_kappa(self, measured: _Measured) -> float:
         """Return the kappa that explains the mixed runs best; the usual one where there are fewer than two.
 
-        Few runs say little about it, so its logarithm is held near the usual one: an error of FORMULA_ERROR in a loss
-        counts as much as a factor of e.
+        Few runs say little about it, so its logarithm is held near the usual one: unexplained changes of FORMULA_ERROR
+        of a domain's gain count as much as a factor of e.
         """
         if len(self._table.mixed) < 2:
             return KAPPA
@@ -202,18 +203,21 @@ class TransferPredictor:
         for kappa in candidates:
             power_K, residual_K = self._fit(measured, kappa=float(kappa))
             error_MK = self._unexplained(measured, power_PK=power_K[None], kappa=float(kappa))[0] - residual_K
-            squares = np.nansum((error_MK / FORMULA_ERROR) ** 2) / max(int(self._is_measured_K.sum()), 1)
+            gain_K = np.maximum(np.abs(np.diagonal(measured.single_KK)), 1e-6)
+            squares = np.nansum((error_MK / (FORMULA_ERROR * gain_K)) ** 2) / max(int(self._is_measured_K.sum()), 1)
             costs.append(squares + math.log(kappa / KAPPA) ** 2)
         return float(candidates[int(np.argmin(costs))])
 
     def _formula_error(self, weights_NK: np.ndarray) -> np.ndarray:
-        """Return the formula's own error as a share of the loss [N,K]; it grows with the distance from a mixed run."""
+        """Return the formula's own error as a share of a domain's gain [N,K]; it grows away from the mixed runs."""
         if not self._table.mixed:
             return np.full_like(weights_NK, ERROR_WITHOUT_MIXED_RUN)
         smallest = 1e-4  # of a share: below it a domain counts as absent
         measured_MNK = np.array([run.weights_K for run in self._table.mixed])[:, None, :]
         ratio_MNK = np.log(np.maximum(weights_NK, smallest)) - np.log(np.maximum(measured_MNK, smallest))
-        return REPEAT_ERROR + FORMULA_ERROR * np.abs(ratio_MNK).min(axis=0)
+        away_MNK = np.abs(ratio_MNK)
+        nearest_N = away_MNK.mean(axis=2).argmin(axis=0)
+        return REPEAT_ERROR + FORMULA_ERROR * away_MNK[nearest_N, np.arange(len(weights_NK))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
