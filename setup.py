@@ -61,6 +61,7 @@ setup(
             *OPENAI,
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "selenium>=4.20",

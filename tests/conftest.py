@@ -17,3 +17,19 @@ except ImportError:  # tests/gpu runs where there are PyTorch and pytest alone
 else:
     settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("project")
+
+LONGEST = (
+    "tests/slurm/test_real_cluster.py",
+    "tests/launch/test_start.py",
+    "tests/training/test_interrupted.py",
+    "tests/training/test_circle.py",
+    "tests/launch/test_two_hosts.py",
+)
+"""Files that take minutes."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Begin with the longest files where several processes share them, or one is left with them at the end."""
+    if hasattr(config, "workerinput"):
+        place = {name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.location[0], len(LONGEST)))

@@ -156,3 +156,26 @@ def test_a_missing_or_corrupt_file_is_refused_in_one_line(tmp_path):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=words):
             read_transfer(path)
+
+
+def test_mixed_runs_are_read_back_and_a_file_without_any_is_still_read(tmp_path):
+    content = two_domain_table().to_dict()
+    assert content.pop("mixed") == []
+    assert TransferTable.from_dict(content, place="t.json").mixed == ()
+    run = {key: content["sources"]["law"][key] for key in ("steps", "tokens", "losses", "changes", "change_stderrs")}
+    content["mixed"] = [{"weights": {"code": 0.75, "law": 0.25}, **run}]
+    read = read_transfer(written(tmp_path / "transfer.json", content))
+    assert read.mixed[0].weights_K.tolist() == [0.25, 0.75]  # in the order of the domains
+    assert read.mixed[0].changes_SK[:, 1].tolist() == [0.0, 0.25, 0.5]
+    assert TransferTable.from_dict(read.to_dict(), place="t.json").to_dict() == read.to_dict()
+
+
+@pytest.mark.parametrize(
+    "weights", [{"law": 0.5}, {"law": 0.5, "code": 0.6}, {"law": -0.5, "code": 1.5}, [0.5, 0.5], None]
+)
+def test_a_mixed_run_needs_a_share_of_every_domain(weights):
+    content = two_domain_table().to_dict()
+    run = {key: content["sources"]["law"][key] for key in ("steps", "tokens", "losses", "changes", "change_stderrs")}
+    content["mixed"] = [{"weights": weights, **run}]
+    with pytest.raises(ValueError, match=r"^t\.json: mixed\.0\.weights: expected .*versatune reference$"):
+        TransferTable.from_dict(content, place="t.json")

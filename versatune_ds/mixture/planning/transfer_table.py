@@ -24,8 +24,8 @@ _TODO = "write it again with versatune reference"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
-    """What training on one domain alone did to the held-out losses of all domains.
+class MeasuredRun:
+    """What a short run did to the held-out losses of all domains.
 
     NaN: a domain without held-out rows, or a loss that was not finite.
     """
@@ -40,6 +40,20 @@ class Source:
     """float64, loss minus that of the base model, on the same examples; 0 at step 0."""
     change_stderrs_SK: np.ndarray
     """float64, standard error of the change, paired by example."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixedRun(MeasuredRun):
+    """What training on a fixed mixture did: it shows how far a prediction from single domains is off."""
+
+    weights_K: np.ndarray
+    """float64, the mixture: shares that sum to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Source(MeasuredRun):
+    """What training on one domain alone did to the held-out losses of all domains."""
+
     num_examples: int
     """Training examples of the domain; `rows` in the file."""
     tokens_per_epoch: int
@@ -59,6 +73,8 @@ class TransferTable:
     """float64, their standard errors."""
     sources: Mapping[str, Source]
     """By domain trained on, in the order of the domains; not all domains need to be one."""
+    mixed: tuple[MixedRun, ...] = ()
+    """Runs on fixed mixtures, with the settings of the others."""
     unmeasured: tuple[str, ...] = ()
     """Domains without held-out rows, whose columns are NaN; each may still be a source."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -89,17 +105,23 @@ class TransferTable:
                 "stderrs": self._by_domain(self.base_stderrs_K),
             },
             "sources": {name: self._source_dict(source) for name, source in self.sources.items()},
+            "mixed": [{"weights": self.domain_set.to_dict(run.weights_K), **self._run_dict(run)} for run in self.mixed],
             "unmeasured": list(self.unmeasured),
             **self.provenance,
         }
 
+    def _run_dict(self, run: MeasuredRun) -> dict[str, Any]:
+        return {
+            "steps": run.steps_S.tolist(),
+            "tokens": run.tokens_S.tolist(),
+            "losses": self._by_domain(run.losses_SK),
+            "changes": self._by_domain(run.changes_SK),
+            "change_stderrs": self._by_domain(run.change_stderrs_SK),
+        }
+
     def _source_dict(self, source: Source) -> dict[str, Any]:
         return {
-            "steps": source.steps_S.tolist(),
-            "tokens": source.tokens_S.tolist(),
-            "losses": self._by_domain(source.losses_SK),
-            "changes": self._by_domain(source.changes_SK),
-            "change_stderrs": self._by_domain(source.change_stderrs_SK),
+            **self._run_dict(source),
             "model": source.model,
             "rows": source.num_examples,
             "tokens_per_epoch": source.tokens_per_epoch,
@@ -147,7 +169,7 @@ class _Reader:
     def table(self, content: Mapping[str, Any]) -> TransferTable:
         """Return the table; raise ValueError for the first entry that is not as expected."""
         rest = dict(content)
-        entries = {key: rest.pop(key, None) for key in ("domains", "base", "sources", "unmeasured")}
+        entries = {key: rest.pop(key, None) for key in ("domains", "base", "sources", "mixed", "unmeasured")}
         domain_set = self._domain_set(entries["domains"])
         unmeasured = [] if entries["unmeasured"] is None else entries["unmeasured"]
         self._check(_is_texts(unmeasured), "unmeasured", "a list of domains", unmeasured)
@@ -162,39 +184,58 @@ class _Reader:
         base, sources = (self._mapping(entries[key], key) for key in ("base", "sources"))
         self._check_names(sources, "sources", domain_set)
         self._check(bool(sources), "sources", "at least one domain that was trained on", sources)
+        mixed = [] if entries["mixed"] is None else entries["mixed"]
+        self._check(isinstance(mixed, list), "mixed", "a list of runs", mixed)
         return TransferTable(
             domain_set=domain_set,
             base_losses_K=column(base.get("losses"), "base.losses"),
             base_stderrs_K=column(base.get("stderrs"), "base.stderrs"),
             sources={name: self._source(sources[name], name, column) for name in domain_set if name in sources},
+            mixed=tuple(self._mixed_run(run, f"mixed.{n}", column, domain_set) for n, run in enumerate(mixed)),
             unmeasured=tuple(unmeasured),
             provenance=rest,
         )
 
+    def _mixed_run(self, value: Any, place: str, column: Callable[..., np.ndarray], domain_set: DomainSet) -> MixedRun:
+        values = self._mapping(value, place)
+        weights = self._mapping(values.get("weights"), f"{place}.weights")
+        is_mixture = set(weights) == set(domain_set) and all(is_finite_number(w) and w >= 0 for w in weights.values())
+        is_mixture = is_mixture and abs(sum(weights.values()) - 1.0) < 1e-6
+        self._check(is_mixture, f"{place}.weights", "a share of every domain, sum 1", weights)
+        weights_K = np.array([float(weights[name]) for name in domain_set])
+        return MixedRun(weights_K=weights_K, **self._run(values, place, column))
+
     def _source(self, value: Any, name: str, column: Callable[..., np.ndarray]) -> Source:
         place = f"sources.{name}"
         values = self._mapping(value, place)
-        steps, tokens, model = (values.get(key) for key in ("steps", "tokens", "model"))
-        for key, counts in (("steps", steps), ("tokens", tokens)):
-            is_rising = _is_counts(counts) and counts[:1] == [0] and all(np.diff(counts) >= (key == "steps"))
-            self._check(is_rising, f"{place}.{key}", "whole numbers that rise from 0", counts)
-        self._check(len(steps) == len(tokens), f"{place}.tokens", f"{len(steps)} numbers, one a step", tokens)
+        model = values.get("model")
         self._check(model is None or isinstance(model, str), f"{place}.model", "a folder or null", model)
-        columns = {
-            f"{key}_SK": column(values.get(key), f"{place}.{key}", num_steps=len(steps))
-            for key in ("losses", "changes", "change_stderrs")
-        }
         sizes = {key: values.get(key) for key in ("rows", "tokens_per_epoch")}
         for key, size in sizes.items():
             self._check(_is_counts([size]) and size > 0, f"{place}.{key}", "a positive whole number", size)
         return Source(
-            steps_S=np.array(steps, dtype=np.int64),
-            tokens_S=np.array(tokens, dtype=np.int64),
-            **columns,
+            **self._run(values, place, column),
             num_examples=sizes["rows"],
             tokens_per_epoch=sizes["tokens_per_epoch"],
             model=model,
         )
+
+    def _run(self, values: Mapping[str, Any], place: str, column: Callable[..., np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays of a `MeasuredRun`."""
+        steps, tokens = values.get("steps"), values.get("tokens")
+        for key, counts in (("steps", steps), ("tokens", tokens)):
+            is_rising = _is_counts(counts) and counts[:1] == [0] and all(np.diff(counts) >= (key == "steps"))
+            self._check(is_rising, f"{place}.{key}", "whole numbers that rise from 0", counts)
+        self._check(len(steps) == len(tokens), f"{place}.tokens", f"{len(steps)} numbers, one a step", tokens)
+        columns = {
+            f"{key}_SK": column(values.get(key), f"{place}.{key}", num_steps=len(steps))
+            for key in ("losses", "changes", "change_stderrs")
+        }
+        return {
+            "steps_S": np.array(steps, dtype=np.int64),
+            "tokens_S": np.array(tokens, dtype=np.int64),
+            **columns,
+        }
 
     def _domain_set(self, names: Any) -> DomainSet:
         self._check(_is_texts(names) and bool(names), "domains", "a list of names", names)

@@ -1,0 +1,311 @@
+"""The planner `transfer`: predict the losses of a mixture from runs on single domains and a few on mixtures.
+
+Two things happen to a domain in a mixed run: it learns from its own rows, and the rows of the others change it too. In
+runs on one domain alone, other domains are forgotten several times more than in any mixture that contains a few of
+their own rows. So what the others do to a domain counts less, the larger its own share is:
+
+    log(l_j / base_j) = d_j (n_j / m_j)^q_j  +  h_j sum_{i != j} w_i / (1 - w_j) f_ij  +  r_j s_j
+    h_j = (1 - w_j) / (1 - w_j + kappa w_j)
+
+- d_j: log change of domain j's loss in its own run of m_j tokens;  n_j: tokens of it in the planned run. Both count a
+  repeated token less than a new one (`effective_tokens`). If its own run over-fitted, the rise is added.
+- f_ij: log change of domain j's loss in the run on domain i alone.
+- q_j, kappa: from the mixed runs. h_j is the rest of a forgetting that own rows undo: others push at a rate (1 - w_j),
+  own rows pull back at a rate kappa w_j.
+- r_j s_j: what the formula leaves unexplained in the mixed runs, fading towards the runs on one domain;
+  s_j = min(w_j (1 - w_j) / (u (1 - u)), 1) with u = 1 / K.
+
+Source: this project; docs/method.md section 13 has the measurements. The power law in tokens is that of scaling laws,
+and the use of measured effects between domains that of DynaMiCS (arXiv 2605.10770), whose response is linear.
+
+Shape legend: **K** domains, **N** mixtures, **M** mixed runs, **B** parameter sets: the estimate, then draws of its
+error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from versatune_ds.mixture.planning.predictor import Planner, PlanTask, Predicted
+from versatune_ds.mixture.planning.transfer_table import MeasuredRun, TransferTable
+
+KAPPA = 100.0
+"""Strength of own rows against forgetting where fewer than two mixed runs tell: 1 % of own rows undo half of it."""
+POWER = 0.65
+"""Exponent of the own tokens where no mixed run tells."""
+POWER_RANGE = (0.2, 1.5)
+REPEATED_TOKENS = 15.4
+"""R* of `effective_tokens`: the most that all repetitions together are worth, in passes over the data."""
+REPEAT_ERROR = 0.015
+"""Error at a measured mixture, as a share of the gain of a domain's own run: runs differ by their data order."""
+FORMULA_ERROR = 0.06
+"""What is added to it for each factor of e between a domain's share and that of the nearest mixed run."""
+ERROR_WITHOUT_MIXED_RUN = 0.15
+"""The error where there is no mixed run, as a share of what a domain's own run gains."""
+NUM_DRAWS = 64
+
+
+def effective_tokens(tokens: np.ndarray, *, tokens_per_epoch: np.ndarray) -> np.ndarray:
+    """Return how many new tokens are worth as much as these, of which those beyond one pass are repeated.
+
+    D' = U + U R* (1 - exp(-R / R*)),  U = min(D, one pass), R = D / U - 1.  Source: arXiv 2305.16264, equation 5.
+    Example: 4 passes over 100 tokens, R* 15.4: 100 + 1540 (1 - exp(-3 / 15.4)) = 373 tokens.
+    """
+    unique = np.minimum(tokens, tokens_per_epoch)
+    repeats = np.maximum(tokens / np.maximum(tokens_per_epoch, 1) - 1.0, 0.0)
+    return unique + tokens_per_epoch * REPEATED_TOKENS * -np.expm1(-repeats / REPEATED_TOKENS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Measured:
+    """Log changes of the losses, as measured or with a draw of their errors added."""
+
+    single_KK: np.ndarray
+    """log(l_ij / base_j): rows are the domain trained on; the smallest along the run on the diagonal."""
+    mixed_MK: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Response:
+    """The parameters of the formula."""
+
+    single_BKK: np.ndarray
+    power_BK: np.ndarray
+    residual_BK: np.ndarray
+    kappa: float
+
+
+class TransferPredictor:
+    """Predict by the formula at the top of this module.
+
+    Args:
+        task: What is planned.
+
+    Raises:
+        ValueError: If a domain was not trained on alone, or the base model has no finite loss of a measured one.
+    """
+
+    is_costly = False
+
+    def __init__(self, task: PlanTask) -> None:
+        table = task.table
+        missing = [name for name in table.domain_set if name not in table.sources]
+        if missing:
+            raise ValueError(
+                f"transfer table: no run on {', '.join(missing)} alone, so what its rows do to the others is unknown; "
+                "measure it with versatune reference"
+            )
+        self._table = table
+        self._is_measured_K = table.is_measured() & np.isfinite(table.base_losses_K)
+        self._num_tokens = float(task.num_tokens)
+        self._own = [_OwnRun.of(table, k) for k in range(len(table.domain_set))]
+        best_K = [own.best for own in self._own]
+        rng = np.random.default_rng(task.seed)
+        measured = [_measured(table, best_K, rng=generator) for generator in (None, *[rng] * NUM_DRAWS)]
+        kappa = self._fitted_kappa(measured[0])
+        fits = [self._fit(each, kappa=kappa) for each in measured]
+        self._response = _Response(
+            single_BKK=np.array([each.single_KK for each in measured]),
+            power_BK=np.array([power_K for power_K, _ in fits]),
+            residual_BK=np.array([residual_K for _, residual_K in fits]),
+            kappa=kappa,
+        )
+
+    @property
+    def calibration(self) -> Mapping[str, Any]:
+        """Return what the mixed runs told."""
+        names = self._table.domain_set
+        return {
+            "mixed_runs": [names.to_dict(run.weights_K) for run in self._table.mixed],
+            "kappa": self._response.kappa,
+            "power": names.to_dict(self._response.power_BK[0]),
+            "unexplained": names.to_dict(self._response.residual_BK[0]),
+        }
+
+    def predict(self, weights_NK: np.ndarray) -> Predicted:
+        """Return the predicted losses of N mixtures [N,K]; NaN for a domain without held-out rows."""
+        log_change_BNK = self._log_change(weights_NK, self._response, tokens=self._num_tokens)
+        base_K = np.where(self._is_measured_K, self._table.base_losses_K, np.nan)
+        losses_NK = base_K * np.exp(log_change_BNK[0])
+        noise_NK = log_change_BNK[1:].std(axis=0)
+        gain_K = np.abs(np.diagonal(self._response.single_BKK[0]))
+        formula_NK = self._formula_error(weights_NK) * gain_K
+        return Predicted(losses_NK=losses_NK, stderrs_NK=losses_NK * np.hypot(noise_NK, formula_NK))
+
+    def _log_change(self, weights_NK: np.ndarray, response: _Response, *, tokens: float) -> np.ndarray:
+        """Return log(l / base) for every parameter set [B,N,K] in a run of `tokens`."""
+        own_BNK = self._own_part(weights_NK, response, tokens=tokens)
+        others_BNK = self._others_part(weights_NK, response)
+        return own_BNK + others_BNK + response.residual_BK[:, None, :] * _between(weights_NK)
+
+    def _own_part(self, weights_NK: np.ndarray, response: _Response, *, tokens: float) -> np.ndarray:
+        """Return what each domain's own rows do to it [B,N,K]."""
+        share_NK, rise_NK = self._own_progress(weights_NK, tokens=tokens)
+        gain_BK = np.diagonal(response.single_BKK, axis1=1, axis2=2)
+        return gain_BK[:, None, :] * share_NK ** response.power_BK[:, None, :] + rise_NK
+
+    def _own_progress(self, weights_NK: np.ndarray, *, tokens: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return n_j / m_j, in effective tokens, and the rise of an over-fitted domain's log loss, each [N,K]."""
+        parts = [own.progress(weights_NK[:, k] * tokens) for k, own in enumerate(self._own)]
+        return np.stack([share for share, _ in parts], axis=1), np.stack([rise for _, rise in parts], axis=1)
+
+    def _others_part(self, weights_NK: np.ndarray, response: _Response) -> np.ndarray:
+        """Return what the other domains' rows do to each [B,N,K]."""
+        others_BKK = response.single_BKK * (1.0 - np.eye(weights_NK.shape[1]))
+        rest_NK = 1.0 - weights_NK
+        # sum_{i != j} w_i / (1 - w_j) f_ij, where w_j is 1 there are no others.
+        pushed_BNK = np.einsum("ni,bij->bnj", weights_NK, others_BKK) / np.maximum(rest_NK, 1e-12)
+        return pushed_BNK * rest_NK / (rest_NK + response.kappa * weights_NK)
+
+    def _fit(self, measured: _Measured, *, kappa: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return exponents [K] and what they leave unexplained [K], least squares over the mixed runs."""
+        K = len(self._own)
+        if not self._table.mixed:
+            return np.full(K, POWER), np.zeros(K)
+        candidates_P = np.linspace(*POWER_RANGE, 131)
+        error_PMK = self._unexplained(measured, power_PK=np.repeat(candidates_P[:, None], K, axis=1), kappa=kappa)
+        best_K = np.argmin(np.nansum(error_PMK**2, axis=1), axis=0)
+        error_MK = error_PMK[best_K, :, np.arange(K)].T
+        return candidates_P[best_K], np.nan_to_num(error_MK).mean(axis=0)
+
+    def _unexplained(self, measured: _Measured, *, power_PK: np.ndarray, kappa: float) -> np.ndarray:
+        """Return measured log changes of the mixed runs less those of the formula without residual [P,M,K].
+
+        P is the number of exponents tried.
+        """
+        response = _Response(
+            single_BKK=measured.single_KK[None],
+            power_BK=power_PK,
+            residual_BK=np.zeros((1, power_PK.shape[1])),
+            kappa=kappa,
+        )
+        predicted = [
+            self._log_change(run.weights_K[None], response, tokens=float(run.tokens_S[-1]))[:, 0]
+            for run in self._table.mixed
+        ]
+        return measured.mixed_MK - np.stack(predicted, axis=1)
+
+    def _fitted_kappa(self, measured: _Measured) -> float:
+        """Return the kappa that explains the mixed runs best; the usual one where there are fewer than two.
+
+        Few runs say little about it, so its logarithm is held near the usual one: unexplained changes of FORMULA_ERROR
+        of a domain's gain count as much as a factor of e.
+        """
+        if len(self._table.mixed) < 2:
+            return KAPPA
+        candidates = KAPPA * np.exp(np.linspace(-2.5, 2.5, 51))
+        costs = []
+        for kappa in candidates:
+            power_K, residual_K = self._fit(measured, kappa=float(kappa))
+            error_MK = self._unexplained(measured, power_PK=power_K[None], kappa=float(kappa))[0] - residual_K
+            gain_K = np.maximum(np.abs(np.diagonal(measured.single_KK)), 1e-6)
+            squares = np.nansum((error_MK / (FORMULA_ERROR * gain_K)) ** 2) / max(int(self._is_measured_K.sum()), 1)
+            costs.append(squares + math.log(kappa / KAPPA) ** 2)
+        return float(candidates[int(np.argmin(costs))])
+
+    def _formula_error(self, weights_NK: np.ndarray) -> np.ndarray:
+        """Return the formula's own error as a share of a domain's gain [N,K]; it grows away from the mixed runs."""
+        if not self._table.mixed:
+            return np.full_like(weights_NK, ERROR_WITHOUT_MIXED_RUN)
+        smallest = 1e-4  # of a share: below it a domain counts as absent
+        measured_MNK = np.array([run.weights_K for run in self._table.mixed])[:, None, :]
+        ratio_MNK = np.log(np.maximum(weights_NK, smallest)) - np.log(np.maximum(measured_MNK, smallest))
+        away_MNK = np.abs(ratio_MNK)
+        nearest_N = away_MNK.mean(axis=2).argmin(axis=0)
+        return REPEAT_ERROR + FORMULA_ERROR * away_MNK[nearest_N, np.arange(len(weights_NK))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _OwnRun:
+    """The run on one domain alone, as far as it concerns that domain."""
+
+    tokens_per_epoch: int
+    best: int
+    """The measurement with the lowest loss, or the last one where the loss does not rise again beyond its noise."""
+    best_tokens: float
+    """Tokens trained on when its loss was lowest."""
+    later_tokens_L: np.ndarray
+    """Tokens of the measurements from there on."""
+    rises_L: np.ndarray
+    """Log loss above the lowest at each, 0 where it is within two standard errors."""
+
+    @classmethod
+    def of(cls, table: TransferTable, k: int) -> _OwnRun:
+        source = table.sources[table.domain_set.names[k]]
+        change_S, losses_S = source.changes_SK[:, k], source.losses_SK[:, k]
+        best = int(np.nanargmin(change_S)) if np.any(np.isfinite(change_S)) else len(change_S) - 1
+        best = best or len(change_S) - 1  # it never fell: there is no minimum to speak of
+        rise_L = change_S[best:] - change_S[best]
+        noise_L = 2.0 * source.change_stderrs_SK[best:, k]
+        is_rising_L = np.nan_to_num(rise_L) > np.nan_to_num(noise_L)
+        if not np.any(is_rising_L):
+            best, rise_L, is_rising_L = len(change_S) - 1, np.zeros(1), np.zeros(1, dtype=bool)
+        return cls(
+            tokens_per_epoch=source.tokens_per_epoch,
+            best=best,
+            best_tokens=float(max(source.tokens_S[best], 1)),
+            later_tokens_L=source.tokens_S[best:].astype(np.float64),
+            rises_L=np.where(is_rising_L, np.log1p(np.maximum(rise_L, 0.0) / losses_S[best]), 0.0),
+        )
+
+    def progress(self, tokens_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return effective tokens as a share of those at the lowest loss, and the rise of the log loss beyond, [N]."""
+        is_over_fitted = len(self.later_tokens_L) > 1
+        reached_N = np.minimum(tokens_N, self.best_tokens) if is_over_fitted else tokens_N
+        per_epoch = np.array(float(self.tokens_per_epoch))
+        share_N = effective_tokens(reached_N, tokens_per_epoch=per_epoch) / effective_tokens(
+            np.array(self.best_tokens), tokens_per_epoch=per_epoch
+        )
+        if not is_over_fitted:
+            return share_N, np.zeros_like(tokens_N)
+        # Beyond the last measurement the rise goes on as it did between the last two.
+        slope = (self.rises_L[-1] - self.rises_L[-2]) / (self.later_tokens_L[-1] - self.later_tokens_L[-2])
+        beyond_N = np.maximum(tokens_N - self.later_tokens_L[-1], 0.0) * max(slope, 0.0)
+        return share_N, np.interp(tokens_N, self.later_tokens_L, self.rises_L) + beyond_N
+
+
+def _measured(table: TransferTable, best_K: Sequence[int], *, rng: np.random.Generator | None) -> _Measured:
+    """Return the log changes of all runs; with a generator, as another draw of held-out examples might give them."""
+    runs = [table.sources[name] for name in table.domain_set]
+    single_KK = np.array([_log_change_at(run, -1, table, rng=rng) for run in runs])
+    for k, (run, best) in enumerate(zip(runs, best_K, strict=True)):
+        single_KK[k, k] = _log_change_at(run, best, table, rng=rng)[k]
+    mixed = [_log_change_at(run, -1, table, rng=rng) for run in table.mixed]
+    return _Measured(single_KK=single_KK, mixed_MK=np.array(mixed).reshape(-1, len(runs)))
+
+
+def _log_change_at(run: MeasuredRun, s: int, table: TransferTable, *, rng: np.random.Generator | None) -> np.ndarray:
+    """Return log(l / base) [K] at a measurement of a run."""
+    change_K = run.changes_SK[s]
+    if rng is not None:
+        change_K = change_K + rng.standard_normal(len(change_K)) * np.nan_to_num(run.change_stderrs_SK[s])
+    smallest = 0.01  # of the base loss: an error drawn may not take a loss to zero
+    return np.log(np.maximum(1.0 + change_K / table.base_losses_K, smallest))
+
+
+def _between(weights_NK: np.ndarray) -> np.ndarray:
+    """Return s [N,K]: 1 where a domain has about an equal share, fading to 0 where it has nothing or all."""
+    K = weights_NK.shape[1]
+    equal = (1.0 / K) * (1.0 - 1.0 / K)
+    return np.minimum(weights_NK * (1.0 - weights_NK) / equal, 1.0) if K > 1 else np.zeros_like(weights_NK)
+
+
+TRANSFER = Planner(
+    name="transfer",
+    make=TransferPredictor,
+    needs="transfer",
+    explain=(
+        "from runs on each domain alone, and on a mixture, how a domain's own rows lower its loss and how much of the "
+        "others' effect they leave"
+    ),
+    source="docs/method.md section 13",
+    differences=(
+        "In the spirit of DynaMiCS (arXiv 2605.10770), whose response is linear. A linear response fails here: alone, "
+        "one domain makes others forget twice their loss, of which a few of their own rows leave nothing."
+    ),
+)
