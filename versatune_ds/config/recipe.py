@@ -87,6 +87,10 @@ class ReferenceConfig(Section):
     """Measure the held-out losses of all domains, not of the one alone, while training on each, and write what every
     domain does to the others to transfer.json. It takes as many times longer to measure as there are domains; training
     and reference.json stay the same."""
+    mixed_run: bool = True
+    """Also train as many steps on equal shares of all domains. A plan predicts from runs on single domains, and this
+    one, at the cost of one domain more, shows how far such a prediction is off. It is part of transfer.json, so
+    `transfer: false` leaves it out too."""
     keep_models: bool = True
     """Keep the weights after the last step on each domain, one copy each: the model in the precision of training, or
     its LoRA adapters alone. A plan that averages models needs them, and what took the training of every domain to make

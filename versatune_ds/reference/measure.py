@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.distributed import World, barrier, from_rank_zero, run_on_rank_zero
@@ -22,6 +23,7 @@ from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.reference.command import ReferenceTask, other_model
 from versatune_ds.reference.kept_models import check_room_for_models, keep_run_model
 from versatune_ds.reference.one_domain import (
+    ALL_DOMAINS,
     RESULT_FILE,
     EarlyStop,
     check_made_with,
@@ -39,6 +41,7 @@ from versatune_ds.reference.transfer_record import (
     begin_transfer,
     held_out_digests,
     recorded_transfer,
+    sizes_of,
 )
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE, MODEL_FOLDER
@@ -94,8 +97,10 @@ def measure_references(setup: RunSetup, *, task: ReferenceTask, stop_signals: St
         # One run a domain; those with a result are skipped.
         if setup.config.reference.keep_models:
             as_start_error(lambda: _check_room(setup, names, is_fresh=task.is_fresh), world)
-        for number, name in enumerate(names, start=1):
-            logger.info("reference %d of %d: %s", number, len(names), name)
+        runs = names + _mixed_runs(setup, task)
+        for number, name in enumerate(runs, start=1):
+            what = "equal shares of all domains" if name == ALL_DOMAINS else name
+            logger.info("reference %d of %d: %s", number, len(runs), what)
             if not _measure_domain(setup, name, is_fresh=task.is_fresh, stop_signals=stop_signals):
                 return REQUEUE_EXIT_CODE
         stop_signals.ignore()
@@ -122,6 +127,16 @@ def _measurable(setup: RunSetup, domains: Sequence[str] | None) -> tuple[str, ..
             ", ".join(unmeasured),
         )
     return tuple(name for name in domains or setup.domain_set if name not in unmeasured)
+
+
+def _mixed_runs(setup: RunSetup, task: ReferenceTask) -> tuple[str, ...]:
+    """Return the run on equal shares of all domains, where it is to be measured.
+
+    With --domains it is not: several such jobs may share the domains, and none of them knows which is the last.
+    """
+    settings = setup.config.reference
+    is_wanted = settings.transfer and settings.mixed_run and task.domains is None and len(setup.domain_set) > 1
+    return (ALL_DOMAINS,) if is_wanted else ()
 
 
 def _check_room(setup: RunSetup, names: Sequence[str], *, is_fresh: bool) -> None:
@@ -181,15 +196,13 @@ def _begin_domain(setup: RunSetup, name: str, *, is_fresh: bool, stop_signals: S
 
 def _train_domain(setup: RunSetup, run: Run, name: str, *, transfer: TransferRecord | None) -> bool:
     """Train a domain until its held-out loss stops falling; return whether it is done, False if a signal came."""
-    decisions = run.config.run_dir / DECISIONS_FILE
-    losses = from_rank_zero(lambda: [loss_of(decision, name) for decision in read_decisions(decisions)], setup.world)
-    stop = EarlyStop(name, patience=setup.config.reference.patience, losses=losses)
+    stop = None if name == ALL_DOMAINS else _early_stop(setup, run, name)
 
     def should_stop(decision: Decision) -> bool:
         """Measure the other domains too, and return whether the own loss has stopped falling; on every rank alike."""
         if transfer is not None:
             transfer.measure()
-        return stop(decision)
+        return stop is not None and stop(decision)
 
     is_done = False
     try:
@@ -198,12 +211,20 @@ def _train_domain(setup: RunSetup, run: Run, name: str, *, transfer: TransferRec
         run.loader.close()
         run.monitor.finish(exit_code=0 if is_done else REQUEUE_EXIT_CODE)
     if is_done:
-        if run.config.reference.keep_models:
+        if run.config.reference.keep_models and name != ALL_DOMAINS:
             keep_run_model(run)
         has_transfer = transfer is not None
-        run_on_rank_zero(lambda: _write_result(setup, run.config, name, has_transfer=has_transfer), setup.world)
+        write = _write_mixed_result if name == ALL_DOMAINS else _write_result
+        run_on_rank_zero(lambda: write(setup, run.config, name, has_transfer=has_transfer), setup.world)
     run.release()
     return is_done
+
+
+def _early_stop(setup: RunSetup, run: Run, name: str) -> EarlyStop:
+    """Return when a domain's run may stop, with the losses measured before a resume."""
+    decisions = run.config.run_dir / DECISIONS_FILE
+    losses = from_rank_zero(lambda: [loss_of(decision, name) for decision in read_decisions(decisions)], setup.world)
+    return EarlyStop(name, patience=setup.config.reference.patience, losses=losses)
 
 
 def _write_result(setup: RunSetup, recipe: RunConfig, name: str, *, has_transfer: bool) -> None:
@@ -211,10 +232,27 @@ def _write_result(setup: RunSetup, recipe: RunConfig, name: str, *, has_transfer
     run_dir = recipe.run_dir
     result = {**result_of_run(run_dir, name), "made_with": made_with(setup, name)}
     if has_transfer:
-        shards = setup.data.train[setup.domain_set.id_of(name)]
-        result["transfer"] = recorded_transfer(run_dir, held_out=held_out_digests(setup.data), shards=shards)
+        result["transfer"] = {
+            **recorded_transfer(run_dir, held_out=held_out_digests(setup.data)),
+            **sizes_of(setup.data.train[setup.domain_set.id_of(name)]),
+        }
     if recipe.reference.keep_models:
         result["model"] = MODEL_FOLDER
+    _finish(run_dir, result)
+    logger.info("%s: reference loss %.4f at step %d", name, result["loss"], result["step"])
+
+
+def _write_mixed_result(setup: RunSetup, recipe: RunConfig, name: str, *, has_transfer: bool) -> None:
+    """Write the result of the run on equal shares, and delete its checkpoints."""
+    result = {
+        "weights": dict.fromkeys(setup.domain_set, 1.0 / len(setup.domain_set)),
+        "made_with": made_with(setup, name),
+    }
+    if has_transfer:
+        result["transfer"] = recorded_transfer(recipe.run_dir, held_out=held_out_digests(setup.data))
+    _finish(recipe.run_dir, result)
+
+
+def _finish(run_dir: Path, result: Mapping[str, Any]) -> None:
     write_json(run_dir / RESULT_FILE, result)
     shutil.rmtree(run_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
-    logger.info("%s: reference loss %.4f at step %d", name, result["loss"], result["step"])

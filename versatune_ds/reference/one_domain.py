@@ -1,7 +1,7 @@
 """The run that fine-tunes on one domain alone: its recipe, its data, when it stops, and its result.
 
 It is a run like any other, of one domain: it stops, resumes and is reported like any other. Its reference is the lowest
-held-out loss in its decisions.jsonl.
+held-out loss in its decisions.jsonl. The run on equal shares of all domains has the same recipe, and no early stop.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from versatune_ds.training.prepared_data import RunSetup, cache_folder
 RESULT_FILE = "result.json"
 """In a domain's folder, once it is measured."""
 
+ALL_DOMAINS = "all domains"
+"""In the place of a domain's name: the run on equal shares of all."""
+
 MEASUREMENTS = 10
 """Held-out measurements of a domain, unless the recipe sets how often."""
 
@@ -39,7 +42,7 @@ def folder_name(name: str) -> str:
 
 
 def domain_recipe(config: RunConfig, name: str) -> RunConfig:
-    """Return the recipe of fine-tuning on one domain alone: the run's own, without a mixture.
+    """Return the recipe of fine-tuning on one domain alone, or on equal shares of all: the run's own, without a prior.
 
     The steps are rounded up to a multiple of the measurements' interval, so that the last one is measured too.
     """
@@ -74,7 +77,9 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
 
 
 def domain_data(data: PreparedData, name: str) -> PreparedData:
-    """Return the prepared data of one domain alone."""
+    """Return the prepared data of one domain alone, or of all."""
+    if name == ALL_DOMAINS:
+        return data
     i = data.domain_set.id_of(name)
     return PreparedData(
         domain_set=DomainSet((name,)),

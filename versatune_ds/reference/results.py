@@ -9,7 +9,7 @@ from typing import Any
 
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import Result, provenance, reference_content, reference_notes, reference_table
-from versatune_ds.reference.one_domain import domain_recipe, made_with, read_result
+from versatune_ds.reference.one_domain import ALL_DOMAINS, domain_recipe, made_with, read_result
 from versatune_ds.reference.score import scored_recipe
 from versatune_ds.reference.transfer_file import transfer_path, transfer_table, transfer_text, without_transfer
 from versatune_ds.reference.transfer_record import held_out_digests
@@ -86,10 +86,21 @@ def _write_transfer(setup: RunSetup, results: Sequence[Result], *, output: Path,
         provenance=origin,
         models={result["domain"]: _kept_model(setup, result) for result in results},
         folder=output.parent,
+        mixed=_mixed_result(setup),
     )
     write_json(output, table.to_dict())
     logger.info("change of held-out losses in percent, at the last step on each domain\n%s", transfer_text(table))
     logger.info("wrote %s", output)
+
+
+def _mixed_result(setup: RunSetup) -> Result | None:
+    """Return the result of the run on equal shares, where it was measured as the recipe asks; None otherwise."""
+    result = read_result(setup.config, ALL_DOMAINS)
+    if result is None or result["made_with"] != made_with(setup, ALL_DOMAINS):
+        return None
+    return (
+        None if without_transfer([{"domain": ALL_DOMAINS, **result}], held_out=held_out_digests(setup.data)) else result
+    )
 
 
 def _kept_model(setup: RunSetup, result: Result) -> Path | None:

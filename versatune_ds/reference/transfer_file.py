@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.planning.transfer_table import Source, TransferTable
+from versatune_ds.mixture.planning.transfer_table import MixedRun, Source, TransferTable
 from versatune_ds.reference.file import Result
 from versatune_ds.text_table import text_table
 
@@ -46,6 +46,7 @@ def transfer_table(
     provenance: Mapping[str, Any],
     models: Mapping[str, Path | None],
     folder: Path,
+    mixed: Mapping[str, Any] | None = None,
 ) -> TransferTable:
     """Return the table of all single-domain runs.
 
@@ -58,6 +59,7 @@ def transfer_table(
         provenance: Entries of the file on its origin.
         models: Folder of each result's kept weights; None where there is none.
         folder: Folder of the file, to which those of the weights are relative.
+        mixed: Result of the run on equal shares, with its `transfer`; None where there is none.
     """
     base = results[0]["transfer"]["base"]
     return TransferTable(
@@ -68,22 +70,35 @@ def transfer_table(
             result["domain"]: _source(result["transfer"], domain_set, models[result["domain"]], folder=folder)
             for result in results
         },
+        mixed=() if mixed is None else (_mixed_run(mixed, domain_set),),
         unmeasured=tuple(unmeasured),
         provenance=provenance,
     )
 
 
+def _mixed_run(result: Mapping[str, Any], domain_set: DomainSet) -> MixedRun:
+    weights_K = np.array([result["weights"][name] for name in domain_set])
+    return MixedRun(weights_K=weights_K, **_measurements(result["transfer"], domain_set))
+
+
 def _source(transfer: Mapping[str, Any], domain_set: DomainSet, model: Path | None, *, folder: Path) -> Source:
     return Source(
-        steps_S=np.array(transfer["steps"], dtype=np.int64),
-        tokens_S=np.array(transfer["tokens"], dtype=np.int64),
-        losses_SK=_columns(transfer["losses"], domain_set),
-        changes_SK=_columns(transfer["changes"], domain_set),
-        change_stderrs_SK=_columns(transfer["change_stderrs"], domain_set),
+        **_measurements(transfer, domain_set),
         num_examples=transfer["rows"],
         tokens_per_epoch=transfer["tokens_per_epoch"],
         model=None if model is None else Path(os.path.relpath(model, folder)).as_posix(),
     )
+
+
+def _measurements(transfer: Mapping[str, Any], domain_set: DomainSet) -> dict[str, np.ndarray]:
+    """Return the arrays of a `MeasuredRun`."""
+    return {
+        "steps_S": np.array(transfer["steps"], dtype=np.int64),
+        "tokens_S": np.array(transfer["tokens"], dtype=np.int64),
+        "losses_SK": _columns(transfer["losses"], domain_set),
+        "changes_SK": _columns(transfer["changes"], domain_set),
+        "change_stderrs_SK": _columns(transfer["change_stderrs"], domain_set),
+    }
 
 
 def _columns(by_domain: Mapping[str, Any], domain_set: DomainSet) -> np.ndarray:
@@ -104,6 +119,9 @@ def transfer_text(table: TransferTable) -> str:
     for name in table.sources:
         i = table.domain_set.id_of(name)
         rows.append((name, *(_change_cell(changes_KK[i, k], stderrs_KK[i, k]) for k, _ in measured)))
+    for run in table.mixed:
+        change_K, stderr_K = (100.0 * v[-1] / table.base_losses_K for v in (run.changes_SK, run.change_stderrs_SK))
+        rows.append(("equal shares", *(_change_cell(change_K[k], stderr_K[k]) for k, _ in measured)))
     return text_table(("trained on", *(name for _, name in measured)), rows)
 
 

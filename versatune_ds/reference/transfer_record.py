@@ -149,13 +149,12 @@ def _restored_base(run: Run, digests: Mapping[str, str], *, chosen_for: list[Any
         cut_json_lines(run_dir / TRANSFER_FILE, key="step", last_step=run.step)
         return base
     reason = "held-out examples changed since it began" if base else "it began without measuring all domains"
-    name = run.domain_set.names[0]
+    names = run.domain_set.names
+    what, again = (f"what {names[0]} does", f"--domains {names[0]} --fresh")
+    if len(names) > 1:
+        what, again = "what equal shares do", f"{run_dir} removed"
     logger.warning(
-        "%s: %s, so what %s does to the others stays unknown; to know it, measure again with --domains %s --fresh",
-        run_dir,
-        reason,
-        name,
-        name,
+        "%s: %s, so %s to the domains stays unknown; to know it, measure again with %s", run_dir, reason, what, again
     )
     return None
 
@@ -165,20 +164,19 @@ def held_out_digests(data: PreparedData) -> dict[str, str]:
     return {shards.name: shards.digest for shards in data.valid if len(shards)}
 
 
-def recorded_transfer(run_dir: Path, *, held_out: Mapping[str, str], shards: DomainShards) -> dict[str, Any] | None:
-    """Return what a finished run on one domain did to all, from its records: its `transfer` in result.json.
+def recorded_transfer(run_dir: Path, *, held_out: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a finished run did to all domains, from its records: its `transfer` in result.json.
 
     Args:
         run_dir: The run's folder.
         held_out: What `held_out_digests` returned.
-        shards: The domain's training examples.
 
     Returns:
-        Columns of one number a measurement, as in transfer.json; None where the run has no such records.
+        Columns of one number a measurement, as in transfer.json; empty where the run has no such records.
     """
     lines = [line.value for line in json_lines(run_dir / TRANSFER_FILE) if line.value is not None]
     if not lines or lines[0]["step"] != 0:
-        return None
+        return {}
     measured = list(held_out)
     return {
         "base": {key: {name: lines[0][key][name] for name in measured} for key in ("losses", "stderrs")},
@@ -188,7 +186,13 @@ def recorded_transfer(run_dir: Path, *, held_out: Mapping[str, str], shards: Dom
             key: {name: [line[key][name] for line in lines] for name in measured}
             for key in ("losses", "changes", "change_stderrs")
         },
+        "held_out": dict(held_out),
+    }
+
+
+def sizes_of(shards: DomainShards) -> dict[str, int]:
+    """Return a source's number of training examples and their tokens, as transfer.json has them."""
+    return {
         "rows": shards.num_examples,
         "tokens_per_epoch": int(np.asarray(shards.lengths, dtype=np.int64).sum()),
-        "held_out": dict(held_out),
     }
