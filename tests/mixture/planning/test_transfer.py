@@ -166,6 +166,9 @@ def test_a_domain_without_held_out_rows_has_no_prediction_and_still_affects_the_
     assert predicted.losses_NK[0, 0] == pytest.approx(2.125)
     assert np.isnan(predicted.losses_NK[0, 1])
     assert np.isfinite(predicted.stderrs_NK[0, 0])
+    # Without a run of its own it does nothing to the others.
+    table = dataclasses.replace(table, sources={"law": table.sources["law"]})
+    assert predictor(table).predict(np.array([[0.0, 1.0]])).losses_NK[0, 0] == pytest.approx(2.0)
 
 
 @settings(max_examples=30)

@@ -94,7 +94,8 @@ class TransferPredictor:
 
     def __init__(self, task: PlanTask) -> None:
         table = task.table
-        missing = [name for name in table.domain_set if name not in table.sources]
+        # A domain without held-out rows has no run of its own: what it does to the others counts as nothing.
+        missing = [name for name in table.domain_set if name not in table.sources and name not in table.unmeasured]
         if missing:
             raise ValueError(
                 f"transfer table: no run on {', '.join(missing)} alone, so what its rows do to the others is unknown; "
@@ -104,7 +105,7 @@ class TransferPredictor:
         self._is_measured_K = table.is_measured() & np.isfinite(table.base_losses_K)
         self._num_tokens = float(task.num_tokens)
         self._own = [_OwnRun.of(table, k) for k in range(len(table.domain_set))]
-        best_K = [own.best for own in self._own]
+        best_K = [0 if own is None else own.best for own in self._own]
         rng = np.random.default_rng(task.seed)
         measured = [_measured(table, best_K, rng=generator) for generator in (None, *[rng] * NUM_DRAWS)]
         kappa = self._fitted_kappa(measured[0])
@@ -151,7 +152,11 @@ class TransferPredictor:
 
     def _own_progress(self, weights_NK: np.ndarray, *, tokens: float) -> tuple[np.ndarray, np.ndarray]:
         """Return n_j / m_j, in effective tokens, and the rise of an over-fitted domain's log loss, each [N,K]."""
-        parts = [own.progress(weights_NK[:, k] * tokens) for k, own in enumerate(self._own)]
+        nothing_N = np.zeros(len(weights_NK))
+        parts = [
+            (nothing_N, nothing_N) if own is None else own.progress(weights_NK[:, k] * tokens)
+            for k, own in enumerate(self._own)
+        ]
         return np.stack([share for share, _ in parts], axis=1), np.stack([rise for _, rise in parts], axis=1)
 
     def _others_part(self, weights_NK: np.ndarray, response: _Response) -> np.ndarray:
@@ -235,8 +240,11 @@ class _OwnRun:
     """Log loss above the lowest at each, 0 where it is within two standard errors."""
 
     @classmethod
-    def of(cls, table: TransferTable, k: int) -> _OwnRun:
-        source = table.sources[table.domain_set.names[k]]
+    def of(cls, table: TransferTable, k: int) -> _OwnRun | None:
+        """Return a domain's own run; None where it has none."""
+        source = table.sources.get(table.domain_set.names[k])
+        if source is None:
+            return None
         change_S, losses_S = source.changes_SK[:, k], source.losses_SK[:, k]
         best = int(np.nanargmin(change_S)) if np.any(np.isfinite(change_S)) else len(change_S) - 1
         best = best or len(change_S) - 1  # it never fell: there is no minimum to speak of
@@ -271,12 +279,14 @@ class _OwnRun:
 
 def _measured(table: TransferTable, best_K: Sequence[int], *, rng: np.random.Generator | None) -> _Measured:
     """Return the log changes of all runs; with a generator, as another draw of held-out examples might give them."""
-    runs = [table.sources[name] for name in table.domain_set]
-    single_KK = np.array([_log_change_at(run, -1, table, rng=rng) for run in runs])
-    for k, (run, best) in enumerate(zip(runs, best_K, strict=True)):
-        single_KK[k, k] = _log_change_at(run, best, table, rng=rng)[k]
+    K = len(table.domain_set)
+    single_KK = np.where(table.is_measured(), np.zeros((K, K)), np.nan)
+    for name, run in table.sources.items():
+        k = table.domain_set.id_of(name)
+        single_KK[k] = _log_change_at(run, -1, table, rng=rng)
+        single_KK[k, k] = _log_change_at(run, best_K[k], table, rng=rng)[k]
     mixed = [_log_change_at(run, -1, table, rng=rng) for run in table.mixed]
-    return _Measured(single_KK=single_KK, mixed_MK=np.array(mixed).reshape(-1, len(runs)))
+    return _Measured(single_KK=single_KK, mixed_MK=np.array(mixed).reshape(-1, K))
 
 
 def _log_change_at(run: MeasuredRun, s: int, table: TransferTable, *, rng: np.random.Generator | None) -> np.ndarray:
