@@ -20,6 +20,7 @@ from versatune_ds.evaluation.measure import as_evaluation, measure
 from versatune_ds.export.run_export import export_run
 from versatune_ds.model import weight_files
 from versatune_ds.model.weight_files import write_weights
+from versatune_ds.reference.kept_models import keep_run_model
 
 
 class WeightOnDisk:
@@ -89,8 +90,24 @@ def train(tmp_path, *overrides, world_size=1, name="run"):
         cache_dir=tmp_path / "cache",
     )  # fmt: skip
     (tmp_path / f"{name}_results").mkdir()
-    run_ranks(lambda world: be_trained(config, world).step, world_size=world_size, folder=tmp_path / f"{name}_results")
+    run_ranks(
+        lambda world: be_trained_and_kept(config, world), world_size=world_size, folder=tmp_path / f"{name}_results"
+    )
     return config
+
+
+def be_trained_and_kept(config, world):
+    """Train, and keep the weights from memory too, as `versatune reference` does."""
+    run = be_trained(config, world)
+    keep_run_model(run)
+    return run.step
+
+
+def check_kept_model(config, exported):
+    """Check that the weights kept from memory are those exported from the checkpoint of the same step."""
+    kept, model = (AutoModelForCausalLM.from_pretrained(folder) for folder in (config.run_dir / "model", exported))
+    torch.testing.assert_close(kept.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert [path.name for path in (config.run_dir / "model").glob("*.safetensors")] == ["model.safetensors"]
 
 
 def losses_of(folder, config):
@@ -128,6 +145,7 @@ def test_a_zero_3_model_is_exported_in_several_files_and_loads_with_the_losses_o
     assert capsys.readouterr().out == ""  # DeepSpeed prints a lot while it reads
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     check_losses(folder, config, step=4)
+    check_kept_model(config, folder)
     export_run(config.run_dir, output=folder, step=2)
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     check_losses(folder, config, step=2)
@@ -163,7 +181,7 @@ def test_a_corrupt_newest_checkpoint_is_logged_and_the_one_before_it_is_exported
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, stage):
     base = train(tmp_path, name="base")
-    export_run(base.run_dir, output=tmp_path / "base_model")
+    check_kept_model(base, export_run(base.run_dir, output=tmp_path / "base_model"))
     config = train(
         tmp_path, "model.from_config=null", f"model.name_or_path={tmp_path / 'base_model'}", "model.lora={rank: 4}",
         f"train.deepspeed={ROOT / f'ds_configs/zero{stage}.json'}", "train.learning_rate=0.03",
@@ -176,6 +194,9 @@ def test_adapters_are_merged_or_written_alone_with_the_same_losses(tmp_path, sta
     )  # the adapters change the loss
     adapter = export_run(config.run_dir, output=tmp_path / "adapter", lora="adapter")
     assert not (adapter / "config.json").exists()
+    kept, alone = (load_file(f / "adapter_model.safetensors") for f in (config.run_dir / "model", adapter))
+    torch.testing.assert_close(kept, alone, rtol=0, atol=0)
+    assert not list((config.run_dir / "model").glob("model*.safetensors"))
     ids = torch.arange(12)[None]
     expected = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(adapter).eval()

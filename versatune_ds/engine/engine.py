@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -156,7 +156,8 @@ class Engine:
         The rows may be of other domains than those trained on: no sum by domain is made of them.
         """
         self.deepspeed_engine.eval()
-        inputs = model_inputs(replace(batch, domain_ids=torch.zeros_like(batch.domain_ids)), device=self.device)
+        inputs = model_inputs(batch, device=self.device)
+        inputs["domain_ids"] = torch.zeros_like(inputs["domain_ids"])
         return self.deepspeed_engine(**inputs, per_token=True).token_losses_N
 
     def full_weights(self, *, only_trained: bool = False) -> dict[str, torch.Tensor]:
