@@ -16,7 +16,7 @@ from versatune_ds.mixture.policies.simplex import normalise
 from versatune_ds.mixture.settings import policy_settings
 
 FIXED = {name for name, policy in POLICIES.items() if not policy.moves}
-MOVING = ("versatune", "expansion", "steer", "authors_code", "doremi", "sheared", "odm")
+MOVING = tuple(name for name, policy in POLICIES.items() if policy.moves and name != "schedule")
 
 
 def needs(policy):
@@ -86,6 +86,14 @@ def test_authors_code_by_hand():
     signals = signals_of(loss_K=[1.0, 2.0])
     expected = np.array([0.6 * np.e, 0.4 * np.e**2])
     assert update("authors_code", [0.6, 0.4], signals) == pytest.approx(expected / expected.sum())
+
+
+def test_the_authors_other_scores_by_hand():
+    signals = signals_of(loss_K=[1.0, 2.0], reference_K=[0.5, 2.5])
+    excess = np.array([0.6 * np.exp(0.5), 0.4 * np.exp(-0.5)])
+    assert update("authors_code_excess", [0.6, 0.4], signals) == pytest.approx(excess / excess.sum())
+    relative = np.array([0.6 * np.exp(0.5), 0.4 * np.exp(-0.25)])
+    assert update("authors_code_relative", [0.6, 0.4], signals) == pytest.approx(relative / relative.sum())
 
 
 def test_authors_code_does_not_overflow():

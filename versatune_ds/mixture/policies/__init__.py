@@ -1,4 +1,4 @@
-"""The policies: rules that decide the weights, one file a rule (the six fixed baselines share one); see `POLICIES`.
+"""The policies: rules that decide the weights, one file a rule or family of rules; see `POLICIES`.
 
 To add one, write `my_rule.py` with a `Policy` value and add it to `POLICIES` below. Your own policy can also stay
 outside the package: `mixture.policy: my_module:my_policy` (docs/extend.md). No module outside this folder names a
@@ -16,7 +16,7 @@ import sys
 
 from versatune_ds.domains import nearest_name
 from versatune_ds.log import first_line
-from versatune_ds.mixture.policies.authors_code import AUTHORS_CODE
+from versatune_ds.mixture.policies.authors_code import AUTHORS_CODE, AUTHORS_CODE_EXCESS, AUTHORS_CODE_RELATIVE
 from versatune_ds.mixture.policies.doremi import DOREMI
 from versatune_ds.mixture.policies.expansion import EXPANSION
 from versatune_ds.mixture.policies.fixed import CONSTANT, INVERSE, PROPORTIONAL, TARGET_ONLY, TARGET_UNIFORM, UNIFORM
@@ -42,6 +42,8 @@ POLICIES: dict[str, Policy] = {
         TARGET_UNIFORM,
         SCHEDULE,
         AUTHORS_CODE,
+        AUTHORS_CODE_EXCESS,
+        AUTHORS_CODE_RELATIVE,
         DOREMI,
         SHEARED,
         ODM,
