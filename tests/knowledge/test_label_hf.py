@@ -7,8 +7,8 @@ from base_model import detect_config, save_base_model
 from versatune_ds.config import LocalLabellerConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.detect import detect
-from versatune_ds.knowledge.label_hf import LocalLabeller
-from versatune_ds.knowledge.questions import Question
+from versatune_ds.knowledge.language_models.label_hf import LocalLabeller
+from versatune_ds.knowledge.language_models.questions import Question
 
 DOMAINS = DomainSet(("law", "real estate and everything near it", "code"))
 

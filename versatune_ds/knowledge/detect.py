@@ -90,43 +90,54 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
         method=config.detect.method,
         folder=folder,
     )
-    if config.detect.method != "generation":
-        try:
-            found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
-        except TooFewRowsError as error:  # a domain may be trained on and not measured: generation needs no such rows
-            if config.detect.method == "likelihood":
-                raise
-            logger.warning("generation alone: %s", error)
-            found.method = "generation"
-    if config.detect.method != "likelihood":
-        _detect_generation(
-            found, config, tokenizer=tokenizer, num_processes=num_processes, known=known, labelled=labelled
-        )
+    with locked(cache_dir / "locks" / folder.name):
+        # The labeller comes first: an endpoint that is not there is reported now, not after minutes of measuring.
+        labeller = None
+        if config.detect.method != "likelihood":
+            labeller = make_labeller(
+                config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder
+            )
+        if config.detect.method != "generation":
+            _detect_likelihood(found, config, tokenizer=tokenizer, num_processes=num_processes)
+        if labeller is not None:
+            _detect_generation(
+                found, config, labeller=labeller, num_processes=num_processes, known=known, labelled=labelled
+            )
     return found
+
+
+def _detect_likelihood(found: Detection, config: RunConfig, *, tokenizer: Any, num_processes: int) -> None:
+    """Measure how well the model predicts each domain; where generation runs too, it may do so alone.
+
+    Raises:
+        TooFewRowsError: If a domain has too few held-out rows and `detect.method` is `likelihood`.
+    """
+    try:
+        found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
+    except TooFewRowsError as error:  # a domain may be trained on and not measured: generation needs no such rows
+        if config.detect.method == "likelihood":
+            raise
+        logger.warning("generation alone: %s", error)
+        found.method = "generation"
 
 
 def _detect_generation(
     found: Detection,
     config: RunConfig,
     *,
-    tokenizer: Any,
+    labeller: Labeller,
     num_processes: int,
     known: LabelledTexts | None,
     labelled: Path | None,
 ) -> None:
     """Draw sequences, label them, and store the shares; `known` are the texts of the file `labelled`."""
-    cache_dir, folder = cache_folder(config), found.folder
-    with locked(cache_dir / "locks" / folder.name):
-        labeller = make_labeller(
-            config, tokenizer=tokenizer, domain_set=found.domain_set, cache_dir=cache_dir, folder=folder
-        )
-        found.labeller = labeller.describe()
-        if known is not None:
-            labeller = _with_known(found, labeller, known, texts=str(labelled), settings=config.detect)
-        _log_labeller(found.labeller)
-        _record_confused_domains(found.labeller, found.domain_set)
-        with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
-            _rounds(found, config.detect, labeller=labeller, pool=pool)
+    found.labeller = labeller.describe()
+    if known is not None:
+        labeller = _with_known(found, labeller, known, texts=str(labelled), settings=config.detect)
+    _log_labeller(found.labeller)
+    _record_confused_domains(found.labeller, found.domain_set)
+    with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
+        _rounds(found, config.detect, labeller=labeller, pool=pool)
     if isinstance(labeller, RecalibratedLabeller):
         _correct(found, labeller, config.detect)
     _spread_over_confused(found)

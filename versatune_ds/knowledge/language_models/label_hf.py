@@ -19,7 +19,7 @@ from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, render_conversation
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
-from versatune_ds.knowledge.questions import LabelStore, Question
+from versatune_ds.knowledge.language_models.questions import LabelStore, Question
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.model.attention import use_dense_attention
 from versatune_ds.model.build import build_causal_lm
