@@ -76,6 +76,8 @@ class LocalLabellerConfig(Section):
     """Model that labels: a folder saved by transformers, or a Hub name."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of its weights."""
+    texts_per_batch: int = Field(default=8, ge=1)
+    """Texts that are labelled at a time. Lower it if memory runs out."""
 
 
 class EmbeddingConfig(Section):
