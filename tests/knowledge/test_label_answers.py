@@ -48,6 +48,7 @@ def test_an_object_is_read_as_probabilities_or_as_one_name(answer, label):
         ("(C) Real estate.", [0, 0, 1]),
         ("The domain is law.", [1, 0, 0]),
         ("Answer: LAW", [1, 0, 0]),
+        ('The text between the lines belongs to the domain of "law"', [1, 0, 0]),  # SmolLM2
         ("law, general", [0.5, 0.5, 0]),
         ("law (70%), general", [0.7, 0.3, 0]),
         ("law (70%)", [0.7, 0, 0]),

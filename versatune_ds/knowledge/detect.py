@@ -41,6 +41,7 @@ from versatune_ds.knowledge.label_correction import (
 from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
 from versatune_ds.knowledge.label_texts import LabelledTexts, domain_set_of
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
+from versatune_ds.knowledge.labeller_agreement import compare_with_embedded
 from versatune_ds.knowledge.likelihood import detect_likelihood
 from versatune_ds.knowledge.likelihood_rows import TooFewRowsError
 from versatune_ds.knowledge.precision import precision_of
@@ -103,6 +104,8 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
             _detect_generation(
                 found, config, labeller=labeller, num_processes=num_processes, known=known, labelled=labelled
             )
+            if config.detect.labeller not in FITTED_LABELLERS:
+                compare_with_embedded(found, config, tokenizer=tokenizer, cache_dir=cache_dir)
     return found
 
 
@@ -290,7 +293,7 @@ def _log_labeller(description: dict[str, Any]) -> None:
     if "left_out" in description:
         return
     if "accuracy" not in description:
-        logger.info("labeller %s", json.dumps(description))
+        logger.info("labeller %s", json.dumps({key: value for key, value in description.items() if key != "labelled"}))
         return
     logger.info(
         "labeller classifier: fitted on %s rows; on %s others accuracy %.3f, calibration error %.3f",

@@ -29,6 +29,7 @@ _NO_DOMAIN = ("other", "none of them", "none of these", "none of the above", "no
 _ANSWERING = re.compile(
     r"""(?:
     a | about | an | and | answer | approximately | are | around | as | based | be | belong | belongs | best |
+    between | lines |
     category | chance | choice | classified | clearly | confidence | content | domain | domains | falls | field
     | final | i | into | is | it | label | likely | mainly | more | most | mostly | my | of | on | option | or |
     partly | passage | primarily | probability | probably | related | say | so | subject | text | that | the |
@@ -36,7 +37,7 @@ _ANSWERING = re.compile(
     )(?![^\W\d_])""",
     re.VERBOSE,
 )
-"""Words that change nothing about an answer. "In" is none of them: "in general" is no answer."""
+"""Words that change nothing about an answer, some of the question's among them; not "in": "in general" is no answer."""
 _MARKS = re.compile(r"[\s,;:/|()\[\]*_`\"'\u201c\u201d\u2018\u2019.!=+>~#&\u2022\u2013\u2014-]+")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*(%|percent\b)?")
 _ENUMERATOR = re.compile(r"^\s*[(*]*([a-z]|\d{1,2})[).:](?=[\s*]|$)", re.MULTILINE)
