@@ -80,7 +80,7 @@ def test_names_numbers_and_words_of_answering_are_an_answer(answer, label):
         "Is it law?",
         "The laws of nature",
         "It is law.\nI looked again and changed my mind.\nIt is general.",
-        "<think>The domain is law.",
+        "<think>\nThe domain is law.",
         "law 70% 30%",
         "A",
     ],
