@@ -1,5 +1,6 @@
 """The local labeller: a label is how likely each domain's name is as the answer."""
 
+import numpy as np
 import pytest
 import torch
 from base_model import detect_config, save_base_model
@@ -7,8 +8,9 @@ from base_model import detect_config, save_base_model
 from versatune_ds.config import LocalLabellerConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.detect import detect
-from versatune_ds.knowledge.label_hf import LocalLabeller
-from versatune_ds.knowledge.questions import Question
+from versatune_ds.knowledge.language_models import label_hf, option_scores
+from versatune_ds.knowledge.language_models.label_hf import LocalLabeller
+from versatune_ds.knowledge.language_models.questions import Question
 
 DOMAINS = DomainSet(("law", "real estate and everything near it", "code"))
 
@@ -18,9 +20,9 @@ def model(tmp_path_factory):
     return save_base_model(tmp_path_factory.mktemp("model"))
 
 
-def labeller(model, folder):
+def labeller(model, folder, **settings):
     question = Question(domain_set=DOMAINS, descriptions={}, max_characters=200)
-    settings = LocalLabellerConfig(name_or_path=str(model), precision="fp32")
+    settings = LocalLabellerConfig(name_or_path=str(model), precision="fp32", **settings)
     return LocalLabeller(settings, question=question, folder=folder, cache_dir=folder)
 
 
@@ -48,8 +50,60 @@ def test_the_prompt_ends_where_the_answer_begins(model, tmp_path):
 def test_labels_are_stored_and_not_computed_again(model, tmp_path, monkeypatch):
     first = labeller(model, tmp_path).label(["a", "b"])
     second = labeller(model, tmp_path)
-    monkeypatch.setattr(second, "_label", lambda text: pytest.fail(f"asked again: {text}"))
+    monkeypatch.setattr(second, "_prompt", lambda text: pytest.fail(f"asked again: {text}"))
     assert second.label(["b", "a"]).tolist() == first[::-1].tolist()
+
+
+def test_texts_labelled_together_get_the_labels_they_get_alone(model, tmp_path):
+    texts = [f"{'Who owns the house? ' * i}{i}" for i in range(1, 6)]
+    together = labeller(model, tmp_path / "together", texts_per_batch=3).label(texts)
+    alone = labeller(model, tmp_path / "alone", texts_per_batch=1).label(texts)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert np.ptp(alone, axis=0).max() > 1e-3  # the texts have different labels
+
+
+def test_a_stop_between_batches_keeps_the_labels_so_far_and_only_the_rest_is_computed(model, tmp_path, monkeypatch):
+    texts = [f"text {'x' * i}" for i in range(7)]
+    unbroken = labeller(model, tmp_path / "unbroken", texts_per_batch=2).label(texts)
+    real, num_scored = label_hf.scores_of_batch, []
+
+    def scores(causal_lm, *, prompts, options):
+        if len(num_scored) == killed_after:
+            raise KeyboardInterrupt
+        num_scored.append(len(prompts))
+        return real(causal_lm, prompts=prompts, options=options)
+
+    monkeypatch.setattr(label_hf, "scores_of_batch", scores)
+    killed_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        labeller(model, tmp_path / "killed", texts_per_batch=2).label(texts)
+    killed_after = None
+    num_scored.clear()
+    resumed = labeller(model, tmp_path / "killed", texts_per_batch=2).label(texts)
+    assert num_scored == [2, 1]
+    assert resumed.tolist() == unbroken.tolist()
+
+
+def test_a_model_that_cannot_read_texts_together_reads_one_at_a_time_and_a_warning_says_so(
+    model, tmp_path, monkeypatch, caplog
+):
+    expected = labeller(model, tmp_path / "before").label(["a text", "another text"])
+    monkeypatch.setattr(
+        "transformers.DynamicCache.batch_repeat_interleave", lambda *_: (_ for _ in ()).throw(AttributeError("no"))
+    )
+    found = labeller(model, tmp_path / "after").label(["a text", "another text"])
+    assert "detect.hf.texts_per_batch: texts are labelled one at a time: this model does not read them" in caplog.text
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_that_gives_other_probabilities_to_texts_read_together_is_found_out(model, tmp_path, monkeypatch):
+    found = labeller(model, tmp_path)
+    prompts = [found._prompt_ids("a"), found._prompt_ids("a much longer text than the first one")]
+    real = option_scores.scores_of_batch
+    assert option_scores.batch_problem(found._causal_lm, prompts=prompts, options=found._names_ids) is None
+    monkeypatch.setattr(option_scores, "scores_of_batch", lambda *_, **given: -5 * real(*_, **given))
+    problem = option_scores.batch_problem(found._causal_lm, prompts=prompts, options=found._names_ids)
+    assert "gives a probability that differs by" in problem
 
 
 def test_detection_with_a_local_model_leaves_nothing_unparsed(model, tmp_path):

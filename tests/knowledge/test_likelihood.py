@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge import likelihood as likelihood_module
 from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
 from versatune_ds.knowledge.estimate import Shares
 from versatune_ds.knowledge.likelihood import detect_likelihood, likelihood_weights, weights_with_intervals
@@ -129,10 +130,70 @@ def test_the_bits_are_those_of_the_models_loss_and_an_untrained_model_saves_noth
 
 @pytest.mark.slow
 def test_two_processes_measure_the_same_as_one(base, tmp_path):
-    config = detect_config(tmp_path, base, "detect.likelihood_rows=5")
-    tokenizer = load_or_train_tokenizer(config)
-    one, two = (detect_likelihood(config, tokenizer=tokenizer, num_processes=number) for number in (1, 2))
+    found = []
+    for number in (1, 2):
+        config = detect_config(tmp_path / str(number), base, "detect.likelihood_rows=5")
+        tokenizer = load_or_train_tokenizer(config)
+        found.append(detect_likelihood(config, tokenizer=tokenizer, num_processes=number))
+    one, two = found
     assert two.model.loss_sum_E == pytest.approx(one.model.loss_sum_E, rel=1e-5)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Return the micro-batches that are measured, in their order; the n-th raises KeyboardInterrupt with `at=n`."""
+    measured, real = MeasuredBatches(), likelihood_module._nats_of_batch
+
+    def count(config, num_batches, opened, batch):
+        if len(measured) == measured.killed_at:
+            raise KeyboardInterrupt
+        measured.append(batch)
+        return real(config, num_batches, opened, batch)
+
+    monkeypatch.setattr(likelihood_module, "_nats_of_batch", count)
+    return measured
+
+
+class MeasuredBatches(list):
+    """Numbers of micro-batches, and after how many the measurement is killed."""
+
+    killed_at = None
+
+
+def test_after_a_kill_only_the_rows_that_were_not_measured_are(base, measured, tmp_path):
+    config = detect_config(tmp_path, base, "detect.likelihood_rows=6", "data.row_tokens=128")
+    tokenizer = load_or_train_tokenizer(config)
+    unbroken = detect_likelihood(config, tokenizer=tokenizer, num_processes=1).model.loss_sum_E
+    batches = list(measured)
+    assert len(batches) > 3
+    [path] = tmp_path.rglob("likelihood-*.jsonl")
+    path.unlink()
+    measured.clear()
+    measured.killed_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        detect_likelihood(config, tokenizer=tokenizer, num_processes=1)
+    with path.open("ab") as file:  # what a kill while a line is written leaves
+        file.write(b'{"batch": 2, "rows": [1')
+    measured.clear()
+    measured.killed_at = None
+    resumed = detect_likelihood(config, tokenizer=tokenizer, num_processes=1)
+    assert measured == batches[2:]
+    assert resumed.model.loss_sum_E.tolist() == unbroken.tolist()
+
+
+def test_what_was_measured_is_used_for_the_same_model_and_rows_only(base, measured, tmp_path, monkeypatch):
+    config = detect_config(tmp_path, base, "detect.likelihood_rows=3")
+    tokenizer = load_or_train_tokenizer(config)
+    detect_likelihood(config, tokenizer=tokenizer, num_processes=1)
+    measured.clear()
+    for override in ("detect.likelihood_rows=4", "train.precision=bf16"):
+        other = detect_config(tmp_path, base, "detect.likelihood_rows=3", override)
+        detect_likelihood(other, tokenizer=tokenizer, num_processes=1)
+        assert measured, override
+        measured.clear()
+    monkeypatch.setattr(likelihood_module, "build_causal_lm", lambda *_, **__: pytest.fail("the model was loaded"))
+    detect_likelihood(config, tokenizer=tokenizer, num_processes=1)
+    assert measured == []
 
 
 def test_the_command_shows_both_methods_and_writes_them_into_the_prior(base, tmp_path, capsys):

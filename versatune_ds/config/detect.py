@@ -47,6 +47,12 @@ class EndpointConfig(Section):
     """Address of the API, up to and including /v1; by default OpenAI's own."""
     model: str = Field(min_length=1)
     """Name of the model that labels."""
+    answers: Literal["auto", "letters", "text"] = "auto"
+    """How it answers: `letters`, from the log-probabilities of option letters, one token a text; `text`, in words,
+    which every server gives. `auto` takes letters where the server and the model give them, and says so."""
+    max_answer_tokens: int | None = Field(default=None, ge=1)
+    """Tokens after which an answer in words is cut off; null: where the server cuts it. A model that reasons needs
+    room for that too."""
     concurrency: int = Field(default=8, ge=1)
     """Requests at the same time."""
     max_retries: int = Field(default=6, ge=0)
@@ -70,6 +76,8 @@ class LocalLabellerConfig(Section):
     """Model that labels: a folder saved by transformers, or a Hub name."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of its weights."""
+    texts_per_batch: int = Field(default=8, ge=1)
+    """Texts that are labelled at a time. Lower it if memory runs out."""
 
 
 class EmbeddingConfig(Section):

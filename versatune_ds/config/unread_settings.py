@@ -43,8 +43,7 @@ _OTHERS: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
 """Key -> (whether it has no effect, why)."""
 
 _LABELLERS: dict[str, tuple[str, ...]] = {
-    "detect.embedding.name_or_path": ("embedding",),
-    "detect.rows_per_domain": ("embedding", "classifier"),
+    "detect.embedding.name_or_path": ("embedding", "openai", "hf"),  # the language models are compared with it
     "detect.prior_shift": ("embedding", "classifier"),
     "detect.descriptions": ("embedding", "openai", "hf"),
     "detect.label_characters": ("openai", "hf"),

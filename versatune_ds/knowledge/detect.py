@@ -41,6 +41,7 @@ from versatune_ds.knowledge.label_correction import (
 from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
 from versatune_ds.knowledge.label_texts import LabelledTexts, domain_set_of
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller, make_labeller, with_chosen_labeller
+from versatune_ds.knowledge.labeller_agreement import compare_with_embedded
 from versatune_ds.knowledge.likelihood import detect_likelihood
 from versatune_ds.knowledge.likelihood_rows import TooFewRowsError
 from versatune_ds.knowledge.precision import precision_of
@@ -90,43 +91,56 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
         method=config.detect.method,
         folder=folder,
     )
-    if config.detect.method != "generation":
-        try:
-            found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
-        except TooFewRowsError as error:  # a domain may be trained on and not measured: generation needs no such rows
-            if config.detect.method == "likelihood":
-                raise
-            logger.warning("generation alone: %s", error)
-            found.method = "generation"
-    if config.detect.method != "likelihood":
-        _detect_generation(
-            found, config, tokenizer=tokenizer, num_processes=num_processes, known=known, labelled=labelled
-        )
+    with locked(cache_dir / "locks" / folder.name):
+        # The labeller comes first: an endpoint that is not there is reported now, not after minutes of measuring.
+        labeller = None
+        if config.detect.method != "likelihood":
+            labeller = make_labeller(
+                config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder
+            )
+        if config.detect.method != "generation":
+            _detect_likelihood(found, config, tokenizer=tokenizer, num_processes=num_processes)
+        if labeller is not None:
+            _detect_generation(
+                found, config, labeller=labeller, num_processes=num_processes, known=known, labelled=labelled
+            )
+            if config.detect.labeller not in FITTED_LABELLERS:
+                compare_with_embedded(found, config, tokenizer=tokenizer, cache_dir=cache_dir)
     return found
+
+
+def _detect_likelihood(found: Detection, config: RunConfig, *, tokenizer: Any, num_processes: int) -> None:
+    """Measure how well the model predicts each domain; where generation runs too, it may do so alone.
+
+    Raises:
+        TooFewRowsError: If a domain has too few held-out rows and `detect.method` is `likelihood`.
+    """
+    try:
+        found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
+    except TooFewRowsError as error:  # a domain may be trained on and not measured: generation needs no such rows
+        if config.detect.method == "likelihood":
+            raise
+        logger.warning("generation alone: %s", error)
+        found.method = "generation"
 
 
 def _detect_generation(
     found: Detection,
     config: RunConfig,
     *,
-    tokenizer: Any,
+    labeller: Labeller,
     num_processes: int,
     known: LabelledTexts | None,
     labelled: Path | None,
 ) -> None:
     """Draw sequences, label them, and store the shares; `known` are the texts of the file `labelled`."""
-    cache_dir, folder = cache_folder(config), found.folder
-    with locked(cache_dir / "locks" / folder.name):
-        labeller = make_labeller(
-            config, tokenizer=tokenizer, domain_set=found.domain_set, cache_dir=cache_dir, folder=folder
-        )
-        found.labeller = labeller.describe()
-        if known is not None:
-            labeller = _with_known(found, labeller, known, texts=str(labelled), settings=config.detect)
-        _log_labeller(found.labeller)
-        _record_confused_domains(found.labeller, found.domain_set)
-        with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
-            _rounds(found, config.detect, labeller=labeller, pool=pool)
+    found.labeller = labeller.describe()
+    if known is not None:
+        labeller = _with_known(found, labeller, known, texts=str(labelled), settings=config.detect)
+    _log_labeller(found.labeller)
+    _record_confused_domains(found.labeller, found.domain_set)
+    with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
+        _rounds(found, config.detect, labeller=labeller, pool=pool)
     if isinstance(labeller, RecalibratedLabeller):
         _correct(found, labeller, config.detect)
     _spread_over_confused(found)
@@ -279,7 +293,7 @@ def _log_labeller(description: dict[str, Any]) -> None:
     if "left_out" in description:
         return
     if "accuracy" not in description:
-        logger.info("labeller %s", json.dumps(description))
+        logger.info("labeller %s", json.dumps({key: value for key, value in description.items() if key != "labelled"}))
         return
     logger.info(
         "labeller classifier: fitted on %s rows; on %s others accuracy %.3f, calibration error %.3f",

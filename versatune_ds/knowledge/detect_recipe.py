@@ -22,6 +22,7 @@ from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.detection import Detection
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, with_chosen_labeller
+from versatune_ds.knowledge.labeller_agreement import agreement_table
 from versatune_ds.launch.start import check_processes, num_visible_gpus
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
@@ -169,6 +170,8 @@ def prior_table(values: dict[str, Any]) -> str:
         parts.append(f"shares of {values['weight_unit']} in {values['num_sequences']:,} sequences; of these: {rates}")
     if "likelihood" in values["methods"]:
         parts.append(likelihood_table(values))
+    if "compared" in values.get("labeller", {}):
+        parts.append(agreement_table(values["labeller"]["compared"]))
     notes = [(key, values.get(key, {})) for key in ("low_weights", "disagreements")]
     parts += ["\n".join(f"{name}: {text}" for name, text in texts.items()) for _, texts in notes if texts]
     return "\n\n".join(parts)

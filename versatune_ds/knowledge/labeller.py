@@ -21,7 +21,7 @@ from versatune_ds.knowledge.domain_descriptions import (
     recipe_descriptions,
 )
 from versatune_ds.knowledge.label_texts import DividedTexts, read_divided_texts
-from versatune_ds.knowledge.questions import Question
+from versatune_ds.knowledge.language_models.questions import Question
 from versatune_ds.knowledge.text_encoder import TextEncoder, find_encoder
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ def make_labeller(
     Answers are stored in `folder`; the built-in corpus is in `cache_dir`. The tokenizer is the base model's.
 
     Raises:
-        ValueError: If a domain has too few rows, a model cannot be loaded, or a description is of no domain.
+        ValueError: If a domain has too few rows, a model cannot be loaded, an endpoint does not answer, or a
+            description is of no domain.
     """
     config = with_chosen_labeller(config)
     settings = config.detect
@@ -65,11 +66,11 @@ def make_labeller(
         return _fitted(config, texts, descriptions=descriptions, domain_set=domain_set, cache_dir=cache_dir)
     question = Question(domain_set=domain_set, descriptions=descriptions, max_characters=settings.label_characters)
     if settings.labeller == "openai":
-        from versatune_ds.knowledge.label_openai import EndpointLabeller
+        from versatune_ds.knowledge.language_models.label_openai import open_endpoint
 
         assert settings.openai is not None, "the config checks it"
-        return EndpointLabeller(settings.openai, question=question, folder=folder)
-    from versatune_ds.knowledge.label_hf import LocalLabeller
+        return open_endpoint(settings.openai, question=question, folder=folder)
+    from versatune_ds.knowledge.language_models.label_hf import LocalLabeller
 
     assert settings.hf is not None, "the config checks it"
     return LocalLabeller(settings.hf, question=question, folder=folder, cache_dir=cache_dir)

@@ -24,18 +24,23 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.encoding.tokenizer import pad_token_id
+from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
+from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.byte_ngram import ngram_bits
 from versatune_ds.knowledge.estimate import Shares
 from versatune_ds.knowledge.likelihood_rows import LikelihoodRows, likelihood_rows
+from versatune_ds.knowledge.likelihood_store import NatsStore, rows_digest
 from versatune_ds.launch.process_pool import ProcessPool, device_of
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.domain_model import DomainModel
+from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.held_out import losses_without_engine
-from versatune_ds.training.prepared_data import load_or_train_tokenizer
+from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 from versatune_ds.training.worker import set_threads
 
 EXPONENT = 2
@@ -44,6 +49,7 @@ EXPONENT = 2
 LEAST_SAVING = 0.1
 """Part of the mean saving that every domain counts as having saved, so that no weight is zero."""
 
+_LOSSES_VERSION = "1"  # raise it when the same rows and settings would give other losses
 _LN_2 = math.log(2)
 _NUM_DRAWS = 1000
 _TAIL = 0.025
@@ -85,21 +91,43 @@ class Likelihood:
 def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) -> Likelihood:
     """Measure what a recipe's base model saves over the baseline on held-out rows of every domain.
 
+    What is measured is stored in the cache under a digest of model and rows, so a killed measurement resumes.
+
     Args:
         config: The recipe; its model must be a saved one.
         tokenizer: The model's.
-        num_processes: Processes that measure, each with its own copy of the model and its share of the rows.
+        num_processes: Processes that measure, each with its own copy of the model.
 
     Raises:
         TooFewRowsError: If a domain has fewer than two held-out rows.
         ValueError: If the model or its tokenizer cannot be loaded.
     """
     rows = likelihood_rows(config, tokenizer=tokenizer)
+    cache_dir = cache_folder(config)
+    model = find_base_model(config.model, cache_dir=cache_dir)
+    name = f"likelihood-{_digest(config, model_digest=model.digest, rows=rows)[:16]}"
+    with locked(cache_dir / "locks" / name):
+        store = NatsStore(cache_dir / f"{name}.jsonl")
+        _measure_missing(rows, config, store=store, num_processes=num_processes)
+    num_rows = sum(part.num_examples for part in rows.held_out)
+    return likelihood_of(rows, nats_E=store.nats(num_rows=num_rows), seed=config.run.seed)
+
+
+def _measure_missing(rows: LikelihoodRows, config: RunConfig, *, store: NatsStore, num_processes: int) -> None:
+    """Measure the micro-batches that are not stored yet; only this process writes, so there is one file."""
+    num_batches = _loader(config, rows, batch=0, num_batches=1, pad_id=0).num_micro_batches
+    missing = [batch for batch in range(num_batches) if batch not in store]
     kept = rows if num_processes == 1 else None
     with ProcessPool(partial(_open, config, kept), num_processes=num_processes) as pool:
-        shares = pool.map(partial(_nats_of_rows, config, num_processes), range(num_processes))
-        nats_E = np.sum([nats for _, nats in shares], axis=0)
-    return likelihood_of(rows, nats_E=nats_E, seed=config.run.seed)
+        measured = pool.map(partial(_nats_of_batch, config, num_batches), missing)
+        for batch, nats_E in with_progress(measured, num_items=len(missing), what="held-out rows: %s batches"):
+            store.add(batch, nats_E)
+
+
+def _digest(config: RunConfig, *, model_digest: str, rows: LikelihoodRows) -> str:
+    """Return a digest of everything that the measured losses depend on."""
+    settings = (config.train.precision, str(config.rows_evaluated_at_once), str(config.data.row_tokens))
+    return digest_of_texts([_LOSSES_VERSION, model_digest, *settings, rows_digest(rows)])
 
 
 def _open(config: RunConfig, rows: LikelihoodRows | None, world: World) -> tuple[DomainModel, LikelihoodRows, int]:
@@ -114,21 +142,25 @@ def _open(config: RunConfig, rows: LikelihoodRows | None, world: World) -> tuple
     return model, rows, pad_token_id(tokenizer)
 
 
-def _nats_of_rows(
-    config: RunConfig, world_size: int, opened: tuple[DomainModel, LikelihoodRows, int], rank: int
+def _nats_of_batch(
+    config: RunConfig, num_batches: int, opened: tuple[DomainModel, LikelihoodRows, int], batch: int
 ) -> np.ndarray:
-    """Return the summed loss of the text of every row of this process's share, 0 for the others: float64 [E]."""
+    """Return the summed loss of the text of every row of one micro-batch, 0 for the others: float64 [E]."""
     model, rows, pad_id = opened
-    loader = ValidationLoader(
+    return losses_without_engine(model, _loader(config, rows, batch=batch, num_batches=num_batches, pad_id=pad_id))
+
+
+def _loader(config: RunConfig, rows: LikelihoodRows, *, batch: int, num_batches: int, pad_id: int) -> ValidationLoader:
+    """Return a loader of one of `num_batches` parts of the rows, as if each part were a rank's."""
+    return ValidationLoader(
         rows.held_out,
         domain_set=rows.domain_set,
         rows_per_micro_batch=config.rows_evaluated_at_once,
         row_tokens=config.data.row_tokens,
-        rank=rank,
-        world_size=world_size,
+        rank=batch,
+        world_size=num_batches,
         pad_token_id=pad_id,
     )
-    return losses_without_engine(model, loader)
 
 
 def likelihood_of(rows: LikelihoodRows, *, nats_E: np.ndarray, seed: int) -> Likelihood:

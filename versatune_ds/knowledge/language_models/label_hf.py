@@ -3,30 +3,41 @@
 Nothing is generated, so there is no answer that cannot be read. The names' likelihoods, divided by their sum, are the
 label. A name's likelihood is the product over its tokens and the end of the answer.
 
+Several texts are labelled at a time (`option_scores.py`); models for which that gives other labels, which is checked
+when the model is opened, label one at a time.
+
 Not covered: a model's bias for a name, whatever the text. Descriptions help (`detect.descriptions`).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from scipy.special import softmax
 
 from versatune_ds.config import LocalLabellerConfig, ModelConfig
 from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, render_conversation
 from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import find_base_model
-from versatune_ds.knowledge.questions import LabelStore, Question
+from versatune_ds.knowledge.language_models.option_scores import batch_problem, scores_of_batch, scores_one_by_one
+from versatune_ds.knowledge.language_models.questions import LabelStore, Question
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.model.attention import use_dense_attention
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.training.worker import set_threads
 
+logger = logging.getLogger(__name__)
+
 _ANSWER = "Answer with the name of one domain and nothing else."
+
+_PROBES = ("The quick brown fox.", "The quick brown fox jumps over the lazy dog, and the dog does not mind.")
+"""Texts of different lengths on which labelling several at a time is checked."""
 
 
 class LocalLabeller:
@@ -55,14 +66,29 @@ class LocalLabeller:
         self._names_ids = [self._ids(name) + self._end_ids() for name in question.domain_set]
         identity = (self._digest, settings.precision, self._prompt(""), str(question.max_characters))
         self._store = LabelStore(folder / "labels-hf.jsonl", domain_set=question.domain_set, identity=identity)
+        prompts = [self._prompt_ids(text) for text in _PROBES]
+        self._num_at_a_time = settings.texts_per_batch
+        problem = batch_problem(self._causal_lm, prompts=prompts, options=self._names_ids)
+        if self._num_at_a_time > 1 and problem:
+            self._num_at_a_time = 1
+            logger.warning("detect.hf.texts_per_batch: texts are labelled one at a time: %s", problem)
 
     def label(self, texts: list[str]) -> np.ndarray:
         """Return the labels, float64 [N, K]."""
-        missing = self._store.missing(texts)
-        for text in with_progress(missing, num_items=len(missing), what="labelled %s sequences"):
-            label_K = self._label(text)
+        missing = sorted(self._store.missing(texts), key=len)  # those of a batch are padded to the longest one
+        with_labels = self._labels_of(missing)
+        for text, label_K in with_progress(with_labels, num_items=len(missing), what="labelled %s sequences"):
             self._store.add(text, label_K, answer=self._question.domain_set.names[int(label_K.argmax())])
         return self._store.labels(texts)
+
+    def _labels_of(self, texts: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield each text with its label."""
+        for start in range(0, len(texts), self._num_at_a_time):
+            batch = texts[start : start + self._num_at_a_time]
+            prompts = [self._prompt_ids(text) for text in batch]
+            scores = scores_of_batch if self._num_at_a_time > 1 else scores_one_by_one
+            scores_NK = scores(self._causal_lm, prompts=prompts, options=self._names_ids)
+            yield from zip(batch, softmax(scores_NK, axis=1), strict=True)
 
     def describe(self) -> dict[str, Any]:
         """Return what prior.json records of this labeller."""
@@ -73,24 +99,6 @@ class LocalLabeller:
             "precision": self._settings.precision,
         }
 
-    @torch.inference_mode()
-    def _label(self, text: str) -> np.ndarray:
-        """Return one label: a forward pass over the question followed by each name, all names in one batch.
-
-        Rows are padded at the end, which a causal model's earlier positions do not see. With a prompt of 5 tokens
-        and the names (7 8 9) and (7 6), the logits at positions 4, 5, 6 are those of the names' tokens.
-        """
-        prompt_ids = self._ids(self._prompt(text))
-        width = max(map(len, self._names_ids))
-        rows = torch.tensor([prompt_ids + ids + [0] * (width - len(ids)) for ids in self._names_ids])
-        logits = self._causal_lm(rows.to(self._causal_lm.device), use_cache=False).logits
-        log_p_KTV = logits[:, len(prompt_ids) - 1 : -1].double().log_softmax(-1).cpu()
-        scores_K = [
-            float(sum(log_p_KTV[k, place, token_id] for place, token_id in enumerate(ids)))
-            for k, ids in enumerate(self._names_ids)
-        ]
-        return torch.tensor(scores_K, dtype=torch.float64).softmax(0).numpy()
-
     def _prompt(self, text: str) -> str:
         """Return the question as the model's chat template writes it, up to where the answer begins."""
         message = {"role": "user", "content": self._question.about(text, answer=_ANSWER)}
@@ -98,6 +106,9 @@ class LocalLabeller:
             [message], tokenizer=self._tokenizer, template=self._template, add_generation_prompt=True
         )
         return rendered
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        return self._ids(self._prompt(text))
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,1 @@
+"""Language models as labellers: the question they are asked, their answers, and where those are kept."""
