@@ -29,6 +29,7 @@ from versatune_ds.knowledge.label_correction import (
 from versatune_ds.knowledge.label_quality import quality_of, read_labelled_texts
 from versatune_ds.knowledge.label_texts import domain_set_of
 from versatune_ds.knowledge.labeller import make_labeller
+from versatune_ds.knowledge.reliability.source_error import TestedLabeller, with_source_error
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 
 
@@ -55,21 +56,23 @@ def main() -> None:
         f"{quality.mean_probability:.3f}, calibration error {quality.calibration_error:.3f}"
     )
     # Mixtures from one half, corrected by the other.
-    found: dict[str, list[tuple[float, float]]] = {}
+    assert isinstance(labeller, TestedLabeller), "a fitted labeller"
+    found: dict[str, list[tuple[float, float, float]]] = {}
     for seed in range(arguments.mixtures):
-        for name, distance, covered in one_mixture(labels_NK, ids_N, labeller, num_texts=arguments.texts, seed=seed):
-            found.setdefault(name, []).append((distance, covered))
-    for name, pairs in found.items():
-        distances, covered = np.array(pairs).T
+        for name, *judgement in one_mixture(labels_NK, ids_N, labeller, num_texts=arguments.texts, seed=seed):
+            found.setdefault(name, []).append(tuple(judgement))
+    for name, judgements in found.items():
+        distances, covered, half_widths = np.array(judgements).T
         print(
-            f"{name}: total variation {distances.mean():.3f} (largest {distances.max():.3f}), held {covered.mean():.2f}"
+            f"{name}: total variation {distances.mean():.3f} (largest {distances.max():.3f}), held "
+            f"{covered.mean():.2f}, half-width {half_widths.mean():.3f}"
         )
 
 
 def one_mixture(
-    labels_NK: np.ndarray, ids_N: np.ndarray, labeller: object, *, num_texts: int, seed: int
+    labels_NK: np.ndarray, ids_N: np.ndarray, labeller: TestedLabeller, *, num_texts: int, seed: int
 ) -> list[tuple]:
-    """Return (way, total variation, share of the intervals that hold the truth) of one mixture."""
+    """Return (way, total variation, share of the intervals that hold the truth, half-width) of one mixture."""
     rng = np.random.default_rng(seed)
     num_domains = labels_NK.shape[1]
     is_known_N = rng.random(len(ids_N)) < 0.5
@@ -84,21 +87,27 @@ def one_mixture(
     plain = estimate(before_NK, sizes_N, prior_shift=True, seed=seed, num_draws=300)
     corrected = estimate(after_NK, sizes_N, prior_shift=True, seed=seed, num_draws=300)
     with_error = corrected_estimate(corrected, again, after_NK, sizes_N, prior_shift=True, seed=seed)
+    seeds = {"prior_shift": True, "seed": seed}
+    between, *_ = with_source_error(plain, labeller.left_out, **seeds)
+    complete, *_ = with_source_error(with_error, again.left_out, **seeds)
     mean_K = before_NK.sum(axis=0) / before_NK.sum()
     black_box_K = black_box_shares(after_NK.sum(axis=0), again.quality.confusion_KK)
     return [
-        ("mean label", total_variation(mean_K, truth_K), np.nan),
+        ("mean label", total_variation(mean_K, truth_K), np.nan, np.nan),
         ("EM", *judged(plain.sequences, truth_K)),
+        ("EM, error between sources in the interval", *judged(between.sequences, truth_K)),
         ("EM, calibrated on labelled texts", *judged(corrected.sequences, truth_K)),
         ("the same, error of the correction in the interval", *judged(with_error.sequences, truth_K)),
-        ("black-box shift estimation", total_variation(black_box_K, truth_K), np.nan),
+        ("the same, error on the labelled texts in the interval too", *judged(complete.sequences, truth_K)),
+        ("black-box shift estimation", total_variation(black_box_K, truth_K), np.nan, np.nan),
     ]
 
 
-def judged(shares: Shares, truth_K: np.ndarray) -> tuple[float, float]:
-    """Return the total variation, and the share of the intervals that hold the truth."""
+def judged(shares: Shares, truth_K: np.ndarray) -> tuple[float, float, float]:
+    """Return the total variation, the share of the intervals that hold the truth, and their mean half-width."""
     is_held_K = (shares.lower_K <= truth_K) & (truth_K <= shares.upper_K)
-    return total_variation(shares.shares_K, truth_K), float(is_held_K.mean())
+    distance = total_variation(shares.shares_K, truth_K)
+    return distance, float(is_held_K.mean()), float(shares.half_widths_K.mean())
 
 
 def total_variation(shares_K: np.ndarray, truth_K: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.detect_recipe import prior_table, prior_values, write_prior
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
+from versatune_ds.knowledge.reliability.source_error import LeftOutLabels
 from versatune_ds.knowledge.sequences import DrawnSequence
 from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.mixture.settings import prior_weights
@@ -207,7 +208,8 @@ def test_the_command_writes_a_prior_that_training_reads_and_a_chart(recipe, tmp_
     assert called.code == 0, called.err
     path = tmp_path / "runs" / "tiny-prior.json"
     values = json.loads(path.read_text())
-    assert values["num_sequences"] == 12
+    assert values["num_sequences"] == 4  # random weights write noise: after the first round nothing is labelled
+    assert values["rates"]["unclear"] == 1.0
     assert (tmp_path / "runs" / "tiny-prior.png").read_bytes()[:4] == b"\x89PNG"
     assert f"prior  {path}" in called.out
     assert "accuracy" in called.err
@@ -285,3 +287,37 @@ def test_a_model_with_missing_weights_is_refused_before_anything_is_drawn(tmp_pa
     save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"^model\.name_or_path: .* 9 missing \(model\.layers\.1\."):
         find_base_model(ModelConfig(name_or_path=str(base)), cache_dir=tmp_path / "cache")
+
+
+def test_where_no_sequence_looks_like_a_domain_the_weights_are_equal_and_the_intervals_say_that_nothing_is_known(
+    faked, caplog
+):
+    found, config = faked(FakePool(texts=["zzz", "qqq"] * 2), "detect.num_sequences=400", "detect.rounds=2")
+    values = prior_values(found, config.detect)
+    assert values["weights"] == {"law": 0.5, "code": 0.5}
+    assert values["intervals"] == {"law": [0.0, 1.0], "code": [0.0, 1.0]}
+    assert values["rates"]["unparsed"] == 1.0
+    assert len(found.sequences) == 200  # more of them would not help
+    assert "no sequence looks like any domain" in caplog.text
+
+
+def test_the_labellers_errors_on_texts_left_out_widen_the_intervals_and_are_recorded(faked, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    plain, _ = faked(FakePool(), "detect.num_sequences=400", "detect.rounds=1", "detect.prior_shift=false")
+    labels = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.0, 1.0]])
+    known = LeftOutLabels(
+        labels_NK=labels,
+        ids_N=np.array([0, 0, 1, 1]),
+        source_ids_N=np.array([0, 1, 0, 1]),
+        is_other_source_K=np.array([True, False]),
+    )
+    monkeypatch.setattr(FakeLabeller, "left_out", known, raising=False)
+    found, config = faked(FakePool(), "detect.num_sequences=400", "detect.rounds=1", "detect.prior_shift=false")
+    record = prior_values(found, config.detect)["labeller"]["source_error"]
+    assert record["error"]["law"] == pytest.approx(record["error"]["code"])
+    assert 0.15 < record["error"]["law"] < 0.2  # half of the mixtures lose a half of law's .5
+    assert record["one_source"] == ["code"]
+    assert np.all(found.shares.half_widths_K > 2 * plain.shares.half_widths_K)
+    assert found.shares.shares_K.tolist() == plain.shares.shares_K.tolist()
+    assert "more sequences narrow the first part alone" in caplog.text
+    assert "rows of the same files of code, so the intervals hold for text of these sources only" in caplog.text

@@ -12,7 +12,6 @@ from versatune_ds.knowledge.label_correction import (
     corrected_estimate,
     recalibrated_labeller,
     spread_over_confused,
-    widened,
 )
 
 
@@ -45,13 +44,6 @@ def test_black_box_shares_undo_a_confusion_matrix():
     confusion = np.array([[0.5, 0.5], [0.0, 1.0]])
     assert black_box_shares(np.array([0.25, 0.75]), confusion) == pytest.approx([0.5, 0.5])
     assert black_box_shares(np.array([0.9, 0.1]), confusion) == pytest.approx([1.0, 0.0], abs=1e-3)  # never below 0
-
-
-def test_half_widths_of_independent_errors_add_up_in_squares():
-    shares = Shares(shares_K=np.array([0.5, 0.01]), lower_K=np.array([0.47, 0.0]), upper_K=np.array([0.53, 0.04]))
-    found = widened(shares, np.array([0.04 / 1.96, 0.04 / 1.96]))
-    assert found.lower_K == pytest.approx([0.45, 0.0])
-    assert found.upper_K == pytest.approx([0.55, 0.06])
 
 
 def test_known_texts_correct_shares_that_the_labeller_gets_wrong():

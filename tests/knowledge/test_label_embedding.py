@@ -15,6 +15,7 @@ from versatune_ds.knowledge.domain_descriptions import Description
 from versatune_ds.knowledge.label_embedding import EmbeddingLabeller, description_scores, fit_embedding_model
 from versatune_ds.knowledge.label_texts import DividedTexts, LabelledTexts
 from versatune_ds.knowledge.labeller import with_chosen_labeller
+from versatune_ds.knowledge.reliability.text_screen import TextScreen
 
 DOMAINS = DomainSet(("law", "code"))
 WORDS = {
@@ -120,6 +121,10 @@ def test_the_command_measures_the_labeller_on_a_users_texts_and_writes_it_into_t
 ):
     monkeypatch.setattr(labeller_module, "find_encoder", lambda settings: None)
     monkeypatch.setattr(labeller_module, "TextEncoder", lambda encoder, cache_dir: FakeEncoder())
+    anything = TextScreen(
+        fitted_on=(b"a",), most_bits=99.0, least_ratio=0.0
+    )  # a model with random weights writes noise
+    monkeypatch.setattr(labeller_module, "fit_text_screen", lambda texts: anything)
     known = tmp_path / "known.jsonl"
     names = ("law", "medicine", "finance", "science", "code", "general")
     lines = [json.dumps({"text": f"{name} text {i}", "domain": name}) for name in names for i in range(10)]
@@ -135,6 +140,9 @@ def test_the_command_measures_the_labeller_on_a_users_texts_and_writes_it_into_t
     assert sum(prior["labeller"]["correction"]["black_box_shares"].values()) == pytest.approx(1, abs=1e-3)
     assert isinstance(prior["labeller"]["confused"], list)
     assert prior["rates"]["unclear"] >= 0
+    assert set(prior["labeller"]["source_error"]["error"]) == set(names)
+    assert prior["labeller"]["source_error"]["one_source"] == []
+    assert prior["labeller"]["screen"] == {"most_bits_per_byte": 99.0, "least_compression_ratio": 0.0}
     assert prior["prior_shift"] is True
     assert "what the domains are compared with" in called.err
     assert "true domain" in called.err

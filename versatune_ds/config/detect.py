@@ -101,7 +101,8 @@ class DetectConfig(Section):
     rounds: int = Field(default=20, ge=1)
     """Rounds in which they are drawn; after each one the intervals are measured."""
     interval: float | None = Field(default=0.02, gt=0, lt=0.5)
-    """Drawing ends once the 95 % interval of every share is at most plus or minus this; null draws all sequences."""
+    """Drawing ends once the 95 % interval of every share is at most plus or minus this, without what more sequences
+    would not narrow: text that has no label, errors of the labeller. With null, all sequences are drawn."""
     tol: float | None = Field(default=None, ge=0)
     """Drawing also ends once no share changes by more between two rounds; null: it does not, since two rounds may agree
     by chance."""

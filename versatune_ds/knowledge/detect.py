@@ -27,7 +27,7 @@ from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.base_model import BaseModel, find_base_model
 from versatune_ds.knowledge.detection import Detection
-from versatune_ds.knowledge.estimate import estimate
+from versatune_ds.knowledge.estimate import Estimate, Shares, estimate, unknown_estimate
 from versatune_ds.knowledge.generate import SequenceGenerator, load_generator
 from versatune_ds.knowledge.label_correction import (
     KnownLabels,
@@ -45,6 +45,8 @@ from versatune_ds.knowledge.labeller_agreement import compare_with_embedded
 from versatune_ds.knowledge.likelihood import detect_likelihood
 from versatune_ds.knowledge.likelihood_rows import TooFewRowsError
 from versatune_ds.knowledge.precision import precision_of
+from versatune_ds.knowledge.reliability.interval_parts import widest_interval
+from versatune_ds.knowledge.reliability.source_error import TestedLabeller, describe_source_error, with_source_error
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
 from versatune_ds.monitor.progress_lines import duration
@@ -141,8 +143,19 @@ def _detect_generation(
     _record_confused_domains(found.labeller, found.domain_set)
     with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
         _rounds(found, config.detect, labeller=labeller, pool=pool)
+    assert found.labels_NK is not None, "the last round made them"
+    if not found.labels_NK.any():
+        logger.warning(
+            "no sequence looks like any domain, so what the model writes shows nothing: the weights are equal, every "
+            "interval is 0 to 1; take detect.method=likelihood, begin the sequences as the model's training did "
+            "(detect.sampling.prefix), or set mixture.prior by hand"
+        )
+        return
+    drawn = found.shares
     if isinstance(labeller, RecalibratedLabeller):
         _correct(found, labeller, config.detect)
+    if isinstance(labeller, TestedLabeller):
+        _add_source_error(found, labeller, config.detect, drawn=drawn)
     _spread_over_confused(found)
     _warn_if_unlike_the_rows(found)
     _warn_if_mostly_unclear(found)
@@ -165,7 +178,12 @@ def _rounds(
     store = SequenceStore(found.folder / "sequences.jsonl")
     labels_NK = np.zeros((0, len(found.domain_set)))
     is_shifted = settings.prior_shift and settings.labeller in FITTED_LABELLERS
-    estimated = partial(estimate, prior_shift=is_shifted, seed=settings.sampling.seed)
+
+    def estimated(num_tokens_N: np.ndarray, **changes: int) -> Estimate:
+        if settings.labeller in FITTED_LABELLERS and not labels_NK.any():
+            return unknown_estimate(len(found.domain_set))
+        return estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed, **changes)
+
     for number in range(1, settings.rounds + 1):
         end = -(-settings.num_sequences * number // settings.rounds)
         rate = _draw_up_to(end, store=store, settings=settings, pool=pool)
@@ -173,7 +191,7 @@ def _rounds(
         # Label what is new, and estimate the shares from all labels so far.
         labels_NK = np.concatenate([labels_NK, _labels(found.sequences[len(labels_NK) :], labeller, found.domain_set)])
         num_tokens_N = np.array([sequence.num_tokens for sequence in found.sequences], dtype=np.float64)
-        found.estimate = estimated(labels_NK, num_tokens_N, num_draws=_DRAWS_OF_A_ROUND)
+        found.estimate = estimated(num_tokens_N, num_draws=_DRAWS_OF_A_ROUND)
         found.rounds.append(found.shares.shares_K)
         # Compare the intervals with the wanted one, and the shares with those of the round before.
         found.precision = precision_of(
@@ -187,7 +205,7 @@ def _rounds(
     if not found.is_converged:
         _warn_that_budget_is_used(found, settings)
     found.labels_NK = labels_NK
-    found.estimate = estimated(labels_NK, num_tokens_N)
+    found.estimate = estimated(num_tokens_N)
     found.rounds[-1] = found.shares.shares_K
 
 
@@ -197,8 +215,8 @@ def _warn_that_budget_is_used(found: Detection, settings: DetectConfig) -> None:
     assert precision is not None, "the last round made it"
     if (needed := precision.num_needed()) is not None:
         logger.warning(
-            "detect.num_sequences: used up: after %s sequences the interval of %s is +-%.3f, detect.interval is %g; "
-            "about %s sequences would reach it",
+            "detect.num_sequences: used up: after %s sequences the interval of %s is +-%.3f without the labeller's "
+            "errors and what has no label, detect.interval is %g; about %s sequences would reach it",
             f"{precision.num_sequences:,}",
             precision.domain,
             precision.widest,
@@ -230,6 +248,30 @@ def _correct(found: Detection, labeller: RecalibratedLabeller, settings: DetectC
         correction["labelled"]["calibration_error"],
         black_box,
     )
+
+
+def _add_source_error(found: Detection, labeller: TestedLabeller, settings: DetectConfig, *, drawn: Shares) -> None:
+    """Put the labeller's errors on texts left out into the intervals; log what is in the widest one, and what is not.
+
+    `drawn` are the shares with the intervals of the last round.
+    """
+    assert found.estimate is not None, "the last round made it"
+    found.estimate, by_sequence_K, by_token_K = with_source_error(
+        found.estimate, labeller.left_out, prior_shift=settings.prior_shift, seed=settings.sampling.seed
+    )
+    error_K = by_token_K if found.weight_unit == "tokens" else by_sequence_K
+    described = describe_source_error(labeller.left_out, error_K, found.domain_set)
+    found.labeller["source_error"] = described
+    is_known = isinstance(labeller, RecalibratedLabeller)
+    text = widest_interval(found.shares, drawn=drawn, error_K=error_K, domain_set=found.domain_set, is_known=is_known)
+    if text is not None:
+        logger.info("%s", text)
+    if described["one_source"]:
+        logger.info(
+            "labels were tested on rows of the same files of %s, so the intervals hold for text of these sources only; "
+            "give each source a file of its own, or texts whose domain you know (--labelled FILE)",
+            ", ".join(described["one_source"]),
+        )
 
 
 def _draw_up_to(

@@ -55,7 +55,7 @@ class Detection:
 
     def _num_unclear(self) -> dict[str, int]:
         """Return how many sequences look like no domain, where the labeller can say so."""
-        if self.labeller["name"] != "embedding" or self.labels_NK is None:
+        if "screen" not in self.labeller or self.labels_NK is None:
             return {}
         labels = zip(self.labels_NK, self.sequences, strict=True)
         return {"unclear": sum(not label_K.any() and not sequence.is_empty for label_K, sequence in labels)}

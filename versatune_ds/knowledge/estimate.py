@@ -21,8 +21,8 @@ interval ends below the Clopper-Pearson bound for 0 of n, 1 - 0.025^(1/n), about
 0.025^(1/n), the bound for n of n. n is Kish's effective number of sequences, (sum w)^2 / sum w^2, where w is what a
 sequence counts: its labelled mass, times its tokens where shares are of tokens.
 
-Not covered by the intervals: errors of the labeller itself. They show how the shares would scatter if as many sequences
-were drawn again.
+Not covered by these intervals: errors of the labeller itself. They show how the shares would scatter if as many
+sequences were drawn again; `reliability/source_error.py` adds the labeller's errors.
 
 Shape legend: **K** domains, **N** sequences, **R** bootstrap draws.
 """
@@ -51,6 +51,8 @@ class Shares:
     shares_K: np.ndarray
     lower_K: np.ndarray
     upper_K: np.ndarray
+    unparsed: float = 0.0
+    """Share of what was counted that has no domain; every interval is as much wider."""
 
     @property
     def half_widths_K(self) -> np.ndarray:
@@ -90,7 +92,7 @@ def shares_of(labels_NK: np.ndarray, size_N: np.ndarray, *, prior_shift: bool) -
         RuntimeError: If no sequence has a label.
     """
     counts = np.ones((1, len(labels_NK)))
-    by_sequence_RK, by_size_RK = _shares_of_draws(labels_NK, size_N, counts, prior_shift=prior_shift)
+    by_sequence_RK, by_size_RK = shares_of_draws(labels_NK, size_N, counts, prior_shift=prior_shift)
     return by_sequence_RK[0], by_size_RK[0]
 
 
@@ -110,7 +112,7 @@ def estimate(
         num = min(_DRAWS_AT_A_TIME, num_draws - start)
         counts_RN = rng.multinomial(num_sequences, np.full(num_sequences, 1 / num_sequences), size=num)
         counts_RN = counts_RN[counts_RN @ mass_N > 0]  # with few sequences, a draw may have none that is labelled
-        found = _shares_of_draws(
+        found = shares_of_draws(
             labels_NK, num_tokens_N, counts_RN.astype(np.float64), prior_shift=prior_shift, start_K=by_sequence_K
         )
         for kept, shares_RK in zip(draws, found, strict=True):
@@ -121,6 +123,17 @@ def estimate(
         unparsed_rate=_unparsed(float(mass_N.mean())),
         confidence=float(labels_NK.max(axis=1).sum() / mass_N.sum()),
     )
+
+
+def unknown_estimate(num_domains: int) -> Estimate:
+    """Return what is known when no sequence has a label: the prior alone, equal shares that may each be 0 or 1."""
+    shares = Shares(
+        shares_K=np.full(num_domains, 1.0 / num_domains),
+        lower_K=np.zeros(num_domains),
+        upper_K=np.ones(num_domains),
+        unparsed=1.0,
+    )
+    return Estimate(sequences=shares, tokens=shares, unparsed_rate=1.0, confidence=0.0)
 
 
 def _unparsed(mass: float) -> float:
@@ -143,6 +156,7 @@ def _with_bounds(shares_K: np.ndarray, draws_RK: np.ndarray, *, mass_N: np.ndarr
         shares_K=shares_K,
         lower_K=np.minimum(lower_K, shares_K) * (1.0 - unparsed),
         upper_K=np.minimum(np.maximum(upper_K, shares_K) * (1.0 - unparsed) + unparsed, 1.0),
+        unparsed=unparsed,
     )
 
 
@@ -162,7 +176,7 @@ def effective_number(weight_N: np.ndarray) -> float:
     return float(weight_N.sum() ** 2 / np.sum(weight_N**2))
 
 
-def _shares_of_draws(
+def shares_of_draws(
     labels_NK: np.ndarray,
     size_N: np.ndarray,
     counts_RN: np.ndarray,

@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
 from versatune_ds.knowledge.label_texts import DividedTexts, LabelledTexts
+from versatune_ds.knowledge.reliability.source_error import LeftOutLabels
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class ClassifierLabeller:
         accuracy: Share of the test texts whose likeliest domain is right, every domain counting the same.
         calibration_error: See `expected_calibration_error`, on the test texts.
         confidence: Mean probability of the likeliest domain, on the test texts.
+        left_out: Labels of the test texts, which are of the same files as those fitted on.
     """
 
     def __init__(self, texts: DividedTexts, *, num_domains: int) -> None:
@@ -71,6 +73,12 @@ class ClassifierLabeller:
         self.accuracy = float(weights_N @ is_right_N)
         self.calibration_error = expected_calibration_error(probabilities_NK, texts.test, num_domains=num_domains)
         self.confidence = float(weights_N @ probabilities_NK.max(axis=1))
+        self.left_out = LeftOutLabels(
+            labels_NK=probabilities_NK,
+            ids_N=np.array(texts.test.domain_ids),
+            source_ids_N=np.array(texts.test.file_ids or [0] * len(texts.test)),
+            is_other_source_K=np.zeros(num_domains, dtype=bool),
+        )
         self._num_rows = {"fit": len(texts.fit), "calibrate": len(texts.calibrate), "test": len(texts.test)}
 
     def label(self, texts: list[str]) -> np.ndarray:

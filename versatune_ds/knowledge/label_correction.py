@@ -6,7 +6,8 @@ whose domains the user gives (`versatune detect --labelled FILE`), the labels ar
 through the confusion matrix, give the mean label seen. Both being near is a check.
 
 The known texts are a sample too: they are drawn again, by domain, and the shares found with each calibration; their
-standard deviation is the error of the correction.
+standard deviation is the error of the correction. What no calibration corrects shows in shares of mixtures of the known
+texts, each half calibrated on the other (`reliability/source_error.py`).
 
 Source: EM after calibration: Alexandari, Kundaje, Shrikumar 2020 (arXiv 1901.06852). Black-box shift estimation:
 Lipton, Wang, Smola 2018 (arXiv 1802.03916), with soft labels, and shares that are never below 0.
@@ -27,8 +28,9 @@ from scipy.optimize import nnls
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.estimate import Estimate, Shares, shares_of
 from versatune_ds.knowledge.label_classifier import Calibration, fit_calibration
-from versatune_ds.knowledge.label_quality import LabelQuality, quality_of
+from versatune_ds.knowledge.label_quality import quality_of
 from versatune_ds.knowledge.labeller import Labeller
+from versatune_ds.knowledge.reliability.source_error import LeftOutLabels, widened
 
 MIN_TEXTS = 10
 """Known texts of a domain from which on labels are calibrated on them."""
@@ -62,7 +64,15 @@ class RecalibratedLabeller:
     def __init__(self, labeller: Labeller, known: KnownLabels, *, texts: str) -> None:
         self.labeller, self.known = labeller, known
         self.calibration = known.calibration()
-        self.quality = _quality_of_halves(known, texts=texts)
+        labels_NK = _labels_of_halves(known)
+        num_domains = labels_NK.shape[1]
+        self.quality = quality_of(labels_NK, known.domain_ids, num_domains=num_domains, texts=texts)
+        self.left_out = LeftOutLabels(
+            labels_NK=labels_NK,
+            ids_N=np.array(known.domain_ids),
+            source_ids_N=np.zeros(len(known.domain_ids), dtype=np.int64),
+            is_other_source_K=np.ones(num_domains, dtype=bool),
+        )
 
     def label(self, texts: list[str]) -> np.ndarray:
         """Return the labels, float64 [N, K]; what is unclear stays so."""
@@ -176,17 +186,6 @@ def errors_of_correction(
     return by_sequence_RK.std(axis=0, ddof=1), by_size_RK.std(axis=0, ddof=1)
 
 
-def widened(shares: Shares, error_K: np.ndarray) -> Shares:
-    """Return shares whose 95 % intervals contain an independent error too: half-widths add up in squares.
-
-    Example: a half-width of .03 and an error of .04 / 1.96 give .05.
-    """
-    extra_K = 1.96 * error_K
-    lower_K = shares.shares_K - np.hypot(shares.shares_K - shares.lower_K, extra_K)
-    upper_K = shares.shares_K + np.hypot(shares.upper_K - shares.shares_K, extra_K)
-    return replace(shares, lower_K=np.maximum(lower_K, 0.0), upper_K=np.minimum(upper_K, 1.0))
-
-
 def spread_over_confused(shares: Shares, pairs: Sequence[tuple[int, int]]) -> Shares:
     """Return shares whose intervals allow each domain of a confused pair all and nothing of the pair's shares.
 
@@ -212,8 +211,8 @@ def confused_pairs(confusion_KK: np.ndarray, *, least: float = 0.2) -> list[tupl
     return [(i, j) for i in range(num) for j in range(i + 1, num) if min(gain_KK[i, j], gain_KK[j, i]) < least]
 
 
-def _quality_of_halves(known: KnownLabels, *, texts: str) -> LabelQuality:
-    """Return the quality of the recalibrated labels, each half calibrated on the other half of every domain."""
+def _labels_of_halves(known: KnownLabels) -> np.ndarray:
+    """Return the recalibrated labels [N, K], each half of every domain calibrated on the other half."""
     ids_N = np.array(known.domain_ids)
     rank_N = np.zeros(len(ids_N), dtype=np.int64)
     for domain_id in np.unique(ids_N):
@@ -224,4 +223,4 @@ def _quality_of_halves(known: KnownLabels, *, texts: str) -> LabelQuality:
         is_out_N = rank_N % 2 == half
         calibration = known.calibration((~is_out_N).astype(np.int64))
         labels_NK[is_out_N] = recalibrated(known.labels_NK[is_out_N], calibration)
-    return quality_of(labels_NK, known.domain_ids, num_domains=known.labels_NK.shape[1], texts=texts)
+    return labels_NK

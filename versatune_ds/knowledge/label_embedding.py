@@ -24,7 +24,8 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.domain_descriptions import Description, parts_of
 from versatune_ds.knowledge.label_classifier import Calibration, fit_calibration
 from versatune_ds.knowledge.label_quality import LabelQuality, quality_of
-from versatune_ds.knowledge.label_texts import DividedTexts, LabelledTexts
+from versatune_ds.knowledge.label_texts import DividedTexts, joined_texts
+from versatune_ds.knowledge.reliability.source_error import LeftOutLabels
 from versatune_ds.knowledge.text_encoder import TextEncoder
 from versatune_ds.knowledge.text_folds import TextFolds, folds_of
 
@@ -87,6 +88,7 @@ class EmbeddingLabeller:
 
     Attributes:
         quality: How well its labels fit texts of files left out where domains have several, else of the same files.
+        left_out: Labels of all texts, each by a fit and a calibration that left out its file, or its part of the file.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class EmbeddingLabeller:
     ) -> None:
         """Fit on all rows; calibrate and measure on texts of files that were left out of other fits."""
         self._encoder, self._descriptions, self._domain_set = encoder, descriptions, domain_set
-        known = _joined(texts)
+        known = joined_texts(texts)
         vectors_ND, ids_N = encoder.encode(known.texts), np.array(known.domain_ids)
         parts = tuple(encoder.encode(parts_of(found.text)) for found in descriptions)
         self._model = fit_embedding_model(vectors_ND, ids_N, parts=parts)
@@ -109,6 +111,9 @@ class EmbeddingLabeller:
         self._least_likeness = float(np.quantile(likeness_N, _UNCLEAR_SHARE))
         self._calibration = _calibration(scores_NK, ids_N, num_domains=len(domain_set))
         self.quality = self._quality_of_folds(scores_NK, likeness_N, ids_N, folds)
+        self.left_out = _left_out_labels(
+            scores_NK, ids_N, folds, np.array(known.file_ids), is_clear_N=likeness_N >= self._least_likeness
+        )
         self._num_rows = len(ids_N)
 
     def label(self, texts: list[str]) -> np.ndarray:
@@ -160,11 +165,19 @@ def _calibration(scores_NK: np.ndarray, ids_N: np.ndarray, *, num_domains: int) 
     return fit_calibration(scores_NK, ids_N.tolist(), num_domains=num_domains)
 
 
-def _joined(texts: DividedTexts) -> LabelledTexts:
-    """Return all texts: each is left out of some fit, so none has to be kept apart."""
-    parts = (texts.fit, texts.calibrate, texts.test)
-    return LabelledTexts(
-        texts=[text for part in parts for text in part.texts],
-        domain_ids=[domain_id for part in parts for domain_id in part.domain_ids],
-        file_ids=[file_id for part in parts for file_id in part.file_ids],
+def _left_out_labels(
+    scores_NK: np.ndarray, ids_N: np.ndarray, folds: TextFolds, file_ids_N: np.ndarray, *, is_clear_N: np.ndarray
+) -> LeftOutLabels:
+    """Return the labels of all texts, each fold's calibrated on the other folds."""
+    num_domains = scores_NK.shape[1]
+    labels_NK = np.zeros_like(scores_NK)
+    for fold in range(folds.num_folds):
+        is_out_N = folds.fold_N == fold
+        calibration = _calibration(scores_NK[~is_out_N], ids_N[~is_out_N], num_domains=num_domains)
+        labels_NK[is_out_N] = calibration.probabilities(scores_NK[is_out_N])
+    return LeftOutLabels(
+        labels_NK=labels_NK * is_clear_N[:, None],
+        ids_N=ids_N,
+        source_ids_N=file_ids_N,
+        is_other_source_K=np.array([folds.is_of_other_file_N[ids_N == k].all() for k in range(num_domains)]),
     )

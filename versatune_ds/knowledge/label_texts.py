@@ -51,6 +51,16 @@ class DividedTexts:
     test: LabelledTexts
 
 
+def joined_texts(texts: DividedTexts) -> LabelledTexts:
+    """Return all texts, those to fit first."""
+    parts = (texts.fit, texts.calibrate, texts.test)
+    return LabelledTexts(
+        texts=[text for part in parts for text in part.texts],
+        domain_ids=[domain_id for part in parts for domain_id in part.domain_ids],
+        file_ids=[file_id for part in parts for file_id in part.file_ids],
+    )
+
+
 def domain_set_of(data: DataConfig, *, cache_dir: Path) -> DomainSet:
     """Return a recipe's domains without reading their records.
 

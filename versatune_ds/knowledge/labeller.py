@@ -20,8 +20,10 @@ from versatune_ds.knowledge.domain_descriptions import (
     described,
     recipe_descriptions,
 )
-from versatune_ds.knowledge.label_texts import DividedTexts, read_divided_texts
+from versatune_ds.knowledge.label_texts import DividedTexts, joined_texts, read_divided_texts
 from versatune_ds.knowledge.language_models.questions import Question
+from versatune_ds.knowledge.reliability.source_error import TestedLabeller
+from versatune_ds.knowledge.reliability.text_screen import ScreenedLabeller, fit_text_screen
 from versatune_ds.knowledge.text_encoder import TextEncoder, find_encoder
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ def make_labeller(
             rows_per_domain=config.detect.rows_per_domain,
             cache_dir=cache_dir,
         )
-        return _fitted(config, texts, descriptions=descriptions, domain_set=domain_set, cache_dir=cache_dir)
+        labeller = _fitted(config, texts, descriptions=descriptions, domain_set=domain_set, cache_dir=cache_dir)
+        return ScreenedLabeller(labeller, fit_text_screen(joined_texts(texts)))
     question = Question(domain_set=domain_set, descriptions=descriptions, max_characters=settings.label_characters)
     if settings.labeller == "openai":
         from versatune_ds.knowledge.language_models.label_openai import open_endpoint
@@ -78,7 +81,7 @@ def make_labeller(
 
 def _fitted(
     config: RunConfig, texts: DividedTexts, *, descriptions: dict[str, str], domain_set: DomainSet, cache_dir: Path
-) -> Labeller:
+) -> TestedLabeller:
     """Return a labeller fitted on the recipe's rows."""
     if config.detect.labeller == "classifier":
         from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
