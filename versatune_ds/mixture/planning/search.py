@@ -1,0 +1,190 @@
+"""Search the simplex for the mixture that serves a goal best, under bounds; the same seed gives the same mixture.
+
+A predictor in closed form is asked for thousands of mixtures, and the best of them are improved by small steps. A
+costly one is asked for as many as it may be: first mixtures spread over the simplex, then, in rounds, those that a
+quadratic fitted to all so far holds for best, and some around the best.
+
+Shape legend: **N** mixtures, **K** domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from versatune_ds.mixture.planning.goal import Goal
+from versatune_ds.mixture.planning.limits import Limits
+from versatune_ds.mixture.planning.local_search import exchange, follow_gradients, lower_the_worst
+from versatune_ds.mixture.planning.predictor import Predicted, Predictor
+from versatune_ds.mixture.planning.scored import Scored
+from versatune_ds.mixture.planning.surrogate import QuadraticFit
+
+NUM_CHEAP_CANDIDATES = 16_384
+"""Random mixtures that a predictor in closed form is asked for."""
+_NUM_SURROGATE_CANDIDATES = 2_048
+_NUM_STARTS = 4
+_DISTINCT = 0.2
+"""Sum of the differences of two starts' weights, at least: a tenth of all weight lies elsewhere."""
+_CONCENTRATIONS = (0.5, 1.0, 3.0)
+"""Of the Dirichlet distributions that candidates are drawn from: near the edges, everywhere, near the middle."""
+_ROUND = 8
+"""Costly predictions between two fits of the quadratic."""
+_SHARE_SPREAD = 0.5
+"""Share of costly predictions that are spread over the simplex before the first fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """The best mixture of a search, and all that were predicted."""
+
+    weights_K: np.ndarray
+    predicted: Predicted
+    """Of the best mixture, [1,K]."""
+    scored: Scored
+    named: Mapping[str, int]
+    """Index in `scored` of the mixtures that were given by name."""
+    worst_excess: float
+    """How far the worst domain lies beyond its bound, relative to the base model's loss; 0 where all bounds are met."""
+    worst_id: int | None
+    """That domain; None where all bounds are met."""
+
+
+def search(
+    predictor: Predictor,
+    goal: Goal,
+    *,
+    limits: Limits,
+    named: Mapping[str, np.ndarray],
+    seed: int,
+    num_predictions: int,
+) -> Found:
+    """Return the best mixture within the limits that a seeded search finds.
+
+    Where no mixture meets the bounds, it is the one whose worst domain is least beyond its bound.
+
+    Args:
+        predictor: Predicts the losses.
+        goal: Purpose and bounds.
+        limits: Smallest and largest weights.
+        named: Mixtures to predict in any case, such as uniform, float64 [K]; they need not lie within the limits, and
+            their nearest mixtures within them are candidates.
+        seed: Of the random candidates.
+        num_predictions: Most predictions of a costly predictor.
+
+    Raises:
+        ValueError: If a costly predictor may be asked for fewer mixtures than are named, and one a domain.
+    """
+    num_domains = len(limits.lower_K)
+    scored = Scored(predictor, num_domains=num_domains)
+    given_NK = np.array(list(named.values())).reshape(-1, num_domains)
+    structured_NK = np.concatenate([limits.nearest(given_NK), corners(limits)])
+    rng = np.random.default_rng(seed)
+    if predictor.is_costly:
+        _check_num_predictions(num_predictions, least=len(given_NK) + len(structured_NK))
+        indices = scored.score(given_NK)
+        scored.score(structured_NK)
+        _search_costly(predictor, goal, scored, limits=limits, rng=rng, num_predictions=num_predictions)
+    else:
+        indices = scored.score(given_NK)
+        scored.score(np.concatenate([structured_NK, candidates(rng, NUM_CHEAP_CANDIDATES, limits=limits)]))
+        _search_cheap(predictor, goal, scored, limits=limits)
+    best = _best_within(scored, goal, limits)
+    predicted = scored.predicted_at(np.array([best]))
+    worst = float(goal.worst_excess(predicted)[0])
+    return Found(
+        weights_K=scored.weights_NK[best],
+        predicted=predicted,
+        scored=scored,
+        named=dict(zip(named, map(int, indices), strict=True)),
+        worst_excess=worst,
+        worst_id=int(np.argmax(goal.excess(predicted)[0])) if worst > 0 else None,
+    )
+
+
+def _check_num_predictions(num_predictions: int, *, least: int) -> None:
+    if num_predictions < least:
+        raise ValueError(
+            f"--predictions {num_predictions}: expected at least {least}: those of uniform, the prior and each "
+            "domain alone come first"
+        )
+
+
+def corners(limits: Limits) -> np.ndarray:
+    """Return the mixtures halfway from uniform to each domain alone, within the limits, [K,K]."""
+    num_domains = len(limits.lower_K)
+    return limits.nearest(0.5 * np.eye(num_domains) + 0.5 / num_domains)
+
+
+def candidates(rng: np.random.Generator, num: int, *, limits: Limits) -> np.ndarray:
+    """Return random mixtures within the limits, [N,K]."""
+    num_domains = len(limits.lower_K)
+    drawn = [
+        rng.dirichlet(np.full(num_domains, concentration), size=len(part))
+        for concentration, part in zip(_CONCENTRATIONS, np.array_split(np.arange(num), 3), strict=True)
+    ]
+    return limits.nearest(np.concatenate(drawn))
+
+
+def _best_within(scored: Scored, goal: Goal, limits: Limits) -> int:
+    """Return the index of the best mixture within the limits."""
+    within_N = np.flatnonzero(limits.contain(scored.weights_NK))
+    return int(within_N[goal.order(scored.predicted_at(within_N))[0]])
+
+
+def _search_cheap(predictor: Predictor, goal: Goal, scored: Scored, *, limits: Limits) -> None:
+    """Improve the best of the candidates by small steps; the results are added to `scored`."""
+    starts_NK = _distinct_best(scored, goal, limits)
+    best = _best_within(scored, goal, limits)
+    # Where nothing meets the bounds, look for a mixture that does, and start from there.
+    if goal.worst_excess(scored.predicted_at(np.array([best])))[0] > 0:
+        starts_NK = np.array([lower_the_worst(predictor, goal, start_K, limits=limits) for start_K in starts_NK])
+        scored.score(starts_NK)
+        best = _best_within(scored, goal, limits)
+    if goal.worst_excess(scored.predicted_at(np.array([best])))[0] == 0:
+        scored.score([follow_gradients(predictor, goal, start_K, limits=limits) for start_K in starts_NK])
+    exchange(scored, goal, _best_within(scored, goal, limits), limits=limits)
+
+
+def _distinct_best(scored: Scored, goal: Goal, limits: Limits) -> np.ndarray:
+    """Return the best few mixtures that differ by more than a tenth of all weight, [N,K]."""
+    within_N = np.flatnonzero(limits.contain(scored.weights_NK))
+    left_NK = scored.weights_NK[within_N[goal.order(scored.predicted_at(within_N))]]
+    chosen: list[np.ndarray] = []
+    while len(left_NK) and len(chosen) < _NUM_STARTS:
+        chosen.append(left_NK[0])
+        left_NK = left_NK[np.abs(left_NK - left_NK[0]).sum(axis=1) > _DISTINCT]
+    return np.array(chosen)
+
+
+def _search_costly(
+    predictor: Predictor,
+    goal: Goal,
+    scored: Scored,
+    *,
+    limits: Limits,
+    rng: np.random.Generator,
+    num_predictions: int,
+) -> None:
+    """Ask for mixtures spread over the simplex, then for those that a quadratic holds for best; fills `scored`."""
+    num_spread = max(int(_SHARE_SPREAD * num_predictions) - len(scored), 0)
+    scored.score(candidates(rng, num_spread, limits=limits)) if num_spread else None
+    sharpness = 30.0
+    while len(scored) < num_predictions:
+        num_asked = min(_ROUND, num_predictions - len(scored))
+        best_K = scored.weights_NK[_best_within(scored, goal, limits)]
+        around_NK = limits.nearest(rng.dirichlet(sharpness * best_K + 1e-3, size=num_asked))
+        asked_NK = np.concatenate([_surrogate_best(scored, goal, limits=limits, rng=rng), around_NK])
+        new = [weights_K for weights_K in asked_NK if not scored.is_known(weights_K)]
+        scored.score(new[:num_asked] or candidates(rng, num_asked, limits=limits))
+        sharpness *= 1.5
+
+
+def _surrogate_best(scored: Scored, goal: Goal, *, limits: Limits, rng: np.random.Generator) -> np.ndarray:
+    """Return the mixture that a quadratic fitted to all predictions holds for best, [1,K]."""
+    fit = QuadraticFit(scored.weights_NK, scored.predicted)
+    by_fit = Scored(fit, num_domains=scored.weights_NK.shape[1])
+    by_fit.score(np.concatenate([scored.weights_NK, candidates(rng, _NUM_SURROGATE_CANDIDATES, limits=limits)]))
+    _search_cheap(fit, goal, by_fit, limits=limits)
+    return by_fit.weights_NK[[_best_within(by_fit, goal, limits)]]
