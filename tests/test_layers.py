@@ -23,8 +23,9 @@ LAYERS = {
     "export": 9, "preflight": 9,
     "launch": 10,
     "evaluation": 11, "reference": 11, "knowledge": 11,
-    "comparison": 12,
-    "cli": 13,
+    "planning": 12,
+    "comparison": 13,
+    "cli": 14,
 }  # fmt: skip
 """Room, or module, to its layer: a module imports its own room and lower layers (docs/architecture.md)."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from plans import plan_content
 
 from versatune_ds.config.load import parse_config
 from versatune_ds.config.mixture import MixtureConfig, StartFraction
@@ -33,6 +35,18 @@ def test_an_empty_section_uses_steer_with_safeguards():
     assert section.prior_uniform_share == 0.5
     assert section.sigma == 0.5
     assert section.update_every == section.sigma_interval_steps == 50
+
+
+@pytest.mark.parametrize(("policy", "of_prior"), [("steer", 0.5), ("versatune", 0.0)])
+def test_a_prior_file_that_is_a_plan_is_not_blended_with_uniform_by_default(tmp_path, policy, of_prior):
+    plan, prior, corrupt = (tmp_path / name for name in ("plan.json", "prior.json", "corrupt.json"))
+    plan.write_text(json.dumps(plan_content()))
+    prior.write_text(json.dumps({"weights": plan_content()["weights"], "method": "both"}))
+    corrupt.write_text("{")
+    assert mixture(policy=policy, prior=str(plan)).prior_uniform_share == 0.0
+    assert mixture(policy=policy, prior=str(plan), prior_uniform_share=0.25).prior_uniform_share == 0.25
+    for other in (prior, corrupt, tmp_path / "missing.json"):
+        assert mixture(policy=policy, prior=str(other)).prior_uniform_share == of_prior
 
 
 def test_paper_mode_uses_the_papers_policy_unless_the_recipe_sets_one():

@@ -19,9 +19,12 @@ def config(tmp_path, **train):
     )
 
 
-def open_folder(settings, *, is_fresh=False, step=0, losses=(1.5, 2.0), is_killed=False, made_on=None, has_begun=True):
+def open_folder(
+    settings, *, is_fresh=False, step=0, losses=(1.5, 2.0), is_killed=False, made_on=None, has_begun=True, plan=None
+):
     start = RunStart(
         prior={"weights": {"law": 0.25, "code": 0.75}, "origin": str(settings.mixture.prior)},
+        plan=plan,
         reference={"losses": dict(zip(("law", "code"), losses, strict=True))},
         weights_made_on=made_on,
         save_parts=lambda folder: [(folder / name).mkdir(exist_ok=True) for name in ("tokenizer", "model")],

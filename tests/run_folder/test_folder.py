@@ -147,3 +147,22 @@ def test_every_missing_file_is_reported_with_the_command_that_writes_it(tmp_path
     prior, reference = str(caught.value).splitlines()
     assert "p.json: no such file; run versatune detect" in prior
     assert "r.json: no such file; run versatune reference" in reference
+
+
+def test_the_plan_that_a_run_starts_from_is_kept_until_another_run_starts_in_the_folder(tmp_path):
+    first, second = {"planner": "transfer"}, {"planner": "merge"}
+    folder = open_folder(config(tmp_path), plan=first)
+    assert json.loads((folder / "plan.json").read_text()) == first
+    # A file that was written again meanwhile changes nothing in a run that resumes.
+    open_folder(config(tmp_path), plan=second)
+    assert json.loads((folder / "plan.json").read_text()) == first
+    open_folder(config(tmp_path), plan=second, is_fresh=True)
+    assert json.loads((folder / "plan.json").read_text()) == second
+    open_folder(config(tmp_path), is_fresh=True)
+    assert not (folder / "plan.json").exists()
+
+
+def test_a_start_that_never_trained_leaves_no_plan_to_one_without(tmp_path):
+    folder = open_folder(config(tmp_path), plan={"planner": "transfer"}, has_begun=False)
+    open_folder(config(tmp_path), has_begun=False)
+    assert not (folder / "plan.json").exists()

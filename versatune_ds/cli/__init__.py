@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from versatune_ds import __version__
-from versatune_ds.cli.measure import add_compare, add_detect, add_evaluate, add_reference
+from versatune_ds.cli.measure import add_compare, add_detect, add_evaluate, add_plan, add_reference
 from versatune_ds.cli.recipe import add_check, add_inspect, add_keys, add_prepare, add_simulate
 from versatune_ds.cli.run import add_explain, add_export, add_replay, add_report
 from versatune_ds.cli.train import add_job, add_submit, add_train, add_worker
@@ -34,6 +34,7 @@ ADD_COMMANDS = (
     add_inspect,
     add_detect,
     add_reference,
+    add_plan,
     add_simulate,
     add_replay,
     add_explain,

@@ -1,9 +1,10 @@
-"""Subcommands that measure models: detect and reference before a run, evaluate and compare after it."""
+"""Subcommands that measure models and plan: detect, reference and plan before a run, evaluate and compare after it."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 
 from versatune_ds.cli.arguments import (
@@ -110,6 +111,72 @@ def _reference(parsed: argparse.Namespace) -> int:
     return launch_reference(
         parsed.recipe, parsed.overrides, processes=parsed.processes, task=task, is_quiet=parsed.quiet
     )
+
+
+def add_plan(commands: Commands) -> None:
+    """Add `versatune plan`."""
+    command = add_command(
+        commands,
+        "plan",
+        _plan,
+        example="versatune plan recipes/chain/versatune.yaml --for balanced --bound law=0,general=0.02",
+    )
+    add_recipe(command)
+    command.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("mean", "balanced", "target"),
+        default="mean",
+        help="mean: the lowest mean loss (default); balanced: the same, no domain above the base model's loss; target: "
+        "the largest gain of mixture.target, the others within their bounds",
+    )
+    command.add_argument(
+        "--bound",
+        action="append",
+        default=[],
+        metavar="A=X,B=Y",
+        help="largest rise of a domain's loss as a share of the base model's, e.g. law=0,general=0.02",
+    )
+    command.add_argument(
+        "--bound-all",
+        type=float,
+        metavar="X",
+        help="the same for all other domains (default: none for mean, 0 for balanced, 0.02 for target)",
+    )
+    command.add_argument("--planner", metavar="NAME", help="how losses are predicted (default: transfer)")
+    command.add_argument("--budget-steps", **NUMBER, help="steps of the run that is planned (default: train.steps)")
+    command.add_argument(
+        "--predictions", **NUMBER, default=96, help="most predictions of a planner that runs models (default: 96)"
+    )
+    command.add_argument(
+        "--transfer", **FILE, help="transfer.json to read (default: where versatune reference writes it)"
+    )
+    command.add_argument(
+        "--output", **FILE, help="plan.json to write, with a picture beside it (default: runs/NAME-plan.json)"
+    )
+    command.add_argument("--json", action="store_true", help="print the content of plan.json instead of tables")
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    """Plan the mixture before training, from what each domain alone does to the others, and write it as plan.json."""
+    from versatune_ds.planning.plan_command import PlanOptions, plan_recipe
+    from versatune_ds.planning.planners import DEFAULT
+
+    check_replaceable(parsed.output, mark='"weights"')
+    options = PlanOptions(
+        purpose=parsed.purpose,
+        bounds=tuple(parsed.bound),
+        bound_all=parsed.bound_all,
+        planner=parsed.planner or DEFAULT,
+        num_steps=parsed.budget_steps,
+        num_predictions=parsed.predictions,
+        transfer=parsed.transfer,
+        output=parsed.output,
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # libraries of planners that run models print
+        plan, text = plan_recipe(parsed.recipe, parsed.overrides, options=options)
+    write(json.dumps(plan.to_dict(), indent=1) if parsed.json else text)
+    return 0
 
 
 def add_evaluate(commands: Commands) -> None:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section
 from versatune_ds.domains import by_domain_name, domain_name, nearest_name
+from versatune_ds.mixture.planning.plan_file import is_plan_file
 from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, POLICIES, Policy, check_own_name, is_own, policy_named
 from versatune_ds.paths import expand_path
 
@@ -101,11 +102,12 @@ class MixtureConfig(Section):
 
     policy: str = Field(default=DEFAULT.name, description=_ABOUT_POLICY)
     prior: Literal["uniform", "proportional"] | dict[str, float] | Path = "proportional"
-    """Weights at step 0: a prior.json (from `versatune detect`), a mapping, `uniform`, or `proportional` to the
-    data."""
+    """Weights at step 0: a prior.json (from `versatune detect`), a plan.json (from `versatune plan`), a mapping,
+    `uniform`, or `proportional` to the data."""
     prior_uniform_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of the uniform mixture blended into the prior at step 0; by default 0.5 for `steer` and 0 for the others. 0
-    protects what the base model knows most about, 1 learns most of what it knows least about."""
+    """Share of the uniform mixture blended into the prior at step 0; by default 0.5 for `steer` and 0 for the others,
+    and 0 where the prior is a plan.json, which is meant as it is. 0 protects what the base model knows most about, 1
+    learns most of what it knows least about."""
     reference: StartFraction | dict[str, float] | Path | None = None
     """Reference losses: a reference.json (from `versatune reference`), a mapping (nats per loss token), or
     {start_fraction: 0.85}."""
@@ -218,9 +220,17 @@ class MixtureConfig(Section):
             raise ValueError(f"mixture.schedule: the steps of stages must rise, got {steps}")
         if not is_own(self.policy):  # a user's own policy is checked where it is imported, in policy_settings
             if self.prior_uniform_share is None:
-                object.__setattr__(self, "prior_uniform_share", self.rule.uniform_share)
+                object.__setattr__(self, "prior_uniform_share", self.default_uniform_share(self.rule))
             self.check_for_rule(self.rule)
         return self
+
+    def default_uniform_share(self, rule: Policy) -> float:
+        """Return the policy's share of uniform, and 0 where the prior is a plan, the one file that a recipe looks into.
+
+        A plan was chosen for its predicted losses: blended with uniform it would be another mixture.
+        """
+        is_planned = isinstance(self.prior, Path) and is_plan_file(self.prior)
+        return 0.0 if is_planned else rule.uniform_share
 
     def check_for_rule(self, rule: Policy) -> None:
         """Check the keys that a policy needs.

@@ -19,6 +19,7 @@ import numpy as np
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.files import read_domain_values
+from versatune_ds.mixture.planning.plan_file import Plan, is_plan, read_plan
 from versatune_ds.mixture.policies import Policy, PolicySettings, Start
 from versatune_ds.mixture.policies.simplex import equal_weights, normalise
 from versatune_ds.mixture.weights import as_weights, effective_num_domains, project_to_bounds
@@ -68,16 +69,31 @@ def starting_weights(
         proportional=lambda: _proportional_weights(sizes_K, domain_set=domain_set),
         target_id=target_id_of(settings, domain_set) if settings.has_target else None,
         target_share=settings.target_share,
-        uniform_share=rule.uniform_share if settings.prior_uniform_share is None else settings.prior_uniform_share,
+        uniform_share=uniform_share(settings),
         stages=stages_of(settings, domain_set) if rule.needs_stages else (),
     )
     return as_weights(rule.start(start), f"mixture.policy: {settings.policy}: starting weights")
 
 
+def uniform_share(settings: MixtureConfig) -> float:
+    """Return `mixture.prior_uniform_share`; a recipe with a user's own policy leaves its default open."""
+    share = settings.prior_uniform_share
+    return settings.default_uniform_share(settings.rule) if share is None else share
+
+
+def plan_of_prior(settings: MixtureConfig) -> Plan | None:
+    """Return the plan that `mixture.prior` names; None where it names another file, or none.
+
+    Raises:
+        ValueError: If it is a plan with an entry that is not as expected.
+    """
+    return read_plan(settings.prior, what="mixture.prior") if isinstance(settings.prior, Path) else None
+
+
 def prior_weights(
     settings: MixtureConfig, *, domain_set: DomainSet, sizes_K: Sequence[float] | np.ndarray | None
 ) -> np.ndarray:
-    """Return `mixture.prior` as weights [K]: uniform, proportional, a mapping, or a prior.json.
+    """Return `mixture.prior` as weights [K]: uniform, proportional, a mapping, a prior.json, or a plan.json.
 
     Raises:
         ValueError: If it is no distribution over the domains, or a file's weights are shares of another unit.
@@ -85,7 +101,8 @@ def prior_weights(
     prior = settings.prior
     if isinstance(prior, Path):
         values_K, origin = read_domain_values(prior, key="weights", what="mixture.prior", domain_set=domain_set)
-        _check_unit(origin.get("weight_unit"), settings.weight_unit, path=prior)
+        writer = "plan" if is_plan({"weights": values_K, **origin}) else "detect"
+        _check_unit(origin.get("weight_unit"), settings.weight_unit, path=prior, writer=writer)
         return as_weights(values_K, f"mixture.prior: {prior}: weights")
     if prior == "uniform":
         return equal_weights(len(domain_set))
@@ -94,16 +111,18 @@ def prior_weights(
     return as_weights(domain_set.from_dict(prior, what="mixture.prior"), "mixture.prior")
 
 
-def _check_unit(found: object, expected: str, *, path: Path) -> None:
+def _check_unit(found: object, expected: str, *, path: Path, writer: str) -> None:
     """Check that a prior file's weights are in the run's unit; one written by hand may have none.
 
     Shares of tokens count as shares of loss tokens too: `detect` cannot see loss tokens in what a model writes.
     """
     if found in (None, expected) or (found, expected) == ("tokens", "loss_tokens"):
         return
+    again = "run `versatune detect` again with this recipe, which keeps the sequences, or change mixture.weight_unit"
+    way_out = again if writer == "detect" else f"set mixture.weight_unit={found}"
     raise ValueError(
-        f"mixture.prior: {path}: its weights are shares of {found}, expected {expected} (mixture.weight_unit); run "
-        "`versatune detect` again with this recipe, which keeps the sequences, or change mixture.weight_unit"
+        f"mixture.prior: {path}: its weights are shares of {found}, expected {expected} (mixture.weight_unit); "
+        f"{way_out}"
     )
 
 
@@ -202,7 +221,7 @@ def safeguard_settings(
         return SafeguardSettings()
     if (settings.rule if rule is None else rule).is_fixed:
         return SafeguardSettings(z=chosen.z)
-    floor, cap = _bounds(settings, num_domains=len(start_weights_K))
+    floor, cap = floor_and_cap(settings, num_domains=len(start_weights_K))
     return SafeguardSettings(
         floor=floor,
         cap=cap,
@@ -214,8 +233,12 @@ def safeguard_settings(
     )
 
 
-def _bounds(settings: MixtureConfig, *, num_domains: int) -> tuple[float, float]:
-    """Return floor and cap, checked to leave room for a distribution."""
+def floor_and_cap(settings: MixtureConfig, *, num_domains: int) -> tuple[float, float]:
+    """Return the smallest and the largest weight of a domain.
+
+    Raises:
+        ValueError: If no weights lie between them.
+    """
     chosen = settings.safeguards
     if num_domains == 1:
         return 0.0, 1.0

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ds.report.page import write_page
+from versatune_ds.report.planned import PLAN_COLUMNS, plan_of, plan_rows, plan_sentences
 from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import (
     RunSeries,
@@ -60,11 +61,21 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
     write_page(runs, page)
     for run in runs:
         plots = [plot_weights(run, run.run_dir / REPORT_FOLDER / f"weights.{ending}") for ending in pictures]
-        lines = [summary_table(run), "", f"run directory  {run.run_dir}", *(f"weights' plot  {plot}" for plot in plots)]
+        paths = ["", f"run directory  {run.run_dir}", *(f"weights' plot  {plot}" for plot in plots)]
+        lines = [summary_table(run), *_plan_lines(run), *paths]
         sys.stdout.write("\n{}\n".format("\n".join(lines)))
     sys.stdout.write(f"report         {page}\n")
     sys.stdout.flush()
     return page
+
+
+def _plan_lines(series: RunSeries) -> list[str]:
+    """Return what came of the plan that a run started from, as text; nothing for a run without one."""
+    plan = plan_of(series)
+    if plan is None:
+        return []
+    header = tuple(column.replace(" ", "\n", 1) for column in PLAN_COLUMNS)
+    return ["", text_table(header, plan_rows(series, plan)), *plan_sentences(series, plan)]
 
 
 def summary_table(series: RunSeries) -> str:

@@ -23,13 +23,14 @@ from versatune_ds.report.charts import Line
 from versatune_ds.report.decision_list import COLUMNS, decision_rows
 from versatune_ds.report.document import FOLDER, html_environment
 from versatune_ds.report.domain_file import domain_file
+from versatune_ds.report.planned import planned_view
 from versatune_ds.report.run_charts import RunCharts
 from versatune_ds.report.series import RunSeries
 from versatune_ds.report.shapes import draw, sample
 from versatune_ds.report.story import headline
 from versatune_ds.report.summary import DOMAIN_COLUMNS, comparison, domain_table, facts, flat_items, state_of
 from versatune_ds.run_folder.atomic import write_text
-from versatune_ds.run_folder.names import EVALUATION_FILE, PRIOR_FILE, REFERENCE_FILE
+from versatune_ds.run_folder.names import EVALUATION_FILE, PLAN_FILE, PRIOR_FILE, REFERENCE_FILE
 
 
 def write_page(runs: Sequence[RunSeries], path: Path) -> Path:
@@ -86,6 +87,7 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
         "facts": facts(run),
         "domain_columns": DOMAIN_COLUMNS,
         "domain_rows": domain_table(run),
+        "planned": planned_view(run),
         "charts": charts,
         "domains": [Line(name=name, values=(), slot=slots[name]) for name in run.domain_names],
         "is_steered_by_training": any(line.is_sparse for chart in charts.losses for line in chart.lines),
@@ -98,6 +100,7 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
             (title, name, domain_file(values, run.domain_names))
             for title, name, values in (
                 ("Detection: the prior mixture", PRIOR_FILE, run.prior),
+                ("Plan", PLAN_FILE, {key: run.plan[key] for key in run.plan if key not in ("front", "effects")}),
                 ("References", REFERENCE_FILE, run.reference),
                 ("Evaluation", EVALUATION_FILE, run.evaluation),
             )

@@ -27,6 +27,7 @@ from versatune_ds.run_folder.names import (
     ENVIRONMENT_FILE,
     EVALUATION_FILE,
     METRICS_FILE,
+    PLAN_FILE,
     PRIOR_FILE,
     REFERENCE_FILE,
 )
@@ -48,6 +49,7 @@ class RunSeries:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,6 +119,7 @@ def read_series(run_dir: Path) -> RunSeries:
         config=_read_mapping(run_dir / CONFIG_FILE),
         environment=_read_mapping(run_dir / ENVIRONMENT_FILE),
         prior=prior,
+        plan=_read_mapping(run_dir / PLAN_FILE),
         reference=_read_mapping(run_dir / REFERENCE_FILE),
         evaluation=_read_mapping(run_dir / EVALUATION_FILE),
     )

@@ -38,6 +38,7 @@ from versatune_ds.run_folder.names import (
     ENDINGS_FILE,
     ENVIRONMENT_FILE,
     METRICS_FILE,
+    PLAN_FILE,
     PRIOR_FILE,
     REFERENCE_FILE,
 )
@@ -72,6 +73,8 @@ class RunStart:
 
     prior: Mapping[str, Any]
     """Content of prior.json: weights of step 0 by domain, and their origin."""
+    plan: Mapping[str, Any] | None = None
+    """Content of plan.json; None where the prior is no plan."""
     reference: Mapping[str, Any] | None = None
     """Content of reference.json; None where no reference losses were given."""
     endings: Mapping[str, Any] = field(default_factory=dict)
@@ -140,6 +143,15 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
         write_json(folder / ENDINGS_FILE, dict(start.endings))
     if is_new or not (folder / PRIOR_FILE).is_file():
         write_json(folder / PRIOR_FILE, dict(start.prior))
+        _write_plan(folder, start.plan)
+
+
+def _write_plan(folder: Path, plan: Mapping[str, Any] | None) -> None:
+    """Write the plan that a run starts from; without one, delete that of a start that never trained."""
+    if plan is None:
+        (folder / PLAN_FILE).unlink(missing_ok=True)
+    else:
+        write_json(folder / PLAN_FILE, dict(plan))
 
 
 def _delete_former_run(folder: Path) -> None:

@@ -218,6 +218,7 @@ def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunSta
 
     return RunStart(
         prior={"weights": setup.domain_set.to_dict(mixture.weights_K), "origin": str(config.mixture.prior)},
+        plan=None if mixture.plan is None else mixture.plan.to_dict(),
         reference=mixture.references.to_dict(setup.domain_set),
         endings=endings_of_data(config, tokenizer, setup.data) if setup.world.is_rank_zero else {},
         save_parts=save_parts,

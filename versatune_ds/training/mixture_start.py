@@ -23,9 +23,10 @@ from versatune_ds.data.order.supply import epochs_at_end
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.offline.outlook import Supply
+from versatune_ds.mixture.planning.plan_file import Plan
 from versatune_ds.mixture.policies import KEEPS_PRIOR
 from versatune_ds.mixture.reference import References, check_provenance, load_references
-from versatune_ds.mixture.settings import guarded_start, starting_weights
+from versatune_ds.mixture.settings import guarded_start, plan_of_prior, starting_weights, uniform_share
 from versatune_ds.text_table import text_table
 from versatune_ds.training.prepared_data import RunSetup
 
@@ -40,6 +41,7 @@ class MixtureStart:
         named_K: Weights of step 0 as the recipe gives them, float64.
         weights_K: The same, none below the safeguards' floor: those the run starts with.
         references: Reference losses, checked against the run's tokens and loss mask.
+        plan: The plan that the weights come from; None where `mixture.prior` is none, or the policy does not read it.
         controller: Built on every rank, so that every rank finds wrong settings; rank 0 uses it.
     """
 
@@ -47,6 +49,7 @@ class MixtureStart:
     weights_K: np.ndarray
     references: References
     controller: Controller
+    plan: Plan | None = None
 
 
 def start_mixture(setup: RunSetup) -> MixtureStart:
@@ -62,8 +65,29 @@ def start_mixture(setup: RunSetup) -> MixtureStart:
     controller = Controller(
         domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
     )
+    plan = plan_of_start(config)
     logger.info("mixture\n%s", mixture_table(config, data, weights_K))
-    return MixtureStart(named_K=named_K, weights_K=weights_K, references=references, controller=controller)
+    return MixtureStart(named_K=named_K, weights_K=weights_K, references=references, controller=controller, plan=plan)
+
+
+def plan_of_start(config: RunConfig) -> Plan | None:
+    """Return the plan that a run starts from, and log whether it is blended with uniform: by default it is not."""
+    settings = config.mixture
+    plan = plan_of_prior(settings) if "prior" in settings.rule.all_reads else None
+    if plan is None:
+        return None
+    share = uniform_share(settings)
+    how = f"blended with {share:.0%} uniform" if share else "taken as it is"
+    logger.info(
+        "mixture.prior: %s is a plan for %s, %s (mixture.prior_uniform_share: %g)",
+        settings.prior, plan.purpose, how, share,
+    )  # fmt: skip
+    if plan.budget_steps != config.train.steps:
+        logger.warning(
+            "mixture.prior: %s predicts a run of %d steps, this one has %d (train.steps): plan again with this recipe",
+            settings.prior, plan.budget_steps, config.train.steps,
+        )  # fmt: skip
+    return plan
 
 
 def _checked_references(setup: RunSetup) -> References:

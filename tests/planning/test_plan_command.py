@@ -1,0 +1,272 @@
+"""`versatune plan`: from transfer.json to plan.json, its text and its picture; what a user may get wrong."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command_line import command_of
+from quadratic_predictor import quadratic
+
+from versatune_ds.config import load_config
+from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.planning.plan_file import read_plan
+from versatune_ds.mixture.planning.predictor import Planner
+from versatune_ds.mixture.settings import starting_weights
+from versatune_ds.planning import planners
+from versatune_ds.planning.plan_command import PlanOptions, parse_bounds, plan_recipe
+
+NAMES = ("law", "code", "art")
+BASE = {"law": 2.0, "code": 4.0, "art": 1.0}
+OWN = {"law": -0.5, "code": -0.4, "art": -0.3}
+"""Relative change of each domain's loss in its own run; the others rise by a tenth there."""
+
+
+def table(*, names=NAMES, **entries):
+    """Return the content of a transfer.json: runs of 10 steps of 100 tokens."""
+    sources = {}
+    for own in names:
+        changes = {name: [0.0, BASE[name] * (OWN[name] if name == own else 0.1)] for name in names}
+        sources[own] = {
+            "steps": [0, 10],
+            "tokens": [0, 1000],
+            "losses": {name: [BASE[name] + change for change in changes[name]] for name in names},
+            "changes": changes,
+            "change_stderrs": {name: [0.0, 0.01 if name == own else 0.2] for name in names},
+            "model": None,
+            "rows": 100,
+            "tokens_per_epoch": {"law": 1000, "code": 3000, "art": 4000}[own],
+        }
+    base = {"losses": {name: BASE[name] for name in names}, "stderrs": dict.fromkeys(names, 0.1)}
+    settings = {"rows_per_batch": 4, "row_tokens": 50}
+    return {"domains": list(names), "base": base, "sources": sources, "unmeasured": [], "settings": settings, **entries}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Return a recipe with its transfer.json, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        "run: {name: tiny}",
+        "model: {from_config: {model_type: llama}}",
+        f"data: {{domains: {{{', '.join(f'{name}: {{train: {name}.jsonl}}' for name in NAMES)}}}, row_tokens: 50}}",
+        "train: {steps: 20, rows_per_batch: 4, rows_per_micro_batch: 4}",
+        "mixture: {reference: runs/tiny-reference.json, prior: {law: 0.5, code: 0.25, art: 0.25}}",
+    ]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    (tmp_path / "runs").mkdir()
+    write_table(tmp_path, table())
+    return tmp_path / "recipe.yaml"
+
+
+def write_table(folder, content):
+    (folder / "runs" / "tiny-transfer.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Return a function that makes `stand-in` a planner whose predictor is given; the tasks it got are in a list."""
+    tasks = []
+
+    def use(predictor):
+        def make(task):
+            tasks.append(task)
+            return predictor
+
+        planner = Planner(name="stand-in", make=make, needs="transfer", explain="by a formula of the test")
+        monkeypatch.setitem(planners.PLANNERS, "stand-in", planner)
+        return tasks
+
+    return use
+
+
+def plan(recipe, *overrides, **options):
+    return plan_recipe(recipe, overrides, options=PlanOptions(planner="stand-in", **options))
+
+
+BINDING = {"base": [2, 4, 1], "gain": [0.6, 1.2, 0.6], "others": [0.3, 0, 0.3]}
+"""Code learns most; law and art rise by .3 - .9 w."""
+
+
+def test_the_plan_is_written_with_weights_predictions_front_and_provenance(recipe, stand_in, tmp_path):
+    tasks = stand_in(quadratic(**BINDING, stderr=0.018))
+    made, text = plan(recipe, purpose="balanced", bounds=("law=0.12",), bound_all=0.03)
+    written = json.loads((tmp_path / "runs/tiny-plan.json").read_text())
+    assert written == made.to_dict()
+    # .3 - .9 w + .018 / 2 = .12, and .3 - .9 w + .018 = .03
+    wanted = [0.189 / 0.9, 1 - (0.189 + 0.288) / 0.9, 0.288 / 0.9]
+    assert list(written["weights"].values()) == pytest.approx(wanted, abs=1e-3)
+    assert written["bounds"] == {"law": 0.12, "code": 0.03, "art": 0.03}
+    assert written["predicted"]["art"] == pytest.approx(
+        {"loss": 1.012, "stderr": 0.018, "base": 1.0, "change": 0.012}, abs=1e-3
+    )
+    labels = {point["label"]: point for point in written["front"]}
+    assert set(labels) == {None, "uniform", "prior", "proportional", "chosen"}
+    assert labels["prior"]["weights"] == {"law": 0.5, "code": 0.25, "art": 0.25}
+    assert labels["proportional"]["weights"] == {"law": 0.125, "code": 0.375, "art": 0.5}
+    assert labels["chosen"]["worst_domain"] == "law"
+    assert written["provenance"]["search"]["floor"] == pytest.approx(0.1 / 3)
+    assert written["provenance"]["transfer"]["file"] == "runs/tiny-transfer.json"
+    assert (tmp_path / "runs/tiny-plan.png").read_bytes()[:4] == b"\x89PNG"
+    # 20 steps of 4 rows of 50 tokens, of which half are padding, as in the table's runs.
+    assert (tasks[0].num_steps, tasks[0].num_tokens) == (20, 2000)
+    assert text.endswith("next   versatune train " + f"{recipe} mixture.prior=runs/tiny-plan.json")
+
+
+def test_the_text_has_the_table_the_losses_the_front_and_a_sentence_a_domain(recipe, stand_in, tmp_path):
+    stand_in(quadratic(**BINDING))
+    mixed = {**table()["sources"]["law"], "weights": dict.fromkeys(NAMES, 1 / 3)}
+    mixed["changes"] = {"law": [0.0, -0.5], "code": [0.0, -0.8], "art": [0.0, 0.5]}
+    mixed["change_stderrs"] = {name: [0.0, 0.1] for name in NAMES}
+    write_table(tmp_path, table(mixed=[mixed]))
+    _, text = plan(recipe, purpose="balanced")
+    lines = text.splitlines()
+    assert lines[0] == "change of each domain's loss in percent, after at most 10 steps on one domain alone"
+    assert ["law", "-50.0", "(+10.0)", "(+10.0)"] in [line.split() for line in lines]
+    assert ["equal", "shares", "-25.0", "-20.0", "+50.0!"] in [line.split() for line in lines]
+    assert next(line for line in lines if line.startswith("code  ") and "%" in line).split()[1] == "0.333"
+    assert "At their bound, 1 standard error included: law, art." in lines
+    assert any(line.startswith("uniform ") for line in lines)
+    # One more percent of law: law falls by .9 %, code's share falls by .01 * (1/3) / (2/3), so its loss rises by .6 %;
+    # art rises by .45 %. The mean: (2 * -.9 + 4 * .6 + 1 * .45) / 7.
+    sentence = "law gets 0.333: one more percent of it lowers law by 0.90 % and raises code by 0.60 %, art by 0.45 %"
+    assert f"{sentence}; the mean changes by +0.15 %." in lines
+
+
+def test_bounds_that_nothing_meets_are_said_with_the_domain_and_by_how_much(recipe, stand_in):
+    stand_in(quadratic(base=[2, 4, 1], gain=0.4, others=0.5))
+    made, text = plan(recipe, purpose="balanced")
+    # Each rises by .5 - .9 w, by 20 % at a third.
+    assert made.worst_excess == pytest.approx(0.2, abs=1e-3)
+    assert "No mixture meets the bounds. This one breaks them least:" in text
+    assert "would change by +20.0 % +- 0.0 %, and its bound is +0.0 %: with 1 standard error it lies 20.0 %" in text
+
+
+def test_a_plan_is_taken_as_a_prior_without_a_share_of_uniform(recipe, stand_in, tmp_path):
+    stand_in(quadratic(**BINDING))
+    made, _ = plan(recipe)
+    prior = tmp_path / "prior.json"
+    prior.write_text(json.dumps({"weights": made.weights, "method": "both"}))
+
+    def start(*overrides):
+        config = load_config(recipe, overrides)
+        return starting_weights(config.mixture, domain_set=DomainSet(NAMES), sizes_K=None)
+
+    planned_K = np.array(list(made.weights.values()))
+    path = "mixture.prior=runs/tiny-plan.json"
+    assert start(path) == pytest.approx(planned_K)
+    assert start(path, "mixture.prior_uniform_share=0.5") == pytest.approx(0.5 * planned_K + 0.5 / 3)
+    assert start(f"mixture.prior={prior}") == pytest.approx(0.5 * planned_K + 0.5 / 3)
+    assert start(path, "mixture.policy=constant") == pytest.approx(planned_K)
+    with pytest.raises(ValueError, match=r"shares of tokens, expected examples .*set mixture\.weight_unit=tokens"):
+        start(path, "mixture.weight_unit=examples")
+
+
+def test_planning_again_for_a_recipe_whose_prior_is_a_plan_leaves_the_prior_out(recipe, stand_in, caplog):
+    stand_in(quadratic(**BINDING))
+    caplog.set_level(logging.INFO, logger="versatune_ds")
+    made, text = plan(recipe, "mixture.prior=runs/tiny-plan.json")
+    assert "mixture.prior: runs/tiny-plan.json: no such file; the plan is shown without the prior" in caplog.text
+    assert "prior" not in [point["label"] for point in made.front]
+    again, text = plan(recipe, "mixture.prior=runs/tiny-plan.json")
+    assert "runs/tiny-plan.json is a plan itself" in caplog.text
+    assert again.weights == made.weights
+    assert text.count("mixture.prior=") == 1
+
+
+def test_the_next_command_gives_a_target_the_share_that_was_planned(recipe, stand_in):
+    stand_in(quadratic(**BINDING))
+    made, text = plan(recipe, "mixture.target=law", purpose="target")
+    assert made.target == "law"
+    assert made.bounds == {"code": 0.02, "art": 0.02}
+    assert text.splitlines()[-1].endswith(
+        f" mixture.target=law mixture.prior=runs/tiny-plan.json mixture.target_share={made.weights['law']:.6g}"
+    )
+
+
+def test_a_domain_that_was_not_trained_on_alone_keeps_its_share_of_the_prior(recipe, stand_in, tmp_path, caplog):
+    content = table()
+    del content["sources"]["art"]
+    write_table(tmp_path, content)
+    stand_in(quadratic(**BINDING))
+    made, text = plan(recipe)
+    assert made.weights["art"] == pytest.approx(0.25, abs=1e-9)
+    assert "no run on art alone: they keep their share of the prior mixture" in caplog.text
+    assert "art gets 0.250 as given, for no run was on it alone:" in text
+    assert "proportional" not in [point["label"] for point in made.front]
+
+
+def test_a_domain_without_held_out_rows_has_a_share_and_no_prediction(recipe, stand_in, tmp_path):
+    content = table(unmeasured=["art"])
+    for values in (
+        *content["base"].values(),
+        *(s[k] for s in content["sources"].values() for k in ("losses", "changes", "change_stderrs")),
+    ):
+        del values["art"]
+    write_table(tmp_path, content)
+    stand_in(quadratic(base=[2, 4, np.nan], gain=[0.6, 2, 0]))
+    made, _ = plan(recipe)
+    assert set(made.predicted) == {"law", "code"}
+    assert made.weights["art"] == pytest.approx(0.1 / 3, abs=1e-3)
+    assert read_plan(tmp_path / "runs/tiny-plan.json", what="x").predicted == made.predicted
+
+
+def test_a_costly_planner_is_asked_no_more_often_than_allowed(recipe, stand_in):
+    predictor = quadratic(**BINDING, is_costly=True)
+    stand_in(predictor)
+    made, _ = plan(recipe, num_predictions=40)
+    assert len(predictor.asked) == 40
+    assert made.provenance["search"]["num_mixtures"] == 36
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--planner", "stand-n"], "--planner stand-n: unknown planner; did you mean 'stand-in'?"),
+        (["--bound", "law"], "--bound law: expected DOMAIN=NUMBER, "),
+        (["--bound", "lw=0.1"], "--bound lw=0.1: unknown domain; did you mean 'law'?"),
+        (["--for", "target"], "--for target: mixture.target is not set; name the domain to strengthen, such as "),
+        (["--budget-steps", "0"], "--budget-steps 0: expected 1 or more"),
+        (["--transfer", "x.json"], "x.json: no such file; run versatune reference with this recipe"),
+        (["mixture.weight_unit=examples"], "mixture.weight_unit: examples: a plan's weights are shares of tokens; "),
+        (["--output", "plan.txt"], "--output: plan.txt: expected a file that ends in .json"),
+        (["--predictions", "7"], "--predictions 3: expected at least"),
+        (["--output", "recipe.yaml"], "--output: recipe.yaml is a file of another kind"),
+    ],
+)
+def test_what_a_user_may_get_wrong_is_one_line_and_exit_code_2(recipe, stand_in, capsys, arguments, message):
+    stand_in(quadratic(**BINDING, is_costly=True))
+    result = command_of(capsys)("plan", recipe, "--planner", "stand-in", *arguments)
+    assert result.code == 2
+    assert result.err.strip().splitlines()[-1].startswith(f"versatune: {message}")
+
+
+def test_a_table_of_other_domains_is_refused_and_one_of_another_model_is_warned_of(recipe, stand_in, tmp_path, caplog):
+    stand_in(quadratic(**BINDING))
+    write_table(tmp_path, table(model={"name_or_path": "other"}))
+    plan(recipe)
+    assert "runs/tiny-transfer.json was measured with another model than the recipe's" in caplog.text
+    write_table(tmp_path, table(names=("law", "code")))
+    with pytest.raises(ValueError, match=r"its domains are law, code, the recipe's law, code, art; run versatune ref"):
+        plan(recipe)
+
+
+def test_bounds_are_read_from_one_text_or_several():
+    assert parse_bounds(["law=0,code=-0.1", "art=2e-2"]) == {"law": 0.0, "code": -0.1, "art": 0.02}
+
+
+def test_the_default_planner_plans_from_the_table_alone_without_loading_torch(recipe, tmp_path):
+    code = "import sys; from versatune_ds.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    words = ["plan", recipe, "--for", "balanced", "--json"]
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}; sys.exit(code)", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    printed = json.loads(run.stdout)
+    assert printed == json.loads((tmp_path / "runs/tiny-plan.json").read_text())
+    assert printed["planner"] == "transfer"
+    assert sum(printed["weights"].values()) == pytest.approx(1.0)
+    # In its own run code falls by 1.6 nats, law by 1 and art by .3.
+    assert printed["weights"]["code"] > printed["weights"]["law"] > printed["weights"]["art"]

@@ -1,0 +1,5 @@
+"""Plan the mixture before training: `versatune plan`, its table and its picture.
+
+Reading order: plan_command, planners. What is pure arithmetic (bounds, search, front, the file) is in
+`mixture/planning/`.
+"""
