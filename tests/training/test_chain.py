@@ -80,7 +80,7 @@ def test_detect_reference_plan_and_both_modes_run_one_after_another_without_nami
         lambda world: detect_recipe(recipe, [*small, *DETECT], processes=1, output=None), world_size=1, folder=tmp_path
     )
     assert "prior  runs/chain-prior.json" in outputs[0]
-    steps = ("reference.steps=2", "reference.evaluate_every=2")
+    steps = ("reference.steps=8", "reference.evaluate_every=8")  # further than the mixed runs of 4 come
     assert measure(load_config(recipe, [*small, *UPDATES, *steps]), folder=tmp_path / "ranks") == [0]
 
     # A plan from what each domain did to the others; one of the modes starts from it.
@@ -100,7 +100,7 @@ def test_detect_reference_plan_and_both_modes_run_one_after_another_without_nami
         assert baseline["weights_before"] == pytest.approx(domain_set.to_dict(start_K))
         assert {name: values["reference_loss"] for name, values in baseline["signals"].items()} == losses
         assert len(updates) == 2
-        assert updates[-1]["weights_after"] != baseline["weights_before"]
+        assert updates[-1]["weights_after"] != baseline["weights_before"], updates[-1]["reason"]
         assert "All 3 decisions are the recorded ones" in replay_run(config.run_dir).text
     # The run keeps its plan, and its report has predicted beside measured losses.
     series = read_series(Path("runs/chain_versatune"))

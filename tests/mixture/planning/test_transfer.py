@@ -121,6 +121,15 @@ def test_a_domain_whose_own_run_over_fitted_is_best_before_it_gets_everything():
     assert losses(table, [1, 0], tokens=500)[0, 0] > 2.2
 
 
+def test_an_over_fitted_domain_that_falls_further_in_a_mixture_rises_from_there_to_the_end_of_its_own_run():
+    table = with_own_changes(two_domain_table(), "law", [0.0, -0.2, 0.0, 0.2, 0.5])
+    table = with_mixed(table, [0.25, 0.75], [1.5, 1.1])
+    law_N = losses(table, [0.25, 0.75], [0.625, 0.375], [1, 0])[:, 0]
+    assert law_N[[0, 2]] == pytest.approx([1.5, 2.5])  # both as measured
+    # Half of the way between them, by tokens, is the geometric mean, but for what code does to law.
+    assert law_N[1] == pytest.approx(np.sqrt(1.5 * 2.5), rel=0.01)
+
+
 def test_a_rise_within_the_noise_is_no_over_fitting():
     changes = [0.0, -0.8, -1.0, -0.99]
     noisy = with_own_changes(two_domain_table(), "law", changes, stderr=0.1)

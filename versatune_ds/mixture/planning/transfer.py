@@ -8,7 +8,10 @@ their own rows. So what the others do to a domain counts less, the larger its ow
     h_j = (1 - w_j) / (1 - w_j + kappa w_j)
 
 - d_j: log change of domain j's loss in its own run of m_j tokens;  n_j: tokens of it in the planned run. Both count a
-  repeated token less than a new one (`effective_tokens`). If its own run over-fitted, the rise is added.
+  repeated token less than a new one (`effective_tokens`).
+- A domain that over-fitted in its own run does so later in a mixture, and falls further. So d_j and m_j are those of
+  the lowest loss in any run, its own or a mixed one, and beyond m_j the log loss rises in proportion to n_j - m_j, up
+  to the end of its own run.
 - f_ij: log change of domain j's loss in the run on domain i alone.
 - q_j, kappa: from the mixed runs. h_j is the rest of a forgetting that own rows undo: others push at a rate (1 - w_j),
   own rows pull back at a rate kappa w_j.
@@ -39,6 +42,8 @@ KAPPA = 100.0
 POWER = 0.65
 """Exponent of the own tokens where no mixed run tells."""
 POWER_RANGE = (0.2, 1.5)
+POWER_OVER_FITTED = 0.3
+"""Exponent of the own tokens of a domain that over-fitted in its own run: few passes bring most of what all can."""
 REPEATED_TOKENS = 15.4
 """R* of `effective_tokens`: the most that all repetitions together are worth, in passes over the data."""
 REPEAT_ERROR = 0.015
@@ -66,7 +71,9 @@ class _Measured:
     """Log changes of the losses, as measured or with a draw of their errors added."""
 
     single_KK: np.ndarray
-    """log(l_ij / base_j): rows are the domain trained on; the smallest along the run on the diagonal."""
+    """log(l_ij / base_j) at the end of each run: rows are the domain trained on."""
+    lowest_K: np.ndarray
+    """The same of each domain in its own run, where its loss was lowest."""
     mixed_MK: np.ndarray
 
 
@@ -75,6 +82,8 @@ class _Response:
     """The parameters of the formula."""
 
     single_BKK: np.ndarray
+    gain_BK: np.ndarray
+    """d, log changes by own rows."""
     power_BK: np.ndarray
     residual_BK: np.ndarray
     kappa: float
@@ -105,17 +114,49 @@ class TransferPredictor:
         self._is_measured_K = table.is_measured() & np.isfinite(table.base_losses_K)
         self._num_tokens = float(task.num_tokens)
         self._own = [_OwnRun.of(table, k) for k in range(len(table.domain_set))]
-        best_K = [0 if own is None else own.best for own in self._own]
         rng = np.random.default_rng(task.seed)
-        measured = [_measured(table, best_K, rng=generator) for generator in (None, *[rng] * NUM_DRAWS)]
+        measured = [_measured(table, self._own, rng=generator) for generator in (None, *[rng] * NUM_DRAWS)]
+        self._lowest_tokens_K = np.array([1.0 if own is None else own.lowest_tokens for own in self._own])
+        self._lowest_run_K: list[int | None] = self._choose_lowest_runs(measured[0])
         kappa = self._fitted_kappa(measured[0])
         fits = [self._fit(each, kappa=kappa) for each in measured]
         self._response = _Response(
             single_BKK=np.array([each.single_KK for each in measured]),
+            gain_BK=np.array([self._gain(each, kappa=kappa) for each in measured]),
             power_BK=np.array([power_K for power_K, _ in fits]),
             residual_BK=np.array([residual_K for _, residual_K in fits]),
             kappa=kappa,
         )
+
+    def _choose_lowest_runs(self, measured: _Measured) -> list[int | None]:
+        """Return the mixed run in which an over-fitted domain gained most by its own rows; None for its own run."""
+        found: list[int | None] = [None] * len(self._own)
+        if not self._table.mixed:
+            return found
+        own_MK = measured.mixed_MK - self._others_in_mixed_runs(measured, kappa=KAPPA)
+        for k, own in enumerate(self._own):
+            if own is None or not own.is_over_fitted or np.all(np.isnan(own_MK[:, k])):
+                continue
+            run = int(np.nanargmin(own_MK[:, k]))
+            if own_MK[run, k] < measured.lowest_K[k] and self._table.mixed[run].weights_K[k] > 0:
+                found[k] = run
+                mixed = self._table.mixed[run]
+                self._lowest_tokens_K[k] = max(mixed.weights_K[k] * float(mixed.tokens_S[-1]), 1.0)
+        return found
+
+    def _gain(self, measured: _Measured, *, kappa: float) -> np.ndarray:
+        """Return d [K]: the log change of each domain's loss by its own rows, where it was lowest."""
+        gain_K = measured.lowest_K.copy()
+        others_MK = self._others_in_mixed_runs(measured, kappa=kappa)
+        for k, run in enumerate(self._lowest_run_K):
+            if run is not None:
+                gain_K[k] = measured.mixed_MK[run, k] - others_MK[run, k]
+        return gain_K
+
+    def _others_in_mixed_runs(self, measured: _Measured, *, kappa: float) -> np.ndarray:
+        """Return what the others did to each domain in the mixed runs [M,K]."""
+        weights_MK = np.array([run.weights_K for run in self._table.mixed]).reshape(-1, len(self._own))
+        return _others_part(weights_MK, measured.single_KK[None], kappa=kappa)[0]
 
     @property
     def calibration(self) -> Mapping[str, Any]:
@@ -134,49 +175,53 @@ class TransferPredictor:
         base_K = np.where(self._is_measured_K, self._table.base_losses_K, np.nan)
         losses_NK = base_K * np.exp(log_change_BNK[0])
         noise_NK = log_change_BNK[1:].std(axis=0)
-        gain_K = np.abs(np.diagonal(self._response.single_BKK[0]))
-        formula_NK = self._formula_error(weights_NK) * gain_K
+        formula_NK = self._formula_error(weights_NK) * np.abs(self._response.gain_BK[0])
         return Predicted(losses_NK=losses_NK, stderrs_NK=losses_NK * np.hypot(noise_NK, formula_NK))
 
     def _log_change(self, weights_NK: np.ndarray, response: _Response, *, tokens: float) -> np.ndarray:
         """Return log(l / base) for every parameter set [B,N,K] in a run of `tokens`."""
         own_BNK = self._own_part(weights_NK, response, tokens=tokens)
-        others_BNK = self._others_part(weights_NK, response)
+        others_BNK = _others_part(weights_NK, response.single_BKK, kappa=response.kappa)
         return own_BNK + others_BNK + response.residual_BK[:, None, :] * _between(weights_NK)
 
     def _own_part(self, weights_NK: np.ndarray, response: _Response, *, tokens: float) -> np.ndarray:
         """Return what each domain's own rows do to it [B,N,K]."""
-        share_NK, rise_NK = self._own_progress(weights_NK, tokens=tokens)
-        gain_BK = np.diagonal(response.single_BKK, axis1=1, axis2=2)
-        return gain_BK[:, None, :] * share_NK ** response.power_BK[:, None, :] + rise_NK
+        share_NK, beyond_NK = self._own_progress(weights_NK, tokens=tokens)
+        gain_B1K = response.gain_BK[:, None, :]
+        end_B1K = np.diagonal(response.single_BKK, axis1=1, axis2=2)[:, None, :]
+        return gain_B1K * share_NK ** response.power_BK[:, None, :] + (end_B1K - gain_B1K) * beyond_NK
 
     def _own_progress(self, weights_NK: np.ndarray, *, tokens: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return n_j / m_j, in effective tokens, and the rise of an over-fitted domain's log loss, each [N,K]."""
-        nothing_N = np.zeros(len(weights_NK))
-        parts = [
-            (nothing_N, nothing_N) if own is None else own.progress(weights_NK[:, k] * tokens)
-            for k, own in enumerate(self._own)
-        ]
-        return np.stack([share for share, _ in parts], axis=1), np.stack([rise for _, rise in parts], axis=1)
+        """Return how far each domain comes with its own tokens, two arrays [N,K].
 
-    def _others_part(self, weights_NK: np.ndarray, response: _Response) -> np.ndarray:
-        """Return what the other domains' rows do to each [B,N,K]."""
-        others_BKK = response.single_BKK * (1.0 - np.eye(weights_NK.shape[1]))
-        rest_NK = 1.0 - weights_NK
-        # sum_{i != j} w_i / (1 - w_j) f_ij, where w_j is 1 there are no others.
-        pushed_BNK = np.einsum("ni,bij->bnj", weights_NK, others_BKK) / np.maximum(rest_NK, 1e-12)
-        return pushed_BNK * rest_NK / (rest_NK + response.kappa * weights_NK)
+        First n_j / m_j in effective tokens, at most 1 for a domain that over-fitted; then how much of the way from
+        there to the end of its own run lies behind it, 0 for the others.
+        """
+        share_NK, beyond_NK = np.zeros_like(weights_NK), np.zeros_like(weights_NK)
+        for k, (own, lowest) in enumerate(zip(self._own, self._lowest_tokens_K, strict=True)):
+            if own is None:
+                continue
+            tokens_N, per_epoch = weights_NK[:, k] * tokens, np.array(float(own.tokens_per_epoch))
+            reached_N = np.minimum(tokens_N, lowest) if own.is_over_fitted else tokens_N
+            at_lowest = effective_tokens(np.array(lowest), tokens_per_epoch=per_epoch)
+            share_NK[:, k] = effective_tokens(reached_N, tokens_per_epoch=per_epoch) / at_lowest
+            if own.is_over_fitted and own.end_tokens > lowest:
+                beyond_NK[:, k] = np.maximum(tokens_N - lowest, 0.0) / (own.end_tokens - lowest)
+        return share_NK, beyond_NK
 
     def _fit(self, measured: _Measured, *, kappa: float) -> tuple[np.ndarray, np.ndarray]:
         """Return exponents [K] and what they leave unexplained [K], least squares over the mixed runs."""
-        K = len(self._own)
+        is_over_fitted_K = np.array([own is not None and own.is_over_fitted for own in self._own])
+        usual_K = np.where(is_over_fitted_K, POWER_OVER_FITTED, POWER)
         if not self._table.mixed:
-            return np.full(K, POWER), np.zeros(K)
+            return usual_K, np.zeros(len(usual_K))
         candidates_P = np.linspace(*POWER_RANGE, 131)
-        error_PMK = self._unexplained(measured, power_PK=np.repeat(candidates_P[:, None], K, axis=1), kappa=kappa)
+        power_PK = np.where(is_over_fitted_K, POWER_OVER_FITTED, candidates_P[:, None])
+        error_PMK = self._unexplained(measured, power_PK=power_PK, kappa=kappa)
         best_K = np.argmin(np.nansum(error_PMK**2, axis=1), axis=0)
-        error_MK = error_PMK[best_K, :, np.arange(K)].T
-        return candidates_P[best_K], np.nan_to_num(error_MK).mean(axis=0)
+        everywhere_K = np.arange(len(usual_K))
+        error_MK = error_PMK[best_K, :, everywhere_K].T
+        return power_PK[best_K, everywhere_K], np.nan_to_num(error_MK).mean(axis=0)
 
     def _unexplained(self, measured: _Measured, *, power_PK: np.ndarray, kappa: float) -> np.ndarray:
         """Return measured log changes of the mixed runs less those of the formula without residual [P,M,K].
@@ -185,6 +230,7 @@ class TransferPredictor:
         """
         response = _Response(
             single_BKK=measured.single_KK[None],
+            gain_BK=self._gain(measured, kappa=kappa)[None],
             power_BK=power_PK,
             residual_BK=np.zeros((1, power_PK.shape[1])),
             kappa=kappa,
@@ -208,7 +254,7 @@ class TransferPredictor:
         for kappa in candidates:
             power_K, residual_K = self._fit(measured, kappa=float(kappa))
             error_MK = self._unexplained(measured, power_PK=power_K[None], kappa=float(kappa))[0] - residual_K
-            gain_K = np.maximum(np.abs(np.diagonal(measured.single_KK)), 1e-6)
+            gain_K = np.maximum(np.abs(self._gain(measured, kappa=float(kappa))), 1e-6)
             squares = np.nansum((error_MK / (FORMULA_ERROR * gain_K)) ** 2) / max(int(self._is_measured_K.sum()), 1)
             costs.append(squares + math.log(kappa / KAPPA) ** 2)
         return float(candidates[int(np.argmin(costs))])
@@ -230,14 +276,17 @@ class _OwnRun:
     """The run on one domain alone, as far as it concerns that domain."""
 
     tokens_per_epoch: int
-    best: int
+    lowest: int
     """The measurement with the lowest loss, or the last one where the loss does not rise again beyond its noise."""
-    best_tokens: float
-    """Tokens trained on when its loss was lowest."""
-    later_tokens_L: np.ndarray
-    """Tokens of the measurements from there on."""
-    rises_L: np.ndarray
-    """Log loss above the lowest at each, 0 where it is within two standard errors."""
+    lowest_tokens: float
+    """Tokens trained on by then."""
+    end_tokens: float
+    """Tokens trained on in all."""
+
+    @property
+    def is_over_fitted(self) -> bool:
+        """Return whether the loss rose again, by more than two standard errors."""
+        return self.lowest_tokens < self.end_tokens
 
     @classmethod
     def of(cls, table: TransferTable, k: int) -> _OwnRun | None:
@@ -245,48 +294,41 @@ class _OwnRun:
         source = table.sources.get(table.domain_set.names[k])
         if source is None:
             return None
-        change_S, losses_S = source.changes_SK[:, k], source.losses_SK[:, k]
-        best = int(np.nanargmin(change_S)) if np.any(np.isfinite(change_S)) else len(change_S) - 1
-        best = best or len(change_S) - 1  # it never fell: there is no minimum to speak of
-        rise_L = change_S[best:] - change_S[best]
-        noise_L = 2.0 * source.change_stderrs_SK[best:, k]
-        is_rising_L = np.nan_to_num(rise_L) > np.nan_to_num(noise_L)
-        if not np.any(is_rising_L):
-            best, rise_L, is_rising_L = len(change_S) - 1, np.zeros(1), np.zeros(1, dtype=bool)
+        change_S, last = source.changes_SK[:, k], len(source.steps_S) - 1
+        lowest = int(np.nanargmin(change_S)) if np.any(np.isfinite(change_S)) else last
+        rise, noise = change_S[last] - change_S[lowest], 2.0 * source.change_stderrs_SK[last, k]
+        if lowest == 0 or not rise > np.nan_to_num(noise):
+            lowest = last  # it never fell, or what rose may be chance
         return cls(
             tokens_per_epoch=source.tokens_per_epoch,
-            best=best,
-            best_tokens=float(max(source.tokens_S[best], 1)),
-            later_tokens_L=source.tokens_S[best:].astype(np.float64),
-            rises_L=np.where(is_rising_L, np.log1p(np.maximum(rise_L, 0.0) / losses_S[best]), 0.0),
+            lowest=lowest,
+            lowest_tokens=float(max(source.tokens_S[lowest], 1)),
+            end_tokens=float(max(source.tokens_S[last], 1)),
         )
 
-    def progress(self, tokens_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return effective tokens as a share of those at the lowest loss, and the rise of the log loss beyond, [N]."""
-        is_over_fitted = len(self.later_tokens_L) > 1
-        reached_N = np.minimum(tokens_N, self.best_tokens) if is_over_fitted else tokens_N
-        per_epoch = np.array(float(self.tokens_per_epoch))
-        share_N = effective_tokens(reached_N, tokens_per_epoch=per_epoch) / effective_tokens(
-            np.array(self.best_tokens), tokens_per_epoch=per_epoch
-        )
-        if not is_over_fitted:
-            return share_N, np.zeros_like(tokens_N)
-        # Beyond the last measurement the rise goes on as it did between the last two.
-        slope = (self.rises_L[-1] - self.rises_L[-2]) / (self.later_tokens_L[-1] - self.later_tokens_L[-2])
-        beyond_N = np.maximum(tokens_N - self.later_tokens_L[-1], 0.0) * max(slope, 0.0)
-        return share_N, np.interp(tokens_N, self.later_tokens_L, self.rises_L) + beyond_N
 
-
-def _measured(table: TransferTable, best_K: Sequence[int], *, rng: np.random.Generator | None) -> _Measured:
+def _measured(table: TransferTable, own: Sequence[_OwnRun | None], *, rng: np.random.Generator | None) -> _Measured:
     """Return the log changes of all runs; with a generator, as another draw of held-out examples might give them."""
     K = len(table.domain_set)
     single_KK = np.where(table.is_measured(), np.zeros((K, K)), np.nan)
+    lowest_K = np.diagonal(single_KK).copy()
     for name, run in table.sources.items():
         k = table.domain_set.id_of(name)
         single_KK[k] = _log_change_at(run, -1, table, rng=rng)
-        single_KK[k, k] = _log_change_at(run, best_K[k], table, rng=rng)[k]
+        lowest_K[k] = single_KK[k, k]
+        if (own_run := own[k]) is not None and own_run.is_over_fitted:
+            lowest_K[k] = _log_change_at(run, own_run.lowest, table, rng=rng)[k]
     mixed = [_log_change_at(run, -1, table, rng=rng) for run in table.mixed]
-    return _Measured(single_KK=single_KK, mixed_MK=np.array(mixed).reshape(-1, K))
+    return _Measured(single_KK=single_KK, lowest_K=lowest_K, mixed_MK=np.array(mixed).reshape(-1, K))
+
+
+def _others_part(weights_NK: np.ndarray, single_BKK: np.ndarray, *, kappa: float) -> np.ndarray:
+    """Return what the other domains' rows do to each [B,N,K]."""
+    others_BKK = single_BKK * (1.0 - np.eye(weights_NK.shape[1]))
+    rest_NK = 1.0 - weights_NK
+    # sum_{i != j} w_i / (1 - w_j) f_ij; where w_j is 1 there are no others.
+    pushed_BNK = np.einsum("ni,bij->bnj", weights_NK, others_BKK) / np.maximum(rest_NK, 1e-12)
+    return pushed_BNK * rest_NK / (rest_NK + kappa * weights_NK)
 
 
 def _log_change_at(run: MeasuredRun, s: int, table: TransferTable, *, rng: np.random.Generator | None) -> np.ndarray:
