@@ -6,7 +6,9 @@ the base model", blue is a loss that falls.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +19,7 @@ from versatune_ds.mixture.planning.transfer_table import TransferTable
 from versatune_ds.planning.plan_text import common_changes
 
 _DPI = 120
-_STRONGEST = 0.5
+_STRONGEST = 1.0
 """Relative change of a loss at which the heat map's colour grows no stronger."""
 _MARKERS = {"chosen": ("*", 160, "#D55E00"), "uniform": ("o", 45, "#0072B2"), "prior": ("s", 40, "#009E73")}
 _OTHER_MARKER = ("D", 36, "#CC79A7")
@@ -68,12 +70,12 @@ def _draw_front(axes: Axes, plan: Plan) -> None:
         [point["mean"] for point in on_front], [100 * point["worst"] for point in on_front],
         color="#666666", marker=".", linewidth=1, label="front",
     )  # fmt: skip
-    for point in plan.front:
-        if point["label"] is None:
-            continue
-        marker, size, colour = _MARKERS.get(point["label"], _OTHER_MARKER)
-        axes.scatter(point["mean"], 100 * point["worst"], marker=marker, s=size, color=colour, zorder=3)
-        text = f"{point['label']} ({point['worst_domain']})"
+    for points in _labelled_places(plan):
+        point = points[0]
+        for each in reversed(points):  # the first on top
+            marker, size, colour = _MARKERS.get(each["label"], _OTHER_MARKER)
+            axes.scatter(each["mean"], 100 * each["worst"], marker=marker, s=size, color=colour, zorder=3)
+        text = f"{', '.join(each['label'] for each in points)} ({point['worst_domain']})"
         axes.annotate(
             text, (point["mean"], 100 * point["worst"]), xytext=(6, 6), textcoords="offset points", fontsize=8
         )
@@ -83,3 +85,12 @@ def _draw_front(axes: Axes, plan: Plan) -> None:
     axes.set_title(f"Mean against worst domain, plan for {plan.purpose}", loc="left", fontsize=11)
     axes.margins(x=0.18, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _labelled_places(plan: Plan) -> list[list[Mapping[str, Any]]]:
+    """Return the labelled points of the front, those that lie in the same place together."""
+    places: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for point in plan.front:
+        if point["label"] is not None:
+            places.setdefault((f"{point['mean']:.3g}", f"{point['worst']:.3f}"), []).append(point)
+    return list(places.values())
