@@ -5,6 +5,7 @@ import json
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from chat_data import chat_rows, write_jsonl
@@ -16,7 +17,11 @@ from tiny_run import ROOT, be_trained, read_lines, tiny_config
 from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.export.run_export import export_run
+from versatune_ds.mixture.planning.predictor import PlanTask
 from versatune_ds.mixture.planning.transfer_table import read_transfer
+from versatune_ds.planning.kept_models import open_kept_runs
+from versatune_ds.planning.merge import MERGE
+from versatune_ds.planning.mixmin import MIXMIN
 from versatune_ds.reference import measure as reference
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import reference_notes
@@ -228,6 +233,28 @@ def memory_at_the_start_of_each_domain(config, world):
     task = ReferenceTask(domains=("code", "law", "medicine"))
     assert reference.measure_references(setup_of_recipe(config, world), task=task, stop_signals=stop_signals) == 0
     return found
+
+
+@pytest.mark.slow
+def test_the_kept_models_give_the_losses_of_the_table_and_plan_from_them(measured):
+    config, path = measured
+    table = read_transfer(path.with_name("tiny-transfer.json"))
+    (mixed,) = table.mixed
+    tokens = float(mixed.tokens_S[-1])
+    task = PlanTask(table=table, num_steps=4, num_tokens=tokens, folder=path.parent, config=config)
+    runs, corners_KK = open_kept_runs(task), np.eye(len(table.domain_set))
+    for corner_K, source in zip(corners_KK, table.sources.values(), strict=True):
+        losses = runs.models.losses(corner_K)
+        assert losses.mean() == pytest.approx(source.losses_SK[-1], rel=1e-5)
+        assert losses.change_standard_error(runs.models.base) == pytest.approx(source.change_stderrs_SK[-1], rel=1e-3)
+    for planner in (MERGE, MIXMIN):
+        predictor = planner.make(task)
+        predicted = predictor.predict(np.concatenate([corners_KK, mixed.weights_K[None]]))
+        wanted = [*(source.losses_SK[-1] for source in table.sources.values()), mixed.losses_SK[-1]]
+        met_K = np.abs(np.array(list(predictor.calibration["scale"].values())) - 2.0) < 1.7  # no factor at its limit
+        assert met_K.any()
+        assert predicted.losses_NK[:, met_K] == pytest.approx(np.array(wanted)[:, met_K], rel=1e-4)
+    assert len(list((runs.cache_dir / "token-losses").glob("*.npz"))) == len(table.domain_set)
 
 
 def domains_without_held_out_rows(folder, *, valid):

@@ -10,8 +10,10 @@ from __future__ import annotations
 from versatune_ds.domains import nearest_name
 from versatune_ds.mixture.planning.predictor import Planner
 from versatune_ds.mixture.planning.transfer import TRANSFER
+from versatune_ds.planning.merge import MERGE
+from versatune_ds.planning.mixmin import MIXMIN
 
-PLANNERS: dict[str, Planner] = {planner.name: planner for planner in (TRANSFER,)}
+PLANNERS: dict[str, Planner] = {planner.name: planner for planner in (TRANSFER, MERGE, MIXMIN)}
 
 DEFAULT = TRANSFER.name
 """The planner of `versatune plan` without `--planner`."""

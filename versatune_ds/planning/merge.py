@@ -1,0 +1,73 @@
+"""The planner `merge`: the losses of averaged models predict those of training on the mixture.
+
+theta(w) = theta_0 + sum_i w_i (theta_i - theta_0), with theta_i the model trained on domain i alone; one forward pass
+over the held-out rows a mixture, no training. Levels are calibrated (`mixture/planning/calibration.py`).
+
+Shape legend: **N** mixtures, **K** domains.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from versatune_ds.mixture.planning.calibration import CalibratedPredictor
+from versatune_ds.mixture.planning.predictor import Planner, PlanTask, Predicted, Predictor
+from versatune_ds.mixture.statistics import ExampleLosses
+
+
+class Models(Protocol):
+    """Models that can be averaged."""
+
+    base: ExampleLosses
+
+    def losses(self, weights_K: np.ndarray) -> ExampleLosses:
+        """Return the losses of a merge."""
+
+
+class MergedLosses:
+    """The losses of merges, not calibrated.
+
+    Args:
+        models: The base model and the kept ones.
+    """
+
+    is_costly = True
+    scale_error = 0.5
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self.base_losses_K = models.base.mean()
+
+    def predict(self, weights_NK: np.ndarray) -> Predicted:
+        """Return the losses of N merges, and the standard errors of their changes from the base model's."""
+        found = [self._models.losses(weights_K) for weights_K in weights_NK]
+        return Predicted(
+            losses_NK=np.array([losses.mean() for losses in found]),
+            stderrs_NK=np.array([losses.change_standard_error(self._models.base) for losses in found]),
+        )
+
+
+def _make(task: PlanTask) -> Predictor:
+    # torch is loaded here, so that planning without models starts fast.
+    from versatune_ds.planning.kept_models import check_losses, open_kept_runs
+
+    runs = open_kept_runs(task)
+    for k, name in enumerate(task.table.domain_set):
+        if name in runs.folders:
+            check_losses(task, runs.models.losses(np.eye(len(task.table.domain_set))[k]), name=name)
+    return CalibratedPredictor(MergedLosses(runs.models), task)
+
+
+MERGE = Planner(
+    name="merge",
+    make=_make,
+    needs="models",
+    explain="that training on a mixture ends with the losses of the models of single domains, averaged in its shares",
+    source="MergeMix, arXiv 2601.17858",
+    differences=(
+        "Levels are calibrated with the runs on single domains and on a mixture, and what a longer run adds is taken "
+        "from the planner transfer; the paper uses ranks alone."
+    ),
+)
