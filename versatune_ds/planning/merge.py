@@ -34,7 +34,8 @@ class MergedLosses:
     """
 
     is_costly = True
-    scale_error = 0.5
+    scale_error = 0.4
+    """Root mean square of s_j - 1 over six domains each of the built-in corpus and of real rows."""
 
     def __init__(self, models: Models) -> None:
         self._models = models

@@ -38,7 +38,8 @@ class MixedProbabilities:
     """
 
     is_costly = False
-    scale_error = 1.5
+    scale_error = 1.0
+    """Root mean square of s_j - 1 over six domains each of the built-in corpus and of real rows."""
 
     def __init__(
         self,

@@ -1,13 +1,15 @@
 """Calibrate the levels of predictions that kept models give: they rank mixtures well, and are too pessimistic.
 
 In logarithms of a domain's loss relative to the base model's, a prediction lies below the chord of the single-domain
-runs, sum_i w_i f_ij. What it lies below is multiplied by a factor of the domain, s_j, so that the mixed run is met:
+runs, sum_i w_i f_ij. How far it lies below is multiplied by a factor of the domain, s_j:
 
-    log(l_j / base_j) = sum_i w_i f_ij  +  s_j (g_j(w) - sum_i w_i g_j(e_i))
+    log(l_j / base_j) = sum_i w_i f_ij  +  s_j (g_j(w) - sum_i w_i g_j(e_i))  +  r_j h(w)
 
 - f_ij: log change of domain j's loss in the run on domain i alone;  g_j(w): the same as the models predict it.
-- At a single domain both terms are exact, whatever s_j is: a merge there is the model trained on that domain alone.
-- s_j: least squares over the mixed runs; 1 where there is none, with a larger error.
+- At a single domain this is exact, whatever s_j is: a merge there is the model trained on that domain alone.
+- s_j: least squares over the mixed runs, held near 1 where the prediction is almost a chord; 1 where there is no mixed
+  run, with a larger error.
+- r_j: what that leaves unexplained in the mixed runs; h(w) = (1 - sum_i w_i^2) / (1 - 1 / K) is 0 at single domains.
 
 Models know nothing of a run longer than those they were kept from. What more tokens do is taken from the planner
 `transfer`: the ratio of its losses at the planned and at the measured length.
@@ -34,6 +36,8 @@ from versatune_ds.mixture.planning.transfer_table import TransferTable
 logger = logging.getLogger(__name__)
 
 SCALE_RANGE = (0.25, 4.0)
+CHORD = 0.01
+"""A prediction this near to the chord says little about s_j: a distance of it counts as much as s_j being 1."""
 REPEAT_ERROR = 0.015
 """Error at a measured mixture, as a share of what a domain's own run gains: runs differ by their data order."""
 FORMULA_ERROR = 0.1
@@ -50,7 +54,7 @@ class ModelLosses(Protocol):
 
     is_costly: bool
     scale_error: float
-    """Standard error of s_j - 1 where no mixed run tells it."""
+    """Standard error of s_j where no mixed run tells it."""
     base_losses_K: np.ndarray
     """Those of the base model, on the same rows; NaN for a domain without held-out rows."""
 
@@ -68,6 +72,8 @@ class _Levels:
     """The same as the models predict it."""
     scale_K: np.ndarray
     scale_errors_K: np.ndarray
+    residual_K: np.ndarray
+    """r: what the factor leaves unexplained in the mixed runs."""
 
 
 class CalibratedPredictor:
@@ -103,6 +109,7 @@ class CalibratedPredictor:
         return {
             "mixed_runs": [names.to_dict(run.weights_K) for run in self._table.mixed],
             "scale": names.to_dict(self._levels.scale_K),
+            "unexplained": names.to_dict(self._levels.residual_K),
             "measured_tokens": self._measured_tokens,
             "length": "as measured" if self._at_lengths is None else "by the planner transfer",
         }
@@ -111,7 +118,8 @@ class CalibratedPredictor:
         """Return the predicted losses of N mixtures [N,K]; NaN for a domain without held-out rows."""
         found, levels = self._models.predict(weights_NK), self._levels
         bend_NK = self._log_change(found.losses_NK) - weights_NK @ levels.models_KK
-        log_NK = weights_NK @ levels.runs_KK + levels.scale_K * bend_NK
+        mixed_part_N1 = _mixedness(weights_NK)[:, None]
+        log_NK = weights_NK @ levels.runs_KK + levels.scale_K * bend_NK + levels.residual_K * mixed_part_N1
         errors = [
             levels.scale_K * found.stderrs_NK / found.losses_NK,
             levels.scale_errors_K * np.abs(bend_NK),
@@ -140,20 +148,34 @@ def _levels(models: ModelLosses, table: TransferTable) -> _Levels:
         runs_KK[table.domain_set.id_of(name)] = np.log1p(source.changes_SK[-1] / table.base_losses_K)
     if not len(mixed_MK):
         return _Levels(
-            runs_KK=runs_KK, models_KK=models_KK, scale_K=np.ones(K), scale_errors_K=np.full(K, models.scale_error)
+            runs_KK=runs_KK,
+            models_KK=models_KK,
+            scale_K=np.ones(K),
+            scale_errors_K=np.full(K, models.scale_error),
+            residual_K=np.zeros(K),
         )
     # s_j by least squares through the origin; its error is that of the mixed runs' changes.
     bend_MK = log_NK[K:] - mixed_MK @ models_KK
-    measured_MK = np.array([np.log1p(run.changes_SK[-1] / table.base_losses_K) for run in table.mixed])
+    run_bend_MK = np.array([np.log1p(run.changes_SK[-1] / table.base_losses_K) for run in table.mixed])
+    run_bend_MK -= mixed_MK @ runs_KK
     noise_MK = np.array([run.change_stderrs_SK[-1] / run.losses_SK[-1] for run in table.mixed])
-    squares_K = np.maximum(np.sum(bend_MK**2, axis=0), 1e-12)
-    scale_K = np.sum(bend_MK * (measured_MK - mixed_MK @ runs_KK), axis=0) / squares_K
+    squares_K = np.sum(bend_MK**2, axis=0) + CHORD**2
+    scale_K = np.clip((np.sum(bend_MK * run_bend_MK, axis=0) + CHORD**2) / squares_K, *SCALE_RANGE)
+    # What is left, at the mixed runs' distance from single domains.
+    left_MK = run_bend_MK - scale_K * bend_MK
     return _Levels(
         runs_KK=runs_KK,
         models_KK=models_KK,
-        scale_K=np.clip(scale_K, *SCALE_RANGE),
+        scale_K=scale_K,
         scale_errors_K=np.sqrt(np.nan_to_num(np.sum((bend_MK * noise_MK) ** 2, axis=0))) / squares_K,
+        residual_K=np.mean(left_MK / np.maximum(_mixedness(mixed_MK), 0.1)[:, None], axis=0),
     )
+
+
+def _mixedness(weights_NK: np.ndarray) -> np.ndarray:
+    """Return h [N]: 1 at equal shares, 0 at single domains."""
+    K = weights_NK.shape[1]
+    return (1.0 - np.sum(weights_NK**2, axis=1)) / (1.0 - 1.0 / K) if K > 1 else np.zeros(len(weights_NK))
 
 
 def _formula_error(weights_NK: np.ndarray, table: TransferTable) -> np.ndarray:
@@ -161,6 +183,8 @@ def _formula_error(weights_NK: np.ndarray, table: TransferTable) -> np.ndarray:
 
     Single domains were measured too. Where there is no mixed run, the error of the factor takes its place.
     """
+    if not table.mixed:
+        return np.full_like(weights_NK, REPEAT_ERROR)
     measured = [*np.eye(weights_NK.shape[1]), *(run.weights_K for run in table.mixed)]
     measured_MNK = np.array(measured)[:, None, :]
     away_MNK = np.abs(
