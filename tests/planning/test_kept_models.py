@@ -11,7 +11,7 @@ from kept_model_folders import TwoExamplesADomain, keep_adapter, keep_full, tiny
 from transfer_tables import two_domain_table
 
 from versatune_ds.mixture.planning.predictor import PlanTask
-from versatune_ds.planning.kept_models import KeptModels, KeptRuns, check_losses, kept_folders
+from versatune_ds.planning.kept_models import KeptModels, KeptRuns, _check_digests, check_losses, kept_folders
 from versatune_ds.planning.kept_weights import MergedWeights, OtherWeightsError, open_kept_weights
 from versatune_ds.planning.merge import MergedLosses
 
@@ -131,6 +131,14 @@ def test_a_model_whose_losses_are_not_those_of_the_table_is_refused(kept):
         check_losses(task, losses, name=None)
     near = replace(task.table, base_losses_K=losses.mean() * 1.01)
     check_losses(replace(task, table=near), losses, name=None)
+
+
+def test_another_tokenizer_or_other_held_out_rows_are_refused():
+    table = replace(two_domain_table(), provenance={"digests": {"tokenizer": "a", "mask": "b"}})
+    task = PlanTask(table=table, num_steps=1, num_tokens=1.0, folder=Path())
+    _check_digests(task, {"tokenizer": "a", "mask": "b", "held-out split": "c"})
+    with pytest.raises(ValueError, match=r"^transfer.json: its tokenizer is another than the recipe's, .* --fresh$"):
+        _check_digests(task, {"tokenizer": "x", "mask": "b"})
 
 
 def test_token_losses_are_computed_once_and_again_for_other_weights_or_rows(kept, tmp_path):

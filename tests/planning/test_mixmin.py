@@ -37,6 +37,14 @@ def test_the_loss_of_a_mixture_is_that_of_its_models_mixed_probabilities():
     assert np.isnan(predicted.stderrs_NK[1, 1])  # one example bears loss
 
 
+def test_a_domain_whose_examples_bear_no_loss_is_unknown_and_leaves_the_others_alone():
+    base = examples([2.0, 3.0, 0.0], [1, 2, 0], [0, 0, 1])
+    model = MixedProbabilities(TOKENS_KM[:, :3], base=base, token_examples_M=np.array([1, 1, 0]))
+    predicted = model.predict(np.array([[1.0, 0.0]]))
+    assert predicted.losses_NK[0] == pytest.approx([(2 * HALF + QUARTER) / 3, np.nan], nan_ok=True)
+    assert predicted.stderrs_NK[0, 0] > 0
+
+
 def test_of_many_tokens_the_same_share_of_each_domains_examples_is_used(caplog):
     rng = np.random.default_rng(0)
     base = examples(rng.uniform(1, 3, size=300), np.full(300, 2), np.repeat([0, 1], [100, 200]))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from versatune_ds.mixture.planning.calibration import CalibratedPredictor
 from versatune_ds.mixture.planning.predictor import Planner, PlanTask, Predicted, Predictor
@@ -20,9 +21,9 @@ from versatune_ds.mixture.statistics import ExampleLosses
 
 logger = logging.getLogger(__name__)
 
-MOST_TOKENS = 50_000
+MOST_TOKENS = 20_000
 """Loss tokens that mixtures are predicted on: a search asks for tens of thousands of mixtures."""
-_CHUNK_NUMBERS = 20_000_000
+_CHUNK_NUMBERS = 5_000_000
 """Token probabilities in memory at once."""
 
 
@@ -62,36 +63,43 @@ class MixedProbabilities:
         # log sum_i w_i p_i = -smallest loss + log sum_i w_i exp(smallest loss - loss_i), which does not underflow.
         self._lowest_M = losses_KM.min(axis=0)
         self._ratios_KM = np.exp(self._lowest_M - losses_KM)
-        self._example_M = place_M[order_M]
+        # Sums by example and by domain as products: a search asks for tens of thousands of mixtures.
+        tokens_E, domain_ids_E = self._base.num_loss_tokens_E, self._base.domain_ids_E
+        ones_M, column_M = np.ones(len(order_M), dtype=np.float32), np.arange(len(order_M))
+        self._token_is_of_EM = csr_array((ones_M, (place_M[order_M], column_M)), shape=(len(tokens_E), len(order_M)))
+        self._is_of_EK = np.equal.outer(domain_ids_E, np.arange(base.num_domains)).astype(np.float64)
+        self._base_residuals_E = self._residuals(self._base.loss_sum_E[None])[0]
 
     def predict(self, weights_NK: np.ndarray) -> Predicted:
         """Return the losses of N mixtures, and the standard errors of their changes from the base model's."""
         size = max(1, _CHUNK_NUMBERS // max(len(self._lowest_M), 1))
-        found = [self._example_sums(weights_NK[i : i + size]) for i in range(0, len(weights_NK), size)]
-        losses = [self._example_losses(sums_E) for sums_NE in found for sums_E in sums_NE]
-        return Predicted(
-            losses_NK=np.array([each.mean() for each in losses]),
-            stderrs_NK=np.array([each.change_standard_error(self._base) for each in losses]),
-        )
+        sums = [self._example_sums(weights_NK[i : i + size]) for i in range(0, len(weights_NK), size)]
+        sums_NE = np.concatenate(sums)
+        return Predicted(losses_NK=self._means(sums_NE), stderrs_NK=self._change_errors(sums_NE))
 
     def _example_sums(self, weights_NK: np.ndarray) -> np.ndarray:
         """Return the summed loss of every example in N mixtures [N,E]."""
         smallest = np.finfo(np.float32).tiny
-        mixed_NM = weights_NK.astype(np.float32) @ self._ratios_KM
-        losses_NM = self._lowest_M - np.log(np.maximum(mixed_NM, smallest))
-        first_E = np.searchsorted(self._example_M, np.arange(len(self._base.num_loss_tokens_E)))
-        bears_E = self._base.num_loss_tokens_E > 0
-        sums_NE = np.zeros((len(weights_NK), len(first_E)))
-        sums_NE[:, bears_E] = np.add.reduceat(losses_NM, first_E[bears_E], axis=1, dtype=np.float64)
-        return sums_NE
+        mixed_NM = np.maximum(weights_NK.astype(np.float32) @ self._ratios_KM, smallest)
+        np.log(mixed_NM, out=mixed_NM)
+        return (self._token_is_of_EM @ (self._lowest_M - mixed_NM).T).T.astype(np.float64)
 
-    def _example_losses(self, loss_sum_E: np.ndarray) -> ExampleLosses:
-        return ExampleLosses(
-            loss_sum_E=loss_sum_E,
-            num_loss_tokens_E=self._base.num_loss_tokens_E,
-            domain_ids_E=self._base.domain_ids_E,
-            num_domains=self._base.num_domains,
-        )
+    def _means(self, sums_NE: np.ndarray) -> np.ndarray:
+        """Return the mean losses [N,K]; NaN for a domain without loss tokens."""
+        tokens_K = self._base.num_loss_tokens()
+        return (sums_NE @ self._is_of_EK) / np.where(tokens_K > 0, tokens_K, np.nan)
+
+    def _residuals(self, sums_NE: np.ndarray) -> np.ndarray:
+        """Return how far each example's sum lies from its domain's mean [N,E]."""
+        means_NK = np.nan_to_num(self._means(sums_NE))  # a NaN would spread over all domains in a product
+        return sums_NE - means_NK[:, self._base.domain_ids_E] * self._base.num_loss_tokens_E
+
+    def _change_errors(self, sums_NE: np.ndarray) -> np.ndarray:
+        """Return `ExampleLosses.change_standard_error` of N mixtures against the base model [N,K]."""
+        bearing_K = self._base.sum_by_domain(self._base.num_loss_tokens_E > 0)
+        factor_K = np.where(bearing_K > 1, bearing_K / np.maximum(bearing_K - 1, 1), np.nan)
+        squares_NK = (self._residuals(sums_NE) - self._base_residuals_E) ** 2 @ self._is_of_EK
+        return np.sqrt(factor_K * squares_NK) / np.maximum(self._base.num_loss_tokens(), 1)
 
 
 def _chosen_examples(base: ExampleLosses, *, seed: int, most_tokens: int) -> np.ndarray:
