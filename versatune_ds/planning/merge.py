@@ -65,7 +65,7 @@ MERGE = Planner(
     name="merge",
     make=_make,
     needs="models",
-    explain="that training on a mixture ends with the losses of the models of single domains, averaged in its shares",
+    explain="the losses of a run on a mixture as those of the single-domain models, averaged in the mixture's shares",
     source="MergeMix, arXiv 2601.17858",
     differences=(
         "Levels are calibrated with the runs on single domains and on a mixture, and what a longer run adds is taken "

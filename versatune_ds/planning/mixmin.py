@@ -147,7 +147,7 @@ MIXMIN = Planner(
     name="mixmin",
     make=_make,
     needs="models",
-    explain="that training on a mixture ends with the losses of the models of single domains, their predictions mixed",
+    explain="the losses of a run on a mixture as those of the single-domain models' token probabilities, mixed",
     source="MixMin, arXiv 2502.10510",
     differences=(
         "The paper finds the mixture by exponentiated gradient; here the search of all planners takes its place, and "
