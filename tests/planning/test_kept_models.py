@@ -49,9 +49,12 @@ def test_the_losses_of_a_corner_are_those_of_the_domains_own_model(kept):
         tokens_M = models.token_losses(np.eye(2)[k])
         sums_E = np.bincount(models.token_examples, weights=tokens_M)
         assert sums_E == pytest.approx(own.loss_sum_E, rel=1e-6)
-    predicted = MergedLosses(models).predict(np.array([[0.0, 1.0]]))
+    merged = MergedLosses(models)
+    predicted = merged.predict(np.array([[0.0, 1.0]]))
     assert predicted.losses_NK[0] == pytest.approx(own.mean())
     assert predicted.stderrs_NK[0] == pytest.approx(own.change_standard_error(models.base))
+    models.losses = None  # known by now
+    assert merged.predict(np.array([[0.0, 1.0]])).losses_NK.tolist() == predicted.losses_NK.tolist()
 
 
 def test_a_domain_without_kept_weights_counts_as_the_base_model(kept):

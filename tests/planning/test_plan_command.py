@@ -225,6 +225,7 @@ def test_a_costly_planner_is_asked_no_more_often_than_allowed(recipe, stand_in):
     ("arguments", "message"),
     [
         (["--planner", "stand-n"], "--planner stand-n: unknown planner; did you mean 'stand-in'?"),
+        (["--planner", "merge"], "transfer.json: no weights of law, code, art; measure again with versatune ref"),
         (["--bound", "law"], "--bound law: expected DOMAIN=NUMBER, "),
         (["--bound", "lw=0.1"], "--bound lw=0.1: unknown domain; did you mean 'law'?"),
         (["--for", "target"], "--for target: mixture.target is not set; name the domain to strengthen, such as "),

@@ -39,11 +39,19 @@ class MergedLosses:
 
     def __init__(self, models: Models) -> None:
         self._models = models
+        self._known: dict[bytes, ExampleLosses] = {}
         self.base_losses_K = models.base.mean()
+
+    def losses(self, weights_K: np.ndarray) -> ExampleLosses:
+        """Return the losses of a merge, by example; each is run once."""
+        key = weights_K.tobytes()
+        if key not in self._known:
+            self._known[key] = self._models.losses(weights_K)
+        return self._known[key]
 
     def predict(self, weights_NK: np.ndarray) -> Predicted:
         """Return the losses of N merges, and the standard errors of their changes from the base model's."""
-        found = [self._models.losses(weights_K) for weights_K in weights_NK]
+        found = [self.losses(weights_K) for weights_K in weights_NK]
         return Predicted(
             losses_NK=np.array([losses.mean() for losses in found]),
             stderrs_NK=np.array([losses.change_standard_error(self._models.base) for losses in found]),
@@ -55,10 +63,11 @@ def _make(task: PlanTask) -> Predictor:
     from versatune_ds.planning.kept_models import check_losses, open_kept_runs
 
     runs = open_kept_runs(task)
-    for k, name in enumerate(task.table.domain_set):
+    merged = MergedLosses(runs.models)
+    for corner_K, name in zip(np.eye(len(task.table.domain_set)), task.table.domain_set, strict=True):
         if name in runs.folders:
-            check_losses(task, runs.models.losses(np.eye(len(task.table.domain_set))[k]), name=name)
-    return CalibratedPredictor(MergedLosses(runs.models), task)
+            check_losses(task, merged.losses(corner_K), name=name)
+    return CalibratedPredictor(merged, task)
 
 
 MERGE = Planner(
