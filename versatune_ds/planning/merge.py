@@ -15,6 +15,7 @@ import numpy as np
 from versatune_ds.mixture.planning.calibration import CalibratedPredictor
 from versatune_ds.mixture.planning.predictor import Planner, PlanTask, Predicted, Predictor
 from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.monitor.progress_lines import with_progress
 
 
 class Models(Protocol):
@@ -51,7 +52,8 @@ class MergedLosses:
 
     def predict(self, weights_NK: np.ndarray) -> Predicted:
         """Return the losses of N merges, and the standard errors of their changes from the base model's."""
-        found = [self.losses(weights_K) for weights_K in weights_NK]
+        asked = with_progress(weights_NK, num_items=len(weights_NK), what="merged models: %s of this round")
+        found = [self.losses(weights_K) for weights_K in asked]
         return Predicted(
             losses_NK=np.array([losses.mean() for losses in found]),
             stderrs_NK=np.array([losses.change_standard_error(self._models.base) for losses in found]),
