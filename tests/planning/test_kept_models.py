@@ -10,7 +10,9 @@ import torch
 from kept_model_folders import TwoExamplesADomain, keep_adapter, keep_full, tiny_causal_lm
 from transfer_tables import two_domain_table
 
+from versatune_ds.config import LoraConfig
 from versatune_ds.mixture.planning.predictor import PlanTask
+from versatune_ds.model.trainable_parameters import add_adapters, save_adapters
 from versatune_ds.planning.kept_models import KeptModels, KeptRuns, _check_digests, check_losses, kept_folders
 from versatune_ds.planning.kept_weights import MergedWeights, OtherWeightsError, open_kept_weights
 from versatune_ds.planning.merge import MergedLosses
@@ -80,6 +82,22 @@ def test_adapters_add_their_scaled_products_to_the_base_models_weights(tmp_path,
         for name, found in causal_lm.named_parameters():
             change = factor * scale * (up @ down) if name == f"{LAYER}.weight" else 0.0
             assert torch.allclose(found, base.get_parameter(name) + change, atol=1e-5), name
+
+
+def test_adapters_as_a_run_keeps_them_change_what_peft_changes(tmp_path):
+    pytest.importorskip("peft")
+    causal_lm = tiny_causal_lm(seed=0)
+    add_adapters(causal_lm, LoraConfig(rank=2, alpha=6, target_modules=("q_proj", "up_proj")))
+    layers = {name: module for name, module in causal_lm.named_modules() if hasattr(module, "lora_B")}
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    (tmp_path / "model").mkdir()
+    save_adapters(causal_lm, tmp_path / "model", base_model=None)
+    kept = open_kept_weights(tmp_path / "model")
+    assert kept.names() == {f"{name}.weight" for name in layers}
+    assert len(layers) == 4
+    for name, layer in layers.items():
+        assert torch.allclose(kept.read(f"{name}.weight"), layer.get_delta_weight("default"), atol=1e-6)
 
 
 def test_adapters_of_a_layer_with_a_transposed_weight_are_transposed(tmp_path):
