@@ -1,5 +1,6 @@
 """A comparison on a tiny model: one command, resumed after a failure, the same result when it is repeated."""
 
+import hashlib
 import json
 import multiprocessing
 import re
@@ -9,11 +10,14 @@ import time
 import pytest
 import yaml
 from tiny_run import tiny_config
+from transfer_tables import two_domain_table
 
 from versatune_ds.comparison import compare as compare_module
 from versatune_ds.comparison import starting_point
 from versatune_ds.comparison.compare import compare
-from versatune_ds.comparison.plan import read_plan
+from versatune_ds.comparison.headroom import best_of, gains_of
+from versatune_ds.comparison.plan import Cell, cells_of, read_plan
+from versatune_ds.comparison.predictions import predicted_means
 from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
 
 
@@ -99,6 +103,118 @@ def test_the_starting_points_digest_ignores_what_another_comparison_adds(compari
     assert digest_of_start(plan) != before
 
 
+def test_a_result_made_before_the_stages_had_further_keys_is_used_again(comparison):
+    plan = read_plan(comparison, ["seeds=[1]"])
+    (plan.start_folder / "base_model").mkdir(parents=True)
+    cell = next(cells_of(plan))
+    folder = compare_module.folder_of(plan, cell)
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text("{}")
+    settings = compare_module._settings_of(plan, cell, [])
+    for key in ("transfer", "mixed_run", "keep_models"):
+        del settings["config"]["reference"][key]
+    path = compare_module._settings_path(plan, cell)
+    path.parent.mkdir()
+    path.write_text(json.dumps(settings))
+    assert compare_module._has_result(plan, cell, [])
+    settings["config"]["train"]["steps"] = 9
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="made with other settings"):
+        compare_module._has_result(plan, cell, [])
+
+
+PLANNED = 'runs={uniform: {mixture.policy: uniform}, planned: {mixture.prior: "{plan:mine}"}}'
+
+
+def test_a_starting_point_without_plans_has_the_digest_it_had_before_there_were_plans(comparison):
+    plan = read_plan(comparison, ["reference=true"])
+    (plan.start_folder / "base_model").mkdir(parents=True)
+    (plan.start_folder / "base_model" / "model.safetensors").write_bytes(b"weights")
+    (plan.start_folder / "reference.json").write_text("{}")
+    before = hashlib.sha256(b"model.safetensorsweightsreference.json{}").hexdigest()
+    assert digest_of_start(plan) == before
+    assert [digest_of_start(plan, cell) for cell in cells_of(plan)] == [before] * 4
+    # A plan is part of the digest of the runs that start from it, and of no other.
+    planning = read_plan(comparison, ["reference=true", "plans={mine: {}}", PLANNED, "seeds=[1]"])
+    planning.plan_file("mine", None).parent.mkdir()
+    planning.plan_file("mine", None).write_text("[1]")
+    uniform, planned = cells_of(planning)
+    assert digest_of_start(planning, uniform) == before
+    after = hashlib.sha256(b"model.safetensorsweightsreference.json{}mine.json[1]").hexdigest()
+    assert digest_of_start(planning, planned) == after
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Replace the stages by writing what they would; return their commands."""
+    commands = []
+
+    def make(folder, command, *arguments):
+        commands.append([command, *map(str, arguments)])
+        if command == "export":
+            (folder / "base_model").mkdir()
+            (folder / "base_model" / "tokenizer_config.json").write_text("{}")
+        if command == "reference":
+            (folder / "reference.json").write_text("{}")
+            (folder / "transfer.json").write_text("{}")
+        if command == "plan":
+            digest = hashlib.sha256((folder / "transfer.json").read_bytes()).hexdigest()
+            content = {"provenance": {"transfer": {"sha256": digest}}}
+            arguments[-1].write_text(json.dumps(content))
+
+    monkeypatch.setattr(starting_point, "_run_stage", make)
+    return commands
+
+
+def test_a_plan_is_made_once_and_again_only_from_another_transfer_table(comparison, stages):
+    plan = read_plan(comparison, ["reference=true", "plans={mine: {for: balanced, bound_all: 0.5}}", PLANNED])
+    make_starting_point(plan, num_processes=1)
+    assert [command for command, *_ in stages] == ["train", "export", "reference", "plan"]
+    folder = plan.start_folder
+    words = ["--for", "balanced", "--bound-all=0.5", "--transfer", f"{folder}/transfer.json"]
+    assert stages[-1][-7:] == [*words, "--output", f"{folder}/plans/mine.json"]
+    make_starting_point(plan, num_processes=1)
+    other = read_plan(comparison, ["name=other", "reference=true", "plans={mine: {for: balanced, bound_all: 0.5}}"])
+    make_starting_point(other, num_processes=1)
+    assert len(stages) == 4
+    (folder / "transfer.json").write_text("{ }")
+    make_starting_point(plan, num_processes=1)
+    assert [command for command, *_ in stages[4:]] == ["plan"]
+
+
+def test_a_plan_for_a_target_is_made_for_each(comparison, stages):
+    plan = read_plan(comparison, ["reference=true", "plans={gain: {for: target}}", "targets=[law,code]"])
+    make_starting_point(plan, num_processes=1)
+    made = [[word for word in words if "mixture.target" in word] for words in stages if words[0] == "plan"]
+    assert made == [['mixture.target="law"'], ['mixture.target="code"']]
+
+
+def test_a_plan_of_the_same_name_has_the_same_keys(comparison, stages):
+    make_starting_point(read_plan(comparison, ["reference=true", "plans={mine: {for: balanced}}"]), num_processes=1)
+    check_settings(read_plan(comparison, ["name=other", "reference=true", "plans={mine: {for: balanced}, more: {}}"]))
+    with pytest.raises(
+        ValueError, match=r"^plans\.mine: its keys .* \(bound_all: was null, now 0\.5\); .* another name$"
+    ):
+        check_settings(read_plan(comparison, ["reference=true", "plans={mine: {for: balanced, bound_all: 0.5}}"]))
+
+
+def test_an_earlier_starting_point_is_used_again_and_named_where_plans_need_more(comparison, stages):
+    plan = read_plan(comparison, ["reference=true"])
+    make_starting_point(plan, num_processes=1)
+    (plan.start_folder / "transfer.json").unlink()
+    path = plan.start_folder / "settings.json"
+    kept = json.loads(path.read_text())
+    for later in ("transfer", "mixed_run", "keep_models"):
+        del kept["stages"]["reference"][later]
+    path.write_text(json.dumps(kept))
+    check_settings(plan)
+    path.write_text(json.dumps(kept))
+    with pytest.raises(
+        ValueError, match=r"^plans: .*transfer\.json: no such file: .*; name another .* base\.name=base2$"
+    ):
+        check_settings(read_plan(comparison, ["reference=true", "plans={mine: {}}"]))
+
+
 def test_a_users_mistake_found_by_a_stage_is_reported_in_the_stages_words(comparison):
     with pytest.raises(ValueError, match=r"^data\.folder: nowhere/train is not a folder"):
         make_starting_point(read_plan(comparison, ["data.folder=nowhere"]), num_processes=1)
@@ -136,6 +252,48 @@ def test_a_second_comparison_waits_for_the_starting_point_of_the_first(compariso
 def test_a_stage_uses_as_many_processes_as_its_batch_divides_among(tmp_path, rows, micro, at_most, processes):
     config = tiny_config(tmp_path, f"train.rows_per_batch={rows}", f"train.rows_per_micro_batch={micro}")
     assert processes_of(config, at_most=at_most) == processes
+
+
+def test_the_best_drawn_mixture_is_trained_with_the_seeds_that_did_not_choose_it(comparison, monkeypatch):
+    """Runs are replaced by writing their evaluation: static02 is best with seed 1, static01 would be with seed 2."""
+    plan = read_plan(comparison, ["static=2", "static_seeds=1", "exact=0", "choices=[]"])
+    losses = {"uniform": (2.0, 2.0), "versatune": (1.75, 1.75), "static01": (1.5, 1.0), "static02": (1.0, 1.5)}
+    asked = []
+
+    def write_results(plan, cells, **how):
+        asked.append([cell.run_name for cell in cells])
+        for cell in cells:
+            folder = compare_module.folder_of(plan, cell)
+            folder.mkdir(parents=True, exist_ok=True)
+            loss = losses[cell.label][cell.seed - 1]
+            (folder / "evaluation.json").write_text(json.dumps({"domains": {"law": {"loss": loss}}}))
+            (folder / "metrics.jsonl").write_text("")
+
+    monkeypatch.setattr(compare_module, "run_cells", write_results)
+    monkeypatch.setattr(compare_module, "evaluate_base", lambda plan, start, gpus: {"law": {"loss": 4.0}})
+    monkeypatch.setattr(compare_module, "last_weights", lambda folder: {})
+    results = compare_module._results(plan, start=[], num_jobs=1, gpus=())
+    assert asked[1:] == [["static02-seed2"]]
+    assert (results.uniform, results.fixed) == ("uniform", ("uniform",))
+    best = best_of(gains_of(results), ["static01", "static02"], seeds=plan.seeds)
+    assert (best.label, best.chosen_by, best.gains) == ("static02", 1.0, {2: 0.5})
+
+
+def test_drawn_mixtures_are_predicted_from_the_transfer_table_of_the_starting_point(comparison):
+    short = ["set.train.steps=1", "set.train.rows_per_batch=2"]  # 256 tokens; the table has runs of 400
+    plan = read_plan(
+        comparison, ["reference=true", "plans={a: {}, b: {for: balanced}, long: {budget_steps: 2}}", *short]
+    )
+    plan.start_folder.mkdir(parents=True)
+    (plan.start_folder / "transfer.json").write_text(json.dumps(two_domain_table().to_dict()))
+    mixtures = {"static01": (("code", 0.9), ("law", 0.1)), "static02": (("code", 0.1), ("law", 0.9))}
+    cells = [Cell(label=label, target=None, seed=1, mixture=mixture) for label, mixture in mixtures.items()]
+    predicted = predicted_means(plan, cells, start=[])
+    assert list(predicted) == ["transfer, 1 steps", "transfer, 2 steps"]  # plans of one predictor are predicted once
+    for means in predicted.values():
+        assert 0 < means["static01"] < means["static02"] < 2.5  # code gains 2 nats of 3, law 1 of 2
+    assert predicted_means(plan, [], start=[]) == {}
+    assert predicted_means(read_plan(comparison, []), cells, start=[]) == {}
 
 
 @pytest.mark.slow

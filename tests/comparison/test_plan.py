@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from versatune_ds.cli import build_parser
 from versatune_ds.comparison.compare import evaluation_options
-from versatune_ds.comparison.plan import cells_of, config_of_cell, read_plan, texts
+from versatune_ds.comparison.mixture_plans import arguments_of
+from versatune_ds.comparison.plan import cells_of, config_of_cell, plans_of_cell, read_plan, texts
 from versatune_ds.comparison.starting_point import check_settings
 from versatune_ds.config import load_config
 
@@ -65,6 +67,45 @@ def test_each_run_is_repeated_for_every_target_which_replaces_the_mark(write):
     assert [config_of_cell(plan, cell).mixture.target for cell in cells] == ["law", "code"]
 
 
+def test_a_run_that_names_a_plan_starts_from_its_file(write):
+    runs = {"uniform": {}, "planned": {"mixture.prior": "{plan:bold}"}}
+    plan = read_plan(write(plans={"bold": {"bound_all": 0.5}}, runs=runs, output_dir="out"), [])
+    uniform, planned, *_ = cells_of(plan)
+    assert config_of_cell(plan, planned).mixture.prior == Path("out/base-base/plans/bold.json")
+    assert (plans_of_cell(plan, uniform), plans_of_cell(plan, planned)) == ([], [plan.plan_file("bold", None)])
+
+
+def test_a_plan_for_a_target_has_a_file_for_each(write):
+    runs = {"uniform": {"mixture.prior": "{plan:gain}", "mixture.target": "{target}"}}
+    plan = read_plan(write(plans={"gain": {"for": "target"}}, runs=runs, targets=["law", "code"], seeds=[1]), [])
+    assert [config_of_cell(plan, cell).mixture.prior.name for cell in cells_of(plan)] == [
+        "gain-law.json", "gain-code.json"
+    ]  # fmt: skip
+
+
+def test_the_options_of_a_plan_are_those_of_the_command_line(write):
+    keys = {"for": "balanced", "bound": {"law": -0.5, "code": 0.25}, "bound_all": 0.5, "budget_steps": 7}
+    plan = read_plan(write(plans={"mine": keys, "default": {}}), [])
+    assert arguments_of(plan.plans["default"]) == ["--for", "mean"]
+    assert arguments_of(plan.plans["mine"]) == [
+        "--for", "balanced", "--bound=law=-0.5,code=0.25", "--bound-all=0.5", "--budget-steps=7"
+    ]  # fmt: skip
+    for keys in plan.plans.values():
+        build_parser().parse_args(["plan", "recipe.yaml", *arguments_of(keys)])
+
+
+@pytest.mark.parametrize(("seeds", "names"), [(None, ["static01", "static02"] * 2), (1, ["static01", "static02"])])
+def test_fixed_mixtures_are_run_after_the_policies_of_each_seed_they_have(write, seeds, names):
+    plan = read_plan(write(static=2, static_seeds=seeds), [])
+    cells = list(cells_of(plan))
+    assert [cell.label for cell in cells if cell.mixture is not None] == names
+    assert [cell.run_name for cell in cells[:4]] == ["uniform-seed1", "moves-seed1", "static01-seed1", "static02-seed1"]
+    mixture = config_of_cell(plan, cells[2]).mixture
+    assert (mixture.policy, mixture.prior, mixture.prior_uniform_share) == ("constant", dict(cells[2].mixture), 0.0)
+    assert sum(mixture.prior.values()) == pytest.approx(1.0)
+    assert plans_of_cell(plan, cells[2]) == []
+
+
 def test_keys_of_the_comparison_and_of_its_recipes_can_be_set_on_the_command_line(write):
     overrides = ["seeds=[9]", "set.train.steps=3", "base.set.train.steps=4", "set.mixture.prior={law: 1.0}"]
     plan = read_plan(write(), overrides)
@@ -103,6 +144,22 @@ def test_models_are_evaluated_on_test_rows_where_the_users_folder_has_them(write
         ({"base": {"recipe": "nowhere.yaml"}}, r"nowhere.yaml: no such recipe"),
         ({"name": "base-base"}, r"name: 'base-base' is the folder of the starting point; give the comparison another"),
         ({"data": {"foldr": "mine"}}, r"data.foldr: unknown key; did you mean 'folder'"),
+        ({"runs": {"uniform": {}, "p": {"mixture.prior": "{plan:mean}"}}},
+         r"^runs.p: \{plan:mean\}: no plan 'mean'; the comparison has no plans"),
+        ({"plans": {"mine": {}}, "runs": {"uniform": {}, "p": {"mixture.prior": "{plan:mein}"}}},
+         r"^runs.p: \{plan:mein\}: no plan 'mein'; did you mean 'mine'"),
+        ({"set": {"mixture.prior": "{plan:mean}"}}, r"^set: \{plan:mean\}: only a run can name a plan"),
+        ({"plans": {"mean": {}}, "reference": False}, r"^plans: expected reference: true"),
+        ({"plans": {"mean": {"for": "target"}}}, r"^plans.mean.for: target: expected targets in the comparison"),
+        ({"plans": {"mean": {"for": "men"}}}, r"^plans.mean.for: input should be 'mean', 'balanced' or 'target'"),
+        ({"plans": {"mean": {"bound_al": 0}}}, r"^plans.mean.bound_al: unknown key; did you mean 'bound_all'"),
+        ({"plans": {"mean": {"planner": "transfre"}}}, r"^plans.mean.planner: unknown planner; did you mean"),
+        ({"plans": {"mean": {"bound": {"lav": 0}}}}, r"^plans.mean.bound: no domain 'lav'; did you mean 'law'"),
+        ({"plans": {"mean": {}}, "set": {"mixture.weight_unit": "examples"}},
+         r"^plans: a plan's weights are shares of tokens; set mixture.weight_unit: tokens under set"),
+        ({"static": 2, "targets": ["law"]}, r"^static: fixed mixtures are judged by mean loss and worst domain"),
+        ({"static": 2, "runs": {"uniform": {}, "static02": {}}}, r"^runs.static02: the name of a fixed mixture"),
+        ({"static": 2, "runs": {"uniform": {}}}, r"^static: expected a run with mixture.policy: uniform"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_reported_in_one_line_with_the_key(write, changed, message):
@@ -130,6 +187,6 @@ def test_an_ablation_changes_only_what_its_name_states():
 
 
 def test_the_small_comparisons_of_the_project_share_one_starting_point(tmp_path):
-    for name in ("multi_ability", "expansion", "ablations"):
+    for name in ("multi_ability", "expansion", "ablations", "planned"):
         check_settings(read_plan(ROOT / "recipes" / "compare" / f"{name}.yaml", [f"output_dir={tmp_path}"]))
     assert [folder.name for folder in tmp_path.iterdir()] == ["base-base"]

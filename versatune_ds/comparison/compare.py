@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.comparison.headroom import follow_up_cells
 from versatune_ds.comparison.outcome import Domains, outcome
 from versatune_ds.comparison.page import write_page
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, config_of_cell, overrides_of, read_plan, texts
+from versatune_ds.comparison.predictions import predicted_means
 from versatune_ds.comparison.starting_point import digest_of_start, make_starting_point
 from versatune_ds.comparison.table import Results
 from versatune_ds.config import load_config
@@ -28,6 +30,7 @@ from versatune_ds.data.sources.domain_files import has_test_rows
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.command import EvaluateOptions, evaluate
 from versatune_ds.launch.process_pool import Job, gpu_names, run_jobs
+from versatune_ds.mixture.policies.fixed import UNIFORM
 from versatune_ds.report.series import read_series, requested_weights
 from versatune_ds.run_folder.atomic import read_json, write_json
 from versatune_ds.run_folder.file_lock import locked
@@ -38,6 +41,8 @@ from versatune_ds.training.worker import run_worker
 logger = logging.getLogger(__name__)
 
 _BASE_FILE = "base_evaluation.json"
+_STAGES = ("detect", "reference")
+"""Sections of a recipe that no run reads, only the stages of the starting point."""
 
 
 def compare(path: Path, overrides: Sequence[str], *, num_jobs: int | None) -> Path:
@@ -68,12 +73,27 @@ def _results(plan: ComparisonPlan, *, start: Sequence[str], num_jobs: int, gpus:
     """Evaluate the base model, run every cell, and collect the results."""
     base, cells = evaluate_base(plan, start, gpus=gpus), list(cells_of(plan))
     run_cells(plan, cells, base=base, start=start, num_jobs=num_jobs, gpus=gpus)
+    results = _collected(plan, cells, base=base, start=start)
+    if more := follow_up_cells(results):
+        logger.info("%s is the best fixed mixture drawn; it is trained with the other seeds too", more[0].label)
+        run_cells(plan, more, base=base, start=start, num_jobs=num_jobs, gpus=gpus)
+        results = _collected(plan, [*cells, *more], base=base, start=start)
+    return results
+
+
+def _collected(plan: ComparisonPlan, cells: Sequence[Cell], *, base: Domains, start: Sequence[str]) -> Results:
+    """Return the results of cells that are done."""
+    policies = {cell.label: config_of_cell(plan, cell).mixture.rule for cell in cells if cell.mixture is None}
+    uniform = [label for label, policy in policies.items() if policy is UNIFORM]
     return Results(
         plan=plan,
         base=base,
         domains={cell: result_of(plan, cell) for cell in cells},
         split=split_of(plan),
         weights={cell: last_weights(folder_of(plan, cell)) for cell in cells},
+        uniform=uniform[0] if plan.static else None,
+        fixed=tuple(label for label, policy in policies.items() if not policy.moves),
+        predicted=predicted_means(plan, cells, start=start),
     )
 
 
@@ -192,7 +212,7 @@ def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
         ValueError: If it was made, or begun, with others: results of two settings must not be in one table.
     """
     folder, kept = folder_of(plan, cell), read_json(_settings_path(plan, cell))
-    if folder.is_dir() and kept not in (None, _settings_of(plan, cell, start)):
+    if folder.is_dir() and kept is not None and _decisive(kept) != _decisive(_settings_of(plan, cell, start)):
         raise ValueError(
             f"{folder}: made with other settings or from another base model; remove it, or give the comparison another "
             "name"
@@ -208,7 +228,16 @@ def _settings_path(plan: ComparisonPlan, cell: Cell) -> Path:
 def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict[str, Any]:
     """Return everything a run's result depends on besides the data."""
     config = config_of_cell(plan, cell, start=start).model_dump(mode="json")
-    return {"config": config, "start": digest_of_start(plan), **_evaluation_settings(plan)}
+    return {"config": config, "start": digest_of_start(plan, cell), **_evaluation_settings(plan)}
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without the keys of the starting point's stages, whose files are in the digest of the start.
+
+    So a result stays valid when a later version adds such a key.
+    """
+    config = {name: section for name, section in settings["config"].items() if name not in _STAGES}
+    return {**settings, "config": config}
 
 
 def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:

@@ -10,8 +10,13 @@ import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
+from versatune_ds.comparison.headroom_text import headroom_section
+from versatune_ds.comparison.mixture_plans import purpose_of
 from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw_weights
+from versatune_ds.comparison.plan import ComparisonPlan
+from versatune_ds.comparison.static_mixtures import SEED
 from versatune_ds.comparison.table import (
     HEADINGS,
     Results,
@@ -22,6 +27,7 @@ from versatune_ds.comparison.table import (
     p_values,
     retention_table,
 )
+from versatune_ds.config.section import Section
 from versatune_ds.export.model_card import escaped
 from versatune_ds.report.document import write_document
 from versatune_ds.run_folder.atomic import write_text
@@ -78,6 +84,7 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         "",
         "![Every policy as a point](comparison.png)",
         "",
+        *headroom_section(results),
         "## By domain: relative fall of the test loss since the base model, in percent",
         "",
         retention_table(results),
@@ -93,6 +100,8 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         "## What each run sets",
         "",
         *(f"- `{label}`: `{json.dumps(values)}`" for label, values in plan.runs.items()),
+        *(f"- {{plan:{name}}}: `{json.dumps(_plan_keys(keys))}`" for name, keys in plan.plans.items()),
+        *_drawn_sentence(plan),
         f"- all of them: `{json.dumps(plan.set, default=str)}`",
         f"- the base model: `{plan.base.recipe.name}` with `{json.dumps(plan.base.set, default=str)}`",
     ]
@@ -106,6 +115,21 @@ def _how_it_was_made(results: Results) -> str:
     elif plan.targets:
         units = f"over the seeds of the one target, {escaped(plan.targets[0])}"
     return _HOW_IT_WAS_MADE.format(baseline=plan.baseline, units=units)
+
+
+def _plan_keys(keys: Section) -> dict[str, Any]:
+    """Return the options of a plan that are not the defaults, and its purpose."""
+    return {"for": purpose_of(keys), **keys.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _drawn_sentence(plan: ComparisonPlan) -> list[str]:
+    """Return what the drawn fixed mixtures set."""
+    if not plan.static:
+        return []
+    concentrations = ", ".join(f"{value:g}" for value in plan.static_concentration)
+    seeds = ", ".join(map(str, plan.seeds[: plan.static_seeds]))
+    drawn = f"Dirichlet distributions of concentration {concentrations} in turn (generator seed {SEED})"
+    return [f"- {plan.static} fixed mixtures: `constant` on weights from {drawn}, with seeds {seeds}"]
 
 
 def _rows_sentence(results: Results) -> str:

@@ -38,6 +38,11 @@ def draw_policies(results: Results, path: Path) -> None:
             marker=_MARKERS[i % len(_MARKERS)], color=f"C{i % 10}", linestyle="none", capsize=2, elinewidth=0.8,
         )  # fmt: skip
         axes.annotate(label, (x.mean, y.mean), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    drawn = list(dict.fromkeys(cell.label for cell in results.domains if cell.mixture is not None))
+    if drawn:
+        x_P, y_P = ([results.mean(label, measure).mean for label in drawn] for measure in (across, up))
+        axes.scatter(x_P, y_P, s=12, color="lightgrey", zorder=0, label="fixed mixtures drawn at random")
+        axes.legend(loc="best", frameon=False, fontsize=8, handles=[axes.collections[-1]])
     axes.set_xlabel(HEADINGS[across] + (" (nats per token; further left is better)" if across == "loss" else ""))
     axes.set_ylabel(HEADINGS[up] + " (relative fall of the loss; higher is better)")
     axes.axhline(0.0, color="grey", linewidth=0.8, linestyle=":")

@@ -10,15 +10,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from versatune_ds.comparison.mixture_plans import MixturePlan, plan_names, purpose_of, with_plan_files
+from versatune_ds.comparison.static_mixtures import draw_mixtures, static_label
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.config.load import parse_section, set_by_dotted_key
 from versatune_ds.config.section import ExpandedPath, Section
 from versatune_ds.config.yaml_text import EMPTY, Word, read_value, read_yaml
 from versatune_ds.domains import nearest_name
+from versatune_ds.mixture.policies.fixed import CONSTANT, UNIFORM
+from versatune_ds.mixture.settings import floor_and_cap
+from versatune_ds.planning.planners import DEFAULT, planner_named
 
 TARGET_MARK = "{target}"
 """Replaced by the target domain's name in a run's values."""
@@ -57,8 +62,18 @@ class ComparisonPlan(Section):
     """Detect the base model's mixture and use it as `mixture.prior`; otherwise the recipe's own prior is used."""
     reference: bool = True
     """Fine-tune the base model on each domain alone, once, for `mixture.reference`."""
+    plans: dict[Annotated[str, Field(pattern=_NAME)], MixturePlan] = Field(default={})
+    """Name to the options of `versatune plan`: each is made once, and {plan:NAME} in a run's values is its file. With
+    `for: target` it is made for each of `targets`."""
     runs: dict[str, dict[str, Any]] = Field(min_length=1)
     """Label to the dotted keys that make the run what it is."""
+    static: int = Field(default=0, ge=0)
+    """Runs on fixed mixtures, drawn at random: the best of them shows how much any mixture could gain."""
+    static_concentration: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0, 2.5), min_length=1)
+    """Concentrations of the Dirichlet distributions they are drawn from, in turn."""
+    static_seeds: int | None = Field(default=None, ge=1)
+    """Seeds they are repeated for, the first so many of `seeds`; null for all. With fewer than all, the best of them is
+    then trained with the other seeds too, since it was chosen by the luck of the first as well."""
     targets: tuple[str, ...] = ()
     """Domains that each run is repeated for; in its values {target} is replaced by the domain's name."""
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -84,6 +99,37 @@ class ComparisonPlan(Section):
         return self
 
     @model_validator(mode="after")
+    def _plans_are_known(self) -> ComparisonPlan:
+        """Check that every {plan:NAME} is of a plan, and that a plan can be made."""
+        for name in plan_names([self.set, self.base.set]):
+            raise ValueError(f"set: {{plan:{name}}}: only a run can name a plan; write it under runs")
+        for label, values in self.runs.items():
+            for name in plan_names(values):
+                if name not in self.plans:
+                    known = nearest_name(name, list(self.plans)) if self.plans else "the comparison has no plans"
+                    raise ValueError(f"runs.{label}: {{plan:{name}}}: no plan {name!r}; {known}")
+        if self.plans and not self.reference:
+            raise ValueError("plans: expected reference: true, since a plan is made from the transfer.json it writes")
+        for name, keys in self.plans.items():
+            if purpose_of(keys) == "target" and not self.targets:
+                raise ValueError(f"plans.{name}.for: target: expected targets in the comparison, one plan for each")
+        return self
+
+    @model_validator(mode="after")
+    def _static_runs_fit(self) -> ComparisonPlan:
+        if self.static and self.targets:
+            raise ValueError(
+                "static: fixed mixtures are judged by mean loss and worst domain, a comparison with targets by others; "
+                "leave one of the two out"
+            )
+        taken = [label for label in map(static_label, range(1, self.static + 1)) if label in self.runs]
+        if taken:
+            raise ValueError(
+                f"runs.{taken[0]}: the name of a fixed mixture that static: {self.static} draws; rename it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_folder_of_its_own(self) -> ComparisonPlan:
         if self.folder == self.start_folder:
             raise ValueError(f"name: {self.name!r} is the folder of the starting point; give the comparison another")
@@ -99,6 +145,11 @@ class ComparisonPlan(Section):
         """Return the folder of base model, prior and references."""
         return self.output_dir / f"base-{self.base.name}"
 
+    def plan_file(self, name: str, target: str | None) -> Path:
+        """Return the file of a plan; one with `for: target` has a file a target."""
+        ending = f"-{target}" if purpose_of(self.plans[name]) == "target" else ""
+        return self.start_folder / "plans" / f"{name}{ending}.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -107,6 +158,8 @@ class Cell:
     label: str
     target: str | None
     seed: int
+    mixture: tuple[tuple[str, float], ...] | None = None
+    """Weights of a drawn fixed mixture by domain; None for a run of the comparison's file."""
 
     @property
     def run_name(self) -> str:
@@ -116,10 +169,26 @@ class Cell:
 
 def cells_of(plan: ComparisonPlan) -> Iterator[Cell]:
     """Yield every run; seeds change slowest, so that an interrupted comparison has complete seeds."""
-    for seed in plan.seeds:
+    mixtures = _static_mixtures(plan)
+    for number, seed in enumerate(plan.seeds):
         for target in plan.targets or (None,):
             for label in plan.runs:
                 yield Cell(label=label, target=target, seed=seed)
+        if plan.static_seeds is None or number < plan.static_seeds:
+            for label, weights in mixtures.items():
+                yield Cell(label=label, target=None, seed=seed, mixture=tuple(weights.items()))
+
+
+def _static_mixtures(plan: ComparisonPlan) -> dict[str, dict[str, float]]:
+    """Return label to weights of the fixed mixtures, within the same floor and cap as a plan."""
+    if not plan.static:
+        return {}
+    config = load_config(plan.recipe, texts(plan.set))
+    names = _domain_names(config)
+    if names is None:
+        raise ValueError(f"static: the domains to draw mixtures of are not known: {config.data.folder} has no train/")
+    floor, cap = floor_and_cap(config.mixture, num_domains=len(names))
+    return draw_mixtures(names, num=plan.static, concentrations=plan.static_concentration, floor=floor, cap=cap)
 
 
 def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
@@ -146,9 +215,36 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
         }
     )
     load_config(plan.base.recipe, texts(plan.base.set))
-    for cell in cells_of(plan):
-        config_of_cell(plan, cell)
+    _check_plans(plan)
+    policies = {config_of_cell(plan, cell).mixture.policy for cell in cells_of(plan)}
+    if plan.static and UNIFORM.name not in policies:
+        raise ValueError(f"static: expected a run with mixture.policy: {UNIFORM.name}, from which gains are measured")
     return plan
+
+
+def _check_plans(plan: ComparisonPlan) -> None:
+    """Check what `versatune plan` would refuse after the base model was trained."""
+    if not plan.plans:
+        return
+    config = load_config(plan.recipe, texts(plan.set))
+    names = _domain_names(config)
+    for name, keys in plan.plans.items():
+        try:
+            planner_named(keys.planner or DEFAULT)
+        except ValueError as error:
+            raise ValueError(f"plans.{name}.planner: {str(error).partition(': ')[2]}") from None
+        for domain in keys.bound:
+            if names is not None and domain not in names:
+                raise ValueError(f"plans.{name}.bound: no domain {domain!r}; {nearest_name(domain, names)}")
+    if config.mixture.weight_unit == "examples":
+        raise ValueError("plans: a plan's weights are shares of tokens; set mixture.weight_unit: tokens under set")
+
+
+def _domain_names(config: RunConfig) -> tuple[str, ...] | None:
+    """Return the domains of a recipe's data, None where its folder is missing."""
+    from versatune_ds.data.sources.domain_files import domain_names  # it imports datasets; a file's keys need none
+
+    return domain_names(config.data)
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -180,9 +276,26 @@ def config_of_cell(plan: ComparisonPlan, cell: Cell, *, start: Sequence[str] = (
 
 def overrides_of(plan: ComparisonPlan, cell: Cell) -> list[str]:
     """Return the `key=value` texts that make one run of the shared recipe."""
-    own = {key: _for_target(value, cell.target) for key, value in plan.runs[cell.label].items()}
+    own = {
+        key: with_plan_files(_for_target(value, cell.target), lambda name: plan.plan_file(name, cell.target))
+        for key, value in _own_values(plan, cell).items()
+    }
     place = {"run.name": cell.run_name, "run.output_dir": str(plan.folder / "runs"), "run.seed": cell.seed}
     return texts({**plan.set, **place, **own})
+
+
+def _own_values(plan: ComparisonPlan, cell: Cell) -> dict[str, Any]:
+    """Return the dotted keys that make a run what it is."""
+    if cell.mixture is None:
+        return plan.runs[cell.label]
+    fixed = {"mixture.policy": CONSTANT.name, "mixture.prior_uniform_share": 0.0}
+    return {**fixed, "mixture.prior": dict(cell.mixture)}
+
+
+def plans_of_cell(plan: ComparisonPlan, cell: Cell) -> list[Path]:
+    """Return the files of the plans that a run's values name, each once."""
+    names = dict.fromkeys(plan_names(_own_values(plan, cell)))
+    return [plan.plan_file(name, cell.target) for name in names]
 
 
 def _for_target(value: Any, target: str | None) -> Any:

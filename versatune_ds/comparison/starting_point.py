@@ -1,4 +1,4 @@
-"""Make what all runs of a comparison start from, once: base model, detected mixture, references.
+"""Make what all runs of a comparison start from, once: base model, detected mixture, references, plans.
 
 Every stage is one `versatune` command that a user could run alone. It is logged, runs as a process of its own, and is
 skipped if its result exists. Comparisons of one base model share all of it, one at a time.
@@ -12,16 +12,18 @@ import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.comparison.plan import ComparisonPlan, texts
+from versatune_ds.comparison.mixture_plans import arguments_of, purpose_of
+from versatune_ds.comparison.plan import Cell, ComparisonPlan, plans_of_cell, texts
 from versatune_ds.config import DetectConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten
 from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
+from versatune_ds.reference.transfer_file import transfer_path
 from versatune_ds.run_folder.atomic import read_json, write_json
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.names import PRIOR_FILE, REFERENCE_FILE
@@ -32,9 +34,12 @@ _SETTINGS_FILE = "settings.json"
 _STAGE_SECTIONS = ("model", "data", "train", "validation", "detect", "reference")
 """Sections of the shared recipe that prior and references depend on; of the others, seed and unit of the weights."""
 
+_ALSO_MEASURED = ("transfer", "mixed_run", "keep_models")
+"""Keys of `reference` that add files to the references and change none: earlier starting points were made without."""
+
 
 def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
-    """Make base model, prior and references, those that do not exist yet.
+    """Make base model, prior, references and plans, those that do not exist yet.
 
     A stage uses `num_processes`, or fewer where its batch does not divide among them.
 
@@ -66,11 +71,46 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
                 if not file.is_file():
                     _run_stage(folder, command, plan.recipe, *keys, "--output", file, *processes)
                 start += texts({f"mixture.{key}": str(file)})
+        _make_plans(plan, keys=[*keys, *(text for text in start if text.startswith("mixture.prior="))])
     return start
 
 
-def digest_of_start(plan: ComparisonPlan) -> str:
-    """Return a digest of what a plan's runs start from: base model and, where it asks for them, prior and references.
+def transfer_file(plan: ComparisonPlan) -> Path:
+    """Return the file of what each domain does to the others, which plans are made from."""
+    return transfer_path(plan.start_folder / REFERENCE_FILE)
+
+
+def _make_plans(plan: ComparisonPlan, *, keys: Sequence[str]) -> None:
+    """Make the plans that do not exist yet, each for every target if that is its purpose.
+
+    Raises:
+        ValueError: If there is no transfer.json, or a plan of this name was made with other keys.
+    """
+    for name, options in plan.plans.items():
+        for target in plan.targets if purpose_of(options) == "target" else (None,):
+            file = plan.plan_file(name, target)
+            for_target = [] if target is None else texts({"mixture.target": target})
+            transfer = transfer_file(plan)
+            if not _is_plan_of(file, transfer):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                words = [*keys, *for_target, *arguments_of(options)]
+                _run_stage(plan.start_folder, "plan", plan.recipe, *words, "--transfer", transfer, "--output", file)
+
+
+def _is_plan_of(file: Path, transfer: Path) -> bool:
+    """Return whether a plan exists and was made from the transfer.json that is there now."""
+    content = read_json(file)
+    if content is None:
+        return False
+    digest = hashlib.sha256(transfer.read_bytes()).hexdigest() if transfer.is_file() else None
+    return content.get("provenance", {}).get("transfer", {}).get("sha256") == digest
+
+
+def digest_of_start(plan: ComparisonPlan, cell: Cell | None = None) -> str:
+    """Return a digest of what runs start from: base model and, where the comparison has them, prior and references.
+
+    With a run, the plans that its values name are part of it. One that names none is not bound to any, so that plans
+    can be added to a comparison that has results.
 
     The files are where every comparison of this starting point finds them; made again, they have the same names.
     """
@@ -80,6 +120,8 @@ def digest_of_start(plan: ComparisonPlan) -> str:
         files.append(folder / PRIOR_FILE)
     if plan.reference:
         files.append(folder / REFERENCE_FILE)
+    if cell is not None:
+        files += plans_of_cell(plan, cell)
     return _digest(tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
@@ -121,28 +163,58 @@ def check_settings(plan: ComparisonPlan) -> None:
         "base": "base: its recipe is not the one that the base model",
         "stages": "set: the shared recipe is not the one that prior and references",
     }
+    for name, options in plan.plans.items():
+        asked[f"plans.{name}"] = {**options.model_dump(mode="json"), **_limits(shared)}
+        what[f"plans.{name}"] = f"plans.{name}: its keys are not those that the plan of this name"
     # A part that was not made yet may still change.
     is_made = {
         "base": (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model"),
         "stages": any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE)),
+        **{
+            f"plans.{name}": any(plan.plan_file(name, target).is_file() for target in (*plan.targets, None))
+            for name in plan.plans
+        },
     }
+    if plan.plans and is_made["stages"] and (plan.start_folder / REFERENCE_FILE).is_file():
+        _check_transfer(plan)
     for part, values in asked.items():
         if not is_made[part] or part not in kept:
             continue
         before, now = (_decisive(settings) for settings in (kept[part], values))
         if before != now:
-            verb = "was" if part == "base" else "were"
+            verb = "were" if part == "stages" else "was"
+            way_out = f"remove that folder, or name another starting point: base.name={plan.base.name}2"
+            if part.startswith("plans."):
+                way_out = "or give the plan another name"
             raise ValueError(
                 f"{what[part]} in {plan.start_folder} {verb} made with ({_difference(before, now)}); use "
-                f"the earlier value, remove that folder, or name another starting point: base.name={plan.base.name}2"
+                f"the earlier value, {way_out}"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**kept, **asked})
 
 
+def _check_transfer(plan: ComparisonPlan) -> None:
+    """Check that references that exist were measured together with what a plan needs."""
+    if not transfer_file(plan).is_file():
+        raise ValueError(
+            f"plans: {transfer_file(plan)}: no such file: the references there were measured without it; name another "
+            f"starting point: base.name={plan.base.name}2"
+        )
+
+
+def _limits(config: RunConfig) -> dict[str, Any]:
+    """Return what a plan depends on besides its own keys and the transfer table."""
+    safeguards = config.mixture.safeguards
+    return {"floor": safeguards.floor, "cap": safeguards.cap}
+
+
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without what changes results by rounding alone."""
-    return {**_with_later_keys(settings), "model": model_identity(settings.get("model", {}))}
+    """Return the settings without what changes results by rounding alone, or not at all."""
+    decisive = {**_with_later_keys(settings), "model": model_identity(settings.get("model", {}))}
+    if reference := decisive.get("reference"):
+        decisive["reference"] = {key: value for key, value in reference.items() if key not in _ALSO_MEASURED}
+    return decisive
 
 
 def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
@@ -95,6 +95,12 @@ class Results:
     """Of the examples they were evaluated on, test or valid."""
     weights: Mapping[Cell, Mapping[str, float]]
     """Every run's last weights by domain."""
+    uniform: str | None = None
+    """Label of the run on equal shares; gains over it are shares of the headroom. None where no mixtures were drawn."""
+    fixed: tuple[str, ...] = ()
+    """Labels of the runs whose mixture does not move."""
+    predicted: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By planner: the mean loss it predicts of each mixture that was drawn."""
 
     def values_of_runs(self, label: str, measure: str) -> list[float]:
         """Return one measure of one policy, one value a run; empty if it was not measured.

@@ -90,7 +90,7 @@ def plan_recipe(recipe: Path, overrides: Sequence[str], *, options: PlanOptions)
         bounds=parse_bounds(options.bounds),
     )
     # Search.
-    task = _task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
+    task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
     named = named_mixtures(config, table)
     limits = plan_limits(config, table, named)
     predictor = planner.make(task)
@@ -160,7 +160,7 @@ def _check_table(config: RunConfig, table: TransferTable, *, path: Path) -> None
         logger.warning("%s was measured with another model than the recipe's; its predictions may not fit", path)
 
 
-def _task(config: RunConfig, table: TransferTable, *, path: Path, num_steps: int) -> PlanTask:
+def plan_task(config: RunConfig, table: TransferTable, *, path: Path, num_steps: int) -> PlanTask:
     """Return what the plan is for, with rows filled as in the runs of the table."""
     num_tokens = float(num_steps * config.train.rows_per_batch * config.data.row_tokens)
     settings = table.provenance.get("settings")
