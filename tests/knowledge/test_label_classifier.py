@@ -99,7 +99,7 @@ def test_texts_are_cut_where_a_sequence_would_be():
 def test_a_domain_with_too_few_records_is_refused(tmp_path):
     folder = write_domains(tmp_path, num_rows=40)
     write_jsonl(folder / "train" / "law.jsonl", chat_rows(19))
-    with pytest.raises(ValueError, match=r"data.folder: domain 'law' has 19 different rows, the classifier needs 20"):
+    with pytest.raises(ValueError, match=r"domain 'law' has 19 different examples, the labeller needs 20; add"):
         divided(folder)
 
 

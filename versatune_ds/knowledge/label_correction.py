@@ -33,7 +33,7 @@ from versatune_ds.knowledge.labeller import Labeller
 from versatune_ds.knowledge.reliability.source_error import LeftOutLabels, widened
 
 MIN_TEXTS = 10
-"""Known texts of a domain from which on labels are calibrated on them."""
+"""Known texts of every domain, unclear ones not counted, that a calibration needs."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +85,13 @@ class RecalibratedLabeller:
 
 def recalibrated_labeller(labeller: Labeller, known: KnownLabels, *, texts: str) -> Labeller:
     """Return the labeller calibrated on known texts; where there are too few, as it was, with a warning."""
-    fewest = int(np.bincount(known.domain_ids, minlength=known.labels_NK.shape[1]).min())
+    is_clear_N = known.labels_NK.sum(axis=1) > 0
+    num_clear_K = np.bincount(np.array(known.domain_ids)[is_clear_N], minlength=known.labels_NK.shape[1])
+    fewest = int(num_clear_K.min())
     if fewest < MIN_TEXTS:
         logger.warning(
-            "--labelled: %s: a domain has %d texts, so the shares are not corrected by them; give %d or more of every "
-            "domain",
+            "--labelled: %s: a domain has %d texts that are not unclear, so they do not correct the shares; give %d or "
+            "more of every domain",
             texts,
             fewest,
             MIN_TEXTS,
@@ -138,15 +140,19 @@ def recalibrated(labels_NK: np.ndarray, calibration: Calibration) -> np.ndarray:
 
 
 def black_box_shares(mean_K: np.ndarray, confusion_KK: np.ndarray) -> np.ndarray:
-    """Return the shares, none below 0, whose mean label through the confusion matrix is nearest to the one seen.
+    """Return the shares, none below 0, whose mean label through the confusion matrix is nearest to the observed one.
+
+    The shares are of what is labelled, as those by EM are: mean label and confusion matrix are both divided by their
+    sums over the domains, which are below 1 where texts are unclear.
 
     Args:
         mean_K: Mean label of the sequences.
-        confusion_KK: Mean label [true domain, domain].
+        confusion_KK: Mean label [true domain, domain]; every domain has texts that are not unclear.
 
     Example: if half of law's label goes to code and none of code's to law, a mean of (.25, .75) gives (.5, .5).
     """
-    system = np.vstack([confusion_KK.T, np.full(len(mean_K), _SUM_WEIGHT)])
+    of_labelled_KK = confusion_KK / confusion_KK.sum(axis=1, keepdims=True)
+    system = np.vstack([of_labelled_KK.T, np.full(len(mean_K), _SUM_WEIGHT)])
     shares_K, _ = nnls(system, np.append(mean_K / mean_K.sum(), _SUM_WEIGHT))
     return shares_K / shares_K.sum()
 

@@ -96,7 +96,8 @@ def read_divided_texts(
         by_hash = texts_with_smallest_hashes(rows, num_texts=max(rows_per_domain, MIN_ROWS))
         if len(by_hash) < MIN_ROWS:
             raise ValueError(
-                f"{key}: domain {name!r} has {len(by_hash)} different rows, the classifier needs {MIN_ROWS}"
+                f"{key}: domain {name!r} has {len(by_hash)} different examples, the labeller needs {MIN_ROWS}; add "
+                "some, or set detect.method=likelihood"
             )
         # In the order of the hashes, which is random, the first texts are a sample too.
         kept = [by_hash[row_hash] for row_hash in sorted(by_hash)[:rows_per_domain]]
