@@ -166,7 +166,7 @@ def _with_known(
 ) -> Labeller:
     """Record how good the labeller is on texts of known domains, and return it, calibrated on them where it can be."""
     of_known = KnownLabels(labels_NK=labeller.label(known.texts), domain_ids=known.domain_ids)
-    quality = quality_of(of_known.labels_NK, known.domain_ids, num_domains=len(found.domain_set), texts=texts)
+    quality = quality_of(of_known.labels_NK, known.domain_ids, texts=texts)
     found.labeller["labelled"] = quality.describe(found.domain_set)
     return recalibrated_labeller(labeller, of_known, texts=texts) if settings.labeller in FITTED_LABELLERS else labeller
 

@@ -54,8 +54,7 @@ class KnownLabels:
         is_clear_N = self.labels_NK.sum(axis=1) > 0
         times_N = np.ones(len(self.domain_ids), dtype=np.int64) if counts_N is None else counts_N
         kept = np.repeat(np.arange(len(self.domain_ids)), np.where(is_clear_N, times_N, 0))
-        ids = np.array(self.domain_ids)[kept].tolist()
-        return fit_calibration(log_labels(self.labels_NK[kept]), ids, num_domains=self.labels_NK.shape[1])
+        return fit_calibration(log_labels(self.labels_NK[kept]), np.array(self.domain_ids)[kept])
 
 
 class RecalibratedLabeller:
@@ -65,13 +64,12 @@ class RecalibratedLabeller:
         self.labeller, self.known = labeller, known
         self.calibration = known.calibration()
         labels_NK = _labels_of_halves(known)
-        num_domains = labels_NK.shape[1]
-        self.quality = quality_of(labels_NK, known.domain_ids, num_domains=num_domains, texts=texts)
+        self.quality = quality_of(labels_NK, known.domain_ids, texts=texts)
         self.left_out = LeftOutLabels(
             labels_NK=labels_NK,
             ids_N=np.array(known.domain_ids),
             source_ids_N=np.zeros(len(known.domain_ids), dtype=np.int64),
-            is_other_source_K=np.ones(num_domains, dtype=bool),
+            is_other_source_K=np.ones(labels_NK.shape[1], dtype=bool),
         )
 
     def label(self, texts: list[str]) -> np.ndarray:

@@ -86,7 +86,7 @@ def _fitted(
     if config.detect.labeller == "classifier":
         from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
 
-        return ClassifierLabeller(texts, num_domains=len(domain_set))
+        return ClassifierLabeller(texts)
     from versatune_ds.knowledge.label_embedding import EmbeddingLabeller
 
     found = describe_domains(descriptions, texts.fit, domain_set=domain_set)
