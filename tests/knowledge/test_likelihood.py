@@ -1,4 +1,4 @@
-"""Likelihood detection: from bits to weights, by hand and on a tiny model; what both methods say to each other."""
+"""Likelihood detection: from bits to weights, by hand and on a tiny model; where both methods differ."""
 
 import json
 

@@ -2,8 +2,8 @@
 
 A labeller is calibrated on the recipe's rows; what a model writes is of other sources. With texts of other sources
 whose domains the user gives (`versatune detect --labelled FILE`), the labels are calibrated again on them, and EM
-(`estimate.py`) finds the shares from these labels. Beside it stands black-box shift estimation: the shares that,
-through the confusion matrix, give the mean label seen. Both being near is a check.
+(`estimate.py`) finds the shares from these labels. Black-box shift estimation is reported beside it: the shares
+that, through the confusion matrix, give the observed mean label. The two should be close.
 
 The known texts are a sample too: they are drawn again, by domain, and the shares found with each calibration; their
 standard deviation is the error of the correction. What no calibration corrects shows in shares of mixtures of the known

@@ -1,4 +1,4 @@
-"""What a labeller is, and how the one that a recipe asks for is made.
+"""Define what a labeller is, and make the one that a recipe chooses.
 
 A labeller turns texts into probabilities over the domains and describes itself. Everything else about detection is the
 same for all labellers.

@@ -1,6 +1,6 @@
-"""Find out what a base model knows of each domain by how well it predicts it: the second witness beside generation.
+"""Measure how well a base model predicts each domain: the second method of detection, beside generation.
 
-A model that knows a domain needs fewer bits for its rows. Some texts need few bits from anybody, so the bits are
+A model that knows a domain needs fewer bits for its rows. Some texts are easy for every model, so the bits are
 compared with those of a byte n-gram model, fitted on the same number of bytes of every domain (`byte_ngram.py`): it
 knows the language and the domains' spelling, and nothing that takes longer memory. Nothing is sampled, no text is
 labelled, and the measurement takes one forward pass over a few hundred rows.

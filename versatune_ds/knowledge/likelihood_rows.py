@@ -1,7 +1,7 @@
 """Read the rows that likelihood detection measures, and the texts that its baseline is fitted on.
 
 Both are the prepared rows that training reads, under `data.loss_on: all`: what a domain consists of is questions too.
-Two things are left out, since they tell no domain from another: special tokens, and what all rows begin with (the
+Two things are left out, because no domain differs in them: special tokens, and what all rows begin with (the
 system turn that many templates add).
 
 Shape legend: **K** domains.
