@@ -29,7 +29,7 @@ class LabelQuality:
     """How well labels fit the domains that are known; every domain counts the same, whatever its number of texts."""
 
     texts: str
-    """Where the texts are from, for people."""
+    """Where the texts are from, in words."""
     accuracy: float
     """Share of the texts whose likeliest domain is right; an unclear text is wrong."""
     mean_probability: float
