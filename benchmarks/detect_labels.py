@@ -50,7 +50,7 @@ def main() -> None:
     labeller = make_labeller(config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=cache_dir)
     known = read_labelled_texts(arguments.labelled, domain_set=domain_set)
     labels_NK, ids_N = labeller.label(known.texts), np.array(known.domain_ids)
-    quality = quality_of(labels_NK, known.domain_ids, num_domains=len(domain_set), texts="")
+    quality = quality_of(labels_NK, known.domain_ids, texts="")
     print(
         f"{labeller.describe()['name']}: accuracy {quality.accuracy:.3f}, probability of the right domain "
         f"{quality.mean_probability:.3f}, calibration error {quality.calibration_error:.3f}"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from versatune_ds.config import ModelConfig, load_config
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge import detect as detect_module
+from versatune_ds.knowledge import rounds as rounds_module
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.detect_recipe import prior_table, prior_values, write_prior
@@ -180,6 +181,19 @@ def test_a_resumed_or_longer_detection_draws_only_missing_batches(faked):
     pool = FakePool()
     faked(pool, "detect.num_sequences=20", "detect.rounds=1")
     assert sorted(pool.requested) == [3, 4]
+
+
+def test_the_progress_counts_the_sequences_drawn_and_not_those_of_the_last_batch_beyond_the_end(
+    faked, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(rounds_module, "_LOG_SECONDS", -1.0)
+    faked(FakePool(), "detect.num_sequences=5", "detect.rounds=1")
+    lines = [record.getMessage() for record in caplog.records if record.name == rounds_module.__name__]
+    assert [line.partition("  ")[0] for line in lines if line.startswith("drew")] == [
+        "drew 4 of 5 sequences",
+        "drew 5 of 5 sequences",
+    ]
 
 
 @pytest.mark.parametrize("override", ["detect.sampling.seed=1", "detect.sampling.top_p=0.9", "train.precision=bf16"])

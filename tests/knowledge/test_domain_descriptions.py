@@ -54,5 +54,5 @@ def test_a_domain_described_twice_is_refused(tmp_path):
     config = detect_config(tmp_path, tmp_path, *base)
     assert recipe_descriptions(config) == {"law": "courts"}
     config = detect_config(tmp_path, tmp_path, *base, "detect.descriptions={law: crimes}")
-    with pytest.raises(ValueError, match=r"detect.descriptions.law: data.domains.law.description says otherwise"):
+    with pytest.raises(ValueError, match=r"law: data.domains.law.description is another text; keep"):
         recipe_descriptions(config)

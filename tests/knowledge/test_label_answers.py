@@ -97,6 +97,11 @@ def test_a_domain_may_be_called_other():
     assert read_answer("other", DomainSet(("law", "other"))).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("answer", ["law " + "1" * 400, '{"domain": "law ' + "9" * 400 + '"}'])
+def test_a_number_too_large_for_a_float_is_no_answer(answer):
+    assert read_answer(answer, DOMAINS).tolist() == [0.0] * len(DOMAINS)
+
+
 @given(st.text(alphabet="law genrl%{}[]\"'*:.,0123456789-()<>/\n?", max_size=60))
 def test_any_answer_gives_probabilities_that_sum_to_one_or_less(answer):
     label = read_answer(answer, DOMAINS)

@@ -10,12 +10,9 @@ from versatune_ds.config import DataConfig
 from versatune_ds.knowledge.label_classifier import (
     Calibration,
     ClassifierLabeller,
-    balanced_weights,
-    expected_calibration_error,
     fit_calibration,
 )
 from versatune_ds.knowledge.label_texts import (
-    LabelledTexts,
     cut_texts,
     domain_set_of,
     read_divided_texts,
@@ -99,7 +96,7 @@ def test_texts_are_cut_where_a_sequence_would_be():
 def test_a_domain_with_too_few_records_is_refused(tmp_path):
     folder = write_domains(tmp_path, num_rows=40)
     write_jsonl(folder / "train" / "law.jsonl", chat_rows(19))
-    with pytest.raises(ValueError, match=r"data.folder: domain 'law' has 19 different rows, the classifier needs 20"):
+    with pytest.raises(ValueError, match=r"domain 'law' has 19 different examples, the labeller needs 20; add"):
         divided(folder)
 
 
@@ -110,7 +107,7 @@ def test_a_single_domain_is_refused(tmp_path):
 
 
 def test_the_classifier_separates_domains_and_reports_its_accuracy(tmp_path):
-    labeller = ClassifierLabeller(divided(write_domains(tmp_path, num_rows=200)), num_domains=2)
+    labeller = ClassifierLabeller(divided(write_domains(tmp_path, num_rows=200)))
     labels = labeller.label(["law: what is 900 plus 900?\nIt is 1800.", "code: what is 950 plus 950?"])
     assert labels.sum(axis=1) == pytest.approx(1.0)
     assert labels.argmax(axis=1).tolist() == [1, 0]
@@ -125,7 +122,7 @@ def test_indistinguishable_records_get_even_labels_and_a_low_accuracy(tmp_path):
     random.Random(0).shuffle(rows)
     write_jsonl(tmp_path / "train" / "law.jsonl", rows[:200])
     write_jsonl(tmp_path / "train" / "code.jsonl", rows[200:])
-    labeller = ClassifierLabeller(divided(tmp_path), num_domains=2)
+    labeller = ClassifierLabeller(divided(tmp_path))
     assert labeller.confidence < 0.75
     assert 0.2 < labeller.accuracy < 0.8
 
@@ -135,7 +132,7 @@ def test_calibration_undoes_an_overconfident_score_and_a_bias():
     log_odds = rng.normal(scale=1.5, size=6000)
     is_second = (rng.random(6000) < 1 / (1 + np.exp(-log_odds))).astype(int)
     scores = np.stack([np.zeros(6000), 4 * log_odds + 2], axis=1)
-    found = fit_calibration(scores, is_second.tolist(), num_domains=2)
+    found = fit_calibration(scores, is_second)
     assert found.temperature == pytest.approx(4, rel=0.15)
     assert found.probabilities(np.array([[0.0, 2.0]]))[0, 1] == pytest.approx(0.5, abs=0.04)
 
@@ -145,11 +142,3 @@ def test_probabilities_are_a_softmax_of_scaled_scores_and_biases():
     assert calibration.probabilities(np.array([[0.0, 0.0], [2.0, 0.0]])) == pytest.approx(
         np.array([[1 / 4, 3 / 4], [np.e / (np.e + 3), 3 / (np.e + 3)]])
     )
-
-
-def test_calibration_error_by_hand():
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.35, 0.65]])
-    texts = LabelledTexts(texts=[""] * 4, domain_ids=[0, 0, 1, 0])
-    # weights 1/6 1/6 1/2 1/6: |1/6*(.9-1)*2| + |1/2*(.65-1) + 1/6*.65| = .0333 + .0667
-    assert balanced_weights(texts.domain_ids, num_domains=2) == pytest.approx([1 / 6, 1 / 6, 1 / 2, 1 / 6])
-    assert expected_calibration_error(probabilities, texts, num_domains=2) == pytest.approx(0.1)

@@ -46,6 +46,11 @@ def test_black_box_shares_undo_a_confusion_matrix():
     assert black_box_shares(np.array([0.9, 0.1]), confusion) == pytest.approx([1.0, 0.0], abs=1e-3)  # never below 0
 
 
+def test_black_box_shares_are_not_changed_by_texts_that_are_unclear():
+    confusion = np.diag([0.8, 0.8])  # a fifth of the texts of each domain is unclear, the others are right
+    assert black_box_shares(np.array([0.72, 0.08]), confusion) == pytest.approx([0.9, 0.1], abs=1e-3)
+
+
 def test_known_texts_correct_shares_that_the_labeller_gets_wrong():
     ids = [0] * 700 + [1] * 300
     labels, ones = biased_labels(ids, seed=0), np.ones(1000)
@@ -89,8 +94,16 @@ def test_an_unclear_text_stays_unclear_and_does_not_calibrate():
 def test_with_too_few_known_texts_nothing_is_corrected_and_the_log_says_how_many_are_needed(caplog):
     labeller = BiasedLabeller(np.eye(2))
     assert recalibrated_labeller(labeller, known_labels(9), texts="known.jsonl") is labeller
-    assert "known.jsonl: a domain has 9 texts, so the shares are not corrected by them; give 10 or more" in caplog.text
+    assert "a domain has 9 texts that are not unclear, so they do not correct the shares; give 10" in caplog.text
     assert isinstance(recalibrated_labeller(labeller, known_labels(10), texts=""), RecalibratedLabeller)
+
+
+def test_known_texts_that_are_unclear_do_not_count_towards_those_needed(caplog):
+    labeller, ids = BiasedLabeller(np.eye(2)), [0] * 10 + [1] * 10
+    for labels in (np.zeros((20, 2)), np.array([[1.0, 0.0]] * 10 + [[0.0, 0.0]] * 10)):
+        caplog.clear()
+        assert recalibrated_labeller(labeller, KnownLabels(labels_NK=labels, domain_ids=ids), texts="") is labeller
+        assert "a domain has 0 texts that are not unclear" in caplog.text
 
 
 def test_domains_that_are_confused_may_have_all_or_nothing_of_both_shares():

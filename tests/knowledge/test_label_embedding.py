@@ -127,7 +127,7 @@ def test_the_command_measures_the_labeller_on_a_users_texts_and_writes_it_into_t
     monkeypatch.setattr(labeller_module, "fit_text_screen", lambda texts: anything)
     known = tmp_path / "known.jsonl"
     names = ("law", "medicine", "finance", "science", "code", "general")
-    lines = [json.dumps({"text": f"{name} text {i}", "domain": name}) for name in names for i in range(10)]
+    lines = [json.dumps({"text": f"{name} text {i}", "domain": name}) for name in names for i in range(40)]
     known.write_text("\n".join(lines))
     called = command_of(capsys)("detect", recipe, "--labelled", known)
     assert called.code == 0, called.err

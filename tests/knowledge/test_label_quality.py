@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 
 from versatune_ds.domains import DomainSet
-from versatune_ds.knowledge.label_quality import quality_of, quality_table, read_labelled_texts
+from versatune_ds.knowledge.label_quality import (
+    equal_weights,
+    expected_calibration_error,
+    quality_of,
+    quality_table,
+    read_labelled_texts,
+)
 
 DOMAINS = DomainSet(("law", "code"))
 
 
 def test_accuracy_and_confusion_count_every_domain_the_same_and_an_unclear_text_is_wrong():
     labels = np.array([[0.8, 0.2], [0.0, 0.0], [0.6, 0.4]])
-    found = quality_of(labels, [0, 0, 1], num_domains=2, texts="by hand")
+    found = quality_of(labels, [0, 0, 1], texts="by hand")
     assert found.accuracy == pytest.approx(0.25)  # law 1 of 2, code 0 of 1
     assert found.mean_probability == pytest.approx((0.4 + 0.4) / 2)
     assert found.confusion_KK == pytest.approx(np.array([[0.4, 0.1], [0.6, 0.4]]))
@@ -21,8 +27,15 @@ def test_accuracy_and_confusion_count_every_domain_the_same_and_an_unclear_text_
     assert found.calibration_error == pytest.approx((0.25 * 0.2 + 0.5 * 0.6) / 0.75)
 
 
+def test_calibration_error_by_hand():
+    labels, ids = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.35, 0.65]]), np.array([0, 0, 1, 0])
+    # weights 1/6 1/6 1/2 1/6: |1/6*(.9-1)*2| + |1/2*(.65-1) + 1/6*.65| = .0333 + .0667
+    assert equal_weights(ids) == pytest.approx([1 / 6, 1 / 6, 1 / 2, 1 / 6])
+    assert expected_calibration_error(labels, ids) == pytest.approx(0.1)
+
+
 def test_a_domain_without_texts_is_left_out_and_null_in_the_file():
-    values = quality_of(np.array([[1.0, 0.0]]), [0], num_domains=2, texts="by hand").describe(DOMAINS)
+    values = quality_of(np.array([[1.0, 0.0]]), [0], texts="by hand").describe(DOMAINS)
     assert values["accuracy"] == 1.0
     assert values["confusion"] == {"law": {"law": 1.0, "code": 0.0}, "code": None}
     assert json.loads(json.dumps(values)) == values

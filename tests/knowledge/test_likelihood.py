@@ -1,4 +1,4 @@
-"""Likelihood detection: from bits to weights, by hand and on a tiny model; what both methods say to each other."""
+"""Likelihood detection: from bits to weights, by hand and on a tiny model; where both methods differ."""
 
 import json
 
@@ -15,7 +15,14 @@ from versatune_ds.knowledge import likelihood as likelihood_module
 from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
 from versatune_ds.knowledge.estimate import Shares
 from versatune_ds.knowledge.likelihood import detect_likelihood, likelihood_weights, weights_with_intervals
-from versatune_ds.knowledge.likelihood_rows import TextRows, common_beginning, cut_to, likelihood_rows
+from versatune_ds.knowledge.likelihood_rows import (
+    TextRows,
+    TooFewRowsError,
+    check_text_rows,
+    common_beginning,
+    cut_to,
+    likelihood_rows,
+)
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.training.prepared_data import load_or_train_tokenizer
 
@@ -96,6 +103,22 @@ def test_what_all_rows_begin_with_and_special_tokens_are_not_measured():
     assert rows.loss_lengths.tolist() == [2, 1]
 
 
+def test_a_domain_of_which_fewer_than_two_rows_have_text_is_refused():
+    some, none = FakeRows([9, 1, 2], [9, 1, 3]), FakeRows([9, 1, 2], [9])
+    check_text_rows([TextRows(some, special_ids=np.array([9]), num_common=1)])
+    with pytest.raises(TooFewRowsError, match="law has fewer than 2 with text"):
+        check_text_rows([TextRows(none, special_ids=np.array([9]), num_common=1)])
+
+
+def test_rows_without_text_do_not_change_the_intervals():
+    nats, num_bytes = np.array([3.0, 0.0, 2.0, 4.0, 0.0, 5.0]), np.array([9, 0, 9, 9, 0, 9])
+    baseline = losses(2 * nats + (nats > 0), num_bytes=num_bytes)
+    found = weights_with_intervals(losses(nats, num_bytes=num_bytes), baseline, seed=0)
+    kept = num_bytes > 0
+    model, baseline = (losses(values[kept], num_bytes=num_bytes[kept]) for values in (nats, baseline.loss_sum_E))
+    assert found.upper_K.tolist() == weights_with_intervals(model, baseline, seed=0).upper_K.tolist()
+
+
 def test_texts_are_cut_to_a_number_of_bytes():
     assert cut_to([b"abc", b"def", b"g"], num_bytes=4) == [b"abc", b"d"]
     assert cut_to([b"abc"], num_bytes=9) == [b"abc"]
@@ -137,6 +160,13 @@ def test_two_processes_measure_the_same_as_one(base, tmp_path):
         found.append(detect_likelihood(config, tokenizer=tokenizer, num_processes=number))
     one, two = found
     assert two.model.loss_sum_E == pytest.approx(one.model.loss_sum_E, rel=1e-5)
+
+
+def test_losses_that_are_not_finite_end_the_measurement_in_one_line(base, tmp_path, monkeypatch):
+    config = detect_config(tmp_path, base, "detect.likelihood_rows=3")
+    monkeypatch.setattr(likelihood_module, "_nats_of_batch", lambda *_: np.array([np.nan, 1.0]))
+    with pytest.raises(RuntimeError, match=r"detect.method: likelihood: .* not finite; set train.precision=fp32"):
+        detect_likelihood(config, tokenizer=load_or_train_tokenizer(config), num_processes=1)
 
 
 @pytest.fixture

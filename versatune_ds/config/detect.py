@@ -49,7 +49,7 @@ class EndpointConfig(Section):
     """Name of the model that labels."""
     answers: Literal["auto", "letters", "text"] = "auto"
     """How it answers: `letters`, from the log-probabilities of option letters, one token a text; `text`, in words,
-    which every server gives. `auto` takes letters where the server and the model give them, and says so."""
+    which every server gives. `auto` takes letters where the server and the model give them, and logs which."""
     max_answer_tokens: int | None = Field(default=None, ge=1)
     """Tokens after which an answer in words is cut off; null: where the server cuts it. A model that reasons needs
     room for that too."""

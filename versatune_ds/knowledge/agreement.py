@@ -1,4 +1,4 @@
-"""Compare what two methods of detection found, and explain weights that are close to nothing.
+"""Compare what two methods of detection found, and explain weights that are close to zero.
 
 Generation shows what a model writes by itself, likelihood what it can predict. They may differ for good reasons, so no
 mean is taken: both are shown, and each domain in which they differ by more than their errors gets a line.

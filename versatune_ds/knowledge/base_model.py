@@ -5,6 +5,7 @@ So what was drawn from one model is never used for another, and prior.json recor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
     check_model_weights(model)
     folder = Path(model.name_or_path)
     if not folder.is_dir():
-        folder = _fetched(model.name_or_path)
+        folder = hub_folder(model.name_or_path, key="model.name_or_path", ignored=_OTHER_FORMATS)
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES or path.name in _SETTINGS)
     if not any(path.suffix in _WEIGHT_SUFFIXES for path in files):
         raise ValueError(
@@ -62,10 +63,19 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
     return BaseModel(name=model.name_or_path, folder=folder, digest=digest_of_texts(SourceDigests(cache_dir).of(files)))
 
 
-def _fetched(name: str) -> Path:
-    """Return the local folder of a model of the Hub."""
+def hub_folder(name: str, *, key: str, ignored: Sequence[str]) -> Path:
+    """Fetch a model of the Hub and return its local folder.
+
+    Args:
+        name: Its name on the Hub.
+        key: Recipe key that gives the name, for the error.
+        ignored: Patterns of files that are not needed.
+
+    Raises:
+        ValueError: If it cannot be fetched.
+    """
     try:
-        return Path(snapshot_download(name, ignore_patterns=_OTHER_FORMATS))
+        return Path(snapshot_download(name, ignore_patterns=list(ignored)))
     except Exception as error:  # huggingface_hub and the network each have their own
         reason = first_line(error)
-        raise ValueError(f"model.name_or_path: {name!r} is no folder, nor found on the Hub: {reason}") from None
+        raise ValueError(f"{key}: {name!r} is no folder, nor found on the Hub: {reason}") from None

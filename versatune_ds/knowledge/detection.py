@@ -61,7 +61,7 @@ class Detection:
         return {"unclear": sum(not label_K.any() and not sequence.is_empty for label_K, sequence in labels)}
 
     def rates(self) -> dict[str, float]:
-        """Return which shares of the sequences are unparsed, empty, repetitive, duplicates, cut off."""
+        """Return which shares of the sequences are unparsed, unclear, empty, repetitive, duplicate and cut off."""
         assert self.estimate is not None, "the last round made it"
         texts = [sequence.text for sequence in self.sequences if not sequence.is_empty]
         counts = {

@@ -1,4 +1,4 @@
-"""Say in words what is in each domain, for labellers that compare texts with descriptions.
+"""Describe each domain in words, for labellers that compare texts with descriptions.
 
 A description is, in this order: the recipe's own, a default for a common name, or written from the terms that are
 frequent in the domain's rows and rare in the others'. Which one it was is logged and in prior.json.
@@ -64,7 +64,7 @@ def recipe_descriptions(config: RunConfig) -> dict[str, str]:
     own = {name: files.description for name, files in (config.data.domains or {}).items() if files.description}
     for name, text in config.detect.descriptions.items():
         if own.get(name, text) != text:
-            raise ValueError(f"detect.descriptions.{name}: data.domains.{name}.description says otherwise; keep one")
+            raise ValueError(f"detect.descriptions.{name}: data.domains.{name}.description is another text; keep one")
     return {**config.detect.descriptions, **own}
 
 

@@ -1,6 +1,6 @@
 """Turn labels into shares: how much of what the model writes belongs to each domain, with intervals.
 
-No sequence is dropped. A label is a probability for every domain, and what they lack to 1 (an answer that could not be
+No sequence is dropped. A label is a probability for every domain, and what is missing to 1 (an answer that could not be
 read, an empty sequence, "none of these") is mass that could belong to any domain: it widens every interval by as much.
 
 Prior shift. A classifier fitted with equal shares estimates p(j|x) for equal shares; where domains overlap, the mean of

@@ -3,7 +3,7 @@
 Batch b is a function of (model, settings, b) alone: its random numbers come from a seed made of the sampling seed and
 b. So it does not matter which process draws it, or after how many restarts.
 
-A sequence starts as `sequence_start.py` says and ends with the first end token. Not checked: a model that was never
+A sequence starts as `sequence_start.py` describes and ends with the first end token. Not covered: a model never
 trained on what comes at the start, such as one fine-tuned on answers alone after a beginning token, has no distribution
 there worth sampling.
 """

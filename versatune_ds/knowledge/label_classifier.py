@@ -23,13 +23,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
-from versatune_ds.knowledge.label_texts import DividedTexts, LabelledTexts
+from versatune_ds.knowledge.label_quality import equal_weights, quality_of
+from versatune_ds.knowledge.label_texts import DividedTexts
 from versatune_ds.knowledge.reliability.source_error import LeftOutLabels
 
 logger = logging.getLogger(__name__)
 
 _MAX_FEATURES = 100_000
-_NUM_BINS = 10
 _BIAS_PENALTY = 1e-3
 """Keeps the calibration's biases finite where the classes are separated without an error."""
 
@@ -55,29 +55,25 @@ class ClassifierLabeller:
 
     Attributes:
         accuracy: Share of the test texts whose likeliest domain is right, every domain counting the same.
-        calibration_error: See `expected_calibration_error`, on the test texts.
+        calibration_error: See `label_quality.expected_calibration_error`, on the test texts.
         confidence: Mean probability of the likeliest domain, on the test texts.
         left_out: Labels of the test texts, which are of the same files as those fitted on.
     """
 
-    def __init__(self, texts: DividedTexts, *, num_domains: int) -> None:
+    def __init__(self, texts: DividedTexts) -> None:
         """Fit on one part of the texts, calibrate on another, test on the third."""
         self._pipeline = _pipeline()
         self._pipeline.fit(texts.fit.texts, texts.fit.domain_ids)
-        self._calibration = fit_calibration(
-            self._scores(texts.calibrate.texts), texts.calibrate.domain_ids, num_domains=num_domains
-        )
-        probabilities_NK = self.label(texts.test.texts)
-        weights_N = balanced_weights(texts.test.domain_ids, num_domains=num_domains)
-        is_right_N = probabilities_NK.argmax(axis=1) == np.array(texts.test.domain_ids)
-        self.accuracy = float(weights_N @ is_right_N)
-        self.calibration_error = expected_calibration_error(probabilities_NK, texts.test, num_domains=num_domains)
-        self.confidence = float(weights_N @ probabilities_NK.max(axis=1))
+        self._calibration = fit_calibration(self._scores(texts.calibrate.texts), np.array(texts.calibrate.domain_ids))
+        probabilities_NK, test_ids_N = self.label(texts.test.texts), np.array(texts.test.domain_ids)
+        quality = quality_of(probabilities_NK, texts.test.domain_ids, texts="other rows of the same files")
+        self.accuracy, self.calibration_error = quality.accuracy, quality.calibration_error
+        self.confidence = float(equal_weights(test_ids_N) @ probabilities_NK.max(axis=1))
         self.left_out = LeftOutLabels(
             labels_NK=probabilities_NK,
-            ids_N=np.array(texts.test.domain_ids),
+            ids_N=test_ids_N,
             source_ids_N=np.array(texts.test.file_ids or [0] * len(texts.test)),
-            is_other_source_K=np.zeros(num_domains, dtype=bool),
+            is_other_source_K=np.zeros(probabilities_NK.shape[1], dtype=bool),
         )
         self._num_rows = {"fit": len(texts.fit), "calibrate": len(texts.calibrate), "test": len(texts.test)}
 
@@ -114,37 +110,20 @@ def _pipeline() -> Pipeline:
     return make_pipeline(FeatureUnion([("words", words), ("pieces", pieces)]), classifier)
 
 
-def fit_calibration(scores_NK: np.ndarray, domain_ids: list[int], *, num_domains: int) -> Calibration:
+def fit_calibration(scores_NK: np.ndarray, ids_N: np.ndarray) -> Calibration:
     """Return the temperature and biases under which the true domains are likeliest, every domain counting the same.
 
-    The scores are log probabilities of texts that the classifier was not fitted on.
+    Args:
+        scores_NK: Log probabilities of texts that the classifier was not fitted on.
+        ids_N: Their true domains.
     """
-    weights_N = balanced_weights(domain_ids, num_domains=num_domains)
-    rows = np.arange(len(domain_ids))
+    weights_N = equal_weights(ids_N)
+    rows = np.arange(len(ids_N))
 
     def loss(parameters: np.ndarray) -> float:
         log_temperature, bias_K = parameters[0], parameters[1:]
         log_p_NK = log_softmax(scores_NK / np.exp(log_temperature) + bias_K, axis=1)
-        return float(-weights_N @ log_p_NK[rows, domain_ids] + _BIAS_PENALTY * np.sum(parameters**2))
+        return float(-weights_N @ log_p_NK[rows, ids_N] + _BIAS_PENALTY * np.sum(parameters**2))
 
-    found = minimize(loss, np.zeros(1 + num_domains), method="L-BFGS-B").x
+    found = minimize(loss, np.zeros(1 + scores_NK.shape[1]), method="L-BFGS-B").x
     return Calibration(temperature=float(np.exp(found[0])), bias_K=found[1:] - found[1:].mean())
-
-
-def expected_calibration_error(probabilities_NK: np.ndarray, texts: LabelledTexts, *, num_domains: int) -> float:
-    """Return by how much the probability of the likeliest domain is off, on average over ten equal bins of it.
-
-    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3, with every domain counting the same.
-    """
-    weights_N = balanced_weights(texts.domain_ids, num_domains=num_domains)
-    confidence_N = probabilities_NK.max(axis=1)
-    is_right_N = probabilities_NK.argmax(axis=1) == np.array(texts.domain_ids)
-    bins_N = np.minimum((confidence_N * _NUM_BINS).astype(int), _NUM_BINS - 1)
-    gap_per_bin = np.bincount(bins_N, weights=weights_N * (confidence_N - is_right_N), minlength=_NUM_BINS)
-    return float(np.abs(gap_per_bin).sum())
-
-
-def balanced_weights(domain_ids: list[int], *, num_domains: int) -> np.ndarray:
-    """Return a weight a text, summing to 1, that gives every domain the same total."""
-    ids_N = np.array(domain_ids)
-    return 1.0 / (num_domains * np.bincount(ids_N, minlength=num_domains)[ids_N])

@@ -2,8 +2,8 @@
 
 A labeller is calibrated on the recipe's rows; what a model writes is of other sources. With texts of other sources
 whose domains the user gives (`versatune detect --labelled FILE`), the labels are calibrated again on them, and EM
-(`estimate.py`) finds the shares from these labels. Beside it stands black-box shift estimation: the shares that,
-through the confusion matrix, give the mean label seen. Both being near is a check.
+(`estimate.py`) finds the shares from these labels. Black-box shift estimation is reported beside it: the shares
+that, through the confusion matrix, give the observed mean label. The two should be close.
 
 The known texts are a sample too: they are drawn again, by domain, and the shares found with each calibration; their
 standard deviation is the error of the correction. What no calibration corrects shows in shares of mixtures of the known
@@ -33,7 +33,7 @@ from versatune_ds.knowledge.labeller import Labeller
 from versatune_ds.knowledge.reliability.source_error import LeftOutLabels, widened
 
 MIN_TEXTS = 10
-"""Known texts of a domain from which on labels are calibrated on them."""
+"""Known texts of every domain, unclear ones not counted, that a calibration needs."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,7 @@ class KnownLabels:
         is_clear_N = self.labels_NK.sum(axis=1) > 0
         times_N = np.ones(len(self.domain_ids), dtype=np.int64) if counts_N is None else counts_N
         kept = np.repeat(np.arange(len(self.domain_ids)), np.where(is_clear_N, times_N, 0))
-        ids = np.array(self.domain_ids)[kept].tolist()
-        return fit_calibration(log_labels(self.labels_NK[kept]), ids, num_domains=self.labels_NK.shape[1])
+        return fit_calibration(log_labels(self.labels_NK[kept]), np.array(self.domain_ids)[kept])
 
 
 class RecalibratedLabeller:
@@ -65,13 +64,12 @@ class RecalibratedLabeller:
         self.labeller, self.known = labeller, known
         self.calibration = known.calibration()
         labels_NK = _labels_of_halves(known)
-        num_domains = labels_NK.shape[1]
-        self.quality = quality_of(labels_NK, known.domain_ids, num_domains=num_domains, texts=texts)
+        self.quality = quality_of(labels_NK, known.domain_ids, texts=texts)
         self.left_out = LeftOutLabels(
             labels_NK=labels_NK,
             ids_N=np.array(known.domain_ids),
             source_ids_N=np.zeros(len(known.domain_ids), dtype=np.int64),
-            is_other_source_K=np.ones(num_domains, dtype=bool),
+            is_other_source_K=np.ones(labels_NK.shape[1], dtype=bool),
         )
 
     def label(self, texts: list[str]) -> np.ndarray:
@@ -85,11 +83,13 @@ class RecalibratedLabeller:
 
 def recalibrated_labeller(labeller: Labeller, known: KnownLabels, *, texts: str) -> Labeller:
     """Return the labeller calibrated on known texts; where there are too few, as it was, with a warning."""
-    fewest = int(np.bincount(known.domain_ids, minlength=known.labels_NK.shape[1]).min())
+    is_clear_N = known.labels_NK.sum(axis=1) > 0
+    num_clear_K = np.bincount(np.array(known.domain_ids)[is_clear_N], minlength=known.labels_NK.shape[1])
+    fewest = int(num_clear_K.min())
     if fewest < MIN_TEXTS:
         logger.warning(
-            "--labelled: %s: a domain has %d texts, so the shares are not corrected by them; give %d or more of every "
-            "domain",
+            "--labelled: %s: a domain has %d texts that are not unclear, so they do not correct the shares; give %d or "
+            "more of every domain",
             texts,
             fewest,
             MIN_TEXTS,
@@ -138,15 +138,19 @@ def recalibrated(labels_NK: np.ndarray, calibration: Calibration) -> np.ndarray:
 
 
 def black_box_shares(mean_K: np.ndarray, confusion_KK: np.ndarray) -> np.ndarray:
-    """Return the shares, none below 0, whose mean label through the confusion matrix is nearest to the one seen.
+    """Return the shares, none below 0, whose mean label through the confusion matrix is nearest to the observed one.
+
+    The shares are of what is labelled, as those by EM are: mean label and confusion matrix are both divided by their
+    sums over the domains, which are below 1 where texts are unclear.
 
     Args:
         mean_K: Mean label of the sequences.
-        confusion_KK: Mean label [true domain, domain].
+        confusion_KK: Mean label [true domain, domain]; every domain has texts that are not unclear.
 
     Example: if half of law's label goes to code and none of code's to law, a mean of (.25, .75) gives (.5, .5).
     """
-    system = np.vstack([confusion_KK.T, np.full(len(mean_K), _SUM_WEIGHT)])
+    of_labelled_KK = confusion_KK / confusion_KK.sum(axis=1, keepdims=True)
+    system = np.vstack([of_labelled_KK.T, np.full(len(mean_K), _SUM_WEIGHT)])
     shares_K, _ = nnls(system, np.append(mean_K / mean_K.sum(), _SUM_WEIGHT))
     return shares_K / shares_K.sum()
 

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.domain_descriptions import Description, parts_of
-from versatune_ds.knowledge.label_classifier import Calibration, fit_calibration
+from versatune_ds.knowledge.label_classifier import fit_calibration
 from versatune_ds.knowledge.label_quality import LabelQuality, quality_of
 from versatune_ds.knowledge.label_texts import DividedTexts, joined_texts
 from versatune_ds.knowledge.reliability.source_error import LeftOutLabels
@@ -109,7 +109,7 @@ class EmbeddingLabeller:
             scores_NK[is_out_N] = model.scores(vectors_ND[is_out_N])
             likeness_N[is_out_N] = model.likeness(vectors_ND[is_out_N])
         self._least_likeness = float(np.quantile(likeness_N, _UNCLEAR_SHARE))
-        self._calibration = _calibration(scores_NK, ids_N, num_domains=len(domain_set))
+        self._calibration = fit_calibration(scores_NK, ids_N)
         self.quality = self._quality_of_folds(scores_NK, likeness_N, ids_N, folds)
         self.left_out = _left_out_labels(
             scores_NK, ids_N, folds, np.array(known.file_ids), is_clear_N=likeness_N >= self._least_likeness
@@ -145,39 +145,33 @@ class EmbeddingLabeller:
 
         Where every domain is one file, the texts are of the same files as the fit; `texts` of the result states which.
         """
-        num_domains = len(self._domain_set)
         is_second_N = np.arange(len(ids_N)) % 2 == 1
         labels_NK = np.zeros_like(scores_NK)
         for is_half_N in (is_second_N, ~is_second_N):
-            calibration = _calibration(scores_NK[~is_half_N], ids_N[~is_half_N], num_domains=num_domains)
+            calibration = fit_calibration(scores_NK[~is_half_N], ids_N[~is_half_N])
             labels_NK[is_half_N] = calibration.probabilities(scores_NK[is_half_N])
         labels_NK *= (likeness_N >= self._least_likeness)[:, None]
         is_other_N = folds.is_of_other_file_N
         of_all = bool(is_other_N.all())
         if not is_other_N.any():
             text = "parts of the same files that were left out: every domain is one file"
-            return quality_of(labels_NK, ids_N.tolist(), num_domains=num_domains, texts=text)
+            return quality_of(labels_NK, ids_N.tolist(), texts=text)
         text = "files left out of the fit" + ("" if of_all else ", of the domains that have several")
-        return quality_of(labels_NK[is_other_N], ids_N[is_other_N].tolist(), num_domains=num_domains, texts=text)
-
-
-def _calibration(scores_NK: np.ndarray, ids_N: np.ndarray, *, num_domains: int) -> Calibration:
-    return fit_calibration(scores_NK, ids_N.tolist(), num_domains=num_domains)
+        return quality_of(labels_NK[is_other_N], ids_N[is_other_N].tolist(), texts=text)
 
 
 def _left_out_labels(
     scores_NK: np.ndarray, ids_N: np.ndarray, folds: TextFolds, file_ids_N: np.ndarray, *, is_clear_N: np.ndarray
 ) -> LeftOutLabels:
     """Return the labels of all texts, each fold's calibrated on the other folds."""
-    num_domains = scores_NK.shape[1]
     labels_NK = np.zeros_like(scores_NK)
     for fold in range(folds.num_folds):
         is_out_N = folds.fold_N == fold
-        calibration = _calibration(scores_NK[~is_out_N], ids_N[~is_out_N], num_domains=num_domains)
+        calibration = fit_calibration(scores_NK[~is_out_N], ids_N[~is_out_N])
         labels_NK[is_out_N] = calibration.probabilities(scores_NK[is_out_N])
     return LeftOutLabels(
         labels_NK=labels_NK * is_clear_N[:, None],
         ids_N=ids_N,
         source_ids_N=file_ids_N,
-        is_other_source_K=np.array([folds.is_of_other_file_N[ids_N == k].all() for k in range(num_domains)]),
+        is_other_source_K=np.array([folds.is_of_other_file_N[ids_N == k].all() for k in range(scores_NK.shape[1])]),
     )

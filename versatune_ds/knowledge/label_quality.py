@@ -29,7 +29,7 @@ class LabelQuality:
     """How well labels fit the domains that are known; every domain counts the same, whatever its number of texts."""
 
     texts: str
-    """Where the texts are from, for people."""
+    """Where the texts are from, in words."""
     accuracy: float
     """Share of the texts whose likeliest domain is right; an unclear text is wrong."""
     mean_probability: float
@@ -53,16 +53,15 @@ class LabelQuality:
         }
 
 
-def quality_of(labels_NK: np.ndarray, domain_ids: list[int], *, num_domains: int, texts: str) -> LabelQuality:
+def quality_of(labels_NK: np.ndarray, domain_ids: list[int], *, texts: str) -> LabelQuality:
     """Return how well labels fit; a domain without texts is left out of the means.
 
     Args:
         labels_NK: Probabilities [N, K]; a row sums to 1, or to less by what is unclear.
         domain_ids: The true domains.
-        num_domains: K.
         texts: Where the texts are from.
     """
-    ids_N = np.array(domain_ids)
+    ids_N, num_domains = np.array(domain_ids), labels_NK.shape[1]
     num_texts_K = np.bincount(ids_N, minlength=num_domains)
     weights_N = equal_weights(ids_N)
     mass_N = labels_NK.sum(axis=1)

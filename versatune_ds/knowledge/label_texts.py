@@ -82,7 +82,7 @@ def read_divided_texts(
         data: The recipe's data section.
         tokenizer: Of the base model; texts are cut after its tokens.
         max_tokens: Tokens a text keeps.
-        rows_per_domain: Of each domain, the records with the smallest hashes, at most that many.
+        rows_per_domain: Of each domain, the records with the smallest hashes, at most that many; 20 or more.
         cache_dir: Where the built-in corpus is.
 
     Raises:
@@ -93,13 +93,14 @@ def read_divided_texts(
         # Sample the domain's records by their hashes.
         key = key_of(data, domain=name)
         rows = _hashed_texts(find_files(files.train, key=key), columns=files.columns)
-        by_hash = texts_with_smallest_hashes(rows, num_texts=max(rows_per_domain, MIN_ROWS))
+        by_hash = texts_with_smallest_hashes(rows, num_texts=rows_per_domain)
         if len(by_hash) < MIN_ROWS:
             raise ValueError(
-                f"{key}: domain {name!r} has {len(by_hash)} different rows, the classifier needs {MIN_ROWS}"
+                f"{key}: domain {name!r} has {len(by_hash)} different examples, the labeller needs {MIN_ROWS}; add "
+                "some, or set detect.method=likelihood"
             )
         # In the order of the hashes, which is random, the first texts are a sample too.
-        kept = [by_hash[row_hash] for row_hash in sorted(by_hash)[:rows_per_domain]]
+        kept = [by_hash[row_hash] for row_hash in sorted(by_hash)]
         texts = cut_texts([text for text, _ in kept], tokenizer=tokenizer, max_tokens=max_tokens)
         ends = (0, round(len(texts) * _FIT_SHARE), round(len(texts) * (_FIT_SHARE + _CALIBRATE_SHARE)), len(texts))
         for part, start, end in zip(parts, ends, ends[1:], strict=False):

@@ -1,4 +1,4 @@
-"""What a labeller is, and how the one that a recipe asks for is made.
+"""Define what a labeller is, and make the one that a recipe chooses.
 
 A labeller turns texts into probabilities over the domains and describes itself. Everything else about detection is the
 same for all labellers.
@@ -86,7 +86,7 @@ def _fitted(
     if config.detect.labeller == "classifier":
         from versatune_ds.knowledge.label_classifier import ClassifierLabeller  # scikit-learn takes a second to import
 
-        return ClassifierLabeller(texts, num_domains=len(domain_set))
+        return ClassifierLabeller(texts)
     from versatune_ds.knowledge.label_embedding import EmbeddingLabeller
 
     found = describe_domains(descriptions, texts.fit, domain_set=domain_set)

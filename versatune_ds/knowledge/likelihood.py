@@ -1,6 +1,6 @@
-"""Find out what a base model knows of each domain by how well it predicts it: the second witness beside generation.
+"""Measure how well a base model predicts each domain: the second method of detection, beside generation.
 
-A model that knows a domain needs fewer bits for its rows. Some texts need few bits from anybody, so the bits are
+A model that knows a domain needs fewer bits for its rows. Some texts are easy for every model, so the bits are
 compared with those of a byte n-gram model, fitted on the same number of bytes of every domain (`byte_ngram.py`): it
 knows the language and the domains' spelling, and nothing that takes longer memory. Nothing is sampled, no text is
 labelled, and the measurement takes one forward pass over a few hundred rows.
@@ -99,8 +99,9 @@ def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) 
         num_processes: Processes that measure, each with its own copy of the model.
 
     Raises:
-        TooFewRowsError: If a domain has fewer than two held-out rows.
+        TooFewRowsError: If a domain has fewer than two held-out rows with text.
         ValueError: If the model or its tokenizer cannot be loaded.
+        RuntimeError: If the model's losses are not finite.
     """
     rows = likelihood_rows(config, tokenizer=tokenizer)
     cache_dir = cache_folder(config)
@@ -121,6 +122,11 @@ def _measure_missing(rows: LikelihoodRows, config: RunConfig, *, store: NatsStor
     with ProcessPool(partial(_open, config, kept), num_processes=num_processes) as pool:
         measured = pool.map(partial(_nats_of_batch, config, num_batches), missing)
         for batch, nats_E in with_progress(measured, num_items=len(missing), what="held-out rows: %s batches"):
+            if not np.isfinite(nats_E).all():
+                raise RuntimeError(
+                    "detect.method: likelihood: the model's losses of held-out rows are not finite; set "
+                    "train.precision=fp32, check the model's weights, or set detect.method=generation"
+                )
             store.add(batch, nats_E)
 
 
@@ -207,11 +213,11 @@ def likelihood_weights(model_bits_K: np.ndarray, baseline_bits_K: np.ndarray) ->
 
 
 def weights_with_intervals(model: ExampleLosses, baseline: ExampleLosses, *, seed: int) -> Shares:
-    """Return the weights, and their 95 % intervals from a bootstrap over the rows of every domain."""
+    """Return the weights, and their 95 % intervals from a bootstrap over the rows of every domain that have text."""
     rng = np.random.default_rng(seed)
     sums_RK = np.empty((2, _NUM_DRAWS, model.num_domains))
     for k in range(model.num_domains):
-        of_domain = np.flatnonzero(model.domain_ids_E == k)
+        of_domain = np.flatnonzero((model.domain_ids_E == k) & (model.num_loss_tokens_E > 0))
         counts_RE = rng.multinomial(len(of_domain), np.full(len(of_domain), 1 / len(of_domain)), size=_NUM_DRAWS)
         for place, losses in enumerate((model, baseline)):  # the same rows, so what makes a row hard cancels
             sums_RK[place, :, k] = counts_RE @ losses.loss_sum_E[of_domain]

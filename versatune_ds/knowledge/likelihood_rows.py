@@ -1,7 +1,7 @@
 """Read the rows that likelihood detection measures, and the texts that its baseline is fitted on.
 
 Both are the prepared rows that training reads, under `data.loss_on: all`: what a domain consists of is questions too.
-Two things are left out, since they tell no domain from another: special tokens, and what all rows begin with (the
+Two things are left out, because no domain differs in them: special tokens, and what all rows begin with (the
 system turn that many templates add).
 
 Shape legend: **K** domains.
@@ -93,7 +93,7 @@ def likelihood_rows(config: RunConfig, *, tokenizer: Any) -> LikelihoodRows:
     """Prepare a recipe's rows, and choose those to measure and those to fit the baseline on.
 
     Raises:
-        ValueError: If a domain has fewer than two held-out rows.
+        TooFewRowsError: If a domain has fewer than two held-out rows with text.
     """
     data = config.data.model_copy(update={"loss_on": "all"})
     prepared = prepare_domains(data, tokenizer=tokenizer, cache_dir=cache_folder(config))
@@ -102,6 +102,7 @@ def likelihood_rows(config: RunConfig, *, tokenizer: Any) -> LikelihoodRows:
     chosen = [ExampleSubset(rows, max_examples=num_measured, seed=seed) for rows in prepared.valid]
     of_text = {"special_ids": special_ids_of(tokenizer), "num_common": common_beginning(chosen)}
     held_out = [TextRows(rows, **of_text) for rows in chosen]
+    check_text_rows(held_out)
     texts = [[rows.text(i, tokenizer=tokenizer) for i in range(rows.num_examples)] for rows in held_out]
     to_fit = []
     for rows in prepared.train:
@@ -122,10 +123,20 @@ class TooFewRowsError(ValueError):
 
 def _check_held_out(prepared: PreparedData) -> None:
     """Raise TooFewRowsError if a domain has too few held-out rows."""
-    few = [shards.name for shards in prepared.valid if shards.num_examples < MIN_ROWS]
+    _refuse([shards.name for shards in prepared.valid if shards.num_examples < MIN_ROWS], what=f"{MIN_ROWS}")
+
+
+def check_text_rows(held_out: Sequence[TextRows]) -> None:
+    """Raise TooFewRowsError if too few of the held-out rows of a domain have text to measure."""
+    few = [rows.name for rows in held_out if np.count_nonzero(rows.loss_lengths) < MIN_ROWS]
+    _refuse(few, what=f"{MIN_ROWS} with text")
+
+
+def _refuse(few: Sequence[str], *, what: str) -> None:
+    """Raise TooFewRowsError if a domain is listed; `what` is how many rows of what kind each needs."""
     if few:
         raise TooFewRowsError(
-            f"detect.method: likelihood measures held-out rows, and {', '.join(few)} has fewer than {MIN_ROWS}; give "
+            f"detect.method: likelihood measures held-out rows, and {', '.join(few)} has fewer than {what}; give "
             "held-out rows, raise data.valid_fraction, or set detect.method=generation"
         )
 

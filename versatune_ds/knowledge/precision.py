@@ -1,6 +1,6 @@
 """Decide how many sequences are enough: as many as an interval of a given width needs.
 
-The width of an interval falls with the square root of the number of sequences, so every round says how many would do.
+The width of an interval falls with the square root of the number of sequences, so every round logs how many are needed.
 What no number of sequences changes is left out of that: text without a label (half its share is on either side of every
 interval) and the labeller's errors, which are added after the last round (`reliability/interval_parts.py`).
 

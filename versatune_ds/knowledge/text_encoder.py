@@ -23,6 +23,7 @@ from versatune_ds.config import EmbeddingConfig
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.distributed import World
+from versatune_ds.knowledge.base_model import hub_folder
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.log import first_line
 from versatune_ds.monitor.progress_lines import with_progress
@@ -35,6 +36,7 @@ _HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 _MARK = "modules.json"
 """The file that every folder saved by sentence-transformers has."""
 _FILES_OF_MODEL = (".safetensors", ".bin", ".json", ".txt", ".model")
+_OTHER_FORMATS = ("*.onnx", "openvino/*", "*.h5", "*.ot", "*.msgpack")
 _BATCH = 32
 _TEXTS_AT_A_TIME = 512
 """Texts encoded before their vectors are written, which is what a kill can cost."""
@@ -65,7 +67,9 @@ def find_encoder(settings: EmbeddingConfig) -> EncoderFolder:
     name = settings.name_or_path
     if name is not None:
         folder = Path(name)
-        return EncoderFolder(name=name, folder=_checked(folder if folder.is_dir() else _fetched(name)))
+        if not folder.is_dir():
+            folder = hub_folder(name, key="detect.embedding.name_or_path", ignored=_OTHER_FORMATS)
+        return EncoderFolder(name=name, folder=_checked(folder))
     package = find_spec(_PACKAGE)
     if package is not None and package.origin is not None:
         folder = Path(package.origin).parent / "model"
@@ -212,13 +216,3 @@ def _checked(folder: Path) -> Path:
             f"detect.embedding.name_or_path: {folder} has no {_MARK}; expected a folder saved by sentence-transformers"
         )
     return folder
-
-
-def _fetched(name: str) -> Path:
-    """Return the local folder of an encoder of the Hub."""
-    try:
-        return Path(snapshot_download(name, ignore_patterns=["*.onnx", "openvino/*", "*.h5", "*.ot", "*.msgpack"]))
-    except Exception as error:  # huggingface_hub and the network each have their own
-        raise ValueError(
-            f"detect.embedding.name_or_path: {name!r} is no folder, nor found on the Hub: {first_line(error)}"
-        ) from None

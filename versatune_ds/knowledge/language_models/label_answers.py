@@ -13,6 +13,7 @@ Shape legend: **K** domains.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def _bold_names(text: str, domain_set: DomainSet) -> list[np.ndarray]:
 
 
 def _parts(text: str, domain_set: DomainSet) -> list[_Part] | None:
-    """Return the names and numbers of a text in their order; None if it has words that are no part of an answer."""
+    """Return the names and numbers of a text in their order; None if anything in it is no part of an answer."""
     ids: dict[str, int | None] = dict.fromkeys(_NO_DOMAIN)
     ids |= {name.casefold(): k for k, name in enumerate(domain_set)}
     longest_first = sorted(ids, key=len, reverse=True)
@@ -163,6 +164,8 @@ def _parts(text: str, domain_set: DomainSet) -> list[_Part] | None:
             parts.append(_Part(is_name=True, domain=ids[found[0]]))
         elif found := _NUMBER.match(text, place):
             number = float(found[1])
+            if math.isinf(number):
+                return None
             parts.append(_Part(is_name=False, value=number / 100 if found[2] or number > 1 else number))
         elif not (found := _MARKS.match(text, place) or _ANSWERING.match(text, place)):
             return None
