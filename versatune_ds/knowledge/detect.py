@@ -205,7 +205,8 @@ def _warn_if_unlike_the_rows(found: Detection) -> None:
     if expected is not None and found.estimate.confidence < expected - 0.1:
         logger.warning(
             "the classifier's likeliest domain has probability %.2f on average, on the recipe's own rows %.2f: the "
-            "model writes much that is unlike these domains, and the shares show only what it resembles most",
+            "model writes much that is unlike these domains, and the shares show only what it resembles most; for a "
+            "model tuned on answers, let it answer (detect.sampling.prefix=user_header) or trust likelihood more",
             found.estimate.confidence,
             expected,
         )

@@ -31,6 +31,15 @@ from versatune_ds.training.start_checks import StartCheckInput, check_start
 logger = logging.getLogger(__name__)
 
 _BAR_CHARACTERS = 30
+_LIKELIHOOD_LEGEND = (
+    "bits a byte of held-out rows, less is better; baseline: those of a model that knows only spelling and frequent "
+    "words; saved:\nthe difference, what the model knows; likelihood: the weights that follow. Their intervals contain "
+    "the choice of rows, not the\nerror of the formula."
+)
+_BOTH_LEGEND = (
+    "The weights of prior.json are those of generation, what the model writes; likelihood is a second witness. Where "
+    "they differ much,\nstart between them: set mixture.prior by hand, or choose detect.method."
+)
 _LIBRARIES = ("versatune_ds", "torch", "transformers", "scikit-learn")
 
 
@@ -61,7 +70,10 @@ def detect_recipe(
         raise ValueError(f"--output: {path}: expected a file that ends in .json")
     values = prior_values(detect(config, num_processes=num_processes, labelled=labelled), config.detect)
     chart = write_prior(path, values)
-    return f"{prior_table(values)}\n\nprior  {path}\nchart  {chart}"
+    next_step = "versatune reference, then versatune train, with this recipe, which names the file"
+    if path != config.mixture.prior:
+        next_step = f"versatune reference, then versatune train, with mixture.prior={path}"
+    return f"{prior_table(values)}\n\nprior  {path}\nchart  {chart}\nnext   {next_step}"
 
 
 def prior_values(found: Detection, settings: DetectConfig) -> dict[str, Any]:
@@ -188,4 +200,7 @@ def likelihood_table(values: dict[str, Any]) -> str:
         bits = (f"{found[key][name]:.3f}" for key in ("bits_per_byte", "baseline_bits_per_byte"))
         row = [name, *bits, f"{saved:.3f} +- {error:.3f}", f"{weight:.3f}", f"{low:.3f} - {high:.3f}"]
         rows.append(row if written is None else [*row, f"{written['weights'][name]:.3f}"])
-    return text_table(tuple(header if written is None else [*header, "generation"]), [tuple(row) for row in rows])
+    if written is None:
+        return f"{text_table(tuple(header), [tuple(row) for row in rows])}\n{_LIKELIHOOD_LEGEND}"
+    table = text_table((*header, "generation"), [tuple(row) for row in rows])
+    return f"{table}\n{_LIKELIHOOD_LEGEND}\n{_BOTH_LEGEND}"

@@ -15,6 +15,7 @@ Shape legend: **E** held-out rows, **K** domains, **R** bootstrap draws.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,8 @@ from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.held_out import losses_without_engine
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 from versatune_ds.training.worker import set_threads
+
+logger = logging.getLogger(__name__)
 
 EXPONENT = 2
 """Power of the relative saving that becomes a weight; chosen on base models with known mixtures."""
@@ -118,6 +121,9 @@ def _measure_missing(rows: LikelihoodRows, config: RunConfig, *, store: NatsStor
     """Measure the micro-batches that are not stored yet; only this process writes, so there is one file."""
     num_batches = _loader(config, rows, batch=0, num_batches=1, pad_id=0).num_micro_batches
     missing = [batch for batch in range(num_batches) if batch not in store]
+    if missing:
+        num_rows = sum(part.num_examples for part in rows.held_out)
+        logger.info("likelihood: %d held-out rows; fewer with detect.likelihood_rows", num_rows)
     kept = rows if num_processes == 1 else None
     with ProcessPool(partial(_open, config, kept), num_processes=num_processes) as pool:
         measured = pool.map(partial(_nats_of_batch, config, num_batches), missing)

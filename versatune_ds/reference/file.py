@@ -89,7 +89,11 @@ def provenance(config: RunConfig, *, digests: Mapping[str, str]) -> Result:
 def reference_table(results: Sequence[Result]) -> str:
     """Return one line a domain: its first loss, its best one, and the gap to its training loss."""
     header = ("domain", "base loss", "reference", "+-", "potential", "train loss", "gap", "step", "of")
-    return text_table(header, [_cells(result) for result in results])
+    legend = (
+        "held-out losses in nats per loss token; reference: the lowest, after step of the steps trained; potential: "
+        "what is left\nto learn of the base loss; gap: reference minus training loss, large where rows were memorised"
+    )
+    return f"{text_table(header, [_cells(result) for result in results])}\n{legend}"
 
 
 def _cells(result: Result) -> tuple[str, ...]:

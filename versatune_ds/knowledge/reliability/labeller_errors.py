@@ -62,8 +62,9 @@ def correct_shares(found: Detection, labeller: RecalibratedLabeller, settings: D
     found.labeller["correction"] = correction
     black_box = "  ".join(f"{name} {share:.3f}" for name, share in correction["black_box_shares"].items())
     logger.info(
-        "labels calibrated on the labelled texts: calibration error %.3f there (each half on the other); shares of "
-        "sequences by black-box shift estimation:\n  %s",
+        "labels calibrated on the labelled texts: calibration error %.3f there (each half on the other). The weights "
+        "follow from these labels; a second way from the same, black-box shift estimation, gives shares of sequences "
+        "of:\n  %s",
         correction["labelled"]["calibration_error"],
         black_box,
     )
