@@ -103,7 +103,6 @@ def plan_provenance(
             "num_mixtures": len(found.scored),
             "floor": float(limits.lower_K.min()),
             "cap": float(limits.upper_K.max()),
-            "z": goal.z,
         },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "version": metadata.version("versatune_ds"),

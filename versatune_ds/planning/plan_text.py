@@ -148,14 +148,13 @@ def bounds_notes(shown: Shown) -> Iterator[str]:
         change, error = goal.changes(found.predicted)[0, k], found.predicted.stderrs_NK[0, k] / goal.base_losses_K[k]
         yield (
             f"No mixture meets the bounds. This one breaks them least: {name} would change by {_percent(change)} +- "
-            f"{100 * error:.1f} %, and its bound is {_bound_cell(goal, k)}: with {goal.z:g} standard error it lies "
-            f"{100 * found.worst_excess:.1f} % beyond. Allow more with --bound {name}=NUMBER."
+            f"{100 * error:.1f} %, and its bound is {_bound_cell(goal, k)}: it lies {100 * found.worst_excess:.1f} % "
+            f"beyond. Allow more with --bound {name}=NUMBER."
         )
         return
     binding = [name for k, name in enumerate(names) if goal.excess(found.predicted)[0, k] > -_NEAR]
     if binding:
-        errors = f"{goal.z:g} standard error{'' if goal.z == 1 else 's'} included"
-        yield f"At their bound, {errors}: {', '.join(binding)}."
+        yield f"At their bound: {', '.join(binding)}. For a margin of an error, give bounds that much lower."
 
 
 def front_text(points: Sequence[Mapping[str, Any]]) -> str:

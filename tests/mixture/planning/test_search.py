@@ -56,12 +56,6 @@ def test_a_bound_that_binds_is_met_exactly():
     assert find(predictor, bound_all=0.12).weights_K == pytest.approx([0.2, 0.8], abs=1e-3)
 
 
-def test_standard_errors_count_against_a_bound():
-    # One standard error of .03: .3 - .9 w + .03 = 0.
-    predictor = quadratic(base=[1, 1], gain=[0.6, 2], others=[0.3, 0], stderr=0.03)
-    assert find(predictor, "balanced").weights_K == pytest.approx([0.33 / 0.9, 1 - 0.33 / 0.9], abs=1e-3)
-
-
 def test_the_target_gets_what_the_bounds_of_the_others_leave():
     predictor = quadratic(base=[1, 2, 1], gain=[1, 0.5, 0.5], others=[0, 0.2, 0.1])
     found = find(predictor, "target", target="law")

@@ -40,7 +40,7 @@ def fill_front(predictor: Predictor, goal: Goal, scored: Scored, *, limits: Limi
 
     Only for a predictor in closed form: with a costly one the front consists of what the search asked for.
     """
-    free = replace(goal, purpose="mean", target_id=None, bounds_K=np.full(len(goal.bounds_K), np.inf), z=0.0)
+    free = replace(goal, purpose="mean", target_id=None, bounds_K=np.full(len(goal.bounds_K), np.inf))
     zero = replace(free, bounds_K=np.where(np.isnan(goal.base_losses_K), np.inf, 0.0))
     within_N = np.flatnonzero(limits.contain(scored.weights_NK))
     start_K = scored.weights_NK[within_N[free.order(scored.predicted_at(within_N))[0]]]

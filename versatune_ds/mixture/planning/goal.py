@@ -25,10 +25,6 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 DEFAULT_BOUNDS: Mapping[Purpose, float] = {"mean": math.inf, "balanced": 0.0, "target": 0.02}
 """How far a domain's loss may rise above the base model's, as a share of it, where no bound is given."""
 
-Z = 1.0
-"""Standard errors added to a predicted loss before it is compared with a bound: at 1, five of six domains that the plan
-puts exactly at their bound end within it, if the errors are normal."""
-
 TOLERANCE = 1e-6
 """Excess that still counts as none, for rounding in the optimiser: a millionth of the loss."""
 
@@ -44,7 +40,6 @@ class Goal:
     """Largest relative rise of each domain's loss; infinite for none."""
     target_id: int | None = None
     """The domain to strengthen, with the purpose `target`."""
-    z: float = Z
 
     def changes(self, predicted: Predicted) -> np.ndarray:
         """Return the predicted change of each loss as a share of the base model's, [N,K]."""
@@ -58,7 +53,7 @@ class Goal:
 
     def excess(self, predicted: Predicted) -> np.ndarray:
         """Return how far each domain lies beyond its bound, [N,K]; negative within it, -inf where it has none."""
-        risen_NK = self.changes(predicted) + self.z * predicted.stderrs_NK / self.base_losses_K
+        risen_NK = self.changes(predicted)
         return np.where(np.isnan(risen_NK), -np.inf, risen_NK - self.bounds_K)
 
     def worst_excess(self, predicted: Predicted) -> np.ndarray:
