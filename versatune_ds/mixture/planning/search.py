@@ -10,7 +10,7 @@ Shape legend: **N** mixtures, **K** domains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -186,5 +186,6 @@ def _surrogate_best(scored: Scored, goal: Goal, *, limits: Limits, rng: np.rando
     fit = QuadraticFit(scored.weights_NK, scored.predicted)
     by_fit = Scored(fit, num_domains=scored.weights_NK.shape[1])
     by_fit.score(np.concatenate([scored.weights_NK, candidates(rng, _NUM_SURROGATE_CANDIDATES, limits=limits)]))
-    _search_cheap(fit, goal, by_fit, limits=limits)
-    return by_fit.weights_NK[[_best_within(by_fit, goal, limits)]]
+    stricter = replace(goal, bounds_K=goal.bounds_K - fit.margin_K / goal.base_losses_K)
+    _search_cheap(fit, stricter, by_fit, limits=limits)
+    return by_fit.weights_NK[[_best_within(by_fit, stricter, limits)]]

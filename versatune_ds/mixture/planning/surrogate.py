@@ -38,13 +38,14 @@ class QuadraticFit:
         self._coefficients_MK[:, is_known_K] = np.linalg.solve(
             features_NM.T @ features_NM + penalty_MM, features_NM.T @ centred_NK
         )
-        # What the fit puts exactly at a bound would often lie beyond it: the error of the fit keeps a distance.
         fitted_NK = self._means_K + features_NM @ self._coefficients_MK
         errors_K = np.sqrt(np.mean((fitted_NK - predicted.losses_NK) ** 2, axis=0))
-        self._stderrs_K = predicted.stderrs_NK.mean(axis=0) + 2.0 * errors_K + _LEAST_ERROR * self._means_K
+        self.margin_K = 2.0 * errors_K + _LEAST_ERROR * self._means_K
+        """Distance to keep from a bound, in nats [K]: what the fit puts exactly at one would often lie beyond it."""
+        self._stderrs_K = predicted.stderrs_NK.mean(axis=0)
 
     def predict(self, weights_NK: np.ndarray) -> Predicted:
-        """Predict the losses of N mixtures; their standard errors include the error of the fit."""
+        """Predict the losses of N mixtures; the standard errors are those of the mixtures fitted, in the mean."""
         losses_NK = self._means_K + _products(weights_NK) @ self._coefficients_MK
         return Predicted(losses_NK=losses_NK, stderrs_NK=np.broadcast_to(self._stderrs_K, losses_NK.shape))
 
