@@ -108,6 +108,15 @@ def test_help_lists_every_subcommand_with_a_sentence(versatune):
         assert re.search(rf"^    {command}\s+[A-Z]\w+( \S+){{3}}", called.out, flags=re.MULTILINE), command
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if "key=value" in COMMANDS[name]])
+def test_overrides_are_never_reported_as_required(versatune, command):
+    called = versatune(command)
+    assert called.code == 2
+    required = called.err.rpartition("are required: ")[2].strip().split(", ")
+    assert required[0] in {"recipe", "RUN", "RUN|FOLDER", "comparison"}
+    assert all(name.startswith("--") for name in required[1:])
+
+
 def test_a_call_without_a_command_is_a_usage_error(versatune):
     assert versatune().code == 2
 

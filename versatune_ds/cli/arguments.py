@@ -41,8 +41,8 @@ def comma_separated(text: str) -> tuple[str, ...]:
 FILE: dict[str, Any] = {"type": path_argument, "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": path_argument, "metavar": "FOLDER"}
 NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}
-OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "key=value"}
-"""Settings of `add_argument` for kinds of arguments."""
+OVERRIDES: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "key=value"}
+"""Settings of `add_argument` for kinds of arguments; without a default, argparse would report overrides as required."""
 
 
 def add_command(commands: Commands, name: str, run: Run, *, example: str) -> argparse.ArgumentParser:
