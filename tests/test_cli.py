@@ -230,6 +230,50 @@ def test_a_bug_always_shows_its_traceback(versatune, recipe, monkeypatch):
         versatune("prepare", recipe)
 
 
+def wrapped_interrupt(*arguments, **options):
+    """Raise what Python 3.11 makes of an interrupt within an import."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as interrupt:
+        raise RuntimeError("Error calling __set_name__ on 'cached_property' instance") from interrupt
+
+
+def plain_interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupt", [plain_interrupt, wrapped_interrupt])
+@pytest.mark.parametrize(
+    ("arguments", "what_works", "kept"),
+    [
+        (["detect", "r.yaml"], "knowledge.detect_recipe.detect_recipe", "what was drawn and measured is kept"),
+        (["reference", "r.yaml"], "reference.command.launch_reference", "domains measured so far are kept"),
+        (["reference", "r.yaml", "--fresh"], "reference.command.launch_reference", ""),
+        (["reference", "r.yaml", "--score=m"], "reference.command.launch_reference", ""),
+        (["plan", "r.yaml"], "planning.plan_command.plan_recipe", ""),
+        (["compare", "r.yaml"], "comparison.compare.compare", "finished stages and runs are kept"),
+        (["evaluate", "runs/r"], "evaluation.command.evaluate", ""),
+        (["prepare", "r.yaml"], "config.load_config", "domains prepared so far are kept"),
+        (["train", "r.yaml"], "config.load_config", "checkpoints of the run are kept"),
+        (["train", "r.yaml", "--fresh"], "config.load_config", ""),
+    ],
+)
+def test_ctrl_c_is_one_line_with_what_is_kept_and_exit_code_130(
+    versatune, monkeypatch, interrupt, arguments, what_works, kept
+):
+    monkeypatch.setattr(f"versatune_ds.{what_works}", interrupt)
+    called = versatune(*arguments)
+    rest = f"; {kept}: the same command continues" if kept else ""
+    assert (called.code, called.out, called.err) == (130, "", f"versatune: interrupted{rest}\n")
+
+
+def test_of_the_processes_of_a_run_only_the_first_reports_ctrl_c(versatune, monkeypatch):
+    monkeypatch.setattr("versatune_ds.config.load_config", wrapped_interrupt)
+    monkeypatch.setenv("RANK", "1")
+    called = versatune("prepare", "r.yaml")
+    assert (called.code, called.err) == (130, "")
+
+
 @pytest.mark.slow
 def test_the_installed_command_writes_data_to_stdout_and_everything_else_to_stderr(recipe):
     command = [sys.executable, "-m", "versatune_ds.cli", "inspect", str(recipe), "--steps", "0:1", "run.seed=3"]

@@ -75,7 +75,11 @@ def _keys(parsed: argparse.Namespace) -> int:
 def add_prepare(commands: Commands) -> None:
     """Add `versatune prepare`."""
     command = add_command(
-        commands, "prepare", _prepare, example="versatune prepare recipes/six_domains.yaml data.folder=my_data"
+        commands,
+        "prepare",
+        _prepare,
+        example="versatune prepare recipes/six_domains.yaml data.folder=my_data",
+        kept="domains prepared so far are kept",
     )
     add_recipe(command)
 
