@@ -190,7 +190,7 @@ class VectorStore:
         records["key"] = [np.void(bytes.fromhex(key)) for key in keys]
         records["vector"] = vectors
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self._lock), self.path.open("ab") as file:
+        with locked(self._lock, what="the encoder's vectors"), self.path.open("ab") as file:
             size = file.tell()
             if size < 8:
                 file.truncate(0)
