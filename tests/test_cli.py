@@ -108,6 +108,15 @@ def test_help_lists_every_subcommand_with_a_sentence(versatune):
         assert re.search(rf"^    {command}\s+[A-Z]\w+( \S+){{3}}", called.out, flags=re.MULTILINE), command
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if "key=value" in COMMANDS[name]])
+def test_overrides_are_never_reported_as_required(versatune, command):
+    called = versatune(command)
+    assert called.code == 2
+    required = called.err.rpartition("are required: ")[2].strip().split(", ")
+    assert required[0] in {"recipe", "RUN", "RUN|FOLDER", "comparison"}
+    assert all(name.startswith("--") for name in required[1:])
+
+
 def test_a_call_without_a_command_is_a_usage_error(versatune):
     assert versatune().code == 2
 
@@ -219,6 +228,50 @@ def test_a_bug_always_shows_its_traceback(versatune, recipe, monkeypatch):
     )
     with pytest.raises(RecursionError):
         versatune("prepare", recipe)
+
+
+def wrapped_interrupt(*arguments, **options):
+    """Raise what Python 3.11 makes of an interrupt within an import."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as interrupt:
+        raise RuntimeError("Error calling __set_name__ on 'cached_property' instance") from interrupt
+
+
+def plain_interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupt", [plain_interrupt, wrapped_interrupt])
+@pytest.mark.parametrize(
+    ("arguments", "what_works", "kept"),
+    [
+        (["detect", "r.yaml"], "knowledge.detect_recipe.detect_recipe", "what was drawn and measured is kept"),
+        (["reference", "r.yaml"], "reference.command.launch_reference", "domains measured so far are kept"),
+        (["reference", "r.yaml", "--fresh"], "reference.command.launch_reference", ""),
+        (["reference", "r.yaml", "--score=m"], "reference.command.launch_reference", ""),
+        (["plan", "r.yaml"], "planning.plan_command.plan_recipe", ""),
+        (["compare", "r.yaml"], "comparison.compare.compare", "finished stages and runs are kept"),
+        (["evaluate", "runs/r"], "evaluation.command.evaluate", ""),
+        (["prepare", "r.yaml"], "config.load_config", "domains prepared so far are kept"),
+        (["train", "r.yaml"], "config.load_config", "checkpoints of the run are kept"),
+        (["train", "r.yaml", "--fresh"], "config.load_config", ""),
+    ],
+)
+def test_ctrl_c_is_one_line_with_what_is_kept_and_exit_code_130(
+    versatune, monkeypatch, interrupt, arguments, what_works, kept
+):
+    monkeypatch.setattr(f"versatune_ds.{what_works}", interrupt)
+    called = versatune(*arguments)
+    rest = f"; {kept}: the same command continues" if kept else ""
+    assert (called.code, called.out, called.err) == (130, "", f"versatune: interrupted{rest}\n")
+
+
+def test_of_the_processes_of_a_run_only_the_first_reports_ctrl_c(versatune, monkeypatch):
+    monkeypatch.setattr("versatune_ds.config.load_config", wrapped_interrupt)
+    monkeypatch.setenv("RANK", "1")
+    called = versatune("prepare", "r.yaml")
+    assert (called.code, called.err) == (130, "")
 
 
 @pytest.mark.slow

@@ -43,6 +43,20 @@ def test_a_pattern_selects_keys_by_name_or_meaning(pattern, found):
     assert [key.name for key in recipe_keys(pattern)] == found
 
 
+def sections_of(pattern):
+    return {key.name.split(".")[0] for key in recipe_keys(pattern)}
+
+
+def test_the_name_of_a_section_selects_its_keys_and_keys_of_that_name_but_no_mentions():
+    assert sections_of("detect") == sections_of("Detect") == {"detect"}
+    assert [key.name for key in recipe_keys("reference") if not key.name.startswith("reference.")] == [
+        "mixture.reference"
+    ]
+    assert all(key.name.startswith("mixture.safeguards.") for key in recipe_keys("safeguards"))
+    assert recipe_keys("mixture.steer") == recipe_keys("steer")
+    assert len(sections_of("held-out")) > 1  # no section: text anywhere
+
+
 def test_a_pattern_without_a_match_is_reported_in_one_line_with_exit_code_2(capsys):
     assert main(["keys", "nosuchkey"]) == 2
     message = "versatune: 'nosuchkey': no recipe key matches; `versatune keys` lists all\n"

@@ -10,7 +10,8 @@ import pytest
 from command_line import write_recipe
 from tiny_run import tiny_config
 
-from versatune_ds.distributed import free_port
+from versatune_ds.distributed import World, free_port
+from versatune_ds.distributed.failures import FailureBoard
 from versatune_ds.engine import checkpoint
 from versatune_ds.engine.engine import Engine
 from versatune_ds.training import assemble, start_checks, worker
@@ -144,3 +145,11 @@ def test_ranks_without_a_fault_exit_with_zero_and_report_no_failure(tmp_path):
     codes, errors = train(tmp_path, world_size=2, faults=[])
     assert codes == [0, 0], errors
     assert not any("fail" in text for text in errors)
+
+
+def test_an_interrupt_that_an_import_wrapped_ends_a_rank_with_130_and_one_line(capsys, caplog):
+    try:
+        raise RuntimeError("Error calling __set_name__ on 'cached_property' instance") from KeyboardInterrupt()
+    except RuntimeError as error:
+        code = worker._report(error, World(), FailureBoard(World(), has_state=lambda: False))
+    assert (code, capsys.readouterr().err, caplog.text) == (130, "versatune: interrupted\n", "")

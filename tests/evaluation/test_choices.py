@@ -47,6 +47,12 @@ def test_a_record_that_is_not_a_question_is_reported_with_file_and_line(tmp_path
         read_choices([path])
 
 
+def test_a_record_without_a_field_is_reported_with_the_fields_it_has(tmp_path):
+    path = write_jsonl(tmp_path / "law.jsonl", [{"query": "q", "choices": ["a", "b"], "gold": 1}])
+    with pytest.raises(ValueError, match=rf"^--choices: {path}:1: no field 'question'; found query, choices, gold; "):
+        read_choices([path])
+
+
 def test_a_folder_without_questions_and_a_second_file_of_a_domain_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"^--choices: .*no such file, or a folder without data files"):

@@ -16,6 +16,7 @@ from versatune_ds.knowledge.label_embedding import EmbeddingLabeller, descriptio
 from versatune_ds.knowledge.label_texts import DividedTexts, LabelledTexts
 from versatune_ds.knowledge.labeller import with_chosen_labeller
 from versatune_ds.knowledge.reliability.text_screen import TextScreen
+from versatune_ds.knowledge.text_encoder import NoEncoderError
 
 DOMAINS = DomainSet(("law", "code"))
 WORDS = {
@@ -93,12 +94,13 @@ def test_auto_is_the_classifier_where_no_encoder_is_found_and_the_log_says_why(t
     caplog.set_level("INFO")
 
     def missing(settings):
-        raise ValueError("detect.labeller: embedding needs sentence-transformers")
+        raise NoEncoderError("embedding needs a library", key="detect.labeller", todo="use detect.labeller=classifier")
 
     monkeypatch.setattr(labeller_module, "find_encoder", missing)
     config = with_chosen_labeller(detect_config(tmp_path, tmp_path))
     assert config.detect.labeller == "classifier"
-    assert "detect.labeller: auto: classifier; detect.labeller: embedding needs" in caplog.text
+    assert with_chosen_labeller(config) == config
+    assert caplog.messages == ["detect.labeller: auto: classifier; embedding needs a library"]  # once, nothing to do
     with pytest.raises(ValueError, match="embedding needs"):
         with_chosen_labeller(detect_config(tmp_path, tmp_path, "detect.embedding.name_or_path=mine"))
 

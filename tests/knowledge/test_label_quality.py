@@ -57,6 +57,9 @@ def test_labelled_texts_are_read_in_order(tmp_path):
     ("lines", "message"),
     [
         (["no json"], r"known.jsonl:1: no JSON object; expected"),
+        ([{"txt": "a", "label": "law"}], r"known.jsonl:1: no field 'text'; found txt, label; expected"),
+        ([{"text": "a", "label": "law"}], r"known.jsonl:1: no field 'domain'; found text, label; expected"),
+        ([{}], r"known.jsonl:1: no field 'text'; found none; expected"),
         (
             [{"text": "a", "domain": "law"}, {"text": "b", "domain": "lew"}],
             r"known.jsonl:2: domain: 'lew'; did you mean",

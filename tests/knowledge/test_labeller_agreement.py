@@ -1,6 +1,7 @@
 """Two labellers on the same texts: how often they agree, where they differ, and the shares by each."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +10,37 @@ from chat_data import chat_rows, write_jsonl
 from command_line import command_of, write_recipe
 
 from versatune_ds.domains import DomainSet
-from versatune_ds.knowledge.labeller_agreement import agreement_table, labeller_agreement, top_labels
+from versatune_ds.knowledge import labeller_agreement as labeller_agreement_module
+from versatune_ds.knowledge.labeller import with_chosen_labeller
+from versatune_ds.knowledge.labeller_agreement import (
+    agreement_table,
+    compare_with_embedded,
+    labeller_agreement,
+    top_labels,
+)
 
 DOMAINS = DomainSet(("law", "code"))
 
 
 def test_the_likeliest_domain_counts_unless_none_of_them_is_likelier():
     assert top_labels(np.array([[0.2, 0.5], [0.3, 0.3], [0, 0], [1, 0]])).tolist() == [1, 2, 2, 0]
+
+
+def test_the_labeller_compared_with_is_not_logged_as_the_choice_of_auto(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    chosen = []
+
+    def too_few_rows(config, **places):
+        chosen.append(with_chosen_labeller(config).detect.labeller)
+        raise ValueError("data: too few rows")
+
+    monkeypatch.setattr(labeller_agreement_module, "make_labeller", too_few_rows)
+    config = detect_config(tmp_path, tmp_path, "detect.labeller=openai", "detect.openai.model=m")
+    found = SimpleNamespace(labels_NK=np.zeros((0, 2)), domain_set=DOMAINS, folder=tmp_path)
+    compare_with_embedded(found, config, tokenizer=None, cache_dir=tmp_path)
+    assert chosen in (["embedding"], ["classifier"])
+    (message,) = caplog.messages
+    assert message == "the labels are not compared with those of an embedded labeller: data: too few rows"
 
 
 def test_agreement_pairs_and_shares_of_four_texts_by_hand():

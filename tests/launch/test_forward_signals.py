@@ -56,6 +56,19 @@ def test_a_launcher_that_forwards_signals_gets_them_itself():
     assert run_and_forward(["true"]) == 0
 
 
+def test_ctrl_c_before_a_rank_has_started_ends_the_launcher_and_is_an_interrupt():
+    code = (
+        "import os, signal, threading\n"
+        "from versatune_ds.launch.forward_signals import run_and_forward\n"
+        "threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
+        "try:\n"
+        "    run_and_forward(['sleep', '60'])\n"
+        "except KeyboardInterrupt:\n"
+        "    os._exit(130)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 130
+
+
 def test_a_rank_that_ends_before_its_signal_arrives_is_no_error(monkeypatch):
     gone = subprocess.Popen(["true"])
     gone.wait()

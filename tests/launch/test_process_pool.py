@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from versatune_ds.comparison.compare import num_jobs_of
+from versatune_ds.launch import process_pool
 from versatune_ds.launch.process_pool import Job, ProcessPool, gpu_names, places, run_jobs, start_job
 
 
@@ -23,6 +24,27 @@ def add_to_rank(world, item):
     if item == 13:
         raise ValueError("detect.sampling: thirteen")
     return item + 100 * world.world_size
+
+
+def interrupted_import(*arguments):
+    """Raise what Python 3.11 makes of an interrupt within an import."""
+    raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+
+def test_an_interrupt_within_an_import_reaches_the_caller_of_a_pool_as_an_interrupt(monkeypatch):
+    monkeypatch.setattr(process_pool._PROCESS, "loaded", "a model")
+    with pytest.raises(KeyboardInterrupt):
+        process_pool._work(interrupted_import, interrupted_import, 1)
+
+
+@pytest.mark.parametrize("work", [interrupted_import, partial(signal.raise_signal, signal.SIGINT)])
+def test_an_interrupted_job_ends_with_130_and_one_line_in_its_log(tmp_path, work):
+    codes, job = {}, Job(name="a", work=work, log=tmp_path / "a.log")
+    run_jobs([job], num_at_a_time=1, gpus=(), when_done=lambda job, code: codes.update({job.name: code}))
+    log = job.log.read_text()
+    assert codes == {"a": 130}
+    assert "interrupted" in log
+    assert "Traceback" not in log
 
 
 def test_a_pool_of_one_works_in_this_process_and_loads_once(tmp_path):

@@ -5,6 +5,8 @@ import fcntl
 import os
 import socket
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,33 @@ def test_without_file_locks_the_block_runs_and_one_warning_is_logged(tmp_path, m
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     for name in ("law", "code"):
-        with locked(tmp_path / "locks" / name):
+        with locked(tmp_path / "locks" / name, what="it"):
             pass
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith(f"{tmp_path}/locks: no file can be locked there ([Errno")
+
+
+HOLD = (
+    "import pathlib, sys, time\nfrom versatune_ds.run_folder.file_lock import locked\n"
+    "with locked(pathlib.Path(sys.argv[1]), what='it'):\n    print('locked', flush=True)\n    sys.stdin.readline()\n"
+)
+
+
+def test_who_waits_for_a_lock_is_told_for_what_and_whose_it_is(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "locks" / "law"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=pipe, stdout=pipe, text=True) as other:
+        other.stdout.readline()
+        threading.Timer(0.3, lambda: (other.stdin.write("\n"), other.stdin.flush())).start()
+        with locked(path, what="the prepared data of law"):
+            assert f'"pid": {os.getpid()},' in path.read_text()
+        assert path.read_text() == ""
+    expected = f"waiting for the prepared data of law, in use by pid {other.pid} on {socket.gethostname()} since "
+    (message,) = caplog.messages
+    assert message.startswith(expected)
+    assert message.endswith(f" ({path})")
 
 
 def test_of_two_processes_that_build_the_same_folder_the_first_one_names_it(tmp_path):

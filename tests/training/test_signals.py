@@ -54,6 +54,8 @@ def test_a_repeated_signal_exits_at_once_and_a_different_one_does_not():
 def test_a_signal_before_the_first_step_exits_at_once_with_the_requeue_code():
     result = run_code("os.kill(os.getpid(), signal.SIGUSR1); time.sleep(60); print('and here')\n")
     assert (result.stdout, result.returncode) == ("", REQUEUE_EXIT_CODE)
+    *_, last_line = result.stderr.splitlines()
+    assert last_line == "versatune: stopped by SIGUSR1 before the first step; nothing had to be saved"
 
 
 def test_a_signal_reaches_a_rank_that_waits_in_native_code():

@@ -1,7 +1,8 @@
 """Define the `versatune` command: parse arguments, call the right function, return its exit code.
 
 A user's mistake is one line on stderr and exit code 2. A failure (no complete checkpoint, an endpoint that is down, a
-full disk) is one line and exit code 1, or a traceback with VERSATUNE_DEBUG=1 in the environment.
+full disk) is one line and exit code 1, or a traceback with VERSATUNE_DEBUG=1 in the environment. Ctrl-C is one
+line and exit code 130.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from versatune_ds.cli.measure import add_compare, add_detect, add_evaluate, add_
 from versatune_ds.cli.recipe import add_check, add_inspect, add_keys, add_prepare, add_simulate
 from versatune_ds.cli.run import add_explain, add_export, add_replay, add_report
 from versatune_ds.cli.train import add_job, add_submit, add_train, add_worker
-from versatune_ds.exit_codes import FAILED_EXIT_CODE, USER_ERROR_EXIT_CODE
+from versatune_ds.exit_codes import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, is_interrupt
 from versatune_ds.log import configure_logging
 
 DEBUG_VARIABLE = "VERSATUNE_DEBUG"
@@ -52,21 +53,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
     try:
         return parsed.run(parsed)
-    except ValueError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if is_interrupt(error):
+            _print_interrupt(parsed)
+            return INTERRUPTED_EXIT_CODE
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Report a user's mistake or a failure in one line, and return the exit code; raise what is a bug of ours."""
+    if isinstance(error, ValueError):
         _print_error(str(error))
         return USER_ERROR_EXIT_CODE
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         return 0
-    except (RecursionError, NotImplementedError):
-        raise  # RuntimeErrors too, but bugs of ours: only the traceback helps
-    except (RuntimeError, OSError) as error:
-        if os.environ.get(DEBUG_VARIABLE, "0") != "0":
-            raise
-        text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
-        _print_error(f"{text} ({DEBUG_VARIABLE}=1 shows the traceback)")
-        return FAILED_EXIT_CODE
-    except KeyboardInterrupt:
-        return 130
+    is_bug = isinstance(error, (RecursionError, NotImplementedError))  # RuntimeErrors too, but only the traceback helps
+    is_debugging = os.environ.get(DEBUG_VARIABLE, "0") != "0"
+    if is_bug or is_debugging or not isinstance(error, (RuntimeError, OSError)):
+        raise error
+    text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
+    _print_error(f"{text} ({DEBUG_VARIABLE}=1 shows the traceback)")
+    return FAILED_EXIT_CODE
+
+
+def _print_interrupt(parsed: argparse.Namespace) -> None:
+    """Report Ctrl-C in one line, with what is kept; of the processes of a run only the first reports it."""
+    starts_over = getattr(parsed, "fresh", False) or getattr(parsed, "score", None)  # a scored model keeps nothing
+    kept = "" if starts_over else parsed.kept
+    if os.environ.get("RANK", "0") in ("", "0"):
+        _print_error(f"interrupted; {kept}: the same command continues" if kept else "interrupted")
 
 
 def _print_error(message: str) -> None:

@@ -41,12 +41,20 @@ def comma_separated(text: str) -> tuple[str, ...]:
 FILE: dict[str, Any] = {"type": path_argument, "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": path_argument, "metavar": "FOLDER"}
 NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}
-OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "key=value"}
-"""Settings of `add_argument` for kinds of arguments."""
+OVERRIDES: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "key=value"}
+"""Settings of `add_argument` for kinds of arguments; without a default, argparse would report overrides as required."""
 
 
-def add_command(commands: Commands, name: str, run: Run, *, example: str) -> argparse.ArgumentParser:
-    """Add a subcommand; the docstring of the function that runs it is its sentence in the help."""
+def add_command(commands: Commands, name: str, run: Run, *, example: str, kept: str = "") -> argparse.ArgumentParser:
+    """Add a subcommand; the docstring of the function that runs it is its sentence in the help.
+
+    Args:
+        commands: Where it is added.
+        name: What the user types.
+        run: Runs it.
+        example: A complete command, for the help.
+        kept: What an interrupted command keeps, so that the same command continues; empty where it would start over.
+    """
     command = commands.add_parser(
         name,
         help=run.__doc__,
@@ -54,7 +62,7 @@ def add_command(commands: Commands, name: str, run: Run, *, example: str) -> arg
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, kept=kept)
     return command
 
 

@@ -30,6 +30,7 @@ def add_detect(commands: Commands) -> None:
         "detect",
         _detect,
         example="versatune detect recipes/detect.yaml --processes 2 detect.num_sequences=2000",
+        kept="what was drawn and measured is kept",
     )
     add_recipe(command)
     command.add_argument(
@@ -72,6 +73,7 @@ def add_reference(commands: Commands) -> None:
         "reference",
         _reference,
         example="versatune reference recipes/quickstart.yaml --processes 2 reference.steps=120",
+        kept="domains measured so far are kept",
     )
     add_recipe(command)
     command.add_argument(
@@ -272,6 +274,7 @@ def add_compare(commands: Commands) -> None:
         "compare",
         _compare,
         example="versatune compare recipes/compare/multi_ability.yaml seeds=[1,2,3] --jobs 2",
+        kept="finished stages and runs are kept",
     )
     command.add_argument("comparison", type=path_argument, help="YAML file, see recipes/compare/")
     command.add_argument(

@@ -53,7 +53,10 @@ def add_keys(commands: Commands) -> None:
     """Add `versatune keys`."""
     command = add_command(commands, "keys", _keys, example="versatune keys learning_rate")
     command.add_argument(
-        "pattern", nargs="?", default="", help="text to find in a key's name or meaning; * matches anything"
+        "pattern",
+        nargs="?",
+        default="",
+        help="a section, or text to find in a key's name or meaning; * matches anything",
     )
     command.add_argument("--markdown", action="store_true", help="print the content of docs/keys.md")
 
@@ -72,7 +75,11 @@ def _keys(parsed: argparse.Namespace) -> int:
 def add_prepare(commands: Commands) -> None:
     """Add `versatune prepare`."""
     command = add_command(
-        commands, "prepare", _prepare, example="versatune prepare recipes/six_domains.yaml data.folder=my_data"
+        commands,
+        "prepare",
+        _prepare,
+        example="versatune prepare recipes/six_domains.yaml data.folder=my_data",
+        kept="domains prepared so far are kept",
     )
     add_recipe(command)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, write
 from versatune_ds.launch import LAUNCHERS
 
+_CHECKPOINTS = "checkpoints of the run are kept"
+
 
 def add_train(commands: Commands) -> None:
     """Add `versatune train`."""
@@ -16,6 +18,7 @@ def add_train(commands: Commands) -> None:
         "train",
         _train,
         example="versatune train recipes/quickstart.yaml --processes 2 mixture.steer.anchor=0.2 run.name=bold",
+        kept=_CHECKPOINTS,
     )
     add_recipe(command)
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
@@ -54,7 +57,11 @@ def _train(parsed: argparse.Namespace) -> int:
 def add_worker(commands: Commands) -> None:
     """Add `versatune worker`."""
     command = add_command(
-        commands, "worker", _worker, example="deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml"
+        commands,
+        "worker",
+        _worker,
+        example="deepspeed --num_gpus 8 launcher/train.py recipes/quickstart.yaml",
+        kept=_CHECKPOINTS,
     )
     add_recipe(command)
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")

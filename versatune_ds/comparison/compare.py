@@ -60,7 +60,7 @@ def compare(path: Path, overrides: Sequence[str], *, num_jobs: int | None) -> Pa
     plan = read_plan(path, overrides)
     gpus = gpu_names()
     num_jobs = num_jobs_of(num_jobs, gpus=gpus)
-    with locked(plan.folder / "lock"):
+    with locked(plan.folder / "lock", what="this comparison's folder"):
         start = make_starting_point(plan, num_processes=min(num_jobs, len(gpus) or num_jobs))
         results = _results(plan, start=start, num_jobs=num_jobs, gpus=gpus)
         environment = describe_environment(World(rank=0, world_size=1, local_rank=0, launcher="single"))

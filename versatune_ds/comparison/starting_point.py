@@ -53,7 +53,7 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
     folder = plan.start_folder
     model = folder / "base_model"
     start = texts({"model.name_or_path": str(model), "model.from_config": None})
-    with locked(folder / "lock"):
+    with locked(folder / "lock", what="this comparison's starting point"):
         base, shared = _configs(plan)
         check_settings(plan)
         # The base model: trained, then exported.

@@ -24,6 +24,7 @@ from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.sources.find_files import is_description
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.domains import DomainSet, domain_name
+from versatune_ds.run_folder.json_lines import missing_field
 
 Option = tuple[np.ndarray, np.ndarray]
 """An option with its question before it: (input_ids int32 [length], is_loss bool [length])."""
@@ -114,6 +115,8 @@ def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
             has_texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
             if has_texts and not isinstance(answer, bool) and 0 <= answer < len(choices):
                 return ChoiceQuestion(question=question, choices=tuple(choices), answer=answer)
+    if isinstance(record, dict):
+        problem = problem or missing_field(record, ("question", "choices", "answer"))
     raise ValueError(
         f'--choices: {where}: {problem or "not a multiple-choice question"}; expected {{"question": text, '
         '"choices": [two texts or more], "answer": index of the right one, from 0}}'

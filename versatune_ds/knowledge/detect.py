@@ -82,7 +82,7 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
         method=config.detect.method,
         folder=folder,
     )
-    with locked(cache_dir / "locks" / folder.name):
+    with locked(cache_dir / "locks" / folder.name, what="the sequences drawn from this model and their labels"):
         # The labeller comes first: an endpoint that is not there is reported now, not after minutes of measuring.
         labeller = None
         if config.detect.method != "likelihood":

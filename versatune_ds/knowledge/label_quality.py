@@ -18,10 +18,11 @@ import numpy as np
 from versatune_ds.data.encoding.turns import is_unicode
 from versatune_ds.domains import DomainSet, nearest_name
 from versatune_ds.knowledge.label_texts import LabelledTexts
-from versatune_ds.run_folder.json_lines import json_lines
+from versatune_ds.run_folder.json_lines import json_lines, missing_field
 from versatune_ds.text_table import text_table
 
 _NUM_BINS = 10
+_EXPECTED_LINE = '{"text": "...", "domain": "..."}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +115,10 @@ def read_labelled_texts(path: Path, *, domain_set: DomainSet) -> LabelledTexts:
         values = line.value
         where = f"--labelled: {path}:{line.number}"
         if values is None:
-            raise ValueError(f'{where}: no JSON object; expected {{"text": "...", "domain": "..."}}')
-        text, domain = values.get("text"), values.get("domain")
+            raise ValueError(f"{where}: no JSON object; expected {_EXPECTED_LINE}")
+        if problem := missing_field(values, ("text", "domain")):
+            raise ValueError(f"{where}: {problem}; expected {_EXPECTED_LINE}")
+        text, domain = values["text"], values["domain"]
         if not isinstance(text, str) or not text.strip() or not is_unicode(text):
             raise ValueError(f"{where}: text: {json.dumps(text)[:60]}: expected a text that is not empty")
         if domain not in domain_set.names:

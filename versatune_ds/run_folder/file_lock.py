@@ -1,4 +1,4 @@
-"""Lock files between processes, so that two at once do not do the same work.
+"""Lock files between processes, so that two at once do not write the same files or do the same work.
 
 The locks are POSIX record locks (`lockf`), which end with their process. The locks of `flock`, which the library
 filelock takes too, are inherited by forked workers: after a kill they last until the last worker is gone, and a restart
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from versatune_ds.log import warn_once
+from versatune_ds.run_folder.owner import Owner, this_process
 
 _logger = logging.getLogger(__name__)
 
@@ -33,18 +34,45 @@ def try_lock(stream: BinaryIO) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, what: str) -> Iterator[None]:
     """Hold an exclusive lock on a file within a block, waiting for it where need be.
 
     Where the file system has no locks, that is logged and the block runs all the same: two processes at once then do
     the same work.
+
+    Args:
+        path: The lock file; while it is locked it contains who locked it.
+        what: What the block uses alone, for the message to those that wait: `the sequences drawn from this model`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
+    with path.open("a+b", buffering=0) as stream:  # or what a full disk refused would be written again at the end
+        is_locked = False
         try:
             if not try_lock(stream):
-                _logger.info("Waiting for a process, of this run or another, that does the same work (%s).", path)
+                _logger.info("waiting for %s, in use by %s (%s)", what, _owner_in(stream), path)
                 fcntl.lockf(stream, fcntl.LOCK_EX)
+            is_locked = True
         except OSError as error:
             warn_once(f"{path.parent}: no file can be locked there ({error}); a second process would do the same work")
-        yield
+        if is_locked:
+            _write_owner(stream, this_process().to_json())
+        try:
+            yield
+        finally:
+            if is_locked:
+                _write_owner(stream, "")  # before unlocking, or it would delete the next one's
+
+
+def _owner_in(stream: BinaryIO) -> str:
+    """Return the process that a lock file names; it names none while that process is only just locking it."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.seek(0)
+        return str(Owner.from_json(stream.read().decode("utf-8")))
+    return "another process"
+
+
+def _write_owner(stream: BinaryIO, text: str) -> None:
+    """Put a text in the place of a lock file's content; on a full disk the lock alone has to do."""
+    with contextlib.suppress(OSError):
+        stream.truncate(0)
+        stream.write(text.encode("utf-8"))

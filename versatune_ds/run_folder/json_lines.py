@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,14 @@ class JsonLines:
         """Close the files."""
         self._metrics.close()
         self._decisions.close()
+
+
+def missing_field(values: Mapping[str, Any], expected: Sequence[str]) -> str:
+    """Return that a user's line lacks a field, and which it has instead; empty if it lacks none."""
+    missing = [name for name in expected if name not in values]
+    if not missing:
+        return ""
+    return f"no field {missing[0]!r}; found {', '.join(values) or 'none'}"
 
 
 def _object_in(text: str) -> dict[str, Any] | None:

@@ -214,6 +214,7 @@ def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunSta
 
     def save_parts(folder: Path) -> None:
         tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+        # Of every run, also one that keeps no weights: an export needs it beside a checkpoint.
         save_model_settings(causal_lm, folder / MODEL_FOLDER)
 
     return RunStart(

@@ -150,7 +150,7 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
         return load_tokenizer(folder)
     logger.info("training a tokenizer of %d tokens on the training data", config.model.tokenizer_vocab_size)
     texts = iter_texts(config.data, cache_dir=cache_folder(config))
-    with locked(cache_folder(config) / "locks" / folder.name):
+    with locked(cache_folder(config) / "locks" / folder.name, what="the tokenizer trained on these data"):
         if not folder.is_dir():
             with atomic_folder(folder) as place:
                 train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=place)

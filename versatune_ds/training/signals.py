@@ -64,6 +64,9 @@ class StopSignals:
     def _receive(self, number: signal.Signals) -> None:
         """Record the first signal; exit when the same one comes again, or where there is nothing to save."""
         if not self.has_state:
+            if os.environ.get("RANK", "0") in ("", "0"):
+                text = f"versatune: stopped by {number.name} before the first step; nothing had to be saved\n"
+                os.write(2, text.encode())  # sys.stderr may be locked by the thread that is stopped
             os._exit(REQUEUE_EXIT_CODE)
         if self.received == number:
             os._exit(128 + number)

@@ -22,7 +22,13 @@ from versatune_ds.distributed.failures import Failure, FailureBoard, RankZeroErr
 from versatune_ds.distributed.gpus import named_gpus, uses_gpus
 from versatune_ds.distributed.world import discover_world, num_tasks_on_this_node
 from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
-from versatune_ds.exit_codes import FAILED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
+from versatune_ds.exit_codes import (
+    FAILED_EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    REQUEUE_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    is_interrupt,
+)
 from versatune_ds.log import configure_logging, log_imports
 from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import assemble_run
@@ -109,19 +115,22 @@ def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> in
 
 def _report(error: Exception, world: World, board: FailureBoard) -> int:
     """Report why this rank ends, unless another rank's failure is the cause, and return the exit code of all ranks."""
+    is_interrupted = is_interrupt(error)
     exit_code = USER_ERROR_EXIT_CODE if isinstance(error, ValueError) else FAILED_EXIT_CODE
+    if is_interrupted:
+        exit_code = INTERRUPTED_EXIT_CODE
     failure = Failure(
         rank=world.rank,
         exit_code=exit_code,
-        text=str(error) or type(error).__name__,
+        text="interrupted" if is_interrupted else str(error) or type(error).__name__,
         is_rank_zeros=isinstance(error, RankZeroError),
     )
     first = board.post(failure)
     if not board.is_mine_to_report(failure, first):
         return first.exit_code
-    if not isinstance(error, StartError):
+    if not isinstance(error, StartError) and not is_interrupted:
         logger.exception("rank %d failed; the last complete checkpoint is unchanged", world.rank)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) or is_interrupted:
         where = f" on {platform.node()}" if world.local_rank != world.rank else ""
         prefix = "" if world.is_rank_zero else f"rank {world.rank}{where}: "
         for line in failure.text.splitlines():

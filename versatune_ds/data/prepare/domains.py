@@ -143,7 +143,7 @@ def _prepare_domain(
     # Find the folder by its fingerprint, or build it.
     settings = {**identity, **dataclasses.asdict(encoder.settings)}
     folder = digests.cache_dir / f"{_file_name(task.name)}-{_fingerprint(task, settings=settings, digests=digests)}"
-    with locked(digests.cache_dir / "locks" / folder.name):
+    with locked(digests.cache_dir / "locks" / folder.name, what=f"the prepared data of {task.name}"):
         is_found = folder.is_dir()
         if not is_found:
             with atomic_folder(folder) as place:

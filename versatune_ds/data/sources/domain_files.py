@@ -190,7 +190,7 @@ def _write_synthetic(corpus: SyntheticCorpus, *, cache_dir: Path) -> Path:
     """Write the built-in corpus, unless it exists, and return its folder."""
     num_rows = DEFAULT_NUM_ROWS if corpus.num_rows is None else corpus.num_rows
     folder = cache_dir / f"synthetic-{digest_of_texts([corpus.model_dump_json()])[:12]}"
-    with locked(cache_dir / "locks" / folder.name):
+    with locked(cache_dir / "locks" / folder.name, what="the built-in corpus"):
         write_corpus(
             folder,
             num_rows=num_rows,
