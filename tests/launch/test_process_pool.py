@@ -37,7 +37,13 @@ def test_an_interrupt_within_an_import_reaches_the_caller_of_a_pool_as_an_interr
         process_pool._work(interrupted_import, interrupted_import, 1)
 
 
-@pytest.mark.parametrize("work", [interrupted_import, partial(signal.raise_signal, signal.SIGINT)])
+def interrupted_work():
+    """Hear SIGINT, which a test run in the background of a shell ignores, and get one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("work", [interrupted_import, interrupted_work])
 def test_an_interrupted_job_ends_with_130_and_one_line_in_its_log(tmp_path, work):
     codes, job = {}, Job(name="a", work=work, log=tmp_path / "a.log")
     run_jobs([job], num_at_a_time=1, gpus=(), when_done=lambda job, code: codes.update({job.name: code}))
