@@ -72,10 +72,12 @@ def test_transfer_json_is_beside_reference_json_and_named_after_it():
 def test_the_table_shows_changes_in_percent_and_the_noise_of_those_within_it():
     table = two_domain_table()
     assert transfer_text(table).splitlines() == [
-        "trained on          law   code",
-        "------------------------------",
-        "law               -50.0  +16.7",
-        "code        +6.2 +-10.0  -66.7",
+        "change of each domain's loss in percent, after at most 4 steps on one domain alone",
+        "trained on     law    code",
+        "--------------------------",
+        "law          -50.0  +16.7!",
+        "code        (+6.2)   -66.7",
+        "! rises by more than two standard errors; in brackets: within two standard errors of no change",
     ]
 
 

@@ -59,7 +59,7 @@ def headroom_section(results: Results) -> list[str]:
 
 
 def _sentences(results: Results, best: Best, shares: dict[str, Share]) -> list[str]:
-    """Return what is said of the headroom, of whether mixtures matter, and of the plans."""
+    """Return the sentences on the headroom, on whether mixtures matter here, and on the plans."""
     headroom = headroom_of(results, best)
     sentences = [_best_sentence(results, best), _curse_sentence(results, best), *_verdict(results, headroom, shares)]
     drawn = best_of(gains_of(results), drawn_labels(results), seeds=results.plan.seeds)

@@ -221,7 +221,7 @@ def plan_limits(config: RunConfig, table: TransferTable, named: Mapping[str, np.
 
 
 def _predictions_of_search(num_predictions: int, predictor: Predictor, table: TransferTable) -> int:
-    """Return the predictions left to the search: a costly one also needs some to say what each domain does."""
+    """Return how many predictions the search may make; the effect of each domain costs a few more afterwards."""
     num_domains = len(table.domain_set)
     return num_predictions - (num_domains + 1 if predictor.is_costly and num_domains > 1 else 0)
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.planning.effects import effects_of_one_more_percent
 from versatune_ds.mixture.planning.front import FrontPoint, front
 from versatune_ds.mixture.planning.goal import Goal
 from versatune_ds.mixture.planning.limits import Limits
@@ -26,6 +25,7 @@ from versatune_ds.mixture.planning.search import Found
 from versatune_ds.mixture.planning.transfer_table import TransferTable
 
 _DIGITS = 6
+_PERCENT = 0.01
 
 
 def make_plan(
@@ -40,7 +40,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a search, with its front and what one more percent of each domain would do."""
     names = task.table.domain_set
-    effects_KK = effects_of_one_more_percent(predictor, found.weights_K, goal.base_losses_K)
+    effects_KK = _effects_of_one_more_percent(predictor, found.weights_K, goal.base_losses_K)
     chosen = int(found.scored.score(found.weights_K)[0])
     points = front(found.scored, goal, limits=limits, labels={**found.named, "chosen": chosen})
     return Plan(
@@ -57,6 +57,28 @@ def make_plan(
         calibration=dict(predictor.calibration),
         provenance=provenance,
     )
+
+
+def _effects_of_one_more_percent(predictor: Predictor, weights_K: np.ndarray, base_losses_K: np.ndarray) -> np.ndarray:
+    """Return the change of each loss for one more hundredth of the weight, as a share of the base model's, [K,K].
+
+    The others give it up in proportion to their weights. A domain with more than .99 gives a hundredth up instead, and
+    the sign is turned. Example: from (.5, .3, .2) one more percent of the first is (.51, .294, .196).
+
+    Args:
+        predictor: Asked for K + 1 mixtures in one batch.
+        weights_K: The mixture that changes.
+        base_losses_K: Held-out losses of the base model.
+    """
+    num_domains = len(weights_K)
+    if num_domains == 1:
+        return np.zeros((1, 1))
+    signs_K = np.where(weights_K > 1.0 - _PERCENT, -1.0, 1.0)
+    others_KK = np.where(np.eye(num_domains, dtype=bool), 0.0, np.maximum(weights_K, 1e-12))
+    others_KK /= others_KK.sum(axis=1, keepdims=True)
+    moved_KK = weights_K + _PERCENT * signs_K[:, None] * (np.eye(num_domains) - others_KK)
+    losses = predictor.predict(np.concatenate([weights_K[None], moved_KK])).losses_NK
+    return signs_K[:, None] * (losses[1:] - losses[0]) / base_losses_K
 
 
 def _front_entry(point: FrontPoint, domain_set: DomainSet) -> dict[str, Any]:

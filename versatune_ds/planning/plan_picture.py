@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from versatune_ds.mixture.planning.plan_file import Plan
 from versatune_ds.mixture.planning.transfer_table import TransferTable
-from versatune_ds.planning.plan_text import common_changes
 
 _DPI = 120
 _STRONGEST = 1.0
@@ -43,7 +42,7 @@ def draw_plan(plan: Plan, table: TransferTable, path: Path) -> Path:
 
 
 def _draw_heat_map(figure: Figure, axes: Axes, table: TransferTable) -> None:
-    num_steps, changes_KK, _ = common_changes(table)
+    num_steps, changes_KK, _ = table.common_changes()
     names = list(table.domain_set)
     rows = [table.domain_set.id_of(name) for name in table.sources]
     columns = [k for k, name in enumerate(names) if name not in table.unmeasured]

@@ -17,10 +17,9 @@ from versatune_ds.mixture.planning.plan_file import Plan
 from versatune_ds.mixture.planning.predictor import Planner, Predicted
 from versatune_ds.mixture.planning.search import Found
 from versatune_ds.mixture.planning.transfer_table import TransferTable
+from versatune_ds.reference.transfer_file import transfer_text
 from versatune_ds.text_table import text_table
 
-NOISE_ERRORS = 2.0
-"""Standard errors within which a change may be chance."""
 _NOTHING = 5e-5
 """Change of a loss that is shown as none: half of the last digit."""
 _MOST_NAMED = 3
@@ -45,55 +44,8 @@ def plan_text(shown: Shown) -> str:
     plan, planner = shown.plan, shown.planner
     target = f" {plan.target}" if plan.target else ""
     head = f"plan for {plan.purpose}{target}, {plan.budget_steps:,} steps\nplanner {planner.name}: {planner.explain}"
-    parts = [heat_map_text(shown.table), f"{head}\n{losses_text(shown)}", *bounds_notes(shown)]
+    parts = [transfer_text(shown.table), f"{head}\n{losses_text(shown)}", *bounds_notes(shown)]
     return "\n\n".join([*parts, front_text(plan.front), why_text(shown)])
-
-
-def heat_map_text(table: TransferTable) -> str:
-    """Return what training on each domain alone did to each loss, in percent of the base model's.
-
-    All rows are of the last step that every run on one domain reached.
-    """
-    num_steps, changes_KK, stderrs_KK = common_changes(table)
-    measured = [(k, name) for k, name in enumerate(table.domain_set) if name not in table.unmeasured]
-    rows = []
-    for name in table.sources:
-        i = table.domain_set.id_of(name)
-        rows.append((name, *(_change_cell(changes_KK[i, k], stderrs_KK[i, k]) for k, _ in measured)))
-    for run in table.mixed:
-        s = int(np.flatnonzero(run.steps_S <= num_steps)[-1])
-        changes_K, stderrs_K = (values[s] / table.base_losses_K for values in (run.changes_SK, run.change_stderrs_SK))
-        label = "equal shares" if np.ptp(run.weights_K) < _NEAR else "a mixture"
-        rows.append((label, *(_change_cell(changes_K[k], stderrs_K[k]) for k, _ in measured)))
-    title = f"change of each domain's loss in percent, after at most {num_steps:,} steps on one domain alone"
-    legend = "! rises by more than two standard errors; in brackets: within two standard errors of no change"
-    return f"{title}\n{text_table(('trained on', *(name for _, name in measured)), rows)}\n{legend}"
-
-
-def common_changes(table: TransferTable) -> tuple[int, np.ndarray, np.ndarray]:
-    """Return the last step that every source reached, and there the changes and their errors, each [K,K].
-
-    Both are shares of the base model's losses. A source without a measurement at that step has its last one before it.
-    Rows are domains trained on, NaN for one that is no source.
-    """
-    num_domains = len(table.domain_set)
-    last = min(int(source.steps_S[-1]) for source in table.sources.values())
-    changes_KK, stderrs_KK = (np.full((num_domains, num_domains), np.nan) for _ in range(2))
-    for name, source in table.sources.items():
-        s = int(np.flatnonzero(source.steps_S <= last)[-1])
-        i = table.domain_set.id_of(name)
-        changes_KK[i] = source.changes_SK[s] / table.base_losses_K
-        stderrs_KK[i] = source.change_stderrs_SK[s] / table.base_losses_K
-    return last, changes_KK, stderrs_KK
-
-
-def _change_cell(change: float, stderr: float) -> str:
-    if not np.isfinite(change):
-        return "-"
-    text = f"{100 * change:+.1f}"
-    if abs(change) <= NOISE_ERRORS * stderr:
-        return f"({text})"
-    return f"{text}!" if change > 0 else f"{text} "
 
 
 def losses_text(shown: Shown) -> str:

@@ -89,8 +89,7 @@ def _write_transfer(setup: RunSetup, results: Sequence[Result], *, output: Path,
         mixed=_mixed_result(setup),
     )
     write_json(output, table.to_dict())
-    title = "change of held-out losses in percent, at the last step on each domain (below 0: better)"
-    logger.info("%s\n%s", title, transfer_text(table))
+    logger.info("%s", transfer_text(table))
     logger.info("wrote %s", output)
 
 

@@ -16,6 +16,8 @@ from versatune_ds.text_table import text_table
 
 _NOISE = 2.0
 """Standard errors within which a change may be chance."""
+_EQUAL = 1e-3
+"""Difference of two shares that counts as none."""
 
 
 def transfer_path(reference: Path) -> Path:
@@ -109,25 +111,30 @@ def _columns(by_domain: Mapping[str, Any], domain_set: DomainSet) -> np.ndarray:
 
 
 def transfer_text(table: TransferTable) -> str:
-    """Return the changes at the last step in percent of the base model's losses: a row for each domain trained on.
+    """Return what training on each domain alone did to each loss, in percent of the base model's.
 
-    A change within noise is followed by two standard errors.
+    All rows are of the last step that every run on one domain reached.
     """
-    changes_KK, stderrs_KK = (100.0 * values / table.base_losses_K for values in table.last_changes())
+    num_steps, changes_KK, stderrs_KK = table.common_changes()
     measured = [(k, name) for k, name in enumerate(table.domain_set) if name not in table.unmeasured]
     rows = []
     for name in table.sources:
         i = table.domain_set.id_of(name)
         rows.append((name, *(_change_cell(changes_KK[i, k], stderrs_KK[i, k]) for k, _ in measured)))
     for run in table.mixed:
-        change_K, stderr_K = (100.0 * v[-1] / table.base_losses_K for v in (run.changes_SK, run.change_stderrs_SK))
-        rows.append(("equal shares", *(_change_cell(change_K[k], stderr_K[k]) for k, _ in measured)))
-    return text_table(("trained on", *(name for _, name in measured)), rows)
+        s = run.index_at(num_steps)
+        changes_K, stderrs_K = (values[s] / table.base_losses_K for values in (run.changes_SK, run.change_stderrs_SK))
+        label = "equal shares" if np.ptp(run.weights_K) < _EQUAL else "a mixture"
+        rows.append((label, *(_change_cell(changes_K[k], stderrs_K[k]) for k, _ in measured)))
+    title = f"change of each domain's loss in percent, after at most {num_steps:,} steps on one domain alone"
+    legend = "! rises by more than two standard errors; in brackets: within two standard errors of no change"
+    return f"{title}\n{text_table(('trained on', *(name for _, name in measured)), rows)}\n{legend}"
 
 
 def _change_cell(change: float, stderr: float) -> str:
-    """Return a change as the text of a cell, with its noise where it is within it."""
     if not np.isfinite(change):
         return "-"
-    noise = _NOISE * stderr
-    return f"{change:+.1f} +-{noise:.1f}" if abs(change) <= noise else f"{change:+.1f}"
+    text = f"{100 * change:+.1f}"
+    if abs(change) <= _NOISE * stderr:
+        return f"({text})"
+    return f"{text}!" if change > 0 else f"{text} "

@@ -1,6 +1,7 @@
 """transfer.json: what is written is read back, and every wrong entry is one line with file, key and what to do."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -32,17 +33,34 @@ def test_a_written_table_is_read_back_with_every_number(tmp_path):
     assert read.provenance == {"seed": 3, "digests": {"mask": "d"}}
 
 
-def test_the_last_changes_have_a_row_for_each_domain_trained_on():
+def test_the_changes_have_a_row_for_each_domain_trained_on():
     table = two_domain_table()
-    changes_KK, stderrs_KK = table.last_changes()
-    assert changes_KK.tolist() == [[-1.0, 0.5], [0.125, -2.0]]
-    assert stderrs_KK.tolist() == [[0.1, 0.1], [0.1, 0.1]]
+    step, changes_KK, stderrs_KK = table.common_changes()
+    assert step == 4
+    assert (changes_KK * table.base_losses_K).tolist() == [[-1.0, 0.5], [0.125, -2.0]]
+    assert stderrs_KK * table.base_losses_K == pytest.approx(0.1)
     only_law = TransferTable.from_dict(
         {**table.to_dict(), "sources": {"law": table.to_dict()["sources"]["law"]}}, place="t.json"
     )
-    changes_KK, _ = only_law.last_changes()
+    _, changes_KK, _ = only_law.common_changes()
     assert np.isnan(changes_KK[1]).all()
-    assert changes_KK[0].tolist() == [-1.0, 0.5]
+    assert (changes_KK[0] * table.base_losses_K).tolist() == [-1.0, 0.5]
+
+
+def test_changes_are_compared_at_the_last_step_that_every_source_reached():
+    table = two_domain_table()
+    law = table.sources["law"]
+    longer = dataclasses.replace(
+        law,
+        steps_S=np.append(law.steps_S, 6),
+        tokens_S=np.append(law.tokens_S, 600),
+        **{name: np.append(getattr(law, name), [[9.0, 9.0]], axis=0)
+           for name in ("losses_SK", "changes_SK", "change_stderrs_SK")},
+    )  # fmt: skip
+    table = dataclasses.replace(table, sources={**table.sources, "law": longer})
+    step, changes_KK, _ = table.common_changes()
+    assert step == 4
+    assert (changes_KK[0] * table.base_losses_K).tolist() == [-1.0, 0.5]
 
 
 def test_an_unmeasured_domain_has_no_entries_and_may_be_a_source():

@@ -1,4 +1,4 @@
-"""Divide an interval into what more sequences would narrow, and what they would not, and say what would.
+"""Divide an interval into the part that more sequences would narrow and the rest, with what would narrow that.
 
 Example: +-.14 may be +-.02 for the number of sequences and +-.135 for the labeller's errors. Four times the sequences
 make it +-.135; a text of every domain whose domain is known says more about the labeller.

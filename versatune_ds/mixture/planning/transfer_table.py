@@ -41,6 +41,10 @@ class MeasuredRun:
     change_stderrs_SK: np.ndarray
     """float64, standard error of the change, paired by example."""
 
+    def index_at(self, step: int) -> int:
+        """Return the index of the last measurement at or before a step."""
+        return int(np.flatnonzero(self.steps_S <= step)[-1])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MixedRun(MeasuredRun):
@@ -84,17 +88,20 @@ class TransferTable:
         """Return which domains have held-out losses, bool [K]."""
         return np.array([name not in self.unmeasured for name in self.domain_set])
 
-    def last_changes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the changes at the last step of each source and their standard errors, each float64 [K,K].
+    def common_changes(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return the last step that every source reached, and there the changes and their errors, each [K,K].
 
-        Rows are domains trained on, NaN for one that is no source; columns are domains measured.
+        Both are shares of the base model's losses. A source without a measurement at that step has its last one before
+        it. Rows are domains trained on, NaN for one that is no source; columns are domains measured.
         """
         K = len(self.domain_set)
+        last = min(int(source.steps_S[-1]) for source in self.sources.values())
         changes_KK, stderrs_KK = np.full((K, K), np.nan), np.full((K, K), np.nan)
         for name, source in self.sources.items():
-            i = self.domain_set.id_of(name)
-            changes_KK[i], stderrs_KK[i] = source.changes_SK[-1], source.change_stderrs_SK[-1]
-        return changes_KK, stderrs_KK
+            i, s = self.domain_set.id_of(name), source.index_at(last)
+            changes_KK[i] = source.changes_SK[s] / self.base_losses_K
+            stderrs_KK[i] = source.change_stderrs_SK[s] / self.base_losses_K
+        return last, changes_KK, stderrs_KK
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of transfer.json; an unknown number is null, and an unmeasured domain has no entry."""
