@@ -137,11 +137,27 @@ def test_the_text_has_the_table_the_losses_the_front_and_a_sentence_a_domain(rec
 
 def test_bounds_that_nothing_meets_are_said_with_the_domain_and_by_how_much(recipe, stand_in):
     stand_in(quadratic(base=[2, 4, 1], gain=0.4, others=0.5))
-    made, text = plan(recipe, purpose="balanced")
+    made, text = plan(recipe, purpose="balanced", bound_all=0.0)
     # Each rises by .5 - .9 w, by 20 % at a third.
     assert made.worst_excess == pytest.approx(0.2, abs=1e-3)
     assert "No mixture meets the bounds. This one breaks them least:" in text
     assert "would change by +20.0 % +- 0.0 %, and its bound is +0.0 %: it lies 20.0 % beyond" in text
+
+
+def test_a_balanced_plan_lets_no_domain_rise_further_than_the_worst_on_equal_shares(recipe, stand_in, caplog):
+    caplog.set_level("INFO")
+    # At a third law rises by .39 - .99 / 3 = 6 %, so it keeps that; art comes to it at .3 - .9 w, code gets the rest.
+    stand_in(quadratic(**{**BINDING, "others": [0.39, 0, 0.3]}))
+    made, _ = plan(recipe, purpose="balanced")
+    assert made.bounds == pytest.approx({"law": 0.06, "code": 0.06, "art": 0.06})
+    assert list(made.weights.values()) == pytest.approx([1 / 3, 0.4, 0.24 / 0.9], abs=1e-3)
+    assert "balanced: no domain may rise by more than law does on equal shares, 6.0 %" in caplog.messages
+    # Where none rises, none may.
+    caplog.clear()
+    stand_in(quadratic(base=[2, 4, 1], gain=0.6, others=0.1))
+    made, _ = plan(recipe, purpose="balanced")
+    assert set(made.bounds.values()) == {0.0}
+    assert "balanced: no domain may end above the base model's loss, as none does on equal shares" in caplog.messages
 
 
 def test_a_plan_is_taken_as_a_prior_without_a_share_of_uniform(recipe, stand_in, tmp_path):

@@ -129,8 +129,8 @@ def add_plan(commands: Commands) -> None:
         dest="purpose",
         choices=("mean", "balanced", "target"),
         default="mean",
-        help="mean: the lowest mean loss (default); balanced: the same, no domain above the base model's loss; target: "
-        "the largest gain of mixture.target, the others within their bounds",
+        help="mean: the lowest mean loss (default); balanced: the same, no domain worse off than the "
+        "worst one on equal shares; target: the largest gain of mixture.target, the others within their bounds",
     )
     command.add_argument(
         "--bound",
@@ -143,7 +143,8 @@ def add_plan(commands: Commands) -> None:
         "--bound-all",
         type=float,
         metavar="X",
-        help="the same for all other domains (default: none for mean, 0 for balanced, 0.02 for target)",
+        help="the same for all other domains (default: none for mean, the largest rise on "
+        "equal shares for balanced, 0.02 for target)",
     )
     command.add_argument("--planner", metavar="NAME", help="how losses are predicted (default: transfer)")
     command.add_argument("--budget-steps", **NUMBER, help="steps of the run that is planned (default: train.steps)")

@@ -17,7 +17,7 @@ import numpy as np
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.data.sources.domain_files import domain_names
 from versatune_ds.mixture.planning.front import fill_front
-from versatune_ds.mixture.planning.goal import Purpose, goal_of
+from versatune_ds.mixture.planning.goal import Purpose, goal_of, worst_rise
 from versatune_ds.mixture.planning.limits import Limits
 from versatune_ds.mixture.planning.plan_file import Plan, is_plan_file
 from versatune_ds.mixture.planning.predictor import PlanTask, Predictor
@@ -81,19 +81,18 @@ def plan_recipe(recipe: Path, overrides: Sequence[str], *, options: PlanOptions)
     path = options.transfer or transfer_path(config.default_output("reference"))
     table = read_transfer(path)
     _check_table(config, table, path=path)
+    task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
+    named = named_mixtures(config, table)
+    limits = plan_limits(config, table, named)
+    predictor = planner.make(task)
     goal = goal_of(
         options.purpose,
         domain_set=table.domain_set,
         base_losses_K=table.base_losses_K,
         target=config.mixture.target,
-        bound_all=options.bound_all,
+        bound_all=_bound_all(options, predictor, table),
         bounds=parse_bounds(options.bounds),
     )
-    # Search.
-    task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
-    named = named_mixtures(config, table)
-    limits = plan_limits(config, table, named)
-    predictor = planner.make(task)
     found = search(
         predictor,
         goal,
@@ -116,6 +115,23 @@ def plan_recipe(recipe: Path, overrides: Sequence[str], *, options: PlanOptions)
     shown = Shown(plan=plan, table=table, found=found, goal=goal, limits=limits, planner=planner)
     following = next_command(recipe, overrides, config=config, plan=plan, output=output)
     return plan, f"{plan_text(shown)}\n\nplan   {output}\nchart  {chart}\nnext   {following}"
+
+
+def _bound_all(options: PlanOptions, predictor: Predictor, table: TransferTable) -> float | None:
+    """Return the bound of all domains: as given, None for the purpose's, or for `balanced` that of equal shares.
+
+    So a balanced plan is predicted to be better than equal shares in the mean, and no worse in the worst domain.
+    """
+    if options.purpose != "balanced" or options.bound_all is not None:
+        return options.bound_all
+    equal_K = equal_weights(len(table.domain_set))
+    worst_id, rise = worst_rise(predictor.predict(equal_K[None]).losses_NK[0], table.base_losses_K)
+    name = table.domain_set.names[worst_id]
+    if rise > 0:
+        logger.info("balanced: no domain may rise by more than %s does on equal shares, %.1f %%", name, 100 * rise)
+    else:
+        logger.info("balanced: no domain may end above the base model's loss, as none does on equal shares")
+    return rise
 
 
 def parse_bounds(texts: Sequence[str]) -> dict[str, float]:

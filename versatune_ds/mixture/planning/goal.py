@@ -23,7 +23,8 @@ Purpose = Literal["mean", "balanced", "target"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 DEFAULT_BOUNDS: Mapping[Purpose, float] = {"mean": math.inf, "balanced": 0.0, "target": 0.02}
-"""How far a domain's loss may rise above the base model's, as a share of it, where no bound is given."""
+"""How far a domain's loss may rise above the base model's, as a share of it, where no bound is given. A balanced plan
+may let it rise as far as the worst domain does on equal shares, see `worst_rise`."""
 
 TOLERANCE = 1e-6
 """Excess that still counts as none, for rounding in the optimiser: a millionth of the loss."""
@@ -64,6 +65,18 @@ class Goal:
     def order(self, predicted: Predicted) -> np.ndarray:
         """Return the indices of the mixtures, best first, [N]; of equal ones the earlier first."""
         return np.lexsort((self.objective(predicted), self.worst_excess(predicted)))
+
+
+def worst_rise(losses_K: np.ndarray, base_losses_K: np.ndarray) -> tuple[int, float]:
+    """Return the domain whose loss rises most above the base model's, and its rise as a share, at least 0.
+
+    Args:
+        losses_K: Losses after a run, nats per loss token; NaN for a domain without held-out rows.
+        base_losses_K: Losses before it.
+    """
+    rises_K = losses_K / base_losses_K - 1.0
+    worst_id = int(np.nanargmax(rises_K))
+    return worst_id, max(float(rises_K[worst_id]), 0.0)
 
 
 def goal_of(
