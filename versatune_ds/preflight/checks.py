@@ -28,6 +28,7 @@ from versatune_ds.preflight.data import (
 )
 from versatune_ds.preflight.machine import check_kernels, check_launcher, check_slurm, check_wandb
 from versatune_ds.preflight.mixture import check_mixture
+from versatune_ds.preflight.pretrained import check_pretrained
 from versatune_ds.preflight.subject import CheckRequest, Subject
 from versatune_ds.text_table import text_table
 from versatune_ds.training.finding import Check, Finding, Level, Stage, fail, failures_of, warn
@@ -54,6 +55,7 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check(name="endings", needs="rows", stages=_CHECK, find=check_endings),
     Check(name="mixture", needs="rows", stages=_CHECK, find=check_mixture),
     Check(name="model", needs="model config", stages=_CHECK, find=check_positions),
+    Check(name="pretrained", needs="model config", stages=_CHECK, find=check_pretrained),
     Check(name="memory", needs="model config", stages=_CHECK, find=check_memory),
     Check(name="disk", needs="model config", stages=_CHECK, find=check_disk),
     Check(name="kernels", needs="GPU", stages=_CHECK, find=check_kernels),
