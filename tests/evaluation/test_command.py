@@ -44,7 +44,7 @@ def evaluated(versatune, *arguments):
 
 @pytest.mark.slow
 def test_losses_before_and_after_training_equal_those_the_run_recorded(versatune, trained):
-    result = evaluated(versatune, trained.run_dir, "--split", "valid", "--exact", "0")
+    result = evaluated(versatune, trained.run_dir, "--split", "dev", "--exact", "0", "--limit", "8")
     recorded = [line for line in read_lines(trained.run_dir / "metrics.jsonl") if "validation/loss" in line]
     for name, numbers in result["domains"].items():
         assert numbers["loss"] == pytest.approx(recorded[-1][f"domain/{name}/loss"], rel=1e-5)
@@ -94,6 +94,7 @@ def test_an_exported_folder_gets_the_results_of_its_run_with_one_process_or_two(
         (["{run}", "--choices", "nowhere"], "--choices: nowhere: no such file"),
         (["{run}", "--step", "3"], "--step 3: {run} has no checkpoint of that step; there are those of 10, 12"),
         (["{run}", "--processes", "0"], "--processes=0: expected 1 or more"),
+        (["{run}", "--limit", "0"], "--limit=0: expected 1 or more"),
         (["{run}", "--output", "{folder}/no/e.json"], "--output: {folder}/no/e.json: expected a file in an existing"),
         (["{run}", "--output", "{folder}"], "--output: {folder}: expected a file in an existing folder"),
     ],

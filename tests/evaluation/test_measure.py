@@ -1,5 +1,7 @@
 """A model evaluated by one process or by several: the losses equal those of transformers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from versatune_ds.evaluation.choices import read_choices
 from versatune_ds.evaluation.data import Request, evaluation_data
 from versatune_ds.evaluation.measure import as_evaluation, measure
+from versatune_ds.training.held_out import subsets
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +26,19 @@ def causal_lm():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def request_of_three(tmp_path_factory):
     folder = write_domains(tmp_path_factory.mktemp("data"), domains=("law", "code", "art"))
     (folder / "valid" / "art.jsonl").unlink()
     write_jsonl(folder / "valid" / "code.jsonl", chat_rows(1, topic="one row"))
     row = {"question": "what is 1 plus 1?", "choices": ["It is 2.", "It is 3."], "answer": 0}
     choices = write_jsonl(folder / "choices" / "sums.jsonl", [row, {**row, "answer": 1}])
     config = tiny_config(folder, "data.synthetic=null", f"data.folder={folder}")
-    request = Request(config=config, split="valid", choices=read_choices([choices]), num_exact=3)
-    return evaluation_data(request, tokenizer=tiny_tokenizer())
+    return Request(config=config, split="valid", choices=read_choices([choices]), num_exact=3)
+
+
+@pytest.fixture(scope="module")
+def data(request_of_three):
+    return evaluation_data(request_of_three, tokenizer=tiny_tokenizer())
 
 
 def loss_of_transformers(causal_lm, input_ids, is_loss):
@@ -87,3 +94,15 @@ def test_the_model_still_returns_logits_after_its_evaluation(causal_lm, data):
     evaluated(causal_lm, data)
     assert torch.equal(causal_lm(input_ids=ids).logits, before)
     assert not causal_lm.training
+
+
+def test_a_limit_keeps_the_examples_that_a_run_of_so_many_measures(request_of_three, data):
+    limited = evaluation_data(replace(request_of_three, limit=2), tokenizer=tiny_tokenizer())
+    assert [part.num_examples for part in limited.held_out] == [0, 1, 2]
+    law, seed = data.held_out[2], request_of_three.config.run.seed
+    (measured,) = subsets([law], max_examples=2, seed=seed)
+    for place, index in enumerate(measured.indices):
+        np.testing.assert_array_equal(limited.held_out[2].read(place)[0], law.read(int(index))[0])
+    assert limited.num_bytes_K[2] < data.num_bytes_K[2]
+    one = evaluation_data(replace(request_of_three, limit=1), tokenizer=tiny_tokenizer())
+    assert (len(one.choices.answer_Q), len(data.choices.answer_Q)) == (1, 2)

@@ -254,7 +254,10 @@ def test_a_report_that_cannot_be_written_at_the_end_of_a_run_is_one_warning(tmp_
     assert caplog.records[0].getMessage().startswith(f"no report of {run_dir} was written: ")
     (run_dir / "report").unlink()
     finish.show_summary(run_dir)
-    assert capsys.readouterr().out.endswith(f"report         {run_dir / 'report' / 'index.html'}\n")
+    report, evaluate, export = capsys.readouterr().out.splitlines()[-3:]
+    assert report == f"report         {run_dir / 'report' / 'index.html'}"
+    assert evaluate == f"next           versatune evaluate {run_dir}"
+    assert export == f"               versatune export {run_dir} --output {run_dir.name}-model"
 
 
 def test_the_command_writes_pages_and_pictures(tmp_path, capsys):

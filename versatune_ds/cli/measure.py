@@ -199,8 +199,15 @@ def add_evaluate(commands: Commands) -> None:
     )
     command.add_argument(
         "--split",
+        type=_split_name,
         choices=("valid", "test"),
         help="split to evaluate on (default: test for the built-in corpus, else valid)",
+    )
+    command.add_argument(
+        "--limit",
+        **NUMBER,
+        help="most held-out examples, and multiple-choice questions, of each domain (default: all; a run measures "
+        "validation.max_examples_per_domain)",
     )
     _add_answer_options(command)
     command.add_argument(
@@ -215,6 +222,11 @@ def add_evaluate(commands: Commands) -> None:
     command.add_argument("--output", **FILE, help="JSON file to write (default: evaluation.json in the run's folder)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
+
+
+def _split_name(text: str) -> str:
+    """Return our name of a split that others call validation, val, eval or dev."""
+    return "valid" if text in ("validation", "val", "eval", "dev") else text
 
 
 def _add_answer_options(command: argparse.ArgumentParser) -> None:
@@ -255,6 +267,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         harness_tasks=parsed.harness,
         harness_include=parsed.harness_include,
         harness_limit=parsed.harness_limit,
+        limit=parsed.limit,
         num_exact=parsed.exact,
         against=parsed.against,
         has_base=not parsed.no_base,

@@ -55,6 +55,8 @@ class EvaluateOptions:
     """Tasks of lm-evaluation-harness."""
     harness_include: Path | None = None
     harness_limit: int | None = None
+    limit: int | None = None
+    """Largest number of held-out examples, and of multiple-choice questions, of a domain; None for all."""
     num_exact: int | None = None
     """Answers generated in each domain: by default 100 on the built-in corpus, else none."""
     against: Path | None = None
@@ -77,6 +79,8 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     # Check the options, before anything slow.
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected 1 or more")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit={options.limit}: expected 1 or more")
     if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
         raise ValueError(f"--output: {options.output}: expected a file in an existing folder")
     if options.against is not None and not options.against.is_dir():
@@ -92,6 +96,7 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
         split=options.split or default_split,
         choices=read_choices(options.choice_paths),
         num_exact=default_num_exact if options.num_exact is None else options.num_exact,
+        limit=options.limit,
     )
     tasks = None
     if options.harness_tasks:
@@ -114,7 +119,7 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
     """Return the options that the result depends on."""
-    return {
+    asked = {
         "recipe": None if options.recipe is None else str(options.recipe),
         "overrides": list(options.overrides),
         "split": request.split,
@@ -126,6 +131,7 @@ def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
         "harness_limit": options.harness_limit,
         "base": str(options.against or "what the run began from") if options.has_base else None,
     }
+    return asked if options.limit is None else {**asked, "limit": options.limit}  # earlier results have no such key
 
 
 def _compare(

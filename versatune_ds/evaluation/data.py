@@ -24,6 +24,7 @@ from versatune_ds.data.sources.domain_files import test_files
 from versatune_ds.domains import DomainSet
 from versatune_ds.evaluation.choices import ChoiceQuestion, ChoiceSet, encode_choices
 from versatune_ds.evaluation.questions import Question, find_questions
+from versatune_ds.training.held_out import subsets
 from versatune_ds.training.prepared_data import cache_folder
 
 
@@ -36,12 +37,14 @@ class Request:
         split: `valid`, or `test` (the built-in corpus, or a data folder with `test/`).
         choices: Multiple-choice questions by domain, as `read_choices` returns them.
         num_exact: Questions per domain to answer by generation; 0 for none.
+        limit: Largest number of held-out examples, and of multiple-choice questions, of a domain; None for all.
     """
 
     config: RunConfig
     split: str
     choices: Mapping[str, Sequence[ChoiceQuestion]]
     num_exact: int
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,10 +78,13 @@ def evaluation_data(request: Request, *, tokenizer: Any) -> EvaluationData:
     """
     data, cache_dir = request.config.data, cache_folder(request.config)
     domain_set, held_out = _held_out(data, split=request.split, tokenizer=tokenizer, cache_dir=cache_dir)
+    if request.limit is not None:  # the same examples as a run of that many held-out examples measures
+        held_out = tuple(subsets(held_out, max_examples=request.limit, seed=request.config.run.seed))
     choice_set = None
     if request.choices:
         template = choose_template(tokenizer, path=data.chat_template)
-        choice_set = encode_choices(request.choices, tokenizer=tokenizer, template=template, row_tokens=data.row_tokens)
+        questions = {name: tuple(asked)[: request.limit] for name, asked in request.choices.items()}
+        choice_set = encode_choices(questions, tokenizer=tokenizer, template=template, row_tokens=data.row_tokens)
     return EvaluationData(
         domain_set=domain_set,
         held_out=held_out,

@@ -79,12 +79,19 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     yield ok("model", "model", f"{size.name}, {size.num_parameters / 1e6:,.1f} M parameters{trained}")
     yield ok("model", "model.attention", size.attention)
     switch = "without" if config.model.gradient_checkpointing else "with"
+    states = chosen.parameters + chosen.gradients + chosen.optimizer
     yield ok(
         "memory",
         f"ZeRO-{zero_stage(subject.ds_config)}, {subject.world_size} ranks",
-        f"parameters {gib(chosen.parameters)}, gradients {gib(chosen.gradients)}, optimizer {gib(chosen.optimizer)}, "
-        f"activations {gib(chosen.activations)} ({gib(other.activations)} {switch} gradient checkpointing), "
-        f"head chunk {gib(chosen.head)}, buffers {gib(chosen.buffers)}, optimizer step {gib(chosen.step)}",
+        f"always {gib(states)}: parameters {gib(chosen.parameters)}, gradients {gib(chosen.gradients)}, optimizer "
+        f"{gib(chosen.optimizer)}",
+    )
+    yield ok(
+        "memory",
+        "at the peak",
+        f"plus the larger of {gib(chosen.activations + chosen.head + chosen.buffers)} in a pass (activations "
+        f"{gib(chosen.activations)}, {gib(other.activations)} {switch} gradient checkpointing, head chunk "
+        f"{gib(chosen.head)}, buffers {gib(chosen.buffers)}) and {gib(chosen.step)} in the optimizer's step",
     )
     yield _compare_with_gpu(subject, estimates)
 

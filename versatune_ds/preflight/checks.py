@@ -28,6 +28,7 @@ from versatune_ds.preflight.data import (
 )
 from versatune_ds.preflight.machine import check_kernels, check_launcher, check_slurm, check_wandb
 from versatune_ds.preflight.mixture import check_mixture
+from versatune_ds.preflight.pretrained import check_pretrained
 from versatune_ds.preflight.subject import CheckRequest, Subject
 from versatune_ds.text_table import text_table
 from versatune_ds.training.finding import Check, Finding, Level, Stage, fail, failures_of, warn
@@ -54,6 +55,7 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check(name="endings", needs="rows", stages=_CHECK, find=check_endings),
     Check(name="mixture", needs="rows", stages=_CHECK, find=check_mixture),
     Check(name="model", needs="model config", stages=_CHECK, find=check_positions),
+    Check(name="pretrained", needs="model config", stages=_CHECK, find=check_pretrained),
     Check(name="memory", needs="model config", stages=_CHECK, find=check_memory),
     Check(name="disk", needs="model config", stages=_CHECK, find=check_disk),
     Check(name="kernels", needs="GPU", stages=_CHECK, find=check_kernels),
@@ -81,16 +83,17 @@ class CheckReport:
         return json.dumps({"ok": self.exit_code == 0, "findings": findings, "examples": self.examples}, indent=1)
 
     def as_text(self, *, is_coloured: bool) -> str:
-        """Return examples, then the table, one line a finding, then how many failed."""
+        """Return examples, the table with what failed at its end, and how many failed."""
         examples = [f"--- {name}\n{text}" for name, text in self.examples.items()]
         counts = {level: sum(finding.level == level for finding in self.findings) for level in _COLOURS}
         total = ", ".join(f"{count} {level}" for level, count in counts.items())
         return "\n".join([*examples, "", *self._table(is_coloured=is_coloured), "", total])
 
     def _table(self, *, is_coloured: bool) -> Iterator[str]:
-        """Yield one line a finding: level, check, key, what was found and what to do."""
-        lines = text_table((), [_cells(finding) for finding in self.findings], num_left=4).splitlines()
-        for finding, line in zip(self.findings, lines, strict=True):
+        """Yield one line a finding: level, check, key, what was found and what to do; warnings and failures last."""
+        findings = sorted(self.findings, key=lambda finding: list(_COLOURS).index(finding.level))
+        lines = text_table((), [_cells(finding) for finding in findings], num_left=4).splitlines()
+        for finding, line in zip(findings, lines, strict=True):
             level = f"\033[{_COLOURS[finding.level]}m{finding.level}\033[0m" if is_coloured else finding.level
             yield level + line.removeprefix(finding.level)
 

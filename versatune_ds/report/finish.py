@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,12 +38,24 @@ _NOISE_ERRORS = 2.0
 
 
 def show_summary(run_dir: Path) -> None:
-    """Write a run's page, and its table to stdout; an error here is logged and never fails the run."""
+    """Write a run's page, and its table and what to do next to stdout; an error here is logged and fails no run."""
     try:
         write_report([run_dir])
+        sys.stdout.write(next_commands(run_dir))
+        sys.stdout.flush()
     except Exception as error:  # the run is trained and saved: a full disk or an odd file must not end it with 1
         reason = f"{type(error).__name__}: {error}"
         logger.warning("no report of %s was written: %s; try: versatune report %s", run_dir, reason, run_dir)
+
+
+def next_commands(run_dir: Path) -> str:
+    """Return the commands that usually follow a complete run, one a line."""
+    folder = shlex.quote(str(run_dir))
+    commands = (
+        f"versatune evaluate {folder}",
+        f"versatune export {folder} --output {shlex.quote(f'{run_dir.name}-model')}",
+    )
+    return "".join(f"{'next' if number == 0 else '':<15}{command}\n" for number, command in enumerate(commands))
 
 
 def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictures: Sequence[str] = ()) -> Path:

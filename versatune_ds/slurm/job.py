@@ -137,8 +137,9 @@ class _Job:
         step = self.newest_step
         self.starts.add(step)
         logger.info(
-            "job %s, start %d, on %s: run %s resumes after step %d",
-            self.id, self.num_requeues + 1, self.environ.get("SLURM_JOB_NODELIST"), self.config.run_dir, step,
+            "job %s, start %d, on %s: run %s %s",
+            self.id, self.num_requeues + 1, self.environ.get("SLURM_JOB_NODELIST"), self.config.run_dir,
+            f"resumes after step {step}" if step else "begins",
         )  # fmt: skip
         # From here on, signals reach the ranks.
         for number in (signal.SIGUSR1, signal.SIGTERM):
