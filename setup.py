@@ -8,6 +8,14 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "versatune_ds/__init__.py").read_text(encoding="utf-8")).group(1)
 
+DATA_FILES = (
+    ("launcher", "*.py"),
+    ("slurm", "*.sbatch"),
+    ("ds_configs", "*.json"),
+    *((str(folder.relative_to(HERE)), "*.yaml") for folder in sorted((HERE / "recipes").glob("**")) if folder.is_dir()),
+)
+"""Folder beside the package and pattern of the files that a wheel takes along."""
+
 MPI = ["mpi4py>=4.0", "mpich>=4.1; sys_platform == 'linux'"]
 LORA = ["peft>=0.17"]
 TENSORBOARD = ["tensorboard>=2.17"]
@@ -23,6 +31,11 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["versatune_ds", "versatune_ds.*"]),
     package_data={"versatune_ds": ["py.typed", "kernels/csrc/*", "report/*.css", "report/*.js", "report/*.html"]},
+    # Files that stand beside the package in a checkout; versatune_ds/paths.py finds them in either place.
+    data_files=[
+        (f"share/versatune_ds/{folder}", sorted(str(path.relative_to(HERE)) for path in (HERE / folder).glob(pattern)))
+        for folder, pattern in DATA_FILES
+    ],
     install_requires=[
         "torch>=2.8,<3",
         "deepspeed>=0.19.5,<0.20",

@@ -1,4 +1,4 @@
-"""Expand `~` and environment variables in a user's paths, and protect files of other kinds from being overwritten.
+"""Find the project's own files, expand `~` and variables in a user's paths, and protect files of other kinds.
 
 A variable that is set is always replaced. One that is not set is an error, because nobody means a folder named
 `$SCRATCH` in the working folder; only a path that exists exactly as written is used as written.
@@ -8,12 +8,29 @@ from __future__ import annotations
 
 import os
 import re
+import site
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
 _BEGINNING_BYTES = 1 << 16
 _VARIABLE = re.compile(r"\$(?:\{([^{}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 """`${NAME}` or `$NAME`: one of the two groups is the name, the other is empty."""
+
+
+def _project_dir() -> Path:
+    """Return the folder that has launcher/, slurm/, ds_configs/ and recipes/.
+
+    It is the checkout, or where a wheel of the package puts them: share/versatune_ds of the environment.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    shares = (Path(root) / "share" / "versatune_ds" for root in (sysconfig.get_path("data"), site.getuserbase()))
+    places = (checkout, *shares)
+    return next((place for place in places if (place / "launcher" / "train.py").is_file()), checkout)
+
+
+PROJECT_DIR = _project_dir()
+"""Folder of the files that come with the package: launcher/, slurm/, ds_configs/, recipes/."""
 
 
 def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from versatune_ds.paths import PROJECT_DIR
+
 
 class Word(str):
     """A word that YAML 1.1 reads as true or false, written without quotes."""
@@ -129,11 +131,13 @@ def read_value(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping, safely loaded.
+    """Return a YAML file's mapping, safely loaded; one that is not here may be of the project, as recipes/base.yaml is.
 
     Raises:
         ValueError: If the file is missing, is not YAML, or is not a mapping; the message has file and line.
     """
+    if not path.exists() and (PROJECT_DIR / path).is_file():
+        path = PROJECT_DIR / path
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such recipe"
         raise ValueError(f"{path}: {what}; give the path of a YAML file (see recipes/)")

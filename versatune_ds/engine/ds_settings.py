@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import TrainConfig
-
-_PROJECT = Path(__file__).resolve().parents[2]
+from versatune_ds.paths import PROJECT_DIR
 
 
 def num_micro_steps(train: TrainConfig, *, world_size: int) -> int:
@@ -42,9 +41,9 @@ def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(source, Path):
         return dict(source)
-    source = source if source.is_file() else _PROJECT / source  # recipes refer to ds_configs/ of the project
+    source = source if source.is_file() else PROJECT_DIR / source  # recipes refer to ds_configs/ of the project
     if not source.is_file():
-        raise ValueError(f"train.deepspeed: no such file {source}; {_PROJECT / 'ds_configs'} contains some")
+        raise ValueError(f"train.deepspeed: no such file {source}; {PROJECT_DIR / 'ds_configs'} contains some")
     try:
         values = json.loads(source.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -25,6 +25,7 @@ from versatune_ds.launch.launchers import (
     num_nodes_given,
     read_hostfile,
 )
+from versatune_ds.paths import PROJECT_DIR
 from versatune_ds.training.finding import Stage
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
@@ -138,7 +139,7 @@ def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, sc
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if num_visible_gpus() else ""
         devices = device_flag(layout.processes, cuda_visible_devices=visible)
     command = launcher_command(launcher, layout, hostfile=hostfile, devices=devices)
-    command += [str(Path(__file__).resolve().parents[2] / "launcher" / script), *words]
+    command += [str(PROJECT_DIR / "launcher" / script), *words]
     logger.info("starting: %s", shlex.join(command))
     return run_and_forward(command, is_forwarding=launcher in ("mpirun", "srun"))
 

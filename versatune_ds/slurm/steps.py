@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
-
-PROJECT_DIR = Path(__file__).resolve().parents[2]
+from versatune_ds.paths import PROJECT_DIR
 
 SRUN = ("srun", "--kill-on-bad-exit=0", "--wait=60")
 """Ranks may run for a minute after the first one exits: time to exit in order, and a limit to a hang."""

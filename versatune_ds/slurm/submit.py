@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
-from versatune_ds.slurm.steps import PROJECT_DIR
+from versatune_ds.paths import PROJECT_DIR
 
 logger = logging.getLogger(__name__)
 
