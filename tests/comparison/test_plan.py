@@ -186,7 +186,11 @@ def test_an_ablation_changes_only_what_its_name_states():
     assert plan.runs[plan.baseline] == {}
 
 
-def test_the_small_comparisons_of_the_project_share_one_starting_point(tmp_path):
-    for name in ("multi_ability", "expansion", "ablations", "planned"):
+@pytest.mark.parametrize(
+    ("names", "start"),
+    [(("multi_ability", "expansion", "ablations"), "base-base"), (("planned", "planned_expansion"), "base-planned")],
+)
+def test_the_small_comparisons_of_the_project_share_their_starting_points(tmp_path, names, start):
+    for name in names:
         check_settings(read_plan(ROOT / "recipes" / "compare" / f"{name}.yaml", [f"output_dir={tmp_path}"]))
-    assert [folder.name for folder in tmp_path.iterdir()] == ["base-base"]
+    assert [folder.name for folder in tmp_path.iterdir()] == [start]
