@@ -187,3 +187,20 @@ def test_the_page_has_the_section_only_where_mixtures_were_drawn(tmp_path):
     runs = {cell: domains for cell, domains in results.domains.items() if cell.mixture is None}
     text = write_page(replace(results, domains=runs), command="c", versions={}).read_text()
     assert "any mixture" not in text
+
+
+def test_a_policy_without_a_run_on_the_measured_seeds_is_left_out_of_the_table():
+    results = make_results()
+    missing = {("steer", 1), ("steer", 2)}
+    runs = {cell: domains for cell, domains in results.domains.items() if (cell.label, cell.seed) not in missing}
+    text = "\n".join(headroom_section(replace(results, domains=runs)))
+    assert "| steer |" not in text
+    assert "| planned | " in text
+
+
+def test_without_a_seed_of_all_fixed_mixtures_the_headroom_is_not_known():
+    results = make_results()
+    missing = {("uniform", 1), ("static01", 2)}
+    runs = {cell: domains for cell, domains in results.domains.items() if (cell.label, cell.seed) not in missing}
+    text = "\n".join(headroom_section(replace(results, domains=runs)))
+    assert text.strip().endswith("Not known yet: no seed has uniform and all fixed mixtures.")

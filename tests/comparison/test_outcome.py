@@ -91,7 +91,7 @@ def results(*, targets=()):
 
 def test_the_table_has_means_intervals_and_starred_differences():
     header, _, uniform, moves = markdown_table(results()).splitlines()
-    assert header == "| policy | mean loss | worst domain | seeds won |"
+    assert header == "| policy | mean loss, nats a token | worst domain, % | seeds won |"
     assert uniform.startswith("| uniform | 1.4500 ± 0.2484 |")
     assert moves.startswith("| moves | 1.3990 ± 0.2472 (-0.0510\\*) |")
     assert (uniform.split(" | ")[-1], moves.split(" | ")[-1]) == ("- |", "3 of 3 |")
@@ -125,7 +125,8 @@ def results_of_targets(*, seeds, losses):
 def test_several_targets_are_the_population_and_their_seeds_are_averaged_first():
     made = results_of_targets(seeds=(1, 2), losses={"law": (0.9, 0.7), "code": (0.5, 0.3), "art": (0.9, 0.9)})
     assert made.values("moves", "target") == pytest.approx([0.2, 0.6, 0.1])
-    assert sorted(made.values_of_runs("moves", "target")) == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.5, 0.7])
+    by_run = [value for value, _ in made.pairs_of_runs("moves", "target")]
+    assert sorted(by_run) == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.5, 0.7])
     # Mean 0.3, standard deviation 0.26458, standard error 0.15275, t 1.9640 with 2 degrees of freedom: p 0.1885.
     # Six values taken as independent would give t 2.928 with 5 degrees of freedom, p 0.033, and a star.
     assert p_values(made, "target")["moves"] == pytest.approx(0.1885, abs=1e-4)
@@ -154,3 +155,36 @@ def test_the_retention_matrix_has_a_row_for_every_target_and_marks_the_targets_o
         "| moves, law | **+10.1** | +0.0 |",
         "| moves, code | +10.1 | **+0.0** |",
     ]
+
+
+def test_bits_a_byte_are_a_measure_where_every_domain_has_them():
+    base = {"law": {"loss": 2.0, "bits_per_byte": 0.8}, "code": {"loss": 1.0, "bits_per_byte": 0.4}}
+    after = {"law": {"loss": 1.5, "bits_per_byte": 0.6}, "code": {"loss": 1.0, "bits_per_byte": 0.3}}
+    assert outcome(after, base, target=None).bits == pytest.approx(0.45)
+    assert outcome({**after, "code": {"loss": 1.0}}, base, target=None).bits is None  # a result of an early version
+    assert outcome({**after, "code": {"loss": None, "bits_per_byte": None}}, base, target=None).bits == 0.6
+
+
+def test_a_missing_run_leaves_the_means_and_takes_its_pair():
+    made = results()
+    missing = next(cell for cell in made.domains if (cell.label, cell.seed) == ("moves", 2))
+    without = replace(made, domains={cell: value for cell, value in made.domains.items() if cell != missing})
+    assert without.values("uniform", "loss") == pytest.approx([1.35, 1.45, 1.55])
+    assert [value - other for value, other in without.pairs("moves", "loss")] == pytest.approx([-0.0505, -0.0515])
+    assert markdown_table(without).splitlines()[-1].endswith(" | 2 of 2 |")
+
+
+def test_of_several_targets_a_pair_has_the_same_seeds_on_both_sides():
+    made = results_of_targets(seeds=(1, 2), losses={"law": (0.9, 0.7), "code": (0.5, 0.3)})
+    missing = next(c for c in made.domains if (c.label, c.target, c.seed) == ("uniform", "law", 2))
+    without = replace(made, domains={cell: value for cell, value in made.domains.items() if cell != missing})
+    assert without.values("moves", "target") == pytest.approx([0.2, 0.6])
+    assert without.pairs("moves", "target") == [pytest.approx((0.1, 0.0)), pytest.approx((0.6, 0.0))]
+
+
+def test_a_policy_none_of_whose_runs_is_there_has_dashes():
+    made = results()
+    without = replace(made, domains={cell: value for cell, value in made.domains.items() if cell.label != "moves"})
+    assert markdown_table(without).splitlines()[-1] == "| moves | - | - | 0 of 0 |"
+    assert retention_table(without).splitlines()[-1] == "| moves | - | - |"
+    assert math.isnan(p_values(without, "loss")["moves"])

@@ -78,3 +78,28 @@ def test_a_page_without_test_rows_states_that_its_rows_also_steer(tmp_path):
     results.plan.folder.mkdir()
     page = Path(write_page(results, command="c", versions={}))
     assert "evaluated on the held-out rows that also steer the mixture: law 7" in page.read_text()
+
+
+def test_a_page_without_a_run_of_the_baseline_yet_calls_nothing_best(tmp_path):
+    results = make_results(tmp_path)
+    results.plan.folder.mkdir()
+    made = {cell: domains for cell, domains in results.domains.items() if cell.label == "better"}
+    text = write_page(replace(results, domains=made), command="c", versions={}).read_text()
+    assert "is best" not in text
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize("targets", [(), ("law", "code")])
+def test_a_page_is_written_of_the_runs_that_are_there(tmp_path, targets):
+    results = make_results(tmp_path, targets=targets)
+    results.plan.folder.mkdir()
+    made = {
+        cell: domains
+        for cell, domains in results.domains.items()
+        if cell.label != "lucky" and (cell.label, cell.seed) != ("better", 2)
+    }
+    text = write_page(replace(results, domains=made), command="c", versions={}).read_text()
+    assert "| lucky | - | - |" in text
+    assert "nan" not in text
+    assert "## Better, worse, or not beyond noise: each policy against `uniform`" in text
+    assert ("## What the target's gain costs the others" in text) == bool(targets)

@@ -69,7 +69,7 @@ def gains_of(results: Results) -> dict[str, dict[int, float]]:
     losses = _by_label_and_seed(results, "loss")
     uniform = losses[results.uniform]
     return {
-        label: {seed: uniform[seed] - loss for seed, loss in by_seed.items()}
+        label: {seed: uniform[seed] - loss for seed, loss in by_seed.items() if seed in uniform}
         for label, by_seed in losses.items()
         if label != results.uniform
     }
@@ -90,8 +90,16 @@ def drawn_labels(results: Results) -> list[str]:
 
 def fixed_labels(results: Results) -> list[str]:
     """Return the labels of all fixed mixtures but uniform: drawn ones, and runs whose policy does not move."""
-    fixed = [label for label in results.plan.runs if label in results.fixed and label != results.uniform]
+    known = {cell.label for cell in results.domains}
+    fixed = [label for label in results.plan.runs if label in results.fixed and label in known - {results.uniform}]
     return [*drawn_labels(results), *fixed]
+
+
+def is_measurable(results: Results) -> bool:
+    """Return whether there is a seed with uniform and every fixed mixture: not so in a comparison just begun."""
+    runs = {(cell.label, cell.seed) for cell in results.domains}
+    needed = [results.uniform, *fixed_labels(results)]
+    return any({(label, seed) for label in needed} <= runs for seed in results.plan.seeds)
 
 
 def best_of(gains: Mapping[str, Mapping[int, float]], labels: Sequence[str], *, seeds: Sequence[int]) -> Best:
@@ -159,9 +167,12 @@ def share_of(results: Results, best: Best, label: str) -> Share:
     Worked example: 0.02 and 0.04 nats where the best gains 0.04 and 0.08: a half, with every resample of the seeds.
     """
     losses = _by_label_and_seed(results, "loss")
-    uniform_S, policy_S = (np.array([losses[name][seed] for seed in best.gains]) for name in (results.uniform, label))
-    best_S, gains_S = np.array(list(best.gains.values())), uniform_S - policy_S
-    share = None if best.gain <= 0 else float(gains_S.mean() / best_S.mean())
+    seeds = [seed for seed in best.gains if seed in losses.get(label, {})]
+    if not seeds:
+        return Share(gain=math.nan, share=None, low=math.nan, high=math.nan)
+    uniform_S, policy_S = (np.array([losses[name][seed] for seed in seeds]) for name in (results.uniform, label))
+    best_S, gains_S = np.array([best.gains[seed] for seed in seeds]), uniform_S - policy_S
+    share = None if best_S.mean() <= 0 else float(gains_S.mean() / best_S.mean())
     low, high = (math.nan, math.nan) if share is None else bootstrap_ratio(gains_S, best_S)
     return Share(gain=float(gains_S.mean() / uniform_S.mean()), share=share, low=low, high=high)
 
@@ -186,19 +197,19 @@ def bootstrap_ratio(above_S: np.ndarray, below_S: np.ndarray) -> tuple[float, fl
 def points_of(results: Results, labels: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray:
     """Return each label's point [P,2] over some seeds: fall of the mean loss since the base model, and worst domain.
 
-    Both are shares, and larger is better.
+    Both are shares, and larger is better; NaN where a policy has none of these seeds.
     """
     losses, worst = (_by_label_and_seed(results, measure) for measure in ("loss", "worst"))
     base = float(np.mean([results.base[name]["loss"] for name in results.domain_names()]))
     return np.array(
-        [
-            (
-                1 - np.mean([losses[label][seed] for seed in seeds]) / base,
-                np.mean([worst[label][seed] for seed in seeds]),
-            )
-            for label in labels
-        ]
+        [(1 - _mean(losses.get(label, {}), seeds) / base, _mean(worst.get(label, {}), seeds)) for label in labels]
     )
+
+
+def _mean(by_seed: Mapping[int, float], seeds: Sequence[int]) -> float:
+    """Return the mean over those of some seeds that there are, NaN without any."""
+    values = [by_seed[seed] for seed in seeds if seed in by_seed]
+    return float(np.mean(values)) if values else math.nan
 
 
 def distance_to_front(point: np.ndarray, others_P: np.ndarray) -> float:
@@ -223,7 +234,7 @@ def front_distances(results: Results, *, seeds: Sequence[int]) -> dict[str, floa
     points = dict(zip(candidates, points_of(results, candidates, seeds=seeds), strict=True))
     distances = {}
     for label in results.plan.runs:
-        others = [point for name, point in points.items() if name != label]
+        others = [point for name, point in points.items() if name != label and not np.isnan(point).any()]
         distances[label] = distance_to_front(points_of(results, [label], seeds=seeds)[0], np.array(others))
     return distances
 

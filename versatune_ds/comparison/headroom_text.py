@@ -15,6 +15,7 @@ from versatune_ds.comparison.headroom import (
     front_distances,
     gains_of,
     headroom_of,
+    is_measurable,
     rank_correlation,
     seeming_headroom_of,
     share_of,
@@ -34,6 +35,9 @@ def headroom_section(results: Results) -> list[str]:
     """Return the section's paragraphs; none where no fixed mixtures were drawn."""
     if not drawn_labels(results):
         return []
+    title = "## How much could any mixture gain here?"
+    if not is_measurable(results):
+        return [title, "", "Not known yet: no seed has uniform and all fixed mixtures.", ""]
     gains = gains_of(results)
     best = best_of(gains, fixed_labels(results), seeds=results.plan.seeds)
     shares = {label: share_of(results, best, label) for label in results.plan.runs}
@@ -41,13 +45,14 @@ def headroom_section(results: Results) -> list[str]:
     lines = [
         f"| {escaped(label)} | {_percent(share.gain)} | {_share_text(share)} | {100 * distances[label]:+.2f} |"
         for label, share in shares.items()
+        if not math.isnan(share.gain + distances[label])  # none of its runs is there yet
     ]
     return [
-        "## How much could any mixture gain here?",
+        title,
         "",
         *(f"- {sentence}" for sentence in _sentences(results, best, shares)),
         "",
-        "| policy | gain | share of the headroom | to the front, points |",
+        "| policy | gain, % | share of the headroom, % | to the front, points |",
         "|---|---:|---:|---:|",
         *lines,
         "",

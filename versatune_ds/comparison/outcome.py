@@ -19,6 +19,8 @@ class Outcome:
 
     loss: float
     """Plain mean over domains of the test loss (nats per loss token)."""
+    bits: float | None
+    """The same in bits per byte of text, which models with different tokenizers share."""
     exact: float | None
     """Plain mean over domains of the share of answers written as in the examples."""
     choices: float | None
@@ -39,7 +41,9 @@ class Outcome:
 
 
 MEASURES = tuple(item.name for item in fields(Outcome))
-SMALLER_IS_BETTER = frozenset({"loss"})
+SMALLER_IS_BETTER = frozenset({"loss", "bits"})
+AS_PERCENT = frozenset(MEASURES) - SMALLER_IS_BETTER
+"""Measures that are shares, and written in percent."""
 
 
 def outcome(after: Domains, base: Domains, *, target: str | None) -> Outcome:
@@ -56,6 +60,7 @@ def outcome(after: Domains, base: Domains, *, target: str | None) -> Outcome:
     ]
     return Outcome(
         loss=_mean([after[name]["loss"] for name in falls]),
+        bits=_mean_bits(after, list(falls)),
         exact=_mean_of(after, "exact_match"),
         choices=_mean_of(after, "choices"),
         worst=min(falls.values()),
@@ -68,6 +73,12 @@ def outcome(after: Domains, base: Domains, *, target: str | None) -> Outcome:
 def loss_fall(after: Domains, base: Domains, name: str) -> float:
     """Return the relative fall of a domain's test loss since the base model; negative where it rose."""
     return 1.0 - after[name]["loss"] / base[name]["loss"]
+
+
+def _mean_bits(domains: Domains, names: list[str]) -> float | None:
+    """Return the plain mean of bits per byte, None where a domain has none: results of early versions."""
+    values = [domains[name].get("bits_per_byte") for name in names]
+    return None if None in values else _mean(values)
 
 
 def _mean_of(domains: Domains, key: str) -> float | None:

@@ -7,15 +7,23 @@ sentences, and nothing is claimed that is not in the table.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.comparison.checkpoints import checkpoints_section
+from versatune_ds.comparison.choice_accuracies import chance_levels, choices_section
+from versatune_ds.comparison.compute import compute_section
+from versatune_ds.comparison.domain_losses import losses_section
+from versatune_ds.comparison.effects import effects_section
+from versatune_ds.comparison.expansion_table import expansion_section
 from versatune_ds.comparison.headroom_text import headroom_section
 from versatune_ds.comparison.mixture_plans import purpose_of
 from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw_weights
 from versatune_ds.comparison.plan import ComparisonPlan
+from versatune_ds.comparison.run_records import run_records
 from versatune_ds.comparison.static_mixtures import SEED
 from versatune_ds.comparison.table import (
     HEADINGS,
@@ -36,10 +44,10 @@ _HOW_IT_WAS_MADE = """One base model, the same data, budget and schedule. Means 
 in brackets the paired difference from `{baseline}`, \\* where it differs from 0 at 5 % after Holm's correction over the
 policies."""
 
-_HOW_TO_READ = """Mean loss: nats per loss token, plain mean over domains; lower is better. In the other columns higher
-is better. Worst domain: relative fall of the loss where it fell least, negative where the domain was forgotten. Other
-domains: the mean relative fall of the loss over all domains but the target, negative where they degraded. Seeds won: in
-how many of the pairs of runs with `{baseline}` {won}."""
+_HOW_TO_READ = """Mean loss: nats per loss token, plain mean over domains; bits a byte: the same loss by byte of its
+text; lower is better. In the other columns higher is better. Worst domain: relative fall of the loss where it fell
+least, negative where the domain was forgotten. Other domains: the mean relative fall of the loss over all domains but
+the target, negative where they degraded. Seeds won: in how many of the pairs of runs with `{baseline}` {won}."""
 
 _MUCH = 0.05
 """Relative rise of the worst domain's loss from which a policy counts as forgetting."""
@@ -61,7 +69,7 @@ def write_page(results: Results, *, command: str, versions: dict[str, str | None
 
 
 def _paragraphs(results: Results, *, command: str, versions: dict[str, str | None]) -> Sequence[str]:
-    plan, base = results.plan, results.base
+    plan, base, records = results.plan, results.base, run_records(results)
     losses = ", ".join(f"{escaped(name)} {base[name]['loss']:.4f}" for name in results.domain_names())
     made = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     repeats = f"{len(plan.seeds)} seeds" + (f" x {len(plan.targets)} targets" if plan.targets else "")
@@ -84,8 +92,10 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         "",
         "![Every policy as a point](comparison.png)",
         "",
+        *effects_section(results),
+        *expansion_section(results),
         *headroom_section(results),
-        "## By domain: relative fall of the test loss since the base model, in percent",
+        f"## By domain: relative fall of the {results.split} loss since the base model, in percent",
         "",
         retention_table(results),
         "",
@@ -93,10 +103,14 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         "",
         "![The same as a heat map](retention.png)",
         "",
+        *losses_section(results),
+        *choices_section(results, chance=chance_levels(plan.choices)),
+        *checkpoints_section(results, records),
         "## The weights each policy ended with",
         "",
         "![Weights by policy and domain](weights.png)",
         "",
+        *compute_section(results, records),
         "## What each run sets",
         "",
         *(f"- `{label}`: `{json.dumps(values)}`" for label, values in plan.runs.items()),
@@ -143,21 +157,23 @@ def _rows_sentence(results: Results) -> str:
 def findings(results: Results) -> list[str]:
     """Return the sentences: best on either axis, better than the baseline on both, and what was forgotten."""
     axes = judged_by(results)
-    sentences = [_best(results, measure) for measure in dict.fromkeys((*axes, "worst"))]
+    sentences = [sentence for measure in dict.fromkeys((*axes, "worst")) for sentence in _best(results, measure)]
     if len(results.plan.runs) > 1:
         sentences += _better_on_both(results, axes)
     return [*sentences, _forgot(results)]
 
 
-def _best(results: Results, measure: str) -> str:
-    """Return which policy is best in a measure, beside the baseline."""
+def _best(results: Results, measure: str) -> list[str]:
+    """Return which policy is best in a measure, beside the baseline; nothing where the baseline has no run yet."""
     baseline = results.plan.baseline
     means = {label: results.mean(label, measure).mean for label in results.plan.runs}
+    if math.isnan(means[baseline]):
+        return []
     best = baseline
     for label, mean in means.items():
         best = label if is_better(mean, means[best], measure) else best
     beside = "" if best == baseline else f" against {number(means[baseline], measure)} for `{baseline}`"
-    return f"{HEADINGS[measure].capitalize()}: `{best}` is best, {number(means[best], measure)}{beside}."
+    return [f"{HEADINGS[measure].capitalize()}: `{best}` is best, {number(means[best], measure)}{beside}."]
 
 
 def _better_on_both(results: Results, axes: Sequence[str]) -> list[str]:

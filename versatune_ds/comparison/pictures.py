@@ -33,6 +33,8 @@ def draw_policies(results: Results, path: Path) -> None:
     axes = figure.subplots()
     for i, label in enumerate(results.plan.runs):
         x, y = (results.mean(label, measure) for measure in (across, up))
+        if math.isnan(x.mean):  # none of its runs is there
+            continue
         axes.errorbar(
             x.mean, y.mean, xerr=_whisker(x.half_width), yerr=_whisker(y.half_width), label=label,
             marker=_MARKERS[i % len(_MARKERS)], color=f"C{i % 10}", linestyle="none", capsize=2, elinewidth=0.8,
@@ -53,15 +55,18 @@ def draw_policies(results: Results, path: Path) -> None:
 def draw_retention(results: Results, path: Path) -> None:
     """Draw the retention matrix as a heat map, blue where a domain was learned and red where it was forgotten."""
     values, names = np.array(retention(results)), results.domain_names()
-    limit = max(min(float(np.abs(values).max()), _STRONGEST), 1e-6)
+    strongest = float(np.nanmax(np.abs(values), initial=0.0))  # NaN: a row whose runs are missing
+    limit = max(min(strongest, _STRONGEST), 1e-6)
     figure, axes = _rows_figure(results)
     image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
+        if math.isnan(value):
+            continue
         ink = "white" if abs(value) > 0.6 * limit else "black"
         axes.text(column, row, f"{100 * value:+.1f}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_title("relative fall of the loss since the base model, in percent", loc="left", fontsize=10)
-    is_clipped = bool(np.abs(values).max() > limit)
+    is_clipped = strongest > limit
     figure.colorbar(image, ax=axes, extend="both" if is_clipped else "neither", format=lambda v, _: f"{100 * v:+.0f}")
     figure.savefig(path, dpi=_DPI)
 
@@ -73,7 +78,8 @@ def draw_weights(results: Results, path: Path) -> None:
     cells_R = [results.cells(label, target) for label, target in results.rows()]
     left_R = np.zeros(len(cells_R))
     for k, name in enumerate(names):
-        means_R = np.array([np.mean([results.weights[cell].get(name, 0.0) for cell in cells]) for cells in cells_R])
+        shares_R = [[results.weights[cell].get(name, 0.0) for cell in cells] for cells in cells_R]
+        means_R = np.array([np.mean(shares) if shares else 0.0 for shares in shares_R])
         bars = axes.barh(range(len(means_R)), means_R, left=left_R, color=_COLOURS[k % len(_COLOURS)], label=name)
         texts = [f"{mean:.2f}" if mean >= _NARROWEST else "" for mean in means_R]
         axes.bar_label(bars, texts, label_type="center", fontsize=7, color="white")

@@ -12,6 +12,7 @@ import logging
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from versatune_ds.comparison.mixture_plans import arguments_of, purpose_of
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, plans_of_cell, texts
+from versatune_ds.comparison.stage_times import record_stage
 from versatune_ds.config import DetectConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten
 from versatune_ds.config.model import model_identity
@@ -269,10 +271,11 @@ def _run_stage(folder: Path, command: str, *arguments: object) -> None:
     """
     parts = [command, *map(str, arguments)]
     logger.info("versatune %s", shlex.join(parts))
-    log = folder / f"{command}.log"
+    log, began = folder / f"{command}.log", time.monotonic()
     words = [sys.executable, "-m", "versatune_ds.cli", *parts]
     with log.open("ab") as stream:
         result = subprocess.run(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+    record_stage(folder, command, seconds=time.monotonic() - began)
     if result.returncode == 0:
         return
     written = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
