@@ -94,7 +94,7 @@ class OverfitWatch:
 
         # Held out up and training down, both beyond noise.
         held_out_noise_K = z * np.nan_to_num(signals.change_from_best_stderr_K)
-        rise_K = np.maximum(np.nan_to_num((loss_K - best_K - held_out_noise_K) / best_K), 0.0)
+        rise_K = np.maximum(np.nan_to_num(_share_of(best_K, loss_K - best_K - held_out_noise_K)), 0.0)
         train_noise_K = z * np.hypot(np.nan_to_num(stderr_K), np.nan_to_num(at_best_stderr_K))
         has_fallen_K = train_K < np.minimum(at_best_K - train_noise_K, at_best_K * (1.0 - _LEAST_FALL))
         is_seen_K, is_back_K = (rise_K > 0) & has_fallen_K, is_measured_K & (rise_K == 0)
@@ -107,7 +107,7 @@ class OverfitWatch:
             train_at_best_K=at_best_K,
             train_at_best_stderr_K=at_best_stderr_K,
             rise_K=np.where(is_measured_K, rise_K, self.rise_K),
-            fall_K=np.where(is_known_K, 1.0 - train_K / at_best_K, self.fall_K),
+            fall_K=np.where(is_known_K, _share_of(at_best_K, at_best_K - train_K), self.fall_K),
         )
 
     def without_rises(self, signals: Signals) -> Signals:
@@ -133,6 +133,11 @@ class OverfitWatch:
             is_over_fitting_K=np.array(state["is_over_fitting_K"], dtype=bool),
             **{name: from_list(state[name]) for name in _VECTORS},
         )
+
+
+def _share_of(loss_K: np.ndarray, change_K: np.ndarray) -> np.ndarray:
+    """Return a change as a share of a loss, [K]; NaN where the loss is unknown or 0."""
+    return np.divide(change_K, loss_K, out=np.full(loss_K.shape, np.nan), where=loss_K > 0)
 
 
 def over_fitting_texts(watch: OverfitWatch, *, domain_set: DomainSet) -> dict[str, str]:
