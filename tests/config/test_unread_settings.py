@@ -61,6 +61,13 @@ def test_the_papers_rule_reads_no_safeguard_and_no_interval(load):
     assert line.startswith("mixture.sigma_interval_steps, mixture.safeguards.cap: mixture.paper=true switches them off")
 
 
+def test_a_fixed_mixture_says_that_over_fitting_is_only_reported(load):
+    (line,) = unread_settings(load("mixture.policy=uniform", "mixture.safeguards.overfit=reduce"))
+    assert line.startswith("mixture.safeguards.overfit: policy 'uniform' is a fixed mixture")
+    assert unread_settings(load("mixture.policy=steer", "mixture.safeguards.overfit=reduce")) == []
+    assert unread_settings(load("mixture.policy=uniform", "mixture.safeguards.overfit=off")) == []
+
+
 @pytest.mark.parametrize(
     ("override", "reader"),
     [

@@ -83,3 +83,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def losses_by_step(run_dir: Path) -> dict[int, float]:
     """Return {step: train/loss} of a run."""
     return {line["step"]: line["train/loss"] for line in read_lines(run_dir / "metrics.jsonl") if "train/loss" in line}
+
+
+def inputs_besides_losses(decision):
+    """Return the inputs of a recorded decision without the training losses, whose numbers a test cannot know."""
+    return {key: value for key, value in decision["inputs"].items() if not key.startswith("train_loss")}

@@ -274,6 +274,26 @@ def test_bounds_are_read_from_one_text_or_several():
     assert parse_bounds(["law=0,code=-0.1", "art=2e-2"]) == {"law": 0.0, "code": -0.1, "art": 0.02}
 
 
+def test_the_rival_dynamics_plans_by_its_programme_and_says_how_far_it_sees(recipe, tmp_path, caplog):
+    """A probe on each domain lowers its own loss by 1.0, 1.6 and .3 nats; a bound of 0 on art asks for w >= 1/4."""
+    with caplog.at_level(logging.INFO, logger="versatune_ds"):
+        plan, text = plan_recipe(
+            recipe, ["mixture.safeguards.floor=0"], options=PlanOptions(planner="dynamics", bounds=("art=0",))
+        )
+    assert plan.planner == "dynamics"
+    assert plan.weights == pytest.approx({"law": 0.0, "code": 0.75, "art": 0.25}, abs=1e-5)
+    assert plan.predicted["code"]["loss"] == pytest.approx(4.0 - 1.6 * 0.75 + 0.4 * 0.25, abs=1e-4)
+    assert plan.calibration == {"horizon_tokens": 1000.0}
+    assert "losses are predicted after 1000 tokens, not after the run's 2000" in caplog.text
+    assert "planner dynamics: the losses after the first measurement's tokens" in text
+
+
+def test_the_published_name_of_a_planner_chooses_it(caplog):
+    with caplog.at_level(logging.INFO, logger="versatune_ds"):
+        assert planners.planner_named("mergemix") is planners.PLANNERS["merge"]
+    assert "--planner mergemix: it is the planner merge here" in caplog.text
+
+
 def test_the_default_planner_plans_from_the_table_alone_without_loading_torch(recipe, tmp_path):
     code = "import sys; from versatune_ds.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules"
     words = ["plan", recipe, "--for", "balanced", "--json"]

@@ -86,6 +86,7 @@ def test_the_recipe_of_one_domain_rounds_its_steps_up_to_a_measurement(tmp_path)
     assert (recipe.train.steps, recipe.mixture.update_every, recipe.train.learning_rate) == (28, 4, 0.5)
     assert recipe.run_dir == tmp_path / "reference" / "tiny" / "law"
     assert recipe.data.cache_dir == config.data.cache_dir
+    assert not recipe.mixture.watches_overfitting  # such a run ends by itself where its held-out loss rises
 
 
 def test_domain_names_that_are_unsafe_as_folder_names_get_distinct_safe_ones():

@@ -72,6 +72,11 @@ def test_two_ranks_have_the_same_schedule_and_write_one_history(whole_runs):
         assert sum(weights) == pytest.approx(1, abs=1e-12)
         assert set(decision["losses"]["law"]) == {"mean", "stderr", "num_loss_tokens"}
     assert decisions[1]["weights_after"] != decisions[1]["weights_before"]
+    # The training losses, which tell over-fitting from forgetting, are of both ranks and of all steps since the last.
+    assert "train_losses" not in decisions[0]["inputs"]
+    for decision in decisions[1:]:
+        assert set(decision["inputs"]["train_losses"]) == set(decision["weights_after"])
+        assert all(0 < loss < 20 for loss in decision["inputs"]["train_losses"].values())
 
 
 @pytest.mark.slow

@@ -146,7 +146,11 @@ def add_plan(commands: Commands) -> None:
         help="the same for all other domains (default: none for mean, the largest rise on "
         "equal shares for balanced, 0.02 for target)",
     )
-    command.add_argument("--planner", metavar="NAME", help="how losses are predicted (default: transfer)")
+    command.add_argument(
+        "--planner",
+        metavar="NAME",
+        help="how losses are predicted: transfer (default), merge (MergeMix), mixmin, dynamics (DynaMiCS)",
+    )
     command.add_argument("--budget-steps", **NUMBER, help="steps of the run that is planned (default: train.steps)")
     command.add_argument(
         "--predictions", **NUMBER, default=96, help="most predictions of a planner that runs models (default: 96)"

@@ -49,7 +49,12 @@ class SafeguardConfig(Section):
     null turns this off."""
     z: float = Field(default=1.0, ge=0)
     """Standard errors subtracted from the rise of a loss before it counts as forgetting. Raise it if noise triggers
-    `forgetting_budget`."""
+    `forgetting_budget` or `overfit`."""
+    overfit: Literal["off", "warn", "reduce"] = "warn"
+    """What to do about a domain whose held-out loss has risen above its best for two updates while its training loss
+    fell: `warn` logs and records it, `reduce` also halves its weight per `sigma_interval_steps`, down to the floor,
+    until the held-out loss has come back. Fixed mixtures are only warned about. With `mixture.signal: train` nothing
+    is measured that could tell."""
 
 
 class ExpansionConfig(Section):
@@ -154,6 +159,11 @@ class MixtureConfig(Section):
         return policy_named(self.policy)
 
     @property
+    def watches_overfitting(self) -> bool:
+        """Return whether training losses are collected beside held-out ones, to find domains that over-fit."""
+        return self.signal == "validation" and not self.paper and self.safeguards.overfit != "off"
+
+    @property
     def has_target(self) -> bool:
         """Return whether the policy has a target domain under these settings."""
         return self.rule.has_target(self.target)
@@ -215,6 +225,11 @@ class MixtureConfig(Section):
         """Fill in the policy's defaults, and check that its keys are there and do not contradict others."""
         if self.paper and "policy" not in self.model_fields_set:
             object.__setattr__(self, "policy", PAPER_DEFAULT.name)
+        if self.signal == "train" and self.safeguards.overfit == "reduce":
+            raise ValueError(
+                "mixture.safeguards.overfit: reduce compares held-out with training losses, and mixture.signal=train "
+                "measures no held-out ones; set mixture.signal=validation, or overfit: off"
+            )
         steps = [stage.step for stage in self.schedule]
         if steps != sorted(set(steps)):
             raise ValueError(f"mixture.schedule: the steps of stages must rise, got {steps}")

@@ -125,6 +125,12 @@ def _of_policy(keys: Sequence[str], settings: MixtureConfig) -> list[str]:
             f"{names}: policy {settings.policy!r} does not read {_it(unread)}; leave {_it(unread)} out, or choose a "
             f"policy that does ({readers if unread != ['target_share'] else ', or '.join(reversed(with_target))})"
         )
+    is_reducing = "safeguards.overfit" in own and settings.safeguards.overfit == "reduce"
+    if is_reducing and rule.is_fixed and not settings.paper:
+        lines.append(
+            f"mixture.safeguards.overfit: policy {settings.policy!r} is a fixed mixture, which no safeguard changes: "
+            "over-fitting is only reported; set overfit: warn, or choose another policy"
+        )
     # Keys that the paper's rule ignores.
     off = [key for key in own if settings.paper and key.startswith(_OFF_IN_PAPER) and key not in unread]
     if off:

@@ -22,9 +22,10 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
+from versatune_ds.mixture.overfitting import OverfitWatch, over_fitting_ended, over_fitting_texts
 from versatune_ds.mixture.policies import Policy
 from versatune_ds.mixture.policies.acted import ALARM, Acted
-from versatune_ds.mixture.policies.signals import from_list, to_list
+from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
 from versatune_ds.mixture.reference import References, check_against_start
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
 from versatune_ds.mixture.signals import History, signals_from
@@ -84,6 +85,7 @@ class Controller:
         self._weights_K = self._start_weights_K
         self._history = History.empty(len(domain_set))
         self._remembered = Remembered()
+        self._overfit = OverfitWatch.empty(len(domain_set))
         self._next_update = 0
         self._last_moved_step = 0
 
@@ -184,6 +186,7 @@ class Controller:
             for z in (self._rules.safeguards.z, 0.0)
         )
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
+        ended = self._watch_overfitting(signals, measurement=measurement, occasion=occasion)
         # The rules of the paper move from one measurement to the next, so the one before training moves nothing. For
         # policies that use it, it covers one interval.
         move = Move(weights_K=self._weights_K, acted=kept, reason=BASELINE_REASON)
@@ -200,13 +203,34 @@ class Controller:
                 occasion=occasion,
                 elapsed_steps=elapsed_steps,
                 rules=self._rules,
+                overfit=self._overfit,
             )
-            move = replace(move, acted=(*kept, *move.acted))
+            move = replace(move, acted=(*kept, *ended, *move.acted))
         for acted in move.acted:
             if acted.kind == ALARM:
                 logger.warning("step %d: %s", occasion.step, acted.text)
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
+
+    def _watch_overfitting(
+        self, signals: Signals, *, measurement: Measurement, occasion: Occasion
+    ) -> tuple[Acted, ...]:
+        """Record what an update says about over-fitting; log the domains that begin, return those that ended."""
+        safeguards, before = self._rules.safeguards, self._overfit
+        if safeguards.overfit == "off":
+            return ()
+        self._overfit = before.after(
+            signals,
+            is_measured_K=measurement.is_present(),
+            inputs=occasion.inputs,
+            domain_set=self._domain_set,
+            z=safeguards.z,
+        )
+        way_out = "" if safeguards.overfit == "reduce" else "; mixture.safeguards.overfit=reduce lowers its weight"
+        for name, text in over_fitting_texts(self._overfit, domain_set=self._domain_set).items():
+            if not before.is_over_fitting_K[self._domain_set.id_of(name)]:
+                logger.warning("step %d: %s over-fits (%s)%s", occasion.step, name, text, way_out)
+        return over_fitting_ended(before, self._overfit, domain_set=self._domain_set)
 
     def _started(self, measurement: Measurement) -> History:
         """Return the history with the first losses of a measurement; check the references against the very first."""
@@ -231,6 +255,7 @@ class Controller:
             "last_moved_step": self._last_moved_step,
             "history": self._history.state_dict(),
             "remembered": self._remembered.state_dict(),
+            "overfit": self._overfit.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -251,3 +276,4 @@ class Controller:
         self._last_moved_step = state["last_moved_step"]
         self._history = History.from_state_dict(state["history"])
         self._remembered = Remembered.from_state_dict(state["remembered"])
+        self._overfit = OverfitWatch.from_state_dict(state.get("overfit"), num_domains=len(self._domain_set))

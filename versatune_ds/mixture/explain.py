@@ -43,6 +43,7 @@ def explain(decision: Decision) -> str:
     before, after = (
         effective_num_domains(np.array([*w.values()])) for w in (decision.weights_before, decision.weights_after)
     )
+    others = {key: value for key, value in decision.inputs.items() if not key.startswith("train_loss")}
     when = f"decided after step {decision.decided_at_step}, in effect from step {decision.effective_step}"
     lines = [
         f"Update {decision.update}, {when}.",
@@ -52,10 +53,18 @@ def explain(decision: Decision) -> str:
         "",
         f"Effective number of domains: {before:.2f} before, {after:.2f} after.",
         "Safeguards that acted: " + ("; ".join(decision.acted) or "none") + ".",
-        "Inputs besides losses: " + (", ".join(f"{k}={v}" for k, v in decision.inputs.items()) or "none") + ".",
+        "Inputs besides losses: " + (", ".join(f"{k}={v}" for k, v in others.items()) or "none") + ".",
+        *_training_losses(decision),
         f"Digest: {decision.digest}",
     ]
     return "\n".join(lines)
+
+
+def _training_losses(decision: Decision) -> list[str]:
+    """Return the line on the training losses that over-fitting is recognised by; empty where none were recorded."""
+    losses = decision.inputs.get("train_losses", {})
+    listed = ", ".join(f"{name} {losses[name]:.4f}" for name in decision.weights_after if name in losses)
+    return [f"Training losses since the last update: {listed}."] if listed else []
 
 
 def _domain_row(decision: Decision, name: str) -> tuple[str, ...]:

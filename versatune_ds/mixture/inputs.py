@@ -20,10 +20,11 @@ import numpy as np
 from versatune_ds.domains import DomainSet, by_domain_name, domain_name, nearest_name
 from versatune_ds.json_file import is_finite_number
 from versatune_ds.mixture.policies import Policy
+from versatune_ds.mixture.statistics import DomainStatistics
 
 logger = logging.getLogger(__name__)
 
-_BY_DOMAIN = ("pins", "caps", "supply_caps")
+_BY_DOMAIN = ("pins", "caps", "supply_caps", "train_losses", "train_loss_stderrs")
 _SHARES = ("rate", "anchor")
 _NUMBERS = ("sigma", "delta", "epsilon", *_SHARES)
 CONTROL_KEYS = ("pins", "caps", "freeze", *_NUMBERS)
@@ -56,6 +57,11 @@ class Inputs:
     """The next losses are measured after this many times `mixture.update_every` steps."""
     signal: Literal["train"] | None = None
     """Is "train" where the losses are those of training batches, None where they are held out."""
+    train_losses: Mapping[str, float] = field(default_factory=dict)
+    """Domain to its mean training loss since the last update, beside held-out losses; empty where over-fitting is not
+    watched for, and without a domain that was not trained on."""
+    train_loss_stderrs: Mapping[str, float] = field(default_factory=dict)
+    """Their standard errors, as if tokens were independent: too small."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, JSON-able."""
@@ -73,7 +79,7 @@ class Inputs:
 
     def control(self) -> Inputs:
         """Return the part of these inputs that a person set."""
-        return replace(self, supply_caps={}, interval_stretch=1, signal=None)
+        return replace(self, supply_caps={}, interval_stretch=1, signal=None, train_losses={}, train_loss_stderrs={})
 
     def rates(self) -> dict[str, float]:
         """Return the rates that are replaced."""
@@ -82,6 +88,16 @@ class Inputs:
     def unread_rates(self, policy: Policy) -> tuple[str, ...]:
         """Return the rates that are replaced although a policy does not read them."""
         return tuple(key for key in self.rates() if key not in policy.live_rates)
+
+    def with_train_losses(self, statistics: DomainStatistics, *, domain_set: DomainSet) -> Inputs:
+        """Return these inputs with training losses by domain; one that is not finite is omitted."""
+        loss_K, stderr_K = statistics.mean(), statistics.standard_error()
+        known = [name for name, loss in zip(domain_set, loss_K, strict=True) if math.isfinite(loss)]
+        return replace(
+            self,
+            train_losses={name: float(loss_K[domain_set.id_of(name)]) for name in known},
+            train_loss_stderrs={name: float(stderr_K[domain_set.id_of(name)]) for name in known},
+        )
 
     def with_supply_caps(self, caps_K: np.ndarray | None, *, domain_set: DomainSet) -> Inputs:
         """Return these inputs with the caps [K] that the remaining data sets; caps of 1 and above are omitted."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs
+from versatune_ds.mixture.overfitting import OverfitWatch, over_fitting_warning, reduce_over_fitting
 from versatune_ds.mixture.policies import Signals
 from versatune_ds.mixture.policies.acted import ALARM, Acted
 from versatune_ds.mixture.policies.simplex import normalise
@@ -211,11 +212,13 @@ def apply_safeguards(
     inputs: Inputs,
     num_intervals: float,
     domain_set: DomainSet,
+    overfit: OverfitWatch | None = None,
 ) -> Guarded:
     """Return the proposed weights [K] within all safeguards, and what acted.
 
-    Order: forgetting budget, prior pull, bounds (floor, caps, pins, freeze), KL limit, alarm. The KL limit measures
-    from the old weights brought within the bounds, so that it never undoes a bound.
+    Order: forgetting budget, prior pull, over-fitting, bounds (floor, caps, pins, freeze), KL limit, alarm. The KL
+    limit measures from the old weights brought within the bounds, so that it never undoes a bound. `overfit` is None
+    where nothing watches for over-fitting.
     """
     weights_K, by_budget = forgetting_budget(
         weights_K,
@@ -228,9 +231,41 @@ def apply_safeguards(
     weights_K, by_pull = prior_pull(
         weights_K, start_weights_K=start_weights_K, pull=settings.prior_pull, num_intervals=num_intervals
     )
+    weights_K, by_overfit = _over_fitting(
+        weights_K,
+        before_K=before_K,
+        watch=overfit,
+        settings=settings,
+        num_intervals=num_intervals,
+        domain_set=domain_set,
+    )
     bounds, given_up = feasible_bounds(settings, inputs=inputs, before_K=before_K, domain_set=domain_set)
     weights_K, by_bounds = within_bounds(weights_K, bounds=bounds, domain_set=domain_set)
     base_K = project_to_bounds(before_K, lower_K=bounds.lower_K, upper_K=bounds.upper_K)
     weights_K, by_kl = kl_limit(weights_K, base_K=base_K, max_kl=settings.max_kl)
     by_alarm = effective_domains_alarm(weights_K, min_effective_domains=settings.min_effective_domains)
-    return weights_K, (*by_budget, *by_pull, *given_up, *by_bounds, *by_kl, *by_alarm)
+    return weights_K, (*by_budget, *by_pull, *by_overfit, *given_up, *by_bounds, *by_kl, *by_alarm)
+
+
+def _over_fitting(
+    weights_K: np.ndarray,
+    *,
+    before_K: np.ndarray,
+    watch: OverfitWatch | None,
+    settings: SafeguardSettings,
+    num_intervals: float,
+    domain_set: DomainSet,
+) -> Guarded:
+    """Do what the recipe asks for about over-fitting domains: nothing, record them, or lower their weights."""
+    if watch is None or settings.overfit == "off":
+        return weights_K, ()
+    if settings.overfit == "warn":
+        return weights_K, over_fitting_warning(watch, domain_set=domain_set)
+    return reduce_over_fitting(
+        weights_K,
+        before_K=before_K,
+        watch=watch,
+        floor=settings.floor,
+        num_intervals=num_intervals,
+        domain_set=domain_set,
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -44,6 +45,8 @@ class SafeguardSettings:
     """Relative rise over best or start that pulls weight back, None for no budget."""
     z: float = 0.0
     """Standard errors subtracted from a rise before it counts as forgetting."""
+    overfit: Literal["off", "warn", "reduce"] = "off"
+    """What happens to a domain whose held-out loss rises while its training loss falls."""
 
 
 def starting_weights(
@@ -220,7 +223,7 @@ def safeguard_settings(
     if settings.paper:
         return SafeguardSettings()
     if (settings.rule if rule is None else rule).is_fixed:
-        return SafeguardSettings(z=chosen.z)
+        return SafeguardSettings(z=chosen.z, overfit="off" if chosen.overfit == "off" else "warn")
     floor, cap = floor_and_cap(settings, num_domains=len(start_weights_K))
     return SafeguardSettings(
         floor=floor,
@@ -230,6 +233,7 @@ def safeguard_settings(
         min_effective_domains=chosen.effective_domains_alarm * effective_num_domains(start_weights_K),
         forgetting_budget=chosen.forgetting_budget,
         z=chosen.z,
+        overfit=chosen.overfit,
     )
 
 

@@ -19,6 +19,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, by_domain
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
+from versatune_ds.mixture.overfitting import OverfitWatch
 from versatune_ds.mixture.policies import Policy, PolicySettings, Signals
 from versatune_ds.mixture.policies.acted import Acted, recorded_texts
 from versatune_ds.mixture.safeguards import apply_safeguards, eased_budget
@@ -92,6 +93,7 @@ def move_weights(
     occasion: Occasion,
     elapsed_steps: int,
     rules: Rules,
+    overfit: OverfitWatch,
 ) -> Move:
     """Return the update of weights [K]: proposed by the policy, bounded by the safeguards, with its reason.
 
@@ -102,20 +104,25 @@ def move_weights(
         occasion: Steps and inputs of the update; rates set by live control replace the policy's.
         elapsed_steps: Steps since the weights were last decided on a measurement.
         rules: What decides.
+        overfit: Which domains over-fit.
     """
     # Proposed by the policy, bounded by the safeguards.
     policy, safeguards, domain_set = rules.policy, rules.safeguards, rules.domain_set
     settings = replace(rules.settings.after_steps(elapsed_steps), **occasion.inputs.rates())
     proposed_K = policy.update(weights_K, signals, occasion.effective_step, settings)
+    # Where over-fitting lowers a weight, the forgetting budget must not raise it.
+    is_reduced = safeguards.overfit == "reduce"
+    rises, unbounded_rises = (overfit.without_rises(s) if is_reduced else s for s in (signals, unbounded))
     guarded_K, acted = apply_safeguards(
         proposed_K,
         before_K=weights_K,
         start_weights_K=settings.start_weights_K,
-        signals=signals,
+        signals=rises,
         settings=safeguards,
         inputs=occasion.inputs,
         num_intervals=settings.num_intervals,
         domain_set=domain_set,
+        overfit=overfit,
     )
     after_K = as_weights(guarded_K, "decided weights")
 
@@ -124,7 +131,7 @@ def move_weights(
     by_rule = policy.limits(weights_K, signals, settings, domain_set.names) if policy.limits else ()
     by_confidence = (
         *(policy.bound_effect(signals, unbounded, settings) if policy.bound_effect else ()),
-        *eased_budget(signals, unbounded=unbounded, budget=safeguards.forgetting_budget, domain_set=domain_set),
+        *eased_budget(rises, unbounded=unbounded_rises, budget=safeguards.forgetting_budget, domain_set=domain_set),
     )
     return Move(weights_K=after_K, acted=(*by_confidence, *by_rule, *acted), reason=reason)
 

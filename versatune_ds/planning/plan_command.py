@@ -93,6 +93,7 @@ def plan_recipe(recipe: Path, overrides: Sequence[str], *, options: PlanOptions)
         bound_all=_bound_all(options, predictor, table),
         bounds=parse_bounds(options.bounds),
     )
+    solution_K = None if planner.solve is None else planner.solve(predictor, goal, limits)
     found = search(
         predictor,
         goal,
@@ -100,6 +101,7 @@ def plan_recipe(recipe: Path, overrides: Sequence[str], *, options: PlanOptions)
         named=named,
         seed=config.run.seed,
         num_predictions=_predictions_of_search(options.num_predictions, predictor, table),
+        solution_K=solution_K,
     )
     if not predictor.is_costly:
         fill_front(predictor, goal, found.scored, limits=limits)

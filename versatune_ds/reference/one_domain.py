@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import MixtureConfig, MonitorConfig, RunConfig
+from versatune_ds.config.mixture import SafeguardConfig
 from versatune_ds.config.model import model_identity
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
@@ -68,7 +69,10 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
             "train": train,
             "model": settings.model or config.model,
             "mixture": MixtureConfig(
-                policy=ONE_DOMAIN.name, update_every=every, weight_unit=config.mixture.weight_unit
+                policy=ONE_DOMAIN.name,
+                update_every=every,
+                weight_unit=config.mixture.weight_unit,
+                safeguards=SafeguardConfig(overfit="off"),  # over-fitting ends the run by itself: see EarlyStop
             ),
             "monitor": MonitorConfig(log_every=every),
             "validation": config.validation.model_copy(update={"max_share": None}),

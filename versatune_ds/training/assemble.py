@@ -230,6 +230,7 @@ def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunSta
 def _new_parts(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
     """Return the parts whose state a checkpoint saves, at step 0, by their names in `Run` (`resume.SAVED_PARTS`)."""
     config, world, num_domains = setup.config, setup.world, len(setup.domain_set)
+    needs_train_losses = config.mixture.signal == "train" or config.mixture.watches_overfitting
     return {
         "loader": _training_loader(setup),
         "schedule": Schedule(mixture.weights_K),
@@ -237,7 +238,7 @@ def _new_parts(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
         "bad_steps": BadSteps(config.train, run_dir=config.run_dir),
         "controller": mixture.controller if world.is_rank_zero else None,
         "validation": held_out_examples(setup),
-        "train_losses": TrainLosses(num_domains, world=world) if config.mixture.signal == "train" else None,
+        "train_losses": TrainLosses(num_domains, world=world) if needs_train_losses else None,
         "updates": UpdateClock(update_every=config.mixture.update_every, max_share=config.validation.max_share),
     }
 

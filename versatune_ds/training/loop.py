@@ -58,7 +58,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         decision = measure_and_decide(run) if run.updates.is_due(step) else None
         if decision is not None and should_stop is not None and should_stop(decision):
             run.is_complete = True
-        has_held_out_losses = decision is not None and run.train_losses is None
+        has_held_out_losses = decision is not None and run.config.mixture.signal == "validation"
         if run.is_complete and not has_held_out_losses:
             measure_losses(run)  # a run ends with held-out losses, whatever signal steered it
 
@@ -91,12 +91,14 @@ def measure_losses(run: Run) -> ExampleLosses:
 def measure_and_decide(run: Run) -> Decision:
     """Measure held-out losses (or sum training ones), let rank 0 decide, apply the decision on every rank, return it.
 
-    Communication, in this order on every rank: the measurement's own, the decision's broadcast, one check that all
-    ranks have the same schedule and the same position in the data.
+    Communication, in this order on every rank: the sum of the training losses, the measurement's own, the decision's
+    broadcast, one check that all ranks have the same schedule and the same position in the data.
     """
     with run.updates.measuring():
-        losses = run.train_losses.take() if run.train_losses and run.step else measure_losses(run)
-    decision = run.decide(losses, effective_step=run.step + run.loader.prefetch + 1)
+        train_losses = run.train_losses.take() if run.train_losses and run.step else None
+        is_by_training = train_losses is not None and run.config.mixture.signal == "train"
+        losses = None if is_by_training else measure_losses(run)
+    decision = run.decide(losses, train_losses, effective_step=run.step + run.loader.prefetch + 1)
     run.schedule.append(decision.effective_step, decision.weights_K(run.domain_set))
     run.updates.follow(decision)
     check_same_on_all_ranks(run.place_as_text(), run.world, what=f"schedule and data after step {run.step}")

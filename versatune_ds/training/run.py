@@ -49,7 +49,7 @@ class Run:
     loader: MixtureLoader
     validation: HeldOutExamples
     train_losses: TrainLosses | None
-    """Where `mixture.signal` is train."""
+    """Where `mixture.signal` is train, or over-fitting is watched for."""
     updates: UpdateClock
     schedule: Schedule
     controller: Controller | None
@@ -87,20 +87,31 @@ class Run:
         if self.train_losses is not None:
             self.train_losses.add(result)
 
-    def decide(self, losses: ExampleLosses | DomainStatistics, *, effective_step: int) -> Decision:
+    def decide(
+        self, losses: ExampleLosses | None, train_losses: DomainStatistics | None, *, effective_step: int
+    ) -> Decision:
         """Let rank 0 decide, and return the decision on every rank, its digest verified.
 
         Communication: one broadcast of an error (usually none), one of the decision.
 
+        Args:
+            losses: Held-out losses; None where the training losses alone decide.
+            train_losses: Those since the last update; None where they are not summed, and before training.
+            effective_step: Step from which new weights can apply.
+
         Raises:
             ValueError: On every rank, if the references cannot steer.
         """
-        text = from_rank_zero(lambda: self._decide(losses, effective_step=effective_step).to_json(), self.world)
+        text = from_rank_zero(
+            lambda: self._decide(losses, train_losses, effective_step=effective_step).to_json(), self.world
+        )
         decision = Decision.from_json(text)
         decision.verify()
         return decision
 
-    def _decide(self, losses: ExampleLosses | DomainStatistics, *, effective_step: int) -> Decision:
+    def _decide(
+        self, losses: ExampleLosses | None, train_losses: DomainStatistics | None, *, effective_step: int
+    ) -> Decision:
         """Return the decision on losses, live control, the data that remains and the measuring clock; rank 0 only."""
         assert self.controller is not None, "rank 0 decides"
         assert self.inputs is not None, "rank 0 decides"
@@ -110,10 +121,13 @@ class Run:
             units_drawn=float(self.served.realised_units_K.sum()),
             interval_stretch=self.updates.needed_stretch(self.step),
         )
-        if isinstance(losses, ExampleLosses):
+        if losses is not None:
+            if train_losses is not None:
+                inputs = inputs.with_train_losses(train_losses, domain_set=self.domain_set)
             return self.controller.decide(losses, step=self.step, effective_step=effective_step, inputs=inputs)
+        assert train_losses is not None, "one of the two was measured"
         return self.controller.decide_from_statistics(
-            losses, step=self.step, effective_step=effective_step, inputs=replace(inputs, signal="train")
+            train_losses, step=self.step, effective_step=effective_step, inputs=replace(inputs, signal="train")
         )
 
     def agreed(self) -> Agreement:
@@ -130,7 +144,7 @@ class Run:
     def save(self, *, is_last: bool) -> None:
         """Save the checkpoint of the current step, and delete the oldest beyond `checkpoint.keep`.
 
-        Communication: one all-reduce of training losses where they are the signal; then see checkpoint.py.
+        Communication: one all-reduce of training losses where they are summed; then see checkpoint.py.
 
         Args:
             is_last: Whether the process ends after it. If it cannot be written, the run then ends with an error;

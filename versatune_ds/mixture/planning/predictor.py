@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from versatune_ds.mixture.planning.transfer_table import TransferTable
+
+if TYPE_CHECKING:
+    from versatune_ds.mixture.planning.goal import Goal
+    from versatune_ds.mixture.planning.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,6 +87,8 @@ class Planner:
     """What it reads: the transfer table alone, or also the weights that `versatune reference` kept."""
     explain: str
     """How it predicts, as a clause that follows "the planner predicts"."""
+    solve: Callable[[Any, Goal, Limits], np.ndarray] | None = None
+    """Returns the best mixture [K] for a predictor of `make` exactly; None where it can only be searched."""
     source: str = ""
     """Paper, equation or page it comes from."""
     differences: str = ""

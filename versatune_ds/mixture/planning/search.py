@@ -59,6 +59,7 @@ def search(
     named: Mapping[str, np.ndarray],
     seed: int,
     num_predictions: int,
+    solution_K: np.ndarray | None = None,
 ) -> Found:
     """Return the best mixture within the limits that a seeded search finds.
 
@@ -72,6 +73,7 @@ def search(
             their nearest mixtures within them are candidates.
         seed: Of the random candidates.
         num_predictions: Most predictions of a costly predictor.
+        solution_K: A mixture within the limits that is best by calculation, one more candidate; None for none.
 
     Raises:
         ValueError: If a costly predictor may be asked for fewer mixtures than are named, and one a domain.
@@ -80,6 +82,8 @@ def search(
     scored = Scored(predictor, num_domains=num_domains)
     given_NK = np.array(list(named.values())).reshape(-1, num_domains)
     structured_NK = np.concatenate([limits.nearest(given_NK), corners(limits)])
+    if solution_K is not None:
+        structured_NK = np.concatenate([structured_NK, solution_K[None]])
     rng = np.random.default_rng(seed)
     if predictor.is_costly:
         _check_num_predictions(num_predictions, least=len(given_NK) + len(structured_NK))

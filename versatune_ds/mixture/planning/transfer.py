@@ -103,13 +103,7 @@ class TransferPredictor:
 
     def __init__(self, task: PlanTask) -> None:
         table = task.table
-        # A domain without held-out rows has no run of its own: what it does to the others counts as nothing.
-        missing = [name for name in table.domain_set if name not in table.sources and name not in table.unmeasured]
-        if missing:
-            raise ValueError(
-                f"transfer table: no run on {', '.join(missing)} alone, so what its rows do to the others is unknown; "
-                "measure it with versatune reference"
-            )
+        table.check_is_complete()
         self._table = table
         self._is_measured_K = table.is_measured() & np.isfinite(table.base_losses_K)
         self._num_tokens = float(task.num_tokens)

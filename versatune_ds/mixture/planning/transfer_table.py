@@ -88,6 +88,18 @@ class TransferTable:
         """Return which domains have held-out losses, bool [K]."""
         return np.array([name not in self.unmeasured for name in self.domain_set])
 
+    def check_is_complete(self) -> None:
+        """Check that every measured domain was trained on alone; raise ValueError in one line otherwise.
+
+        A domain without held-out rows has no run of its own: what it does to the others counts as nothing.
+        """
+        missing = [name for name in self.domain_set if name not in self.sources and name not in self.unmeasured]
+        if missing:
+            raise ValueError(
+                f"transfer table: no run on {', '.join(missing)} alone, so what its rows do to the others is unknown; "
+                "measure it with versatune reference"
+            )
+
     def common_changes(self) -> tuple[int, np.ndarray, np.ndarray]:
         """Return the last step that every source reached, and there the changes and their errors, each [K,K].
 
