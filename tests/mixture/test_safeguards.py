@@ -17,9 +17,11 @@ from versatune_ds.mixture.policies.acted import ALARM, Acted, kinds_of, read_rec
 from versatune_ds.mixture.policies.simplex import normalise
 from versatune_ds.mixture.safeguards import (
     apply_safeguards,
+    eased_plan_bounds,
     effective_domains_alarm,
     forgetting_budget,
     kl_limit,
+    plan_bounds,
     prior_pull,
 )
 from versatune_ds.mixture.settings import SafeguardSettings, policy_settings, safeguard_settings
@@ -54,6 +56,68 @@ def guard(weights_K, *, before_K=EVEN, start_K=EVEN, inputs=None, signals=None, 
 
 def resolved(**settings):
     return safeguard_settings(MixtureConfig(**settings), start_weights_K=EVEN)
+
+
+def by_plan(weights_K, rises_K, bounds_K, *, target_id=None, before_K=(0, 0, 0)):
+    """Return the weights [K] rounded to 1e-9, and what the decision records."""
+    after_K, acted = plan_bounds(
+        np.array(weights_K, dtype=float),
+        before_K=np.array(before_K, dtype=float),
+        signals=replace(Signals.unknown(3), planned_rise_K=np.array(rises_K, dtype=float)),
+        bounds_K=np.array(bounds_K, dtype=float),
+        num_intervals=1.0,
+        domain_set=DOMAINS,
+        target_id=target_id,
+    )
+    return after_K.round(9).tolist(), recorded_texts(acted)
+
+
+def test_a_plans_bound_raises_the_weight_by_what_lies_beyond_it_and_at_most_twofold():
+    # 1 % above its bound of 3 %: times 1.5, (.6, .4, .2) / 1.2. 50 % above: times 2, (.8, .4, .2) / 1.4.
+    text = "plan bounds: would end at law +4.0% of +3.0%"
+    assert by_plan([0.4, 0.4, 0.2], [0.04, 0.02, -0.5], [0.03, 0.03, 0.03]) == (
+        [0.5, round(1 / 3, 9), round(1 / 6, 9)],
+        (text,),
+    )
+    after_K, _ = by_plan([0.4, 0.4, 0.2], [0.53, 0.02, -0.5], [0.03, 0.03, 0.03])
+    assert after_K == [round(number, 9) for number in (0.8 / 1.4, 0.4 / 1.4, 0.2 / 1.4)]
+
+
+def test_a_plans_bound_counts_from_the_weight_before_and_may_be_zero_or_a_gain():
+    # The rule lowered law from .4 to .1, and it should gain 10 % but would gain 9: .4 * 1.5 = .6, (.6, .6, .3) / 1.5.
+    after_K, _ = by_plan([0.1, 0.6, 0.3], [-0.09, 0, 0], [-0.1, 0.0, np.inf], before_K=[0.4, 0.4, 0.2])
+    assert after_K == [0.4, 0.4, 0.2]
+
+
+def test_a_domain_without_bound_or_measurement_is_left_alone_by_the_plan():
+    assert by_plan([0.4, 0.4, 0.2], [9.0, np.nan, 0.0], [np.inf, 0.0, np.inf]) == ([0.4, 0.4, 0.2], ())
+
+
+def test_a_target_keeps_its_share_while_a_plans_bound_moves_weight_to_another_domain():
+    # General doubles to .4 beside code's .3; the two divide the half that law leaves them in 4 : 3.
+    after_K, _ = by_plan([0.5, 0.3, 0.2], [-0.5, 0.0, 0.5], [np.inf, 0.03, 0.03], target_id=0)
+    assert after_K == [0.5, round(0.5 * 3 / 7, 9), round(0.5 * 4 / 7, 9)]
+
+
+@given(
+    rises_K=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    bounds_K=st.lists(st.floats(-0.5, 0.5), min_size=3, max_size=3),
+    parts_K=st.lists(st.floats(0.05, 1), min_size=3, max_size=3),
+)
+def test_a_plans_bounds_never_lower_the_share_of_the_domain_farthest_beyond_its_bound(rises_K, bounds_K, parts_K):
+    weights_K = normalise(np.array(parts_K))
+    after_K, acted = by_plan(weights_K, rises_K, bounds_K)
+    excess_K = np.array(rises_K) - np.array(bounds_K)
+    assert sum(after_K) == pytest.approx(1.0)
+    assert bool(acted) == bool(np.any(excess_K > 0))
+    assert after_K[int(np.argmax(excess_K))] >= weights_K[int(np.argmax(excess_K))] - 1e-8
+
+
+def test_a_rise_above_the_plans_bound_within_the_noise_is_recorded_and_moves_nothing():
+    unbounded = replace(Signals.unknown(3), planned_rise_K=np.array([0.04, 0.04, 0.0]))
+    signals = replace(Signals.unknown(3), planned_rise_K=np.array([0.02, 0.035, 0.0]))
+    (acted,) = eased_plan_bounds(signals, unbounded=unbounded, bounds_K=np.full(3, 0.03), domain_set=DOMAINS)
+    assert acted.text == "confidence bound: above the plan's bound within noise: law"
 
 
 def test_no_safeguard_acts_when_all_are_off():

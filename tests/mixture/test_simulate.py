@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from plans import plan_content
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
@@ -51,6 +52,21 @@ def test_recorded_losses_give_the_hand_computed_weights(tmp_path):
     total = 1.25 + 1.1 + 1.0
     assert list(simulation.decisions[1].weights_after.values()) == pytest.approx([1.25 / total, 1.1 / total, 1 / total])
     assert len(simulation.to_jsonl().splitlines()) == 2
+
+
+def test_recorded_losses_follow_the_plan_of_the_prior_and_the_synthetic_learner_does_not(tmp_path):
+    plan = tmp_path / "plan.json"
+    points = [
+        {"fraction": f, "losses": dict.fromkeys(DOMAINS, 4 - f), "stderrs": dict.fromkeys(DOMAINS, 0.0)} for f in (0, 1)
+    ]
+    plan.write_text(json.dumps(plan_content(tuple(DOMAINS), track=points)))
+    settings = settings_of(policy="steer", prior=plan, reference=dict.fromkeys(DOMAINS, 1.0))
+    path = written(tmp_path, losses_line(0, 0, 4, 4, 4), losses_line(1, 50, 4, 4, 4), losses_line(2, 100, 3, 3, 3))
+    simulation = simulate_losses(settings, read_losses(path, domain_set=DOMAINS), domain_set=DOMAINS)
+    assert [decision.signals["law"]["track_loss"] for decision in simulation.decisions] == [4.0, 3.5, 3.0]
+    learner = simulate(settings, domain_set=DOMAINS, num_steps=100)
+    assert "track_loss" not in learner.decisions[-1].signals["law"]
+    assert any("track and bounds are not followed" in note for note in learner.warnings)
 
 
 def test_a_loss_may_be_absent_or_null(tmp_path):

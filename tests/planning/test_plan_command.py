@@ -110,6 +110,8 @@ def test_the_plan_is_written_with_weights_predictions_front_and_provenance(recip
     assert written["provenance"]["search"]["floor"] == pytest.approx(0.1 / 3)
     assert written["provenance"]["transfer"]["file"] == "runs/tiny-transfer.json"
     assert (tmp_path / "runs/tiny-plan.png").read_bytes()[:4] == b"\x89PNG"
+    assert written["track"] == []  # the stand-in predicts the end alone
+    assert "predicts the end of a run alone, so the plan has no track" in " ".join(text.split())
     # 20 steps of 4 rows of 50 tokens, of which half are padding, as in the table's runs.
     assert (tasks[0].num_steps, tasks[0].num_tokens) == (20, 2000)
     assert text.endswith("next   versatune train " + f"{recipe} mixture.prior=runs/tiny-plan.json")
@@ -305,5 +307,7 @@ def test_the_default_planner_plans_from_the_table_alone_without_loading_torch(re
     assert printed == json.loads((tmp_path / "runs/tiny-plan.json").read_text())
     assert printed["planner"] == "transfer"
     assert sum(printed["weights"].values()) == pytest.approx(1.0)
+    assert [point["fraction"] for point in printed["track"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert printed["track"][-1]["losses"] == {name: values["loss"] for name, values in printed["predicted"].items()}
     # In its own run code falls by 1.6 nats, law by 1 and art by .3.
     assert printed["weights"]["code"] > printed["weights"]["law"] > printed["weights"]["art"]

@@ -10,7 +10,7 @@ from written_run import write_run
 
 from versatune_ds.report.finish import write_report
 from versatune_ds.report.page import render_page
-from versatune_ds.report.planned import plan_of, plan_rows, plan_sentences
+from versatune_ds.report.planned import plan_of, plan_rows, plan_sentences, track_table
 from versatune_ds.report.series import read_series
 
 NUMBERS = {"law": (1.875, 4.0), "code": (3.0625, 4.125), "general": (3.75, 4.25)}
@@ -68,6 +68,24 @@ def test_page_and_terminal_show_the_plan_of_a_run_that_has_one(tmp_path, capsys)
     assert "The plan, and what came of it" not in shown(other)
     write_report([other])
     assert "predicted" not in capsys.readouterr().out
+
+
+def test_the_track_stands_beside_the_losses_measured_on_the_way(tmp_path, capsys):
+    # Law is measured at 4, 3.5, 3, 2.5, 2 after steps 0, 10, ..., 40; halfway the plan expects 3.125.
+    points = [
+        {"fraction": fraction, "losses": dict.fromkeys(NUMBERS, loss), "stderrs": dict.fromkeys(NUMBERS, 0.0625)}
+        for fraction, loss in ((0, 4.0), (0.375, 3.5), (0.5, 3.125), (1, 1.875))
+    ]
+    run_dir = planned_run(tmp_path / "one", track=points)
+    series = read_series(run_dir)
+    columns, (law, *_) = track_table(series, plan_of(series))
+    assert columns[:3] == ("domain", "step 15 predicted", "step 15 measured")
+    assert law == ["law", "3.5000", "3.2500", "3.1250", "3.0000", "1.8750", "2.0000"]
+    assert "law 3.5000 3.2500 3.1250 3.0000" in shown(run_dir)
+    write_report([run_dir])
+    assert re.search(r"law +3.5000 +3.2500 +3.1250", capsys.readouterr().out)
+    series = read_series(planned_run(tmp_path / "two"))
+    assert track_table(series, plan_of(series)) is None
 
 
 def test_a_run_that_has_measured_nothing_since_its_start_shows_what_is_predicted(tmp_path):

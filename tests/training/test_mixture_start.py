@@ -3,6 +3,7 @@
 import json
 import logging
 
+import pytest
 from plans import plan_content
 
 from versatune_ds.config.load import parse_config
@@ -28,10 +29,40 @@ def test_a_plan_is_taken_as_it_is_and_the_log_has_the_share_of_uniform(tmp_path,
     assert plan_of_start(config(path)).to_dict()["weights"] == plan_content()["weights"]
     plan_of_start(config(path, prior_uniform_share=0.25))
     opening = f"mixture.prior: {path} is a plan for balanced,"
-    assert caplog.messages == [
+    assert [message for message in caplog.messages if "is a plan" in message] == [
         f"{opening} taken as it is (mixture.prior_uniform_share: 0)",
         f"{opening} blended with 25% uniform (mixture.prior_uniform_share: 0.25)",
     ]
+
+
+TRACK = [{"fraction": fraction, "losses": {"law": 3.5}, "stderrs": {"law": 0.125}} for fraction in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "keys", "expected"),
+    [
+        ({"track": TRACK, "bounds": {"law": 0.03}}, {}, "bounds kept: law +3.0%; its predicted course is recorded"),
+        ({"track": [], "bounds": {}}, {}, "bounds kept: none; planner transfer predicts no course"),
+        ({}, {}, "only its weights are used: it has no track (an earlier version); write it again with versatune plan"),
+        ({"track": TRACK}, {"steer": {"follow_plan": False}}, "only its weights are used (mixture.steer.follow_plan"),
+        ({"track": TRACK}, {"prior_uniform_share": 0.5}, "only its weights are used: blended with uniform (0.5)"),
+    ],
+)
+def test_the_log_has_one_line_on_what_steer_follows_of_a_plan(tmp_path, caplog, entries, keys, expected):
+    caplog.set_level(logging.INFO, logger="versatune_ds")
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_content(**entries)))
+    plan_of_start(config(path, policy="steer", **keys))
+    _, line = caplog.messages
+    assert line.startswith(f"mixture.prior: {path}: {expected}")
+
+
+def test_a_policy_that_follows_no_plan_logs_nothing_of_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="versatune_ds")
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_content(track=TRACK)))
+    plan_of_start(config(path, policy="constant"))
+    assert len(caplog.messages) == 1
 
 
 def test_a_plan_for_a_run_of_another_length_is_warned_of(tmp_path, caplog):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from plans import plan_content
 from ranks import run_ranks
 from tiny_run import inputs_besides_losses, losses_by_step, read_lines, tiny_config
 
@@ -174,4 +175,24 @@ def test_a_steered_run_that_is_stopped_equals_the_uninterrupted_one(tmp_path, ca
 def test_a_replay_repeats_the_runs_decisions(request, name):
     given = request.getfixturevalue(name)
     config = given[0] if isinstance(given, tuple) else given
+    assert "decisions are the recorded ones, digest for digest." in replay_run(config.run_dir).text
+
+
+def test_a_run_that_follows_a_plan_records_it_across_a_resume_and_replays_from_its_own_copy(tmp_path, cache_dir):
+    names = ("code", "finance", "general", "law", "medicine", "science")
+    plan = plan_content(names, bounds=dict.fromkeys(names, -0.5))  # which no domain meets so soon
+    plan["track"] = [
+        {"fraction": f, "losses": dict.fromkeys(names, 4 - f / 2), "stderrs": dict.fromkeys(names, 0.0)} for f in (0, 1)
+    ]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    config = tiny_config(tmp_path, *STEER, f"mixture.prior={path}", cache_dir=cache_dir)
+    train_ranks(config, stop_after=6)
+    train_ranks(config)
+    path.unlink()
+    first, *_, last = decisions_of(config)
+    assert first["signals"]["law"]["track_loss"] == pytest.approx(first["losses"]["law"]["mean"])
+    # At the end 3.5 / 4 of the first loss; the bound is as wide as the plan's prediction, a fall by an eighth.
+    assert last["signals"]["law"]["track_loss"] == pytest.approx(0.875 * first["losses"]["law"]["mean"])
+    assert any(text.startswith("plan bounds: would end at") for text in last["acted"])
     assert "decisions are the recorded ones, digest for digest." in replay_run(config.run_dir).text

@@ -85,6 +85,9 @@ class SteerConfig(Section):
     potential: Literal["nats", "relative"] = "nats"
     """What the rest of the tracked mixture is proportional to: `nats` of loss above the reference, or their share of
     the loss (`relative`, the paper's g)."""
+    follow_plan: bool = True
+    """Where the prior is a plan.json: give weight back to a domain that would end above the bound it was planned for,
+    and record how far every loss is from its predicted course. `false` takes the plan as a start and nothing more."""
 
 
 class Stage(Section):

@@ -20,6 +20,7 @@ import numpy as np
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.followed_plan import FollowedPlan
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
 from versatune_ds.mixture.overfitting import OverfitWatch, over_fitting_ended, over_fitting_texts
@@ -59,6 +60,7 @@ class Controller:
         weights_K: np.ndarray,
         references: References | None = None,
         policy: Policy | None = None,
+        plan: FollowedPlan | None = None,
     ) -> None:
         """Start from the weights of step 0.
 
@@ -68,12 +70,14 @@ class Controller:
             weights_K: Starting weights [K], as `starting_weights` returns them.
             references: As `load_references` returns them; None for policies that need none.
             policy: The rule; by default that of `settings.policy`.
+            plan: The plan to follow, as `plan_to_follow` returns it; None for none.
 
         Raises:
             ValueError: If the policy needs references and there are none, or a setting names an unknown domain.
         """
         self._domain_set = domain_set
         self._settings = settings
+        self._plan = plan
         self._references = References() if references is None else references
         self._policy = settings.rule if policy is None else policy
         has_references = self._references.losses_K is not None or self._references.start_fraction is not None
@@ -99,6 +103,7 @@ class Controller:
             ),
             safeguards=safeguard_settings(self._settings, start_weights_K=start_weights_K, rule=self._policy),
             domain_set=self._domain_set,
+            plan=self._plan,
         )
 
     @property
@@ -182,6 +187,8 @@ class Controller:
                 weights_K=self._weights_K,
                 update=occasion.update,
                 z=z,
+                step=occasion.step,
+                plan=self._plan,
             )
             for z in (self._rules.safeguards.z, 0.0)
         )
@@ -256,10 +263,12 @@ class Controller:
             "history": self._history.state_dict(),
             "remembered": self._remembered.state_dict(),
             "overfit": self._overfit.state_dict(),
-        }
+        } | ({} if self._plan is None else {"plan": self._plan.state_dict()})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a saved state; the saved starting weights replace this controller's.
+        """Load a saved state; the saved starting weights and plan replace this controller's.
+
+        A plan that is no longer followed stays out, and a longer run stretches it.
 
         Raises:
             RuntimeError: If the version or the domains differ.
@@ -270,6 +279,8 @@ class Controller:
             raise RuntimeError(
                 f"controller: saved for domains {state['domains']}, this run has {self._domain_set.names}"
             )
+        if self._plan is not None and state.get("plan") is not None:
+            self._plan = FollowedPlan.from_state_dict(state["plan"], num_steps=self._plan.num_steps)
         self._start_from(from_list(state["start_weights_K"]))
         self._weights_K = from_list(state["weights_K"])
         self._next_update = state["next_update"]

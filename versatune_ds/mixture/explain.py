@@ -36,10 +36,12 @@ def decision_at(decisions: Sequence[Decision], step: int) -> Decision:
 
 def explain(decision: Decision) -> str:
     """Return the text of one decision: when, why, a table by domain, safeguards, inputs, digest."""
+    is_planned = any("track_loss" in signals for signals in decision.signals.values())
     header = (
-        "domain", "loss", "+-", "reference", "above", "potential", "forgot", "vs best", "vs start", "weight", "change",
+        "domain", "loss", "+-", *(("plan", "+-") if is_planned else ()), "reference", "above", "potential", "forgot",
+        "vs best", "vs start", "weight", "change",
     )  # fmt: skip
-    rows = [_domain_row(decision, name) for name in decision.weights_after]
+    rows = [_domain_row(decision, name, is_planned=is_planned) for name in decision.weights_after]
     before, after = (
         effective_num_domains(np.array([*w.values()])) for w in (decision.weights_before, decision.weights_after)
     )
@@ -67,13 +69,14 @@ def _training_losses(decision: Decision) -> list[str]:
     return [f"Training losses since the last update: {listed}."] if listed else []
 
 
-def _domain_row(decision: Decision, name: str) -> tuple[str, ...]:
+def _domain_row(decision: Decision, name: str, *, is_planned: bool) -> tuple[str, ...]:
     losses, signals = decision.losses[name], decision.signals[name]
     before, after = decision.weights_before[name], decision.weights_after[name]
     return (
         name,
         number_cell(losses["mean"], ".4f"),
         number_cell(losses["stderr"], ".4f"),
+        *(number_cell(signals[key], ".4f") for key in (("track_loss", "track_stderr") if is_planned else ())),
         number_cell(signals["reference_loss"], ".4f"),
         number_cell(above_reference(losses["mean"], signals["reference_loss"]), ".4f"),
         number_cell(signals["learnable_potential"], ".4f"),

@@ -112,8 +112,12 @@ class OverfitWatch:
 
     def without_rises(self, signals: Signals) -> Signals:
         """Return signals in which no domain seen to over-fit counts as forgotten: more of its rows would harm it."""
-        rises = ("forgetting_from_best_K", "forgetting_from_start_K")
-        return replace(signals, **{name: np.where(self.num_seen_K > 0, 0.0, getattr(signals, name)) for name in rises})
+        unforgotten = {"forgetting_from_best_K": 0.0, "forgetting_from_start_K": 0.0, "planned_rise_K": np.nan}
+        is_seen_K = self.num_seen_K > 0
+        return replace(
+            signals,
+            **{name: np.where(is_seen_K, value, getattr(signals, name)) for name, value in unforgotten.items()},
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return JSON-able state."""

@@ -20,12 +20,15 @@ from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.overfitting import OverfitWatch, over_fitting_warning, reduce_over_fitting
 from versatune_ds.mixture.policies import Signals
 from versatune_ds.mixture.policies.acted import ALARM, Acted
-from versatune_ds.mixture.policies.simplex import normalise
+from versatune_ds.mixture.policies.simplex import normalise, with_share
 from versatune_ds.mixture.settings import SafeguardSettings
 from versatune_ds.mixture.weights import effective_num_domains, kl_divergence, project_to_bounds
 
 _MAX_BUDGET_FACTOR = 2.0
 """Largest factor per interval by which the forgetting budget raises a weight."""
+
+_EXCESS_TO_DOUBLE = 0.02
+"""Rise beyond a plan's bound, as a share of the first loss, from which a weight is doubled per interval."""
 
 _BISECTIONS = 40
 """Halvings of the step in the KL limit: precise to 1e-12 of the step."""
@@ -86,6 +89,41 @@ def forgetting_budget(
     return normalise(raised_K), (Acted("forgetting budget", names, f"forgetting budget {budget:.1%}: {rises}"),)
 
 
+def plan_bounds(
+    weights_K: np.ndarray,
+    *,
+    before_K: np.ndarray,
+    signals: Signals,
+    bounds_K: np.ndarray | None,
+    num_intervals: float,
+    domain_set: DomainSet,
+    target_id: int | None = None,
+) -> Guarded:
+    """Pull weight back to domains that would end above the bound that the mixture was planned for.
+
+    With x = planned rise - bound > 0, a domain gets at least the weight it had, times min(1 + x / .02, 2)^n. The rises
+    are lower bounds at z standard errors. A target keeps its share: the others give. Source: docs/method.md section 13.
+
+    Example: weights (.5, .5), bound 0 on the first, which would end 1 % above: (.75, .5) / 1.25 = (.6, .4).
+    """
+    if bounds_K is None:
+        return weights_K, ()
+    excess_K = np.nan_to_num(signals.planned_rise_K - bounds_K, neginf=0.0)
+    is_over_K = excess_K > 0
+    if not np.any(is_over_K):
+        return weights_K, ()
+    factor_K = np.minimum(1.0 + excess_K / _EXCESS_TO_DOUBLE, _MAX_BUDGET_FACTOR) ** num_intervals
+    raised_K = normalise(np.where(is_over_K, np.maximum(weights_K, before_K) * factor_K, weights_K))
+    if target_id is not None and not is_over_K[target_id]:
+        raised_K = with_share(raised_K, target_id, share=float(weights_K[target_id]))
+    worst_first = sorted(np.flatnonzero(is_over_K), key=lambda domain_id: -excess_K[domain_id])
+    rises = ", ".join(
+        f"{domain_set.names[i]} {signals.planned_rise_K[i]:+.1%} of {bounds_K[i]:+.1%}" for i in worst_first
+    )
+    names = tuple(domain_set.names[i] for i in worst_first)
+    return raised_K, (Acted("plan bounds", names, f"plan bounds: would end at {rises}"),)
+
+
 def eased_budget(
     signals: Signals, *, unbounded: Signals, budget: float | None, domain_set: DomainSet
 ) -> tuple[Acted, ...]:
@@ -100,6 +138,21 @@ def eased_budget(
     if not eased:
         return ()
     return (Acted("confidence bound", eased, f"confidence bound: less of the budget is used by {', '.join(eased)}"),)
+
+
+def eased_plan_bounds(
+    signals: Signals, *, unbounded: Signals, bounds_K: np.ndarray | None, domain_set: DomainSet
+) -> tuple[Acted, ...]:
+    """Return a record of the domains that would end above the plan's bound, but within the noise; empty if none."""
+    if bounds_K is None:
+        return ()
+    is_above_K = unbounded.planned_rise_K > bounds_K
+    eased = tuple(domain_set.names[i] for i in np.flatnonzero(is_above_K & ~(signals.planned_rise_K > bounds_K)))
+    if not eased:
+        return ()
+    return (
+        Acted("confidence bound", eased, f"confidence bound: above the plan's bound within noise: {', '.join(eased)}"),
+    )
 
 
 def prior_pull(weights_K: np.ndarray, *, start_weights_K: np.ndarray, pull: float, num_intervals: float) -> Guarded:
@@ -212,14 +265,25 @@ def apply_safeguards(
     inputs: Inputs,
     num_intervals: float,
     domain_set: DomainSet,
+    plan_bounds_K: np.ndarray | None = None,
+    target_id: int | None = None,
     overfit: OverfitWatch | None = None,
 ) -> Guarded:
     """Return the proposed weights [K] within all safeguards, and what acted.
 
-    Order: forgetting budget, prior pull, over-fitting, bounds (floor, caps, pins, freeze), KL limit, alarm. The KL
-    limit measures from the old weights brought within the bounds, so that it never undoes a bound. `overfit` is None
-    where nothing watches for over-fitting.
+    Order: bounds of the plan, forgetting budget, prior pull, over-fitting, bounds (floor, caps, pins, freeze), KL
+    limit, alarm. The KL limit measures from the old weights brought within the bounds, so that it never undoes a bound.
+    `overfit` is None where nothing watches for over-fitting.
     """
+    weights_K, by_plan = plan_bounds(
+        weights_K,
+        before_K=before_K,
+        signals=signals,
+        bounds_K=plan_bounds_K,
+        num_intervals=num_intervals,
+        domain_set=domain_set,
+        target_id=target_id,
+    )
     weights_K, by_budget = forgetting_budget(
         weights_K,
         before_K=before_K,
@@ -244,7 +308,7 @@ def apply_safeguards(
     base_K = project_to_bounds(before_K, lower_K=bounds.lower_K, upper_K=bounds.upper_K)
     weights_K, by_kl = kl_limit(weights_K, base_K=base_K, max_kl=settings.max_kl)
     by_alarm = effective_domains_alarm(weights_K, min_effective_domains=settings.min_effective_domains)
-    return weights_K, (*by_budget, *by_pull, *by_overfit, *given_up, *by_bounds, *by_kl, *by_alarm)
+    return weights_K, (*by_plan, *by_budget, *by_pull, *by_overfit, *given_up, *by_bounds, *by_kl, *by_alarm)
 
 
 def _over_fitting(

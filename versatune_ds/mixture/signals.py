@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from versatune_ds.mixture.followed_plan import FollowedPlan
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
 
@@ -98,6 +99,8 @@ def signals_from(
     weights_K: np.ndarray,
     update: int,
     z: float,
+    step: int = 0,
+    plan: FollowedPlan | None = None,
 ) -> Signals:
     """Return the signals of a measurement whose present domains all have finite losses.
 
@@ -108,6 +111,8 @@ def signals_from(
         weights_K: Weights decided before this update.
         update: Number of this update; 0 is the measurement before training.
         z: Standard errors subtracted from a rise before it counts as forgetting.
+        step: Optimizer steps done.
+        plan: The plan that the run follows, if any.
     """
 
     def forgetting(earlier_K: np.ndarray, change_stderr_K: np.ndarray) -> np.ndarray:
@@ -129,12 +134,30 @@ def signals_from(
         loss_per_weight_sum_K=_with_loss_per_weight(
             earlier.loss_per_weight_sum_K, loss_K=measurement.loss_K, weights_K=weights_K, update=update
         ),
+        **_planned(measurement, plan=plan, start_K=history.start_K, step=step, z=z),
     )
     is_present_K = measurement.is_present()
     kept = {
         name: np.where(is_present_K, getattr(measured, name), getattr(earlier, name)) for name in Signals.vector_names()
     }
     return replace(measured, **kept)
+
+
+def _planned(
+    measurement: Measurement, *, plan: FollowedPlan | None, start_K: np.ndarray, step: int, z: float
+) -> dict[str, np.ndarray]:
+    """Return what the plan says of this step, by the name of the signal."""
+    if plan is None:
+        unknown_K = np.full(len(start_K), np.nan)
+        return {"track_loss_K": unknown_K, "track_stderr_K": unknown_K, "planned_rise_K": unknown_K}
+    ratio_K, stderr_K = plan.ratio_at(step)
+    return {
+        "track_loss_K": start_K * ratio_K,
+        "track_stderr_K": start_K * stderr_K,
+        "planned_rise_K": plan.rise_at_end(
+            measurement.loss_K / start_K, measurement.change_from_start_stderr_K / start_K, step=step, z=z
+        ),
+    }
 
 
 def _with_loss_per_weight(sum_K: np.ndarray, *, loss_K: np.ndarray, weights_K: np.ndarray, update: int) -> np.ndarray:

@@ -3,8 +3,9 @@
 Everything between a measurement's signals and the written decision is a pure function of values. The texts are part of
 a decision's digest: changing one changes what `versatune replay` finds in older runs.
 
-The signals are computed a second time without the confidence bound. Where the policy or the forgetting budget would
-then have acted otherwise, the bound acted, and the decision records it. Source: docs/method.md section 8.
+The signals are computed a second time without the confidence bound. Where the policy, the forgetting budget or a
+bound of the plan would then have acted otherwise, the confidence bound acted, and the decision records it. Source:
+docs/method.md section 8.
 
 Shape legend: **K** domains.
 """
@@ -17,12 +18,13 @@ import numpy as np
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, by_domain
+from versatune_ds.mixture.followed_plan import FollowedPlan, track_clause
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.overfitting import OverfitWatch
 from versatune_ds.mixture.policies import Policy, PolicySettings, Signals
 from versatune_ds.mixture.policies.acted import Acted, recorded_texts
-from versatune_ds.mixture.safeguards import apply_safeguards, eased_budget
+from versatune_ds.mixture.safeguards import apply_safeguards, eased_budget, eased_plan_bounds
 from versatune_ds.mixture.settings import SafeguardSettings
 from versatune_ds.mixture.weights import as_weights
 
@@ -61,6 +63,8 @@ class Rules:
     settings: PolicySettings
     safeguards: SafeguardSettings
     domain_set: DomainSet
+    plan: FollowedPlan | None = None
+    """The plan that the run follows, if any."""
 
 
 def reason_to_skip(measurement: Measurement, *, domain_set: DomainSet) -> str | None:
@@ -110,9 +114,10 @@ def move_weights(
     policy, safeguards, domain_set = rules.policy, rules.safeguards, rules.domain_set
     settings = replace(rules.settings.after_steps(elapsed_steps), **occasion.inputs.rates())
     proposed_K = policy.update(weights_K, signals, occasion.effective_step, settings)
-    # Where over-fitting lowers a weight, the forgetting budget must not raise it.
+    # Where over-fitting lowers a weight, neither the plan's bounds nor the forgetting budget may raise it.
     is_reduced = safeguards.overfit == "reduce"
     rises, unbounded_rises = (overfit.without_rises(s) if is_reduced else s for s in (signals, unbounded))
+    bounds_K = None if rules.plan is None else rules.plan.bounds_K
     guarded_K, acted = apply_safeguards(
         proposed_K,
         before_K=weights_K,
@@ -122,6 +127,8 @@ def move_weights(
         inputs=occasion.inputs,
         num_intervals=settings.num_intervals,
         domain_set=domain_set,
+        plan_bounds_K=bounds_K,
+        target_id=settings.target_id,
         overfit=overfit,
     )
     after_K = as_weights(guarded_K, "decided weights")
@@ -131,6 +138,7 @@ def move_weights(
     by_rule = policy.limits(weights_K, signals, settings, domain_set.names) if policy.limits else ()
     by_confidence = (
         *(policy.bound_effect(signals, unbounded, settings) if policy.bound_effect else ()),
+        *eased_plan_bounds(rises, unbounded=unbounded_rises, bounds_K=bounds_K, domain_set=domain_set),
         *eased_budget(rises, unbounded=unbounded_rises, budget=safeguards.forgetting_budget, domain_set=domain_set),
     )
     return Move(weights_K=after_K, acted=(*by_confidence, *by_rule, *acted), reason=reason)
@@ -151,6 +159,8 @@ def _reason_for(
         change = f"; {moved}" if moved else ", held"
         return f"Policy {settings.policy}: a fixed mixture{change}."
     clauses = [policy.explain(signals, settings, domain_set.names)] if policy.explain else []
+    if by_plan := track_clause(signals, domain_set.names):
+        clauses.append(by_plan)
     return f"Policy {settings.policy}: {'; '.join([*clauses, moved or 'no weight moved'])}."
 
 
@@ -198,7 +208,7 @@ def write_decision(
 
 def _signal_columns(signals: Signals) -> dict[str, np.ndarray]:
     """Return a decision's `signals` as columns [K]."""
-    return {
+    columns = {
         "learnable_potential": signals.learnable_potential_K,
         "forgetting_degree": signals.forgetting_degree_K,
         "forgetting_from_best": signals.forgetting_from_best_K,
@@ -207,4 +217,11 @@ def _signal_columns(signals: Signals) -> dict[str, np.ndarray]:
         "change_stderr": signals.change_stderr_K,
         "change_from_best_stderr": signals.change_from_best_stderr_K,
         "change_from_start_stderr": signals.change_from_start_stderr_K,
+    }
+    if np.all(np.isnan(signals.planned_rise_K)):
+        return columns  # no plan: the record, and with it the digest, is that of earlier versions
+    return columns | {
+        "track_loss": signals.track_loss_K,
+        "track_stderr": signals.track_stderr_K,
+        "planned_rise": signals.planned_rise_K,
     }

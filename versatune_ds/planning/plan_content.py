@@ -22,6 +22,7 @@ from versatune_ds.mixture.planning.limits import Limits
 from versatune_ds.mixture.planning.plan_file import Plan
 from versatune_ds.mixture.planning.predictor import Planner, PlanTask, Predicted, Predictor
 from versatune_ds.mixture.planning.search import Found
+from versatune_ds.mixture.planning.track import predicted_track
 from versatune_ds.mixture.planning.transfer_table import TransferTable
 
 _DIGITS = 6
@@ -56,7 +57,16 @@ def make_plan(
         effects={name: _known(effects_KK[k], task.table) for k, name in enumerate(names)},
         calibration=dict(predictor.calibration),
         provenance=provenance,
+        track=_track(predicted_track(planner, task, weights_K=found.weights_K, end=found.predicted), task.table),
     )
+
+
+def _track(track: Mapping[float, tuple[np.ndarray, np.ndarray]], table: TransferTable) -> list[dict[str, Any]]:
+    """Return the points of the track as plan.json has them."""
+    return [
+        {"fraction": fraction, "losses": _known(losses_K, table), "stderrs": _known(stderrs_K, table)}
+        for fraction, (losses_K, stderrs_K) in track.items()
+    ]
 
 
 def _effects_of_one_more_percent(predictor: Predictor, weights_K: np.ndarray, base_losses_K: np.ndarray) -> np.ndarray:

@@ -45,7 +45,16 @@ def plan_text(shown: Shown) -> str:
     target = f" {plan.target}" if plan.target else ""
     head = f"plan for {plan.purpose}{target}, {plan.budget_steps:,} steps\nplanner {planner.name}: {planner.explain}"
     parts = [transfer_text(shown.table), f"{head}\n{losses_text(shown)}", *bounds_notes(shown)]
-    return "\n\n".join([*parts, front_text(plan.front), why_text(shown)])
+    return "\n\n".join([*parts, *course_note(planner), front_text(plan.front), why_text(shown)])
+
+
+def course_note(planner: Planner) -> Iterator[str]:
+    """Yield that a planner predicts the end of a run alone, if it does."""
+    if not planner.predicts_earlier:
+        yield (
+            f"The planner {planner.name} predicts the end of a run alone, so the plan has no track: steer keeps its "
+            "bounds by the end."
+        )
 
 
 def losses_text(shown: Shown) -> str:

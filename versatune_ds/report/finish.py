@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ds.report.page import write_page
-from versatune_ds.report.planned import PLAN_COLUMNS, plan_of, plan_rows, plan_sentences
+from versatune_ds.report.planned import PLAN_COLUMNS, plan_of, plan_rows, plan_sentences, track_table
 from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import (
     RunSeries,
@@ -88,7 +88,12 @@ def _plan_lines(series: RunSeries) -> list[str]:
     if plan is None:
         return []
     header = tuple(column.replace(" ", "\n", 1) for column in PLAN_COLUMNS)
-    return ["", text_table(header, plan_rows(series, plan)), *plan_sentences(series, plan)]
+    lines = ["", text_table(header, plan_rows(series, plan)), *plan_sentences(series, plan)]
+    track = track_table(series, plan)
+    if track is None:
+        return lines
+    columns, rows = track
+    return [*lines, "", text_table(tuple("\n".join(column.rsplit(" ", 1)) for column in columns), rows)]
 
 
 def summary_table(series: RunSeries) -> str:

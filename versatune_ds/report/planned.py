@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from versatune_ds.mixture.planning.plan_file import Plan, is_plan
 from versatune_ds.report.scales import UNKNOWN, format_value
 from versatune_ds.report.series import RunSeries, held_out_losses
@@ -102,6 +104,36 @@ def plan_sentences(series: RunSeries, plan: Plan) -> list[str]:
     return texts
 
 
+def track_table(series: RunSeries, plan: Plan) -> tuple[tuple[str, ...], list[list[str]]] | None:
+    """Return header and rows of predicted and measured losses on the way; None without a track or the run's length.
+
+    A measured loss lies on the straight line between the measurements around the point of the track.
+    """
+    points = [point for point in plan.track or () if point["fraction"] > 0]
+    if not points or not series.num_steps:
+        return None
+    steps = [point["fraction"] * series.num_steps for point in points]
+    columns = tuple(f"step {step:,.0f} {what}" for step in steps for what in ("predicted", "measured"))
+    rows = []
+    for name in plan.predicted:
+        cells = [
+            format_value(value, "loss")
+            for step, point in zip(steps, points, strict=True)
+            for value in (point["losses"].get(name), _measured_at(series, name, step))
+        ]
+        rows.append([name, *cells])
+    return ("domain", *columns), rows
+
+
+def _measured_at(series: RunSeries, name: str, step: float) -> float | None:
+    """Return a domain's held-out loss at a step; None beyond its last measurement."""
+    losses = held_out_losses(series, name).values
+    if not losses or step > max(losses):
+        return None
+    steps = sorted(losses)
+    return float(np.interp(step, steps, [losses[each] for each in steps]))
+
+
 def _is_far(series: RunSeries, plan: Plan, name: str, difference: float) -> bool:
     losses = held_out_losses(series, name)
     error = math.hypot(plan.predicted[name]["stderr"], losses.errors.get(max(losses.values), 0.0))
@@ -119,4 +151,10 @@ def planned_view(series: RunSeries) -> Mapping[str, Any] | None:
     plan = plan_of(series)
     if plan is None:
         return None
-    return {"columns": PLAN_COLUMNS, "rows": plan_rows(series, plan), "sentences": plan_sentences(series, plan)}
+    track = track_table(series, plan)
+    return {
+        "columns": PLAN_COLUMNS,
+        "rows": plan_rows(series, plan),
+        "sentences": plan_sentences(series, plan),
+        "track": None if track is None else {"columns": track[0], "rows": track[1]},
+    }

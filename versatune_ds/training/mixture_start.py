@@ -22,6 +22,7 @@ from versatune_ds.data.order.sampler import WeightUnit
 from versatune_ds.data.order.supply import epochs_at_end
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.mixture.controller import Controller
+from versatune_ds.mixture.followed_plan import plan_to_follow
 from versatune_ds.mixture.offline.outlook import Supply
 from versatune_ds.mixture.planning.plan_file import Plan
 from versatune_ds.mixture.policies import KEEPS_PRIOR
@@ -62,10 +63,14 @@ def start_mixture(setup: RunSetup) -> MixtureStart:
     config, data = setup.config, setup.data
     references = _checked_references(setup)
     named_K, weights_K = named_weights(config, data), recipe_weights(config, data)
-    controller = Controller(
-        domain_set=data.domain_set, settings=config.mixture, weights_K=weights_K, references=references
-    )
     plan = plan_of_start(config)
+    controller = Controller(
+        domain_set=data.domain_set,
+        settings=config.mixture,
+        weights_K=weights_K,
+        references=references,
+        plan=plan_to_follow(config.mixture, plan, domain_set=data.domain_set, num_steps=config.train.steps),
+    )
     logger.info("mixture\n%s", mixture_table(config, data, weights_K))
     return MixtureStart(named_K=named_K, weights_K=weights_K, references=references, controller=controller, plan=plan)
 
@@ -87,7 +92,26 @@ def plan_of_start(config: RunConfig) -> Plan | None:
             "mixture.prior: %s predicts a run of %d steps, this one has %d (train.steps): plan again with this recipe",
             settings.prior, plan.budget_steps, config.train.steps,
         )  # fmt: skip
+    _log_what_is_followed(config, plan, share=share)
     return plan
+
+
+def _log_what_is_followed(config: RunConfig, plan: Plan, *, share: float) -> None:
+    """Log what a run takes of a plan besides its weights, or why nothing."""
+    settings = config.mixture
+    if "steer.follow_plan" not in settings.rule.all_reads:
+        return
+    if not settings.steer.follow_plan:
+        followed = "only its weights are used (mixture.steer.follow_plan=false)"
+    elif share > 0:
+        followed = f"only its weights are used: blended with uniform ({share:g}) it is another mixture"
+    elif plan.track is None:
+        followed = "only its weights are used: it has no track (an earlier version); write it again with versatune plan"
+    else:
+        bounds = ", ".join(f"{name} {bound:+.1%}" for name, bound in plan.bounds.items()) or "none"
+        track = "its predicted course is recorded" if plan.track else f"planner {plan.planner} predicts no course"
+        followed = f"bounds kept: {bounds}; {track} (mixture.steer.follow_plan)"
+    logger.info("mixture.prior: %s: %s", settings.prior, followed)
 
 
 def _checked_references(setup: RunSetup) -> References:

@@ -19,12 +19,14 @@ from versatune_ds.config.unread_settings import unread_settings
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.explain import decision_at, explain, replay_text
+from versatune_ds.mixture.followed_plan import plan_to_follow
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.mixture.offline.replay import Part, replay
+from versatune_ds.mixture.planning.plan_file import read_plan
 from versatune_ds.mixture.reference import load_references
-from versatune_ds.mixture.settings import guarded_start, starting_weights
+from versatune_ds.mixture.settings import guarded_start, plan_of_prior, starting_weights
 from versatune_ds.run_folder.folder import former_versions, version_at
-from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, REFERENCE_FILE
+from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, PLAN_FILE, REFERENCE_FILE
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe
 
@@ -126,13 +128,20 @@ def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
 def _part(
     run_dir: Path, config_file: Path, *, overrides: Sequence[str], until_step: float, domain_set: DomainSet
 ) -> Part:
-    """Return the settings that replay a part of a run; its own references are read from its folder."""
-    own, settings = load_config(config_file, ()).mixture, load_config(config_file, overrides).mixture
+    """Return the settings that replay a part of a run; its own references and plan are read from its folder."""
+    config = load_config(config_file, overrides)
+    own, settings = load_config(config_file, ()).mixture, config.mixture
     kept = version_at(run_dir / REFERENCE_FILE, step=until_step)
     if isinstance(settings.reference, Path) and settings.reference == own.reference and kept.is_file():
         settings = settings.model_copy(update={"reference": kept})
-    references = load_references(settings, domain_set=domain_set)
-    return Part(settings=settings, references=references, until_step=until_step)
+    is_own_plan = settings.prior == own.prior and (run_dir / PLAN_FILE).is_file()
+    plan = read_plan(run_dir / PLAN_FILE, what="plan of the run") if is_own_plan else plan_of_prior(settings)
+    return Part(
+        settings=settings,
+        references=load_references(settings, domain_set=domain_set),
+        plan=plan_to_follow(settings, plan, domain_set=domain_set, num_steps=config.train.steps),
+        until_step=until_step,
+    )
 
 
 def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:

@@ -15,6 +15,8 @@ def test_a_written_plan_is_read_back_with_every_entry(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(content))
     plan = read_plan(tmp_path / "plan.json", what="mixture.prior")
     assert plan.to_dict() == {**content, "effects": {}}
+    assert plan.track is None  # as in a file of an earlier version
+    assert Plan.from_dict({**content, "track": []}, place="x").to_dict()["track"] == []
     assert (plan.purpose, plan.target, plan.worst_excess) == ("balanced", "law", 0.25)
 
 
@@ -37,6 +39,10 @@ def test_an_entry_that_may_be_absent_has_a_default():
         ("bounds", None, "bounds: expected {domain: number}, got nothing"),
         ("budget_steps", 0.5, "budget_steps: expected a positive whole number, got 0.5"),
         ("front", "x", "front: expected a list of points, got x"),
+        ("track", {"law": 1}, "track: expected a list of {fraction, losses, stderrs} with fractions that rise"),
+        ("track", [{"fraction": 0, "losses": {}, "stderrs": {}}], "track: expected a list of"),
+        ("track", [{"fraction": f, "losses": {}, "stderrs": {}} for f in (0, 1, 0.5)], "track: expected a list of"),
+        ("track", [{"fraction": f, "losses": {"law": "x"}, "stderrs": {}} for f in (0, 1)], "track: expected a"),
         ("provenance", 3, "provenance: expected a mapping, got 3"),
     ],
 )

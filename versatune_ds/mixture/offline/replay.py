@@ -16,6 +16,7 @@ from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.followed_plan import FollowedPlan
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.offline.recorded_losses import measurement_of
 from versatune_ds.mixture.reference import References
@@ -30,6 +31,8 @@ class Part:
 
     settings: MixtureConfig
     references: References | None = None
+    plan: FollowedPlan | None = None
+    """The plan that the run followed, if any."""
     until_step: float = math.inf
     """Step of the last decision made with these settings."""
 
@@ -57,7 +60,11 @@ def replay(
     for part in parts:
         former = controller
         controller = Controller(
-            domain_set=domain_set, settings=part.settings, weights_K=start_weights_K, references=part.references
+            domain_set=domain_set,
+            settings=part.settings,
+            weights_K=start_weights_K,
+            references=part.references,
+            plan=part.plan,
         )
         if former is not None:
             controller.load_state_dict(former.state_dict())  # as a run does that resumes with other settings

@@ -18,6 +18,7 @@ from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.followed_plan import FollowedPlan, plan_to_follow
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.offline.curves import LearningCurves, synthetic_curves
 from versatune_ds.mixture.offline.outlook import (
@@ -30,7 +31,7 @@ from versatune_ds.mixture.offline.outlook import (
 from versatune_ds.mixture.offline.recorded_losses import LossRecord
 from versatune_ds.mixture.reference import References, load_references
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.mixture.settings import guarded_start, prior_weights, starting_weights
+from versatune_ds.mixture.settings import guarded_start, plan_of_prior, prior_weights, starting_weights
 
 _STEPS_UNTIL_EFFECT = 3
 """A run plans two steps ahead by default, so its decisions act three steps later."""
@@ -80,10 +81,12 @@ def simulate(
     references = load_references(settings, domain_set=domain_set) if has_references else References()
     known_K = prior_weights(settings, domain_set=domain_set, sizes_K=sizes_K)
     curves = synthetic_curves(known_K, seed=seed, reference_K=references.losses_K)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not has_references and settings.rule.needs_references:
         references = References(losses_K=curves.reference_losses(share_of_run=0.5))
         notes = ("mixture.reference is not given: the synthetic learner's own references were taken",)
+    if plan_to_follow(settings, plan_of_prior(settings), domain_set=domain_set, num_steps=num_steps) is not None:
+        notes += ("the plan's track and bounds are not followed: they are predictions of another learner",)
     # Training, and the decisions that it responds to.
     losses = _trained(
         curves, schedule=schedule, num_steps=num_steps, update_every=settings.update_every, seed=seed, noise=noise
@@ -115,7 +118,8 @@ def simulate_losses(
     """
     schedule = _fresh_schedule(settings, domain_set=domain_set, sizes_K=sizes_K)
     references = load_references(settings, domain_set=domain_set)
-    decisions = _decide(records, settings, references=references, schedule=schedule, domain_set=domain_set)
+    plan = plan_to_follow(settings, plan_of_prior(settings), domain_set=domain_set, num_steps=records[-1].step)
+    decisions = _decide(records, settings, references=references, schedule=schedule, domain_set=domain_set, plan=plan)
     return _simulation(
         decisions,
         schedule,
@@ -142,10 +146,11 @@ def _decide(
     references: References,
     schedule: Schedule,
     domain_set: DomainSet,
+    plan: FollowedPlan | None = None,
 ) -> list[Decision]:
     """Return a new controller's decisions; each is in the schedule before the next record is asked for."""
     controller = Controller(
-        domain_set=domain_set, settings=settings, weights_K=schedule.weights_at(0), references=references
+        domain_set=domain_set, settings=settings, weights_K=schedule.weights_at(0), references=references, plan=plan
     )
     decisions = []
     for record in records:

@@ -43,6 +43,9 @@ class Plan:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weight_unit: str = "tokens"
+    track: Sequence[Mapping[str, Any]] | None = None
+    """Predicted losses on the way: fraction of the steps (0 to 1), losses and stderrs by measured domain. Empty where
+    the planner predicts the end alone; None in a file of an earlier version, which `steer` does not follow."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of plan.json."""
@@ -60,7 +63,7 @@ class Plan:
             "effects": {name: dict(values) for name, values in self.effects.items()},
             "calibration": dict(self.calibration),
             "provenance": dict(self.provenance),
-        }
+        } | ({} if self.track is None else {"track": [dict(point) for point in self.track]})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], *, place: str) -> Plan:
@@ -86,7 +89,7 @@ class Plan:
             **{
                 key: content[key]
                 for key in (
-                    "front", "target", "worst_excess", "effects", "calibration", "provenance", "weight_unit"
+                    "front", "target", "worst_excess", "effects", "calibration", "provenance", "weight_unit", "track"
                 )
                 if content.get(key) is not None
             },
@@ -106,6 +109,19 @@ def _is_front(values: Any) -> bool:
     return values is None or (isinstance(values, list) and all(isinstance(value, Mapping) for value in values))
 
 
+def _is_track(values: Any) -> bool:
+    """Return whether values are no track, an empty one, or points from fraction 0 to 1."""
+    if values in (None, []):
+        return True
+    is_list = isinstance(values, list) and all(isinstance(point, Mapping) for point in values)
+    if not is_list or not all(is_finite_number(point.get("fraction")) for point in values):
+        return False
+    if not all(_is_numbers(point.get(key)) for point in values for key in ("losses", "stderrs")):
+        return False
+    fractions = [point["fraction"] for point in values]
+    return fractions == sorted(set(fractions)) and fractions[0] == 0 and fractions[-1] == 1
+
+
 _CHECKS = (
     ("weights", lambda value: _is_numbers(value) and len(value) > 0, "{domain: number}"),
     ("predicted", _is_predicted, "{domain: {loss, stderr, base, change}}"),
@@ -114,6 +130,7 @@ _CHECKS = (
     ("bounds", _is_numbers, "{domain: number}"),
     ("budget_steps", lambda value: type(value) is int and value > 0, "a positive whole number"),
     ("front", _is_front, "a list of points"),
+    ("track", _is_track, "a list of {fraction, losses, stderrs} with fractions that rise from 0 to 1"),
     ("calibration", lambda value: value is None or isinstance(value, Mapping), "a mapping"),
     ("provenance", lambda value: value is None or isinstance(value, Mapping), "a mapping"),
 )

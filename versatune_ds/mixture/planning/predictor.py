@@ -85,6 +85,8 @@ class Planner:
     """
     needs: Literal["transfer", "models"]
     """What it reads: the transfer table alone, or also the weights that `versatune reference` kept."""
+    predicts_earlier: bool = False
+    """Whether it can also predict the losses of the same run before its end, from the table up to there."""
     explain: str
     """How it predicts, as a clause that follows "the planner predicts"."""
     solve: Callable[[Any, Goal, Limits], np.ndarray] | None = None

@@ -345,6 +345,7 @@ TRANSFER = Planner(
     name="transfer",
     make=TransferPredictor,
     needs="transfer",
+    predicts_earlier=True,
     explain=(
         "from runs on each domain alone, and on a mixture, how a domain's own rows lower its loss and how much of the "
         "others' effect they leave"

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.json_file import is_finite_number, read_json_mapping
 
 _TODO = "write it again with versatune reference"
+
+Run = TypeVar("Run", bound="MeasuredRun")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,6 +46,30 @@ class MeasuredRun:
     def index_at(self, step: int) -> int:
         """Return the index of the last measurement at or before a step."""
         return int(np.flatnonzero(self.steps_S <= step)[-1])
+
+    def until(self: Run, fraction: float) -> Run:
+        """Return the run as if it had been measured last after a fraction of its steps, above 0.
+
+        Between two measurements values lie on a straight line. Example: changes 0 and -.4 after 0 and 10 steps, half:
+        -.2 after 5 steps.
+        """
+        end = max(fraction * float(self.steps_S[-1]), 1.0)
+        is_before_S = self.steps_S < end
+        last = max(round(end), int(self.steps_S[is_before_S][-1]) + 1)
+
+        def cut(values: np.ndarray) -> np.ndarray:
+            columns = values.reshape(len(values), -1).T
+            at_end = np.array([np.interp(end, self.steps_S, column) for column in columns])
+            return np.concatenate([values[is_before_S], at_end.reshape(1, *values.shape[1:])])
+
+        return replace(
+            self,
+            steps_S=np.append(self.steps_S[is_before_S], last),
+            tokens_S=np.round(cut(self.tokens_S)).astype(np.int64),
+            losses_SK=cut(self.losses_SK),
+            changes_SK=cut(self.changes_SK),
+            change_stderrs_SK=cut(self.change_stderrs_SK),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,6 +125,14 @@ class TransferTable:
                 f"transfer table: no run on {', '.join(missing)} alone, so what its rows do to the others is unknown; "
                 "measure it with versatune reference"
             )
+
+    def until(self, fraction: float) -> TransferTable:
+        """Return the table as if every run had been measured last after a fraction of its steps, above 0."""
+        return replace(
+            self,
+            sources={name: source.until(fraction) for name, source in self.sources.items()},
+            mixed=tuple(run.until(fraction) for run in self.mixed),
+        )
 
     def common_changes(self) -> tuple[int, np.ndarray, np.ndarray]:
         """Return the last step that every source reached, and there the changes and their errors, each [K,K].

@@ -42,6 +42,13 @@ class Signals:
     """The same since the first."""
     loss_per_weight_sum_K: np.ndarray
     """Sum over updates of loss / weight: the importance-weighted losses of a bandit."""
+    track_loss_K: np.ndarray
+    """The loss that the plan predicts for this step; NaN without a plan that the run follows."""
+    track_stderr_K: np.ndarray
+    """Its standard error."""
+    planned_rise_K: np.ndarray
+    """Rise of the loss over its first one that plan and measurement together expect at the end of the run, as a share
+    of that; its lower bound at z standard errors. NaN without a plan that the run follows."""
 
     @classmethod
     def vector_names(cls) -> tuple[str, ...]:
@@ -59,8 +66,9 @@ class Signals:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Signals:
-        """Return the signals of a `state_dict`."""
-        return cls(update=state["update"], **{name: from_list(state[name]) for name in cls.vector_names()})
+        """Return the signals of a `state_dict`; vectors that an earlier version did not have are unknown."""
+        unknown = [None] * len(state["loss_K"])  # states of earlier versions have no plan
+        return cls(update=state["update"], **{name: from_list(state.get(name, unknown)) for name in cls.vector_names()})
 
 
 def to_list(values_K: np.ndarray) -> list[float | None]:
