@@ -220,6 +220,58 @@ def test_a_users_mistake_found_by_a_stage_is_reported_in_the_stages_words(compar
         make_starting_point(read_plan(comparison, ["data.folder=nowhere"]), num_processes=1)
 
 
+@pytest.fixture
+def pretrained(tmp_path):
+    """Write a folder that looks like a saved model."""
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_a_comparison_may_start_from_a_pretrained_model_which_is_neither_trained_nor_copied(
+    comparison, stages, pretrained
+):
+    plan = read_plan(comparison, [f"base={{model: {pretrained}}}", "reference=true"])
+    start = make_starting_point(plan, num_processes=1)
+    assert [command for command, *_ in stages] == ["reference"]
+    assert f'model.name_or_path="{pretrained}"' in stages[0]
+    assert start[:2] == [f'model.name_or_path="{pretrained}"', "model.from_config=null"]
+    assert not (plan.start_folder / "base_model").exists()
+    assert plan.base.describe() == "`pretrained`, pretrained"
+    before = digest_of_start(plan)
+    (pretrained / "tokenizer.json").write_text("{ }")
+    assert digest_of_start(plan) != before
+
+
+def test_references_are_used_again_with_a_copy_of_the_pretrained_model_and_refused_with_another(
+    comparison, stages, pretrained, tmp_path
+):
+    make_starting_point(read_plan(comparison, [f"base={{model: {pretrained}}}", "reference=true"]), num_processes=1)
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(pretrained, copy)
+    make_starting_point(read_plan(comparison, [f"base={{model: {copy}}}", "reference=true"]), num_processes=1)
+    assert len(stages) == 1
+    (copy / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ValueError, match=r"^base: its model is not the one .*sha256: was .* base\.name=base2$"):
+        make_starting_point(read_plan(comparison, [f"base={{model: {copy}}}", "reference=true"]), num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("{}", r"^base: give exactly one of base\.recipe, which trains the base model, and base\.model"),
+        ("{recipe: shared.yaml, model: a/b}", r"^base: give exactly one of base\.recipe"),
+        ("{model: a/b, set: {train.steps: 4}}", r"^base\.set: keys of the base model's recipe, but"),
+        ("{model: /nowhere/model}", r"^base\.model: /nowhere/model: no such folder; "),
+    ],
+)
+def test_what_is_wrong_with_a_given_base_model_is_said_by_its_key(comparison, base, message):
+    with pytest.raises(ValueError, match=message):
+        make_starting_point(read_plan(comparison, [f"base={base}"]), num_processes=1)
+
+
 def test_a_second_comparison_waits_for_the_starting_point_of_the_first(comparison, monkeypatch):
     """Two processes start at once; their stages, each of which logs its begin and end, do not overlap."""
     plan = read_plan(comparison, ["base.name=shared"])

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.comparison.base_model import base_model_folder
 from versatune_ds.comparison.headroom import follow_up_cells
 from versatune_ds.comparison.outcome import Domains, outcome
 from versatune_ds.comparison.page import write_page
@@ -181,7 +182,7 @@ def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> in
     """Evaluate the base model; the work of one process."""
     overrides = [*start, *texts(plan.set)]
     options = replace(evaluation_options(plan), recipe=plan.recipe, overrides=overrides, output=path)
-    evaluate(plan.start_folder / "base_model", options)
+    evaluate(base_model_folder(plan), options)
     return 0
 
 

@@ -103,7 +103,7 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         *(f"- {{plan:{name}}}: `{json.dumps(_plan_keys(keys))}`" for name, keys in plan.plans.items()),
         *_drawn_sentence(plan),
         f"- all of them: `{json.dumps(plan.set, default=str)}`",
-        f"- the base model: `{plan.base.recipe.name}` with `{json.dumps(plan.base.set, default=str)}`",
+        f"- the base model: {plan.base.describe()}",
     ]
 
 

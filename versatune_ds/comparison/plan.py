@@ -18,7 +18,7 @@ from versatune_ds.comparison.mixture_plans import MixturePlan, plan_names, purpo
 from versatune_ds.comparison.static_mixtures import draw_mixtures, static_label
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.config.load import parse_section, set_by_dotted_key
-from versatune_ds.config.section import ExpandedPath, Section
+from versatune_ds.config.section import ExpandedPath, ExpandedText, Section
 from versatune_ds.config.yaml_text import EMPTY, Word, read_value, read_yaml
 from versatune_ds.domains import nearest_name
 from versatune_ds.mixture.policies.fixed import CONSTANT, UNIFORM
@@ -33,14 +33,34 @@ _ORIGINS = ("folder", "domains", "synthetic")
 
 
 class BaseModelPlan(Section):
-    """How the base model is made, so that it knows some domains better than others."""
+    """The model that every run starts from: trained here, to know some domains better than others, or given."""
 
     name: str = Field(default="base", pattern=_NAME)
     """Comparisons with the same name under one `output_dir` share base model, detected prior and references."""
-    recipe: ExpandedPath
-    """Recipe of its training, relative to the comparison's file."""
+    recipe: ExpandedPath | None = None
+    """Recipe of its training, relative to the comparison's file. Give either this or `model`."""
     set: dict[str, Any] = Field(default={})
     """Dotted keys set in it."""
+    model: ExpandedText | None = None
+    """A pretrained model instead: a folder saved by transformers, relative to the working directory, or a Hub name."""
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> BaseModelPlan:
+        if (self.recipe is None) == (self.model is None):
+            raise ValueError("give exactly one of base.recipe, which trains the base model, and base.model")
+        if self.model is not None and self.set:
+            raise ValueError(
+                "base.set: keys of the base model's recipe, but base.model gives a trained one; keys of the runs go "
+                "under set"
+            )
+        return self
+
+    def describe(self) -> str:
+        """Return in Markdown what the model is; a folder by its name alone, since pages are read on other machines."""
+        if self.recipe is None:
+            name = str(self.model)
+            return f"`{Path(name).name if Path(name).is_dir() else name}`, pretrained"
+        return f"`{self.recipe.name}` with `{json.dumps(self.set, default=str)}`"
 
 
 class ComparisonPlan(Section):
@@ -57,7 +77,7 @@ class ComparisonPlan(Section):
     """Keys of `data` for the base model and every run alike, such as {folder: my_data}; one that sets where the data
     come from replaces what the recipes set."""
     base: BaseModelPlan
-    """The model every run starts from: trained once, then exported."""
+    """The model every run starts from: trained once, then exported, or a pretrained one."""
     detect: bool = True
     """Detect the base model's mixture and use it as `mixture.prior`; otherwise the recipe's own prior is used."""
     reference: bool = True
@@ -206,7 +226,9 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
         _set(values, override)
     plan = parse_section(values, ComparisonPlan)
     here, data = path.parent, _data_keys(plan.data)
-    base = {"recipe": here / plan.base.recipe, "set": {**data, **plan.base.set}}
+    base = {}
+    if plan.base.recipe is not None:
+        base = {"recipe": here / plan.base.recipe, "set": {**data, **plan.base.set}}
     plan = plan.model_copy(
         update={
             "recipe": here / plan.recipe,  # an absolute path stays as it is
@@ -214,7 +236,8 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
             "base": plan.base.model_copy(update=base),
         }
     )
-    load_config(plan.base.recipe, texts(plan.base.set))
+    if plan.base.recipe is not None:
+        load_config(plan.base.recipe, texts(plan.base.set))
     _check_plans(plan)
     policies = {config_of_cell(plan, cell).mixture.policy for cell in cells_of(plan)}
     if plan.static and UNIFORM.name not in policies:

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.comparison.base_model import base_model_folder, files_of_base_model
 from versatune_ds.comparison.mixture_plans import arguments_of, purpose_of
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, plans_of_cell, texts
 from versatune_ds.config import DetectConfig, RunConfig, load_config
@@ -50,15 +51,15 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
         ValueError: If what exists was made with other keys.
         RuntimeError: If a stage fails; the message names its log.
     """
-    folder = plan.start_folder
-    model = folder / "base_model"
+    folder, model = plan.start_folder, base_model_folder(plan)
     start = texts({"model.name_or_path": str(model), "model.from_config": None})
     with locked(folder / "lock", what="this comparison's starting point"):
-        base, shared = _configs(plan)
+        shared = load_config(plan.recipe, texts(plan.set))
         check_settings(plan)
-        # The base model: trained, then exported.
-        place = texts({"run.name": "base", "run.output_dir": str(folder)})
-        if not _is_exported(model):
+        # The base model: given, or trained and then exported.
+        if plan.base.recipe is not None and not _is_exported(model):
+            base = load_config(plan.base.recipe, texts(plan.base.set))
+            place = texts({"run.name": "base", "run.output_dir": str(folder)})
             processes = ("--processes", processes_of(base, at_most=num_processes))
             _run_stage(folder, "train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
             _run_stage(folder, "export", folder / "base", "--output", model, "--force")
@@ -114,8 +115,7 @@ def digest_of_start(plan: ComparisonPlan, cell: Cell | None = None) -> str:
 
     The files are where every comparison of this starting point finds them; made again, they have the same names.
     """
-    folder = plan.start_folder
-    files = sorted((folder / "base_model").glob("*.safetensors"))
+    folder, files = plan.start_folder, files_of_base_model(plan)
     if plan.detect:
         files.append(folder / PRIOR_FILE)
     if plan.reference:
@@ -153,23 +153,26 @@ def check_settings(plan: ComparisonPlan) -> None:
         ValueError: If it differs: runs from two starting points must not meet in one table.
     """
     # The settings requested now, and those of the earlier call.
-    base, shared = _configs(plan)
-    asked = {"base": base.model_dump(mode="json")}
+    shared = load_config(plan.recipe, texts(plan.set))
+    asked = {"base": _base_settings(plan)}
     if plan.detect or plan.reference:
         asked["stages"] = _stage_settings(shared)
     path = plan.start_folder / _SETTINGS_FILE
     kept = read_json(path) or {}
+    recipe = "base: its recipe is not the one that the base model"
     what = {
-        "base": "base: its recipe is not the one that the base model",
+        "base": recipe if plan.base.model is None else "base: its model is not the one that what",
         "stages": "set: the shared recipe is not the one that prior and references",
     }
     for name, options in plan.plans.items():
         asked[f"plans.{name}"] = {**options.model_dump(mode="json"), **_limits(shared)}
         what[f"plans.{name}"] = f"plans.{name}: its keys are not those that the plan of this name"
     # A part that was not made yet may still change.
+    has_stages = any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE))
+    is_trained = (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model")
     is_made = {
-        "base": (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model"),
-        "stages": any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE)),
+        "base": is_trained or (plan.base.model is not None and has_stages),
+        "stages": has_stages,
         **{
             f"plans.{name}": any(plan.plan_file(name, target).is_file() for target in (*plan.targets, None))
             for name in plan.plans
@@ -236,9 +239,12 @@ def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _configs(plan: ComparisonPlan) -> tuple[RunConfig, RunConfig]:
-    """Return the base model's config, and the one that all runs share."""
-    return load_config(plan.base.recipe, texts(plan.base.set)), load_config(plan.recipe, texts(plan.set))
+def _base_settings(plan: ComparisonPlan) -> dict[str, Any]:
+    """Return the base model's recipe, or the digest of a given model: where its folder is does not matter."""
+    if plan.base.recipe is None:
+        files = files_of_base_model(plan)
+        return {"sha256": _digest(tuple((path, path.stat().st_mtime_ns) for path in files))}
+    return load_config(plan.base.recipe, texts(plan.base.set)).model_dump(mode="json")
 
 
 def _stage_settings(config: RunConfig) -> dict[str, Any]:
