@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.comparison.mixture_plans import MixturePlan, plan_names, purpose_of, with_plan_files
+from versatune_ds.comparison.order import DRAWN, OrderEntry
 from versatune_ds.comparison.static_mixtures import draw_mixtures, static_label
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.config.load import parse_section, set_by_dotted_key
@@ -100,6 +101,9 @@ class ComparisonPlan(Section):
     """Every run is repeated with each as `run.seed`."""
     baseline: str
     """Label that the others are tested against, pairwise by seed (and target)."""
+    order: tuple[OrderEntry, ...] = ()
+    """Which runs come first, such as [{runs: [uniform, steer], seeds: [1, 2]}]; the others follow, seed by seed and in
+    each the baseline first. A comparison that is interrupted, or has a time budget, then has the runs that matter."""
     exact: int = Field(default=30, ge=0)
     """Answers of each domain that are written and compared with the test examples' own (0 for none)."""
     choices: tuple[ExpandedPath, ...] = ()
@@ -150,6 +154,13 @@ class ComparisonPlan(Section):
         return self
 
     @model_validator(mode="after")
+    def _order_is_known(self) -> ComparisonPlan:
+        labels = [*self.runs, *([DRAWN] if self.static else [])]
+        for entry in self.order:
+            entry.check(labels=labels, seeds=self.seeds, targets=self.targets)
+        return self
+
+    @model_validator(mode="after")
     def _has_a_folder_of_its_own(self) -> ComparisonPlan:
         if self.folder == self.start_folder:
             raise ValueError(f"name: {self.name!r} is the folder of the starting point; give the comparison another")
@@ -188,11 +199,12 @@ class Cell:
 
 
 def cells_of(plan: ComparisonPlan) -> Iterator[Cell]:
-    """Yield every run; seeds change slowest, so that an interrupted comparison has complete seeds."""
+    """Yield every run, the baseline first and seeds slowest, so that an interrupted comparison has complete seeds."""
     mixtures = _static_mixtures(plan)
+    labels = [plan.baseline, *(label for label in plan.runs if label != plan.baseline)]
     for number, seed in enumerate(plan.seeds):
         for target in plan.targets or (None,):
-            for label in plan.runs:
+            for label in labels:
                 yield Cell(label=label, target=target, seed=seed)
         if plan.static_seeds is None or number < plan.static_seeds:
             for label, weights in mixtures.items():

@@ -12,8 +12,8 @@ import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from versatune_ds.config import DetectConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten
 from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
+from versatune_ds.launch.time_budget import OutOfTimeError, TimeBudget
 from versatune_ds.reference.transfer_file import transfer_path
 from versatune_ds.run_folder.atomic import read_json, write_json
 from versatune_ds.run_folder.file_lock import locked
@@ -39,7 +40,7 @@ _ALSO_MEASURED = ("transfer", "mixed_run", "keep_models")
 """Keys of `reference` that add files to the references and change none: earlier starting points were made without."""
 
 
-def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
+def make_starting_point(plan: ComparisonPlan, *, num_processes: int, budget: TimeBudget | None = None) -> list[str]:
     """Make base model, prior, references and plans, those that do not exist yet.
 
     A stage uses `num_processes`, or fewer where its batch does not divide among them.
@@ -50,7 +51,9 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
     Raises:
         ValueError: If what exists was made with other keys.
         RuntimeError: If a stage fails; the message names its log.
+        OutOfTimeError: If the budget is over before all is made; a later call resumes there.
     """
+    run_stage = partial(_run_stage, budget=budget or TimeBudget(None))
     folder, model = plan.start_folder, base_model_folder(plan)
     start = texts({"model.name_or_path": str(model), "model.from_config": None})
     with locked(folder / "lock", what="this comparison's starting point"):
@@ -61,8 +64,8 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
             base = load_config(plan.base.recipe, texts(plan.base.set))
             place = texts({"run.name": "base", "run.output_dir": str(folder)})
             processes = ("--processes", processes_of(base, at_most=num_processes))
-            _run_stage(folder, "train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
-            _run_stage(folder, "export", folder / "base", "--output", model, "--force")
+            run_stage(folder, "train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
+            run_stage(folder, "export", folder / "base", "--output", model, "--force")
         # What is measured with it: prior and references.
         processes = ("--processes", processes_of(shared, at_most=num_processes))
         keys = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)}), *start]
@@ -70,9 +73,9 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
             if is_wanted:
                 file = folder / f"{key}.json"
                 if not file.is_file():
-                    _run_stage(folder, command, plan.recipe, *keys, "--output", file, *processes)
+                    run_stage(folder, command, plan.recipe, *keys, "--output", file, *processes)
                 start += texts({f"mixture.{key}": str(file)})
-        _make_plans(plan, keys=[*keys, *(text for text in start if text.startswith("mixture.prior="))])
+        _make_plans(plan, run_stage, keys=[*keys, *(text for text in start if text.startswith("mixture.prior="))])
     return start
 
 
@@ -81,7 +84,7 @@ def transfer_file(plan: ComparisonPlan) -> Path:
     return transfer_path(plan.start_folder / REFERENCE_FILE)
 
 
-def _make_plans(plan: ComparisonPlan, *, keys: Sequence[str]) -> None:
+def _make_plans(plan: ComparisonPlan, run_stage: Callable[..., None], *, keys: Sequence[str]) -> None:
     """Make the plans that do not exist yet, each for every target if that is its purpose.
 
     Raises:
@@ -95,7 +98,7 @@ def _make_plans(plan: ComparisonPlan, *, keys: Sequence[str]) -> None:
             if not _is_plan_of(file, transfer):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 words = [*keys, *for_target, *arguments_of(options)]
-                _run_stage(plan.start_folder, "plan", plan.recipe, *words, "--transfer", transfer, "--output", file)
+                run_stage(plan.start_folder, "plan", plan.recipe, *words, "--transfer", transfer, "--output", file)
 
 
 def _is_plan_of(file: Path, transfer: Path) -> bool:
@@ -266,23 +269,42 @@ def _is_exported(model: Path) -> bool:
     return (model / "tokenizer_config.json").is_file()
 
 
-def _run_stage(folder: Path, command: str, *arguments: object) -> None:
+def _run_stage(folder: Path, command: str, *arguments: object, budget: TimeBudget) -> None:
     """Run a `versatune` command with a log in the folder.
 
     Raises:
         ValueError: If it finds a mistake of the user's, in its own words.
         RuntimeError: If it fails otherwise, with the end of its log.
+        OutOfTimeError: If the budget is over before or while it runs; what it had saved is used by a later call.
     """
+    budget.check(f"versatune {command}")
     parts = [command, *map(str, arguments)]
     logger.info("versatune %s", shlex.join(parts))
     log = folder / f"{command}.log"
     words = [sys.executable, "-m", "versatune_ds.cli", *parts]
     with log.open("ab") as stream:
-        result = subprocess.run(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
-    if result.returncode == 0:
+        process = subprocess.Popen(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+        code = _wait(process, budget=budget)
+    if code == 0:
         return
+    if budget.is_over():
+        raise OutOfTimeError(f"versatune {command}")
     written = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     end = written[-1] if written else "it wrote nothing"
-    if result.returncode == USER_ERROR_EXIT_CODE:
+    if code == USER_ERROR_EXIT_CODE:
         raise ValueError(end.removeprefix("versatune: "))
-    raise RuntimeError(f"versatune {command} failed ({result.returncode}); {log} ends: {end}")
+    raise RuntimeError(f"versatune {command} failed ({code}); {log} ends: {end}")
+
+
+def _wait(process: subprocess.Popen[bytes], *, budget: TimeBudget) -> int:
+    """Wait for a stage and return its exit code; at the end of the time it is asked to stop, then killed."""
+    try:
+        for seconds_left, end in ((budget.seconds_to_stop, process.terminate), (budget.seconds_to_kill, process.kill)):
+            try:
+                return process.wait(seconds_left())
+            except subprocess.TimeoutExpired:
+                end()
+        return process.wait()
+    except BaseException:  # an interrupt: subprocess.run kills what it started too
+        process.kill()
+        raise
