@@ -296,6 +296,13 @@ def add_compare(commands: Commands) -> None:
     command.add_argument(
         "--run-seconds", type=float, metavar="S", help="how long a run takes, until the first one is done"
     )
+    command.add_argument("--pack", **FILE, help="write all results into one small file (.tar.gz) for another machine")
+    command.add_argument(
+        "--continue",
+        **FILE,
+        dest="continued",
+        help="take up the results in such a file first: those of the same settings and starting point",
+    )
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -308,6 +315,8 @@ def _compare(parsed: argparse.Namespace) -> int:
         jobs_per_gpu=parsed.jobs_per_gpu,
         budget_seconds=parsed.budget_seconds,
         run_seconds=parsed.run_seconds,
+        pack=parsed.pack,
+        continued=parsed.continued,
         began=began,
     )
     page = compare(parsed.comparison, parsed.overrides, options)

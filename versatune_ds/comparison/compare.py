@@ -35,6 +35,7 @@ from versatune_ds.comparison.kept_results import (
 )
 from versatune_ds.comparison.order import in_order
 from versatune_ds.comparison.outcome import Domains, outcome
+from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_start, write_pack
 from versatune_ds.comparison.page import write_page
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, config_of_cell, overrides_of, read_plan, texts
 from versatune_ds.comparison.predictions import predicted_means
@@ -77,6 +78,10 @@ class CompareOptions:
     """Time after which the command ends with what is done; by default there is no limit."""
     run_seconds: float | None = None
     """How long a run takes, until one is done."""
+    pack: Path | None = None
+    """File that all results are written to, for another machine."""
+    continued: Path | None = None
+    """Such a file of another machine, whose results are taken up first."""
     began: float | None = None
     """When the command began (monotonic seconds)."""
 
@@ -89,7 +94,8 @@ class CompareOptions:
         """Return the options as on the command line."""
         values = {"--jobs": self.num_jobs, "--jobs-per-gpu": self.jobs_per_gpu}
         values |= {"--budget-seconds": self.budget_seconds, "--run-seconds": self.run_seconds}
-        return [word for option, value in values.items() if value is not None for word in (option, f"{value:g}")]
+        words = [word for option, value in values.items() if value is not None for word in (option, f"{value:g}")]
+        return words if self.pack is None else [*words, "--pack", str(self.pack)]
 
 
 def compare(path: Path, overrides: Sequence[str], options: CompareOptions = CompareOptions()) -> Path | None:
@@ -113,13 +119,23 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions = Comp
     budget = TimeBudget(options.budget_seconds, guess_seconds=options.run_seconds, began=options.began)
     budget.guess((read_json(plan.folder / _SECONDS_FILE) or {}).get("longest"))
     command = shlex.join(["versatune", "compare", str(path), *overrides])
+    taken = None if options.continued is None else read_pack(options.continued)
+    if options.pack is not None and not options.pack.parent.is_dir():
+        raise ValueError(f"--pack: {options.pack}: expected a file in an existing folder")
     with locked(plan.folder / "lock", what="this comparison's folder"):
         results, cells, what = None, list(cells_of(plan)), "its runs"
         try:
+            if taken is not None:
+                take_up_start(taken, plan)
             start = make_starting_point(plan, num_processes=min(num_jobs, len(gpus) or num_jobs), budget=budget)
+            if taken is not None:
+                take_up_results(taken, plan, start)
             results, cells = _results(plan, start=start, num_jobs=num_jobs, gpus=gpus, budget=budget)
         except OutOfTimeError as error:
             what = str(error)
+        finally:  # what is done is carried on from a comparison that failed too
+            if options.pack is not None:
+                write_pack(plan, options.pack)
         page = None if results is None else _write_page(results, cells, command=command)
         if budget.seconds is not None:
             done = [cell for cell in cells if (folder_of(plan, cell) / EVALUATION_FILE).is_file()]

@@ -114,8 +114,8 @@ def are_same(kept: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def difference(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the first setting in which two differ, with both values, wherever files are."""
-    old, new = flatten(portable(kept)), flatten(portable(now))
+    """Return the first setting in which two portable ones differ, with both values."""
+    old, new = flatten(kept), flatten(now)
     key = next((key for key in {**old, **new} if old.get(key) != new.get(key)), None)
     return "none" if key is None else f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} here"
 

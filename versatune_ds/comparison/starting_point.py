@@ -257,6 +257,13 @@ def _stage_settings(config: RunConfig) -> dict[str, Any]:
     return {**kept, "run": {"seed": config.run.seed}, "mixture": {"weight_unit": config.mixture.weight_unit}}
 
 
+def stage_settings(plan: ComparisonPlan) -> dict[str, Any]:
+    """Return what prior, references and plans of a comparison depend on besides the base model."""
+    shared = load_config(plan.recipe, texts(plan.set))
+    plans = {name: {**options.model_dump(mode="json"), **_limits(shared)} for name, options in plan.plans.items()}
+    return {**_decisive(_stage_settings(shared)), "plans": plans}
+
+
 def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Return the first key that differs, with both values."""
     old, new = flatten(kept), flatten(asked)
