@@ -13,12 +13,13 @@ from tiny_run import tiny_config
 from transfer_tables import two_domain_table
 
 from versatune_ds.comparison import compare as compare_module
-from versatune_ds.comparison import starting_point
-from versatune_ds.comparison.compare import compare
+from versatune_ds.comparison import kept_results, starting_point
+from versatune_ds.comparison.compare import CompareOptions, compare
 from versatune_ds.comparison.headroom import best_of, gains_of
 from versatune_ds.comparison.plan import Cell, cells_of, read_plan
 from versatune_ds.comparison.predictions import predicted_means
 from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
+from versatune_ds.launch.time_budget import TimeBudget
 
 
 @pytest.fixture
@@ -107,20 +108,20 @@ def test_a_result_made_before_the_stages_had_further_keys_is_used_again(comparis
     plan = read_plan(comparison, ["seeds=[1]"])
     (plan.start_folder / "base_model").mkdir(parents=True)
     cell = next(cells_of(plan))
-    folder = compare_module.folder_of(plan, cell)
+    folder = kept_results.folder_of(plan, cell)
     folder.mkdir(parents=True)
     (folder / "evaluation.json").write_text("{}")
-    settings = compare_module._settings_of(plan, cell, [])
+    settings = kept_results.settings_of(plan, cell, [])
     for key in ("transfer", "mixed_run", "keep_models"):
         del settings["config"]["reference"][key]
-    path = compare_module._settings_path(plan, cell)
+    path = kept_results.settings_path(plan, cell)
     path.parent.mkdir()
     path.write_text(json.dumps(settings))
-    assert compare_module._has_result(plan, cell, [])
+    assert kept_results.has_result(plan, cell, [])
     settings["config"]["train"]["steps"] = 9
     path.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="made with other settings"):
-        compare_module._has_result(plan, cell, [])
+        kept_results.has_result(plan, cell, [])
 
 
 PLANNED = 'runs={uniform: {mixture.policy: uniform}, planned: {mixture.prior: "{plan:mine}"}}'
@@ -149,7 +150,7 @@ def stages(monkeypatch):
     """Replace the stages by writing what they would; return their commands."""
     commands = []
 
-    def make(folder, command, *arguments):
+    def make(folder, command, *arguments, budget):
         commands.append([command, *map(str, arguments)])
         if command == "export":
             (folder / "base_model").mkdir()
@@ -162,7 +163,7 @@ def stages(monkeypatch):
             content = {"provenance": {"transfer": {"sha256": digest}}}
             arguments[-1].write_text(json.dumps(content))
 
-    monkeypatch.setattr(starting_point, "_run_stage", make)
+    monkeypatch.setattr(starting_point, "run_stage_of", make)
     return commands
 
 
@@ -220,12 +221,64 @@ def test_a_users_mistake_found_by_a_stage_is_reported_in_the_stages_words(compar
         make_starting_point(read_plan(comparison, ["data.folder=nowhere"]), num_processes=1)
 
 
+@pytest.fixture
+def pretrained(tmp_path):
+    """Write a folder that looks like a saved model."""
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_a_comparison_may_start_from_a_pretrained_model_which_is_neither_trained_nor_copied(
+    comparison, stages, pretrained
+):
+    plan = read_plan(comparison, [f"base={{model: {pretrained}}}", "reference=true"])
+    start = make_starting_point(plan, num_processes=1)
+    assert [command for command, *_ in stages] == ["reference"]
+    assert f'model.name_or_path="{pretrained}"' in stages[0]
+    assert start[:2] == [f'model.name_or_path="{pretrained}"', "model.from_config=null"]
+    assert not (plan.start_folder / "base_model").exists()
+    assert plan.base.describe() == "`pretrained`, pretrained"
+    before = digest_of_start(plan)
+    (pretrained / "tokenizer.json").write_text("{ }")
+    assert digest_of_start(plan) != before
+
+
+def test_references_are_used_again_with_a_copy_of_the_pretrained_model_and_refused_with_another(
+    comparison, stages, pretrained, tmp_path
+):
+    make_starting_point(read_plan(comparison, [f"base={{model: {pretrained}}}", "reference=true"]), num_processes=1)
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(pretrained, copy)
+    make_starting_point(read_plan(comparison, [f"base={{model: {copy}}}", "reference=true"]), num_processes=1)
+    assert len(stages) == 1
+    (copy / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ValueError, match=r"^base: its model is not the one .*sha256: was .* base\.name=base2$"):
+        make_starting_point(read_plan(comparison, [f"base={{model: {copy}}}", "reference=true"]), num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("{}", r"^base: give exactly one of base\.recipe, which trains the base model, and base\.model"),
+        ("{recipe: shared.yaml, model: a/b}", r"^base: give exactly one of base\.recipe"),
+        ("{model: a/b, set: {train.steps: 4}}", r"^base\.set: keys of the base model's recipe, but"),
+        ("{model: /nowhere/model}", r"^base\.model: /nowhere/model: no such folder; "),
+    ],
+)
+def test_what_is_wrong_with_a_given_base_model_is_said_by_its_key(comparison, base, message):
+    with pytest.raises(ValueError, match=message):
+        make_starting_point(read_plan(comparison, [f"base={base}"]), num_processes=1)
+
+
 def test_a_second_comparison_waits_for_the_starting_point_of_the_first(comparison, monkeypatch):
     """Two processes start at once; their stages, each of which logs its begin and end, do not overlap."""
     plan = read_plan(comparison, ["base.name=shared"])
     notes = plan.output_dir / "notes"
 
-    def make(folder, command, *arguments):
+    def make(folder, command, *arguments, budget):
         with notes.open("a") as stream:
             stream.write(f"begin {command}\n")
         time.sleep(0.3)
@@ -235,7 +288,7 @@ def test_a_second_comparison_waits_for_the_starting_point_of_the_first(compariso
         with notes.open("a") as stream:
             stream.write(f"end {command}\n")
 
-    monkeypatch.setattr(starting_point, "_run_stage", make)
+    monkeypatch.setattr(starting_point, "run_stage_of", make)
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=make_starting_point, args=(plan,), kwargs={"num_processes": 1}) for _ in range(2)
@@ -263,16 +316,18 @@ def test_the_best_drawn_mixture_is_trained_with_the_seeds_that_did_not_choose_it
     def write_results(plan, cells, **how):
         asked.append([cell.run_name for cell in cells])
         for cell in cells:
-            folder = compare_module.folder_of(plan, cell)
+            folder = kept_results.folder_of(plan, cell)
             folder.mkdir(parents=True, exist_ok=True)
             loss = losses[cell.label][cell.seed - 1]
             (folder / "evaluation.json").write_text(json.dumps({"domains": {"law": {"loss": loss}}}))
             (folder / "metrics.jsonl").write_text("")
+        return []
 
     monkeypatch.setattr(compare_module, "run_cells", write_results)
-    monkeypatch.setattr(compare_module, "evaluate_base", lambda plan, start, gpus: {"law": {"loss": 4.0}})
+    monkeypatch.setattr(compare_module, "evaluate_base", lambda plan, start, **how: {"law": {"loss": 4.0}})
     monkeypatch.setattr(compare_module, "last_weights", lambda folder: {})
-    results = compare_module._results(plan, start=[], num_jobs=1, gpus=())
+    results, cells = compare_module._results(plan, start=[], num_jobs=1, gpus=(), budget=TimeBudget(None))
+    assert [cell.run_name for cell in cells][-1] == "static02-seed2"
     assert asked[1:] == [["static02-seed2"]]
     assert (results.uniform, results.fixed) == ("uniform", ("uniform",))
     best = best_of(gains_of(results), ["static01", "static02"], seeds=plan.seeds)
@@ -314,11 +369,11 @@ def test_a_comparison_resumes_after_a_failed_run_and_a_repeated_run_gives_the_sa
 
     monkeypatch.setattr(compare_module, "evaluate", broken)
     with pytest.raises(RuntimeError, match=r"1 of 4 runs failed: see .*logs/uniform-seed1\.log"):
-        compare(comparison, [], num_jobs=2)
+        compare(comparison, [], CompareOptions(num_jobs=2))
     assert "no disk" in (folder / "logs" / "uniform-seed1.log").read_text()
     monkeypatch.undo()
     caplog.set_level("INFO")
-    page = compare(comparison, [], num_jobs=2)
+    page = compare(comparison, [], CompareOptions(num_jobs=2))
     assert "4 runs, 3 of them done" in caplog.text
     assert page == folder / "README.md"
     text = page.read_text()
@@ -345,12 +400,12 @@ def test_a_comparison_resumes_after_a_failed_run_and_a_repeated_run_gives_the_sa
     assert set(losses) == {"uniform-seed1", "versatune-seed1", "uniform-seed2", "versatune-seed2"}
     assert losses["uniform-seed1"] != losses["uniform-seed2"]
     shutil.rmtree(folder / "runs" / "versatune-seed2")
-    assert without_seconds(compare(comparison, [], num_jobs=1).read_text()) == without_seconds(text)
+    assert without_seconds(compare(comparison, [], CompareOptions(num_jobs=1)).read_text()) == without_seconds(text)
     with pytest.raises(ValueError, match="uniform-seed1: made with other settings or from another base model; remove"):
-        compare(comparison, ["exact=0"], num_jobs=1)
+        compare(comparison, ["exact=0"], CompareOptions(num_jobs=1))
     (weights,) = (read_plan(comparison, []).start_folder / "base_model").glob("*.safetensors")
     changed = bytearray(weights.read_bytes())
     changed[-4] ^= 1  # one bit of one weight
     weights.write_bytes(changed)
     with pytest.raises(ValueError, match="uniform-seed1: made with other settings or from another base model"):
-        compare(comparison, [], num_jobs=1)
+        compare(comparison, [], CompareOptions(num_jobs=1))

@@ -11,7 +11,8 @@ import torch
 
 from versatune_ds.comparison.compare import num_jobs_of
 from versatune_ds.launch import process_pool
-from versatune_ds.launch.process_pool import Job, ProcessPool, gpu_names, places, run_jobs, start_job
+from versatune_ds.launch.jobs import Job, places, run_jobs, start_job
+from versatune_ds.launch.process_pool import ProcessPool, gpu_names
 
 
 def load_place(folder, world):
@@ -136,13 +137,13 @@ def sees_gpu_six():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", [None, "4,6"])
-def test_a_job_sees_only_its_gpu_and_the_parents_variable_is_restored(tmp_path, monkeypatch, before):
+@pytest.mark.parametrize(("before", "method"), [(None, "spawn"), ("4,6", "forkserver")])
+def test_a_job_sees_only_its_gpu_and_the_parents_variable_is_restored(tmp_path, monkeypatch, before, method):
     if before is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    process = start_job(Job(name="six", work=sees_gpu_six, log=tmp_path / "logs" / "log"), gpu="6")
+    process = start_job(Job(name="six", work=sees_gpu_six, log=tmp_path / "logs" / "log"), gpu="6", method=method)
     process.join()
     assert process.exitcode == 0
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+import time
 
 from versatune_ds.cli.arguments import (
     FILE,
@@ -302,11 +303,41 @@ def add_compare(commands: Commands) -> None:
         "`set.`, e.g. set.train.steps=50",
     )
     command.add_argument("--jobs", **NUMBER, help="runs at a time (default: one per GPU, else one per CPU core)")
+    command.add_argument("--jobs-per-gpu", **NUMBER, help="runs at a time on each GPU, in place of --jobs")
+    command.add_argument(
+        "--budget-seconds",
+        type=float,
+        metavar="S",
+        help="end after S seconds with what is done: nothing is started that would not end in time; the same "
+        "command resumes",
+    )
+    command.add_argument(
+        "--run-seconds", type=float, metavar="S", help="how long a run takes, until the first one is done"
+    )
+    command.add_argument("--pack", **FILE, help="write all results into one small file (.tar.gz) for another machine")
+    command.add_argument(
+        "--continue",
+        **FILE,
+        dest="continued",
+        help="take up the results in such a file first: those of the same settings and starting point",
+    )
 
 
 def _compare(parsed: argparse.Namespace) -> int:
     """Train and evaluate several policies on one base model, over several seeds, and write a page of the results."""
-    from versatune_ds.comparison.compare import compare
+    began = time.monotonic()  # the imports are part of the time budget
+    from versatune_ds.comparison.compare import CompareOptions, compare
 
-    write(str(compare(parsed.comparison, parsed.overrides, num_jobs=parsed.jobs)))
+    options = CompareOptions(
+        num_jobs=parsed.jobs,
+        jobs_per_gpu=parsed.jobs_per_gpu,
+        budget_seconds=parsed.budget_seconds,
+        run_seconds=parsed.run_seconds,
+        pack=parsed.pack,
+        continued=parsed.continued,
+        began=began,
+    )
+    page = compare(parsed.comparison, parsed.overrides, options)
+    if page is not None:
+        write(str(page))
     return 0

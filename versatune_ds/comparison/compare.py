@@ -13,23 +13,39 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.comparison.base_model import base_model_folder
+from versatune_ds.comparison.complete_block import complete_block, missing_sentence
 from versatune_ds.comparison.headroom import follow_up_cells
+from versatune_ds.comparison.kept_results import (
+    BASE_FILE,
+    BASE_SETTINGS_FILE,
+    are_same,
+    base_settings,
+    folder_of,
+    has_result,
+    result_of,
+    settings_of,
+    settings_path,
+    split_of,
+)
+from versatune_ds.comparison.order import in_order
 from versatune_ds.comparison.outcome import Domains, outcome
+from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_start, write_pack
 from versatune_ds.comparison.page import write_page
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, config_of_cell, overrides_of, read_plan, texts
 from versatune_ds.comparison.predictions import predicted_means
-from versatune_ds.comparison.starting_point import digest_of_start, make_starting_point
+from versatune_ds.comparison.starting_point import make_starting_point
 from versatune_ds.comparison.table import Results
-from versatune_ds.config import load_config
-from versatune_ds.data.sources.domain_files import has_test_rows
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.command import EvaluateOptions, evaluate
-from versatune_ds.launch.process_pool import Job, gpu_names, run_jobs
+from versatune_ds.launch.jobs import Job, run_jobs
+from versatune_ds.launch.process_pool import gpu_names
+from versatune_ds.launch.time_budget import OutOfTimeError, TimeBudget
 from versatune_ds.mixture.policies.fixed import UNIFORM
 from versatune_ds.report.series import read_series, requested_weights
 from versatune_ds.run_folder.atomic import read_json, write_json
@@ -40,18 +56,58 @@ from versatune_ds.training.worker import run_worker
 
 logger = logging.getLogger(__name__)
 
-_BASE_FILE = "base_evaluation.json"
-_STAGES = ("detect", "reference")
-"""Sections of a recipe that no run reads, only the stages of the starting point."""
+_SECONDS_FILE = "run_seconds.json"
+"""How long the longest run took, the first guess of a later call with a time budget."""
+_MODULES = (
+    "versatune_ds.comparison.compare",
+    "versatune_ds.training.worker",
+    "versatune_ds.evaluation.command",
+)
+"""What a process that runs have been forked from has imported."""
 
 
-def compare(path: Path, overrides: Sequence[str], *, num_jobs: int | None) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """How a comparison is run; none of it changes a result."""
+
+    num_jobs: int | None = None
+    """Runs at a time; by default one a GPU, or one a core."""
+    jobs_per_gpu: int | None = None
+    """The same, for each GPU."""
+    budget_seconds: float | None = None
+    """Time after which the command ends with what is done; by default there is no limit."""
+    run_seconds: float | None = None
+    """How long a run takes, until one is done."""
+    pack: Path | None = None
+    """File that all results are written to, for another machine."""
+    continued: Path | None = None
+    """Such a file of another machine, whose results are taken up first."""
+    began: float | None = None
+    """When the command began (monotonic seconds)."""
+
+    def __post_init__(self) -> None:
+        for option, value in (("--budget-seconds", self.budget_seconds), ("--run-seconds", self.run_seconds)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"{option}={value:g}: expected seconds, 0 or more")
+
+    def words(self) -> list[str]:
+        """Return the options as on the command line."""
+        values = {"--jobs": self.num_jobs, "--jobs-per-gpu": self.jobs_per_gpu}
+        values |= {"--budget-seconds": self.budget_seconds, "--run-seconds": self.run_seconds}
+        words = [word for option, value in values.items() if value is not None for word in (option, f"{value:g}")]
+        return words if self.pack is None else [*words, "--pack", str(self.pack)]
+
+
+def compare(path: Path, overrides: Sequence[str], options: CompareOptions = CompareOptions()) -> Path | None:
     """Make everything a comparison needs, and return the path of its page.
 
     Args:
         path: The comparison's YAML file.
         overrides: `key=value` texts over its keys.
-        num_jobs: Runs at a time; by default one a GPU, or one a core.
+        options: How it is run.
+
+    Returns:
+        The page; None where the time was over before there was anything to compare.
 
     Raises:
         ValueError: For anything wrong in the file or a recipe it names, before anything is trained.
@@ -59,26 +115,88 @@ def compare(path: Path, overrides: Sequence[str], *, num_jobs: int | None) -> Pa
     """
     plan = read_plan(path, overrides)
     gpus = gpu_names()
-    num_jobs = num_jobs_of(num_jobs, gpus=gpus)
+    num_jobs = num_jobs_of(options.num_jobs, per_gpu=options.jobs_per_gpu, gpus=gpus)
+    budget = TimeBudget(options.budget_seconds, guess_seconds=options.run_seconds, began=options.began)
+    budget.guess((read_json(plan.folder / _SECONDS_FILE) or {}).get("longest"))
+    command = shlex.join(["versatune", "compare", str(path), *overrides])
+    taken = None if options.continued is None else read_pack(options.continued)
+    if options.pack is not None and not options.pack.parent.is_dir():
+        raise ValueError(f"--pack: {options.pack}: expected a file in an existing folder")
     with locked(plan.folder / "lock", what="this comparison's folder"):
-        start = make_starting_point(plan, num_processes=min(num_jobs, len(gpus) or num_jobs))
-        results = _results(plan, start=start, num_jobs=num_jobs, gpus=gpus)
-        environment = describe_environment(World(rank=0, world_size=1, local_rank=0, launcher="single"))
-        command = shlex.join(["versatune", "compare", str(path), *overrides])
-        versions = {**environment["versions"], "commit": environment["commit"]}
-        return write_page(results, command=command, versions=versions)
+        results, cells, what = None, list(cells_of(plan)), "its runs"
+        try:
+            if taken is not None:
+                take_up_start(taken, plan)
+            start = make_starting_point(plan, num_processes=min(num_jobs, len(gpus) or num_jobs), budget=budget)
+            if taken is not None:
+                take_up_results(taken, plan, start)
+            results, cells = _results(plan, start=start, num_jobs=num_jobs, gpus=gpus, budget=budget)
+        except OutOfTimeError as error:
+            what = str(error)
+        finally:  # what is done is carried on from a comparison that failed too
+            if options.pack is not None:
+                write_pack(plan, options.pack)
+        page = None if results is None else _write_page(results, cells, command=command)
+        if budget.seconds is not None:
+            done = [cell for cell in cells if (folder_of(plan, cell) / EVALUATION_FILE).is_file()]
+            _log_end(cells, done, what=what, command=shlex.join([command, *options.words()]), budget=budget)
+        return page
 
 
-def _results(plan: ComparisonPlan, *, start: Sequence[str], num_jobs: int, gpus: tuple[str, ...]) -> Results:
-    """Evaluate the base model, run every cell, and collect the results."""
-    base, cells = evaluate_base(plan, start, gpus=gpus), list(cells_of(plan))
-    run_cells(plan, cells, base=base, start=start, num_jobs=num_jobs, gpus=gpus)
-    results = _collected(plan, cells, base=base, start=start)
-    if more := follow_up_cells(results):
+def _write_page(results: Results, cells: Sequence[Cell], *, command: str) -> Path | None:
+    """Write the page, of an incomplete comparison about what is complete; None where nothing is."""
+    missing, done = None, list(results.domains)
+    if len(done) < len(cells):
+        block = complete_block(results.plan, done)
+        if block is None:
+            logger.info("no page: the baseline %s has no result yet", results.plan.baseline)
+            return None
+        plan, shown = block
+        missing = missing_sentence(cells, done=done, shown=shown)
+        results = replace(
+            results,
+            plan=plan,
+            domains={cell: results.domains[cell] for cell in done if cell in shown},
+            weights={cell: results.weights[cell] for cell in done if cell in shown},
+            uniform=results.uniform if plan.static else None,
+        )
+    environment = describe_environment(World(rank=0, world_size=1, local_rank=0, launcher="single"))
+    versions = {**environment["versions"], "commit": environment["commit"]}
+    return write_page(results, command=command, versions=versions, missing=missing)
+
+
+def _log_end(cells: Sequence[Cell], done: Sequence[Cell], *, what: str, command: str, budget: TimeBudget) -> None:
+    """Log in one line how many runs are done, what remains, and the command that resumes."""
+    missing = [cell.run_name for cell in cells if cell not in done]
+    if not missing:
+        logger.info("all %d runs are done", len(cells))
+        return
+    names = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+    logger.info(
+        "%g s are over in %s: %d of %d runs done, %d remain (%s); to resume: %s",
+        budget.seconds,
+        what,
+        len(done),
+        len(cells),
+        len(missing),
+        names,
+        command,
+    )
+
+
+def _results(
+    plan: ComparisonPlan, *, start: Sequence[str], num_jobs: int, gpus: tuple[str, ...], budget: TimeBudget
+) -> tuple[Results, list[Cell]]:
+    """Evaluate the base model, run every cell, and return the results and all cells, those without a result too."""
+    base, cells = evaluate_base(plan, start, gpus=gpus, budget=budget), list(cells_of(plan))
+    settings = {"base": base, "start": start, "num_jobs": num_jobs, "gpus": gpus, "budget": budget}
+    remaining = run_cells(plan, in_order(cells, plan.order), **settings)
+    results = _collected(plan, [cell for cell in cells if cell not in remaining], base=base, start=start)
+    if not remaining and (more := follow_up_cells(results)):
         logger.info("%s is the best fixed mixture drawn; it is trained with the other seeds too", more[0].label)
-        run_cells(plan, more, base=base, start=start, num_jobs=num_jobs, gpus=gpus)
-        results = _collected(plan, [*cells, *more], base=base, start=start)
-    return results
+        remaining, cells = run_cells(plan, more, **settings), [*cells, *more]
+        results = _collected(plan, [cell for cell in cells if cell not in remaining], base=base, start=start)
+    return results, cells
 
 
 def _collected(plan: ComparisonPlan, cells: Sequence[Cell], *, base: Domains, start: Sequence[str]) -> Results:
@@ -103,15 +221,22 @@ def last_weights(run_dir: Path) -> dict[str, float]:
     return {name: values[-1] for name, values in weights.items() if values[-1] is not None}
 
 
-def num_jobs_of(asked: int | None, *, gpus: tuple[str, ...]) -> int:
+def num_jobs_of(asked: int | None, *, gpus: tuple[str, ...], per_gpu: int | None = None) -> int:
     """Return how many runs to do at a time: as requested, else one per GPU, else one per CPU core.
 
     Raises:
-        ValueError: If the requested number is below 1.
+        ValueError: If the requested number is below 1, given twice, or for GPUs that are not there.
     """
-    if asked is not None and asked < 1:
-        raise ValueError(f"--jobs={asked}: expected 1 or more")
-    return asked or len(gpus) or len(os.sched_getaffinity(0))
+    for option, value in (("--jobs", asked), ("--jobs-per-gpu", per_gpu)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option}={value}: expected 1 or more")
+    if per_gpu is None:
+        return asked or len(gpus) or len(os.sched_getaffinity(0))
+    if asked is not None:
+        raise ValueError("--jobs and --jobs-per-gpu: give one of them")
+    if not gpus:
+        raise ValueError(f"--jobs-per-gpu={per_gpu}: this machine has no GPU; give --jobs, the runs at a time")
+    return per_gpu * len(gpus)
 
 
 def run_cells(
@@ -122,13 +247,17 @@ def run_cells(
     start: Sequence[str],
     num_jobs: int,
     gpus: tuple[str, ...],
-) -> None:
+    budget: TimeBudget,
+) -> list[Cell]:
     """Run every cell that has no result yet; one that is done is logged against the base model's evaluation.
+
+    Returns:
+        The cells for which there was no time.
 
     Raises:
         RuntimeError: If runs fail; the others are finished first, and each failed one is named with its log.
     """
-    waiting = {cell.run_name: cell for cell in cells if not _has_result(plan, cell, start)}
+    waiting = {cell.run_name: cell for cell in cells if not has_result(plan, cell, start)}
     logger.info("%d runs, %d of them done", len(cells), len(cells) - len(waiting))
     began, done, failed = time.monotonic(), [], []
 
@@ -141,39 +270,52 @@ def run_cells(
         else:
             cell = waiting[job.name]
             result = outcome(result_of(plan, cell), base, target=cell.target).sentence()
+            write_json(plan.folder / _SECONDS_FILE, {"longest": round(budget.longest_seconds or 0.0, 1)})
         left = (time.monotonic() - began) / len(done) * (len(waiting) - len(done))
         logger.info("%s %s  %d/%d, about %.0f s left", job.name, result, len(done), len(waiting), left)
 
     logs = plan.folder / "logs"  # beside the runs' folders, which contain only files of the runs themselves
     jobs = [
-        Job(name=name, work=partial(_train_and_evaluate, plan, cell, start), log=logs / f"{name}.log")
+        Job(
+            name=name,
+            work=partial(_train_and_evaluate, plan, cell, start),
+            log=logs / f"{name}.log",
+            modules=_MODULES,
+        )
         for name, cell in waiting.items()
     ]
-    run_jobs(jobs, num_at_a_time=num_jobs, gpus=gpus, when_done=log_done)
+    stopped = run_jobs(jobs, num_at_a_time=num_jobs, gpus=gpus, when_done=log_done, budget=budget)
     if failed:
         places = ", ".join(str(job.log) for job in failed)
         raise RuntimeError(
             f"{len(failed)} of {len(cells)} runs failed: see {places}; the same command tries them again"
         )
+    return [waiting[job.name] for job in stopped]
 
 
-def evaluate_base(plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str, ...]) -> dict[str, Any]:
+def evaluate_base(
+    plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str, ...], budget: TimeBudget
+) -> dict[str, Any]:
     """Return the base model's evaluation, made once, on the same rows as every run's.
 
     Raises:
         RuntimeError: If it fails; its log is named.
+        OutOfTimeError: If there was no time for it.
     """
-    path, log = plan.folder / _BASE_FILE, plan.folder / "logs" / "base.log"
-    settings_path = path.with_name("base_comparison.json")
-    config = load_config(plan.recipe, [*start, *texts(plan.set)]).model_dump(mode="json")
-    settings = {"data": config["data"], "model": config["model"], **_evaluation_settings(plan)}
-    settings["start"] = digest_of_start(plan)
-    if not path.is_file() or read_json(settings_path) != settings:
-        job, codes = Job(name="base", work=partial(_evaluate_base, plan, start, path), log=log), []
-        run_jobs([job], num_at_a_time=1, gpus=gpus, when_done=lambda job, exit_code: codes.append(exit_code))
+    path, log = plan.folder / BASE_FILE, plan.folder / "logs" / "base.log"
+    settings_path, settings = plan.folder / BASE_SETTINGS_FILE, base_settings(plan, start)
+    if not path.is_file() or not are_same(read_json(settings_path) or {}, settings):
+        job, codes = Job(name="base", work=partial(_evaluate_base, plan, start, path), log=log, modules=_MODULES), []
+        time_left = TimeBudget(budget.seconds, began=budget.began)  # how long a run takes says nothing about it
+        stopped = run_jobs(
+            [job], num_at_a_time=1, gpus=gpus, when_done=lambda job, code: codes.append(code), budget=time_left
+        )
+        if stopped:
+            raise OutOfTimeError("the base model's evaluation")
         if any(codes):
             raise RuntimeError(f"the base model's evaluation failed: see {log}; the same command tries it again")
         write_json(settings_path, settings)
+        budget.guess(time_left.longest_seconds)
     return read_json(path)["domains"]
 
 
@@ -181,13 +323,8 @@ def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> in
     """Evaluate the base model; the work of one process."""
     overrides = [*start, *texts(plan.set)]
     options = replace(evaluation_options(plan), recipe=plan.recipe, overrides=overrides, output=path)
-    evaluate(plan.start_folder / "base_model", options)
+    evaluate(base_model_folder(plan), options)
     return 0
-
-
-def result_of(plan: ComparisonPlan, cell: Cell) -> dict[str, Any]:
-    """Return a run's evaluation by domain."""
-    return read_json(folder_of(plan, cell) / EVALUATION_FILE)["domains"]
 
 
 def evaluation_options(plan: ComparisonPlan) -> EvaluateOptions:
@@ -195,60 +332,11 @@ def evaluation_options(plan: ComparisonPlan) -> EvaluateOptions:
     return EvaluateOptions(has_base=False, split=split_of(plan), num_exact=plan.exact, choice_paths=plan.choices)
 
 
-def split_of(plan: ComparisonPlan) -> str:
-    """Return `test`, or `valid` where the data have no test rows."""
-    return "test" if has_test_rows(load_config(plan.recipe, texts(plan.set)).data) else "valid"
-
-
-def folder_of(plan: ComparisonPlan, cell: Cell) -> Path:
-    """Return the run's folder."""
-    return plan.folder / "runs" / cell.run_name
-
-
-def _has_result(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> bool:
-    """Return whether a run was evaluated, with the keys and the starting point it has now.
-
-    Raises:
-        ValueError: If it was made, or begun, with others: results of two settings must not be in one table.
-    """
-    folder, kept = folder_of(plan, cell), read_json(_settings_path(plan, cell))
-    if folder.is_dir() and kept is not None and _decisive(kept) != _decisive(_settings_of(plan, cell, start)):
-        raise ValueError(
-            f"{folder}: made with other settings or from another base model; remove it, or give the comparison another "
-            "name"
-        )
-    return kept is not None and (folder / EVALUATION_FILE).is_file()
-
-
-def _settings_path(plan: ComparisonPlan, cell: Cell) -> Path:
-    """Return the file of a run's settings, which is beside its folder as its log is."""
-    return plan.folder / "settings" / f"{cell.run_name}.json"
-
-
-def _settings_of(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> dict[str, Any]:
-    """Return everything a run's result depends on besides the data."""
-    config = config_of_cell(plan, cell, start=start).model_dump(mode="json")
-    return {"config": config, "start": digest_of_start(plan, cell), **_evaluation_settings(plan)}
-
-
-def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings without the keys of the starting point's stages, whose files are in the digest of the start.
-
-    So a result stays valid when a later version adds such a key.
-    """
-    config = {name: section for name, section in settings["config"].items() if name not in _STAGES}
-    return {**settings, "config": config}
-
-
-def _evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:
-    return {"split": split_of(plan), "exact": plan.exact, "choices": [str(path) for path in plan.choices]}
-
-
 def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> int:
     """Train or resume one run, then evaluate it; the work of one process. Return its exit code."""
-    settings = _settings_path(plan, cell)
+    settings = settings_path(plan, cell)
     settings.parent.mkdir(parents=True, exist_ok=True)
-    write_json(settings, _settings_of(plan, cell, start))
+    write_json(settings, settings_of(plan, cell, start))
     overrides = [*start, *overrides_of(plan, cell)]
     code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
     if code == 0:

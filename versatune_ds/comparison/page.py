@@ -55,14 +55,20 @@ _LEVEL = 0.05
 """Adjusted p-value below which a difference is beyond noise."""
 
 
-def write_page(results: Results, *, command: str, versions: dict[str, str | None]) -> Path:
-    """Write README.md, index.html and the pictures into the comparison's folder; return README.md's path."""
+def write_page(results: Results, *, command: str, versions: dict[str, str | None], missing: str | None = None) -> Path:
+    """Write README.md, index.html and the pictures into the comparison's folder; return README.md's path.
+
+    `missing` says which runs an incomplete comparison lacks.
+    """
     folder = results.plan.folder
     draw_policies(results, folder / "comparison.png")
     draw_retention(results, folder / "retention.png")
     draw_weights(results, folder / "weights.png")
     page = folder / "README.md"
-    text = "\n".join(_paragraphs(results, command=command, versions=versions)) + "\n"
+    paragraphs = list(_paragraphs(results, command=command, versions=versions))
+    if missing is not None:
+        paragraphs[3:3] = [missing, ""]  # behind the title and how it was made
+    text = "\n".join(paragraphs) + "\n"
     write_text(page, text)
     write_document(text, folder / "index.html", title=f"Comparison {results.plan.name}")
     return page
@@ -117,7 +123,7 @@ def _paragraphs(results: Results, *, command: str, versions: dict[str, str | Non
         *(f"- {{plan:{name}}}: `{json.dumps(_plan_keys(keys))}`" for name, keys in plan.plans.items()),
         *_drawn_sentence(plan),
         f"- all of them: `{json.dumps(plan.set, default=str)}`",
-        f"- the base model: `{plan.base.recipe.name}` with `{json.dumps(plan.base.set, default=str)}`",
+        f"- the base model: {plan.base.describe()}",
     ]
 
 

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.comparison.mixture_plans import MixturePlan, plan_names, purpose_of, with_plan_files
+from versatune_ds.comparison.order import DRAWN, OrderEntry
 from versatune_ds.comparison.static_mixtures import draw_mixtures, static_label
 from versatune_ds.config import RunConfig, load_config
 from versatune_ds.config.load import parse_section, set_by_dotted_key
-from versatune_ds.config.section import ExpandedPath, Section
+from versatune_ds.config.section import ExpandedPath, ExpandedText, Section
 from versatune_ds.config.yaml_text import EMPTY, Word, read_value, read_yaml
 from versatune_ds.domains import nearest_name
 from versatune_ds.mixture.policies.fixed import CONSTANT, UNIFORM
@@ -33,14 +34,34 @@ _ORIGINS = ("folder", "domains", "synthetic")
 
 
 class BaseModelPlan(Section):
-    """How the base model is made, so that it knows some domains better than others."""
+    """The model that every run starts from: trained here, to know some domains better than others, or given."""
 
     name: str = Field(default="base", pattern=_NAME)
     """Comparisons with the same name under one `output_dir` share base model, detected prior and references."""
-    recipe: ExpandedPath
-    """Recipe of its training, relative to the comparison's file."""
+    recipe: ExpandedPath | None = None
+    """Recipe of its training, relative to the comparison's file. Give either this or `model`."""
     set: dict[str, Any] = Field(default={})
     """Dotted keys set in it."""
+    model: ExpandedText | None = None
+    """A pretrained model instead: a folder saved by transformers, relative to the working directory, or a Hub name."""
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> BaseModelPlan:
+        if (self.recipe is None) == (self.model is None):
+            raise ValueError("give exactly one of base.recipe, which trains the base model, and base.model")
+        if self.model is not None and self.set:
+            raise ValueError(
+                "base.set: keys of the base model's recipe, but base.model gives a trained one; keys of the runs go "
+                "under set"
+            )
+        return self
+
+    def describe(self) -> str:
+        """Return in Markdown what the model is; a folder by its name alone, since pages are read on other machines."""
+        if self.recipe is None:
+            name = str(self.model)
+            return f"`{Path(name).name if Path(name).is_dir() else name}`, pretrained"
+        return f"`{self.recipe.name}` with `{json.dumps(self.set, default=str)}`"
 
 
 class ComparisonPlan(Section):
@@ -57,7 +78,7 @@ class ComparisonPlan(Section):
     """Keys of `data` for the base model and every run alike, such as {folder: my_data}; one that sets where the data
     come from replaces what the recipes set."""
     base: BaseModelPlan
-    """The model every run starts from: trained once, then exported."""
+    """The model every run starts from: trained once, then exported, or a pretrained one."""
     detect: bool = True
     """Detect the base model's mixture and use it as `mixture.prior`; otherwise the recipe's own prior is used."""
     reference: bool = True
@@ -80,6 +101,9 @@ class ComparisonPlan(Section):
     """Every run is repeated with each as `run.seed`."""
     baseline: str
     """Label that the others are tested against, pairwise by seed (and target)."""
+    order: tuple[OrderEntry, ...] = ()
+    """Which runs come first, such as [{runs: [uniform, steer], seeds: [1, 2]}]; the others follow, seed by seed and in
+    each the baseline first. A comparison that is interrupted, or has a time budget, then has the runs that matter."""
     exact: int = Field(default=30, ge=0)
     """Answers of each domain that are written and compared with the test examples' own (0 for none)."""
     choices: tuple[ExpandedPath, ...] = ()
@@ -130,6 +154,13 @@ class ComparisonPlan(Section):
         return self
 
     @model_validator(mode="after")
+    def _order_is_known(self) -> ComparisonPlan:
+        labels = [*self.runs, *([DRAWN] if self.static else [])]
+        for entry in self.order:
+            entry.check(labels=labels, seeds=self.seeds, targets=self.targets)
+        return self
+
+    @model_validator(mode="after")
     def _has_a_folder_of_its_own(self) -> ComparisonPlan:
         if self.folder == self.start_folder:
             raise ValueError(f"name: {self.name!r} is the folder of the starting point; give the comparison another")
@@ -168,11 +199,12 @@ class Cell:
 
 
 def cells_of(plan: ComparisonPlan) -> Iterator[Cell]:
-    """Yield every run; seeds change slowest, so that an interrupted comparison has complete seeds."""
+    """Yield every run, the baseline first and seeds slowest, so that an interrupted comparison has complete seeds."""
     mixtures = _static_mixtures(plan)
+    labels = [plan.baseline, *(label for label in plan.runs if label != plan.baseline)]
     for number, seed in enumerate(plan.seeds):
         for target in plan.targets or (None,):
-            for label in plan.runs:
+            for label in labels:
                 yield Cell(label=label, target=target, seed=seed)
         if plan.static_seeds is None or number < plan.static_seeds:
             for label, weights in mixtures.items():
@@ -206,7 +238,9 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
         _set(values, override)
     plan = parse_section(values, ComparisonPlan)
     here, data = path.parent, _data_keys(plan.data)
-    base = {"recipe": here / plan.base.recipe, "set": {**data, **plan.base.set}}
+    base = {}
+    if plan.base.recipe is not None:
+        base = {"recipe": here / plan.base.recipe, "set": {**data, **plan.base.set}}
     plan = plan.model_copy(
         update={
             "recipe": here / plan.recipe,  # an absolute path stays as it is
@@ -214,7 +248,8 @@ def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
             "base": plan.base.model_copy(update=base),
         }
     )
-    load_config(plan.base.recipe, texts(plan.base.set))
+    if plan.base.recipe is not None:
+        load_config(plan.base.recipe, texts(plan.base.set))
     _check_plans(plan)
     policies = {config_of_cell(plan, cell).mixture.policy for cell in cells_of(plan)}
     if plan.static and UNIFORM.name not in policies:

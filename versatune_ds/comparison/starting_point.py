@@ -9,22 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.comparison.base_model import base_model_folder, files_of_base_model
 from versatune_ds.comparison.mixture_plans import arguments_of, purpose_of
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, plans_of_cell, texts
-from versatune_ds.comparison.stage_times import record_stage
+from versatune_ds.comparison.stage import run_stage as run_stage_of
 from versatune_ds.config import DetectConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten
 from versatune_ds.config.model import model_identity
-from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
+from versatune_ds.launch.time_budget import TimeBudget
 from versatune_ds.reference.transfer_file import transfer_path
 from versatune_ds.run_folder.atomic import read_json, write_json
 from versatune_ds.run_folder.file_lock import locked
@@ -40,7 +37,7 @@ _ALSO_MEASURED = ("transfer", "mixed_run", "keep_models")
 """Keys of `reference` that add files to the references and change none: earlier starting points were made without."""
 
 
-def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str]:
+def make_starting_point(plan: ComparisonPlan, *, num_processes: int, budget: TimeBudget | None = None) -> list[str]:
     """Make base model, prior, references and plans, those that do not exist yet.
 
     A stage uses `num_processes`, or fewer where its batch does not divide among them.
@@ -51,19 +48,21 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
     Raises:
         ValueError: If what exists was made with other keys.
         RuntimeError: If a stage fails; the message names its log.
+        OutOfTimeError: If the budget is over before all is made; a later call resumes there.
     """
-    folder = plan.start_folder
-    model = folder / "base_model"
+    run_stage = partial(run_stage_of, budget=budget or TimeBudget(None))
+    folder, model = plan.start_folder, base_model_folder(plan)
     start = texts({"model.name_or_path": str(model), "model.from_config": None})
     with locked(folder / "lock", what="this comparison's starting point"):
-        base, shared = _configs(plan)
+        shared = load_config(plan.recipe, texts(plan.set))
         check_settings(plan)
-        # The base model: trained, then exported.
-        place = texts({"run.name": "base", "run.output_dir": str(folder)})
-        if not _is_exported(model):
+        # The base model: given, or trained and then exported.
+        if plan.base.recipe is not None and not _is_exported(model):
+            base = load_config(plan.base.recipe, texts(plan.base.set))
+            place = texts({"run.name": "base", "run.output_dir": str(folder)})
             processes = ("--processes", processes_of(base, at_most=num_processes))
-            _run_stage(folder, "train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
-            _run_stage(folder, "export", folder / "base", "--output", model, "--force")
+            run_stage(folder, "train", plan.base.recipe, *texts(plan.base.set), *place, *processes)
+            run_stage(folder, "export", folder / "base", "--output", model, "--force")
         # What is measured with it: prior and references.
         processes = ("--processes", processes_of(shared, at_most=num_processes))
         keys = [*texts(plan.set), *texts({"run.name": "start", "run.output_dir": str(folder)}), *start]
@@ -71,9 +70,9 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int) -> list[str
             if is_wanted:
                 file = folder / f"{key}.json"
                 if not file.is_file():
-                    _run_stage(folder, command, plan.recipe, *keys, "--output", file, *processes)
+                    run_stage(folder, command, plan.recipe, *keys, "--output", file, *processes)
                 start += texts({f"mixture.{key}": str(file)})
-        _make_plans(plan, keys=[*keys, *(text for text in start if text.startswith("mixture.prior="))])
+        _make_plans(plan, run_stage, keys=[*keys, *(text for text in start if text.startswith("mixture.prior="))])
     return start
 
 
@@ -82,7 +81,7 @@ def transfer_file(plan: ComparisonPlan) -> Path:
     return transfer_path(plan.start_folder / REFERENCE_FILE)
 
 
-def _make_plans(plan: ComparisonPlan, *, keys: Sequence[str]) -> None:
+def _make_plans(plan: ComparisonPlan, run_stage: Callable[..., None], *, keys: Sequence[str]) -> None:
     """Make the plans that do not exist yet, each for every target if that is its purpose.
 
     Raises:
@@ -96,7 +95,7 @@ def _make_plans(plan: ComparisonPlan, *, keys: Sequence[str]) -> None:
             if not _is_plan_of(file, transfer):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 words = [*keys, *for_target, *arguments_of(options)]
-                _run_stage(plan.start_folder, "plan", plan.recipe, *words, "--transfer", transfer, "--output", file)
+                run_stage(plan.start_folder, "plan", plan.recipe, *words, "--transfer", transfer, "--output", file)
 
 
 def _is_plan_of(file: Path, transfer: Path) -> bool:
@@ -116,8 +115,7 @@ def digest_of_start(plan: ComparisonPlan, cell: Cell | None = None) -> str:
 
     The files are where every comparison of this starting point finds them; made again, they have the same names.
     """
-    folder = plan.start_folder
-    files = sorted((folder / "base_model").glob("*.safetensors"))
+    folder, files = plan.start_folder, files_of_base_model(plan)
     if plan.detect:
         files.append(folder / PRIOR_FILE)
     if plan.reference:
@@ -155,23 +153,26 @@ def check_settings(plan: ComparisonPlan) -> None:
         ValueError: If it differs: runs from two starting points must not meet in one table.
     """
     # The settings requested now, and those of the earlier call.
-    base, shared = _configs(plan)
-    asked = {"base": base.model_dump(mode="json")}
+    shared = load_config(plan.recipe, texts(plan.set))
+    asked = {"base": _base_settings(plan)}
     if plan.detect or plan.reference:
         asked["stages"] = _stage_settings(shared)
     path = plan.start_folder / _SETTINGS_FILE
     kept = read_json(path) or {}
+    recipe = "base: its recipe is not the one that the base model"
     what = {
-        "base": "base: its recipe is not the one that the base model",
+        "base": recipe if plan.base.model is None else "base: its model is not the one that what",
         "stages": "set: the shared recipe is not the one that prior and references",
     }
     for name, options in plan.plans.items():
         asked[f"plans.{name}"] = {**options.model_dump(mode="json"), **_limits(shared)}
         what[f"plans.{name}"] = f"plans.{name}: its keys are not those that the plan of this name"
     # A part that was not made yet may still change.
+    has_stages = any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE))
+    is_trained = (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model")
     is_made = {
-        "base": (plan.start_folder / "base").is_dir() or _is_exported(plan.start_folder / "base_model"),
-        "stages": any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE)),
+        "base": is_trained or (plan.base.model is not None and has_stages),
+        "stages": has_stages,
         **{
             f"plans.{name}": any(plan.plan_file(name, target).is_file() for target in (*plan.targets, None))
             for name in plan.plans
@@ -238,9 +239,12 @@ def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _configs(plan: ComparisonPlan) -> tuple[RunConfig, RunConfig]:
-    """Return the base model's config, and the one that all runs share."""
-    return load_config(plan.base.recipe, texts(plan.base.set)), load_config(plan.recipe, texts(plan.set))
+def _base_settings(plan: ComparisonPlan) -> dict[str, Any]:
+    """Return the base model's recipe, or the digest of a given model: where its folder is does not matter."""
+    if plan.base.recipe is None:
+        files = files_of_base_model(plan)
+        return {"sha256": _digest(tuple((path, path.stat().st_mtime_ns) for path in files))}
+    return load_config(plan.base.recipe, texts(plan.base.set)).model_dump(mode="json")
 
 
 def _stage_settings(config: RunConfig) -> dict[str, Any]:
@@ -248,6 +252,13 @@ def _stage_settings(config: RunConfig) -> dict[str, Any]:
     sections = config.model_dump(mode="json")
     kept = {name: sections[name] for name in _STAGE_SECTIONS}
     return {**kept, "run": {"seed": config.run.seed}, "mixture": {"weight_unit": config.mixture.weight_unit}}
+
+
+def stage_settings(plan: ComparisonPlan) -> dict[str, Any]:
+    """Return what prior, references and plans of a comparison depend on besides the base model."""
+    shared = load_config(plan.recipe, texts(plan.set))
+    plans = {name: {**options.model_dump(mode="json"), **_limits(shared)} for name, options in plan.plans.items()}
+    return {**_decisive(_stage_settings(shared)), "plans": plans}
 
 
 def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
@@ -260,26 +271,3 @@ def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 def _is_exported(model: Path) -> bool:
     """Return whether the base model was exported completely: the tokenizer is written last."""
     return (model / "tokenizer_config.json").is_file()
-
-
-def _run_stage(folder: Path, command: str, *arguments: object) -> None:
-    """Run a `versatune` command with a log in the folder.
-
-    Raises:
-        ValueError: If it finds a mistake of the user's, in its own words.
-        RuntimeError: If it fails otherwise, with the end of its log.
-    """
-    parts = [command, *map(str, arguments)]
-    logger.info("versatune %s", shlex.join(parts))
-    log, began = folder / f"{command}.log", time.monotonic()
-    words = [sys.executable, "-m", "versatune_ds.cli", *parts]
-    with log.open("ab") as stream:
-        result = subprocess.run(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
-    record_stage(folder, command, seconds=time.monotonic() - began)
-    if result.returncode == 0:
-        return
-    written = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    end = written[-1] if written else "it wrote nothing"
-    if result.returncode == USER_ERROR_EXIT_CODE:
-        raise ValueError(end.removeprefix("versatune: "))
-    raise RuntimeError(f"versatune {command} failed ({result.returncode}); {log} ends: {end}")

@@ -20,7 +20,7 @@ from versatune_ds.model.named_model import check_saved_model
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS = ("config.json", "generation_config.json")
-_OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.pth", "original/*"]
+OTHER_FORMATS = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.pth", "original/*"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def find_base_model(model: ModelConfig, *, cache_dir: Path) -> BaseModel:
     check_model_weights(model)
     folder = Path(model.name_or_path)
     if not folder.is_dir():
-        folder = hub_folder(model.name_or_path, key="model.name_or_path", ignored=_OTHER_FORMATS)
+        folder = hub_folder(model.name_or_path, key="model.name_or_path", ignored=OTHER_FORMATS)
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES or path.name in _SETTINGS)
     if not any(path.suffix in _WEIGHT_SUFFIXES for path in files):
         raise ValueError(

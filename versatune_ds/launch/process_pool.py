@@ -1,11 +1,8 @@
-"""Processes on this machine that share the work of a command: `evaluate`, `detect` and `compare`.
+"""Processes on this machine that share the work of a command: `evaluate` and `detect`.
 
 A `ProcessPool` has a fixed number of processes, each of which loads something once (a model) and then works on items.
-`run_jobs` gives every job a process of its own, with its output in a log (the runs of a comparison). All of them end
-with this process, however it ends. Processes that form one process group are started by a launcher (`start.py`).
-
-Processes that may use a GPU are spawned, since a forked one cannot use CUDA. A job without a GPU is forked from what is
-imported already: on small models the imports would cost as much as the training.
+They end with this process, however it ends. They are spawned, since a forked process cannot use CUDA. Processes that
+form one process group are started by a launcher (`start.py`); jobs of which each has a process to itself by `jobs.py`.
 """
 
 from __future__ import annotations
@@ -13,30 +10,18 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from versatune_ds.distributed import World
 from versatune_ds.distributed.gpus import check_torch_sees_gpus, named_gpus, uses_gpus
-from versatune_ds.exit_codes import INTERRUPTED_EXIT_CODE, is_interrupt
+from versatune_ds.exit_codes import is_interrupt
 from versatune_ds.log import configure_logging
-
-logger = logging.getLogger(__name__)
-
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
-_LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_POLL_SECONDS = 0.05
 
 Loaded = TypeVar("Loaded")
 Item = TypeVar("Item")
@@ -112,7 +97,7 @@ def _initialize(counter: Any, num_processes: int, log_level: int) -> None:
 
     Nothing heavy is imported before: what libraries log at import goes where it does in the parent.
     """
-    _call_when_parent_ends(lambda: os._exit(1))  # a pool's processes keep their own queue open and would wait for ever
+    call_when_parent_ends(lambda: os._exit(1))  # a pool's processes keep their own queue open and would wait for ever
     with counter.get_lock():
         rank = counter.value
         counter.value += 1
@@ -163,105 +148,7 @@ def gpu_names() -> tuple[str, ...]:
     return tuple(named_gpus(os.environ)[:count] or map(str, range(count)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Work for a process of its own: one rank, one thread."""
-
-    name: str
-    work: Callable[[], int]
-    """Returns the process's exit code; can be pickled where there is a GPU."""
-    log: Path
-    """File that the output is appended to."""
-
-
-def run_jobs(
-    jobs: Sequence[Job], *, num_at_a_time: int, gpus: tuple[str, ...], when_done: Callable[[Job, int], None]
-) -> None:
-    """Run jobs, several at a time; one that fails stops no other.
-
-    Args:
-        jobs: In the order in which they start.
-        num_at_a_time: Jobs that run at a time.
-        gpus: Names of the GPUs; each job sees one alone.
-        when_done: Called with each job that has ended, and its exit code.
-    """
-    waiting, free = list(jobs), places(num_at_a_time, gpus=gpus)
-    running: dict[BaseProcess, tuple[Job, str | None]] = {}
-    while waiting or running:
-        while waiting and free:
-            job, gpu = waiting.pop(0), free.pop(0)
-            running[start_job(job, gpu=gpu)] = (job, gpu)
-        for process in [process for process in running if not process.is_alive()]:
-            job, gpu = running.pop(process)
-            free.append(gpu)
-            process.join()
-            when_done(job, process.exitcode or 0)
-        time.sleep(_POLL_SECONDS)
-
-
-def places(num_jobs: int, *, gpus: tuple[str, ...]) -> list[str | None]:
-    """Return the GPU of each job that may run at a time, None without GPUs; more jobs than GPUs share them in turn."""
-    return [gpus[i % len(gpus)] if gpus else None for i in range(num_jobs)]
-
-
-def start_job(job: Job, *, gpu: str | None) -> BaseProcess:
-    """Start the process of a job, which sees the GPU of that name alone, or none."""
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # a process forked after torch's thread pool was used would wait for it for ever
-    context = multiprocessing.get_context("fork" if gpu is None else "spawn")
-    process = context.Process(target=_run_and_exit, args=(job,))
-    with _seeing(gpu):
-        process.start()
-    return process
-
-
-@contextmanager
-def _seeing(gpu: str | None) -> Iterator[None]:
-    """Let processes started in the block see one GPU alone: once they have imported torch it would be too late."""
-    before = os.environ.get(_VISIBLE)
-    if gpu is not None:
-        os.environ[_VISIBLE] = gpu
-    try:
-        yield
-    finally:
-        if gpu is not None:
-            os.environ.pop(_VISIBLE)
-            os.environ.update({} if before is None else {_VISIBLE: before})
-
-
-def _run_and_exit(job: Job) -> None:
-    """Run a job in its process: a world of one, one thread, output in the log."""
-    _redirect_output(job.log)
-    _call_when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))  # a run then saves before it ends
-    for name in _LAUNCHER_NAMES:
-        os.environ.pop(name, None)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    code = 1
-    try:
-        code = job.work()
-    except (Exception, KeyboardInterrupt) as error:
-        if is_interrupt(error):
-            code = INTERRUPTED_EXIT_CODE
-            logger.error("interrupted")
-        else:
-            logger.exception("failed")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _redirect_output(log: Path) -> None:
-    """Send all output of this process, of its libraries too, to a file."""
-    stream = log.open("ab", buffering=0)
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    # The parent may have replaced sys.stdout (pytest's capture); write to the log instead.
-    sys.stdout = sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-    configure_logging()
-
-
-def _call_when_parent_ends(end: Callable[[], None]) -> None:
+def call_when_parent_ends(end: Callable[[], None]) -> None:
     """Call a function, in a thread, once the parent of this process is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "started by multiprocessing"
