@@ -23,14 +23,23 @@ def add_convert(commands: Commands) -> None:
 
 def _convert(parsed: argparse.Namespace) -> int:
     """Convert a GGUF file to a folder that a recipe's model.name_or_path takes."""
-    from versatune_ds.model.gguf_file import convert_gguf, converted_from, is_conversion_of, read_header
+    from versatune_ds.model.gguf_file import (
+        check_is_gguf,
+        convert_gguf,
+        converted_from,
+        is_conversion_of,
+        read_header,
+    )
 
-    file = read_header(parsed.file, key="FILE")
-    if is_conversion_of(parsed.output, file, precision=parsed.precision):
+    check_is_gguf(parsed.file, key="FILE")
+    if is_conversion_of(parsed.output, parsed.file, precision=parsed.precision):
         write(f"{parsed.output} ({converted_from(parsed.output)['precision']}, converted before)")
         return 0
     if parsed.output.exists():
-        raise ValueError(f"--output: {parsed.output} exists and was not converted from {file.path.name}; give another")
+        raise ValueError(
+            f"--output: {parsed.output} exists and was not converted from {parsed.file.name}; give another"
+        )
+    file = read_header(parsed.file, key="FILE")
     convert_gguf(file, folder=parsed.output, precision=parsed.precision, key="FILE")
     write(str(parsed.output))
     return 0

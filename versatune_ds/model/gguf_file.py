@@ -136,12 +136,12 @@ def converted_from(folder: Path) -> dict[str, Any]:
     return json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
 
 
-def is_conversion_of(folder: Path, file: GgufFile, *, precision: str | None = None) -> bool:
-    """Return whether a folder was converted from a file of this content, in this precision or the file's own."""
+def is_conversion_of(folder: Path, path: Path, *, precision: str | None = None) -> bool:
+    """Return whether a folder was converted from a file of this content, in this precision if one is given."""
     if not is_converted(folder):
         return False
     made = converted_from(folder)
-    return (made["digest"], made["precision"]) == (digest_of_file(file.path), precision or file.precision)
+    return made["digest"] == digest_of_file(path) and precision in (None, made["precision"])
 
 
 def convert_gguf(
