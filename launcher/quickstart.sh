@@ -25,7 +25,7 @@ case "${1:-}" in
   if [ "$on_cpu" = yes ]; then
     export DS_ACCELERATOR=cpu
   elif ! has_gpu || [ "${DS_ACCELERATOR:-}" = cpu ]; then
-    fail "--pretrained needs a GPU, and there is none here; --cpu runs a few steps on the CPU (10 to 20 minutes on two cores)"
+    fail "--pretrained needs a GPU, and there is none here; --cpu runs a few steps on the CPU (10 to 30 minutes on two cores)"
   fi
   setup_environment "[gguf,lora]"
   export PATH=$VENV/bin:$PATH PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}

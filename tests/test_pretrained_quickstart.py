@@ -37,7 +37,7 @@ def test_without_a_gpu_it_is_refused_in_one_line_before_anything_is_installed(tm
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert (
-        "--pretrained needs a GPU, and there is none here; --cpu runs a few steps on the CPU (10 to 20 " in done.stderr
+        "--pretrained needs a GPU, and there is none here; --cpu runs a few steps on the CPU (10 to 30 " in done.stderr
     )
 
 
