@@ -20,6 +20,7 @@ MPI = ["mpi4py>=4.0", "mpich>=4.1; sys_platform == 'linux'"]
 LORA = ["peft>=0.17"]
 TENSORBOARD = ["tensorboard>=2.17"]
 OPENAI = ["openai>=1.60"]
+GGUF = ["gguf>=0.17"]
 
 setup(
     name="versatune_ds",
@@ -62,6 +63,7 @@ setup(
         "lora": LORA,
         "tensorboard": TENSORBOARD,
         "openai": OPENAI,
+        "gguf": GGUF,
         "embedding": ["sentence-transformers>=5"],
         "8bit": ["bitsandbytes>=0.45"],
         "fused": ["liger-kernel>=0.6"],
@@ -72,6 +74,7 @@ setup(
             *LORA,
             *TENSORBOARD,
             *OPENAI,
+            *GGUF,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

@@ -253,7 +253,7 @@ def plain_interrupt(*arguments, **options):
         (["plan", "r.yaml"], "planning.plan_command.plan_recipe", ""),
         (["compare", "r.yaml"], "comparison.compare.compare", "finished stages and runs are kept"),
         (["evaluate", "runs/r"], "evaluation.command.evaluate", ""),
-        (["prepare", "r.yaml"], "config.load_config", "domains prepared so far are kept"),
+        (["prepare", "r.yaml"], "training.saved_model.load_recipe", "domains prepared so far are kept"),
         (["train", "r.yaml"], "config.load_config", "checkpoints of the run are kept"),
         (["train", "r.yaml", "--fresh"], "config.load_config", ""),
     ],
@@ -268,7 +268,7 @@ def test_ctrl_c_is_one_line_with_what_is_kept_and_exit_code_130(
 
 
 def test_of_the_processes_of_a_run_only_the_first_reports_ctrl_c(versatune, monkeypatch):
-    monkeypatch.setattr("versatune_ds.config.load_config", wrapped_interrupt)
+    monkeypatch.setattr("versatune_ds.training.saved_model.load_recipe", wrapped_interrupt)
     monkeypatch.setenv("RANK", "1")
     called = versatune("prepare", "r.yaml")
     assert (called.code, called.err) == (130, "")

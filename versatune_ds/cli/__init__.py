@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from versatune_ds import __version__
+from versatune_ds.cli.convert import add_convert
 from versatune_ds.cli.measure import add_compare, add_detect, add_evaluate, add_plan, add_reference
 from versatune_ds.cli.recipe import add_check, add_inspect, add_keys, add_prepare, add_simulate
 from versatune_ds.cli.run import add_explain, add_export, add_replay, add_report
@@ -31,6 +32,7 @@ ADD_COMMANDS = (
     add_keys,
     add_submit,
     add_job,
+    add_convert,
     add_prepare,
     add_inspect,
     add_detect,

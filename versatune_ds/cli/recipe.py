@@ -34,8 +34,8 @@ def add_check(commands: Commands) -> None:
 
 def _check(parsed: argparse.Namespace) -> int:
     """Check that a recipe would run, without starting it: files, examples, batches, memory, disk, ..."""
-    from versatune_ds.config import load_config
     from versatune_ds.preflight import CheckRequest, check_recipe
+    from versatune_ds.training.saved_model import load_recipe
 
     request = CheckRequest(
         nodes=parsed.nodes,
@@ -43,7 +43,7 @@ def _check(parsed: argparse.Namespace) -> int:
         gpu_memory_gib=parsed.gpu_memory,
         environ=os.environ,
     )
-    report = check_recipe(load_config(parsed.recipe, parsed.overrides), request)
+    report = check_recipe(load_recipe(parsed.recipe, parsed.overrides), request)
     is_coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     write(report.as_json() if parsed.json else report.as_text(is_coloured=is_coloured))
     return report.exit_code
@@ -86,10 +86,10 @@ def add_prepare(commands: Commands) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> int:
     """Tokenise a recipe's data and print the counts of each domain."""
-    from versatune_ds.config import load_config
     from versatune_ds.training.prepared_data import prepare_recipe
+    from versatune_ds.training.saved_model import load_recipe
 
-    prepare_recipe(load_config(parsed.recipe, parsed.overrides))
+    prepare_recipe(load_recipe(parsed.recipe, parsed.overrides))
     return 0
 
 
@@ -126,8 +126,8 @@ def add_inspect(commands: Commands) -> None:
 
 def _inspect(parsed: argparse.Namespace) -> int:
     """Print the packed rows that training reads, as JSON lines or as text."""
-    from versatune_ds.config import load_config
     from versatune_ds.preflight.inspect_recipe import Inspection, StepRange, inspect_as_json, inspect_as_text
+    from versatune_ds.training.saved_model import load_recipe
 
     inspection = Inspection(
         steps=StepRange.parse(parsed.steps),
@@ -136,7 +136,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
         run_dir=parsed.run_dir,
     )
     show = inspect_as_text if parsed.text else inspect_as_json
-    for line in show(load_config(parsed.recipe, parsed.overrides), inspection):
+    for line in show(load_recipe(parsed.recipe, parsed.overrides), inspection):
         write(line)
     return 0
 

@@ -108,13 +108,13 @@ def add_submit(commands: Commands) -> None:
 
 def _submit(parsed: argparse.Namespace) -> int:
     """Submit a run to Slurm; it resumes by itself after preemptions and time limits."""
-    from versatune_ds.config import load_config
     from versatune_ds.slurm.submit import submission_overrides, submit
+    from versatune_ds.training.saved_model import load_recipe
     from versatune_ds.training.start_checks import StartCheckInput, check_start
 
     options = submission_overrides(nodes=parsed.nodes, array=parsed.array, after=parsed.after)
     overrides = [*parsed.overrides, *options]
-    config = load_config(parsed.recipe, overrides)
+    config = load_recipe(parsed.recipe, overrides)
     num_processes = config.slurm.nodes * config.slurm.num_processes_per_node
     check_start(StartCheckInput(config=config, stage="submit", num_processes=num_processes, is_fresh=parsed.fresh))
     text = submit(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from versatune_ds.config.section import ExpandedText, PlainMapping, Section
 
@@ -54,7 +54,12 @@ class ModelConfig(Section):
     """The model to fine-tune, and its tokenizer."""
 
     name_or_path: ExpandedText | None = None
-    """Model to fine-tune: a folder saved by transformers, or a Hub name. Give either this or `model.from_config`."""
+    """Model to fine-tune: a folder saved by transformers, or a Hub name. Give this, `model.gguf_file`, or
+    `model.from_config`."""
+    gguf_file: ExpandedText | None = None
+    """Start from a GGUF file: its path, or its name in the folder or Hub name of `model.name_or_path`. It is converted
+    once, to a folder in the cache, in bf16 if its matrices are quantised or bf16, else in fp32. Needs the extra
+    `gguf`."""
     from_config: PlainMapping | None = None
     """Train from random weights: a transformers config as a mapping with `model_type` and sizes."""
     tokenizer: ExpandedText | None = None
@@ -84,6 +89,11 @@ class ModelConfig(Section):
     """Parameters that are not trained: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
 
+    @model_serializer(mode="wrap")
+    def _without_an_absent_file(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `gguf_file` out where there is none, so that files and digests of earlier versions stay valid."""
+        return {key: value for key, value in serialise(self).items() if key != "gguf_file" or value is not None}
+
     @field_validator("attention", mode="before")
     @classmethod
     def _is_known(cls, value: Any) -> Any:
@@ -97,8 +107,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> ModelConfig:
-        if (self.name_or_path is None) == (self.from_config is None):
-            raise ValueError("give exactly one of model.name_or_path and model.from_config")
+        if self.gguf_file is not None and self.from_config is not None:
+            raise ValueError("model.gguf_file: its config comes with it; leave out model.from_config (=null)")
+        if (self.name_or_path is None and self.gguf_file is None) == (self.from_config is None):
+            raise ValueError("give exactly one of model.name_or_path (or model.gguf_file) and model.from_config")
         if self.from_config is not None and "model_type" not in self.from_config:
             raise ValueError("model.from_config: key 'model_type' is missing (for example: model_type: llama)")
         return self
@@ -120,6 +132,7 @@ class ModelConfig(Section):
 def model_identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a model section that results depend on.
 
-    How attention and layers are computed changes them within rounding only, and the defaults differ between versions.
+    How attention and layers are computed changes them within rounding only, and the defaults differ between versions. A
+    GGUF file has become the folder in `name_or_path`.
     """
-    return {key: value for key, value in values.items() if key not in ("attention", "fused_layers")}
+    return {key: value for key, value in values.items() if key not in ("attention", "fused_layers", "gguf_file")}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from versatune_ds.config import ModelConfig, RunConfig, load_config
+from versatune_ds.config import ModelConfig, RunConfig
 from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.export.run_export import export_run
 from versatune_ds.model.attention_choice import machine_of
@@ -21,6 +21,7 @@ from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.model.named_model import check_is_no_adapter
 from versatune_ds.run_folder.folder import weights_made_on
 from versatune_ds.run_folder.names import CONFIG_FILE, ENVIRONMENT_FILE, TOKENIZER_FOLDER
+from versatune_ds.training.saved_model import load_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ def config_of(model: Path, *, recipe: Path | None, overrides: Sequence[str]) -> 
         raise ValueError(f"{model}: no such folder; give a run's, or one that transformers can load")
     if recipe is None and not is_run(model):
         raise ValueError(f"{model}: not a run's folder, so give a recipe with the data: --recipe FILE")
-    return load_config(recipe or model / CONFIG_FILE, overrides)
+    return load_recipe(recipe or model / CONFIG_FILE, overrides)
 
 
 def trained_subject(model: Path, *, workspace: Path, step: int | None) -> Subject:

@@ -143,7 +143,7 @@ def _base(config: RunConfig) -> str:
     """Return the base model's name, without a path of the machine it was trained on."""
     if config.model.name_or_path is None:
         return f"A {config.model.from_config['model_type']} model that began from random weights"
-    named = config.model.name_or_path
+    named = config.model.gguf_file or config.model.name_or_path
     return f"`{Path(named).name if Path(named).exists() else named}`"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from versatune_ds.config import DetectConfig, load_config
+from versatune_ds.config import DetectConfig
 from versatune_ds.config.unread_settings import unread_detect_settings
 from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
 from versatune_ds.knowledge.detect import detect
@@ -26,6 +26,7 @@ from versatune_ds.knowledge.labeller_agreement import agreement_table
 from versatune_ds.launch.start import check_processes, num_visible_gpus
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
+from versatune_ds.training.saved_model import load_recipe
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def detect_recipe(
     Raises:
         ValueError: If the recipe, its model, data or labeller is not as expected.
     """
-    config = load_config(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     check_start(StartCheckInput(config=config, stage="detect"))
     config = with_chosen_labeller(config)
     for line in unread_detect_settings(config):

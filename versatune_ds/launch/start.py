@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config import RunConfig
 from versatune_ds.distributed.gpus import check_torch_sees_gpus, is_cpu_meant, named_gpus
 from versatune_ds.launch.forward_signals import run_and_forward
 from versatune_ds.launch.launchers import (
@@ -27,6 +27,7 @@ from versatune_ds.launch.launchers import (
 )
 from versatune_ds.paths import PROJECT_DIR
 from versatune_ds.training.finding import Stage
+from versatune_ds.training.saved_model import load_recipe
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
         ValueError: If the recipe, the machines or the number of processes are wrong, before any process is started.
     """
     # Where the processes run, and what starts them.
-    config = load_config(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     num_gpus = num_visible_gpus()
     layout = _layout(options, num_gpus=num_gpus)
     launcher = choose_launcher(options.launcher, environ=os.environ, num_nodes=layout.nodes)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config import RunConfig
 from versatune_ds.data.sources.domain_files import domain_names
 from versatune_ds.mixture.planning.front import fill_front
 from versatune_ds.mixture.planning.goal import Purpose, goal_of, worst_rise
@@ -31,6 +31,7 @@ from versatune_ds.planning.plan_text import Shown, plan_text
 from versatune_ds.planning.planners import DEFAULT, planner_named
 from versatune_ds.reference.transfer_file import transfer_path
 from versatune_ds.run_folder.atomic import write_json
+from versatune_ds.training.saved_model import load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def plan_recipe(recipe: Path, overrides: Sequence[str], *, options: PlanOptions)
         ValueError: If the recipe, an option or transfer.json is not as expected; one line.
     """
     # What is asked for.
-    config = load_config(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     planner = planner_named(options.planner)
     _check_unit(config)
     path = options.transfer or transfer_path(config.default_output("reference"))

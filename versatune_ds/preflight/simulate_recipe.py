@@ -20,6 +20,7 @@ from versatune_ds.mixture.offline.recorded_losses import read_losses
 from versatune_ds.mixture.offline.simulate import Simulation, simulate, simulate_losses, sweep_overrides
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 from versatune_ds.training.prepared_data import prepare_recipe
+from versatune_ds.training.saved_model import load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def simulate_recipe(
     configs = {" ".join(swept): load_config(recipe, [*overrides, *swept]) for swept in sweep_overrides(sweeps)}
     for line in dict.fromkeys(line for config in configs.values() for line in unread_settings(config)):
         logger.warning("%s", line)
-    data = prepare_recipe(load_config(recipe, overrides))
+    data = prepare_recipe(load_recipe(recipe, overrides))
     simulations = {label: _simulate(config, data, learner=learner) for label, config in configs.items()}
     return Trial(domain_set=data.domain_set, simulations=simulations)
 

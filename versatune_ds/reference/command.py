@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config import RunConfig
 from versatune_ds.launch.start import launch_here, process_flags
 from versatune_ds.model.named_model import check_is_no_adapter
 from versatune_ds.paths import check_replaceable
 from versatune_ds.reference.transfer_file import transfer_path
+from versatune_ds.training.saved_model import load_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ def launch_reference(
     Raises:
         ValueError: If the recipe or the number of processes is wrong, before any process is started.
     """
-    config = load_config(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     other_model(config, task)
     if config.reference.transfer and task.output is not None and task.scored_model is None:
         check_replaceable(transfer_path(task.output), mark='"domains"')

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World, barrier, from_rank_zero, run_on_rank_zero
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
@@ -49,6 +49,7 @@ from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.run import Run
+from versatune_ds.training.saved_model import load_recipe
 from versatune_ds.training.signals import StopSignals
 from versatune_ds.training.worker import as_start_error, run_rank, take_place
 
@@ -59,7 +60,7 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
     """Run one process of `versatune reference`; return 0, 2 for a user's mistake, 75 to be started again."""
 
     def work(world: World, stop_signals: StopSignals) -> int:
-        setup = as_start_error(lambda: _prepare(load_config(recipe, overrides), task=task, world=world), world)
+        setup = as_start_error(lambda: _prepare(load_recipe(recipe, overrides), task=task, world=world), world)
         return measure_references(setup, task=task, stop_signals=stop_signals)
 
     return run_rank(work, is_quiet=is_quiet)

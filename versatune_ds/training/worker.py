@@ -16,7 +16,6 @@ from typing import TypeVar
 
 import torch
 
-from versatune_ds.config import load_config
 from versatune_ds.distributed import World, barrier, join_world, leave_world
 from versatune_ds.distributed.failures import Failure, FailureBoard, RankZeroError
 from versatune_ds.distributed.gpus import named_gpus, uses_gpus
@@ -34,6 +33,7 @@ from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.run import Run
+from versatune_ds.training.saved_model import load_recipe
 from versatune_ds.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def run_worker(
     """
 
     def start(world: World, stop_signals: StopSignals) -> Run:
-        config = load_config(recipe, overrides)
+        config = load_recipe(recipe, overrides)
         device = take_place(world)
         run = assemble_run(
             config, world=world, device=device, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
