@@ -196,15 +196,16 @@ KNOWN_NAMES = (
     ),
     KnownName(
         keys=("train.deepspeed",),
-        how="the same file or its content as a mapping, without batch sizes, precision and optimizer, set in train",
-        example=("train.deepspeed=ds_configs/zero3.json",),
+        how="zero0, zero1, zero2, zero3, zero2_offload, ..., the same file or its content as a mapping, without batch "
+        "sizes, precision and optimizer, which are keys of train",
+        example=("train.deepspeed=zero3",),
         transformers=("deepspeed",),
         others=("deepspeed_config", "ds_config", "zero_optimization", "zero_stage"),
     ),
     KnownName(
         keys=("train.deepspeed",),
         how="only DeepSpeed shards models here; full_shard is ZeRO-3, shard_grad_op is ZeRO-2",
-        example=("train.deepspeed=ds_configs/zero3.json",),
+        example=("train.deepspeed=zero3",),
         transformers=("fsdp", "fsdp_config"),
         axolotl=("fsdp_version",),
     ),
@@ -258,8 +259,8 @@ KNOWN_NAMES = (
     ),
     KnownName(
         keys=("model.lora",),
-        how="`model.lora={}` trains adapters with the defaults; without model.lora all weights are trained",
-        example=("model.lora={}",),
+        how="`model.lora=true` trains adapters with the defaults; without model.lora all weights are trained",
+        example=("model.lora=true",),
         transformers=("use_peft", "peft_config"),
         llama_factory=("finetuning_type",),
         axolotl=("adapter",),
@@ -310,7 +311,7 @@ KNOWN_NAMES = (
     ),
     KnownName(
         how="base weights are loaded in train.precision, none are quantised; model.lora, ZeRO-3 and offload "
-        "(train.deepspeed=ds_configs/zero3_offload.json) save memory",
+        "(train.deepspeed=zero3_offload) save memory",
         transformers=(
             "load_in_4bit",
             "load_in_8bit",
@@ -339,7 +340,7 @@ KNOWN_NAMES = (
     KnownName(
         keys=("data.domains",),
         how="each domain's files, paths or {hub: owner/name}; or data.folder with train/DOMAIN.jsonl",
-        example=("data.domains.law.train=law.jsonl",),
+        example=("data.domains={law: law.jsonl, code: code.jsonl}",),
         transformers=("dataset_name", "train_file", "dataset_train_split"),
         llama_factory=("dataset", "dataset_dir"),
         axolotl=("datasets",),
