@@ -10,7 +10,7 @@ import pytest
 import yaml
 from command_line import command_of
 
-from versatune_ds.cli import parse
+from versatune_ds.cli import build_parser, parse
 from versatune_ds.config import load_config
 
 COMMANDS = {
@@ -56,6 +56,8 @@ COMMANDS = {
         "--quiet",
     ],
     "compare": ["comparison", "key=value", "--jobs"],
+    "keys": ["pattern", "--markdown"],
+    "plan": ["recipe", "key=value", "--for", "--bound", "--bound-all", "--planner", "--budget-steps", "--transfer"],
 }
 
 RECIPE = {
@@ -103,6 +105,11 @@ def test_the_example_in_every_help_parses(versatune, command):
 
 
 INTERNAL = ("worker", "job")
+
+
+def test_these_tests_know_every_subcommand():
+    (commands,) = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
+    assert set(commands.choices) == set(COMMANDS)
 
 
 def test_help_lists_every_subcommand_that_a_user_types_once_with_a_sentence(versatune):
