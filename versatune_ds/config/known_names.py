@@ -93,8 +93,8 @@ KNOWN_NAMES = (
     ),
     KnownName(
         keys=("train.steps",),
-        how="optimizer steps = epochs x tokens of the data / (train.rows_per_batch x data.row_tokens); `versatune "
-        "check` reports the passes over each domain",
+        how="steps = epochs x the steps of one pass over all data, which `versatune check` reports (tokens of the data "
+        "/ (train.rows_per_batch x data.row_tokens))",
         example=("train.steps=500",),
         transformers=("num_train_epochs",),
         axolotl=("num_epochs",),
