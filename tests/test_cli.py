@@ -10,7 +10,7 @@ import pytest
 import yaml
 from command_line import command_of
 
-from versatune_ds.cli import parse
+from versatune_ds.cli import build_parser, parse
 from versatune_ds.config import load_config
 
 COMMANDS = {
@@ -56,6 +56,8 @@ COMMANDS = {
         "--quiet",
     ],
     "compare": ["comparison", "key=value", "--jobs"],
+    "keys": ["pattern", "--markdown"],
+    "plan": ["recipe", "key=value", "--for", "--bound", "--bound-all", "--planner", "--budget-steps", "--transfer"],
 }
 
 RECIPE = {
@@ -102,10 +104,72 @@ def test_the_example_in_every_help_parses(versatune, command):
         assert load_config(Path(__file__).parents[1] / parsed.recipe, parsed.overrides)
 
 
-def test_help_lists_every_subcommand_with_a_sentence(versatune):
+INTERNAL = ("worker", "job")
+
+
+def test_these_tests_know_every_subcommand():
+    (commands,) = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
+    assert set(commands.choices) == set(COMMANDS)
+
+
+def test_help_lists_every_subcommand_that_a_user_types_once_with_a_sentence(versatune):
     called = versatune("--help")
-    for command in COMMANDS:
-        assert re.search(rf"^    {command}\s+[A-Z]\w+( \S+){{3}}", called.out, flags=re.MULTILINE), command
+    for command in set(COMMANDS) - set(INTERNAL):
+        lines = re.findall(rf"^  {command}\s+[A-Z]\w+(?: \S+){{3}}", called.out, flags=re.MULTILINE)
+        assert len(lines) == 1, command
+
+
+def test_help_has_groups_with_what_is_done_first_at_the_top(versatune):
+    out = versatune("--help").out
+    titles = ["first steps:", "before a run:", "after a run:", "on a Slurm cluster:"]
+    assert [line for line in out.splitlines() if line in titles] == titles
+    assert out.index("  train ") < out.index("before a run:") < out.index("  detect ") < out.index("after a run:")
+
+
+def test_help_hides_the_subcommands_that_launchers_start_and_they_still_parse(versatune):
+    out = versatune("--help").out
+    for command in INTERNAL:
+        assert not re.search(rf"\b{command}\b", out), command
+        assert parse([command, "r.yaml", "a=1"]).overrides == ["a=1"]
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "200"])
+def test_help_fits_the_terminal(versatune, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    width = max(len(line) for line in versatune("--help").out.partition("first steps:")[2].splitlines()[:-1])
+    assert width <= max(int(columns), 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("trian", "did you mean 'train'?"),
+        ("eval", "did you mean 'evaluate'?"),
+        ("sft", "here it is 'train'"),
+        ("my.yaml", "did you mean 'train my.yaml'?"),
+        ("worke", "known: check, train, report, export, keys, prepare"),  # internal ones are not suggested
+    ],
+)
+def test_a_misspelt_subcommand_gets_the_nearest_one_in_one_line_with_exit_code_2(versatune, name, hint):
+    called = versatune(name, "recipes/quickstart.yaml")
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith(f"versatune: {name!r}: no such command; {hint}")
+    assert len(called.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--lr", "1e-4"], "; recipe keys are given without dashes, as section.key=VALUE; here it is train.learning_"),
+        (["--max-steps=3"], "section.key=VALUE; here it is train.steps, with the same value"),
+        (["--train.steps", "3"], "; recipe keys are given without dashes: train.steps=VALUE"),
+        (["--nonsense"], "unrecognized arguments: --nonsense\n"),
+    ],
+)  # fmt: skip
+def test_a_recipe_key_given_as_an_option_is_answered_with_how_keys_are_given(versatune, arguments, hint):
+    called = versatune("train", "recipes/quickstart.yaml", *arguments)
+    assert called.code == 2
+    assert hint in called.err
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if "key=value" in COMMANDS[name]])

@@ -31,6 +31,25 @@ def test_paths_and_hub_data_sets_may_be_mixed_in_a_list():
     assert (law.train[1].config, law.train[1].split) == ("eu", "train")
 
 
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("law.jsonl", {"train": "law.jsonl"}),
+        (["a.jsonl", {"hub": "owner/law"}], {"train": ["a.jsonl", {"hub": "owner/law"}]}),
+        ({"hub": "owner/law", "split": "dev"}, {"train": {"hub": "owner/law", "split": "dev"}}),
+        ({"hub": "owner/law", "valid": "v.jsonl"}, {"train": {"hub": "owner/law"}, "valid": "v.jsonl"}),
+    ],
+)
+def test_a_domain_may_be_written_as_its_training_files_alone(short, full):
+    assert domains_of(law=short) == domains_of(law=full)
+
+
+def test_a_domain_written_as_a_path_is_expanded_and_takes_other_domains_beside_it(monkeypatch):
+    monkeypatch.setenv("DATA", "/data")
+    domains = domains_of(law="$DATA/law.jsonl", tax={"train": "t", "valid": []})
+    assert (domains["law"].train, domains["law"].valid, domains["tax"].valid) == (("/data/law.jsonl",), None, ())
+
+
 def test_domains_keep_the_order_of_the_recipe():
     assert list(domains_of(tax={"train": "t"}, art={"train": "a"}, law={"train": "l"})) == ["tax", "art", "law"]
 
@@ -42,6 +61,8 @@ def test_domains_keep_the_order_of_the_recipe():
         ({"train": "a", "vaild": "b"}, "data.domains.law.vaild: unknown key; did you mean 'valid'?"),
         ({"train": {"hub": "a/b", "splitt": "c"}}, "data.domains.law.train.0.hub.splitt: unknown key"),
         ({"train": {"hub": "a/b", "split": "train[:5]"}}, "data.domains.law.train.0.hub.split: string should match"),
+        ([3], "data.domains.law.train.0: expected text (got 3)"),
+        (3, "data.domains.law: expected key: value pairs, with the keys train, valid, columns, description (got 3)"),
         ({"train": [3]}, "data.domains.law.train.0: expected text (got 3)"),
         (
             {"train": "a", "columns": {"promt": "Q", "answer": "A"}},

@@ -78,7 +78,7 @@ def test_no_message_mentions_classes_or_python_types(section: type[BaseModel], v
     ("override", "message"),
     [
         ("resume=3", "resume: expected key: value pairs, with the keys allow (got 3)"),
-        ("data.domains.law=law.jsonl",
+        ("data.domains.law=3",
          "data.domains.law: expected key: value pairs, with the keys train, valid, columns, description (got"),
         ("data.max_bad_rows=[]", "data.max_bad_rows: input should be a valid integer or a valid number (got [])"),
         ("resume.allow=data", "resume.allow: expected a list such as [a, b] (got 'data')"),

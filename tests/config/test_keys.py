@@ -63,6 +63,36 @@ def test_a_pattern_without_a_match_is_reported_in_one_line_with_exit_code_2(caps
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("lr", ["train.learning_rate"]),
+        ("LR", ["train.learning_rate"]),
+        ("per-device-train-batch-size", ["train.rows_per_batch", "train.rows_per_micro_batch"]),
+        ("lora_r", ["model.lora.rank"]),
+        ("train.max_steps", ["train.steps"]),
+    ],
+)
+def test_a_name_of_another_tool_selects_our_keys_for_it_and_says_how_it_converts(capsys, pattern, found):
+    assert [key.name for key in recipe_keys(pattern)] == found
+    assert main(["keys", pattern]) == 0
+    assert capsys.readouterr().out.startswith(f"{pattern}: here it is {found[-1]}")
+
+
+def test_a_name_that_we_have_too_selects_as_ever(capsys):
+    assert {"run.seed", "data.synthetic.seed"} <= {key.name for key in recipe_keys("seed")}
+    assert main(["keys", "train.learning_rate"]) == 0
+    assert capsys.readouterr().out.startswith("train.learning_rate  [number")
+
+
+def test_a_name_of_another_tool_that_has_no_key_here_is_answered_with_why_and_exit_code_2(capsys):
+    assert main(["keys", "push_to_hub"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("versatune: push_to_hub: there is none here: nothing is uploaded to the Hub; ")
+    assert len(captured.err.splitlines()) == 1
+
+
 def test_docs_keys_md_is_what_the_command_prints():
     text = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
     assert text == keys_as_markdown(recipe_keys()), "write it again: versatune keys --markdown > docs/keys.md"

@@ -40,7 +40,7 @@ def test_overrides_are_typed_and_applied_in_order(recipe):
         ("mixture.sigme=0.3", "mixture.sigme: unknown key; did you mean 'sigma'?"),
         ("trian.steps=3", "trian: unknown key; did you mean 'train'?"),
         ("steps=3", "steps: unknown key; did you mean train.steps or reference.steps?"),
-        ("train.lr=1e-3", "train.lr: unknown key; did you mean train.learning_rate or reference.learning_rate?"),
+        ("train.lr=1e-3", "train.lr: unknown key; here it is train.learning_rate, with the same value"),
         ("data.synthetic.num_rws=3", "data.synthetic.num_rws: unknown key; did you mean 'num_rows'?"),
         ("train.steps=0", "train.steps: input should be greater than or equal to 1 (got 0)"),
         ("train.steps=null", "train.steps: input should be a valid integer (got null)"),

@@ -102,6 +102,12 @@ def test_an_empty_section_gets_its_defaults(tmp_path):
     assert load_config(written(tmp_path, RECIPE.replace("10}", "10, deepspeed: }"))).train == plain.train
 
 
+@pytest.mark.parametrize(("word", "rank"), [("true", 16), ("on", 16), ("{}", 16), ("false", None), ("No", None)])
+def test_lora_may_be_turned_on_with_its_defaults_or_off(tmp_path, word, rank):
+    lora = load_config(written(tmp_path, RECIPE), [f"model.lora={word}"]).model.lora
+    assert (lora and lora.rank) == rank
+
+
 def test_an_empty_lora_trains_adapters_and_a_null_one_does_not(tmp_path):
     text = RECIPE.replace("model: {", "model: {lora: , ")
     assert load_config(written(tmp_path, text)).model.lora.rank == 16

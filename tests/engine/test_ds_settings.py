@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.engine.ds_settings import deepspeed_config, grad_accum_dtype, num_micro_steps, zero_stage
+from versatune_ds.engine.ds_names import NAMED_SETTINGS
+from versatune_ds.engine.ds_settings import (
+    deepspeed_config,
+    grad_accum_dtype,
+    num_micro_steps,
+    read_deepspeed_json,
+    zero_stage,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +44,39 @@ def test_the_projects_own_files_give_their_stage_and_the_recipes_sizes(stage):
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
 def test_the_projects_files_contain_zero_settings_only(path):
     assert set(json.loads(path.read_text())) == {"zero_optimization"}
+
+
+def test_the_named_settings_are_the_projects_files():
+    files = {path.stem: json.loads(path.read_text()) for path in (ROOT / "ds_configs").glob("*.json")}
+    assert files == NAMED_SETTINGS
+
+
+@pytest.mark.parametrize("name", sorted(NAMED_SETTINGS))
+def test_a_name_means_the_same_as_its_file_in_any_working_folder(name, tmp_path, monkeypatch):
+    from_file = deepspeed_config(
+        settings(deepspeed=ROOT / "ds_configs" / f"{name}.json", precision="fp32"), world_size=2
+    )
+    monkeypatch.chdir(tmp_path)
+    for written in (name, name.upper().replace("_", "-")):
+        assert deepspeed_config(settings(deepspeed=written, precision="fp32"), world_size=2) == from_file
+
+
+def test_a_change_of_named_settings_changes_no_later_one():
+    read_deepspeed_json(Path("zero3"))["zero_optimization"]["stage"] = 0
+    assert read_deepspeed_json(Path("zero3"))["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("zero3_ofload", r"no such file .*zero3_ofload; did you mean zero3_offload\?$"),
+        ("ds_configs/zero2-offlod.json", r"did you mean zero2_offload\?$"),
+        ("mine.json", r"; expected a JSON file or one of zero0, zero1, zero2, zero2_offload, zero3, "),
+    ],
+)  # fmt: skip
+def test_a_misspelt_name_of_settings_gets_the_nearest_one(written, hint):
+    with pytest.raises(ValueError, match=hint):
+        read_deepspeed_json(Path(written))
 
 
 @pytest.mark.parametrize(

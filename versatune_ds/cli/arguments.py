@@ -56,8 +56,7 @@ def add_command(commands: Commands, name: str, run: Run, *, example: str, kept: 
         kept: What an interrupted command keeps, so that the same command continues; empty where it would start over.
     """
     command = commands.add_parser(
-        name,
-        help=run.__doc__,
+        name,  # not help=: it would add the command to a list without groups (`parser.py` has its own)
         description=run.__doc__,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,3 +81,9 @@ def write(text: str) -> None:
     """Write text and a line end to stdout; characters that its encoding lacks are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def print_error(message: str) -> None:
+    """Write a message to stderr, each line prefixed with the program's name."""
+    for line in message.splitlines():
+        sys.stderr.write(f"versatune: {line}\n")

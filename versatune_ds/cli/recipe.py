@@ -51,21 +51,26 @@ def _check(parsed: argparse.Namespace) -> int:
 
 def add_keys(commands: Commands) -> None:
     """Add `versatune keys`."""
-    command = add_command(commands, "keys", _keys, example="versatune keys learning_rate")
+    command = add_command(commands, "keys", _keys, example="versatune keys per_device_train_batch_size")
     command.add_argument(
         "pattern",
         nargs="?",
         default="",
-        help="a section, or text to find in a key's name or meaning; * matches anything",
+        help="a section, text to find in a key's name or meaning (* matches anything), or the name that transformers, "
+        "TRL, LLaMA-Factory or Axolotl have for a setting",
     )
     command.add_argument("--markdown", action="store_true", help="print the content of docs/keys.md")
 
 
 def _keys(parsed: argparse.Namespace) -> int:
     """List the keys of a recipe with type, default and meaning."""
-    from versatune_ds.config.keys import keys_as_markdown, keys_as_text, recipe_keys
+    from versatune_ds.config.keys import answer_of_foreign_name, keys_as_markdown, keys_as_text, recipe_keys
 
-    keys = recipe_keys(parsed.pattern)
+    keys, answer = recipe_keys(parsed.pattern), answer_of_foreign_name(parsed.pattern)
+    if answer is not None and not keys:
+        raise ValueError(answer)
+    if answer is not None and not parsed.markdown:
+        write(answer)
     if not keys:
         raise ValueError(f"{parsed.pattern!r}: no recipe key matches; `versatune keys` lists all")
     write(keys_as_markdown(keys).rstrip() if parsed.markdown else keys_as_text(keys))

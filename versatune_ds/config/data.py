@@ -87,6 +87,19 @@ class SyntheticCorpus(Section):
     """Seed of the corpus; another seed gives other questions."""
 
 
+def _domain_in_full(files: Any) -> Any:
+    """Return a domain with its training files under `train`, where it is written as these alone.
+
+    `law.jsonl`, a list of sources, or `{hub: owner/name}`, which may stand beside the domain's other keys.
+    """
+    if isinstance(files, (str, list, tuple)):
+        return {"train": files}
+    if isinstance(files, dict) and "hub" in files and "train" not in files:
+        own = {key: value for key, value in files.items() if key in DomainFiles.model_fields}
+        return {**own, "train": {key: value for key, value in files.items() if key not in own}}
+    return files
+
+
 class DataConfig(Section):
     """Where each domain's examples come from, and how they become tokens."""
 
@@ -94,7 +107,8 @@ class DataConfig(Section):
     """Folder with train/DOMAIN.jsonl and, optionally, valid/DOMAIN.jsonl; every file or folder in train/ is a
     domain."""
     domains: dict[str, DomainFiles] | None = None
-    """Mapping from domain name to files. The domains keep this order everywhere."""
+    """Mapping from domain name to files. The domains keep this order everywhere. A domain with training files alone may
+    be written as these: `law: law.jsonl`, a list of paths, or `{hub: owner/name}`."""
     synthetic: SyntheticCorpus | None = None
     """Use the built-in corpus, to try things without data; `data.synthetic={}` takes the defaults."""
     row_tokens: int = Field(default=512, ge=8)
@@ -129,8 +143,11 @@ class DataConfig(Section):
     @field_validator("domains", mode="before")
     @classmethod
     def _have_names_of_one_form(cls, domains: Any) -> Any:
-        """Normalise names to Unicode NFC, so that a name is the same wherever it is written."""
-        return by_domain_name(domains, what="data.domains") if isinstance(domains, dict) else domains
+        """Normalise names to Unicode NFC, so that a name is the same wherever it is written, and read shorthands."""
+        if not isinstance(domains, dict):
+            return domains
+        named = by_domain_name(domains, what="data.domains")
+        return {name: _domain_in_full(files) for name, files in named.items()}
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> DataConfig:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from versatune_ds.config.known_names import known_name, nearest_known_name
 from versatune_ds.config.section import alternatives_of, fields_of, is_section, scalar_types
 from versatune_ds.domains import nearest_name
 
@@ -72,11 +73,7 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     keys, kinds = _walk(details["loc"], section)
     key, kind, given = ".".join(keys), details["type"], details["input"]
     if kind == "extra_forbidden":
-        known = list(fields_of(_walk(details["loc"][:-1], section)[1]))
-        elsewhere = _keys_named(_ALIASES.get(keys[-1], keys[-1]), section)
-        if elsewhere and keys[-1] not in known:
-            return f"{key}: unknown key; did you mean {' or '.join(elsewhere)}?"
-        return f"{key}: unknown key; {nearest_name(keys[-1], known)}" if known else f"{key}: unknown key"
+        return f"{key}: unknown key{_hint(keys, list(fields_of(_walk(details['loc'][:-1], section)[1])), section)}"
     if kind == "missing":
         return f"{key}: missing; this key is required"
     message = details["msg"].removeprefix("Value error, ")
@@ -90,8 +87,33 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     return key, expected, "" if isinstance(given, dict) else f" (got {shown_value(given)})"
 
 
-_ALIASES = {"lr": "learning_rate", "num_train_steps": "steps", "max_steps": "steps", "max_seq_length": "row_tokens"}
-"""Names that other tools use, and ours."""
+def _hint(keys: Sequence[str], known: Sequence[str], section: type[BaseModel]) -> str:
+    """Return what to write instead of an unknown key: our key for a name of another tool, or the nearest name.
+
+    Args:
+        keys: Parts of the unknown key.
+        known: Keys of the section it is in.
+        section: The model that was validated; other tools' names are answered in a recipe alone.
+    """
+    is_recipe = set(_RECIPE_SECTIONS) <= set(section.model_fields)
+    foreign = known_name(".".join(keys)) if is_recipe else None
+    if foreign is not None:
+        # reference.lr is reference.learning_rate, not train.learning_rate.
+        last = foreign.keys[0].rpartition(".")[2] if len(foreign.keys) == 1 else ""
+        here = (".".join([*keys[:-1], last]),) if last in known else None
+        return f"; {foreign.answer(here)}"
+    elsewhere = _keys_named(keys[-1], section)
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    nearest = nearest_name(keys[-1], known) if known else ""
+    misspelt = nearest_known_name(keys[-1]) if is_recipe and not nearest.startswith("did you mean") else None
+    if misspelt is not None:
+        return f"; did you mean {misspelt}? {known_name(misspelt).answer()}"
+    return f"; {nearest}" if nearest else ""
+
+
+_RECIPE_SECTIONS = ("run", "model", "data", "train")
+"""Sections that a recipe must have; a comparison has none of them but data."""
 
 
 def _keys_named(name: str, section: type[BaseModel]) -> list[str]:

@@ -84,7 +84,8 @@ class ModelConfig(Section):
     fewer passes over the activations, losses the same within rounding. `auto` uses them on a GPU where they are
     installed, unless `model.compile` fuses the layers already."""
     lora: LoraConfig | None = None
-    """Train adapters instead of the weights; `model.lora={}` takes the defaults."""
+    """Train adapters instead of the weights; `true` takes the defaults, as `model.lora={}` does, and `false` trains the
+    weights, as null does."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
@@ -93,6 +94,14 @@ class ModelConfig(Section):
     def _without_an_absent_file(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave `gguf_file` out where there is none, so that files and digests of earlier versions stay valid."""
         return {key: value for key, value in serialise(self).items() if key != "gguf_file" or value is not None}
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _is_on_or_off(cls, value: Any) -> Any:
+        """Accept true for the defaults and false for none."""
+        if isinstance(value, bool):
+            return {} if value else None
+        return value
 
     @field_validator("attention", mode="before")
     @classmethod

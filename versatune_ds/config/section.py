@@ -158,7 +158,8 @@ def _typed_scalar(value: Any, kinds: tuple[Any, ...], *, key: str) -> Any:
     if isinstance(value, Word):
         choices = {choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)}
         written = value.lower() if value.lower() in choices else str(value)
-        return value.is_true if bool in kinds else written
+        is_of_section = any(map(is_section, kinds)) and not any(kind in (str, Path) for kind in kinds)
+        return value.is_true if bool in kinds or is_of_section else written  # model.lora: true
     is_number = int in kinds or float in kinds
     if not is_number and any(kind in (str, Path) or get_origin(kind) is Literal for kind in kinds):
         return value.text

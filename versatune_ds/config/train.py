@@ -57,8 +57,9 @@ class TrainConfig(Section):
     in fp32 too, under ZeRO stage 2 (without offloading) and 3, unless `train.deepspeed` sets another
     `data_types.grad_accum_dtype`."""
     deepspeed: ExpandedPath | PlainMapping = Field(default={"zero_optimization": {"stage": 2}})
-    """DeepSpeed settings, for example ZeRO stage and offload: a JSON file or a mapping. Batch sizes, precision and
-    optimizer are taken from this section instead."""
+    """DeepSpeed settings, for example ZeRO stage and offload: a name (zero0, zero1, zero2, zero2_offload, zero3,
+    zero3_offload, zero3_nvme: the files of ds_configs/), a JSON file or a mapping. Batch sizes, precision and optimizer
+    are taken from this section instead."""
 
     @property
     def num_warmup_steps(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import TrainConfig
+from versatune_ds.engine.ds_names import named_settings, nearest_settings
 from versatune_ds.paths import PROJECT_DIR
 
 
@@ -34,16 +35,19 @@ def num_micro_steps(train: TrainConfig, *, world_size: int) -> int:
 
 
 def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the user's DeepSpeed settings from a JSON file or a mapping in the recipe.
+    """Return the user's DeepSpeed settings from a name, a JSON file or a mapping in the recipe.
 
     Raises:
         ValueError: If the file is missing or is not a JSON object; the message has file and line.
     """
     if not isinstance(source, Path):
         return dict(source)
+    named = named_settings(source)
+    if named is not None:
+        return named
     source = source if source.is_file() else PROJECT_DIR / source  # recipes refer to ds_configs/ of the project
     if not source.is_file():
-        raise ValueError(f"train.deepspeed: no such file {source}; {PROJECT_DIR / 'ds_configs'} contains some")
+        raise ValueError(f"train.deepspeed: no such file {source}; {nearest_settings(source)}")
     try:
         values = json.loads(source.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

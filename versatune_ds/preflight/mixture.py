@@ -83,8 +83,19 @@ def _estimated_supply(subject: Subject) -> Supply | None:
 
 
 def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray) -> Iterator[Finding]:
-    """Report which domains are repeated often, or end, under the weights of step 0."""
-    epochs = epochs_by_domain(Schedule(weights_K), supply=supply, num_steps=subject.config.train.steps)
+    """Report how many passes over the data the steps are, and which domains are repeated often, or end.
+
+    The passes over all data depend on no weight; those over one domain are under the weights of step 0.
+    """
+    num_steps = subject.config.train.steps
+    epochs = epochs_by_domain(Schedule(weights_K), supply=supply, num_steps=num_steps)
+    steps_per_pass = supply.sizes_K.sum() / supply.units_per_step
+    smallest = int(np.argmin(supply.sizes_K))
+    found = (
+        f"about: {num_steps:,} steps are {num_steps / steps_per_pass:.2g} passes over all data, {steps_per_pass:,.0f} "
+        f"steps each, and {epochs[-1][smallest]:.2g} over the smallest domain, {subject.domain_set.names[smallest]}"
+    )
+    yield ok("supply", "train.steps", found)
     todo = "give it more rows or less weight (mixture.prior), or train fewer steps"
     if supply.max_epochs is not None:
         todo = "its share then goes to the other domains"
