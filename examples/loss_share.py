@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from versatune_ds.mixture.policies import Policy, PolicySettings, Signals
+from versatune_ds import Policy, PolicySettings, Signals
 
 
 def update(weights_K: np.ndarray, signals: Signals, step: int, settings: PolicySettings) -> np.ndarray:

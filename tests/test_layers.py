@@ -25,7 +25,7 @@ LAYERS = {
     "evaluation": 11, "reference": 11, "knowledge": 11,
     "planning": 12,
     "comparison": 13,
-    "cli": 14,
+    "interface": 14, "cli": 14,
 }  # fmt: skip
 """Room, or module, to its layer: a module imports its own room and lower layers (docs/architecture.md)."""
 

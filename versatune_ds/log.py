@@ -1,6 +1,7 @@
 """Set up logging, time the phases of a start, log some warnings only once, and shorten errors to a line.
 
-`configure_logging` is called once, by the command line; nothing happens at import. The loggers of other libraries are
+`configure_logging` is called once, by the command line, and `shown_log` by the Python interface; nothing happens at
+import. The loggers of other libraries are
 left alone, apart from a few lines that tell a user nothing.
 
 A run looks at its files several times, for the tokenizer, the cache and the rows, and a comparison once for every run.
@@ -47,6 +48,33 @@ def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = loggin
     logger.propagate = False
     logger.setLevel(level if rank == 0 else max(level, logging.WARNING))
     _quiet_libraries()
+
+
+@contextmanager
+def shown_log(*, level: int = logging.INFO) -> Iterator[None]:
+    """Show the package's log lines on stderr during a block, as the command line does.
+
+    A program that has set up logging, for the package or as a whole, keeps its own.
+
+    Args:
+        level: Lowest level shown.
+    """
+    package, deepspeed = logging.getLogger(_PACKAGE), logging.getLogger("DeepSpeed")
+    if package.handlers or logging.getLogger().handlers:
+        yield
+        return
+    level_before, propagate, delay = package.level, package.propagate, os.environ.get("TQDM_DELAY")
+    with warnings.catch_warnings():
+        configure_logging(level=level)
+        try:
+            yield
+        finally:
+            package.handlers.clear()
+            package.setLevel(level_before)
+            package.propagate = propagate
+            deepspeed.removeFilter(_is_useful)
+            if delay is None:
+                os.environ.pop("TQDM_DELAY", None)
 
 
 @contextmanager

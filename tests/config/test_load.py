@@ -45,7 +45,7 @@ def test_overrides_are_typed_and_applied_in_order(recipe):
         ("train.steps=0", "train.steps: input should be greater than or equal to 1 (got 0)"),
         ("train.steps=null", "train.steps: input should be a valid integer (got null)"),
         ("train.precision=int8", "train.precision: input should be 'fp32', 'bf16' or 'fp16' (got 'int8')"),
-        ("model.name_or_path=gpt2", "give exactly one of model.name_or_path (or model.gguf_file) and model.from_config"),
+        ("model.name_or_path=gpt2", "exactly one of model.name_or_path (or model.gguf_file) and model.from_config"),
         ("data.folder=rows", "data.domains and data.synthetic; found both data.folder and data.synthetic"),
         ("data.synthetic=null", "give exactly one of data.folder, data.domains and data.synthetic; found none"),
         ("run.name=a/b", "run.name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got 'a/b')"),

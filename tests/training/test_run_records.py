@@ -6,7 +6,8 @@ import pytest
 from command_line import command_of, write_recipe
 from tiny_run import tiny_config
 
-from versatune_ds.training.run_records import recorded_config, replay_run
+from versatune_ds.run_folder.recorded_config import recorded_config
+from versatune_ds.training.run_records import replay_run
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, write
 from versatune_ds.launch import LAUNCHERS
@@ -70,6 +69,7 @@ def add_worker(commands: Commands) -> None:
 
 def _worker(parsed: argparse.Namespace) -> int:
     """Run one process of a training run; launchers start it through launcher/train.py."""
+    from versatune_ds.export.run_export import export_into_run
     from versatune_ds.report.finish import show_summary
     from versatune_ds.training.worker import run_worker
 
@@ -79,15 +79,8 @@ def _worker(parsed: argparse.Namespace) -> int:
         is_fresh=parsed.fresh,
         is_quiet=parsed.quiet,
         when_complete=show_summary,
-        export_model=_export,
+        export_model=export_into_run,
     )
-
-
-def _export(run_dir: Path) -> Path:
-    from versatune_ds.export.run_export import export_run
-    from versatune_ds.run_folder.names import EXPORT_FOLDER
-
-    return export_run(run_dir, output=run_dir / EXPORT_FOLDER)
 
 
 def add_submit(commands: Commands) -> None:

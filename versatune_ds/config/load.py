@@ -16,8 +16,12 @@ from versatune_ds.config.error_messages import lines_of_errors
 from versatune_ds.config.recipe import RunConfig
 from versatune_ds.config.section import typed_values
 from versatune_ds.config.yaml_text import EMPTY, read_value, read_yaml
+from versatune_ds.mixture.policies import Policy, is_own, name_of
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
+
+Recipe = str | Path | Mapping[str, Any] | RunConfig
+"""A recipe: a YAML file, its content as a mapping, or a config that was read before."""
 
 
 def set_by_dotted_key(values: dict[str, Any], override: str) -> None:
@@ -53,20 +57,53 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(recipe: Recipe, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the run's config from a recipe and overrides.
 
     Args:
-        path: YAML file.
+        recipe: YAML file, nested mapping, or config.
         overrides: `key=value` texts with dotted keys, applied in order.
 
     Raises:
         ValueError: One line per mistake (joined by newlines), each beginning with the dotted key.
     """
-    values = read_yaml(Path(path))
+    if isinstance(overrides, str):
+        raise ValueError(f"{overrides!r}: expected a list of key=value texts; write [{overrides!r}]")
+    if isinstance(recipe, RunConfig) and not overrides:
+        return recipe
+    values = recipe_values(recipe)
     for override in overrides:
         set_by_dotted_key(values, override)
-    return parse_config(values)
+    config = parse_config(values)
+    is_rule_kept = isinstance(recipe, RunConfig) and recipe.mixture.policy == config.mixture.policy
+    return config.with_rule(recipe.mixture.given_rule) if is_rule_kept else config
+
+
+def load_config_with_policy(recipe: Recipe, overrides: Sequence[str], policy: Policy | None) -> RunConfig:
+    """Return the config as `load_config` does, with a policy given as a value in the place of `mixture.policy`.
+
+    Raises:
+        ValueError: As `load_config` does, and for a policy that is no `Policy`.
+    """
+    if policy is None:
+        return load_config(recipe, overrides)
+    if not isinstance(policy, Policy):
+        raise ValueError(f"policy: expected a versatune_ds.Policy, got {type(policy).__name__}")
+    name = name_of(policy)
+    config = load_config(recipe, [*overrides, f"mixture.policy={name}"])
+    return config.with_rule(policy) if is_own(name) else config
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as a nested mapping of its own: of a config, the keys that were given."""
+    if isinstance(recipe, RunConfig):
+        return recipe.model_dump(mode="json", exclude_unset=True)
+    return _copied(recipe) if isinstance(recipe, Mapping) else read_yaml(Path(recipe))
+
+
+def _copied(values: Any) -> Any:
+    """Return nested mappings as dicts, which overrides may change."""
+    return {key: _copied(value) for key, value in values.items()} if isinstance(values, Mapping) else values
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section
@@ -156,10 +156,23 @@ class MixtureConfig(Section):
     schedule: tuple[Stage, ...] = ()
     """Stages of the policy `schedule`, by step; the first starts at step 0."""
 
+    _given_rule: Policy | None = PrivateAttr(default=None)
+
     @property
     def rule(self) -> Policy:
-        """Return the policy that `policy` names."""
-        return policy_named(self.policy)
+        """Return the policy that `policy` names, or the one given as a value in its place."""
+        return policy_named(self.policy) if self._given_rule is None else self._given_rule
+
+    @property
+    def given_rule(self) -> Policy | None:
+        """Return the policy given as a value; None where `policy` names it."""
+        return self._given_rule
+
+    def with_rule(self, rule: Policy) -> MixtureConfig:
+        """Return a copy whose rule is a value, for a policy that no module has."""
+        copy = self.model_copy()
+        copy._given_rule = rule
+        return copy
 
     @property
     def watches_overfitting(self) -> bool:

@@ -18,6 +18,7 @@ from versatune_ds.config.monitor import MonitorConfig
 from versatune_ds.config.section import ExpandedPath, Section
 from versatune_ds.config.slurm import SlurmConfig
 from versatune_ds.config.train import TrainConfig
+from versatune_ds.mixture.policies import Policy
 
 
 class RunSection(Section):
@@ -151,6 +152,10 @@ class RunConfig(Section):
     def rows_evaluated_at_once(self) -> int:
         """Return the rows that one process evaluates at a time: those of validation, else of training."""
         return self.validation.rows_per_micro_batch or self.train.rows_per_micro_batch
+
+    def with_rule(self, rule: Policy | None) -> RunConfig:
+        """Return the config with the rule of `mixture.policy` given as a value; None leaves it as it is."""
+        return self if rule is None else self.model_copy(update={"mixture": self.mixture.with_rule(rule)})
 
     def default_output(self, key: Literal["prior", "reference"]) -> Path:
         """Return the file that `mixture.KEY` names, else NAME-KEY.json in the folder of the runs."""

@@ -20,7 +20,7 @@ import torch
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.data.batch import Batch
-from versatune_ds.distributed import World
+from versatune_ds.distributed import World, leave_world
 from versatune_ds.engine.deepspeed_quirks import (
     destroy,
     drop_nonfinite_gradients,
@@ -51,6 +51,18 @@ def share_process_group() -> None:
     """Let DeepSpeed use the existing process group; loading a model in parts (zero.Init) needs its size."""
     skip_shared_memory_op()
     deepspeed.init_distributed()
+
+
+def leave_process_group() -> None:
+    """Destroy the process group; a later run in this process makes one of its own.
+
+    DeepSpeed keeps the groups that it made of it. It forgets them only where it destroys the process group itself:
+    otherwise a second run would look for groups that are gone.
+    """
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    else:
+        leave_world()
 
 
 class Engine:

@@ -14,7 +14,7 @@ from versatune_ds.model.build import DTYPES, build_causal_lm, save_model_setting
 from versatune_ds.model.weight_files import write_weights
 from versatune_ds.run_folder.atomic import sync_file
 from versatune_ds.run_folder.names import MODEL_FOLDER
-from versatune_ds.training.run_records import recorded_config
+from versatune_ds.run_folder.recorded_config import recorded_config
 
 
 def keep_model(run_dir: Path, live_weights: Mapping[str, torch.Tensor]) -> Path:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from versatune_ds.config import RunConfig
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.policies import POLICIES, Policy, fixed
 from versatune_ds.report.scales import evenly
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import METRICS_FILE
-from versatune_ds.training.run_records import recorded_config, recorded_decisions
+from versatune_ds.run_folder.recorded_config import recorded_config
 
 _NUM_DECISIONS_SHOWN = 8
 

@@ -28,9 +28,15 @@ from versatune_ds.run_folder.checkpoint_files import (
     newest_valid_checkpoint,
     read_state,
 )
-from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER, checkpoint_folder, step_of_checkpoint
+from versatune_ds.run_folder.names import (
+    EXPORT_FOLDER,
+    MODEL_FOLDER,
+    TOKENIZER_FOLDER,
+    checkpoint_folder,
+    step_of_checkpoint,
+)
+from versatune_ds.run_folder.recorded_config import recorded_config
 from versatune_ds.training.end_tokens import recorded_endings, stop_at_ends
-from versatune_ds.training.run_records import recorded_config
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +101,11 @@ def export_run(
         write_model_card(run_dir, folder=folder, step=read_state(checkpoint)["step"], is_adapter=is_adapter)
     logger.info("exported %s to %s", checkpoint.name, output)
     return output
+
+
+def export_into_run(run_dir: Path) -> Path:
+    """Export a run's model into its own folder, and return where; for a monitor that keeps it at the end."""
+    return export_run(run_dir, output=run_dir / EXPORT_FOLDER)
 
 
 def write_adapters(

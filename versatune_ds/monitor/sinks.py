@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from versatune_ds.config import RunConfig
+from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.policies.acted import ALARM, read_recorded
 from versatune_ds.monitor.progress_lines import PlainTerminal
 from versatune_ds.run_folder.json_lines import JsonLines
@@ -75,6 +76,30 @@ class Monitor:
         """Close all sinks."""
         for sink in self._sinks:
             sink.finish(exit_code=exit_code)
+
+
+class DecisionCallback:
+    """A sink that passes every decision to a function of the user's; what it raises ends the run.
+
+    Args:
+        on_decision: Called with each decision, after it was recorded.
+    """
+
+    def __init__(self, on_decision: Callable[[Decision], object]) -> None:
+        self._on_decision = on_decision
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def decision(self, decision: Mapping[str, Any]) -> None:
+        """Call the function."""
+        self._on_decision(Decision.from_dict(decision))
+
+    def alert(self, step: int, *, title: str, text: str) -> None:
+        """Do nothing."""
+
+    def finish(self, *, exit_code: int) -> None:
+        """Do nothing."""
 
 
 class Background:
@@ -146,7 +171,11 @@ class Background:
 
 
 def open_monitor(
-    config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None = None
+    config: RunConfig,
+    *,
+    resumed_step: int,
+    export_model: Callable[[Path], Path] | None = None,
+    more_sinks: Sequence[Sink] = (),
 ) -> Monitor:
     """Return the monitor of rank 0; the other ranks record nothing.
 
@@ -154,6 +183,7 @@ def open_monitor(
         config: The run's config.
         resumed_step: Step the run resumed after, -1 for a new run.
         export_model: Exports the model of a run's folder, for a sink that uploads it.
+        more_sinks: Receivers besides those of the recipe, called last.
 
     Raises:
         ValueError: If W&B or TensorBoard cannot be opened as configured; the message says what to do.
@@ -164,7 +194,7 @@ def open_monitor(
         sinks.append(_open_wandb(config, resumed_step=resumed_step, export_model=export_model))
     if config.monitor.tensorboard:
         sinks.append(_open_tensorboard(config, resumed_step=resumed_step))
-    return Monitor([*sinks, _open_terminal(config, resumed_step=resumed_step)])
+    return Monitor([*sinks, _open_terminal(config, resumed_step=resumed_step), *more_sinks])
 
 
 def _open_wandb(config: RunConfig, *, resumed_step: int, export_model: Callable[[Path], Path] | None) -> Sink:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from versatune_ds.config import RunConfig
+from versatune_ds.config.load import Recipe
 from versatune_ds.data.sources.domain_files import domain_names
 from versatune_ds.mixture.planning.front import fill_front
 from versatune_ds.mixture.planning.goal import Purpose, goal_of, worst_rise
@@ -64,11 +65,11 @@ class PlanOptions:
             raise ValueError(f"--output: {self.output}: expected a file that ends in .json")
 
 
-def plan_recipe(recipe: Path, overrides: Sequence[str], *, options: PlanOptions) -> tuple[Plan, str]:
+def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOptions) -> tuple[Plan, str]:
     """Plan a recipe's mixture, write plan.json and its picture; return the plan and what to show.
 
     Args:
-        recipe: YAML file.
+        recipe: YAML file, its content, or a config.
         overrides: `key=value` texts.
         options: What to plan for.
 
@@ -245,13 +246,19 @@ def _predictions_of_search(num_predictions: int, predictor: Predictor, table: Tr
     return num_predictions - (num_domains + 1 if predictor.is_costly and num_domains > 1 else 0)
 
 
-def next_command(recipe: Path, overrides: Sequence[str], *, config: RunConfig, plan: Plan, output: Path) -> str:
-    """Return the command that trains on a plan.
+def next_command(recipe: Recipe, overrides: Sequence[str], *, config: RunConfig, plan: Plan, output: Path) -> str:
+    """Return the command that trains on a plan; RECIPE where the recipe is no file.
 
     A policy that gives a target a share of its own would otherwise replace the plan's.
     """
     kept = [text for text in overrides if not text.startswith(("mixture.prior=", "mixture.target_share="))]
-    words = ["versatune", "train", str(recipe), *kept, f"mixture.prior={output}"]
+    words = [
+        "versatune",
+        "train",
+        str(recipe) if isinstance(recipe, str | Path) else "RECIPE",
+        *kept,
+        f"mixture.prior={output}",
+    ]
     target = config.mixture.target
     if target is not None and config.mixture.has_target and config.mixture.rule.has_given_target_share:
         words.append(f"mixture.target_share={plan.weights[target]:.6g}")

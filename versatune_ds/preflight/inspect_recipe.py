@@ -21,10 +21,10 @@ from versatune_ds.data.order.plan import PlanSettings, StepPlan
 from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.training.mixture_start import recipe_weights
 from versatune_ds.training.prepared_data import load_or_train_tokenizer, prepare_recipe
-from versatune_ds.training.run_records import recorded_decisions
 
 logger = logging.getLogger(__name__)
 

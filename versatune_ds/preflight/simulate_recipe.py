@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from versatune_ds.config import RunConfig, load_config
+from versatune_ds.config.load import Recipe
 from versatune_ds.config.unread_settings import unread_settings
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
@@ -71,12 +72,12 @@ class Trial:
 
 
 def simulate_recipe(
-    recipe: Path, overrides: Sequence[str] = (), *, learner: Learner, sweeps: Sequence[str] = ()
+    recipe: Recipe, overrides: Sequence[str] = (), *, learner: Learner, sweeps: Sequence[str] = ()
 ) -> Trial:
     """Simulate a recipe under one setting, or under every combination of a sweep.
 
     Args:
-        recipe: YAML file.
+        recipe: YAML file, its content, or a config.
         overrides: `key=value` texts.
         learner: Where the losses come from.
         sweeps: Texts `mixture.key=value,value,...`.

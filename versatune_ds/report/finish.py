@@ -70,8 +70,7 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
         ValueError: If a folder is not a run's.
     """
     runs = [read_series(run_dir) for run_dir in run_dirs]
-    page = output or run_dirs[0] / REPORT_FOLDER / ("index.html" if len(runs) == 1 else "compare.html")
-    write_page(runs, page)
+    page = write_page(runs, page_path(run_dirs, output=output))
     for run in runs:
         plots = [plot_weights(run, run.run_dir / REPORT_FOLDER / f"weights.{ending}") for ending in pictures]
         paths = ["", f"run directory  {run.run_dir}", *(f"weights' plot  {plot}" for plot in plots)]
@@ -80,6 +79,11 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
     sys.stdout.write(f"report         {page}\n")
     sys.stdout.flush()
     return page
+
+
+def page_path(run_dirs: Sequence[Path], *, output: Path | None = None) -> Path:
+    """Return where the page of runs is written: the output, else in the (first) run's report/."""
+    return output or run_dirs[0] / REPORT_FOLDER / ("index.html" if len(run_dirs) == 1 else "compare.html")
 
 
 def _plan_lines(series: RunSeries) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.router_loss import describe_router_loss
 from versatune_ds.model.sizes import check_positions
 from versatune_ds.monitor import Monitor, open_monitor
+from versatune_ds.monitor.sinks import Sink
 from versatune_ds.run_folder.folder import RunStart, open_run_folder, write_record
 from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.run_folder.links import lock_run_folder
@@ -71,6 +72,7 @@ def assemble_run(
     stop_signals: StopSignals | None = None,
     prepared: tuple[Any, PreparedData] | None = None,
     export_model: Callable[[Path], Path] | None = None,
+    more_sinks: Sequence[Sink] = (),
 ) -> Run:
     """Return the run, ready for the loop, at the step of its newest complete checkpoint.
 
@@ -82,6 +84,7 @@ def assemble_run(
         stop_signals: Signals that stop the run early; None listens to none.
         prepared: Tokenizer and data where they are loaded already; None prepares the recipe's.
         export_model: Exports the model of a run's folder, for a monitor that keeps it at the end.
+        more_sinks: Receivers of metrics and decisions besides the recipe's, on rank 0.
 
     Raises:
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
@@ -115,7 +118,7 @@ def assemble_run(
         with start_phase("checkpoint"):
             _restore(parts, engine, point, identity=identity)
     inputs = decision_inputs(config, data) if world.is_rank_zero else None
-    monitor = _open_records(setup, start, inputs=inputs, point=point, export_model=export_model)
+    monitor = _open_records(setup, start, inputs=inputs, point=point, export_model=export_model, more_sinks=more_sinks)
     return Run(
         config=config, world=world, domain_set=data.domain_set, engine=engine, **parts, inputs=inputs, monitor=monitor,
         meter=Meter(data.domain_set), throughput=throughput_of(causal_lm, config.train, world=world), identity=identity,
@@ -278,6 +281,7 @@ def _open_records(
     inputs: DecisionInputs | None,
     point: ResumePoint | None,
     export_model: Callable[[Path], Path] | None,
+    more_sinks: Sequence[Sink],
 ) -> Monitor:
     """Cut the run's records back to the step it resumes at and open the monitor; all ranks raise if that fails.
 
@@ -290,6 +294,7 @@ def _open_records(
     run_on_rank_zero(lambda: write_record(config, world, start=start, step=step), world)
     resumed_step = -1 if point is None else step
     monitor = run_on_rank_zero(
-        lambda: open_monitor(config, resumed_step=resumed_step, export_model=export_model), world
+        lambda: open_monitor(config, resumed_step=resumed_step, export_model=export_model, more_sinks=more_sinks),
+        world,
     )
     return monitor or Monitor([])

@@ -20,13 +20,14 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.explain import decision_at, explain, replay_text
 from versatune_ds.mixture.followed_plan import plan_to_follow
-from versatune_ds.mixture.offline.recorded_losses import read_decisions
+from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.offline.replay import Part, replay
 from versatune_ds.mixture.planning.plan_file import read_plan
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.settings import guarded_start, plan_of_prior, starting_weights
 from versatune_ds.run_folder.folder import former_versions, version_at
-from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, PLAN_FILE, REFERENCE_FILE
+from versatune_ds.run_folder.names import CONFIG_FILE, PLAN_FILE, REFERENCE_FILE
+from versatune_ds.run_folder.recorded_config import recorded_config
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe
 
@@ -55,25 +56,6 @@ class Replay:
     def to_jsonl(self) -> str:
         """Return the replayed decisions as the text of a decisions.jsonl."""
         return "".join(decision.to_json() + "\n" for decision in self.replayed)
-
-
-def recorded_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return a run's resolved config with overrides; raise ValueError if the folder is not a run's."""
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise ValueError(f"{run_dir}: no {CONFIG_FILE}; expected the folder of a run (runs/NAME)")
-    return load_config(run_dir / CONFIG_FILE, overrides)
-
-
-def recorded_decisions(run_dir: Path) -> list[Decision]:
-    """Return a run's decisions, their digests verified.
-
-    Raises:
-        ValueError: If there is none yet, or a line was changed; the message has file and line.
-    """
-    try:
-        return read_decisions(run_dir / DECISIONS_FILE)
-    except RuntimeError as error:  # the record of a run is a file in the user's hands
-        raise ValueError(str(error)) from None
 
 
 def explain_run(run_dir: Path, *, step: int | None = None) -> str:

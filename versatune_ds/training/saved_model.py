@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from versatune_ds.config import ModelConfig, RunConfig, load_config
-from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.sources.source_digests import SourceDigests
-from versatune_ds.model.gguf_file import convert_gguf, gguf_path, is_converted, read_header
-from versatune_ds.run_folder.file_lock import locked
-from versatune_ds.training.prepared_data import cache_folder
+from versatune_ds.config.load import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +16,15 @@ _VERSION = "1"
 """Changes when conversions write something else; the folders are then made again under another name."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_recipe(recipe: Recipe, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the config of a recipe, as `load_config` does; a GGUF file in it is converted first.
+
+    Without one torch is not imported.
 
     Raises:
         ValueError: As `load_config` does, or if the file cannot be converted.
     """
-    config = load_config(path, overrides)
+    config = load_config(recipe, overrides)
     return with_saved_model(config)
 
 
@@ -35,8 +34,12 @@ def with_saved_model(config: RunConfig) -> RunConfig:
     The same is done for `reference.model`. The key stays, as the path of the file, so that a run's own config.yaml
     finds the file again where the cache was deleted. A config without one is returned unchanged.
     """
+    if all(model is None or model.gguf_file is None for model in (config.model, config.reference.model)):
+        return config
+    from versatune_ds.training.prepared_data import cache_folder
+
     cache_dir = cache_folder(config)
-    changes = {"model": _converted(config.model, cache_dir=cache_dir)}
+    changes: dict[str, Any] = {"model": _converted(config.model, cache_dir=cache_dir)}
     if config.reference.model is not None:
         other = _converted(config.reference.model, cache_dir=cache_dir)
         changes["reference"] = config.reference.model_copy(update={"model": other})
@@ -45,6 +48,11 @@ def with_saved_model(config: RunConfig) -> RunConfig:
 
 def _converted(model: ModelConfig, *, cache_dir: Path) -> ModelConfig:
     """Return a model section that names the converted folder; several processes convert one file once."""
+    from versatune_ds.data.manifest import digest_of_texts
+    from versatune_ds.data.sources.source_digests import SourceDigests
+    from versatune_ds.model.gguf_file import convert_gguf, gguf_path, is_converted, read_header
+    from versatune_ds.run_folder.file_lock import locked
+
     if model.gguf_file is None or (model.name_or_path is not None and is_converted(Path(model.name_or_path))):
         return model
     path = gguf_path(model)

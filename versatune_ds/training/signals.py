@@ -43,6 +43,7 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self.has_state = False
         """Whether there is something to save: steps are taken."""
+        self._is_installed = False
 
     def install(self) -> None:
         """Start listening; only the main thread may."""
@@ -52,6 +53,7 @@ class StopSignals:
             signal.signal(number, lambda number, frame: None)  # the thread acts; this keeps the default from acting
         signal.set_wakeup_fd(writer.fileno())
         os.register_at_fork(after_in_child=_forget)
+        self._is_installed = True
         self._writer = writer  # closed with this object, and the interpreter writes to it until then
         threading.Thread(target=self._watch, args=(reader,), name="versatune-signals", daemon=True).start()
 
@@ -78,7 +80,7 @@ class StopSignals:
 
     def ignore(self) -> None:
         """Stop listening once all is saved: the deepspeed launcher signals the ranks that exit last."""
-        for number in _SIGNALS:
+        for number in _SIGNALS if self._is_installed else ():
             signal.signal(number, signal.SIG_IGN)
 
     def agreed(self, *, is_save_due: bool = False) -> Agreement:

@@ -76,7 +76,7 @@ def run_worker(
 
     def work(world: World, stop_signals: StopSignals) -> int:
         run = as_start_error(lambda: start(world, stop_signals), world)
-        return _train_to_the_end(run, when_complete=when_complete)
+        return train_to_the_end(run, when_complete=when_complete)
 
     return run_rank(work, is_quiet=is_quiet)
 
@@ -176,8 +176,16 @@ def take_place(world: World) -> torch.device:
     return device
 
 
-def _train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int:
-    """Train, close the monitor with the exit code, and show the result."""
+def train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int:
+    """Train, close the monitor with the exit code, and show the result.
+
+    Args:
+        run: The run, its losses before training measured.
+        when_complete: Called on rank 0 with the run's folder after the last step.
+
+    Returns:
+        0 when complete, 75 where a signal stopped the run.
+    """
     run.stop_signals.begin_steps()
     exit_code = 1
     try:

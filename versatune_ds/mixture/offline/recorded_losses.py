@@ -19,6 +19,7 @@ from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.policies.signals import from_list
 from versatune_ds.run_folder.json_lines import JsonLine, complete_lines, json_lines
+from versatune_ds.run_folder.names import DECISIONS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,18 @@ def read_decisions(path: Path) -> list[Decision]:
     if not decisions:
         raise ValueError(f"{path}: no decision yet")
     return decisions
+
+
+def recorded_decisions(run_dir: Path) -> list[Decision]:
+    """Return a run's decisions, their digests verified.
+
+    Raises:
+        ValueError: If there is none yet, or a line was changed; the message has file and line.
+    """
+    try:
+        return read_decisions(run_dir / DECISIONS_FILE)
+    except RuntimeError as error:  # the record of a run is a file in the user's hands
+        raise ValueError(str(error)) from None
 
 
 def _refuse_damaged(problem: str) -> None:

@@ -13,6 +13,7 @@ import importlib
 import os
 import re
 import sys
+from types import ModuleType
 
 from versatune_ds.domains import nearest_name
 from versatune_ds.log import first_line
@@ -56,6 +57,8 @@ KEEPS_PRIOR = CONSTANT
 """The policy to suggest where nothing can move the weights."""
 ONE_DOMAIN = UNIFORM
 """The policy of a run on one domain alone, which has no mixture."""
+MAIN_MODULE = "__main__"
+"""The module of a script or a notebook, which only its own process has."""
 
 
 def policy_named(name: str) -> Policy:
@@ -82,6 +85,29 @@ def check_own_name(name: str) -> None:
         raise ValueError(f"mixture.policy: {name[:60]!r}: expected a name, or my_module:my_policy for your own")
 
 
+def name_of(policy: Policy) -> str:
+    """Return the `mixture.policy` of a policy given as a value: a built-in name, else `module:attribute`.
+
+    One that no module has (made in a function or, as `__main__`, in a script or a notebook) is recorded as
+    `__main__:NAME`, which no other process can import.
+    """
+    if POLICIES.get(policy.name) is policy:
+        return policy.name
+    its_own = sys.modules.get(getattr(policy.update, "__module__", ""))
+    modules = [module for module in (its_own, *sys.modules.values()) if isinstance(module, ModuleType)]
+    for module in sorted(modules, key=lambda module: module.__name__ == MAIN_MODULE):  # __main__ last, else as it was
+        for attribute, value in list(vars(module).items()):
+            if value is policy:
+                return f"{module.__name__}:{attribute}"
+    attribute = re.sub(r"^(?=\d)|\W", "_", policy.name)
+    return f"{MAIN_MODULE}:{attribute}"
+
+
+def is_importable(name: str) -> bool:
+    """Return whether another process can find a policy by this `mixture.policy`."""
+    return not name.startswith(f"{MAIN_MODULE}:")
+
+
 def _import_policy(name: str) -> Policy:
     """Return a user's policy, given as `module:attribute`; the working folder is searched too.
 
@@ -99,6 +125,11 @@ def _import_policy(name: str) -> Policy:
             "expected module:attribute, the module in the working folder or on PYTHONPATH"
         ) from error
     found = getattr(module, attribute, None)
+    if not isinstance(found, Policy) and not is_importable(name):
+        raise ValueError(
+            f"mixture.policy: {name}: it was given as a value in a Python session; put it into a file, and set "
+            f"mixture.policy=my_module:{attribute}"
+        )
     if not isinstance(found, Policy):
         policies = [key for key, value in vars(module).items() if isinstance(value, Policy)]
         known = f"it has {', '.join(policies)}" if policies else "it has no Policy"
@@ -116,6 +147,7 @@ def _search_working_folder() -> None:
 __all__ = [
     "DEFAULT",
     "KEEPS_PRIOR",
+    "MAIN_MODULE",
     "ONE_DOMAIN",
     "PAPER_DEFAULT",
     "POLICIES",
@@ -125,6 +157,8 @@ __all__ = [
     "Start",
     "check_own_name",
     "from_prior",
+    "is_importable",
     "is_own",
+    "name_of",
     "policy_named",
 ]
