@@ -28,6 +28,7 @@ COMMANDS = {
     "check": ["recipe", "key=value", "--nodes", "--gpus-per-node", "--gpu-memory", "--json", "--quiet"],
     "submit": ["recipe", "key=value", "--nodes", "--array", "--after", "--fresh", "--dry-run", "--quiet"],
     "job": ["recipe", "key=value", "--fresh", "--quiet"],
+    "convert": ["FILE", "--output", "--precision"],
     "prepare": ["recipe", "key=value", "--quiet"],
     "inspect": ["recipe", "key=value", "--steps", "--world-size", "--resume-at", "--run", "--text"],
     "detect": ["recipe", "key=value", "--processes", "--output", "--quiet"],
@@ -147,7 +148,7 @@ def test_help_fits_the_terminal(versatune, monkeypatch, columns):
         ("eval", "did you mean 'evaluate'?"),
         ("sft", "here it is 'train'"),
         ("my.yaml", "did you mean 'train my.yaml'?"),
-        ("worke", "known: check, train, report, export, keys, prepare"),  # internal ones are not suggested
+        ("worke", "known: check, train, report, export, keys, convert"),  # internal ones are not suggested
     ],
 )
 def test_a_misspelt_subcommand_gets_the_nearest_one_in_one_line_with_exit_code_2(versatune, name, hint):

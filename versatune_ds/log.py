@@ -64,6 +64,7 @@ def shown_log(*, level: int = logging.INFO) -> Iterator[None]:
         yield
         return
     level_before, propagate, delay = package.level, package.propagate, os.environ.get("TQDM_DELAY")
+    filters = list(deepspeed.filters)
     with warnings.catch_warnings():
         configure_logging(level=level)
         try:
@@ -72,7 +73,7 @@ def shown_log(*, level: int = logging.INFO) -> Iterator[None]:
             package.handlers.clear()
             package.setLevel(level_before)
             package.propagate = propagate
-            deepspeed.removeFilter(_is_useful)
+            deepspeed.filters[:] = filters
             if delay is None:
                 os.environ.pop("TQDM_DELAY", None)
 

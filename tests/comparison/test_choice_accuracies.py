@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.comparison.choice_accuracies import (
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.results_page.choice_accuracies import (
     chance_levels,
     chance_of,
     choices_section,
     noise_of_difference,
     noise_of_one,
 )
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.table import Results
+from versatune_ds.comparison.results_page.table import Results
 from versatune_ds.evaluation.choices import ChoiceQuestion
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from versatune_ds.comparison.outcome import outcome
 from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.table import (
+from versatune_ds.comparison.results_page.table import (
     Results,
     holm,
     markdown_table,

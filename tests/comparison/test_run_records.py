@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from versatune_ds.comparison.checkpoints import (
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.results_page.checkpoints import (
     checkpoints_section,
     falls_at,
     rise_since_lowest,
     shared_steps,
     three_of,
 )
-from versatune_ds.comparison.compute import compute_section, cost_of_runs
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.run_records import RunRecord, read_record, run_records
+from versatune_ds.comparison.results_page.compute import compute_section, cost_of_runs
+from versatune_ds.comparison.results_page.run_records import RunRecord, read_record, run_records
+from versatune_ds.comparison.results_page.table import Results
 from versatune_ds.comparison.stage_times import record_stage, seconds_by_stage
-from versatune_ds.comparison.table import Results
 
 
 def write_metrics(folder, *, tokens=100, seconds=2.0, code=(1.0, 0.5, 0.75)):

@@ -18,7 +18,7 @@ from versatune_ds.comparison.headroom import (
     is_measurable,
 )
 from versatune_ds.comparison.outcome import AS_PERCENT
-from versatune_ds.comparison.table import (
+from versatune_ds.comparison.results_page.table import (
     HEADINGS,
     UNITS,
     Mean,

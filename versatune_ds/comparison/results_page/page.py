@@ -13,19 +13,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.comparison.checkpoints import checkpoints_section
-from versatune_ds.comparison.choice_accuracies import chance_levels, choices_section
-from versatune_ds.comparison.compute import compute_section
-from versatune_ds.comparison.domain_losses import losses_section
-from versatune_ds.comparison.effects import effects_section
-from versatune_ds.comparison.expansion_table import expansion_section
-from versatune_ds.comparison.headroom_text import headroom_section
 from versatune_ds.comparison.mixture_plans import purpose_of
-from versatune_ds.comparison.pictures import draw_policies, draw_retention, draw_weights
 from versatune_ds.comparison.plan import ComparisonPlan
-from versatune_ds.comparison.run_records import run_records
-from versatune_ds.comparison.static_mixtures import SEED
-from versatune_ds.comparison.table import (
+from versatune_ds.comparison.results_page.checkpoints import checkpoints_section
+from versatune_ds.comparison.results_page.choice_accuracies import chance_levels, choices_section
+from versatune_ds.comparison.results_page.compute import compute_section
+from versatune_ds.comparison.results_page.domain_losses import losses_section
+from versatune_ds.comparison.results_page.effects import effects_section
+from versatune_ds.comparison.results_page.expansion_table import expansion_section
+from versatune_ds.comparison.results_page.headroom_text import headroom_section
+from versatune_ds.comparison.results_page.pictures import draw_policies, draw_retention, draw_weights
+from versatune_ds.comparison.results_page.run_records import run_records
+from versatune_ds.comparison.results_page.table import (
     HEADINGS,
     Results,
     is_better,
@@ -35,6 +34,7 @@ from versatune_ds.comparison.table import (
     p_values,
     retention_table,
 )
+from versatune_ds.comparison.static_mixtures import SEED
 from versatune_ds.config.section import Section
 from versatune_ds.export.model_card import escaped
 from versatune_ds.report.document import write_document
