@@ -17,6 +17,7 @@ from typing import Any
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, texts
 from versatune_ds.comparison.starting_point import digest_of_start
 from versatune_ds.config import DataConfig, RunConfig, load_config
+from versatune_ds.config.later_keys import with_later_keys
 from versatune_ds.config.load import flatten
 from versatune_ds.data.sources.domain_files import domain_files, has_test_rows, test_files
 from versatune_ds.data.sources.find_files import find_files
@@ -139,11 +140,11 @@ def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without the keys of the starting point's stages, whose files are in the digest of the start.
 
-    So a result stays valid when a later version adds such a key.
+    A key that a later version added is there with its default, so a result stays valid.
     """
     if "config" not in settings:
         return dict(settings)
-    config = {name: section for name, section in settings["config"].items() if name not in _STAGES}
+    config = with_later_keys({name: section for name, section in settings["config"].items() if name not in _STAGES})
     return {**settings, "config": config}
 
 

@@ -19,6 +19,7 @@ from versatune_ds.comparison.mixture_plans import arguments_of, purpose_of
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, plans_of_cell, texts
 from versatune_ds.comparison.stage import run_stage as run_stage_of
 from versatune_ds.config import DetectConfig, RunConfig, load_config
+from versatune_ds.config.later_keys import with_later_keys
 from versatune_ds.config.load import flatten
 from versatune_ds.config.model import model_identity
 from versatune_ds.launch.time_budget import TimeBudget
@@ -214,14 +215,14 @@ def _limits(config: RunConfig) -> dict[str, Any]:
 
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without what changes results by rounding alone, or not at all."""
-    decisive = {**_with_later_keys(settings), "model": model_identity(settings.get("model", {}))}
+    decisive = {**_of_this_version(settings), "model": model_identity(settings.get("model", {}))}
     if reference := decisive.get("reference"):
         decisive["reference"] = {key: value for key, value in reference.items() if key not in _ALSO_MEASURED}
     return decisive
 
 
-def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the defaults of keys that came later, so that an earlier starting point is used on.
+def _of_this_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings as this version would have written them, so that an earlier starting point is used on.
 
     Before there was `detect.embedding`, `classifier` was the default that is `auto` now; before `detect.method`,
     10 rounds and a tolerance of .005 were the defaults.
@@ -236,7 +237,7 @@ def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     if domains := (found.get("data") or {}).get("domains"):
         described = {name: {"description": None, **files} for name, files in domains.items()}
         found["data"] = {**found["data"], "domains": described}
-    return found
+    return with_later_keys(found)
 
 
 def _base_settings(plan: ComparisonPlan) -> dict[str, Any]:
