@@ -1,6 +1,7 @@
 """Run `versatune plan`: read transfer.json, search the mixture that serves a purpose best, write plan.json.
 
-Nothing is trained, and no row is read. With the planner `transfer` torch is not even imported.
+Nothing is trained. The planners `transfer` and `dynamics` read the table alone, and torch is not even imported; `merge`
+and `mixmin` run the models that `versatune reference` kept over the held-out rows.
 
 Shape legend: **N** mixtures, **K** domains.
 """
@@ -8,6 +9,7 @@ Shape legend: **N** mixtures, **K** domains.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,11 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
     planner = planner_named(options.planner)
     _check_unit(config)
     path = options.transfer or transfer_path(config.default_output("reference"))
+    if options.transfer is None and not path.exists():
+        raise ValueError(
+            f"{path}: no such file; measure it first with `{reference_command(recipe, overrides)}`, or give another "
+            "one with --transfer FILE"
+        )
     table = read_transfer(path)
     _check_table(config, table, path=path)
     task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
@@ -251,15 +258,22 @@ def next_command(recipe: Recipe, overrides: Sequence[str], *, config: RunConfig,
 
     A policy that gives a target a share of its own would otherwise replace the plan's.
     """
-    kept = [text for text in overrides if not text.startswith(("mixture.prior=", "mixture.target_share="))]
-    words = [
-        "versatune",
-        "train",
-        str(recipe) if isinstance(recipe, str | Path) else "RECIPE",
-        *kept,
-        f"mixture.prior={output}",
-    ]
+    words = ["versatune", "train", _recipe_word(recipe), *_without_plan(overrides), f"mixture.prior={output}"]
     target = config.mixture.target
     if target is not None and config.mixture.has_target and config.mixture.rule.has_given_target_share:
         words.append(f"mixture.target_share={plan.weights[target]:.6g}")
-    return " ".join(words)
+    return shlex.join(words)
+
+
+def reference_command(recipe: Recipe, overrides: Sequence[str]) -> str:
+    """Return the command that measures a recipe's transfer table; RECIPE where the recipe is no file."""
+    return shlex.join(["versatune", "reference", _recipe_word(recipe), *_without_plan(overrides)])
+
+
+def _recipe_word(recipe: Recipe) -> str:
+    return str(recipe) if isinstance(recipe, str | Path) else "RECIPE"
+
+
+def _without_plan(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those that use an earlier plan."""
+    return [text for text in overrides if not text.startswith(("mixture.prior=", "mixture.target_share="))]
