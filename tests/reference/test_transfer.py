@@ -13,7 +13,7 @@ from transfer_tables import two_domain_table
 
 from versatune_ds.distributed import World
 from versatune_ds.mixture.measurement import Remembered
-from versatune_ds.mixture.planning.transfer_table import read_transfer
+from versatune_ds.mixture.planning.transfer_reader import read_transfer
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.reference import kept_models
 from versatune_ds.reference.command import ReferenceTask, launch_reference

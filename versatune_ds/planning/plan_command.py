@@ -25,7 +25,8 @@ from versatune_ds.mixture.planning.limits import Limits
 from versatune_ds.mixture.planning.plan_file import Plan, is_plan_file
 from versatune_ds.mixture.planning.predictor import PlanTask, Predictor
 from versatune_ds.mixture.planning.search import search
-from versatune_ds.mixture.planning.transfer_table import TransferTable, read_transfer
+from versatune_ds.mixture.planning.transfer_reader import read_transfer
+from versatune_ds.mixture.planning.transfer_table import TransferTable
 from versatune_ds.mixture.policies.simplex import equal_weights, normalise
 from versatune_ds.mixture.settings import floor_and_cap, prior_weights
 from versatune_ds.planning.plan_content import make_plan, plan_provenance
