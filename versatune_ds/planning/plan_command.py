@@ -114,7 +114,7 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
         solution_K=solution_K,
     )
     if not predictor.is_costly:
-        fill_front(predictor, goal, found.scored, limits=limits)
+        fill_front(predictor, goal, found.mixtures, limits=limits)
     # Write and show.
     plan = make_plan(
         found, goal, planner=planner, predictor=predictor, task=task, limits=limits,

@@ -43,8 +43,8 @@ def make_plan(
     """Return the plan of a search, with its front and what one percentage point more of each domain would do."""
     names = task.table.domain_set
     effects_KK = _effects_of_one_point(predictor, found.weights_K, goal.base_losses_K)
-    chosen = int(found.scored.score(found.weights_K)[0])
-    points = front(found.scored, goal, limits=limits, labels={**found.named, "chosen": chosen})
+    chosen = int(found.mixtures.add(found.weights_K)[0])
+    points = front(found.mixtures, goal, limits=limits, labels={**found.named, "chosen": chosen})
     return Plan(
         weights=names.to_dict(found.weights_K),
         predicted=_predicted(found.predicted, goal, task.table),
@@ -133,7 +133,7 @@ def plan_provenance(
         **{key: table.provenance[key] for key in ("digests", "model") if key in table.provenance},
         "search": {
             "seed": config.run.seed,
-            "num_mixtures": len(found.scored),
+            "num_mixtures": len(found.mixtures),
             "floor": float(limits.lower_K.min()),
             "cap": float(limits.upper_K.max()),
         },

@@ -63,13 +63,13 @@ def losses_text(shown: Shown) -> str:
     others = {label: found.named[label] for label in ("uniform", "prior") if label in found.named}
     header = ["\ndomain", "\nshare", "base\nloss", "predicted\nloss", "\n+-", "\nchange", "\nbound"]
     header += [f"{label}\n{column}" for label in others for column in ("share", "change")]
-    predicted_of = {label: found.scored.predicted_at(np.array([i])) for label, i in others.items()}
+    predicted_of = {label: found.mixtures.predicted_at(np.array([i])) for label, i in others.items()}
     rows = []
     for k, name in enumerate(names):
         cells = [name, f"{found.weights_K[k]:.3f}", *_loss_cells(found.predicted, goal, k), _bound_cell(goal, k)]
         for label, i in others.items():
             change = goal.changes(predicted_of[label])[0, k]
-            cells += [f"{found.scored.weights_NK[i, k]:.3f}", _percent(change)]
+            cells += [f"{found.mixtures.weights_NK[i, k]:.3f}", _percent(change)]
         rows.append(tuple(cells))
     footer = ["mean", "", *_mean_cells(found.predicted, goal), ""]
     for predicted in predicted_of.values():
