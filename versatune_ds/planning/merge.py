@@ -62,7 +62,7 @@ class MergedLosses:
 
 def _make(task: PlanTask) -> Predictor:
     # torch is loaded here, so that planning without models starts fast.
-    from versatune_ds.planning.kept_models import check_losses, open_kept_runs
+    from versatune_ds.planning.kept_runs import check_losses, open_kept_runs
 
     runs = open_kept_runs(task)
     merged = MergedLosses(runs.models)

@@ -120,7 +120,7 @@ def _chosen_examples(base: ExampleLosses, *, seed: int, most_tokens: int) -> np.
 
 def _make(task: PlanTask) -> Predictor:
     # torch is loaded here, so that planning without models starts fast.
-    from versatune_ds.planning.kept_models import check_losses, open_kept_runs
+    from versatune_ds.planning.kept_runs import check_losses, open_kept_runs
 
     runs = open_kept_runs(task)
     examples_M, base = runs.models.token_examples, runs.models.base
