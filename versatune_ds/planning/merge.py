@@ -1,7 +1,7 @@
 """The planner `merge`: the losses of averaged models predict those of training on the mixture.
 
 theta(w) = theta_0 + sum_i w_i (theta_i - theta_0), with theta_i the model trained on domain i alone; one forward pass
-over the held-out rows a mixture, no training. Levels are calibrated (`mixture/planning/calibration.py`).
+over the held-out rows a mixture, no training. Losses are calibrated (`mixture/planning/calibration.py`).
 
 Shape legend: **N** mixtures, **K** domains.
 """
@@ -79,7 +79,7 @@ MERGE = Planner(
     explain="the losses of a run on a mixture as those of the single-domain models, averaged in the mixture's shares",
     source="MergeMix, arXiv 2601.17858",
     differences=(
-        "Levels are calibrated with the runs on single domains and on a mixture, and what a longer run adds is taken "
+        "Losses are calibrated with the runs on single domains and on a mixture, and what a longer run adds is taken "
         "from the planner transfer; the paper uses ranks alone."
     ),
 )

@@ -76,7 +76,7 @@ class _Levels:
 
 
 class CalibratedPredictor:
-    """Predict losses from kept models, at the levels of the measured runs.
+    """Predict losses from kept models, calibrated with the measured runs.
 
     Args:
         models: What the models predict.
@@ -92,7 +92,7 @@ class CalibratedPredictor:
         self._at_lengths = _at_lengths(task, self._measured_tokens)
         if not table.mixed:
             logger.warning(
-                "no run on a mixture in the table: levels are not calibrated and have larger errors; versatune "
+                "no run on a mixture in the table: losses are not calibrated and have larger errors; versatune "
                 "reference with reference.mixed_run=true measures one"
             )
 
