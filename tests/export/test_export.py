@@ -20,7 +20,7 @@ from versatune_ds.evaluation.measure import as_evaluation, measure
 from versatune_ds.export.run_export import export_run
 from versatune_ds.model import weight_files
 from versatune_ds.model.weight_files import write_weights
-from versatune_ds.reference.kept_models import keep_run_model
+from versatune_ds.reference.model_storage import keep_run_model
 
 
 class WeightOnDisk:

@@ -13,7 +13,8 @@ from transfer_tables import two_domain_table
 from versatune_ds.config import LoraConfig
 from versatune_ds.mixture.planning.predictor import PlanTask
 from versatune_ds.model.trainable_parameters import add_adapters, save_adapters
-from versatune_ds.planning.kept_models import KeptModels, KeptRuns, _check_digests, check_losses, kept_folders
+from versatune_ds.planning.kept_models import KeptModels
+from versatune_ds.planning.kept_runs import KeptRuns, _check_digests, check_losses, kept_folders
 from versatune_ds.planning.kept_weights import MergedWeights, OtherWeightsError, open_kept_weights
 from versatune_ds.planning.merge import MergedLosses
 

@@ -129,12 +129,13 @@ def test_the_text_has_the_table_the_losses_the_front_and_a_sentence_a_domain(rec
     assert ["law", "-50.0", "(+10.0)", "(+10.0)"] in [line.split() for line in lines]
     assert ["equal", "shares", "-25.0", "-20.0", "+50.0!"] in [line.split() for line in lines]
     assert next(line for line in lines if line.startswith("code  ") and "%" in line).split()[1] == "0.333"
-    assert "At their bound: law, art. For a margin of an error, give bounds that much lower." in lines
+    margin = "For a margin of one standard error, lower a bound by the column +- divided by the base loss."
+    assert f"At their bound: law, art. {margin}" in lines
     assert any(line.startswith("uniform ") for line in lines)
-    # One more percent of law: law falls by .9 %, code's share falls by .01 * (1/3) / (2/3), so its loss rises by .6 %;
-    # art rises by .45 %. The mean: (2 * -.9 + 4 * .6 + 1 * .45) / 7.
-    sentence = "law gets 0.333: one more percent of it lowers law by 0.90 % and raises code by 0.60 %, art by 0.45 %"
-    assert f"{sentence}; the mean changes by +0.15 %." in lines
+    # One percentage point more of law: law falls by .9 %, code's share falls by .01 * (1/3) / (2/3), so its loss rises
+    # by .6 %; art rises by .45 %. The mean: (2 * -.9 + 4 * .6 + 1 * .45) / 7.
+    effects = "one percentage point more of it lowers law by 0.90 % and raises code by 0.60 %, art by 0.45 %"
+    assert f"law gets 0.333: {effects}; the mean changes by +0.15 %." in lines
 
 
 def test_bounds_that_nothing_meets_are_said_with_the_domain_and_by_how_much(recipe, stand_in):
@@ -270,6 +271,15 @@ def test_a_table_of_other_domains_is_refused_and_one_of_another_model_is_warned_
     write_table(tmp_path, table(names=("law", "code")))
     with pytest.raises(ValueError, match=r"its domains are law, code, the recipe's law, code, art; run versatune ref"):
         plan(recipe)
+
+
+def test_a_missing_table_is_answered_with_the_command_that_measures_it(recipe, stand_in, tmp_path):
+    stand_in(quadratic(**BINDING))
+    (tmp_path / "runs/tiny-transfer.json").unlink()
+    with pytest.raises(ValueError, match="no such file; measure it first with") as error:
+        plan(recipe, "run.seed=3", "resume.allow=[data]", "mixture.prior=runs/tiny-plan.json")
+    command = f"versatune reference {recipe} run.seed=3 'resume.allow=[data]'"
+    assert f"`{command}`, or give another one with --transfer FILE" in str(error.value)
 
 
 def test_bounds_are_read_from_one_text_or_several():

@@ -18,8 +18,8 @@ from versatune_ds.config.model import model_identity
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.export.run_export import export_run
 from versatune_ds.mixture.planning.predictor import PlanTask
-from versatune_ds.mixture.planning.transfer_table import read_transfer
-from versatune_ds.planning.kept_models import open_kept_runs
+from versatune_ds.mixture.planning.transfer_reader import read_transfer
+from versatune_ds.planning.kept_runs import open_kept_runs
 from versatune_ds.planning.merge import MERGE
 from versatune_ds.planning.mixmin import MIXMIN
 from versatune_ds.reference import measure as reference

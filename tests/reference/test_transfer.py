@@ -13,11 +13,11 @@ from transfer_tables import two_domain_table
 
 from versatune_ds.distributed import World
 from versatune_ds.mixture.measurement import Remembered
-from versatune_ds.mixture.planning.transfer_table import read_transfer
+from versatune_ds.mixture.planning.transfer_reader import read_transfer
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.reference import kept_models
+from versatune_ds.reference import model_storage
 from versatune_ds.reference.command import ReferenceTask, launch_reference
-from versatune_ds.reference.kept_models import bytes_text, check_room_for_models
+from versatune_ds.reference.model_storage import bytes_text, check_room_for_models
 from versatune_ds.reference.one_domain import domain_recipe
 from versatune_ds.reference.results import write_files
 from versatune_ds.reference.transfer_file import transfer_path, transfer_text
@@ -186,7 +186,7 @@ def test_the_size_of_the_kept_models_is_logged_and_compared_with_the_disk(setup,
     check_room_for_models(setup, ["law", "code", "medicine"])  # 37,024 parameters each, in fp32
     assert "kept after training: 3 models of 148.1 kB: 444.3 kB in " in caplog.text, caplog.text
     assert "reference.keep_models=false keeps none" in caplog.text
-    monkeypatch.setattr(kept_models.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
+    monkeypatch.setattr(model_storage.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
     with pytest.raises(ValueError, match=r"^reference\.keep_models: 3 models of .* but only 200\.0 kB are free"):
         check_room_for_models(setup, ["law", "code", "medicine"])
     check_room_for_models(setup, ["law"])

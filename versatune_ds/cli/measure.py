@@ -73,7 +73,7 @@ def add_reference(commands: Commands) -> None:
         commands,
         "reference",
         _reference,
-        example="versatune reference recipes/quickstart.yaml --processes 2 reference.steps=120",
+        example="versatune reference recipes/quickstart.yaml --processes 2 reference.steps=240",
         kept="domains measured so far are kept",
     )
     add_recipe(command)
@@ -130,15 +130,16 @@ def add_plan(commands: Commands) -> None:
         dest="purpose",
         choices=("mean", "balanced", "target"),
         default="mean",
-        help="mean: the lowest mean loss (default); balanced: the same, no domain worse off than the "
-        "worst one on equal shares; target: the largest gain of mixture.target, the others within their bounds",
+        help="mean: the lowest mean loss (default); balanced: the same, where no domain rises by more than the "
+        "worst one does on equal shares; target: the largest gain of mixture.target, the others within their bounds",
     )
     command.add_argument(
         "--bound",
         action="append",
         default=[],
         metavar="A=X,B=Y",
-        help="largest rise of a domain's loss as a share of the base model's, e.g. law=0,general=0.02",
+        help="largest rise of a domain's loss as a share of the base model's, e.g. law=0,general=0.02; a negative one "
+        "asks for a fall, e.g. law=-0.1",
     )
     command.add_argument(
         "--bound-all",
@@ -150,17 +151,25 @@ def add_plan(commands: Commands) -> None:
     command.add_argument(
         "--planner",
         metavar="NAME",
-        help="how losses are predicted: transfer (default), merge (MergeMix), mixmin, dynamics (DynaMiCS)",
+        help="how losses are predicted: transfer (default; from transfer.json alone), merge (MergeMix; runs averages "
+        "of the kept models), mixmin (MixMin; mixes the kept models' token probabilities), dynamics (DynaMiCS; a "
+        "linear response, to compare with)",
     )
     command.add_argument("--budget-steps", **NUMBER, help="steps of the run that is planned (default: train.steps)")
     command.add_argument(
-        "--predictions", **NUMBER, default=96, help="most predictions of a planner that runs models (default: 96)"
+        "--predictions",
+        **NUMBER,
+        default=96,
+        help="largest number of mixtures that merge runs its models for (default: 96)",
     )
     command.add_argument(
         "--transfer", **FILE, help="transfer.json to read (default: where versatune reference writes it)"
     )
     command.add_argument(
-        "--output", **FILE, help="plan.json to write, with a picture beside it (default: runs/NAME-plan.json)"
+        "--output",
+        **FILE,
+        help="plan.json to write, with a picture (.png) beside it (default: runs/NAME-plan.json, NAME being run.name; "
+        "a later plan of the recipe replaces it)",
     )
     command.add_argument("--json", action="store_true", help="print the content of plan.json instead of tables")
 

@@ -10,8 +10,8 @@ import numpy as np
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, texts
 from versatune_ds.comparison.starting_point import transfer_file
 from versatune_ds.config import load_config
-from versatune_ds.mixture.planning.transfer_table import read_transfer
-from versatune_ds.planning.plan_command import plan_task
+from versatune_ds.mixture.planning.transfer_reader import read_transfer
+from versatune_ds.planning.plan_inputs import plan_task
 from versatune_ds.planning.planners import DEFAULT, planner_named
 
 logger = logging.getLogger(__name__)

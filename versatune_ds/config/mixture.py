@@ -114,7 +114,7 @@ class MixtureConfig(Section):
     `uniform`, or `proportional` to the data."""
     prior_uniform_share: float | None = Field(default=None, ge=0, le=1)
     """Share of the uniform mixture blended into the prior at step 0; by default 0.5 for `steer` and 0 for the others,
-    and 0 where the prior is a plan.json, which is meant as it is. 0 protects what the base model knows most about, 1
+    and 0 where the prior is a plan.json, which is used unchanged. 0 protects what the base model knows most about, 1
     learns most of what it knows least about."""
     reference: StartFraction | dict[str, float] | Path | None = None
     """Reference losses: a reference.json (from `versatune reference`), a mapping (nats per loss token), or

@@ -93,10 +93,10 @@ class ReferenceConfig(Section):
     one, at the cost of one domain more, shows how far such a prediction is off. It is part of transfer.json, so
     `transfer: false` leaves it out too."""
     keep_models: bool = True
-    """Keep the weights after the last step on each domain, one copy each: the model in the precision of training, or
-    its LoRA adapters alone. A plan that averages models needs them, and what took the training of every domain to make
-    would be lost for the room of one model each. The size is logged, and compared with the disk, before training; false
-    keeps none."""
+    """Keep the weights after the last step on each domain: the model in the precision of training, or its LoRA adapters
+    alone. `versatune plan --planner merge` and `mixmin` need them; without them every domain has to be trained on again
+    for such a plan. They take the room of one model a domain: the size is logged, and compared with the free disk,
+    before training. `false` keeps none."""
 
 
 class CheckpointConfig(Section):

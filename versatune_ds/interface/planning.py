@@ -158,10 +158,11 @@ def plan(
     Args:
         config: Recipe as a YAML file, a nested mapping, or a `RunConfig`.
         overrides: Texts `key=value` with dotted keys.
-        purpose: `mean`: the lowest mean loss. `balanced`: the same, no domain above the base model's loss. `target`:
-            the largest gain of `mixture.target`, the others within their bounds.
+        purpose: `mean`: the lowest mean loss. `balanced`: the same, where no domain rises by more than the worst one
+            does on equal shares. `target`: the largest gain of `mixture.target`, the others within their bounds.
         bounds: Largest rise of a domain's loss as a share of the base model's, by domain, such as `{"law": 0.02}`.
-        bound_all: The same for all other domains; by default none for mean, 0 for balanced, 0.02 for target.
+        bound_all: The same for all other domains; by default none for mean, the largest rise on equal shares for
+            balanced, 0.02 for target.
         planner: How losses are predicted, `transfer` by default.
         steps: Optimizer steps of the planned run; by default `train.steps`.
         transfer: transfer.json to read; by default where `versatune reference` writes it.

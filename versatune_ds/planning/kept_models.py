@@ -1,4 +1,4 @@
-"""Run the models that `versatune reference` kept, and sums of them, on the held-out rows of the transfer table.
+"""Run the models that `versatune reference` kept, and sums of them, on held-out rows.
 
 Shape legend: **K** domains, **E** held-out examples, **M** loss tokens of all of them.
 """
@@ -6,54 +6,20 @@ Shape legend: **K** domains, **E** held-out examples, **M** loss tokens of all o
 from __future__ import annotations
 
 import functools
-import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from versatune_ds.config import RunConfig
 from versatune_ds.data.batch import IGNORE_INDEX, Batch
-from versatune_ds.data.manifest import digest_of_texts
-from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.data.validation_loader import ValidationLoader
-from versatune_ds.distributed import World
-from versatune_ds.mixture.planning.predictor import PlanTask
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.monitor.progress_lines import with_progress
-from versatune_ds.planning.kept_weights import (
-    KeptWeights,
-    MergedWeights,
-    OtherWeightsError,
-    open_kept_weights,
-    weight_files_of,
-)
-from versatune_ds.reference.one_domain import domain_recipe
-from versatune_ds.run_folder.atomic import atomic_file, read_json
-from versatune_ds.run_folder.names import TRANSFER_BASE_FILE
-from versatune_ds.training.held_out import HeldOutExamples, held_out_examples, losses_without_engine
-from versatune_ds.training.mixture_start import loss_digests
-from versatune_ds.training.prepared_data import (
-    RunSetup,
-    cache_folder,
-    load_or_train_tokenizer,
-    prepare_recipe,
-)
-from versatune_ds.training.worker import choose_device, set_threads
-
-logger = logging.getLogger(__name__)
-
-_AGAIN = "measure again with versatune reference"
-_CACHE_VERSION = "1"
-_MOST_OFF = 0.02
-"""Largest relative difference of a loss measured again, on another device or with another attention."""
+from versatune_ds.planning.kept_weights import KeptWeights, MergedWeights
+from versatune_ds.training.held_out import losses_without_engine
 
 
 class KeptModels:
@@ -74,7 +40,7 @@ class KeptModels:
 
     def __init__(self, causal_lm: Any, kept: Sequence[KeptWeights | None], loader: ValidationLoader) -> None:
         self._loader = loader
-        with _memory_advice():
+        with memory_advice():
             self._merged = MergedWeights(causal_lm, kept)
             self._model = DomainModel(causal_lm, num_domains=len(kept)).eval()
         self.base = self._present_losses()
@@ -86,7 +52,7 @@ class KeptModels:
 
     def losses(self, weights_K: np.ndarray) -> ExampleLosses:
         """Return the held-out losses of the merge in a mixture; raise ValueError if memory does not suffice."""
-        with _memory_advice():
+        with memory_advice():
             self._merged.set_mixture(weights_K.tolist())
         return self._present_losses()
 
@@ -94,7 +60,7 @@ class KeptModels:
         """Return the loss of every loss token of the merge in a mixture, float32 [M]."""
         device, loader = next(self._model.parameters()).device, self._loader
         parts = []
-        with _memory_advice(), torch.no_grad():
+        with memory_advice(), torch.no_grad():
             self._merged.set_mixture(weights_K.tolist())
             for batch, _ in with_progress(loader, num_items=loader.num_micro_batches, what="held-out rows: %s batches"):
                 losses_N = self._model(**model_inputs(batch, device=device), per_token=True).token_losses_N
@@ -108,7 +74,7 @@ class KeptModels:
 
     def _present_losses(self) -> ExampleLosses:
         """Return the held-out losses of the weights that are in memory."""
-        with _memory_advice():
+        with memory_advice():
             loss_sum_E = losses_without_engine(self._model, self._loader)
         return ExampleLosses(
             loss_sum_E=loss_sum_E,
@@ -122,157 +88,8 @@ def _bears_loss(batch: Batch) -> torch.Tensor:
     return batch.labels.reshape(-1) != IGNORE_INDEX
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRuns:
-    """The kept models of a transfer table, ready to run."""
-
-    models: KeptModels
-    folders: Mapping[str, Path]
-    """Folder of the weights of each domain that has them."""
-    cache_dir: Path
-    rows_digest: str
-    """Of all that a loss depends on besides the kept weights."""
-
-    def cached_token_losses(self, name: str, weights_K: np.ndarray) -> np.ndarray:
-        """Return the token losses [M] of one domain's model, from the cache where it has them; it is filled else."""
-        files = weight_files_of(self.folders[name]) if name in self.folders else []
-        digest = digest_of_texts([self.rows_digest, *SourceDigests(self.cache_dir).of(files)])
-        path = self.cache_dir / "token-losses" / f"{digest}.npz"
-        if path.is_file():
-            with np.load(path) as content:
-                return content["losses_M"]
-        losses_M = self.models.token_losses(weights_K)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as stream:
-            np.savez(stream, losses_M=losses_M)
-        return losses_M
-
-
-def kept_folders(task: PlanTask) -> dict[str, Path]:
-    """Return the folder of each domain's kept weights; domains without held-out rows have none.
-
-    Raises:
-        ValueError: If weights were not kept, or are gone; with the command that measures again.
-    """
-    table, folders = task.table, {}
-    known = [name for name in table.domain_set if name not in table.unmeasured or name in table.sources]
-    without = [n for n in known if n not in table.sources or table.sources[n].model is None]
-    for name in known:
-        if name not in without:
-            folders[name] = task.folder / str(table.sources[name].model)
-    gone = [name for name, folder in folders.items() if not folder.is_dir()]
-    for names, what in ((without, "no weights of"), (gone, "the folders are gone of the weights of")):
-        if names:
-            raise ValueError(
-                f"transfer.json: {what} {', '.join(names)}; {_AGAIN} reference.keep_models=true --domains "
-                f"{','.join(names)} --fresh"
-            )
-    return folders
-
-
-def open_kept_runs(task: PlanTask) -> KeptRuns:
-    """Return the models of a task's table, on its held-out rows.
-
-    Raises:
-        ValueError: If weights are missing, or model, tokenizer or held-out rows are others than the table's; one line.
-    """
-    folders = kept_folders(task)
-    config: RunConfig = task.config
-    # The rows, the same ones as in the table.
-    set_threads()
-    tokenizer, data = load_or_train_tokenizer(config), prepare_recipe(config)
-    digests = loss_digests(config, tokenizer, data)
-    _check_digests(task, digests)
-    recipe = domain_recipe(config, next(iter(folders)))
-    setup = RunSetup(
-        config=recipe, world=World(), device=choose_device(World()), ds_config={}, tokenizer=tokenizer, data=data
-    )
-    held_out = _held_out_of_table(setup, run_dir=next(iter(folders.values())).parent)
-    # The models.
-    models = _open_models(task, setup, folders, held_out.loader)
-    check_losses(task, models.base, name=None)
-    logger.info("%d kept models on %s, %d held-out examples", len(folders), setup.device, held_out.loader.num_examples)
-    model = json.dumps([recipe.model.model_dump(mode="json"), recipe.train.precision, recipe.run.seed])
-    rows = json.dumps([digests, list(data.domain_set), held_out.state_dict(), recipe.data.row_tokens])
-    sizes = json.dumps([held_out.loader.num_examples, recipe.rows_evaluated_at_once, str(setup.device.type)])
-    return KeptRuns(
-        models=models,
-        folders=folders,
-        cache_dir=cache_folder(config),
-        rows_digest=digest_of_texts([_CACHE_VERSION, model, rows, sizes]),
-    )
-
-
-def _check_digests(task: PlanTask, digests: dict[str, str]) -> None:
-    recorded = task.table.provenance.get("digests") or {}
-    for key, digest in digests.items():
-        if recorded.get(key, digest) != digest:
-            raise ValueError(
-                f"transfer.json: its {key} is another than the recipe's, so its models' losses do not compare; "
-                f"{_AGAIN} --fresh"
-            )
-
-
-def _held_out_of_table(setup: RunSetup, *, run_dir: Path) -> HeldOutExamples:
-    """Return the held-out rows that the run in a folder measured, where it recorded them; else the recipe's."""
-    held_out = held_out_examples(setup)
-    if base := read_json(run_dir / TRANSFER_BASE_FILE):
-        held_out.load_state_dict(base["chosen"])
-    return held_out
-
-
-def _open_models(task: PlanTask, setup: RunSetup, folders: Mapping[str, Path], loader: ValidationLoader) -> KeptModels:
-    """Return the base model in memory, and the kept weights of all domains opened."""
-    names, kept = list(task.table.domain_set), []
-    for name in names:
-        try:
-            kept.append(open_kept_weights(folders[name]) if name in folders else None)
-        except ValueError as error:
-            raise ValueError(f"transfer.json: {name}: {error}") from None
-    causal_lm = _base_model(setup)
-    try:
-        return KeptModels(causal_lm, kept, loader)
-    except OtherWeightsError as error:
-        raise ValueError(
-            f"transfer.json: {names[error.number]}: its kept weights are of another model than the recipe's ({error}); "
-            f"give the recipe they were made with, or {_AGAIN} --fresh"
-        ) from None
-
-
-def _base_model(setup: RunSetup) -> Any:
-    """Return the recipe's base model on the device, without adapters."""
-    config = setup.config
-    torch.manual_seed(config.run.seed)
-    with _memory_advice():
-        return build_causal_lm(
-            config.model.model_copy(update={"lora": None, "freeze": (), "gradient_checkpointing": False}),
-            precision=config.train.precision,
-            vocab_size=len(setup.tokenizer),
-            special_ids=special_ids_of_tokenizer(setup.tokenizer),
-            device=setup.device,
-        ).to(setup.device)
-
-
-def check_losses(task: PlanTask, losses: ExampleLosses, *, name: str | None) -> None:
-    """Check that a domain's kept model, or the base model (None), has the losses that the table has of it.
-
-    Raises:
-        ValueError: If one differs by more than 2 %.
-    """
-    table = task.table
-    wanted_K = table.base_losses_K if name is None else table.sources[name].losses_SK[-1]
-    off_K = np.nan_to_num(np.abs(losses.mean() / wanted_K - 1.0))
-    if np.max(off_K) > _MOST_OFF:
-        k = int(np.argmax(off_K))
-        what = "the base model" if name is None else f"the kept model of {name}"
-        raise ValueError(
-            f"transfer.json: {what} has a loss of {losses.mean()[k]:.4f} on {table.domain_set.names[k]} now, and "
-            f"{wanted_K[k]:.4f} in the table: model or held-out rows changed; {_AGAIN} --fresh"
-        )
-
-
 @contextmanager
-def _memory_advice() -> Iterator[None]:
+def memory_advice() -> Iterator[None]:
     """Turn torch's error for a full GPU into one line with what to do."""
     try:
         yield

@@ -1,7 +1,7 @@
 """The planner `merge`: the losses of averaged models predict those of training on the mixture.
 
 theta(w) = theta_0 + sum_i w_i (theta_i - theta_0), with theta_i the model trained on domain i alone; one forward pass
-over the held-out rows a mixture, no training. Levels are calibrated (`mixture/planning/calibration.py`).
+over the held-out rows a mixture, no training. Losses are calibrated (`mixture/planning/calibration.py`).
 
 Shape legend: **N** mixtures, **K** domains.
 """
@@ -62,7 +62,7 @@ class MergedLosses:
 
 def _make(task: PlanTask) -> Predictor:
     # torch is loaded here, so that planning without models starts fast.
-    from versatune_ds.planning.kept_models import check_losses, open_kept_runs
+    from versatune_ds.planning.kept_runs import check_losses, open_kept_runs
 
     runs = open_kept_runs(task)
     merged = MergedLosses(runs.models)
@@ -79,7 +79,7 @@ MERGE = Planner(
     explain="the losses of a run on a mixture as those of the single-domain models, averaged in the mixture's shares",
     source="MergeMix, arXiv 2601.17858",
     differences=(
-        "Levels are calibrated with the runs on single domains and on a mixture, and what a longer run adds is taken "
+        "Losses are calibrated with the runs on single domains and on a mixture, and what a longer run adds is taken "
         "from the planner transfer; the paper uses ranks alone."
     ),
 )

@@ -3,7 +3,7 @@
     l_j(w) = -mean over held-out tokens of domain j of log sum_i w_i p_i(token)
 
 Each model runs once over the held-out rows; its token losses are cached, so that a killed plan continues, and another
-one for the same models starts at once. Levels are calibrated (`mixture/planning/calibration.py`).
+one for the same models starts at once. Losses are calibrated (`mixture/planning/calibration.py`).
 
 Shape legend: **N** mixtures, **K** domains, **E** held-out examples, **M** loss tokens, sorted by example.
 """
@@ -120,7 +120,7 @@ def _chosen_examples(base: ExampleLosses, *, seed: int, most_tokens: int) -> np.
 
 def _make(task: PlanTask) -> Predictor:
     # torch is loaded here, so that planning without models starts fast.
-    from versatune_ds.planning.kept_models import check_losses, open_kept_runs
+    from versatune_ds.planning.kept_runs import check_losses, open_kept_runs
 
     runs = open_kept_runs(task)
     examples_M, base = runs.models.token_examples, runs.models.base
@@ -151,7 +151,7 @@ MIXMIN = Planner(
     source="MixMin, arXiv 2502.10510",
     differences=(
         "The paper finds the mixture by exponentiated gradient; here the search of all planners takes its place, and "
-        "finds the same one where there are no bounds. Levels are calibrated with the runs on single domains and "
+        "finds the same one where there are no bounds. Losses are calibrated with the runs on single domains and "
         "on a mixture, and what a longer run adds is taken from the planner transfer."
     ),
 )

@@ -1,14 +1,16 @@
 """Run `versatune plan`: read transfer.json, search the mixture that serves a purpose best, write plan.json.
 
-Nothing is trained, and no row is read. With the planner `transfer` torch is not even imported.
+Nothing is trained. The planners `transfer` and `dynamics` read the table alone, and torch is not even imported; `merge`
+and `mixmin` run the models that `versatune reference` kept over the held-out rows.
 
-Shape legend: **N** mixtures, **K** domains.
+Shape legend: **K** domains.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +18,16 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import Recipe
-from versatune_ds.data.sources.domain_files import domain_names
 from versatune_ds.mixture.planning.front import fill_front
 from versatune_ds.mixture.planning.goal import Purpose, goal_of, worst_rise
-from versatune_ds.mixture.planning.limits import Limits
-from versatune_ds.mixture.planning.plan_file import Plan, is_plan_file
-from versatune_ds.mixture.planning.predictor import PlanTask, Predictor
+from versatune_ds.mixture.planning.plan_file import Plan
+from versatune_ds.mixture.planning.predictor import Predictor
 from versatune_ds.mixture.planning.search import search
-from versatune_ds.mixture.planning.transfer_table import TransferTable, read_transfer
-from versatune_ds.mixture.policies.simplex import equal_weights, normalise
-from versatune_ds.mixture.settings import floor_and_cap, prior_weights
+from versatune_ds.mixture.planning.transfer_reader import read_transfer
+from versatune_ds.mixture.planning.transfer_table import TransferTable
+from versatune_ds.mixture.policies.simplex import equal_weights
 from versatune_ds.planning.plan_content import make_plan, plan_provenance
+from versatune_ds.planning.plan_inputs import check_table, check_unit, named_mixtures, plan_limits, plan_task
 from versatune_ds.planning.plan_picture import draw_plan
 from versatune_ds.planning.plan_text import Shown, plan_text
 from versatune_ds.planning.planners import DEFAULT, planner_named
@@ -79,10 +80,15 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
     # What is asked for.
     config = load_recipe(recipe, overrides)
     planner = planner_named(options.planner)
-    _check_unit(config)
+    check_unit(config)
     path = options.transfer or transfer_path(config.default_output("reference"))
+    if options.transfer is None and not path.exists():
+        raise ValueError(
+            f"{path}: no such file; measure it first with `{reference_command(recipe, overrides)}`, or give another "
+            "one with --transfer FILE"
+        )
     table = read_transfer(path)
-    _check_table(config, table, path=path)
+    check_table(config, table, path=path)
     task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
     named = named_mixtures(config, table)
     limits = plan_limits(config, table, named)
@@ -106,7 +112,7 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
         solution_K=solution_K,
     )
     if not predictor.is_costly:
-        fill_front(predictor, goal, found.scored, limits=limits)
+        fill_front(predictor, goal, found.mixtures, limits=limits)
     # Write and show.
     plan = make_plan(
         found, goal, planner=planner, predictor=predictor, task=task, limits=limits,
@@ -159,87 +165,6 @@ def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
     return bounds
 
 
-def _check_unit(config: RunConfig) -> None:
-    if config.mixture.weight_unit == "examples":
-        raise ValueError(
-            "mixture.weight_unit: examples: a plan's weights are shares of tokens; set mixture.weight_unit=tokens for "
-            "the run too"
-        )
-
-
-def _check_table(config: RunConfig, table: TransferTable, *, path: Path) -> None:
-    """Check that a table is of the recipe's domains, and warn if it is of another model."""
-    names = domain_names(config.data)
-    if names is not None and set(names) != set(table.domain_set):
-        raise ValueError(
-            f"{path}: its domains are {', '.join(table.domain_set)}, the recipe's {', '.join(names)}; run versatune "
-            "reference with this recipe"
-        )
-    model = (config.reference.model or config.model).model_dump(mode="json", exclude_none=True)
-    if table.provenance.get("model") not in (None, model):
-        logger.warning("%s was measured with another model than the recipe's; its predictions may not fit", path)
-
-
-def plan_task(config: RunConfig, table: TransferTable, *, path: Path, num_steps: int) -> PlanTask:
-    """Return what the plan is for, with rows filled as in the runs of the table."""
-    num_tokens = float(num_steps * config.train.rows_per_batch * config.data.row_tokens)
-    settings = table.provenance.get("settings")
-    sizes = [settings.get(key) for key in ("rows_per_batch", "row_tokens")] if isinstance(settings, Mapping) else []
-    steps = sum(int(source.steps_S[-1]) for source in table.sources.values())
-    if steps and len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes):
-        tokens = sum(int(source.tokens_S[-1]) for source in table.sources.values())
-        num_tokens *= min(tokens / (steps * sizes[0] * sizes[1]), 1.0)
-    return PlanTask(
-        table=table,
-        num_steps=num_steps,
-        num_tokens=num_tokens,
-        folder=path.parent,
-        seed=config.run.seed,
-        config=config,
-    )
-
-
-def named_mixtures(config: RunConfig, table: TransferTable) -> dict[str, np.ndarray]:
-    """Return the mixtures that a plan is shown beside: uniform, and the prior and proportional where known."""
-    named = {"uniform": equal_weights(len(table.domain_set))}
-    sizes_K = _sizes(table)
-    prior = config.mixture.prior
-    if isinstance(prior, Path) and not prior.is_file():
-        logger.info("mixture.prior: %s: no such file; the plan is shown without the prior", prior)
-    elif isinstance(prior, Path) and is_plan_file(prior):
-        logger.info("mixture.prior: %s is a plan itself; this one is shown without the prior", prior)
-    elif prior != "proportional" or sizes_K is not None:
-        named["prior"] = prior_weights(config.mixture, domain_set=table.domain_set, sizes_K=sizes_K)
-    if sizes_K is not None:
-        named["proportional"] = normalise(sizes_K)
-    return named
-
-
-def _sizes(table: TransferTable) -> np.ndarray | None:
-    """Return the tokens of one pass over each domain [K]; None where a domain was not trained on alone."""
-    if set(table.sources) != set(table.domain_set):
-        return None
-    return np.array([table.sources[name].tokens_per_epoch for name in table.domain_set], dtype=np.float64)
-
-
-def plan_limits(config: RunConfig, table: TransferTable, named: Mapping[str, np.ndarray]) -> Limits:
-    """Return floor and cap of every domain; one that was not trained on alone keeps its share of the prior.
-
-    Nothing is known of what more or less of such a domain would do.
-    """
-    num_domains = len(table.domain_set)
-    floor, cap = floor_and_cap(config.mixture, num_domains=num_domains)
-    lower_K, upper_K = np.full(num_domains, floor), np.full(num_domains, cap)
-    unknown = [name for name in table.domain_set if name not in table.sources]
-    if unknown:
-        label = "prior" if "prior" in named else "uniform"
-        logger.warning("no run on %s alone: they keep their share of the %s mixture", ", ".join(unknown), label)
-        for name in unknown:
-            k = table.domain_set.id_of(name)
-            lower_K[k] = upper_K[k] = np.clip(named[label][k], floor, cap)
-    return Limits(lower_K=lower_K, upper_K=upper_K)
-
-
 def _predictions_of_search(num_predictions: int, predictor: Predictor, table: TransferTable) -> int:
     """Return how many predictions the search may make; the effect of each domain costs a few more afterwards."""
     num_domains = len(table.domain_set)
@@ -251,15 +176,22 @@ def next_command(recipe: Recipe, overrides: Sequence[str], *, config: RunConfig,
 
     A policy that gives a target a share of its own would otherwise replace the plan's.
     """
-    kept = [text for text in overrides if not text.startswith(("mixture.prior=", "mixture.target_share="))]
-    words = [
-        "versatune",
-        "train",
-        str(recipe) if isinstance(recipe, str | Path) else "RECIPE",
-        *kept,
-        f"mixture.prior={output}",
-    ]
+    words = ["versatune", "train", _recipe_word(recipe), *_without_plan(overrides), f"mixture.prior={output}"]
     target = config.mixture.target
     if target is not None and config.mixture.has_target and config.mixture.rule.has_given_target_share:
         words.append(f"mixture.target_share={plan.weights[target]:.6g}")
-    return " ".join(words)
+    return shlex.join(words)
+
+
+def reference_command(recipe: Recipe, overrides: Sequence[str]) -> str:
+    """Return the command that measures a recipe's transfer table; RECIPE where the recipe is no file."""
+    return shlex.join(["versatune", "reference", _recipe_word(recipe), *_without_plan(overrides)])
+
+
+def _recipe_word(recipe: Recipe) -> str:
+    return str(recipe) if isinstance(recipe, str | Path) else "RECIPE"
+
+
+def _without_plan(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those that use an earlier plan."""
+    return [text for text in overrides if not text.startswith(("mixture.prior=", "mixture.target_share="))]

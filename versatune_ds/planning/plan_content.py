@@ -26,7 +26,8 @@ from versatune_ds.mixture.planning.track import predicted_track
 from versatune_ds.mixture.planning.transfer_table import TransferTable
 
 _DIGITS = 6
-_PERCENT = 0.01
+_POINT = 0.01
+"""One percentage point of the weights."""
 
 
 def make_plan(
@@ -39,11 +40,11 @@ def make_plan(
     limits: Limits,
     provenance: Mapping[str, Any],
 ) -> Plan:
-    """Return the plan of a search, with its front and what one more percent of each domain would do."""
+    """Return the plan of a search, with its front and what one percentage point more of each domain would do."""
     names = task.table.domain_set
-    effects_KK = _effects_of_one_more_percent(predictor, found.weights_K, goal.base_losses_K)
-    chosen = int(found.scored.score(found.weights_K)[0])
-    points = front(found.scored, goal, limits=limits, labels={**found.named, "chosen": chosen})
+    effects_KK = _effects_of_one_point(predictor, found.weights_K, goal.base_losses_K)
+    chosen = int(found.mixtures.add(found.weights_K)[0])
+    points = front(found.mixtures, goal, limits=limits, labels={**found.named, "chosen": chosen})
     return Plan(
         weights=names.to_dict(found.weights_K),
         predicted=_predicted(found.predicted, goal, task.table),
@@ -69,11 +70,11 @@ def _track(track: Mapping[float, tuple[np.ndarray, np.ndarray]], table: Transfer
     ]
 
 
-def _effects_of_one_more_percent(predictor: Predictor, weights_K: np.ndarray, base_losses_K: np.ndarray) -> np.ndarray:
+def _effects_of_one_point(predictor: Predictor, weights_K: np.ndarray, base_losses_K: np.ndarray) -> np.ndarray:
     """Return the change of each loss for one more hundredth of the weight, as a share of the base model's, [K,K].
 
     The others give it up in proportion to their weights. A domain with more than .99 gives a hundredth up instead, and
-    the sign is turned. Example: from (.5, .3, .2) one more percent of the first is (.51, .294, .196).
+    the sign is turned. Example: from (.5, .3, .2) one percentage point more of the first is (.51, .294, .196).
 
     Args:
         predictor: Asked for K + 1 mixtures in one batch.
@@ -83,10 +84,10 @@ def _effects_of_one_more_percent(predictor: Predictor, weights_K: np.ndarray, ba
     num_domains = len(weights_K)
     if num_domains == 1:
         return np.zeros((1, 1))
-    signs_K = np.where(weights_K > 1.0 - _PERCENT, -1.0, 1.0)
+    signs_K = np.where(weights_K > 1.0 - _POINT, -1.0, 1.0)
     others_KK = np.where(np.eye(num_domains, dtype=bool), 0.0, np.maximum(weights_K, 1e-12))
     others_KK /= others_KK.sum(axis=1, keepdims=True)
-    moved_KK = weights_K + _PERCENT * signs_K[:, None] * (np.eye(num_domains) - others_KK)
+    moved_KK = weights_K + _POINT * signs_K[:, None] * (np.eye(num_domains) - others_KK)
     losses = predictor.predict(np.concatenate([weights_K[None], moved_KK])).losses_NK
     return signs_K[:, None] * (losses[1:] - losses[0]) / base_losses_K
 
@@ -132,7 +133,7 @@ def plan_provenance(
         **{key: table.provenance[key] for key in ("digests", "model") if key in table.provenance},
         "search": {
             "seed": config.run.seed,
-            "num_mixtures": len(found.scored),
+            "num_mixtures": len(found.mixtures),
             "floor": float(limits.lower_K.min()),
             "cap": float(limits.upper_K.max()),
         },

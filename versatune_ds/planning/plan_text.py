@@ -63,13 +63,13 @@ def losses_text(shown: Shown) -> str:
     others = {label: found.named[label] for label in ("uniform", "prior") if label in found.named}
     header = ["\ndomain", "\nshare", "base\nloss", "predicted\nloss", "\n+-", "\nchange", "\nbound"]
     header += [f"{label}\n{column}" for label in others for column in ("share", "change")]
-    predicted_of = {label: found.scored.predicted_at(np.array([i])) for label, i in others.items()}
+    predicted_of = {label: found.mixtures.predicted_at(np.array([i])) for label, i in others.items()}
     rows = []
     for k, name in enumerate(names):
         cells = [name, f"{found.weights_K[k]:.3f}", *_loss_cells(found.predicted, goal, k), _bound_cell(goal, k)]
         for label, i in others.items():
             change = goal.changes(predicted_of[label])[0, k]
-            cells += [f"{found.scored.weights_NK[i, k]:.3f}", _percent(change)]
+            cells += [f"{found.mixtures.weights_NK[i, k]:.3f}", _percent(change)]
         rows.append(tuple(cells))
     footer = ["mean", "", *_mean_cells(found.predicted, goal), ""]
     for predicted in predicted_of.values():
@@ -115,7 +115,10 @@ def bounds_notes(shown: Shown) -> Iterator[str]:
         return
     binding = [name for k, name in enumerate(names) if goal.excess(found.predicted)[0, k] > -_NEAR]
     if binding:
-        yield f"At their bound: {', '.join(binding)}. For a margin of an error, give bounds that much lower."
+        yield (
+            f"At their bound: {', '.join(binding)}. For a margin of one standard error, lower a bound by the column +- "
+            "divided by the base loss."
+        )
 
 
 def front_text(points: Sequence[Mapping[str, Any]]) -> str:
@@ -135,7 +138,7 @@ def front_text(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def why_text(shown: Shown) -> str:
-    """Return one sentence a domain: its share, and what one more percent of it would do."""
+    """Return one sentence a domain: its share, and what one percentage point more of it would do."""
     names = shown.table.domain_set
     uniform = 1.0 / len(names)
     lines = [
@@ -156,7 +159,7 @@ def _limit_note(shown: Shown, k: int) -> str:
 
 
 def _effects(plan: Plan, name: str) -> str:
-    """Describe what one more percent of a domain does to those it helps and hurts most, and to the mean."""
+    """Describe what one percentage point more of a domain does to those it helps and hurts most, and to the mean."""
     effects = {other: value for other, value in plan.effects.get(name, {}).items() if abs(value) >= _NOTHING}
     falls = sorted((other for other in effects if effects[other] < 0), key=lambda other: effects[other])[:_MOST_NAMED]
     rises = sorted((other for other in effects if effects[other] > 0), key=lambda other: -effects[other])[:_MOST_NAMED]
@@ -166,7 +169,7 @@ def _effects(plan: Plan, name: str) -> str:
         if others
     ]
     if not parts:
-        return "one more percent of it changes no loss"
+        return "one percentage point more of it changes no loss"
     bases = {other: plan.predicted[other]["base"] for other in plan.effects[name]}
     mean = sum(plan.effects[name][other] * base for other, base in bases.items()) / sum(bases.values())
-    return f"one more percent of it {' and '.join(parts)}; the mean changes by {100 * mean:+.2f} %"
+    return f"one percentage point more of it {' and '.join(parts)}; the mean changes by {100 * mean:+.2f} %"

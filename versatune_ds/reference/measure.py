@@ -21,7 +21,7 @@ from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.reference.command import ReferenceTask, other_model
-from versatune_ds.reference.kept_models import check_room_for_models, keep_run_model
+from versatune_ds.reference.model_storage import check_room_for_models, keep_run_model
 from versatune_ds.reference.one_domain import (
     ALL_DOMAINS,
     RESULT_FILE,

@@ -70,7 +70,7 @@ def test_without_a_mixed_run_the_models_levels_stay_and_the_unknown_scale_is_in_
     assert predicted.losses_NK == pytest.approx(raw.losses_NK)
     assert np.all(predicted.stderrs_NK > 0.5 * 0.25 * raw.losses_NK)
     assert np.all(predictor(mixed_run([-0.75, -1.5])).predict(equal).stderrs_NK < 0.2 * predicted.stderrs_NK)
-    assert "levels are not calibrated and have larger errors" in caplog.text
+    assert "losses are not calibrated and have larger errors" in caplog.text
 
 
 def test_errors_grow_with_those_of_the_held_out_examples_and_of_the_mixed_run():

@@ -146,12 +146,12 @@ def test_the_plan_is_within_its_limits_and_no_scored_mixture_within_them_is_bett
     goal = goal_for(predictor, purpose, target="law")
     assert found.weights_K.sum() == pytest.approx(1.0, abs=1e-9)
     assert limits.contain(found.weights_K[None])[0]
-    # Neither one that was scored, nor one of others.
+    # Neither one that was predicted, nor one of others.
     others_NK = candidates(np.random.default_rng(seed + 1), 3000, limits=limits)
-    scored = found.scored
+    mixtures = found.mixtures
     own, (excess,) = goal.objective(found.predicted)[0], goal.worst_excess(found.predicted)
     for predicted, is_within_N in (
-        (scored.predicted, limits.contain(scored.weights_NK)),
+        (mixtures.predicted, limits.contain(mixtures.weights_NK)),
         (predictor.predict(others_NK), np.ones(len(others_NK), dtype=bool)),
     ):
         excess_N = goal.worst_excess(predicted)
@@ -162,12 +162,12 @@ def test_the_plan_is_within_its_limits_and_no_scored_mixture_within_them_is_bett
 @pytest.mark.parametrize("is_costly", [False, True])
 def test_the_same_seed_finds_the_same_mixture_and_no_mixture_is_predicted_twice(is_costly):
     runs = [find(random_predictor(5, 4, is_costly=is_costly), "balanced", seed=7) for _ in range(2)]
-    assert np.array_equal(runs[0].scored.weights_NK, runs[1].scored.weights_NK)
+    assert np.array_equal(runs[0].mixtures.weights_NK, runs[1].mixtures.weights_NK)
     assert np.array_equal(runs[0].weights_K, runs[1].weights_K)
-    scored_NK = runs[0].scored.weights_NK
-    assert len(np.unique(np.round(scored_NK, 6), axis=0)) == len(scored_NK)
+    predicted_NK = runs[0].mixtures.weights_NK
+    assert len(np.unique(np.round(predicted_NK, 6), axis=0)) == len(predicted_NK)
     other = find(random_predictor(5, 4, is_costly=is_costly), "balanced", seed=8)
-    assert not np.array_equal(other.scored.weights_NK[:60], scored_NK[:60])
+    assert not np.array_equal(other.mixtures.weights_NK[:60], predicted_NK[:60])
 
 
 def test_a_costly_predictor_is_asked_as_often_as_it_may_be_and_comes_near_the_optimum():
@@ -190,9 +190,9 @@ def test_the_front_has_no_dominated_point_but_labelled_ones_and_its_ends_are_the
     found = find(predictor, "balanced")
     goal = goal_for(predictor, "balanced")
     limits = limits_of(2)
-    fill_front(predictor, goal, found.scored, limits=limits)
-    chosen = int(found.scored.score(found.weights_K)[0])
-    points = front(found.scored, goal, limits=limits, labels={**found.named, "chosen": chosen})
+    fill_front(predictor, goal, found.mixtures, limits=limits)
+    chosen = int(found.mixtures.add(found.weights_K)[0])
+    points = front(found.mixtures, goal, limits=limits, labels={**found.named, "chosen": chosen})
     by_label = {point.label: point for point in points if point.label}
     assert set(by_label) == {"uniform", "chosen"}
     assert by_label["chosen"].worst == pytest.approx(0.0, abs=1e-5)

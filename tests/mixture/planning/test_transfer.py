@@ -17,6 +17,7 @@ from versatune_ds.mixture.planning.transfer import (
     TransferPredictor,
     effective_tokens,
 )
+from versatune_ds.mixture.planning.transfer_reader import table_of
 from versatune_ds.mixture.planning.transfer_table import MixedRun
 
 EQUAL_K = np.array([0.5, 0.5])
@@ -170,7 +171,7 @@ def test_a_domain_without_held_out_rows_has_no_prediction_and_still_affects_the_
     for run in content["sources"].values():
         for key in ("losses", "changes", "change_stderrs"):
             del run[key]["code"]
-    table = type(two_domain_table()).from_dict(content, place="t.json")
+    table = table_of(content, place="t.json")
     predicted = predictor(table).predict(np.array([[0.0, 1.0]]))
     assert predicted.losses_NK[0, 0] == pytest.approx(2.125)
     assert np.isnan(predicted.losses_NK[0, 1])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transfer_tables import two_domain_table
 
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.planning.transfer_table import Source, TransferTable, read_transfer
+from versatune_ds.mixture.planning.transfer_reader import read_transfer, table_of
+from versatune_ds.mixture.planning.transfer_table import Source, TransferTable
 
 
 def written(path, content):
@@ -39,9 +40,7 @@ def test_the_changes_have_a_row_for_each_domain_trained_on():
     assert step == 4
     assert (changes_KK * table.base_losses_K).tolist() == [[-1.0, 0.5], [0.125, -2.0]]
     assert stderrs_KK * table.base_losses_K == pytest.approx(0.1)
-    only_law = TransferTable.from_dict(
-        {**table.to_dict(), "sources": {"law": table.to_dict()["sources"]["law"]}}, place="t.json"
-    )
+    only_law = table_of({**table.to_dict(), "sources": {"law": table.to_dict()["sources"]["law"]}}, place="t.json")
     _, changes_KK, _ = only_law.common_changes()
     assert np.isnan(changes_KK[1]).all()
     assert (changes_KK[0] * table.base_losses_K).tolist() == [-1.0, 0.5]
@@ -69,7 +68,7 @@ def test_an_unmeasured_domain_has_no_entries_and_may_be_a_source():
     content["unmeasured"] = ["code"]
     for column in (*content["base"].values(), *(content["sources"]["code"][k] for k in ("losses", "changes"))):
         del column["code"]
-    read = TransferTable.from_dict(content, place="t.json")
+    read = table_of(content, place="t.json")
     assert read.is_measured().tolist() == [True, False]
     assert np.isnan(read.base_losses_K[1])
     assert np.isnan(read.sources["code"].losses_SK[:, 1]).all()
@@ -97,7 +96,7 @@ def test_any_losses_survive_the_file_exactly(losses):
         domain_set=DomainSet(("é",)), base_losses_K=np.array([1.0]), base_stderrs_K=np.array([0.1]),
         sources={"é": source},
     )  # fmt: skip
-    read = TransferTable.from_dict(json.loads(json.dumps(table.to_dict(), allow_nan=False)), place="t.json")
+    read = table_of(json.loads(json.dumps(table.to_dict(), allow_nan=False)), place="t.json")
     assert np.array_equal(read.sources["é"].losses_SK, column_SK, equal_nan=True)
 
 
@@ -179,13 +178,13 @@ def test_a_missing_or_corrupt_file_is_refused_in_one_line(tmp_path):
 def test_mixed_runs_are_read_back_and_a_file_without_any_is_still_read(tmp_path):
     content = two_domain_table().to_dict()
     assert content.pop("mixed") == []
-    assert TransferTable.from_dict(content, place="t.json").mixed == ()
+    assert table_of(content, place="t.json").mixed == ()
     run = {key: content["sources"]["law"][key] for key in ("steps", "tokens", "losses", "changes", "change_stderrs")}
     content["mixed"] = [{"weights": {"code": 0.75, "law": 0.25}, **run}]
     read = read_transfer(written(tmp_path / "transfer.json", content))
     assert read.mixed[0].weights_K.tolist() == [0.25, 0.75]  # in the order of the domains
     assert read.mixed[0].changes_SK[:, 1].tolist() == [0.0, 0.25, 0.5]
-    assert TransferTable.from_dict(read.to_dict(), place="t.json").to_dict() == read.to_dict()
+    assert table_of(read.to_dict(), place="t.json").to_dict() == read.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -196,4 +195,4 @@ def test_a_mixed_run_needs_a_share_of_every_domain(weights):
     run = {key: content["sources"]["law"][key] for key in ("steps", "tokens", "losses", "changes", "change_stderrs")}
     content["mixed"] = [{"weights": weights, **run}]
     with pytest.raises(ValueError, match=r"^t\.json: mixed\.0\.weights: expected .*versatune reference$"):
-        TransferTable.from_dict(content, place="t.json")
+        table_of(content, place="t.json")

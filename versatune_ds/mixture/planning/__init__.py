@@ -2,5 +2,6 @@
 
 Pure numbers, as in `policies/`: nothing here knows torch, rows or other processes.
 
-Reading order: transfer_table, predictor, transfer, calibration; goal, limits, search, front; plan_file.
+Reading order: transfer_table, transfer_reader; predictor, measured_changes, transfer, calibration; goal,
+limits, search, front; plan_file, track.
 """

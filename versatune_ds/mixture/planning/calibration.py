@@ -1,4 +1,4 @@
-"""Calibrate the levels of predictions that kept models give: they rank mixtures well, and are too pessimistic.
+"""Calibrate the losses that kept models predict: they rank mixtures well, but the losses are far too high.
 
 In logarithms of a domain's loss relative to the base model's, a prediction lies below the chord of the single-domain
 runs, sum_i w_i f_ij. How far it lies below is multiplied by a factor of the domain, s_j:
@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from versatune_ds.mixture.planning.measured_changes import distance_to_nearest
 from versatune_ds.mixture.planning.predictor import PlanTask, Predicted
 from versatune_ds.mixture.planning.transfer import TransferPredictor
 from versatune_ds.mixture.planning.transfer_table import TransferTable
@@ -44,8 +45,6 @@ FORMULA_ERROR = 0.1
 """What is added to it for each factor of e between a domain's share and that of the nearest mixed run."""
 LENGTH_ERROR = 0.25
 """Error of what another length does, as a share of it."""
-_SMALLEST_SHARE = 1e-4
-"""Below it a domain counts as absent."""
 _SAME_LENGTH = 0.02
 
 
@@ -77,7 +76,7 @@ class _Levels:
 
 
 class CalibratedPredictor:
-    """Predict losses from kept models, at the levels of the measured runs.
+    """Predict losses from kept models, calibrated with the measured runs.
 
     Args:
         models: What the models predict.
@@ -93,7 +92,7 @@ class CalibratedPredictor:
         self._at_lengths = _at_lengths(task, self._measured_tokens)
         if not table.mixed:
             logger.warning(
-                "no run on a mixture in the table: levels are not calibrated and have larger errors; versatune "
+                "no run on a mixture in the table: losses are not calibrated and have larger errors; versatune "
                 "reference with reference.mixed_run=true measures one"
             )
 
@@ -185,13 +184,8 @@ def _formula_error(weights_NK: np.ndarray, table: TransferTable) -> np.ndarray:
     """
     if not table.mixed:
         return np.full_like(weights_NK, REPEAT_ERROR)
-    measured = [*np.eye(weights_NK.shape[1]), *(run.weights_K for run in table.mixed)]
-    measured_MNK = np.array(measured)[:, None, :]
-    away_MNK = np.abs(
-        np.log(np.maximum(weights_NK, _SMALLEST_SHARE)) - np.log(np.maximum(measured_MNK, _SMALLEST_SHARE))
-    )
-    nearest_N = away_MNK.mean(axis=2).argmin(axis=0)
-    return REPEAT_ERROR + FORMULA_ERROR * away_MNK[nearest_N, np.arange(len(weights_NK))]
+    trained_MK = np.array([*np.eye(weights_NK.shape[1]), *(run.weights_K for run in table.mixed)])
+    return REPEAT_ERROR + FORMULA_ERROR * distance_to_nearest(weights_NK, trained_MK)
 
 
 def _measured_tokens(table: TransferTable) -> float:

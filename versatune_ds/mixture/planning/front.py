@@ -13,8 +13,8 @@ import numpy as np
 from versatune_ds.mixture.planning.goal import Goal
 from versatune_ds.mixture.planning.limits import Limits
 from versatune_ds.mixture.planning.local_search import follow_gradients, lower_the_worst
+from versatune_ds.mixture.planning.predicted_mixtures import PredictedMixtures
 from versatune_ds.mixture.planning.predictor import Predictor
-from versatune_ds.mixture.planning.scored import Scored
 
 NUM_POINTS = 20
 """Points of the front that are kept, besides those with a label."""
@@ -35,18 +35,18 @@ class FrontPoint:
     """A name, such as uniform; None for a point of the front without one."""
 
 
-def fill_front(predictor: Predictor, goal: Goal, scored: Scored, *, limits: Limits) -> None:
+def fill_front(predictor: Predictor, goal: Goal, mixtures: PredictedMixtures, *, limits: Limits) -> None:
     """Predict the mixtures of lowest mean loss under a few bounds that are the same for all domains.
 
     Only for a predictor in closed form: with a costly one the front consists of what the search asked for.
     """
     free = replace(goal, purpose="mean", target_id=None, bounds_K=np.full(len(goal.bounds_K), np.inf))
     zero = replace(free, bounds_K=np.where(np.isnan(goal.base_losses_K), np.inf, 0.0))
-    within_N = np.flatnonzero(limits.contain(scored.weights_NK))
-    start_K = scored.weights_NK[within_N[free.order(scored.predicted_at(within_N))[0]]]
+    within_N = np.flatnonzero(limits.contain(mixtures.weights_NK))
+    start_K = mixtures.weights_NK[within_N[free.order(mixtures.predicted_at(within_N))[0]]]
     lowest_K = follow_gradients(predictor, free, start_K, limits=limits)
     safest_K = lower_the_worst(predictor, zero, start_K, limits=limits)
-    ends = scored.predicted_at(scored.score([lowest_K, safest_K]))
+    ends = mixtures.predicted_at(mixtures.add([lowest_K, safest_K]))
     lowest, safest = np.max(zero.excess(ends), axis=1)
     if not lowest > safest:
         return
@@ -54,35 +54,35 @@ def fill_front(predictor: Predictor, goal: Goal, scored: Scored, *, limits: Limi
         bound = safest + share * (lowest - safest)
         bounded = replace(zero, bounds_K=np.where(np.isnan(goal.base_losses_K), np.inf, bound))
         start_K = safest_K + share * (lowest_K - safest_K)
-        scored.score(follow_gradients(predictor, bounded, start_K, limits=limits))
+        mixtures.add(follow_gradients(predictor, bounded, start_K, limits=limits))
 
 
 def front(
-    scored: Scored, goal: Goal, *, limits: Limits, labels: Mapping[str, int], num_points: int = NUM_POINTS
+    mixtures: PredictedMixtures, goal: Goal, *, limits: Limits, labels: Mapping[str, int], num_points: int = NUM_POINTS
 ) -> tuple[FrontPoint, ...]:
     """Return the mixtures that no other one beats in both the mean and the worst domain, and those with a label.
 
     Args:
-        scored: All predicted mixtures; the front consists of those within the limits.
+        mixtures: All predicted mixtures; the front consists of those within the limits.
         goal: Its base losses are what changes are relative to.
         limits: Smallest and largest weights.
-        labels: Index in `scored` of the mixtures that are shown wherever they lie.
+        labels: Index in `mixtures` of the mixtures that are shown wherever they lie.
         num_points: Most points without a label; of more, those are kept that are spread evenly along the front.
 
     Returns:
         Points by rising mean loss.
     """
-    means_N = np.nanmean(scored.predicted.losses_NK, axis=1)
-    changes_NK = goal.changes(scored.predicted)
+    means_N = np.nanmean(mixtures.predicted.losses_NK, axis=1)
+    changes_NK = goal.changes(mixtures.predicted)
     worst_N = np.nanmax(changes_NK, axis=1)
-    within_N = np.flatnonzero(limits.contain(scored.weights_NK))
+    within_N = np.flatnonzero(limits.contain(mixtures.weights_NK))
     kept_N = within_N[_non_dominated(means_N[within_N], worst_N[within_N])]
     kept_N = kept_N[_spread(means_N[kept_N], worst_N[kept_N], num=num_points)]
 
     def point(i: int, label: str | None = None) -> FrontPoint:
         worst_id = int(np.nanargmax(changes_NK[i]))
         mean, worst = float(means_N[i]), float(worst_N[i])
-        return FrontPoint(weights_K=scored.weights_NK[i], mean=mean, worst=worst, worst_id=worst_id, label=label)
+        return FrontPoint(weights_K=mixtures.weights_NK[i], mean=mean, worst=worst, worst_id=worst_id, label=label)
 
     points = [point(i) for i in kept_N.tolist() if i not in labels.values()]
     points += [point(i, label) for label, i in labels.items()]

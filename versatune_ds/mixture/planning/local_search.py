@@ -17,8 +17,8 @@ from scipy.optimize import minimize
 
 from versatune_ds.mixture.planning.goal import Goal
 from versatune_ds.mixture.planning.limits import Limits
+from versatune_ds.mixture.planning.predicted_mixtures import PredictedMixtures
 from versatune_ds.mixture.planning.predictor import Predicted, Predictor
-from versatune_ds.mixture.planning.scored import Scored
 
 _DIFFERENCE = 1e-5
 _MOST_ITERATIONS, _MOST_CALLS = 200, 2_000
@@ -122,7 +122,7 @@ def _values_and_slopes(predictor: Predictor, values: Values, weights_K: np.ndarr
     return values_NM[0], ((values_NM[1:] - values_NM[0]) / _DIFFERENCE).T
 
 
-def exchange(scored: Scored, goal: Goal, best: int, *, limits: Limits) -> int:
+def exchange(mixtures: PredictedMixtures, goal: Goal, best: int, *, limits: Limits) -> int:
     """Move weight between two domains as long as that is better, in ever smaller amounts; return the best index.
 
     Every exchange of one amount is predicted in one batch, and the best of them is made.
@@ -130,9 +130,9 @@ def exchange(scored: Scored, goal: Goal, best: int, *, limits: Limits) -> int:
     amount, num_rounds = _LARGEST_EXCHANGE, 0
     while amount >= _SMALLEST_EXCHANGE and num_rounds < _MOST_EXCHANGES:
         num_rounds += 1
-        around_NK = exchanges(scored.weights_NK[best], amount=amount, limits=limits)
-        indices_N = np.concatenate([[best], scored.score(around_NK)]) if len(around_NK) else np.array([best])
-        better = int(indices_N[goal.order(scored.predicted_at(indices_N))[0]])
+        around_NK = exchanges(mixtures.weights_NK[best], amount=amount, limits=limits)
+        indices_N = np.concatenate([[best], mixtures.add(around_NK)]) if len(around_NK) else np.array([best])
+        better = int(indices_N[goal.order(mixtures.predicted_at(indices_N))[0]])
         if better == best:
             amount /= 2
         best = better

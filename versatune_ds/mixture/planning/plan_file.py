@@ -39,7 +39,7 @@ class Plan:
     worst_excess: float = 0.0
     """How far the worst domain lies beyond its bound; 0 where all bounds are met."""
     effects: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By domain: what one more percent of it does to each loss, as a share of the base model's."""
+    """By domain: what one percentage point more of it does to each loss, as a share of the base model's."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weight_unit: str = "tokens"

@@ -45,7 +45,7 @@ class Predictor(Protocol):
 
     @property
     def calibration(self) -> Mapping[str, Any]:
-        """How the levels were calibrated, for plan.json; empty where they were not."""
+        """How the losses were calibrated, for plan.json; empty where they were not."""
         ...
 
     def predict(self, weights_NK: np.ndarray) -> Predicted:

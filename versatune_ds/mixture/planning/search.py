@@ -17,8 +17,8 @@ import numpy as np
 from versatune_ds.mixture.planning.goal import Goal
 from versatune_ds.mixture.planning.limits import Limits
 from versatune_ds.mixture.planning.local_search import exchange, follow_gradients, lower_the_worst
+from versatune_ds.mixture.planning.predicted_mixtures import PredictedMixtures
 from versatune_ds.mixture.planning.predictor import Predicted, Predictor
-from versatune_ds.mixture.planning.scored import Scored
 from versatune_ds.mixture.planning.surrogate import QuadraticFit
 
 NUM_CHEAP_CANDIDATES = 16_384
@@ -42,9 +42,9 @@ class Found:
     weights_K: np.ndarray
     predicted: Predicted
     """Of the best mixture, [1,K]."""
-    scored: Scored
+    mixtures: PredictedMixtures
     named: Mapping[str, int]
-    """Index in `scored` of the mixtures that were given by name."""
+    """Index in `mixtures` of the mixtures that were given by name."""
     worst_excess: float
     """How far the worst domain lies beyond its bound, relative to the base model's loss; 0 where all bounds are met."""
     worst_id: int | None
@@ -79,7 +79,7 @@ def search(
         ValueError: If a costly predictor may be asked for fewer mixtures than are named, and one a domain.
     """
     num_domains = len(limits.lower_K)
-    scored = Scored(predictor, num_domains=num_domains)
+    mixtures = PredictedMixtures(predictor, num_domains=num_domains)
     given_NK = np.array(list(named.values())).reshape(-1, num_domains)
     structured_NK = np.concatenate([limits.nearest(given_NK), corners(limits)])
     if solution_K is not None:
@@ -87,20 +87,20 @@ def search(
     rng = np.random.default_rng(seed)
     if predictor.is_costly:
         _check_num_predictions(num_predictions, least=len(given_NK) + len(structured_NK))
-        indices = scored.score(given_NK)
-        scored.score(structured_NK)
-        _search_costly(predictor, goal, scored, limits=limits, rng=rng, num_predictions=num_predictions)
+        indices = mixtures.add(given_NK)
+        mixtures.add(structured_NK)
+        _search_costly(predictor, goal, mixtures, limits=limits, rng=rng, num_predictions=num_predictions)
     else:
-        indices = scored.score(given_NK)
-        scored.score(np.concatenate([structured_NK, candidates(rng, NUM_CHEAP_CANDIDATES, limits=limits)]))
-        _search_cheap(predictor, goal, scored, limits=limits)
-    best = _best_within(scored, goal, limits)
-    predicted = scored.predicted_at(np.array([best]))
+        indices = mixtures.add(given_NK)
+        mixtures.add(np.concatenate([structured_NK, candidates(rng, NUM_CHEAP_CANDIDATES, limits=limits)]))
+        _search_cheap(predictor, goal, mixtures, limits=limits)
+    best = _best_within(mixtures, goal, limits)
+    predicted = mixtures.predicted_at(np.array([best]))
     worst = float(goal.worst_excess(predicted)[0])
     return Found(
-        weights_K=scored.weights_NK[best],
+        weights_K=mixtures.weights_NK[best],
         predicted=predicted,
-        scored=scored,
+        mixtures=mixtures,
         named=dict(zip(named, map(int, indices), strict=True)),
         worst_excess=worst,
         worst_id=int(np.argmax(goal.excess(predicted)[0])) if worst > 0 else None,
@@ -131,30 +131,30 @@ def candidates(rng: np.random.Generator, num: int, *, limits: Limits) -> np.ndar
     return limits.nearest(np.concatenate(drawn))
 
 
-def _best_within(scored: Scored, goal: Goal, limits: Limits) -> int:
+def _best_within(mixtures: PredictedMixtures, goal: Goal, limits: Limits) -> int:
     """Return the index of the best mixture within the limits."""
-    within_N = np.flatnonzero(limits.contain(scored.weights_NK))
-    return int(within_N[goal.order(scored.predicted_at(within_N))[0]])
+    within_N = np.flatnonzero(limits.contain(mixtures.weights_NK))
+    return int(within_N[goal.order(mixtures.predicted_at(within_N))[0]])
 
 
-def _search_cheap(predictor: Predictor, goal: Goal, scored: Scored, *, limits: Limits) -> None:
-    """Improve the best of the candidates by small steps; the results are added to `scored`."""
-    starts_NK = _distinct_best(scored, goal, limits)
-    best = _best_within(scored, goal, limits)
+def _search_cheap(predictor: Predictor, goal: Goal, mixtures: PredictedMixtures, *, limits: Limits) -> None:
+    """Improve the best of the candidates by small steps; the results are added to `mixtures`."""
+    starts_NK = _distinct_best(mixtures, goal, limits)
+    best = _best_within(mixtures, goal, limits)
     # Where nothing meets the bounds, look for a mixture that does, and start from there.
-    if goal.worst_excess(scored.predicted_at(np.array([best])))[0] > 0:
+    if goal.worst_excess(mixtures.predicted_at(np.array([best])))[0] > 0:
         starts_NK = np.array([lower_the_worst(predictor, goal, start_K, limits=limits) for start_K in starts_NK])
-        scored.score(starts_NK)
-        best = _best_within(scored, goal, limits)
-    if goal.worst_excess(scored.predicted_at(np.array([best])))[0] == 0:
-        scored.score([follow_gradients(predictor, goal, start_K, limits=limits) for start_K in starts_NK])
-    exchange(scored, goal, _best_within(scored, goal, limits), limits=limits)
+        mixtures.add(starts_NK)
+        best = _best_within(mixtures, goal, limits)
+    if goal.worst_excess(mixtures.predicted_at(np.array([best])))[0] == 0:
+        mixtures.add([follow_gradients(predictor, goal, start_K, limits=limits) for start_K in starts_NK])
+    exchange(mixtures, goal, _best_within(mixtures, goal, limits), limits=limits)
 
 
-def _distinct_best(scored: Scored, goal: Goal, limits: Limits) -> np.ndarray:
+def _distinct_best(mixtures: PredictedMixtures, goal: Goal, limits: Limits) -> np.ndarray:
     """Return the best few mixtures that differ by more than a tenth of all weight, [N,K]."""
-    within_N = np.flatnonzero(limits.contain(scored.weights_NK))
-    left_NK = scored.weights_NK[within_N[goal.order(scored.predicted_at(within_N))]]
+    within_N = np.flatnonzero(limits.contain(mixtures.weights_NK))
+    left_NK = mixtures.weights_NK[within_N[goal.order(mixtures.predicted_at(within_N))]]
     chosen: list[np.ndarray] = []
     while len(left_NK) and len(chosen) < _NUM_STARTS:
         chosen.append(left_NK[0])
@@ -165,31 +165,32 @@ def _distinct_best(scored: Scored, goal: Goal, limits: Limits) -> np.ndarray:
 def _search_costly(
     predictor: Predictor,
     goal: Goal,
-    scored: Scored,
+    mixtures: PredictedMixtures,
     *,
     limits: Limits,
     rng: np.random.Generator,
     num_predictions: int,
 ) -> None:
-    """Ask for mixtures spread over the simplex, then for those that a quadratic holds for best; fills `scored`."""
-    num_spread = max(int(_SHARE_SPREAD * num_predictions) - len(scored), 0)
-    scored.score(candidates(rng, num_spread, limits=limits)) if num_spread else None
+    """Ask for mixtures spread over the simplex, then for those that a quadratic holds for best; fills `mixtures`."""
+    num_spread = max(int(_SHARE_SPREAD * num_predictions) - len(mixtures), 0)
+    if num_spread:
+        mixtures.add(candidates(rng, num_spread, limits=limits))
     sharpness = 30.0
-    while len(scored) < num_predictions:
-        num_asked = min(_ROUND, num_predictions - len(scored))
-        best_K = scored.weights_NK[_best_within(scored, goal, limits)]
+    while len(mixtures) < num_predictions:
+        num_asked = min(_ROUND, num_predictions - len(mixtures))
+        best_K = mixtures.weights_NK[_best_within(mixtures, goal, limits)]
         around_NK = limits.nearest(rng.dirichlet(sharpness * best_K + 1e-3, size=num_asked))
-        asked_NK = np.concatenate([_surrogate_best(scored, goal, limits=limits, rng=rng), around_NK])
-        new = [weights_K for weights_K in asked_NK if not scored.is_known(weights_K)]
-        scored.score(new[:num_asked] or candidates(rng, num_asked, limits=limits))
+        asked_NK = np.concatenate([_surrogate_best(mixtures, goal, limits=limits, rng=rng), around_NK])
+        new = [weights_K for weights_K in asked_NK if not mixtures.is_known(weights_K)]
+        mixtures.add(new[:num_asked] or candidates(rng, num_asked, limits=limits))
         sharpness *= 1.5
 
 
-def _surrogate_best(scored: Scored, goal: Goal, *, limits: Limits, rng: np.random.Generator) -> np.ndarray:
+def _surrogate_best(mixtures: PredictedMixtures, goal: Goal, *, limits: Limits, rng: np.random.Generator) -> np.ndarray:
     """Return the mixture that a quadratic fitted to all predictions holds for best, [1,K]."""
-    fit = QuadraticFit(scored.weights_NK, scored.predicted)
-    by_fit = Scored(fit, num_domains=scored.weights_NK.shape[1])
-    by_fit.score(np.concatenate([scored.weights_NK, candidates(rng, _NUM_SURROGATE_CANDIDATES, limits=limits)]))
+    fit = QuadraticFit(mixtures.weights_NK, mixtures.predicted)
+    by_fit = PredictedMixtures(fit, num_domains=mixtures.weights_NK.shape[1])
+    by_fit.add(np.concatenate([mixtures.weights_NK, candidates(rng, _NUM_SURROGATE_CANDIDATES, limits=limits)]))
     stricter = replace(goal, bounds_K=goal.bounds_K - fit.margin_K / goal.base_losses_K)
     _search_cheap(fit, stricter, by_fit, limits=limits)
     return by_fit.weights_NK[[_best_within(by_fit, stricter, limits)]]

@@ -28,14 +28,14 @@ error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from versatune_ds.mixture.planning.measured_changes import LogChanges, OwnRun, distance_to_nearest, log_changes
 from versatune_ds.mixture.planning.predictor import Planner, PlanTask, Predicted
-from versatune_ds.mixture.planning.transfer_table import MeasuredRun, TransferTable
 
 KAPPA = 100.0
 """Strength of own rows against forgetting where fewer than two mixed runs tell: 1 % of own rows undo half of it."""
@@ -64,17 +64,6 @@ def effective_tokens(tokens: np.ndarray, *, tokens_per_epoch: np.ndarray) -> np.
     unique = np.minimum(tokens, tokens_per_epoch)
     repeats = np.maximum(tokens / np.maximum(tokens_per_epoch, 1) - 1.0, 0.0)
     return unique + tokens_per_epoch * REPEATED_TOKENS * -np.expm1(-repeats / REPEATED_TOKENS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Measured:
-    """Log changes of the losses, as measured or with a draw of their errors added."""
-
-    single_KK: np.ndarray
-    """log(l_ij / base_j) at the end of each run: rows are the domain trained on."""
-    lowest_K: np.ndarray
-    """The same of each domain in its own run, where its loss was lowest."""
-    mixed_MK: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,9 +96,9 @@ class TransferPredictor:
         self._table = table
         self._is_measured_K = table.is_measured() & np.isfinite(table.base_losses_K)
         self._num_tokens = float(task.num_tokens)
-        self._own = [_OwnRun.of(table, k) for k in range(len(table.domain_set))]
+        self._own = [OwnRun.of(table, k) for k in range(len(table.domain_set))]
         rng = np.random.default_rng(task.seed)
-        measured = [_measured(table, self._own, rng=generator) for generator in (None, *[rng] * NUM_DRAWS)]
+        measured = [log_changes(table, self._own, rng=generator) for generator in (None, *[rng] * NUM_DRAWS)]
         self._lowest_tokens_K = np.array([1.0 if own is None else own.lowest_tokens for own in self._own])
         self._lowest_run_K: list[int | None] = self._choose_lowest_runs(measured[0])
         kappa = self._fitted_kappa(measured[0])
@@ -122,7 +111,7 @@ class TransferPredictor:
             kappa=kappa,
         )
 
-    def _choose_lowest_runs(self, measured: _Measured) -> list[int | None]:
+    def _choose_lowest_runs(self, measured: LogChanges) -> list[int | None]:
         """Return the mixed run in which an over-fitted domain gained most by its own rows; None for its own run."""
         found: list[int | None] = [None] * len(self._own)
         if not self._table.mixed:
@@ -138,7 +127,7 @@ class TransferPredictor:
                 self._lowest_tokens_K[k] = max(mixed.weights_K[k] * float(mixed.tokens_S[-1]), 1.0)
         return found
 
-    def _gain(self, measured: _Measured, *, kappa: float) -> np.ndarray:
+    def _gain(self, measured: LogChanges, *, kappa: float) -> np.ndarray:
         """Return d [K]: the log change of each domain's loss by its own rows, where it was lowest."""
         gain_K = measured.lowest_K.copy()
         others_MK = self._others_in_mixed_runs(measured, kappa=kappa)
@@ -147,7 +136,7 @@ class TransferPredictor:
                 gain_K[k] = measured.mixed_MK[run, k] - others_MK[run, k]
         return gain_K
 
-    def _others_in_mixed_runs(self, measured: _Measured, *, kappa: float) -> np.ndarray:
+    def _others_in_mixed_runs(self, measured: LogChanges, *, kappa: float) -> np.ndarray:
         """Return what the others did to each domain in the mixed runs [M,K]."""
         weights_MK = np.array([run.weights_K for run in self._table.mixed]).reshape(-1, len(self._own))
         return _others_part(weights_MK, measured.single_KK[None], kappa=kappa)[0]
@@ -203,7 +192,7 @@ class TransferPredictor:
                 beyond_NK[:, k] = np.maximum(tokens_N - lowest, 0.0) / (own.end_tokens - lowest)
         return share_NK, beyond_NK
 
-    def _fit(self, measured: _Measured, *, kappa: float) -> tuple[np.ndarray, np.ndarray]:
+    def _fit(self, measured: LogChanges, *, kappa: float) -> tuple[np.ndarray, np.ndarray]:
         """Return exponents [K] and what they leave unexplained [K], least squares over the mixed runs."""
         is_over_fitted_K = np.array([own is not None and own.is_over_fitted for own in self._own])
         usual_K = np.where(is_over_fitted_K, POWER_OVER_FITTED, POWER)
@@ -217,7 +206,7 @@ class TransferPredictor:
         error_MK = error_PMK[best_K, :, everywhere_K].T
         return power_PK[best_K, everywhere_K], np.nan_to_num(error_MK).mean(axis=0)
 
-    def _unexplained(self, measured: _Measured, *, power_PK: np.ndarray, kappa: float) -> np.ndarray:
+    def _unexplained(self, measured: LogChanges, *, power_PK: np.ndarray, kappa: float) -> np.ndarray:
         """Return measured log changes of the mixed runs less those of the formula without residual [P,M,K].
 
         P is the number of exponents tried.
@@ -235,7 +224,7 @@ class TransferPredictor:
         ]
         return measured.mixed_MK - np.stack(predicted, axis=1)
 
-    def _fitted_kappa(self, measured: _Measured) -> float:
+    def _fitted_kappa(self, measured: LogChanges) -> float:
         """Return the kappa that explains the mixed runs best; the usual one where there are fewer than two.
 
         Few runs say little about it, so its logarithm is held near the usual one: unexplained changes of FORMULA_ERROR
@@ -257,63 +246,8 @@ class TransferPredictor:
         """Return the formula's own error as a share of a domain's gain [N,K]; it grows away from the mixed runs."""
         if not self._table.mixed:
             return np.full_like(weights_NK, ERROR_WITHOUT_MIXED_RUN)
-        smallest = 1e-4  # of a share: below it a domain counts as absent
-        measured_MNK = np.array([run.weights_K for run in self._table.mixed])[:, None, :]
-        ratio_MNK = np.log(np.maximum(weights_NK, smallest)) - np.log(np.maximum(measured_MNK, smallest))
-        away_MNK = np.abs(ratio_MNK)
-        nearest_N = away_MNK.mean(axis=2).argmin(axis=0)
-        return REPEAT_ERROR + FORMULA_ERROR * away_MNK[nearest_N, np.arange(len(weights_NK))]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _OwnRun:
-    """The run on one domain alone, as far as it concerns that domain."""
-
-    tokens_per_epoch: int
-    lowest: int
-    """The measurement with the lowest loss, or the last one where the loss does not rise again beyond its noise."""
-    lowest_tokens: float
-    """Tokens trained on by then."""
-    end_tokens: float
-    """Tokens trained on in all."""
-
-    @property
-    def is_over_fitted(self) -> bool:
-        """Return whether the loss rose again, by more than two standard errors."""
-        return self.lowest_tokens < self.end_tokens
-
-    @classmethod
-    def of(cls, table: TransferTable, k: int) -> _OwnRun | None:
-        """Return a domain's own run; None where it has none."""
-        source = table.sources.get(table.domain_set.names[k])
-        if source is None:
-            return None
-        change_S, last = source.changes_SK[:, k], len(source.steps_S) - 1
-        lowest = int(np.nanargmin(change_S)) if np.any(np.isfinite(change_S)) else last
-        rise, noise = change_S[last] - change_S[lowest], 2.0 * source.change_stderrs_SK[last, k]
-        if lowest == 0 or not rise > np.nan_to_num(noise):
-            lowest = last  # it never fell, or what rose may be chance
-        return cls(
-            tokens_per_epoch=source.tokens_per_epoch,
-            lowest=lowest,
-            lowest_tokens=float(max(source.tokens_S[lowest], 1)),
-            end_tokens=float(max(source.tokens_S[last], 1)),
-        )
-
-
-def _measured(table: TransferTable, own: Sequence[_OwnRun | None], *, rng: np.random.Generator | None) -> _Measured:
-    """Return the log changes of all runs; with a generator, as another draw of held-out examples might give them."""
-    K = len(table.domain_set)
-    single_KK = np.where(table.is_measured(), np.zeros((K, K)), np.nan)
-    lowest_K = np.diagonal(single_KK).copy()
-    for name, run in table.sources.items():
-        k = table.domain_set.id_of(name)
-        single_KK[k] = _log_change_at(run, -1, table, rng=rng)
-        lowest_K[k] = single_KK[k, k]
-        if (own_run := own[k]) is not None and own_run.is_over_fitted:
-            lowest_K[k] = _log_change_at(run, own_run.lowest, table, rng=rng)[k]
-    mixed = [_log_change_at(run, -1, table, rng=rng) for run in table.mixed]
-    return _Measured(single_KK=single_KK, lowest_K=lowest_K, mixed_MK=np.array(mixed).reshape(-1, K))
+        mixed_MK = np.array([run.weights_K for run in self._table.mixed])
+        return REPEAT_ERROR + FORMULA_ERROR * distance_to_nearest(weights_NK, mixed_MK)
 
 
 def _others_part(weights_NK: np.ndarray, single_BKK: np.ndarray, *, kappa: float) -> np.ndarray:
@@ -323,15 +257,6 @@ def _others_part(weights_NK: np.ndarray, single_BKK: np.ndarray, *, kappa: float
     # sum_{i != j} w_i / (1 - w_j) f_ij; where w_j is 1 there are no others.
     pushed_BNK = np.einsum("ni,bij->bnj", weights_NK, others_BKK) / np.maximum(rest_NK, 1e-12)
     return pushed_BNK * rest_NK / (rest_NK + kappa * weights_NK)
-
-
-def _log_change_at(run: MeasuredRun, s: int, table: TransferTable, *, rng: np.random.Generator | None) -> np.ndarray:
-    """Return log(l / base) [K] at a measurement of a run."""
-    change_K = run.changes_SK[s]
-    if rng is not None:
-        change_K = change_K + rng.standard_normal(len(change_K)) * np.nan_to_num(run.change_stderrs_SK[s])
-    smallest = 0.01  # of the base loss: an error drawn may not take a loss to zero
-    return np.log(np.maximum(1.0 + change_K / table.base_losses_K, smallest))
 
 
 def _between(weights_NK: np.ndarray) -> np.ndarray:

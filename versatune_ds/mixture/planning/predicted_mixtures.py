@@ -17,7 +17,7 @@ _BATCH = 1_024
 """Most mixtures of one call: a predictor may need memory for many draws of each."""
 
 
-class Scored:
+class PredictedMixtures:
     """Predict mixtures, and remember them in the order in which they were asked for.
 
     Args:
@@ -38,8 +38,8 @@ class Scored:
         """Return whether a mixture has been predicted."""
         return _keys(weights_K[None])[0] in self._index_of
 
-    def score(self, weights_NK: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """Predict those mixtures that are not known yet, in one batch; return the indices of all, int64 [N]."""
+    def add(self, weights_NK: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Predict the mixtures that are not known yet, in one batch; return the indices of all, int64 [N]."""
         weights_NK = np.atleast_2d(np.asarray(weights_NK, dtype=np.float64))
         keys = _keys(weights_NK)
         first_of = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._index_of}
