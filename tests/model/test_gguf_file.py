@@ -10,6 +10,7 @@ from gguf_model import write_gguf
 from tiny_run import tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from versatune_ds import prepare, train
 from versatune_ds.cli import main
 from versatune_ds.config import ModelConfig
 from versatune_ds.config.model import model_identity
@@ -99,7 +100,7 @@ def test_a_recipe_converts_its_file_once(tmp_path, tokenizer, caplog, monkeypatc
     folder.rmdir()
     assert with_saved_model(first) == first
     assert (folder / "model.safetensors").read_bytes() == kept
-    monkeypatch.setattr("versatune_ds.training.saved_model.convert_gguf", None)
+    monkeypatch.setattr(gguf_file, "convert_gguf", None)
     with caplog.at_level("INFO"):
         assert with_saved_model(config) == first
     assert "tiny.gguf was converted before" in caplog.text
@@ -185,3 +186,13 @@ def test_commands_take_a_file_and_report_a_bad_one(tmp_path, tokenizer, capsys):
     for command in ("check", "train", "detect"):
         assert main([command, str(recipe)]) == 2
         assert f"model.gguf_file: {file} is not a GGUF file" in capsys.readouterr().err
+
+
+def test_python_takes_a_file_as_the_commands_do(tmp_path, tokenizer):
+    file = write_gguf(tmp_path / "tiny.gguf", tokenizer)
+    keys = ("model.from_config=null", f"model.gguf_file={file}", "train.steps=1", "mixture.policy=uniform")
+    config = tiny_config(tmp_path, *keys)
+    assert prepare(config, quiet=True).loc[("general", "train"), "num_rows"] == 60
+    run = train(config, quiet=True)
+    assert run.config.model.name_or_path == with_saved_model(config).model.name_or_path
+    assert run.config.model.gguf_file == str(file)

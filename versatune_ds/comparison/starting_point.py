@@ -26,6 +26,7 @@ from versatune_ds.reference.transfer_file import transfer_path
 from versatune_ds.run_folder.atomic import read_json, write_json
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.names import PRIOR_FILE, REFERENCE_FILE
+from versatune_ds.training.saved_model import load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def make_starting_point(plan: ComparisonPlan, *, num_processes: int, budget: Tim
     run_stage = partial(run_stage_of, budget=budget or TimeBudget(None))
     folder, model = plan.start_folder, base_model_folder(plan)
     start = texts({"model.name_or_path": str(model), "model.from_config": None})
+    if load_config(plan.recipe, texts(plan.set)).model.gguf_file is not None:
+        start += texts({"model.gguf_file": None})  # else the file would be looked for in the base model's folder
     with locked(folder / "lock", what="this comparison's starting point"):
         shared = load_config(plan.recipe, texts(plan.set))
         check_settings(plan)
@@ -240,11 +243,14 @@ def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _base_settings(plan: ComparisonPlan) -> dict[str, Any]:
-    """Return the base model's recipe, or the digest of a given model: where its folder is does not matter."""
+    """Return the base model's recipe, or the digest of a given model: where its folder is does not matter.
+
+    A GGUF file that the recipe starts from is converted, since the folder's name depends on its content.
+    """
     if plan.base.recipe is None:
         files = files_of_base_model(plan)
         return {"sha256": _digest(tuple((path, path.stat().st_mtime_ns) for path in files))}
-    return load_config(plan.base.recipe, texts(plan.base.set)).model_dump(mode="json")
+    return load_recipe(plan.base.recipe, texts(plan.base.set)).model_dump(mode="json")
 
 
 def _stage_settings(config: RunConfig) -> dict[str, Any]:
