@@ -15,7 +15,7 @@ from versatune_ds.comparison.results_page.choice_accuracies import (
     noise_of_difference,
     noise_of_one,
 )
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.evaluation.choices import ChoiceQuestion
 
 

@@ -13,7 +13,7 @@ from versatune_ds.comparison.results_page.expansion_table import (
     interpolate,
     less_lost,
 )
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 
 RUNS = {
     "fill": {"mixture.policy": "target_uniform"},

@@ -39,7 +39,7 @@ from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_sta
 from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, config_of_cell, overrides_of, read_plan, texts
 from versatune_ds.comparison.predictions import predicted_means
 from versatune_ds.comparison.results_page.page import write_page
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.starting_point import make_starting_point
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.command import EvaluateOptions, evaluate
