@@ -15,9 +15,10 @@ from transfer_tables import two_domain_table
 
 from versatune_ds.comparison import compare as compare_module
 from versatune_ds.comparison import kept_results, starting_point
+from versatune_ds.comparison.cells import Cell, cells_of, config_of_cell
 from versatune_ds.comparison.compare import CompareOptions, compare
+from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.headroom import best_of, gains_of
-from versatune_ds.comparison.plan import Cell, cells_of, config_of_cell, read_plan
 from versatune_ds.comparison.predictions import predicted_means
 from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
 from versatune_ds.config import load_config

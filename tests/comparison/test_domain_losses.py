@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.domain_losses import losses_section
 from versatune_ds.comparison.results_page.results import Results
 

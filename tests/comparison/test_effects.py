@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.effects import effects_section, enough_sentences, rate_sentences
 from versatune_ds.comparison.results_page.results import Results
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from versatune_ds.comparison.cells import cells_of
 from versatune_ds.comparison.outcome import outcome
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.intervals import holm, mean_with_interval, paired_p_value
 from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.table import markdown_table, p_values, retention_table

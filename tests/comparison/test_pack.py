@@ -7,9 +7,10 @@ import tarfile
 import pytest
 import yaml
 
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.kept_results import base_settings, folder_of, has_result, settings_of, settings_path
 from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_start, write_pack
-from versatune_ds.comparison.plan import cells_of, read_plan
 
 RECIPE = {
     "run": {"name": "shared"},

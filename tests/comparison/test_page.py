@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.page import findings, write_page
 from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.table import markdown_table, retention_table

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.checkpoints import (
     checkpoints_section,
     falls_at,

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.comparison.base_model import base_model_folder
+from versatune_ds.comparison.cells import Cell, cells_of, config_of_cell, overrides_of
+from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.complete_block import complete_block, missing_sentence
 from versatune_ds.comparison.headroom import follow_up_cells
 from versatune_ds.comparison.kept_results import (
@@ -35,8 +37,9 @@ from versatune_ds.comparison.kept_results import (
 )
 from versatune_ds.comparison.order import in_order
 from versatune_ds.comparison.outcome import Domains, outcome
+from versatune_ds.comparison.override_texts import texts
 from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_start, write_pack
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, config_of_cell, overrides_of, read_plan, texts
+from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.comparison.predictions import predicted_means
 from versatune_ds.comparison.results_page.page import write_page
 from versatune_ds.comparison.results_page.results import Results

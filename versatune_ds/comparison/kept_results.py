@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, texts
+from versatune_ds.comparison.cells import Cell, config_of_cell
+from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.comparison.starting_point import digest_of_start
 from versatune_ds.config import DataConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten

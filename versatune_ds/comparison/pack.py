@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from versatune_ds.comparison.base_model import files_of_base_model
+from versatune_ds.comparison.cells import Cell, cells_of
 from versatune_ds.comparison.kept_results import (
     BASE_FILE,
     BASE_SETTINGS_FILE,
@@ -34,7 +35,8 @@ from versatune_ds.comparison.kept_results import (
     settings_of,
     settings_path,
 )
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, texts
+from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.comparison.starting_point import stage_settings, transfer_file
 from versatune_ds.config import load_config
 from versatune_ds.run_folder.atomic import atomic_file, read_json, write_json, write_text

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.comparison.base_model import base_model_folder, files_of_base_model
+from versatune_ds.comparison.cells import Cell, plans_of_cell
 from versatune_ds.comparison.mixture_plans import arguments_of, purpose_of
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, plans_of_cell, texts
+from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.comparison.stage import run_stage as run_stage_of
 from versatune_ds.config import DetectConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten

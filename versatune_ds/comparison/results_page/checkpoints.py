@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from versatune_ds.comparison.plan import Cell
+from versatune_ds.comparison.cells import Cell
 from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.run_records import RunRecord
 from versatune_ds.comparison.results_page.table import as_table

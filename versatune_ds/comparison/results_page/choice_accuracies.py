@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from versatune_ds.comparison.cells import Cell
 from versatune_ds.comparison.outcome import Domains
-from versatune_ds.comparison.plan import Cell
 from versatune_ds.comparison.results_page.intervals import Mean, difference, mean_with_interval
 from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.table import as_table

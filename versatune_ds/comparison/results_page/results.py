@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from versatune_ds.comparison.cells import Cell
 from versatune_ds.comparison.outcome import MEASURES, Domains, outcome
-from versatune_ds.comparison.plan import Cell, ComparisonPlan
+from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.comparison.results_page.intervals import Mean, mean_with_interval
 
 Value = Callable[[Cell], float | None]
