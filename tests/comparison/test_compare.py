@@ -13,14 +13,16 @@ import yaml
 from tiny_run import tiny_config
 from transfer_tables import two_domain_table
 
+from versatune_ds.comparison import cell_runs, kept_results, start_settings, starting_point
 from versatune_ds.comparison import compare as compare_module
-from versatune_ds.comparison import kept_results, starting_point
 from versatune_ds.comparison.cells import Cell, cells_of, config_of_cell
 from versatune_ds.comparison.compare import CompareOptions, compare
 from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.headroom import best_of, gains_of
 from versatune_ds.comparison.predictions import predicted_means
-from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
+from versatune_ds.comparison.start_files import digest_of_start
+from versatune_ds.comparison.start_settings import check_settings
+from versatune_ds.comparison.starting_point import make_starting_point, processes_of
 from versatune_ds.config import load_config
 from versatune_ds.launch.time_budget import TimeBudget
 
@@ -266,7 +268,7 @@ def test_a_base_recipe_that_starts_from_another_gguf_file_is_refused(comparison,
         update = {"name_or_path": Path(config.model.gguf_file).read_text()}
         return config.model_copy(update={"model": config.model.model_copy(update=update)})
 
-    monkeypatch.setattr(starting_point, "load_recipe", converted)
+    monkeypatch.setattr(start_settings, "load_recipe", converted)
     file = tmp_path / "tiny.gguf"
     file.write_text("gguf-1")
     words = ["base.set.model.from_config=null", f"base.set.model.gguf_file={file}"]
@@ -391,14 +393,14 @@ def without_seconds(page):
 def test_a_comparison_resumes_after_a_failed_run_and_a_repeated_run_gives_the_same_page(
     comparison, tmp_path, monkeypatch, caplog
 ):
-    folder, evaluate = tmp_path / "out" / "mine", compare_module.evaluate
+    folder, evaluate = tmp_path / "out" / "mine", cell_runs.evaluate
 
     def broken(model, options):
         if model.name == "uniform-seed1":
             raise RuntimeError("no disk")
         return evaluate(model, options)
 
-    monkeypatch.setattr(compare_module, "evaluate", broken)
+    monkeypatch.setattr(cell_runs, "evaluate", broken)
     with pytest.raises(RuntimeError, match=r"1 of 4 runs failed: see .*logs/uniform-seed1\.log"):
         compare(comparison, [], CompareOptions(num_jobs=2))
     assert "no disk" in (folder / "logs" / "uniform-seed1.log").read_text()

@@ -10,7 +10,8 @@ import yaml
 from versatune_ds.comparison.cells import cells_of
 from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.kept_results import base_settings, folder_of, has_result, settings_of, settings_path
-from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_start, write_pack
+from versatune_ds.comparison.pack import load_results, load_start, write_pack
+from versatune_ds.comparison.pack_file import read_pack
 
 RECIPE = {
     "run": {"name": "shared"},
@@ -81,8 +82,8 @@ def there(tmp_path):
 
 def take_up(plan, path):
     pack = read_pack(path)
-    take_up_start(pack, plan)
-    take_up_results(pack, plan, start_of(plan))
+    load_start(pack, plan)
+    load_results(pack, plan, start_of(plan))
     return [cell.run_name for cell in cells_of(plan) if has_result(plan, cell, start_of(plan))]
 
 
@@ -127,7 +128,7 @@ def test_results_from_another_base_model_are_not_taken_and_both_are_named(there,
 def test_a_base_model_that_only_the_other_machine_has_is_named_by_its_digest(there, tmp_path):
     here = make_machine(tmp_path / "here", with_model=False)
     with pytest.raises(ValueError, match=r"start from base model [0-9a-f]{12}, which is not here; copy that machine's"):
-        take_up_start(read_pack(there[1]), here)
+        load_start(read_pack(there[1]), here)
 
 
 def add_entry(path, name, *, kind=tarfile.REGTYPE):

@@ -6,7 +6,7 @@ from tiny_run import ROOT
 from versatune_ds.comparison.cells import cells_of
 from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.order import in_order
-from versatune_ds.comparison.starting_point import check_settings
+from versatune_ds.comparison.start_settings import check_settings
 
 GRIDS = ROOT / "recipes" / "compare"
 

@@ -17,7 +17,7 @@ from typing import Any
 from versatune_ds.comparison.cells import Cell, config_of_cell
 from versatune_ds.comparison.override_texts import texts
 from versatune_ds.comparison.plan import ComparisonPlan
-from versatune_ds.comparison.starting_point import digest_of_start
+from versatune_ds.comparison.start_files import digest_of_start
 from versatune_ds.config import DataConfig, RunConfig, load_config
 from versatune_ds.config.load import flatten
 from versatune_ds.data.sources.domain_files import domain_files, has_test_rows, test_files

@@ -9,15 +9,11 @@ archive is written to: files are looked up by the names that this comparison giv
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import logging
-import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from versatune_ds.comparison.base_model import files_of_base_model
@@ -36,8 +32,10 @@ from versatune_ds.comparison.kept_results import (
     settings_path,
 )
 from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.pack_file import CONTENT_FILE, FORMAT, Pack, archive_of
 from versatune_ds.comparison.plan import ComparisonPlan
-from versatune_ds.comparison.starting_point import stage_settings, transfer_file
+from versatune_ds.comparison.start_files import transfer_file
+from versatune_ds.comparison.start_settings import stage_settings
 from versatune_ds.config import load_config
 from versatune_ds.run_folder.atomic import atomic_file, read_json, write_json, write_text
 from versatune_ds.run_folder.names import (
@@ -51,9 +49,6 @@ from versatune_ds.run_folder.names import (
 )
 
 logger = logging.getLogger(__name__)
-
-_FORMAT = 1
-_CONTENT_FILE = "content.json"
 _RUN_FILES = (
     EVALUATION_FILE,
     METRICS_FILE,
@@ -63,19 +58,6 @@ _RUN_FILES = (
     REFERENCE_FILE,
     ENVIRONMENT_FILE,
 )
-_MAX_BYTES = 1 << 29
-"""Of all files together, unpacked."""
-_MAX_FILES = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
-    """A file of results, read and checked."""
-
-    path: Path
-    files: Mapping[str, bytes]
-    content: Mapping[str, Any]
-    """`base_model`: the digest of its files; `settings`: name of a run, `base` or `stages` to what it was made with."""
 
 
 def write_pack(plan: ComparisonPlan, path: Path) -> None:
@@ -105,10 +87,10 @@ def write_pack(plan: ComparisonPlan, path: Path) -> None:
         for name in _RUN_FILES:
             if (folder_of(plan, cell) / name).is_file():
                 files[f"runs/{cell.run_name}/{name}"] = (folder_of(plan, cell) / name).read_bytes()
-    content = {"format": _FORMAT, "comparison": plan.name, "base_model": _base_model(plan), "settings": settings}
+    content = {"format": FORMAT, "comparison": plan.name, "base_model": _base_model(plan), "settings": settings}
     content["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files[_CONTENT_FILE] = json.dumps(content, indent=1, sort_keys=True).encode()
-    data = _archive(files)
+    files[CONTENT_FILE] = json.dumps(content, indent=1, sort_keys=True).encode()
+    data = archive_of(files)
     with atomic_file(path) as stream:
         stream.write(data)
     logger.info("%s: %d runs, %.2f MB", path, num_runs, len(data) / 1e6)
@@ -121,59 +103,7 @@ def _possible_cells(plan: ComparisonPlan) -> list[Cell]:
     return list(cells_of(plan.model_copy(update={"static_seeds": None})))
 
 
-def _archive(files: Mapping[str, bytes]) -> bytes:
-    """Return a .tar.gz without times, owners or an order of their own: the same files make the same bytes."""
-    archive = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=archive, mode="wb", filename="", mtime=0) as stream,
-        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for name in sorted(files):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(files[name])
-            tar.addfile(entry, io.BytesIO(files[name]))
-    return archive.getvalue()
-
-
-def read_pack(path: Path) -> Pack:
-    """Read a file of results into memory, and check it.
-
-    Raises:
-        ValueError: If it is missing, no such file, damaged, too large, or has a path that leaves its folder.
-    """
-    if not path.is_file():
-        raise ValueError(f"--continue: {path}: no such file; expected one that `versatune compare --pack` wrote")
-    try:
-        files = _entries(path)
-        content = json.loads(files.pop(_CONTENT_FILE))
-        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    except (OSError, EOFError, tarfile.TarError, KeyError, json.JSONDecodeError):
-        raise ValueError(f"--continue: {path}: damaged, or not written by `versatune compare --pack`") from None
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"--continue: {path}: format {content.get('format')}; this version reads format {_FORMAT}")
-    if sums != content["sha256"]:
-        raise ValueError(f"--continue: {path}: damaged: its files are not those it lists; copy it again")
-    return Pack(path=path, files=files, content=content)
-
-
-def _entries(path: Path) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    num_bytes = 0
-    with tarfile.open(path, mode="r|gz") as tar:
-        for entry in tar:
-            name = PurePosixPath(entry.name)
-            if not entry.isfile() or name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"--continue: {path}: {entry.name!r}: expected plain files below it; not read")
-            num_bytes += entry.size
-            if num_bytes > _MAX_BYTES or len(files) >= _MAX_FILES:
-                raise ValueError(f"--continue: {path}: more than {_MAX_BYTES >> 20} MiB of results; not read")
-            stream = tar.extractfile(entry)
-            assert stream is not None, "a plain file"
-            files[entry.name] = stream.read()
-    return files
-
-
-def take_up_start(pack: Pack, plan: ComparisonPlan) -> None:
+def load_start(pack: Pack, plan: ComparisonPlan) -> None:
     """Take up prior, references and plans that do not exist here and were made from the same base model and settings.
 
     Raises:
@@ -206,7 +136,7 @@ def take_up_start(pack: Pack, plan: ComparisonPlan) -> None:
         logger.info("%s: %s is taken", pack.path, name)
 
 
-def take_up_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> None:
+def load_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> None:
     """Take up the base model's evaluation and every run that has no result here and was made with the same settings."""
     kept, now = pack.content["settings"], base_settings(plan, start)
     here = read_json(plan.folder / BASE_SETTINGS_FILE)
