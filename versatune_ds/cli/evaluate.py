@@ -152,7 +152,7 @@ def add_compare(commands: Commands) -> None:
         "--continue",
         **FILE,
         dest="continued",
-        help="take up the results in such a file first: those of the same settings and starting point",
+        help="load the results in such a file first: those of the same settings and starting point",
     )
 
 

@@ -59,7 +59,7 @@ class CompareOptions:
     pack: Path | None = None
     """File that all results are written to, for another machine."""
     continued: Path | None = None
-    """Such a file of another machine, whose results are taken up first."""
+    """Such a file of another machine, whose results are loaded first."""
     began: float | None = None
     """When the command began (monotonic seconds)."""
 
@@ -97,21 +97,21 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions = Comp
     budget = TimeBudget(options.budget_seconds, guess_seconds=options.run_seconds, began=options.began)
     budget.guess((read_json(plan.folder / SECONDS_FILE) or {}).get("longest"))
     command = shlex.join(["versatune", "compare", str(path), *overrides])
-    taken = None if options.continued is None else read_pack(options.continued)
+    carried = None if options.continued is None else read_pack(options.continued)
     if options.pack is not None and not options.pack.parent.is_dir():
         raise ValueError(f"--pack: {options.pack}: expected a file in an existing folder")
     with locked(plan.folder / "lock", what="this comparison's folder"):
         results, cells, what = None, list(cells_of(plan)), "its runs"
         try:
-            if taken is not None:
-                load_start(taken, plan)
+            if carried is not None:
+                load_start(carried, plan)
             start = make_starting_point(plan, num_processes=min(num_jobs, len(gpus) or num_jobs), budget=budget)
-            if taken is not None:
-                load_results(taken, plan, start)
+            if carried is not None:
+                load_results(carried, plan, start)
             results, cells = _results(plan, start=start, num_jobs=num_jobs, gpus=gpus, budget=budget)
         except OutOfTimeError as error:
             what = str(error)
-        finally:  # what is done is carried on from a comparison that failed too
+        finally:  # a comparison that failed has results to carry too
             if options.pack is not None:
                 write_pack(plan, options.pack)
         page = None if results is None else _write_page(results, cells, command=command)

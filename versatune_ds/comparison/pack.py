@@ -1,10 +1,10 @@
-"""Carry the results of a comparison to another machine in one small file, and take them up there.
+"""Carry the results of a comparison to another machine in one small file, and load them there.
 
 The file is a .tar.gz of JSON texts: evaluations, decisions and metrics of every run that is done, the base model's
 evaluation, prior, references, transfer.json and plans. It has neither weights nor rows. Equal results make equal bytes.
 
-What is taken up is told by its settings and by the content of what it started from, never by a path. No path of the
-archive is written to: files are looked up by the names that this comparison gives them.
+A result is loaded if its settings and the content of what it started from are the same, wherever folders are. No path
+of the archive is written to: files are looked up by the names that this comparison gives them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from versatune_ds.run_folder.names import (
 )
 
 logger = logging.getLogger(__name__)
+
 _RUN_FILES = (
     EVALUATION_FILE,
     METRICS_FILE,
@@ -104,40 +105,40 @@ def _possible_cells(plan: ComparisonPlan) -> list[Cell]:
 
 
 def load_start(pack: Pack, plan: ComparisonPlan) -> None:
-    """Take up prior, references and plans that do not exist here and were made from the same base model and settings.
+    """Load prior, references and plans that do not exist here and were made from the same base model and settings.
 
     Raises:
-        ValueError: If the base model is on another machine only: one trained here anew would be another model.
+        ValueError: If the base model is on another machine only: one trained here again would be another model.
     """
     theirs, ours = pack.content["base_model"], _base_model(plan)
     if ours is None and theirs is not None:
         raise ValueError(
             f"--continue: {pack.path}: its runs start from base model {theirs[:12]}, which is not here; copy that "
-            f"machine's {plan.start_folder.name}/base_model to {plan.start_folder}/base_model, or start anew without it"
+            f"machine's {plan.start_folder.name}/base_model to {plan.start_folder}/base_model, or start over without it"
         )
     if theirs != ours:
         logger.warning(
-            "%s: base model %s there, %s here: nothing is taken", pack.path, (theirs or "none")[:12], ours[:12]
+            "%s: base model %s there, %s here: nothing is loaded", pack.path, (theirs or "none")[:12], ours[:12]
         )
         return
     kept = pack.content["settings"].get("stages")
     if kept is not None and kept != _stages(plan):
-        logger.warning("%s: prior, references and plans are not taken: %s", pack.path, difference(kept, _stages(plan)))
+        logger.warning("%s: prior, references and plans are not loaded: %s", pack.path, difference(kept, _stages(plan)))
         return
     for name in (PRIOR_FILE, REFERENCE_FILE, transfer_file(plan).name, *_plan_names(plan)):
         data, file = pack.files.get(f"start/{name}"), plan.start_folder / name
         if data is None or (file.is_file() and file.read_bytes() == data):
             continue
         if file.is_file():
-            logger.warning("%s: %s is not taken: the one here is another", pack.path, name)
+            logger.warning("%s: %s is not loaded: the one here is another", pack.path, name)
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, data.decode())
-        logger.info("%s: %s is taken", pack.path, name)
+        logger.info("%s: %s is loaded", pack.path, name)
 
 
 def load_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> None:
-    """Take up the base model's evaluation and every run that has no result here and was made with the same settings."""
+    """Load the base model's evaluation and every run that has no result here and was made with the same settings."""
     kept, now = pack.content["settings"], base_settings(plan, start)
     here = read_json(plan.folder / BASE_SETTINGS_FILE)
     has_base = (plan.folder / BASE_FILE).is_file() and are_same(here or {}, now)
@@ -145,14 +146,14 @@ def load_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> None
         plan.folder.mkdir(parents=True, exist_ok=True)
         write_text(plan.folder / BASE_FILE, pack.files[BASE_FILE].decode())
         write_json(plan.folder / BASE_SETTINGS_FILE, now)
-    taken, cells = [], _possible_cells(plan)
+    loaded, cells = [], _possible_cells(plan)
     for cell in cells:
         theirs = kept.get(f"runs/{cell.run_name}")
         if theirs is None or has_result(plan, cell, start):
             continue
         settings = settings_of(plan, cell, start)
         if theirs != portable(settings):
-            logger.warning("%s: %s is not taken: %s", pack.path, cell.run_name, difference(theirs, portable(settings)))
+            logger.warning("%s: %s is not loaded: %s", pack.path, cell.run_name, difference(theirs, portable(settings)))
             continue
         folder, path = folder_of(plan, cell), settings_path(plan, cell)
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,12 +162,12 @@ def load_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> None
         for name in sorted(_RUN_FILES, key=lambda name: name == EVALUATION_FILE):  # with it the result is complete
             if (data := pack.files.get(f"runs/{cell.run_name}/{name}")) is not None:
                 write_text(folder / name, data.decode())
-        taken.append(cell.run_name)
+        loaded.append(cell.run_name)
     known = {f"runs/{cell.run_name}" for cell in cells}
     others = [name.removeprefix("runs/") for name in kept if name.startswith("runs/") and name not in known]
     if others:
         logger.warning("%s: runs that this comparison does not have: %s", pack.path, ", ".join(others))
-    logger.info("%s: %d runs taken", pack.path, len(taken))
+    logger.info("%s: %d runs loaded", pack.path, len(loaded))
 
 
 def _base_model(plan: ComparisonPlan) -> str | None:

@@ -1,6 +1,6 @@
-"""Write and read the file that carries results: a .tar.gz of JSON texts, with the sum of each.
+"""Make and read the archive that carries results: a .tar.gz of JSON texts, with the sum of each.
 
-Equal results make equal bytes. Nothing is unpacked to a path of the archive.
+Equal results make equal bytes. An archive is read into memory; nothing is unpacked to a path that it names.
 """
 
 from __future__ import annotations

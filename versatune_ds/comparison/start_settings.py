@@ -1,4 +1,4 @@
-"""Keep the settings that a starting point was made with, and refuse to use it with others.
+"""Record the settings that a starting point was made with, and refuse to use it with others.
 
 Runs from two starting points must not meet in one table. Settings that change a result by rounding alone, or that came
 with a later version, make no difference.
@@ -32,7 +32,7 @@ def check_settings(plan: ComparisonPlan) -> None:
     """Store the settings of the starting point at the first call, and compare with them at later ones.
 
     Raises:
-        ValueError: If it differs: runs from two starting points must not meet in one table.
+        ValueError: If a part that exists was made with others, or without the transfer.json that a plan needs.
     """
     # The settings requested now, and those of the earlier call.
     shared = load_config(plan.recipe, texts(plan.set))
@@ -50,16 +50,7 @@ def check_settings(plan: ComparisonPlan) -> None:
         asked[f"plans.{name}"] = {**options.model_dump(mode="json"), **_limits(shared)}
         what[f"plans.{name}"] = f"plans.{name}: its keys are not those that the plan of this name"
     # A part that was not made yet may still change.
-    has_stages = any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE))
-    is_trained = (plan.start_folder / "base").is_dir() or is_exported(plan.start_folder / "base_model")
-    is_made = {
-        "base": is_trained or (plan.base.model is not None and has_stages),
-        "stages": has_stages,
-        **{
-            f"plans.{name}": any(plan.plan_file(name, target).is_file() for target in (*plan.targets, None))
-            for name in plan.plans
-        },
-    }
+    is_made = _is_made(plan)
     if plan.plans and is_made["stages"] and (plan.start_folder / REFERENCE_FILE).is_file():
         _check_transfer(plan)
     for part, values in asked.items():
@@ -77,6 +68,21 @@ def check_settings(plan: ComparisonPlan) -> None:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**kept, **asked})
+
+
+def _is_made(plan: ComparisonPlan) -> dict[str, bool]:
+    """Return of each part, `base`, `stages` or `plans.NAME`, whether some of it exists."""
+    has_stages = any((plan.start_folder / name).exists() for name in ("start", PRIOR_FILE, REFERENCE_FILE))
+    is_trained = (plan.start_folder / "base").is_dir() or is_exported(plan.start_folder / "base_model")
+    plans = {
+        f"plans.{name}": any(plan.plan_file(name, target).is_file() for target in (*plan.targets, None))
+        for name in plan.plans
+    }
+    return {
+        "base": is_trained or (plan.base.model is not None and has_stages),
+        "stages": has_stages,
+        **plans,
+    }
 
 
 def _check_transfer(plan: ComparisonPlan) -> None:
