@@ -162,6 +162,17 @@ def test_a_file_without_a_tokenizer_needs_one_in_the_recipe(tmp_path, tokenizer)
     assert check_model_weights(config.model)
 
 
+def test_a_fault_is_reported_under_the_key_that_names_the_file(tmp_path):
+    (tmp_path / "text.gguf").write_text("{}")
+    for key, others in (("model", ["model.from_config=null"]), ("reference.model", [])):
+        config = tiny_config(tmp_path, *others, f"{key}.gguf_file={tmp_path / 'text.gguf'}")
+        with pytest.raises(ValueError, match=rf"^{key}\.gguf_file: .*text\.gguf is not a GGUF file"):
+            with_saved_model(config)
+        config = tiny_config(tmp_path, *others, f"{key}.gguf_file=a.gguf", f"{key}.name_or_path=./nowhere")
+        with pytest.raises(ValueError, match=rf"^{key}\.name_or_path: \./nowhere: no such folder; expected .* a\.gguf"):
+            with_saved_model(config)
+
+
 def test_convert_does_nothing_twice_and_replaces_nothing(tmp_path, tokenizer, capsys):
     file, out = write_gguf(tmp_path / "tiny.gguf", tokenizer), tmp_path / "out"
     words = ["convert", str(file), "--output", str(out)]
