@@ -13,7 +13,8 @@ It joins the parts, compares every sum, writes models/, rows/, recipes/ and whee
 environment that sees the installed packages, installs the wheels with --no-index, and lists what is still missing (exit
 code 1). A second call does nothing twice. `--model` and `--recipes` may be given several times; each is a file or a
 folder. Wheels are fetched for `--python` (3.12); `--package NAME` adds one that was listed as missing; those of
-`--wheels FOLDER` are taken as they are. Only Python's own library is needed.
+`--wheels FOLDER` are packed as they are. Only Python's own library is needed, and all is in this one file, since a copy
+of it goes with the parts.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def _named_files(given: dict[str, list[Path]]) -> Iterator[tuple[str, Path]]:
                 continue
             found = sorted(file for file in path.rglob("*") if file.is_file())
             if not found:
-                raise ValueError(f"--{kind}: {path}: no such file or folder, or nothing in it")
+                option = "--model" if kind == "models" else f"--{kind}"
+                raise ValueError(f"{option}: {path}: no such file or folder, or nothing in it")
             prefix = f"{kind}/{path.name}" if kind == "models" else kind
             for file in found:
                 yield f"{prefix}/{file.relative_to(path).as_posix()}", file
@@ -113,12 +115,17 @@ def fetch_wheels(folder: Path, *, python: str, more: Sequence[str] = ()) -> Path
         [*target, "--no-deps", *ALONE, *more],
         ["wheel", "--no-deps", "-w", str(folder), DEEPSPEED],
     ):
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-        result = subprocess.run([*pip, *words], capture_output=True, text=True)
-        if result.returncode:
-            lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
-            raise ValueError(f"wheels: pip {words[0]} failed: {lines[-1]}; or give --wheels FOLDER")
+        _run_pip(sys.executable, words, advice="give --wheels FOLDER with wheels from elsewhere")
     return folder
+
+
+def _run_pip(python: str | Path, words: Sequence[str], *, advice: str) -> None:
+    """Run pip of a Python; raise ValueError with its last line and what to do if it fails."""
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    result = subprocess.run([*pip, *words], capture_output=True, text=True)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
+        raise ValueError(f"wheels: pip {words[0]} failed: {lines[-1]}; {advice}")
 
 
 def requirements_of_project() -> list[str]:
@@ -338,20 +345,8 @@ def _make_environment(target: Path, manifest: dict[str, Any]) -> int:
         subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(target / "venv")], check=True)
     wheels = sorted(str(path) for path in (target / "wheels").glob("*.whl"))
     if wheels:
-        words = [
-            str(python),
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "install",
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-        ]
-        result = subprocess.run([*words, *wheels], capture_output=True, text=True)
-        if result.returncode:
-            lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
-            raise ValueError(f"wheels: pip install failed: {lines[-1]}")
+        words = ["install", "--no-index", "--no-deps", *wheels]
+        _run_pip(python, words, advice=f"pack for this machine, or delete {target / 'venv'} and unpack again")
     checked = subprocess.run([str(python), "-c", _LOOK, *manifest["requirements"]], capture_output=True, text=True)
     missing = json.loads(checked.stdout)
     for line in missing:

@@ -96,7 +96,8 @@ def test_the_command_names_files_by_their_kind_and_reports_what_does_not_exist(t
     assert manifest["requirements"] == [*requirements_of_project(), *ALSO_LOOKED_FOR]
     assert any(text.startswith("deepspeed") for text in manifest["requirements"])
     assert main([*words, "--model", str(tmp_path / "gone")]) == 2
-    assert "gone: no such file or folder, or nothing in it" in capsys.readouterr().err
+    expected = f"pack_for_gpu: --model: {tmp_path / 'gone'}: no such file or folder, or nothing in it\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_what_the_environment_lacks_is_listed(tmp_path, files, capsys, monkeypatch):
@@ -114,3 +115,14 @@ def test_what_the_environment_lacks_is_listed(tmp_path, files, capsys, monkeypat
     with pytest.raises(ValueError, match=r"the wheels are for Python 2\.7, this is 3"):
         unpack(tmp_path / "pack", tmp_path / "out")
     assert PART_BYTES == 48_000_000
+
+
+def test_a_failed_installation_is_one_line_with_what_to_do(tmp_path, files):
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    pack({**files, "wheels/a-1-py3-none-any.whl": files["models/model.gguf"]}, tmp_path / "pack", python=python)
+    failing = tmp_path / "out" / "venv" / "bin" / "python"
+    failing.parent.mkdir(parents=True)
+    failing.write_text("#!/bin/sh\necho 'ERROR: wheel a is invalid' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    with pytest.raises(ValueError, match=r"^wheels: pip install failed: ERROR: wheel a is invalid; pack for"):
+        unpack(tmp_path / "pack", tmp_path / "out")

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.choice_accuracies import (
     chance_levels,
     chance_of,
@@ -15,7 +16,7 @@ from versatune_ds.comparison.results_page.choice_accuracies import (
     noise_of_difference,
     noise_of_one,
 )
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.evaluation.choices import ChoiceQuestion
 
 

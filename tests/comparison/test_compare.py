@@ -6,19 +6,24 @@ import multiprocessing
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from tiny_run import tiny_config
 from transfer_tables import two_domain_table
 
+from versatune_ds.comparison import cell_runs, kept_results, start_settings, starting_point
 from versatune_ds.comparison import compare as compare_module
-from versatune_ds.comparison import kept_results, starting_point
+from versatune_ds.comparison.cells import Cell, cells_of, config_of_cell
 from versatune_ds.comparison.compare import CompareOptions, compare
+from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.headroom import best_of, gains_of
-from versatune_ds.comparison.plan import Cell, cells_of, read_plan
 from versatune_ds.comparison.predictions import predicted_means
-from versatune_ds.comparison.starting_point import check_settings, digest_of_start, make_starting_point, processes_of
+from versatune_ds.comparison.start_files import digest_of_start
+from versatune_ds.comparison.start_settings import check_settings
+from versatune_ds.comparison.starting_point import make_starting_point, processes_of
+from versatune_ds.config import load_config
 from versatune_ds.launch.time_budget import TimeBudget
 
 
@@ -246,6 +251,34 @@ def test_a_comparison_may_start_from_a_pretrained_model_which_is_neither_trained
     assert digest_of_start(plan) != before
 
 
+def test_runs_of_a_recipe_with_a_gguf_file_start_from_the_base_model(comparison, stages, pretrained):
+    plan = read_plan(comparison, [f"base={{model: {pretrained}}}"])
+    shared = yaml.safe_load(plan.recipe.read_text())
+    del shared["model"]["from_config"]
+    plan.recipe.write_text(yaml.safe_dump({**shared, "model": {**shared["model"], "gguf_file": "tiny.gguf"}}))
+    start = make_starting_point(plan, num_processes=1)
+    model = config_of_cell(plan, next(cells_of(plan)), start=start).model
+    assert (model.name_or_path, model.gguf_file) == (str(pretrained), None)
+
+
+def test_a_base_recipe_that_starts_from_another_gguf_file_is_refused(comparison, stages, tmp_path, monkeypatch):
+    def converted(recipe, overrides):
+        """Name the folder by the file's content, as the conversion does."""
+        config = load_config(recipe, overrides)
+        update = {"name_or_path": Path(config.model.gguf_file).read_text()}
+        return config.model_copy(update={"model": config.model.model_copy(update=update)})
+
+    monkeypatch.setattr(start_settings, "load_recipe", converted)
+    file = tmp_path / "tiny.gguf"
+    file.write_text("gguf-1")
+    words = ["base.set.model.from_config=null", f"base.set.model.gguf_file={file}"]
+    make_starting_point(read_plan(comparison, words), num_processes=1)
+    make_starting_point(read_plan(comparison, words), num_processes=1)
+    file.write_text("gguf-2")
+    with pytest.raises(ValueError, match=r"^base: its recipe is not .*name_or_path: was \"gguf-1\", now \"gguf-2\""):
+        make_starting_point(read_plan(comparison, words), num_processes=1)
+
+
 def test_references_are_used_again_with_a_copy_of_the_pretrained_model_and_refused_with_another(
     comparison, stages, pretrained, tmp_path
 ):
@@ -360,14 +393,14 @@ def without_seconds(page):
 def test_a_comparison_resumes_after_a_failed_run_and_a_repeated_run_gives_the_same_page(
     comparison, tmp_path, monkeypatch, caplog
 ):
-    folder, evaluate = tmp_path / "out" / "mine", compare_module.evaluate
+    folder, evaluate = tmp_path / "out" / "mine", cell_runs.evaluate
 
     def broken(model, options):
         if model.name == "uniform-seed1":
             raise RuntimeError("no disk")
         return evaluate(model, options)
 
-    monkeypatch.setattr(compare_module, "evaluate", broken)
+    monkeypatch.setattr(cell_runs, "evaluate", broken)
     with pytest.raises(RuntimeError, match=r"1 of 4 runs failed: see .*logs/uniform-seed1\.log"):
         compare(comparison, [], CompareOptions(num_jobs=2))
     assert "no disk" in (folder / "logs" / "uniform-seed1.log").read_text()

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.domain_losses import losses_section
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 
 BASE = {"law": {"loss": 2.0, "bits_per_byte": 0.8}, "code": {"loss": 1.0, "bits_per_byte": 0.4}}
 AFTER = {

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.effects import effects_section, enough_sentences, rate_sentences
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 
 NOISE = {1: -0.001, 2: 0.0, 3: 0.001}
 

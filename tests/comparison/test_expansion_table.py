@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.expansion_table import (
     at_equal_gain,
     cost_of,
@@ -13,7 +14,7 @@ from versatune_ds.comparison.results_page.expansion_table import (
     interpolate,
     less_lost,
 )
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 
 RUNS = {
     "fill": {"mixture.policy": "target_uniform"},

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from versatune_ds.comparison.cells import Cell
 from versatune_ds.comparison.headroom import (
     best_of,
     bootstrap_ratio,
@@ -20,10 +21,10 @@ from versatune_ds.comparison.headroom import (
     rank_correlation,
     share_of,
 )
-from versatune_ds.comparison.plan import BaseModelPlan, Cell, ComparisonPlan
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.headroom_text import headroom_section
 from versatune_ds.comparison.results_page.page import write_page
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 
 GAINS = {"static01": (0.3, 0.1), "static02": (0.2, 0.3), "steer": (0.1, 0.1), "planned": (0.05, 0.15)}
 """Nats below uniform's mean loss with seeds 1 and 2."""

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from versatune_ds.comparison.cells import Cell, cells_of
 from versatune_ds.comparison.complete_block import complete_block, missing_sentence
 from versatune_ds.comparison.order import OrderEntry, in_order
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of
+from versatune_ds.comparison.plan import ComparisonPlan
 
 RUNS = {"a": {}, "b": {}, "uniform": {}}
 

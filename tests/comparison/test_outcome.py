@@ -8,17 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from versatune_ds.comparison.cells import cells_of
 from versatune_ds.comparison.outcome import outcome
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
-from versatune_ds.comparison.results_page.table import (
-    Results,
-    holm,
-    markdown_table,
-    mean_with_interval,
-    p_values,
-    paired_p_value,
-    retention_table,
-)
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
+from versatune_ds.comparison.results_page.intervals import holm, mean_with_interval, paired_p_value
+from versatune_ds.comparison.results_page.results import Results
+from versatune_ds.comparison.results_page.table import markdown_table, p_values, retention_table
 
 BASE = {"law": {"loss": 2.0}, "code": {"loss": 1.0}}
 

@@ -1,4 +1,4 @@
-"""Results in one file: equal bytes for equal results, taken up elsewhere by content, refused where they differ."""
+"""Results in one file: equal bytes for equal results, loaded elsewhere by content, refused where they differ."""
 
 import io
 import json
@@ -7,9 +7,11 @@ import tarfile
 import pytest
 import yaml
 
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.kept_results import base_settings, folder_of, has_result, settings_of, settings_path
-from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_start, write_pack
-from versatune_ds.comparison.plan import cells_of, read_plan
+from versatune_ds.comparison.pack import load_results, load_start, write_pack
+from versatune_ds.comparison.pack_file import read_pack
 
 RECIPE = {
     "run": {"name": "shared"},
@@ -78,17 +80,17 @@ def there(tmp_path):
     return plan, tmp_path / "there.tar.gz"
 
 
-def take_up(plan, path):
+def load_both(plan, path):
     pack = read_pack(path)
-    take_up_start(pack, plan)
-    take_up_results(pack, plan, start_of(plan))
+    load_start(pack, plan)
+    load_results(pack, plan, start_of(plan))
     return [cell.run_name for cell in cells_of(plan) if has_result(plan, cell, start_of(plan))]
 
 
-def test_results_and_the_starting_point_are_taken_up_on_a_machine_whose_folders_are_elsewhere(there, tmp_path):
+def test_results_and_the_starting_point_are_loaded_on_a_machine_whose_folders_are_elsewhere(there, tmp_path):
     _, path = there
     here = make_machine(tmp_path / "here")
-    assert take_up(here, path) == ["uniform-seed1", "planned-seed1", "uniform-seed2"]
+    assert load_both(here, path) == ["uniform-seed1", "planned-seed1", "uniform-seed2"]
     assert json.loads((here.folder / "base_evaluation.json").read_text())["domains"]["law"]["loss"] == 3.0
     assert (here.start_folder / "plans" / "mine.json").is_file()
     # What is packed again there is the same, byte for byte, and has no path of a machine.
@@ -107,26 +109,26 @@ def test_results_and_the_starting_point_are_taken_up_on_a_machine_whose_folders_
         ({"set": {"train.steps": 11}}, "train.steps: 10 there, 11 here"),
     ],
 )
-def test_results_of_other_data_or_settings_are_not_taken_and_named(there, tmp_path, caplog, changed, words):
+def test_results_of_other_data_or_settings_are_not_loaded_and_named(there, tmp_path, caplog, changed, words):
     here = make_machine(tmp_path / "here", **changed)
     make_results(here, num=0)
-    assert take_up(here, there[1]) == []
+    assert load_both(here, there[1]) == []
     assert words in caplog.text
-    assert "uniform-seed1 is not taken" in caplog.text
+    assert "uniform-seed1 is not loaded" in caplog.text
 
 
-def test_results_from_another_base_model_are_not_taken_and_both_are_named(there, tmp_path, caplog):
+def test_results_from_another_base_model_are_not_loaded_and_both_are_named(there, tmp_path, caplog):
     here = make_machine(tmp_path / "here")
     (here.start_folder / "base_model" / "model.safetensors").write_bytes(b"others")
     make_results(here, num=0)
-    assert take_up(here, there[1]) == []
+    assert load_both(here, there[1]) == []
     assert read_pack(there[1]).content["base_model"][:12] in caplog.text
 
 
 def test_a_base_model_that_only_the_other_machine_has_is_named_by_its_digest(there, tmp_path):
     here = make_machine(tmp_path / "here", with_model=False)
     with pytest.raises(ValueError, match=r"start from base model [0-9a-f]{12}, which is not here; copy that machine's"):
-        take_up_start(read_pack(there[1]), here)
+        load_start(read_pack(there[1]), here)
 
 
 def add_entry(path, name, *, kind=tarfile.REGTYPE):

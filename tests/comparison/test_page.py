@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.page import findings, write_page
-from versatune_ds.comparison.results_page.table import Results, markdown_table, retention_table
+from versatune_ds.comparison.results_page.results import Results
+from versatune_ds.comparison.results_page.table import markdown_table, retention_table
 
 LOSSES = {"uniform": (1.5, 1.0), "better": (1.4, 0.9), "lucky": (1.49, 0.99), "forgets": (1.0, 1.2)}
 """Losses of law and code, which the base model has at 2.0 and 1.0."""

@@ -6,10 +6,12 @@ import pytest
 import yaml
 
 from versatune_ds.cli import build_parser
-from versatune_ds.comparison.compare import evaluation_options
+from versatune_ds.comparison.cell_runs import evaluation_options
+from versatune_ds.comparison.cells import cells_of, config_of_cell, plans_of_cell
+from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.mixture_plans import arguments_of
-from versatune_ds.comparison.plan import cells_of, config_of_cell, plans_of_cell, read_plan, texts
-from versatune_ds.comparison.starting_point import check_settings
+from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.start_settings import check_settings
 from versatune_ds.config import load_config
 
 ROOT = Path(__file__).parents[2]

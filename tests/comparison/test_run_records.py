@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan, cells_of
+from versatune_ds.comparison.cells import cells_of
+from versatune_ds.comparison.plan import BaseModelPlan, ComparisonPlan
 from versatune_ds.comparison.results_page.checkpoints import (
     checkpoints_section,
     falls_at,
@@ -13,8 +14,8 @@ from versatune_ds.comparison.results_page.checkpoints import (
     three_of,
 )
 from versatune_ds.comparison.results_page.compute import compute_section, cost_of_runs
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.run_records import RunRecord, read_record, run_records
-from versatune_ds.comparison.results_page.table import Results
 from versatune_ds.comparison.stage_times import record_stage, seconds_by_stage
 
 

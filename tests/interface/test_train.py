@@ -81,10 +81,10 @@ def test_what_a_run_changes_in_its_process_is_restored_also_after_an_error():
 
 def test_log_lines_are_shown_where_nobody_has_set_up_logging_and_left_alone_otherwise(capsys, monkeypatch):
     package, root = logging.getLogger("versatune_ds"), logging.getLogger()
+    monkeypatch.setattr(package, "handlers", [])  # an earlier test may have set it up, as the command line does
     with shown_log():
         package.info("the root logger has pytest's handlers")
     monkeypatch.setattr(root, "handlers", [])
-    monkeypatch.setattr(package, "handlers", [])
     before = state_of_process()
     with shown_log(level=logging.WARNING):
         package.info("quiet")

@@ -10,6 +10,7 @@ from gguf_model import write_gguf
 from tiny_run import tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from versatune_ds import prepare, train
 from versatune_ds.cli import main
 from versatune_ds.config import ModelConfig
 from versatune_ds.config.model import model_identity
@@ -99,7 +100,7 @@ def test_a_recipe_converts_its_file_once(tmp_path, tokenizer, caplog, monkeypatc
     folder.rmdir()
     assert with_saved_model(first) == first
     assert (folder / "model.safetensors").read_bytes() == kept
-    monkeypatch.setattr("versatune_ds.training.saved_model.convert_gguf", None)
+    monkeypatch.setattr(gguf_file, "convert_gguf", None)
     with caplog.at_level("INFO"):
         assert with_saved_model(config) == first
     assert "tiny.gguf was converted before" in caplog.text
@@ -161,6 +162,17 @@ def test_a_file_without_a_tokenizer_needs_one_in_the_recipe(tmp_path, tokenizer)
     assert check_model_weights(config.model)
 
 
+def test_a_fault_is_reported_under_the_key_that_names_the_file(tmp_path):
+    (tmp_path / "text.gguf").write_text("{}")
+    for key, others in (("model", ["model.from_config=null"]), ("reference.model", [])):
+        config = tiny_config(tmp_path, *others, f"{key}.gguf_file={tmp_path / 'text.gguf'}")
+        with pytest.raises(ValueError, match=rf"^{key}\.gguf_file: .*text\.gguf is not a GGUF file"):
+            with_saved_model(config)
+        config = tiny_config(tmp_path, *others, f"{key}.gguf_file=a.gguf", f"{key}.name_or_path=./nowhere")
+        with pytest.raises(ValueError, match=rf"^{key}\.name_or_path: \./nowhere: no such folder; expected .* a\.gguf"):
+            with_saved_model(config)
+
+
 def test_convert_does_nothing_twice_and_replaces_nothing(tmp_path, tokenizer, capsys):
     file, out = write_gguf(tmp_path / "tiny.gguf", tokenizer), tmp_path / "out"
     words = ["convert", str(file), "--output", str(out)]
@@ -185,3 +197,13 @@ def test_commands_take_a_file_and_report_a_bad_one(tmp_path, tokenizer, capsys):
     for command in ("check", "train", "detect"):
         assert main([command, str(recipe)]) == 2
         assert f"model.gguf_file: {file} is not a GGUF file" in capsys.readouterr().err
+
+
+def test_python_takes_a_file_as_the_commands_do(tmp_path, tokenizer):
+    file = write_gguf(tmp_path / "tiny.gguf", tokenizer)
+    keys = ("model.from_config=null", f"model.gguf_file={file}", "train.steps=1", "mixture.policy=uniform")
+    config = tiny_config(tmp_path, *keys)
+    assert prepare(config, quiet=True).loc[("general", "train"), "num_rows"] == 60
+    run = train(config, quiet=True)
+    assert run.config.model.name_or_path == with_saved_model(config).model.name_or_path
+    assert run.config.model.gguf_file == str(file)

@@ -13,7 +13,8 @@ from typing import NoReturn
 from versatune_ds import __version__
 from versatune_ds.cli.arguments import Commands, print_error
 from versatune_ds.cli.convert import add_convert
-from versatune_ds.cli.measure import add_compare, add_detect, add_evaluate, add_plan, add_reference
+from versatune_ds.cli.evaluate import add_compare, add_evaluate
+from versatune_ds.cli.measure import add_detect, add_plan, add_reference
 from versatune_ds.cli.recipe import add_check, add_inspect, add_keys, add_prepare, add_simulate
 from versatune_ds.cli.run import add_explain, add_export, add_replay, add_report
 from versatune_ds.cli.train import add_job, add_submit, add_train, add_worker

@@ -1,9 +1,6 @@
 """Run a comparison from its file to its page.
 
 The same command resumes where it was stopped; once all results are there it only writes the page again.
-
-Several runs are trained and evaluated at a time. A run is done when its evaluation is in its folder and the settings it
-was made with are kept beside it. Everything else is tried again, and results made with other settings are refused.
 """
 
 from __future__ import annotations
@@ -11,59 +8,40 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from versatune_ds.comparison.base_model import base_model_folder
+from versatune_ds.comparison.cell_runs import SECONDS_FILE, evaluate_base, run_cells
+from versatune_ds.comparison.cells import Cell, cells_of, config_of_cell
+from versatune_ds.comparison.comparison_file import read_plan
 from versatune_ds.comparison.complete_block import complete_block, missing_sentence
 from versatune_ds.comparison.headroom import follow_up_cells
 from versatune_ds.comparison.kept_results import (
-    BASE_FILE,
-    BASE_SETTINGS_FILE,
-    are_same,
-    base_settings,
     folder_of,
-    has_result,
     result_of,
-    settings_of,
-    settings_path,
     split_of,
 )
 from versatune_ds.comparison.order import in_order
-from versatune_ds.comparison.outcome import Domains, outcome
-from versatune_ds.comparison.pack import read_pack, take_up_results, take_up_start, write_pack
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, config_of_cell, overrides_of, read_plan, texts
+from versatune_ds.comparison.outcome import Domains
+from versatune_ds.comparison.pack import load_results, load_start, write_pack
+from versatune_ds.comparison.pack_file import read_pack
+from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.comparison.predictions import predicted_means
 from versatune_ds.comparison.results_page.page import write_page
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.starting_point import make_starting_point
 from versatune_ds.distributed import World
-from versatune_ds.evaluation.command import EvaluateOptions, evaluate
-from versatune_ds.launch.jobs import Job, run_jobs
 from versatune_ds.launch.process_pool import gpu_names
 from versatune_ds.launch.time_budget import OutOfTimeError, TimeBudget
 from versatune_ds.mixture.policies.fixed import UNIFORM
 from versatune_ds.report.series import read_series, requested_weights
-from versatune_ds.run_folder.atomic import read_json, write_json
+from versatune_ds.run_folder.atomic import read_json
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.run_folder.folder import describe_environment
 from versatune_ds.run_folder.names import EVALUATION_FILE
-from versatune_ds.training.worker import run_worker
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_FILE = "run_seconds.json"
-"""How long the longest run took, the first guess of a later call with a time budget."""
-_MODULES = (
-    "versatune_ds.comparison.compare",
-    "versatune_ds.training.worker",
-    "versatune_ds.evaluation.command",
-)
-"""What a process that runs have been forked from has imported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +59,7 @@ class CompareOptions:
     pack: Path | None = None
     """File that all results are written to, for another machine."""
     continued: Path | None = None
-    """Such a file of another machine, whose results are taken up first."""
+    """Such a file of another machine, whose results are loaded first."""
     began: float | None = None
     """When the command began (monotonic seconds)."""
 
@@ -117,23 +95,23 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions = Comp
     gpus = gpu_names()
     num_jobs = num_jobs_of(options.num_jobs, per_gpu=options.jobs_per_gpu, gpus=gpus)
     budget = TimeBudget(options.budget_seconds, guess_seconds=options.run_seconds, began=options.began)
-    budget.guess((read_json(plan.folder / _SECONDS_FILE) or {}).get("longest"))
+    budget.guess((read_json(plan.folder / SECONDS_FILE) or {}).get("longest"))
     command = shlex.join(["versatune", "compare", str(path), *overrides])
-    taken = None if options.continued is None else read_pack(options.continued)
+    carried = None if options.continued is None else read_pack(options.continued)
     if options.pack is not None and not options.pack.parent.is_dir():
         raise ValueError(f"--pack: {options.pack}: expected a file in an existing folder")
     with locked(plan.folder / "lock", what="this comparison's folder"):
         results, cells, what = None, list(cells_of(plan)), "its runs"
         try:
-            if taken is not None:
-                take_up_start(taken, plan)
+            if carried is not None:
+                load_start(carried, plan)
             start = make_starting_point(plan, num_processes=min(num_jobs, len(gpus) or num_jobs), budget=budget)
-            if taken is not None:
-                take_up_results(taken, plan, start)
+            if carried is not None:
+                load_results(carried, plan, start)
             results, cells = _results(plan, start=start, num_jobs=num_jobs, gpus=gpus, budget=budget)
         except OutOfTimeError as error:
             what = str(error)
-        finally:  # what is done is carried on from a comparison that failed too
+        finally:  # a comparison that failed has results to carry too
             if options.pack is not None:
                 write_pack(plan, options.pack)
         page = None if results is None else _write_page(results, cells, command=command)
@@ -237,109 +215,3 @@ def num_jobs_of(asked: int | None, *, gpus: tuple[str, ...], per_gpu: int | None
     if not gpus:
         raise ValueError(f"--jobs-per-gpu={per_gpu}: this machine has no GPU; give --jobs, the runs at a time")
     return per_gpu * len(gpus)
-
-
-def run_cells(
-    plan: ComparisonPlan,
-    cells: Sequence[Cell],
-    *,
-    base: Domains,
-    start: Sequence[str],
-    num_jobs: int,
-    gpus: tuple[str, ...],
-    budget: TimeBudget,
-) -> list[Cell]:
-    """Run every cell that has no result yet; one that is done is logged against the base model's evaluation.
-
-    Returns:
-        The cells for which there was no time.
-
-    Raises:
-        RuntimeError: If runs fail; the others are finished first, and each failed one is named with its log.
-    """
-    waiting = {cell.run_name: cell for cell in cells if not has_result(plan, cell, start)}
-    logger.info("%d runs, %d of them done", len(cells), len(cells) - len(waiting))
-    began, done, failed = time.monotonic(), [], []
-
-    def log_done(job: Job, exit_code: int) -> None:
-        """Log how a run ended and how long the others will take."""
-        done.append(job)
-        if exit_code:
-            failed.append(job)
-            result = "FAILED"
-        else:
-            cell = waiting[job.name]
-            result = outcome(result_of(plan, cell), base, target=cell.target).sentence()
-            write_json(plan.folder / _SECONDS_FILE, {"longest": round(budget.longest_seconds or 0.0, 1)})
-        left = (time.monotonic() - began) / len(done) * (len(waiting) - len(done))
-        logger.info("%s %s  %d/%d, about %.0f s left", job.name, result, len(done), len(waiting), left)
-
-    logs = plan.folder / "logs"  # beside the runs' folders, which contain only files of the runs themselves
-    jobs = [
-        Job(
-            name=name,
-            work=partial(_train_and_evaluate, plan, cell, start),
-            log=logs / f"{name}.log",
-            modules=_MODULES,
-        )
-        for name, cell in waiting.items()
-    ]
-    stopped = run_jobs(jobs, num_at_a_time=num_jobs, gpus=gpus, when_done=log_done, budget=budget)
-    if failed:
-        places = ", ".join(str(job.log) for job in failed)
-        raise RuntimeError(
-            f"{len(failed)} of {len(cells)} runs failed: see {places}; the same command tries them again"
-        )
-    return [waiting[job.name] for job in stopped]
-
-
-def evaluate_base(
-    plan: ComparisonPlan, start: Sequence[str], *, gpus: tuple[str, ...], budget: TimeBudget
-) -> dict[str, Any]:
-    """Return the base model's evaluation, made once, on the same rows as every run's.
-
-    Raises:
-        RuntimeError: If it fails; its log is named.
-        OutOfTimeError: If there was no time for it.
-    """
-    path, log = plan.folder / BASE_FILE, plan.folder / "logs" / "base.log"
-    settings_path, settings = plan.folder / BASE_SETTINGS_FILE, base_settings(plan, start)
-    if not path.is_file() or not are_same(read_json(settings_path) or {}, settings):
-        job, codes = Job(name="base", work=partial(_evaluate_base, plan, start, path), log=log, modules=_MODULES), []
-        time_left = TimeBudget(budget.seconds, began=budget.began)  # how long a run takes says nothing about it
-        stopped = run_jobs(
-            [job], num_at_a_time=1, gpus=gpus, when_done=lambda job, code: codes.append(code), budget=time_left
-        )
-        if stopped:
-            raise OutOfTimeError("the base model's evaluation")
-        if any(codes):
-            raise RuntimeError(f"the base model's evaluation failed: see {log}; the same command tries it again")
-        write_json(settings_path, settings)
-        budget.guess(time_left.longest_seconds)
-    return read_json(path)["domains"]
-
-
-def _evaluate_base(plan: ComparisonPlan, start: Sequence[str], path: Path) -> int:
-    """Evaluate the base model; the work of one process."""
-    overrides = [*start, *texts(plan.set)]
-    options = replace(evaluation_options(plan), recipe=plan.recipe, overrides=overrides, output=path)
-    evaluate(base_model_folder(plan), options)
-    return 0
-
-
-def evaluation_options(plan: ComparisonPlan) -> EvaluateOptions:
-    """Return how every model of the comparison is evaluated: on test rows where there are any."""
-    return EvaluateOptions(has_base=False, split=split_of(plan), num_exact=plan.exact, choice_paths=plan.choices)
-
-
-def _train_and_evaluate(plan: ComparisonPlan, cell: Cell, start: Sequence[str]) -> int:
-    """Train or resume one run, then evaluate it; the work of one process. Return its exit code."""
-    settings = settings_path(plan, cell)
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    write_json(settings, settings_of(plan, cell, start))
-    overrides = [*start, *overrides_of(plan, cell)]
-    code = run_worker(plan.recipe, overrides, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
-    if code == 0:
-        options = replace(evaluation_options(plan), output=folder_of(plan, cell) / EVALUATION_FILE)
-        evaluate(folder_of(plan, cell), options)
-    return code

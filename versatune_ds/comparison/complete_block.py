@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import product
 
-from versatune_ds.comparison.plan import Cell, ComparisonPlan
+from versatune_ds.comparison.cells import Cell
+from versatune_ds.comparison.plan import ComparisonPlan
 
 _MAX_NAMES = 12
 

@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from versatune_ds.comparison.cells import Cell
 from versatune_ds.comparison.outcome import outcome
-from versatune_ds.comparison.plan import Cell
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 
 MATTERS = 0.01
 """Headroom, as a share of uniform's mean loss, below which mixtures do not matter."""

@@ -14,8 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, config_of_cell, texts
-from versatune_ds.comparison.starting_point import digest_of_start
+from versatune_ds.comparison.cells import Cell, config_of_cell
+from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.plan import ComparisonPlan
+from versatune_ds.comparison.start_files import digest_of_start
 from versatune_ds.config import DataConfig, RunConfig, load_config
 from versatune_ds.config.later_keys import with_later_keys
 from versatune_ds.config.load import flatten

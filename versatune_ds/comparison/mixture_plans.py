@@ -32,7 +32,9 @@ class _PlanKeys(Section):
 
 
 MixturePlan = create_model(  # `for` is a word of Python's, so that no class body can have such a field
-    "MixturePlan", __base__=_PlanKeys, **{"for": (Purpose, Field(default="mean", description="Purpose of the plan."))}
+    "MixturePlan",
+    __base__=_PlanKeys,
+    **{"for": (Purpose, Field(default="balanced", description="Purpose of the plan."))},
 )
 """One entry of `plans`: the options of `versatune plan`, named as on its command line."""
 

@@ -9,7 +9,7 @@ from versatune_ds.config.section import Section
 from versatune_ds.domains import nearest_name
 
 if TYPE_CHECKING:
-    from versatune_ds.comparison.plan import Cell
+    from versatune_ds.comparison.cells import Cell
 
 
 class OrderEntry(Section):

@@ -1,26 +1,23 @@
-"""Carry the results of a comparison to another machine in one small file, and take them up there.
+"""Carry the results of a comparison to another machine in one small file, and load them there.
 
 The file is a .tar.gz of JSON texts: evaluations, decisions and metrics of every run that is done, the base model's
 evaluation, prior, references, transfer.json and plans. It has neither weights nor rows. Equal results make equal bytes.
 
-What is taken up is told by its settings and by the content of what it started from, never by a path. No path of the
-archive is written to: files are looked up by the names that this comparison gives them.
+A result is loaded if its settings and the content of what it started from are the same, wherever folders are. No path
+of the archive is written to: files are looked up by the names that this comparison gives them.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import logging
-import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from versatune_ds.comparison.base_model import files_of_base_model
+from versatune_ds.comparison.cells import Cell, cells_of
 from versatune_ds.comparison.kept_results import (
     BASE_FILE,
     BASE_SETTINGS_FILE,
@@ -34,8 +31,11 @@ from versatune_ds.comparison.kept_results import (
     settings_of,
     settings_path,
 )
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, cells_of, texts
-from versatune_ds.comparison.starting_point import stage_settings, transfer_file
+from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.pack_file import CONTENT_FILE, FORMAT, Pack, archive_of
+from versatune_ds.comparison.plan import ComparisonPlan
+from versatune_ds.comparison.start_files import transfer_file
+from versatune_ds.comparison.start_settings import stage_settings
 from versatune_ds.config import load_config
 from versatune_ds.run_folder.atomic import atomic_file, read_json, write_json, write_text
 from versatune_ds.run_folder.names import (
@@ -50,8 +50,6 @@ from versatune_ds.run_folder.names import (
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
-_CONTENT_FILE = "content.json"
 _RUN_FILES = (
     EVALUATION_FILE,
     METRICS_FILE,
@@ -61,19 +59,6 @@ _RUN_FILES = (
     REFERENCE_FILE,
     ENVIRONMENT_FILE,
 )
-_MAX_BYTES = 1 << 29
-"""Of all files together, unpacked."""
-_MAX_FILES = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
-    """A file of results, read and checked."""
-
-    path: Path
-    files: Mapping[str, bytes]
-    content: Mapping[str, Any]
-    """`base_model`: the digest of its files; `settings`: name of a run, `base` or `stages` to what it was made with."""
 
 
 def write_pack(plan: ComparisonPlan, path: Path) -> None:
@@ -103,10 +88,10 @@ def write_pack(plan: ComparisonPlan, path: Path) -> None:
         for name in _RUN_FILES:
             if (folder_of(plan, cell) / name).is_file():
                 files[f"runs/{cell.run_name}/{name}"] = (folder_of(plan, cell) / name).read_bytes()
-    content = {"format": _FORMAT, "comparison": plan.name, "base_model": _base_model(plan), "settings": settings}
+    content = {"format": FORMAT, "comparison": plan.name, "base_model": _base_model(plan), "settings": settings}
     content["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files[_CONTENT_FILE] = json.dumps(content, indent=1, sort_keys=True).encode()
-    data = _archive(files)
+    files[CONTENT_FILE] = json.dumps(content, indent=1, sort_keys=True).encode()
+    data = archive_of(files)
     with atomic_file(path) as stream:
         stream.write(data)
     logger.info("%s: %d runs, %.2f MB", path, num_runs, len(data) / 1e6)
@@ -119,93 +104,41 @@ def _possible_cells(plan: ComparisonPlan) -> list[Cell]:
     return list(cells_of(plan.model_copy(update={"static_seeds": None})))
 
 
-def _archive(files: Mapping[str, bytes]) -> bytes:
-    """Return a .tar.gz without times, owners or an order of their own: the same files make the same bytes."""
-    archive = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=archive, mode="wb", filename="", mtime=0) as stream,
-        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for name in sorted(files):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(files[name])
-            tar.addfile(entry, io.BytesIO(files[name]))
-    return archive.getvalue()
-
-
-def read_pack(path: Path) -> Pack:
-    """Read a file of results into memory, and check it.
+def load_start(pack: Pack, plan: ComparisonPlan) -> None:
+    """Load prior, references and plans that do not exist here and were made from the same base model and settings.
 
     Raises:
-        ValueError: If it is missing, no such file, damaged, too large, or has a path that leaves its folder.
-    """
-    if not path.is_file():
-        raise ValueError(f"--continue: {path}: no such file; expected one that `versatune compare --pack` wrote")
-    try:
-        files = _entries(path)
-        content = json.loads(files.pop(_CONTENT_FILE))
-        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    except (OSError, EOFError, tarfile.TarError, KeyError, json.JSONDecodeError):
-        raise ValueError(f"--continue: {path}: damaged, or not written by `versatune compare --pack`") from None
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"--continue: {path}: format {content.get('format')}; this version reads format {_FORMAT}")
-    if sums != content["sha256"]:
-        raise ValueError(f"--continue: {path}: damaged: its files are not those it lists; copy it again")
-    return Pack(path=path, files=files, content=content)
-
-
-def _entries(path: Path) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    num_bytes = 0
-    with tarfile.open(path, mode="r|gz") as tar:
-        for entry in tar:
-            name = PurePosixPath(entry.name)
-            if not entry.isfile() or name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"--continue: {path}: {entry.name!r}: expected plain files below it; not read")
-            num_bytes += entry.size
-            if num_bytes > _MAX_BYTES or len(files) >= _MAX_FILES:
-                raise ValueError(f"--continue: {path}: more than {_MAX_BYTES >> 20} MiB of results; not read")
-            stream = tar.extractfile(entry)
-            assert stream is not None, "a plain file"
-            files[entry.name] = stream.read()
-    return files
-
-
-def take_up_start(pack: Pack, plan: ComparisonPlan) -> None:
-    """Take up prior, references and plans that do not exist here and were made from the same base model and settings.
-
-    Raises:
-        ValueError: If the base model is on another machine only: one trained here anew would be another model.
+        ValueError: If the base model is on another machine only: one trained here again would be another model.
     """
     theirs, ours = pack.content["base_model"], _base_model(plan)
     if ours is None and theirs is not None:
         raise ValueError(
             f"--continue: {pack.path}: its runs start from base model {theirs[:12]}, which is not here; copy that "
-            f"machine's {plan.start_folder.name}/base_model to {plan.start_folder}/base_model, or start anew without it"
+            f"machine's {plan.start_folder.name}/base_model to {plan.start_folder}/base_model, or start over without it"
         )
     if theirs != ours:
         logger.warning(
-            "%s: base model %s there, %s here: nothing is taken", pack.path, (theirs or "none")[:12], ours[:12]
+            "%s: base model %s there, %s here: nothing is loaded", pack.path, (theirs or "none")[:12], ours[:12]
         )
         return
     kept = pack.content["settings"].get("stages")
     if kept is not None and kept != _stages(plan):
-        logger.warning("%s: prior, references and plans are not taken: %s", pack.path, difference(kept, _stages(plan)))
+        logger.warning("%s: prior, references and plans are not loaded: %s", pack.path, difference(kept, _stages(plan)))
         return
     for name in (PRIOR_FILE, REFERENCE_FILE, transfer_file(plan).name, *_plan_names(plan)):
         data, file = pack.files.get(f"start/{name}"), plan.start_folder / name
         if data is None or (file.is_file() and file.read_bytes() == data):
             continue
         if file.is_file():
-            logger.warning("%s: %s is not taken: the one here is another", pack.path, name)
+            logger.warning("%s: %s is not loaded: the one here is another", pack.path, name)
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, data.decode())
-        logger.info("%s: %s is taken", pack.path, name)
+        logger.info("%s: %s is loaded", pack.path, name)
 
 
-def take_up_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> None:
-    """Take up the base model's evaluation and every run that has no result here and was made with the same settings."""
+def load_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> None:
+    """Load the base model's evaluation and every run that has no result here and was made with the same settings."""
     kept, now = pack.content["settings"], base_settings(plan, start)
     here = read_json(plan.folder / BASE_SETTINGS_FILE)
     has_base = (plan.folder / BASE_FILE).is_file() and are_same(here or {}, now)
@@ -213,14 +146,14 @@ def take_up_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> N
         plan.folder.mkdir(parents=True, exist_ok=True)
         write_text(plan.folder / BASE_FILE, pack.files[BASE_FILE].decode())
         write_json(plan.folder / BASE_SETTINGS_FILE, now)
-    taken, cells = [], _possible_cells(plan)
+    loaded, cells = [], _possible_cells(plan)
     for cell in cells:
         theirs = kept.get(f"runs/{cell.run_name}")
         if theirs is None or has_result(plan, cell, start):
             continue
         settings = settings_of(plan, cell, start)
         if theirs != portable(settings):
-            logger.warning("%s: %s is not taken: %s", pack.path, cell.run_name, difference(theirs, portable(settings)))
+            logger.warning("%s: %s is not loaded: %s", pack.path, cell.run_name, difference(theirs, portable(settings)))
             continue
         folder, path = folder_of(plan, cell), settings_path(plan, cell)
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,12 +162,12 @@ def take_up_results(pack: Pack, plan: ComparisonPlan, start: Sequence[str]) -> N
         for name in sorted(_RUN_FILES, key=lambda name: name == EVALUATION_FILE):  # with it the result is complete
             if (data := pack.files.get(f"runs/{cell.run_name}/{name}")) is not None:
                 write_text(folder / name, data.decode())
-        taken.append(cell.run_name)
+        loaded.append(cell.run_name)
     known = {f"runs/{cell.run_name}" for cell in cells}
     others = [name.removeprefix("runs/") for name in kept if name.startswith("runs/") and name not in known]
     if others:
         logger.warning("%s: runs that this comparison does not have: %s", pack.path, ", ".join(others))
-    logger.info("%s: %d runs taken", pack.path, len(taken))
+    logger.info("%s: %d runs loaded", pack.path, len(loaded))
 
 
 def _base_model(plan: ComparisonPlan) -> str | None:

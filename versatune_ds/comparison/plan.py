@@ -1,36 +1,23 @@
-"""Read a comparison: one YAML file with a base model, a recipe, and the runs to compare.
+"""Define the file of a comparison: a base model, a recipe, and the runs to compare.
 
-A run of a comparison is the shared recipe with a few keys set, as on the command line. Only those keys are compared.
+`comparison_file.py` reads it; `cells.py` lists its runs.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from versatune_ds.comparison.mixture_plans import MixturePlan, plan_names, purpose_of, with_plan_files
+from versatune_ds.comparison.mixture_plans import MixturePlan, plan_names, purpose_of
 from versatune_ds.comparison.order import DRAWN, OrderEntry
-from versatune_ds.comparison.static_mixtures import draw_mixtures, static_label
-from versatune_ds.config import RunConfig, load_config
-from versatune_ds.config.load import parse_section, set_by_dotted_key
+from versatune_ds.comparison.static_mixtures import static_label
 from versatune_ds.config.section import ExpandedPath, ExpandedText, Section
-from versatune_ds.config.yaml_text import EMPTY, Word, read_value, read_yaml
 from versatune_ds.domains import nearest_name
-from versatune_ds.mixture.policies.fixed import CONSTANT, UNIFORM
-from versatune_ds.mixture.settings import floor_and_cap
-from versatune_ds.planning.planners import DEFAULT, planner_named
 
-TARGET_MARK = "{target}"
-"""Replaced by the target domain's name in a run's values."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_ORIGINS = ("folder", "domains", "synthetic")
-"""Keys of `data` of which a recipe has exactly one."""
 
 
 class BaseModelPlan(Section):
@@ -180,184 +167,3 @@ class ComparisonPlan(Section):
         """Return the file of a plan; one with `for: target` has a file a target."""
         ending = f"-{target}" if purpose_of(self.plans[name]) == "target" else ""
         return self.start_folder / "plans" / f"{name}{ending}.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One run of a comparison."""
-
-    label: str
-    target: str | None
-    seed: int
-    mixture: tuple[tuple[str, float], ...] | None = None
-    """Weights of a drawn fixed mixture by domain; None for a run of the comparison's file."""
-
-    @property
-    def run_name(self) -> str:
-        """Return the run's folder name."""
-        return "-".join([self.label, *([self.target] if self.target else []), f"seed{self.seed}"])
-
-
-def cells_of(plan: ComparisonPlan) -> Iterator[Cell]:
-    """Yield every run, the baseline first and seeds slowest, so that an interrupted comparison has complete seeds."""
-    mixtures = _static_mixtures(plan)
-    labels = [plan.baseline, *(label for label in plan.runs if label != plan.baseline)]
-    for number, seed in enumerate(plan.seeds):
-        for target in plan.targets or (None,):
-            for label in labels:
-                yield Cell(label=label, target=target, seed=seed)
-        if plan.static_seeds is None or number < plan.static_seeds:
-            for label, weights in mixtures.items():
-                yield Cell(label=label, target=None, seed=seed, mixture=tuple(weights.items()))
-
-
-def _static_mixtures(plan: ComparisonPlan) -> dict[str, dict[str, float]]:
-    """Return label to weights of the fixed mixtures, within the same floor and cap as a plan."""
-    if not plan.static:
-        return {}
-    config = load_config(plan.recipe, texts(plan.set))
-    names = _domain_names(config)
-    if names is None:
-        raise ValueError(f"static: the domains to draw mixtures of are not known: {config.data.folder} has no train/")
-    floor, cap = floor_and_cap(config.mixture, num_domains=len(names))
-    return draw_mixtures(names, num=plan.static, concentrations=plan.static_concentration, floor=floor, cap=cap)
-
-
-def read_plan(path: Path, overrides: Sequence[str]) -> ComparisonPlan:
-    """Return a comparison, with every recipe in it read and every run's keys checked before anything is trained.
-
-    Args:
-        path: YAML file.
-        overrides: `key=value` texts over the comparison's own keys, such as `seeds=[1,2]`.
-
-    Raises:
-        ValueError: One line for each mistake.
-    """
-    values = read_yaml(path)
-    for override in overrides:
-        _set(values, override)
-    plan = parse_section(values, ComparisonPlan)
-    here, data = path.parent, _data_keys(plan.data)
-    base = {}
-    if plan.base.recipe is not None:
-        base = {"recipe": here / plan.base.recipe, "set": {**data, **plan.base.set}}
-    plan = plan.model_copy(
-        update={
-            "recipe": here / plan.recipe,  # an absolute path stays as it is
-            "set": {**data, **plan.set},
-            "base": plan.base.model_copy(update=base),
-        }
-    )
-    if plan.base.recipe is not None:
-        load_config(plan.base.recipe, texts(plan.base.set))
-    _check_plans(plan)
-    policies = {config_of_cell(plan, cell).mixture.policy for cell in cells_of(plan)}
-    if plan.static and UNIFORM.name not in policies:
-        raise ValueError(f"static: expected a run with mixture.policy: {UNIFORM.name}, from which gains are measured")
-    return plan
-
-
-def _check_plans(plan: ComparisonPlan) -> None:
-    """Check what `versatune plan` would refuse after the base model was trained."""
-    if not plan.plans:
-        return
-    config = load_config(plan.recipe, texts(plan.set))
-    names = _domain_names(config)
-    for name, keys in plan.plans.items():
-        try:
-            planner_named(keys.planner or DEFAULT)
-        except ValueError as error:
-            raise ValueError(f"plans.{name}.planner: {str(error).partition(': ')[2]}") from None
-        for domain in keys.bound:
-            if names is not None and domain not in names:
-                raise ValueError(f"plans.{name}.bound: no domain {domain!r}; {nearest_name(domain, names)}")
-    if config.mixture.weight_unit == "examples":
-        raise ValueError("plans: a plan's weights are shares of tokens; set mixture.weight_unit: tokens under set")
-
-
-def _domain_names(config: RunConfig) -> tuple[str, ...] | None:
-    """Return the domains of a recipe's data, None where its folder is missing."""
-    from versatune_ds.data.sources.domain_files import domain_names  # it imports datasets; a file's keys need none
-
-    return domain_names(config.data)
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Set a key of the comparison; after `set.` and `base.set.` comes a recipe's own dotted key, which is not split."""
-    for prefix in ("set.", "base.set."):
-        if override.startswith(prefix):
-            key, _, text = override.removeprefix(prefix).partition("=")
-            section = values.get("base") if prefix.startswith("base") else values
-            if isinstance(section, dict):
-                section["set"] = {**(section.get("set") or {}), key: read_value(text)}
-            return
-    set_by_dotted_key(values, override)
-
-
-def _data_keys(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the dotted keys of `data`; one that sets where the data come from empties the others that do."""
-    others = dict.fromkeys(_ORIGINS) if any(data.get(key) not in (None, EMPTY) for key in _ORIGINS) else {}
-    return {f"data.{key}": value for key, value in {**others, **data}.items()}
-
-
-def config_of_cell(plan: ComparisonPlan, cell: Cell, *, start: Sequence[str] = ()) -> RunConfig:
-    """Return the config of one run; raise ValueError with the run whose keys are wrong."""
-    try:
-        return load_config(plan.recipe, [*start, *overrides_of(plan, cell)])
-    except ValueError as error:
-        lines = str(error).splitlines()
-        raise ValueError("\n".join(f"runs.{cell.label}: {line}" for line in lines)) from None
-
-
-def overrides_of(plan: ComparisonPlan, cell: Cell) -> list[str]:
-    """Return the `key=value` texts that make one run of the shared recipe."""
-    own = {
-        key: with_plan_files(_for_target(value, cell.target), lambda name: plan.plan_file(name, cell.target))
-        for key, value in _own_values(plan, cell).items()
-    }
-    place = {"run.name": cell.run_name, "run.output_dir": str(plan.folder / "runs"), "run.seed": cell.seed}
-    return texts({**plan.set, **place, **own})
-
-
-def _own_values(plan: ComparisonPlan, cell: Cell) -> dict[str, Any]:
-    """Return the dotted keys that make a run what it is."""
-    if cell.mixture is None:
-        return plan.runs[cell.label]
-    fixed = {"mixture.policy": CONSTANT.name, "mixture.prior_uniform_share": 0.0}
-    return {**fixed, "mixture.prior": dict(cell.mixture)}
-
-
-def plans_of_cell(plan: ComparisonPlan, cell: Cell) -> list[Path]:
-    """Return the files of the plans that a run's values name, each once."""
-    names = dict.fromkeys(plan_names(_own_values(plan, cell)))
-    return [plan.plan_file(name, cell.target) for name in names]
-
-
-def _for_target(value: Any, target: str | None) -> Any:
-    """Return a value with the target's name put in."""
-    if isinstance(value, str) and not isinstance(value, Word) and target is not None:
-        return value.replace(TARGET_MARK, target)
-    if isinstance(value, dict):
-        return {_for_target(key, target): _for_target(item, target) for key, item in value.items()}
-    return value
-
-
-def texts(values: dict[str, Any]) -> list[str]:
-    """Return dotted keys and values as the command line takes them."""
-    return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
-
-
-def _as_yaml(value: Any) -> str:
-    """Return a value as the YAML of one line; words such as off, which only a key's type tells from text, unquoted."""
-    return re.sub(r'"\\u0000(\w*)"', r"\1", json.dumps(_marked(value), default=str))
-
-
-def _marked(value: Any) -> Any:
-    """Return a value in which a zero character marks what must not be quoted."""
-    if isinstance(value, dict):
-        return {key: _marked(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_marked(item) for item in value]
-    if isinstance(value, Word) or value is EMPTY:
-        return "\0" + (value if isinstance(value, Word) else "")
-    return value

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from versatune_ds.comparison.plan import Cell, ComparisonPlan, texts
-from versatune_ds.comparison.starting_point import transfer_file
+from versatune_ds.comparison.cells import Cell
+from versatune_ds.comparison.override_texts import texts
+from versatune_ds.comparison.plan import ComparisonPlan
+from versatune_ds.comparison.start_files import transfer_file
 from versatune_ds.config import load_config
 from versatune_ds.mixture.planning.transfer_reader import read_transfer
 from versatune_ds.planning.plan_inputs import plan_task

@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from versatune_ds.config.known_names import KnownName, known_name
+from versatune_ds.config.known_names import known_name
 from versatune_ds.config.recipe import RunConfig
 from versatune_ds.config.section import alternatives_of, is_section
+from versatune_ds.config.tool_names.known_name import KnownName
 
 _NAME_OF_TYPE = {
     int: "integer",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from versatune_ds.config.load import Recipe, load_config, load_config_with_policy
+from versatune_ds.config.load import Recipe, load_config_with_policy
 from versatune_ds.interface import frames
 from versatune_ds.log import shown_log
 from versatune_ds.mixture.decision import Decision
@@ -20,6 +20,7 @@ from versatune_ds.mixture.planning.goal import PURPOSES, Purpose
 from versatune_ds.mixture.planning.plan_file import Plan
 from versatune_ds.mixture.policies import Policy
 from versatune_ds.report.series import RunSeries
+from versatune_ds.training.saved_model import load_recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +87,7 @@ def prepare(config: Recipe, *, overrides: Sequence[str] = (), quiet: bool = Fals
     import pandas as pd
 
     with shown_log(level=_level(quiet)):
-        resolved = load_config(config, overrides)
+        resolved = load_recipe(config, overrides)
         from versatune_ds.training.prepared_data import prepare_recipe  # imports torch
 
         counts = prepare_recipe(resolved).counts
@@ -142,7 +143,7 @@ def plan(
     config: Recipe,
     *,
     overrides: Sequence[str] = (),
-    purpose: Purpose = "mean",
+    purpose: Purpose = "balanced",
     bounds: Mapping[str, float] | None = None,
     bound_all: float | None = None,
     planner: str | None = None,

@@ -54,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Running:
-    """A job whose process was started."""
+    """A job whose process was started, and the GPU it sees."""
 
     job: Job
     gpu: str | None
@@ -90,16 +90,16 @@ def run_jobs(
     method = start_method(jobs[0], gpus=gpus)
     waiting, free, stopped = list(jobs), places(num_at_a_time, gpus=gpus), []
     running: dict[BaseProcess, _Running] = {}
-    is_told = False
+    is_stop_requested = False
     while running or (waiting and budget.has_time_for_next()):
         # Start what there is a place and time for.
         while waiting and free and budget.has_time_for_next():
             job, gpu = waiting.pop(0), free.pop(0)
             running[start_job(job, gpu=gpu, method=method)] = _Running(job=job, gpu=gpu, began=time.monotonic())
         # At the end of the time, ask those that run to stop, once; later kill them.
-        if budget.is_over() and not is_told:
+        if budget.is_over() and not is_stop_requested:
             logger.info("the time is over: stopping %s", ", ".join(place.job.name for place in running.values()))
-            is_told = True
+            is_stop_requested = True
             for process in running:
                 process.terminate()
         if (budget.seconds_to_kill() or 1.0) <= 0:
@@ -110,7 +110,7 @@ def run_jobs(
             place = running.pop(process)
             free.append(place.gpu)
             process.join()
-            if is_told and process.exitcode:
+            if is_stop_requested and process.exitcode:
                 stopped.append(place.job)
                 continue
             if not process.exitcode:

@@ -49,12 +49,12 @@ class TimeBudget:
         self.longest_seconds = max(seconds, self.longest_seconds or 0.0)
 
     def guess(self, seconds: float | None) -> None:
-        """Take a guess of how long a piece of work takes, unless there is one."""
+        """Record a guess of how long a piece of work takes, unless there is one."""
         self._guess_seconds = seconds if self._guess_seconds is None else self._guess_seconds
 
     @property
     def next_seconds(self) -> float | None:
-        """Return how long the next piece of work will take: as the longest one, else the guess."""
+        """Return how long the next piece of work may take, in seconds: the longest so far, else the guess."""
         return self._guess_seconds if self.longest_seconds is None else self.longest_seconds
 
     def seconds_to_stop(self) -> float | None:

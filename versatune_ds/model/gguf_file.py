@@ -44,7 +44,7 @@ _EXACT_ONLY_IN_FP32 = ("F32", "F16", "F64")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufFile:
-    """What the header of a GGUF file says."""
+    """What is read from the header of a GGUF file."""
 
     path: Path
     architecture: str
@@ -58,25 +58,30 @@ class GgufFile:
         return "fp32" if any(name in _EXACT_ONLY_IN_FP32 for name in self.weight_types) else "bf16"
 
 
-def gguf_path(model: ModelConfig) -> Path:
+def gguf_path(model: ModelConfig, *, section: str = "model") -> Path:
     """Return the file of `model.gguf_file`: a path, or a file in the folder or Hub name of `model.name_or_path`.
+
+    Args:
+        model: A model section.
+        section: Its dotted key in the recipe, for messages.
 
     Raises:
         ValueError: If there is no such file.
     """
+    key = f"{section}.gguf_file"
     path, name = Path(model.gguf_file or ""), model.name_or_path
     if name is None or path.is_absolute():
         found = path
     elif Path(name).is_dir():
         found = Path(name) / path
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"model.name_or_path: {name}: no such folder; expected the one that holds {path}")
+        raise ValueError(f"{section}.name_or_path: {name}: no such folder; expected the one that contains {path}")
     else:
         try:
             return Path(hf_hub_download(name, str(path)))
         except Exception as error:  # huggingface_hub and the network each have their own
-            raise ValueError(f"{KEY}: {path} is not found in {name} on the Hub: {first_line(error)}") from None
-    check_is_gguf(found)
+            raise ValueError(f"{key}: {path} is not found in {name} on the Hub: {first_line(error)}") from None
+    check_is_gguf(found, key=key)
     return found
 
 

@@ -45,7 +45,7 @@ NUM_PREDICTIONS = 96
 class PlanOptions:
     """Options of `versatune plan`."""
 
-    purpose: Purpose = "mean"
+    purpose: Purpose = "balanced"
     bounds: tuple[str, ...] = ()
     """Texts `domain=bound,domain=bound`."""
     bound_all: float | None = None

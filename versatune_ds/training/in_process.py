@@ -33,6 +33,7 @@ from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training
 from versatune_ds.training.run import Run
+from versatune_ds.training.saved_model import with_saved_model
 from versatune_ds.training.signals import StopSignals
 from versatune_ds.training.worker import take_place, train_to_the_end
 
@@ -71,7 +72,7 @@ def train_in_process(
         stack.callback(release_all)
         ignore_renamed_torch_functions()
         run = assemble_run(
-            config,
+            with_saved_model(config),
             world=world,
             device=take_place(world),
             is_fresh=is_fresh,

@@ -30,6 +30,7 @@ from versatune_ds.run_folder.names import CONFIG_FILE, PLAN_FILE, REFERENCE_FILE
 from versatune_ds.run_folder.recorded_config import recorded_config
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe
+from versatune_ds.training.saved_model import with_saved_model
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,6 @@ def _start_weights(config: RunConfig, *, domain_set: DomainSet) -> np.ndarray:
     """Return the weights [K] at step 0 under other settings; the data is opened only where their sizes matter."""
     sizes_K = None
     if config.mixture.rule.needs_sizes or config.mixture.prior == "proportional":
-        sizes_K = domain_sizes(prepare_recipe(config), unit=config.mixture.weight_unit)
+        sizes_K = domain_sizes(prepare_recipe(with_saved_model(config)), unit=config.mixture.weight_unit)
     named_K = starting_weights(config.mixture, domain_set=domain_set, sizes_K=sizes_K)
     return guarded_start(config.mixture, named_K, domain_set=domain_set)

@@ -39,15 +39,24 @@ def with_saved_model(config: RunConfig) -> RunConfig:
     from versatune_ds.training.prepared_data import cache_folder
 
     cache_dir = cache_folder(config)
-    changes: dict[str, Any] = {"model": _converted(config.model, cache_dir=cache_dir)}
+    changes: dict[str, Any] = {"model": _converted(config.model, section="model", cache_dir=cache_dir)}
     if config.reference.model is not None:
-        other = _converted(config.reference.model, cache_dir=cache_dir)
+        other = _converted(config.reference.model, section="reference.model", cache_dir=cache_dir)
         changes["reference"] = config.reference.model_copy(update={"model": other})
     return config.model_copy(update=changes)
 
 
-def _converted(model: ModelConfig, *, cache_dir: Path) -> ModelConfig:
-    """Return a model section that names the converted folder; several processes convert one file once."""
+def _converted(model: ModelConfig, *, section: str, cache_dir: Path) -> ModelConfig:
+    """Return a model section that names the converted folder; several processes convert one file once.
+
+    Args:
+        model: The section.
+        section: Its dotted key in the recipe, for messages.
+        cache_dir: Where the folder is made.
+
+    Raises:
+        ValueError: If the file cannot be converted, or no tokenizer is known.
+    """
     from versatune_ds.data.manifest import digest_of_texts
     from versatune_ds.data.sources.source_digests import SourceDigests
     from versatune_ds.model.gguf_file import convert_gguf, gguf_path, is_converted, read_header
@@ -55,14 +64,14 @@ def _converted(model: ModelConfig, *, cache_dir: Path) -> ModelConfig:
 
     if model.gguf_file is None or (model.name_or_path is not None and is_converted(Path(model.name_or_path))):
         return model
-    path = gguf_path(model)
+    path, key = gguf_path(model, section=section), f"{section}.gguf_file"
     content = SourceDigests(cache_dir).of([path])[0].partition(":")[2]
     folder = cache_dir / f"gguf-{digest_of_texts([_VERSION, content])[:16]}"
     with locked(cache_dir / "locks" / folder.name, what=f"the conversion of {path.name}"):
         if is_converted(folder):
-            logger.info("model.gguf_file: %s was converted before: %s", path.name, folder)
+            logger.info("%s: %s was converted before: %s", key, path.name, folder)
         else:
-            convert_gguf(read_header(path), folder=folder)
+            convert_gguf(read_header(path, key=key), folder=folder, key=key)
     if model.tokenizer is None and not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"model.tokenizer: {path} contains no tokenizer; give one: a folder or a Hub name")
+        raise ValueError(f"{section}.tokenizer: {path} contains no tokenizer; give one: a folder or a Hub name")
     return model.model_copy(update={"name_or_path": str(folder), "gguf_file": str(path.resolve())})

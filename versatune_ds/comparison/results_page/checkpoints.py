@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from versatune_ds.comparison.plan import Cell
+from versatune_ds.comparison.cells import Cell
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.run_records import RunRecord
-from versatune_ds.comparison.results_page.table import Results, as_table
+from versatune_ds.comparison.results_page.table import as_table
 from versatune_ds.export.model_card import escaped
 
 _HOW_TO_READ = """The first, the middle and the last measurement, on the held-out rows that also steer the mixture:

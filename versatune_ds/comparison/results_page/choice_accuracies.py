@@ -12,9 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from versatune_ds.comparison.cells import Cell
 from versatune_ds.comparison.outcome import Domains
-from versatune_ds.comparison.plan import Cell
-from versatune_ds.comparison.results_page.table import Mean, Results, as_table, difference, mean_with_interval
+from versatune_ds.comparison.results_page.intervals import Mean, difference, mean_with_interval
+from versatune_ds.comparison.results_page.results import Results
+from versatune_ds.comparison.results_page.table import as_table
 from versatune_ds.evaluation.choices import ChoiceQuestion, read_choices
 from versatune_ds.export.model_card import escaped
 

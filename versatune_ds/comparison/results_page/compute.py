@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from versatune_ds.comparison.plan import Cell
+from versatune_ds.comparison.cells import Cell
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.run_records import RunRecord, reference_records
-from versatune_ds.comparison.results_page.table import Results, as_table
+from versatune_ds.comparison.results_page.table import as_table
 from versatune_ds.comparison.stage_times import seconds_by_stage
 from versatune_ds.export.model_card import escaped
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 from versatune_ds.comparison.outcome import Domains
-from versatune_ds.comparison.results_page.table import Results, as_table, mean_with_interval, row_title
+from versatune_ds.comparison.results_page.intervals import mean_with_interval
+from versatune_ds.comparison.results_page.results import Results
+from versatune_ds.comparison.results_page.table import as_table, row_title
 from versatune_ds.export.model_card import escaped
 
 _HOW_TO_READ = """Means over the seeds. Nats a token compare models with one tokenizer; bits a byte, the same loss by

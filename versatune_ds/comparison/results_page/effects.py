@@ -18,17 +18,9 @@ from versatune_ds.comparison.headroom import (
     is_measurable,
 )
 from versatune_ds.comparison.outcome import AS_PERCENT
-from versatune_ds.comparison.results_page.table import (
-    HEADINGS,
-    UNITS,
-    Mean,
-    Results,
-    as_table,
-    difference,
-    heading,
-    is_better,
-    p_values,
-)
+from versatune_ds.comparison.results_page.intervals import Mean, difference
+from versatune_ds.comparison.results_page.results import Results
+from versatune_ds.comparison.results_page.table import HEADINGS, UNITS, as_table, heading, is_better, p_values
 from versatune_ds.export.model_card import escaped
 from versatune_ds.mixture.policies.fixed import PROPORTIONAL, UNIFORM
 

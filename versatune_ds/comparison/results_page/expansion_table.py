@@ -14,10 +14,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from versatune_ds.comparison.cells import Cell
 from versatune_ds.comparison.headroom import bootstrap_ratio
 from versatune_ds.comparison.outcome import loss_fall
-from versatune_ds.comparison.plan import Cell
-from versatune_ds.comparison.results_page.table import Mean, Results, as_table, difference, mean_with_interval
+from versatune_ds.comparison.results_page.intervals import Mean, difference, mean_with_interval
+from versatune_ds.comparison.results_page.results import Results
+from versatune_ds.comparison.results_page.table import as_table
 from versatune_ds.export.model_card import escaped
 
 SHARE_KEY = "mixture.target_share"

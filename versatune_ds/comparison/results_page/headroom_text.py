@@ -21,7 +21,7 @@ from versatune_ds.comparison.headroom import (
     share_of,
 )
 from versatune_ds.comparison.mixture_plans import plan_names
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.export.model_card import escaped
 
 _HOW_TO_READ = """Gain: how far the mean loss is below that of `{uniform}` with the same seed, as a share of it. Share

@@ -23,10 +23,10 @@ from versatune_ds.comparison.results_page.effects import effects_section
 from versatune_ds.comparison.results_page.expansion_table import expansion_section
 from versatune_ds.comparison.results_page.headroom_text import headroom_section
 from versatune_ds.comparison.results_page.pictures import draw_policies, draw_retention, draw_weights
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.comparison.results_page.run_records import run_records
 from versatune_ds.comparison.results_page.table import (
     HEADINGS,
-    Results,
     is_better,
     judged_by,
     markdown_table,

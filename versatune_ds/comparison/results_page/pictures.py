@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from versatune_ds.comparison.results_page.table import HEADINGS, Results, judged_by, retention, row_title
+from versatune_ds.comparison.results_page.results import Results
+from versatune_ds.comparison.results_page.table import HEADINGS, judged_by, retention, row_title
 
 _DPI = 110
 _MARKERS = "osD^vP*Xh<>pd8H"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from versatune_ds.comparison.plan import Cell
-from versatune_ds.comparison.results_page.table import Results
+from versatune_ds.comparison.cells import Cell
+from versatune_ds.comparison.results_page.results import Results
 from versatune_ds.report.series import RunSeries, read_series
 from versatune_ds.run_folder.names import METRICS_FILE
 
