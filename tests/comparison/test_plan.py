@@ -86,11 +86,11 @@ def test_a_plan_for_a_target_has_a_file_for_each(write):
 
 
 def test_the_options_of_a_plan_are_those_of_the_command_line(write):
-    keys = {"for": "balanced", "bound": {"law": -0.5, "code": 0.25}, "bound_all": 0.5, "budget_steps": 7}
+    keys = {"for": "mean", "bound": {"law": -0.5, "code": 0.25}, "bound_all": 0.5, "budget_steps": 7}
     plan = read_plan(write(plans={"mine": keys, "default": {}}), [])
-    assert arguments_of(plan.plans["default"]) == ["--for", "mean"]
+    assert arguments_of(plan.plans["default"]) == ["--for", "balanced"]
     assert arguments_of(plan.plans["mine"]) == [
-        "--for", "balanced", "--bound=law=-0.5,code=0.25", "--bound-all=0.5", "--budget-steps=7"
+        "--for", "mean", "--bound=law=-0.5,code=0.25", "--bound-all=0.5", "--budget-steps=7"
     ]  # fmt: skip
     for keys in plan.plans.values():
         build_parser().parse_args(["plan", "recipe.yaml", *arguments_of(keys)])

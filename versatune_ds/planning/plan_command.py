@@ -102,13 +102,15 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
         bounds=parse_bounds(options.bounds),
     )
     solution_K = None if planner.solve is None else planner.solve(predictor, goal, limits)
+    num_elsewhere = _predictions_elsewhere(options, predictor, table)
     found = search(
         predictor,
         goal,
         limits=limits,
         named=named,
         seed=config.run.seed,
-        num_predictions=_predictions_of_search(options.num_predictions, predictor, table),
+        num_predictions=options.num_predictions - num_elsewhere,
+        num_elsewhere=num_elsewhere,
         solution_K=solution_K,
     )
     if not predictor.is_costly:
@@ -132,7 +134,7 @@ def _bound_all(options: PlanOptions, predictor: Predictor, table: TransferTable)
 
     So a balanced plan is predicted to be better than equal shares in the mean, and no worse in the worst domain.
     """
-    if options.purpose != "balanced" or options.bound_all is not None:
+    if not _is_bound_by_equal_shares(options):
         return options.bound_all
     equal_K = equal_weights(len(table.domain_set))
     worst_id, rise = worst_rise(predictor.predict(equal_K[None]).losses_NK[0], table.base_losses_K)
@@ -165,10 +167,16 @@ def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
     return bounds
 
 
-def _predictions_of_search(num_predictions: int, predictor: Predictor, table: TransferTable) -> int:
-    """Return how many predictions the search may make; the effect of each domain costs a few more afterwards."""
+def _predictions_elsewhere(options: PlanOptions, predictor: Predictor, table: TransferTable) -> int:
+    """Return how many predictions of a costly planner the search does not make: of equal shares, and each effect."""
     num_domains = len(table.domain_set)
-    return num_predictions - (num_domains + 1 if predictor.is_costly and num_domains > 1 else 0)
+    if not predictor.is_costly:
+        return 0
+    return int(_is_bound_by_equal_shares(options)) + (num_domains + 1 if num_domains > 1 else 0)
+
+
+def _is_bound_by_equal_shares(options: PlanOptions) -> bool:
+    return options.purpose == "balanced" and options.bound_all is None
 
 
 def next_command(recipe: Recipe, overrides: Sequence[str], *, config: RunConfig, plan: Plan, output: Path) -> str:

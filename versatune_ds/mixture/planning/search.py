@@ -59,6 +59,7 @@ def search(
     named: Mapping[str, np.ndarray],
     seed: int,
     num_predictions: int,
+    num_elsewhere: int = 0,
     solution_K: np.ndarray | None = None,
 ) -> Found:
     """Return the best mixture within the limits that a seeded search finds.
@@ -73,6 +74,7 @@ def search(
             their nearest mixtures within them are candidates.
         seed: Of the random candidates.
         num_predictions: Most predictions of a costly predictor.
+        num_elsewhere: Further ones that its caller makes, for the message where there are too few.
         solution_K: A mixture within the limits that is best by calculation, one more candidate; None for none.
 
     Raises:
@@ -86,7 +88,7 @@ def search(
         structured_NK = np.concatenate([structured_NK, solution_K[None]])
     rng = np.random.default_rng(seed)
     if predictor.is_costly:
-        _check_num_predictions(num_predictions, least=len(given_NK) + len(structured_NK))
+        _check_num_predictions(num_predictions, least=len(given_NK) + len(structured_NK), num_elsewhere=num_elsewhere)
         indices = mixtures.add(given_NK)
         mixtures.add(structured_NK)
         _search_costly(predictor, goal, mixtures, limits=limits, rng=rng, num_predictions=num_predictions)
@@ -107,11 +109,11 @@ def search(
     )
 
 
-def _check_num_predictions(num_predictions: int, *, least: int) -> None:
+def _check_num_predictions(num_predictions: int, *, least: int, num_elsewhere: int) -> None:
     if num_predictions < least:
         raise ValueError(
-            f"--predictions {num_predictions}: expected at least {least}: those of uniform, the prior and each "
-            "domain alone come first"
+            f"--predictions {num_predictions + num_elsewhere}: expected at least {least + num_elsewhere}: those of "
+            "uniform, the prior and each domain alone come first"
         )
 
 
