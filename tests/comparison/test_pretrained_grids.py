@@ -80,7 +80,8 @@ def test_the_grid_of_abilities_runs_with_plans_learning_rates_and_adapters_in_it
     assert set(ended[6:12]) == {
         "uniform_slow", "planned_slow", "uniform_fast", "planned_fast", "uniform_lora", "planned_lora"
     }  # fmt: skip
-    for label in ended:
+    assert len(ended) == 21
+    for label in ended[:-1]:  # the last one is a drawn mixture, which the table of policies leaves out
         assert f"| {label} | " in page
     assert "bits a byte" in page
     assert "learning rate" in page

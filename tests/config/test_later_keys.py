@@ -1,17 +1,20 @@
 """A config that an earlier version wrote equals today's, but for keys whose value matters."""
 
 import copy
+from pathlib import Path
 
 import pytest
-from tiny_run import tiny_config
 
+from versatune_ds.config import load_config
 from versatune_ds.config.later_keys import with_later_keys
 from versatune_ds.config.load import flatten
 
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+
 
 @pytest.fixture
-def written(tmp_path):
-    return tiny_config(tmp_path, "model.lora={rank: 4}").model_dump(mode="json")
+def written():
+    return load_config(RECIPE, ["model.lora={rank: 4}"]).model_dump(mode="json")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def plant(owner, name, fault, *, ranks, calls=1):
 
 
 PHASES = {
-    "reading the recipe": (worker, "load_config", 1),
+    "reading the recipe": (worker, "load_recipe", 1),
     "choosing the device": (worker, "choose_device", 1),
     "loading data": (assemble, "prepare_once_per_node", 1),
     "building the model": (assemble, "build_causal_lm", 1),
