@@ -117,6 +117,17 @@ def test_the_plan_is_written_with_weights_predictions_front_and_provenance(recip
     assert text.endswith("next   versatune train " + f"{recipe} mixture.prior=runs/tiny-plan.json")
 
 
+@pytest.mark.parametrize(("steps", "warns"), [(30, False), (31, True)])
+def test_a_run_more_than_three_times_as_long_as_what_was_measured_is_a_warning(recipe, stand_in, caplog, steps, warns):
+    # 10 steps were measured, of 100 tokens each.
+    stand_in(quadratic(**BINDING))
+    plan(recipe, num_steps=steps)
+    warning = (
+        f"measured over 1,000 tokens a domain, planned for {steps * 100:,}, 3 times as many: the losses are extrap"
+    )
+    assert (warning in caplog.text) == warns
+
+
 def test_the_text_has_the_table_the_losses_the_front_and_a_sentence_a_domain(recipe, stand_in, tmp_path):
     stand_in(quadratic(**BINDING))
     mixed = {**table()["sources"]["law"], "weights": dict.fromkeys(NAMES, 1 / 3)}

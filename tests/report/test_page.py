@@ -257,7 +257,7 @@ def test_a_report_that_cannot_be_written_at_the_end_of_a_run_is_one_warning(tmp_
     report, evaluate, export = capsys.readouterr().out.splitlines()[-3:]
     assert report == f"report         {run_dir / 'report' / 'index.html'}"
     assert evaluate == f"next           versatune evaluate {run_dir}"
-    assert export == f"               versatune export {run_dir} --output {run_dir.name}-model"
+    assert export == f"               versatune export {run_dir}"
 
 
 def test_the_command_writes_pages_and_pictures(tmp_path, capsys):

@@ -27,7 +27,14 @@ from versatune_ds.mixture.planning.transfer_reader import read_transfer
 from versatune_ds.mixture.planning.transfer_table import TransferTable
 from versatune_ds.mixture.policies.simplex import equal_weights
 from versatune_ds.planning.plan_content import make_plan, plan_provenance
-from versatune_ds.planning.plan_inputs import check_table, check_unit, named_mixtures, plan_limits, plan_task
+from versatune_ds.planning.plan_inputs import (
+    check_table,
+    check_unit,
+    extrapolation_warning,
+    named_mixtures,
+    plan_limits,
+    plan_task,
+)
 from versatune_ds.planning.plan_picture import draw_plan
 from versatune_ds.planning.plan_text import Shown, plan_text
 from versatune_ds.planning.planners import DEFAULT, planner_named
@@ -90,6 +97,8 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
     table = read_transfer(path)
     check_table(config, table, path=path)
     task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
+    if warning := extrapolation_warning(task, path=path):
+        logger.warning("%s", warning)
     named = named_mixtures(config, table)
     limits = plan_limits(config, table, named)
     predictor = planner.make(task)

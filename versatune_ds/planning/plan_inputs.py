@@ -22,6 +22,10 @@ from versatune_ds.mixture.settings import floor_and_cap, prior_weights
 
 logger = logging.getLogger(__name__)
 
+_MOST_TIMES_MEASURED = 3.0
+"""Tokens of a planned run by those of the longest measured one above which its losses are extrapolated. By default
+references are half as long as the run."""
+
 
 def check_unit(config: RunConfig) -> None:
     """Raise ValueError if the weights of a run would be shares of examples: a plan predicts from tokens."""
@@ -65,6 +69,19 @@ def plan_task(config: RunConfig, table: TransferTable, *, path: Path, num_steps:
         folder=path.parent,
         seed=config.run.seed,
         config=config,
+    )
+
+
+def extrapolation_warning(task: PlanTask, *, path: Path) -> str | None:
+    """Return a warning where the planned run is much longer than any that was measured; None where it is not."""
+    longest = max((float(source.tokens_S[-1]) for source in task.table.sources.values()), default=0.0)
+    if longest == 0.0 or task.num_tokens <= _MOST_TIMES_MEASURED * longest:
+        return None
+    times = task.num_tokens / longest
+    return (
+        f"{path}: measured over {longest:,.0f} tokens a domain, planned for {task.num_tokens:,.0f}, {times:.0f} times "
+        "as many: the losses are extrapolated and not to be trusted; measure longer with this recipe (versatune "
+        "reference, reference.steps), or plan a shorter run (--budget-steps)"
     )
 
 

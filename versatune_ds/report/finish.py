@@ -53,7 +53,7 @@ def next_commands(run_dir: Path) -> str:
     folder = shlex.quote(str(run_dir))
     commands = (
         f"versatune evaluate {folder}",
-        f"versatune export {folder} --output {shlex.quote(f'{run_dir.name}-model')}",
+        f"versatune export {folder}",
     )
     return "".join(f"{'next' if number == 0 else '':<15}{command}\n" for number, command in enumerate(commands))
 
