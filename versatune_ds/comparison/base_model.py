@@ -12,7 +12,7 @@ from versatune_ds.model.build import check_model_weights
 from versatune_ds.model.named_model import check_saved_model
 
 _FILES_OF_MODELS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")
-"""Patterns of the files that say which model a folder has."""
+"""Patterns of the files that identify the model in a folder."""
 
 
 def base_model_folder(plan: ComparisonPlan) -> Path:
@@ -39,7 +39,7 @@ def _given_model(name: str) -> Path:
 
 
 def files_of_base_model(plan: ComparisonPlan) -> list[Path]:
-    """Return the files that say which model it is: the weights; of a given one, its settings and tokenizer too.
+    """Return the files that identify the base model: its weights; of a given one, its settings and tokenizer too.
 
     Those of one that is trained here follow from its recipe.
     """

@@ -75,8 +75,8 @@ class OverfitWatch:
         Args:
             signals: Of this update, from held-out losses.
             is_measured_K: Domains in this measurement.
-            inputs: Has the training losses since the last update. Of a domain without one, only the held-out loss can
-                say that it is over.
+            inputs: Has the training losses since the last update. For a domain without one, only the held-out
+                loss can end over-fitting.
             domain_set: The domains.
             z: Standard errors by which a loss must have changed.
         """

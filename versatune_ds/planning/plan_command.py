@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ import numpy as np
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import Recipe
 from versatune_ds.mixture.planning.front import fill_front
-from versatune_ds.mixture.planning.goal import Purpose, goal_of, worst_rise
+from versatune_ds.mixture.planning.goal import Goal, Purpose, goal_of, worst_rise
+from versatune_ds.mixture.planning.limits import Limits
 from versatune_ds.mixture.planning.plan_file import Plan
-from versatune_ds.mixture.planning.predictor import Predictor
-from versatune_ds.mixture.planning.search import search
+from versatune_ds.mixture.planning.predictor import Planner, Predictor
+from versatune_ds.mixture.planning.search import Found, search
 from versatune_ds.mixture.planning.transfer_reader import read_transfer
 from versatune_ds.mixture.planning.transfer_table import TransferTable
 from versatune_ds.mixture.policies.simplex import equal_weights
@@ -96,6 +97,7 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
         )
     table = read_transfer(path)
     check_table(config, table, path=path)
+    # What it depends on, and the search.
     task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)
     if warning := extrapolation_warning(task, path=path):
         logger.warning("%s", warning)
@@ -110,20 +112,7 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
         bound_all=_bound_all(options, predictor, table),
         bounds=parse_bounds(options.bounds),
     )
-    solution_K = None if planner.solve is None else planner.solve(predictor, goal, limits)
-    num_elsewhere = _predictions_elsewhere(options, predictor, table)
-    found = search(
-        predictor,
-        goal,
-        limits=limits,
-        named=named,
-        seed=config.run.seed,
-        num_predictions=options.num_predictions - num_elsewhere,
-        num_elsewhere=num_elsewhere,
-        solution_K=solution_K,
-    )
-    if not predictor.is_costly:
-        fill_front(predictor, goal, found.mixtures, limits=limits)
+    found = _search(planner, predictor, goal, limits=limits, named=named, options=options, seed=config.run.seed)
     # Write and show.
     plan = make_plan(
         found, goal, planner=planner, predictor=predictor, task=task, limits=limits,
@@ -136,6 +125,33 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
     shown = Shown(plan=plan, table=table, found=found, goal=goal, limits=limits, planner=planner)
     following = next_command(recipe, overrides, config=config, plan=plan, output=output)
     return plan, f"{plan_text(shown)}\n\nplan   {output}\nchart  {chart}\nnext   {following}"
+
+
+def _search(
+    planner: Planner,
+    predictor: Predictor,
+    goal: Goal,
+    *,
+    limits: Limits,
+    named: Mapping[str, np.ndarray],
+    options: PlanOptions,
+    seed: int,
+) -> Found:
+    """Return the best mixture and all that were predicted, with the front filled where predictions are cheap."""
+    num_elsewhere = _predictions_elsewhere(options, predictor, num_domains=len(limits.lower_K))
+    found = search(
+        predictor,
+        goal,
+        limits=limits,
+        named=named,
+        seed=seed,
+        num_predictions=options.num_predictions - num_elsewhere,
+        num_elsewhere=num_elsewhere,
+        solution_K=None if planner.solve is None else planner.solve(predictor, goal, limits),
+    )
+    if not predictor.is_costly:
+        fill_front(predictor, goal, found.mixtures, limits=limits)
+    return found
 
 
 def _bound_all(options: PlanOptions, predictor: Predictor, table: TransferTable) -> float | None:
@@ -176,9 +192,8 @@ def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
     return bounds
 
 
-def _predictions_elsewhere(options: PlanOptions, predictor: Predictor, table: TransferTable) -> int:
+def _predictions_elsewhere(options: PlanOptions, predictor: Predictor, *, num_domains: int) -> int:
     """Return how many predictions of a costly planner the search does not make: of equal shares, and each effect."""
-    num_domains = len(table.domain_set)
     if not predictor.is_costly:
         return 0
     return int(_is_bound_by_equal_shares(options)) + (num_domains + 1 if num_domains > 1 else 0)
