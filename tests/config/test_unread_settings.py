@@ -18,7 +18,8 @@ train: {steps: 10}
 mixture: {reference: {start_fraction: 0.85}}
 """
 SETS = {
-    "prior": {"law": 0.2, "code": 0.3, "art": 0.5}, "prior_uniform_share": 0.3, "sigma": 3.0, "target": "code",
+    "prior": {"law": 0.2, "code": 0.3, "art": 0.5}, "prior_uniform_share": 0.3, "prior_temperature": 2.0,
+    "sigma": 3.0, "target": "code",
     "target_share": 0.7, "delta": 0.3, "epsilon": 5.0, "expansion.otherwise": "multi_ability",
     "exponentiated.step_size": 2.0, "exponentiated.smoothing": 0.5, "steer.rate": 0.3, "steer.anchor": 0.1,
     "steer.potential": "relative", "sigma_interval_steps": 10,

@@ -101,6 +101,7 @@ def test_steer_follows_the_plan_it_starts_from_unless_told_otherwise(tmp_path):
     assert follows()
     assert not follows(steer={"follow_plan": False})
     assert not follows(prior_uniform_share=0.5)
+    assert not follows(prior_temperature=3)
     assert not follows(policy="versatune", reference={"start_fraction": 0.5})
     assert not follows(prior="uniform")
 

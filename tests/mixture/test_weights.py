@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
+from versatune_ds.mixture.policies.policy import at_temperature
 from versatune_ds.mixture.policies.simplex import inverse_weights, normalise, target_weights, with_share
 from versatune_ds.mixture.settings import starting_weights
 from versatune_ds.mixture.weights import as_weights, effective_num_domains, kl_divergence, project_to_bounds
@@ -113,6 +115,25 @@ def test_the_prior_may_be_blended_with_uniform():
     prior = {"law": 0.2, "medicine": 0.3, "code": 0.5}
     assert start(prior=prior, prior_uniform_share=0.3) == pytest.approx([0.24, 0.31, 0.45])
     assert start(prior=prior, prior_uniform_share=0.3, policy="inverse") == pytest.approx([0.4, 0.35, 0.25])
+
+
+def test_a_temperature_moves_the_prior_towards_equal_shares():
+    # .1 ** .5 : .9 ** .5 = 1 : 3
+    assert at_temperature(np.array([0.1, 0.9]), 2.0) == pytest.approx([0.25, 0.75])
+    assert at_temperature(np.array([0.0, 0.1, 0.9]), 2.0) == pytest.approx([0.0, 0.25, 0.75])
+    assert start([1, 4, 4], prior="proportional", prior_temperature=2.0) == pytest.approx([0.2, 0.4, 0.4])
+    assert start([1, 4, 4], prior="proportional", policy="steer", prior_temperature=2.0) == pytest.approx(
+        [0.1 + 0.5 / 3, 0.2 + 0.5 / 3, 0.2 + 0.5 / 3]
+    )
+
+
+@given(hnp.arrays(np.float64, 4, elements=st.floats(1e-6, 1.0)), st.floats(0.01, 1e6), st.floats(1.001, 1e3))
+def test_a_higher_temperature_keeps_the_order_and_never_lowers_the_effective_number_of_domains(sizes_K, low, factor):
+    cold_K = at_temperature(normalise(sizes_K), low)
+    warm_K = at_temperature(normalise(sizes_K), low * factor)
+    assert warm_K.sum() == pytest.approx(1.0)
+    assert np.all(np.diff(warm_K[np.argsort(sizes_K)]) >= -1e-12)
+    assert effective_num_domains(warm_K) >= effective_num_domains(cold_K) - 1e-9
 
 
 def test_steer_starts_halfway_between_prior_and_uniform_by_default():

@@ -46,6 +46,7 @@ TRACK = [{"fraction": fraction, "losses": {"law": 3.5}, "stderrs": {"law": 0.125
         ({}, {}, "only its weights are used: it has no track (an earlier version); write it again with versatune plan"),
         ({"track": TRACK}, {"steer": {"follow_plan": False}}, "only its weights are used (mixture.steer.follow_plan"),
         ({"track": TRACK}, {"prior_uniform_share": 0.5}, "only its weights are used: blended with uniform (0.5)"),
+        ({"track": TRACK}, {"prior_temperature": 3}, "only its weights are used: at temperature 3 (mixture.prior_temp"),
     ],
 )
 def test_the_log_has_one_line_on_what_steer_follows_of_a_plan(tmp_path, caplog, entries, keys, expected):
@@ -53,8 +54,9 @@ def test_the_log_has_one_line_on_what_steer_follows_of_a_plan(tmp_path, caplog, 
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan_content(**entries)))
     plan_of_start(config(path, policy="steer", **keys))
-    _, line = caplog.messages
+    first, line = caplog.messages
     assert line.startswith(f"mixture.prior: {path}: {expected}")
+    assert ("taken as it is" in first) == (not keys.keys() & {"prior_uniform_share", "prior_temperature"})
 
 
 def test_a_policy_that_follows_no_plan_logs_nothing_of_it(tmp_path, caplog):

@@ -116,6 +116,10 @@ class MixtureConfig(Section):
     """Share of the uniform mixture blended into the prior at step 0; by default 0.5 for `steer` and 0 for the others,
     and 0 where the prior is a plan.json, which is used unchanged. 0 protects what the base model knows most about, 1
     learns most of what it knows least about."""
+    prior_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the prior at step 0, before `prior_uniform_share`: weights are proportional to prior ** (1 /
+    temperature). 1 leaves it as it is, 3 with `prior: proportional` is the usual compromise between proportional and
+    equal shares, a very large one is uniform; below 1 large domains gain."""
     reference: StartFraction | dict[str, float] | Path | None = None
     """Reference losses: a reference.json (from `versatune reference`), a mapping (nats per loss token), or
     {start_fraction: 0.85}."""

@@ -154,7 +154,7 @@ def plan_to_follow(
         num_steps: Its optimizer steps.
     """
     follows = "steer.follow_plan" in settings.rule.all_reads and settings.steer.follow_plan
-    if plan is None or not follows or uniform_share(settings) > 0:
+    if plan is None or not follows or uniform_share(settings) > 0 or settings.prior_temperature != 1.0:
         return None
     return followed_plan(plan, domain_set=domain_set, num_steps=num_steps)
 

@@ -73,6 +73,7 @@ def starting_weights(
         target_id=target_id_of(settings, domain_set) if settings.has_target else None,
         target_share=settings.target_share,
         uniform_share=uniform_share(settings),
+        temperature=settings.prior_temperature,
         stages=stages_of(settings, domain_set) if rule.needs_stages else (),
     )
     return as_weights(rule.start(start), f"mixture.policy: {settings.policy}: starting weights")

@@ -82,7 +82,7 @@ def plan_of_start(config: RunConfig) -> Plan | None:
     if plan is None:
         return None
     share = uniform_share(settings)
-    how = f"blended with {share:.0%} uniform" if share else "taken as it is"
+    how = _how_a_plan_is_used(share=share, temperature=settings.prior_temperature)
     logger.info(
         "mixture.prior: %s is a plan for %s, %s (mixture.prior_uniform_share: %g)",
         settings.prior, plan.purpose, how, share,
@@ -96,6 +96,15 @@ def plan_of_start(config: RunConfig) -> Plan | None:
     return plan
 
 
+def _how_a_plan_is_used(*, share: float, temperature: float) -> str:
+    """Return what the start makes of a plan's weights, in words."""
+    if share == 0 and temperature == 1:
+        return "taken as it is"
+    flattened = f"at temperature {temperature:g}" if temperature != 1 else ""
+    blended = f"blended with {share:.0%} uniform" if share else ""
+    return ", ".join(part for part in (flattened, blended) if part)
+
+
 def _log_what_is_followed(config: RunConfig, plan: Plan, *, share: float) -> None:
     """Log what a run takes of a plan besides its weights, or why nothing."""
     settings = config.mixture
@@ -105,6 +114,9 @@ def _log_what_is_followed(config: RunConfig, plan: Plan, *, share: float) -> Non
         followed = "only its weights are used (mixture.steer.follow_plan=false)"
     elif share > 0:
         followed = f"only its weights are used: blended with uniform ({share:g}) it is another mixture"
+    elif settings.prior_temperature != 1:
+        temperature = f"{settings.prior_temperature:g} (mixture.prior_temperature)"
+        followed = f"only its weights are used: at temperature {temperature} it is another mixture"
     elif plan.track is None:
         followed = "only its weights are used: it has no track (an earlier version); write it again with versatune plan"
     else:

@@ -34,7 +34,9 @@ from versatune_ds.training.saved_model import with_saved_model
 
 logger = logging.getLogger(__name__)
 
-_START_KEYS = ("policy", "prior", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit")
+_START_KEYS = (
+    "policy", "prior", "prior_temperature", "prior_uniform_share", "target", "target_share", "schedule", "weight_unit",
+)  # fmt: skip
 """Keys of the mixture section on which the weights of step 0 depend."""
 
 _MEASURED_KEYS = ("mixture.update_every", "mixture.signal")

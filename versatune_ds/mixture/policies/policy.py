@@ -83,6 +83,8 @@ class Start:
     """`mixture.target_share`."""
     uniform_share: float
     """`mixture.prior_uniform_share`, or the policy's default."""
+    temperature: float = 1.0
+    """`mixture.prior_temperature`."""
     stages: tuple[tuple[int, np.ndarray], ...] = ()
     """Stages of `mixture.schedule`: (first step, weights [K])."""
 
@@ -91,7 +93,7 @@ Update = Callable[[np.ndarray, Signals, int, PolicySettings], np.ndarray]
 Measure = Literal["potential", "nats"]
 """What a policy follows: the loss above its reference, as a share of the loss (the paper's g) or in nats per token."""
 
-_FROM_PRIOR = ("prior", "prior_uniform_share")
+_FROM_PRIOR = ("prior", "prior_temperature", "prior_uniform_share")
 _SAFEGUARDED = (
     "sigma_interval_steps",
     "safeguards.floor",
@@ -105,11 +107,27 @@ _SAFEGUARDED = (
 
 
 def from_prior(start: Start) -> np.ndarray:
-    """Return the prior [K] with a share of the uniform mixture blended in: how most policies start."""
-    prior_K = start.prior()
+    """Return the prior [K] at its temperature, blended with a share of uniform: how most policies start."""
+    prior_K = at_temperature(start.prior(), start.temperature)
     if start.uniform_share == 0.0:
         return prior_K
     return (1.0 - start.uniform_share) * prior_K + start.uniform_share / start.num_domains
+
+
+def at_temperature(weights_K: np.ndarray, temperature: float) -> np.ndarray:
+    """Return weights raised to the power 1 / temperature and normalised [K]; a weight of 0 stays 0.
+
+    Example: (.1, .9) at temperature 2 -> (.25, .75), since .1 ** .5 : .9 ** .5 = 1 : 3.
+
+    Source: multilingual BERT's exponential smoothing; T5 (arXiv 1910.10683), section 3.5.2, temperature-scaled mixing.
+    Differences from the paper: T5 caps the sizes of data sets first; here weights count as they are.
+    """
+    if temperature == 1.0:
+        return weights_K
+    with np.errstate(divide="ignore"):
+        log_K = np.log(weights_K) / temperature
+    powers_K = np.exp(log_K - log_K.max())  # the largest is 1, so that no temperature underflows all of them
+    return powers_K / powers_K.sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

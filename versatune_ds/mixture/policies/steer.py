@@ -104,6 +104,7 @@ STEER = Policy(
     is_in_paper_mode=False,
     reads=(
         "prior",
+        "prior_temperature",
         "prior_uniform_share",
         "steer.rate",
         "steer.anchor",
