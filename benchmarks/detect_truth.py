@@ -1,9 +1,11 @@
 """Test `versatune detect` on known mixtures: base models trained on given shares of the built-in corpus.
 
-    python benchmarks/detect_truth.py [--folder DIR] [--steps 300] [--sequences 1024] [key=value ...]
+    python benchmarks/detect_truth.py [--folder DIR] [--steps 300] [--sequences 1024] [--truths skewed fresh]
+        [--output FILE] [key=value ...]
 
 Trains one base model for each true mixture (recipes/base.yaml, every token bears loss), exports it, detects by both
-methods, and writes benchmarks/results/detect.md: total variation between the detected and the true shares of tokens.
+methods, and writes a page: total variation between the detected and the true shares of tokens. A model of another size
+takes `model.from_config={...}` and another page (--output).
 Other formulas and shorter memories of likelihood's baseline are compared from the same measurements. Models and
 sequences that exist already are not made again. Goal: total variation of 0.08 at most.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -135,9 +139,15 @@ def formulas_table(found: dict[str, dict], *, bits: dict[str, dict[str, float]])
     return lines
 
 
-def baseline_bits(folder: Path) -> dict[str, dict[str, float]]:
+def num_parameters(export: Path) -> int:
+    """Return the number of parameters of an exported model."""
+    with safe_open(export / "model.safetensors", framework="pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (a file, no mapping)
+
+
+def baseline_bits(folder: Path, *, export: Path) -> dict[str, dict[str, float]]:
     """Return {longest history in bytes: {domain: bits a byte}} of the baseline; it does not depend on the model."""
-    place = [f"run.output_dir={folder}", f"model.name_or_path={folder / 'truth-skewed' / 'export'}"]
+    place = [f"run.output_dir={folder}", f"model.name_or_path={export}"]
     config = load_config(ROOT / "recipes" / "detect.yaml", [*place, "mixture.prior=uniform"])
     rows = likelihood_rows(config, tokenizer=load_or_train_tokenizer(config))
     to_fit = [text for part in rows.baseline_texts for text in part]
@@ -161,14 +171,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--sequences", type=int, default=1024)
+    parser.add_argument("--truths", nargs="+", choices=tuple(TRUTHS), default=list(TRUTHS), metavar="NAME")
+    parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parsed = parser.parse_args()
     settings = {"steps": parsed.steps, "sequences": parsed.sequences, "overrides": parsed.overrides}
-    found = {name: detected(name, folder=parsed.folder.resolve(), **settings) for name in TRUTHS}
+    found = {name: detected(name, folder=parsed.folder.resolve(), **settings) for name in parsed.truths}
     command = " ".join(
         [f"python benchmarks/detect_truth.py --steps {parsed.steps} --sequences {parsed.sequences}", *parsed.overrides]
     )
-    versions = found["skewed"]["versions"]
+    folder = parsed.folder.resolve()
+    first_export = folder / f"truth-{parsed.truths[0]}" / "export"
+    versions = found[parsed.truths[0]]["versions"]
     lines = [
         "# Knowledge detection against the truth",
         "",
@@ -176,7 +190,8 @@ def main() -> None:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f". numpy {np.__version__}. Date: {datetime.date.today()}. Command: `{command}`.",
         "",
-        "Base models of 1.1 M parameters trained from random weights on the built-in corpus with a constant mixture;",
+        f"Base models of {num_parameters(first_export) / 1e6:.1f} M parameters trained from random weights on the",
+        "built-in corpus with a constant mixture;",
         "the truth is the share of tokens they were trained on. Labeller: the classifier, fitted on the corpus's rows.",
         "",
         *[line for name, values in found.items() for line in report(name, values)],
@@ -184,11 +199,11 @@ def main() -> None:
         "",
         "Total variation from the truth, from the same measurements; the baseline remembers 5, 8 or 32 bytes.",
         "",
-        *formulas_table(found, bits=baseline_bits(parsed.folder.resolve())),
+        *formulas_table(found, bits=baseline_bits(folder, export=first_export)),
     ]
     # The page goes on with what other commands measured.
-    before = RESULT.read_text(encoding="utf-8") if RESULT.is_file() else ""
-    RESULT.write_text("\n".join(lines).rstrip() + "\n" + kept_part(before), encoding="utf-8")
+    before = parsed.output.read_text(encoding="utf-8") if parsed.output.is_file() else ""
+    parsed.output.write_text("\n".join(lines).rstrip() + "\n" + kept_part(before), encoding="utf-8")
     print("\n".join(lines))
 
 
