@@ -105,6 +105,24 @@ def test_sums_flags_and_texts_reach_every_rank(tmp_path):
     assert first == second == ([3.0, 0.2], True, False, "Gewicht ½", "")
 
 
+def test_texts_of_every_length_arrive_unchanged_and_short_ones_take_one_broadcast(tmp_path):
+    # 4,096 bytes go at once: 8 of length, 1 flag, 4,087 of text. Digits of random bytes hardly shrink, zeros do.
+    noise = np.random.default_rng(0).bytes(20_000).hex()
+    texts = ["", "a", noise[:4086], noise[:4087], noise[:4088], noise, "0" * 100_000, "½" * 3000]
+
+    def work(world):
+        sent = []
+        broadcast = dist.broadcast
+        dist.broadcast = lambda tensor, src: (sent.append(tensor.numel()), broadcast(tensor, src=src))
+        received = [broadcast_text(text if world.is_rank_zero else None, world) for text in texts[:4]]
+        after_short = list(sent)
+        received += [broadcast_text(text if world.is_rank_zero else None, world) for text in texts[4:]]
+        return received == texts, after_short, len(sent)
+
+    # Compressed, 4,088 hexadecimal digits and the repetitions fit at once; the 40,000 random ones do not.
+    assert run_ranks(work, world_size=2, folder=tmp_path) == [(True, [], 1)] * 2
+
+
 def test_ranks_that_disagree_stop_all_ranks_and_are_listed(tmp_path):
     def work(world):
         check_same_on_all_ranks("same", world, what="schedule")

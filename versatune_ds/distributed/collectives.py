@@ -9,9 +9,11 @@ rank that is gone is noticed by the launcher or by the closed connection, not by
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
+import zlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,10 @@ from versatune_ds.distributed.world import World
 T = TypeVar("T")
 
 _PATIENT_TIMEOUT = datetime.timedelta(days=7)
+
+_FIRST_BYTES = 4096
+"""Length of the first broadcast of a text: nearly every text fits."""
+_LENGTH_BYTES = 8
 
 
 def barrier() -> None:
@@ -53,20 +59,40 @@ def any_rank(flag: bool) -> bool:
 def broadcast_text(text: str | None, world: World) -> str:
     """Return rank 0's text on every rank.
 
-    Communication: two broadcasts (length, bytes) on the CPU, without pickle and without a device. The first waits for
-    rank 0 as long as it takes.
+    Communication: one broadcast of 4 KiB on the CPU, which waits for rank 0 as long as it takes; a second one of the
+    rest where the text, compressed, is longer. Without pickle and without a device.
     """
     if world.world_size == 1:
         return text or ""
-    encoded = (text or "").encode()
-    length = torch.tensor([len(encoded)])
-    _broadcast_patiently(length)
-    payload = torch.zeros(int(length), dtype=torch.uint8)
-    if world.is_rank_zero and encoded:
-        payload = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-    if payload.numel():
-        dist.broadcast(payload, src=0)
-    return bytes(payload.numpy()).decode()
+    packed = packed_text(text or "") if world.is_rank_zero else b""
+    first = _as_tensor(packed[:_FIRST_BYTES].ljust(_FIRST_BYTES, b"\0"))
+    _broadcast_patiently(first)
+    received = bytes(first.numpy())
+    num_bytes = int.from_bytes(received[:_LENGTH_BYTES], "little")
+    if num_bytes > _FIRST_BYTES:
+        rest = _as_tensor(packed[_FIRST_BYTES:] if world.is_rank_zero else bytes(num_bytes - _FIRST_BYTES))
+        dist.broadcast(rest, src=0)
+        received += bytes(rest.numpy())
+    return unpacked_text(received[:num_bytes])
+
+
+def packed_text(text: str) -> bytes:
+    """Return a text as bytes with their number in front, compressed where it would not fit the first broadcast."""
+    encoded = text.encode()
+    is_compressed = len(encoded) > _FIRST_BYTES - _LENGTH_BYTES - 1
+    body = zlib.compress(encoded, level=1) if is_compressed else encoded
+    return (_LENGTH_BYTES + 1 + len(body)).to_bytes(_LENGTH_BYTES, "little") + bytes([is_compressed]) + body
+
+
+def unpacked_text(packed: bytes) -> str:
+    """Return the text of `packed_text`."""
+    is_compressed, body = packed[_LENGTH_BYTES], packed[_LENGTH_BYTES + 1 :]
+    return (zlib.decompress(body) if is_compressed else body).decode()
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    """Return bytes as a CPU tensor of its own."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _broadcast_patiently(tensor: torch.Tensor) -> None:
@@ -79,16 +105,25 @@ def _broadcast_patiently(tensor: torch.Tensor) -> None:
 def check_same_on_all_ranks(text: str, world: World, *, what: str) -> None:
     """Stop every rank where ranks have different texts, such as digests; `what` describes them in the message.
 
-    Communication: rank 0's text is broadcast, then one all-reduce of a flag per rank.
+    Communication: one all-reduce of 64 bytes, however long the text is. Where ranks differ, rank 0's digest is
+    broadcast and one all-reduce finds out which.
 
     Raises:
         RuntimeError: On every rank; it lists the ranks that differ from rank 0.
     """
+    if world.world_size == 1:
+        return
+    # The largest and, by its negative, the smallest value of each part of the digest: equal only where all ranks agree.
+    digest = hashlib.blake2b(text.encode(), digest_size=32).digest()
+    parts = torch.frombuffer(bytearray(digest), dtype=torch.int64) >> 1
+    largest = torch.cat([parts, -parts])
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    if torch.equal(largest[: len(parts)], -largest[len(parts) :]):
+        return
     differs_by_rank = np.zeros(world.world_size)
-    differs_by_rank[world.rank] = float(broadcast_text(text, world) != text)
+    differs_by_rank[world.rank] = float(broadcast_text(digest.hex(), world) != digest.hex())
     different = np.flatnonzero(sum_over_ranks(differs_by_rank)).tolist()
-    if different:
-        raise RuntimeError(f"{what}: ranks {different} do not agree with rank 0; stopping before they diverge")
+    raise RuntimeError(f"{what}: ranks {different} do not agree with rank 0; stopping before they diverge")
 
 
 def run_on_rank_zero(action: Callable[[], T], world: World) -> T | None:
@@ -100,37 +135,43 @@ def run_on_rank_zero(action: Callable[[], T], world: World) -> T | None:
         ValueError: On every rank, if rank 0's action raised it: what a user wrote is wrong.
         RankZeroError: On the other ranks, if rank 0's action raised anything else.
     """
-    value: T | None = None
-    error: BaseException | None = None
-    if world.is_rank_zero:
-        try:
-            value = action()
-        except BaseException as raised:  # the others must not wait for a rank that is gone
-            error = raised
-    failure = json.loads(broadcast_text(json.dumps(_describe(error)), world))
-    if error is not None:
-        raise error
-    if failure is not None:
-        raise ValueError(failure["text"]) if failure["is_user_error"] else RankZeroError(failure["text"])
+    value, _ = _run_and_send(action, world, sent=lambda value: None)
     return value
 
 
 def from_rank_zero(action: Callable[[], T], world: World) -> T:
     """Run an action on rank 0 and return its value, which must be JSON-able, on every rank.
 
-    Communication: two broadcasts of a text: whether it failed, then the value.
+    Communication: one broadcast of a text.
 
     Raises:
         ValueError: As `run_on_rank_zero` does.
     """
-    value = run_on_rank_zero(action, world)
-    return json.loads(broadcast_text(json.dumps(value), world))
+    _, received = _run_and_send(action, world, sent=lambda value: value)
+    return received
 
 
-def _describe(error: BaseException | None) -> dict[str, str | bool] | None:
-    """Return what the other ranks must know of rank 0's error, None where there is none."""
-    if error is None:
-        return None
+def _run_and_send(action: Callable[[], T], world: World, *, sent: Callable[[T], Any]) -> tuple[T | None, Any]:
+    """Run an action on rank 0; return its value (None elsewhere), and what is sent of it as every rank reads it."""
+    value: T | None = None
+    error: BaseException | None = None
+    message = ""
+    if world.is_rank_zero:
+        try:
+            value = action()
+            message = json.dumps({"value": sent(value)})
+        except BaseException as raised:  # the others must not wait for a rank that is gone
+            error, message = raised, json.dumps({"failure": _describe(raised)})
+    received = json.loads(broadcast_text(message, world))
+    if error is not None:
+        raise error
+    if failure := received.get("failure"):
+        raise ValueError(failure["text"]) if failure["is_user_error"] else RankZeroError(failure["text"])
+    return value, received["value"]
+
+
+def _describe(error: BaseException) -> dict[str, str | bool]:
+    """Return what the other ranks must know of rank 0's error."""
     if isinstance(error, ValueError):
         return {"is_user_error": True, "text": str(error) or type(error).__name__}
     return {"is_user_error": False, "text": f"rank 0 failed: {error!r}"}

@@ -92,7 +92,7 @@ class Run:
     ) -> Decision:
         """Let rank 0 decide, and return the decision on every rank, its digest verified.
 
-        Communication: one broadcast of an error (usually none), one of the decision.
+        Communication: one broadcast of the decision, or of an error.
 
         Args:
             losses: Held-out losses; None where the training losses alone decide.
@@ -139,7 +139,7 @@ class Run:
 
     def place_as_text(self) -> str:
         """Return what the order of the data depends on; it differs between ranks only if they have diverged."""
-        return json.dumps([self.schedule.state_dict(), self.loader.state_dict(self.step)])
+        return json.dumps([self.schedule.digest, self.loader.state_dict(self.step)])
 
     def save(self, *, is_last: bool) -> None:
         """Save the checkpoint of the current step, and delete the oldest beyond `checkpoint.keep`.
@@ -184,6 +184,8 @@ class Run:
         """Return a part's state for a checkpoint; None where this run, or this rank, has no such part."""
         if name == "loader":
             return self.loader.state_dict(self.step)
+        if name == "schedule":
+            return self.schedule.state_dict(from_step=self.step + 1)
         part = getattr(self, name)
         return None if part is None else part.state_dict()
 
