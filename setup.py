@@ -46,6 +46,7 @@ setup(
         "pyarrow>=18",
         "numpy>=1.26,<3",
         "numba>=0.61",
+        "psutil>=5.9",
         "pydantic>=2.10,<3",
         "pyyaml>=6",
         "matplotlib>=3.8",

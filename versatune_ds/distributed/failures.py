@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 import torch.distributed as dist
 
+from versatune_ds.distributed.heartbeats import Heartbeats
 from versatune_ds.distributed.rendezvous import TIMEOUT, provide_rendezvous
 from versatune_ds.distributed.world import World
 
@@ -126,10 +127,12 @@ class FailureBoard:
             self._wait_until(lambda: self._store.add(_NUM_LEFT, 0) >= size, seconds=_LINGER_SECONDS)
 
     def _watch(self) -> None:
-        """Poll the board for a failure, then end this process if it does not end by itself."""
+        """Poll the board for a failure, then end this process if it does not end by itself; beat meanwhile."""
         try:
             store = _connect(is_host=False)
+            heartbeats = Heartbeats(store, rank=self._world.rank, world_size=self._world.world_size)
             while not store.check([_FIRST]):
+                heartbeats.tick()
                 if self._ended.wait(max(_POLL_SECONDS, self._world.world_size / _POLLS_PER_SECOND)):
                     return
             self._seen = Failure.from_json(store.get(_FIRST))

@@ -6,6 +6,7 @@ Every rank derives the same address by itself, or receives it from rank 0 throug
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import re
 import socket
@@ -15,7 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from versatune_ds.distributed.interfaces import set_gloo_interface
 from versatune_ds.distributed.world import World
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -23,13 +27,22 @@ _FIRST_PORT, _NUM_PORTS = 16384, 16384
 """Ports below 32768, where Linux starts to assign ports to outgoing connections."""
 
 
-def join_world(world: World, *, device: torch.device) -> None:
+def join_world(world: World, *, device: torch.device, is_one_machine: bool = True) -> None:
     """Make the process group: nccl for the device's tensors if it is a GPU, gloo for the CPU's in any case.
+
+    Args:
+        world: This process's rank and the number of ranks.
+        device: Its device.
+        is_one_machine: Whether all ranks are on this machine; otherwise gloo is given the interface to use.
 
     Raises:
         ValueError: If the address of rank 0 is not known, or MPI sees another world than its launcher set.
     """
     provide_rendezvous(world)
+    if not is_one_machine:
+        interface = set_gloo_interface(os.environ["MASTER_ADDR"])
+        if interface is not None and world.is_rank_zero:
+            logger.info("gloo connects the machines through %s, %s (GLOO_SOCKET_IFNAME chooses another)", *interface)
     export_place(world, device=device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)

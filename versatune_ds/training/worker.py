@@ -172,7 +172,7 @@ def take_place(world: World) -> torch.device:
         if world.local_rank == 0 and not world.is_rank_zero:
             logger.error("%s: %s", platform.node(), error)
         raise
-    join_world(world, device=device)
+    join_world(world, device=device, is_one_machine=num_local_processes() == world.world_size)
     return device
 
 

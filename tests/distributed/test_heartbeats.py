@@ -1,0 +1,57 @@
+"""Heartbeats: rank 0 logs which rank is silent, once, and when it is back."""
+
+from __future__ import annotations
+
+import platform
+
+import torch.distributed as dist
+
+from versatune_ds.distributed.heartbeats import Heartbeats
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def ranks_of(world_size):
+    clock, store = Clock(), dist.HashStore()
+    return clock, [Heartbeats(store, rank=rank, world_size=world_size, clock=clock) for rank in range(world_size)]
+
+
+def run(clock, beating, *, until):
+    """Tick every second until a time; the ranks that are not given are silent."""
+    while clock.now < until:
+        for heartbeats in beating:
+            heartbeats.tick()
+        clock.now += 1.0
+
+
+def test_ranks_that_beat_are_not_reported(caplog):
+    clock, ranks = ranks_of(3)
+    run(clock, ranks, until=300)
+    assert caplog.messages == []
+
+
+def test_a_silent_rank_is_named_once_within_a_minute_and_again_when_it_is_back(caplog):
+    clock, (zero, one, two) = ranks_of(3)
+    run(clock, (two, one, zero), until=100)
+    run(clock, (one, zero), until=160)
+    (message,) = caplog.messages
+    assert message.startswith(f"rank 2 on {platform.node()} has not been heard of for 5")
+    run(clock, (one, zero), until=400)
+    assert len(caplog.messages) == 1
+    run(clock, (two, one, zero), until=420)
+    assert caplog.messages[1:] == ["rank 2 is heard of again after 310 s"]
+
+
+def test_a_rank_that_has_not_started_yet_is_not_reported(caplog):
+    clock, (zero, one) = ranks_of(2)
+    run(clock, (zero,), until=300)
+    run(clock, (one, zero), until=330)
+    assert caplog.messages == []

@@ -1,0 +1,90 @@
+"""Heartbeats: every rank shows that it lives, and rank 0 logs which one does not.
+
+A process that is killed closes its connections, and the others fail at once. A machine that loses power, or a process
+that is frozen, closes nothing: the others would wait in a collective until its timeout of half an hour, and then report
+their own call and not the rank that is missing.
+
+Not covered: a rank 0 that disappears this way, since the heartbeats are kept there.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 10.0
+SILENT_SECONDS = 45.0
+"""Silence after which a rank is reported: long enough for a rank whose interpreter is busy with one long call."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What rank 0 read of a rank last: the beat, when it first saw it, and whether its silence is reported."""
+
+    beat: bytes
+    since: float
+    is_reported: bool = False
+
+
+class Heartbeats:
+    """Heartbeats of the ranks of a run on a store; `tick` is called by one thread, every second or so.
+
+    Args:
+        store: Where the beats are kept.
+        rank: This rank.
+        world_size: Number of ranks.
+        clock: Returns seconds. Clocks of machines are never compared: rank 0 times changes by its own.
+    """
+
+    def __init__(
+        self, store: dist.Store, *, rank: int, world_size: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store, self._rank, self._world_size, self._clock = store, rank, world_size, clock
+        self._num_beats = 0
+        self._next_beat = clock()
+        self._seen: dict[int, _Seen] = {}
+
+    def tick(self) -> None:
+        """Beat if it is time; on rank 0 read the others' beats as well, and log which ranks became silent or came back.
+
+        Communication: one `set`; on rank 0 one `get` per rank. Each every ten seconds.
+        """
+        now = self._clock()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + BEAT_SECONDS
+        self._num_beats += 1
+        self._store.set(_key(self._rank), f"{self._num_beats} {platform.node()}")
+        if self._rank == 0:
+            for rank in range(1, self._world_size):
+                self._look_at(rank, now=now)
+
+    def _look_at(self, rank: int, *, now: float) -> None:
+        """Compare a rank's beat with the one read before."""
+        if rank not in self._seen and not self._store.check([_key(rank)]):
+            return  # it has not started yet
+        beat = self._store.get(_key(rank))
+        seen = self._seen.get(rank)
+        if seen is None or beat != seen.beat:
+            if seen is not None and seen.is_reported:
+                logger.warning("rank %d is heard of again after %.0f s", rank, now - seen.since)
+            self._seen[rank] = _Seen(beat, now)
+        elif now - seen.since >= SILENT_SECONDS and not seen.is_reported:
+            seen.is_reported = True
+            _, _, host = beat.decode().partition(" ")
+            logger.warning(
+                "rank %d on %s has not been heard of for %.0f s: its machine is down or its process is frozen; the "
+                "other ranks wait for it. Cancel the job and start it again to resume from its last checkpoint",
+                rank, host, now - seen.since,
+            )  # fmt: skip
+
+
+def _key(rank: int) -> str:
+    return f"heartbeat_of_rank_{rank}"
