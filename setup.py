@@ -18,6 +18,7 @@ DATA_FILES = (
 
 MPI = ["mpi4py>=4.0", "mpich>=4.1; sys_platform == 'linux'"]
 LORA = ["peft>=0.17"]
+QLORA = ["bitsandbytes>=0.46", "accelerate>=1.0"]
 TENSORBOARD = ["tensorboard>=2.17"]
 OPENAI = ["openai>=1.60"]
 GGUF = ["gguf>=0.17"]
@@ -62,6 +63,7 @@ setup(
     extras_require={
         "mpi": MPI,
         "lora": LORA,
+        "qlora": [*LORA, *QLORA],
         "tensorboard": TENSORBOARD,
         "openai": OPENAI,
         "gguf": GGUF,
@@ -73,6 +75,7 @@ setup(
         "dev": [
             *MPI,
             *LORA,
+            *QLORA,
             *TENSORBOARD,
             *OPENAI,
             *GGUF,

@@ -46,6 +46,7 @@ HOMES = {
         "model/attention_choice.py",
         "model/build.py",
         "model/domain_model.py",
+        "model/four_bit.py",
         "model/gguf_file.py",
         "data/encoding/tokenizer.py",
         "export/run_export.py",

@@ -57,7 +57,8 @@ def answer_to(*overrides):
         ("seed=3", "seed: unknown key; here it is run.seed, with the same value"),
         ("model.lora.r=8", "model.lora.r: unknown key; here it is model.lora.rank, with the same value"),
         ("detect.openai={model: m, base_url: x}", "detect.openai.base_url: unknown key; here it is detect.openai.url"),
-        ("load_in_4bit=true", "load_in_4bit: unknown key; there is none here: base weights are loaded in "),
+        ("load_in_4bit=true", "load_in_4bit: unknown key; here it is model.load_in_4bit: true keeps the weights "),
+        ("load_in_8bit=true", "load_in_8bit: unknown key; there is none here: weights are loaded in train."),
         ("per_device_trian_batch_size=2",
          "per_device_trian_batch_size: unknown key; did you mean per_device_train_batch_size? here it is train.rows"),
         ("learing_rate=1", "learing_rate: unknown key; did you mean learning_rate? here it is train.learning_rate, "),
@@ -88,7 +89,7 @@ def test_every_key_that_the_table_answers_with_exists():
 
 def test_every_key_that_a_text_of_the_table_mentions_exists():
     for known in KNOWN_NAMES:
-        for key in re.findall(r"\b(?:run|model|data|train|mixture|checkpoint|monitor)\.[a-zA-Z_.]*[a-z]", known.how):
+        for key in re.findall(r"\b(?:run|model|data|train|mixture|checkpoint|monitor)\.[a-zA-Z0-9_.]*[a-z]", known.how):
             assert key in KEYS | {"model.lora", "data.domains.DOMAIN.train"}, (known.names[0], key)
 
 

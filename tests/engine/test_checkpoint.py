@@ -25,8 +25,9 @@ class FakeEngine:
     def __init__(self, rank, *, dies=False):
         self.rank, self.dies = rank, dies
 
-    def save_checkpoint(self, save_dir, *, tag, client_state, save_latest):
+    def save_checkpoint(self, save_dir, *, tag, client_state, save_latest, exclude_frozen_parameters):
         assert client_state == {}
+        assert not exclude_frozen_parameters
         for name in ("model", "optim"):
             path = Path(save_dir) / tag / f"{name}_{self.rank}.pt"
             self.checkpoint_engine.save({"values": torch.full((1000,), float(self.rank))}, str(path))

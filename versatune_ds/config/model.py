@@ -86,14 +86,19 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters instead of the weights; `true` takes the defaults, as `model.lora={}` does, and `false` trains the
     weights, as null does."""
+    load_in_4bit: bool = False
+    """Keep the weights that adapters are trained beside in 4 bits (QLoRA): about half a byte a weight of every linear
+    layer, NF4 with double quantisation; embeddings, head and norms stay in `train.precision`. Needs `model.lora`, the
+    extra `qlora`, and ZeRO stage 0, 1 or 2."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: names with `*` and `?`, such as `model.embed_tokens.*` or `lm_head.weight`. A
     tied weight is one parameter under two names: freezing either freezes it."""
 
     @model_serializer(mode="wrap")
-    def _without_an_absent_file(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `gguf_file` out where there is none, so that files and digests of earlier versions stay valid."""
-        return {key: value for key, value in serialise(self).items() if key != "gguf_file" or value is not None}
+    def _without_unused_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave later keys out where they are not used, so that files and digests of earlier versions stay valid."""
+        unused = {"gguf_file": None, "load_in_4bit": False}
+        return {key: value for key, value in serialise(self).items() if key not in unused or value != unused[key]}
 
     @field_validator("lora", mode="before")
     @classmethod
@@ -135,6 +140,19 @@ class ModelConfig(Section):
     def _freezes_once(self) -> ModelConfig:
         if self.lora is not None and self.freeze:
             raise ValueError("model.freeze: model.lora freezes everything but the adapters; leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _quantises_what_is_frozen(self) -> ModelConfig:
+        """Check that only a saved model's frozen weights are to be in 4 bits."""
+        if not self.load_in_4bit:
+            return self
+        if self.lora is None:
+            raise ValueError(
+                "model.load_in_4bit: weights in 4 bits cannot be trained; add model.lora=true, or leave it out"
+            )
+        if self.from_config is not None:
+            raise ValueError("model.load_in_4bit: needs a saved model (model.name_or_path), not model.from_config")
         return self
 
 

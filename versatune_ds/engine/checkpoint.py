@@ -24,7 +24,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from versatune_ds.distributed import World, any_rank, run_on_rank_zero
-from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, place_step_counts, save_files
+from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, load_module, place_step_counts, save_files
 from versatune_ds.run_folder.atomic import rename_folder, write_text
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints, measure_files, remove_folder, write_manifest
 from versatune_ds.run_folder.names import LATEST_FILE, STATE_FILE, checkpoint_folder
@@ -37,7 +37,14 @@ class SaveError(RuntimeError):
 
 
 def save_checkpoint(
-    deepspeed_engine: Any, *, run_dir: Path, step: int, state: dict[str, Any], keep: int, world: World
+    deepspeed_engine: Any,
+    *,
+    run_dir: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    world: World,
+    only_trained: bool = False,
 ) -> Path:
     """Save DeepSpeed's state and ours as one checkpoint, and delete the oldest checkpoints beyond `keep`.
 
@@ -51,6 +58,7 @@ def save_checkpoint(
         state: Our state as JSON values; the same on all ranks.
         keep: Newest checkpoints kept, this one included.
         world: This process's place.
+        only_trained: Whether frozen weights are left out, because they can be loaded from the base model again.
 
     Raises:
         SaveError: On every rank, if the files could not be written on one: a full disk, most often.
@@ -59,7 +67,7 @@ def save_checkpoint(
     partial = folder.with_name(folder.name + ".partial")
     try:
         _all_or_none(lambda: world.is_rank_zero and _make_empty(partial))
-        _all_or_none(lambda: save_files(deepspeed_engine, partial))
+        _all_or_none(lambda: save_files(deepspeed_engine, partial, only_trained=only_trained))
         text = json.dumps(state, indent=1)
         _all_or_none(lambda: world.is_rank_zero and write_text(partial / STATE_FILE, text))
         files = _all_or_none(lambda: measure_files(partial, world))
@@ -125,16 +133,22 @@ def _delete_oldest(newest: Path, *, keep: int) -> None:
             logger.warning("%s could not be deleted: %s", old, error)
 
 
-def load_checkpoint(deepspeed_engine: Any, folder: Path) -> None:
+def load_checkpoint(deepspeed_engine: Any, folder: Path, *, only_trained: bool = False) -> None:
     """Restore weights and optimizer from a checkpoint of the same number of processes and the same ZeRO stage.
 
     The optimizer's settings (weight decay, betas, clipping) stay those of the run that resumes.
 
+    Args:
+        deepspeed_engine: The engine, its model as the run starts with.
+        folder: The checkpoint.
+        only_trained: Whether it was saved so; frozen weights then stay as they are.
+
     Raises:
-        RuntimeError: If DeepSpeed finds nothing that it can load.
+        RuntimeError: If DeepSpeed finds nothing that it can load, or other trained weights.
     """
     settings = OptimizerSettings.of(deepspeed_engine.optimizer)
-    loaded, _ = deepspeed_engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    loader = load_module if only_trained else None
+    loaded, _ = deepspeed_engine.load_checkpoint(str(folder.parent), tag=folder.name, custom_load_fn=loader)
     settings.restore(deepspeed_engine.optimizer)
     place_step_counts(deepspeed_engine.optimizer)
     if loaded is None:
@@ -143,6 +157,8 @@ def load_checkpoint(deepspeed_engine: Any, folder: Path) -> None:
 
 def open_weights(folder: Path) -> dict[str, Any]:
     """Open a checkpoint and return the model's weights by name: fp32 where the optimizer has fp32 copies.
+
+    Frozen weights are absent where it was saved without them.
 
     Each weight has `shape` and `dtype`, and `contiguous()` reads it as a tensor. Under ZeRO-3 the files of all ranks
     are mapped, and a weight is assembled when it is read; in lower stages all weights are in memory at once.

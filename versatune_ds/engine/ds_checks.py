@@ -68,6 +68,11 @@ def check_model_settings(model: ModelConfig, ds_config: Mapping[str, Any]) -> No
     way_out = "not supported under ZeRO stage 3, which gathers weights module by module; use stage 2, or leave it out"
     if model.compile:
         raise ValueError(f"model.compile: {way_out}")
+    if model.load_in_4bit:
+        raise ValueError(
+            "model.load_in_4bit: not supported under ZeRO stage 3, which would divide the packed weights without their "
+            "scales; use stage 1 or 2 (train.deepspeed=zero1)"
+        )
     if model.lora is not None and model.lora.use_dora:
         # peft 0.21 reads the weights of other modules: shape errors with checkpointing, partitions in large layers.
         raise ValueError(f"model.lora.use_dora: {way_out}")

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
 from versatune_ds.engine.checkpoint import open_weights
+from versatune_ds.export.base_model import frozen_weights
 from versatune_ds.export.folder import check_output, export_folder
 from versatune_ds.export.model_card import write_model_card
 from versatune_ds.model.build import DTYPES, save_model_settings
@@ -57,7 +58,8 @@ def export_run(
     """Write a checkpoint's model, config, tokenizer and model card in Hugging Face form.
 
     The tokens that ended answers in training are added to `eos_token_id`, so that generation stops at them.
-    Under ZeRO-3 no more than one file's weights are in memory at a time, adapters merged or not.
+    Under ZeRO-3 no more than one file's weights are in memory at a time. Of a run with adapters, whose base model is
+    loaded again to merge them (export/base_model.py), all are, in the precision of training.
 
     Args:
         run_dir: The run's folder.
@@ -71,7 +73,8 @@ def export_run(
     Raises:
         ValueError: If the folder is no run, has no such checkpoint or no adapters to write alone, or if the output
             contains something else.
-        RuntimeError: If no usable checkpoint is valid, or its weights are not those of the model.
+        RuntimeError: If no usable checkpoint is valid, its weights are not those of the model, or the base model of
+            its adapters has changed.
     """
     checkpoint = choose_checkpoint(run_dir, step=step)
     config = recorded_config(run_dir)
@@ -82,7 +85,8 @@ def export_run(
         raise ValueError("--lora adapter: the run trained no adapters (model.lora); leave the option out")
     dtype = DTYPES[precision or config.train.precision]
     causal_lm = model_without_weights(run_dir, config, dtype=dtype)
-    weights = weights_of_model(open_weights(checkpoint), causal_lm, origin=checkpoint)
+    frozen = frozen_weights(checkpoint, causal_lm, config=config, is_adapter=is_adapter)
+    weights = weights_of_model({**frozen, **open_weights(checkpoint)}, causal_lm, origin=checkpoint)
     trust = config.model.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(run_dir / TOKENIZER_FOLDER, trust_remote_code=trust)
     endings = recorded_endings(run_dir, config, tokenizer)

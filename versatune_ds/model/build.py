@@ -6,6 +6,7 @@ Configs are checked for misspelt keys, and files against the config, before weig
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -30,6 +31,12 @@ from versatune_ds.domains import nearest_name
 from versatune_ds.log import first_line
 from versatune_ds.model.attention import register_varlen
 from versatune_ds.model.attention_choice import Machine, attention_needs, choose_attention, machine_here
+from versatune_ds.model.four_bit import (
+    check_four_bit_installed,
+    check_is_not_quantised,
+    four_bit_config,
+    keep_packed_form,
+)
 from versatune_ds.model.named_model import adapters_line, check_saved_model
 from versatune_ds.model.saved_weights import check_loading_info, check_saved_weights, without_load_report
 from versatune_ds.model.sizes import sizes_of
@@ -70,7 +77,8 @@ def build_causal_lm(
         special_ids: bos, eos and pad ids for a model made from config.
         zero3_config: DeepSpeed's config under ZeRO-3: a saved model is then loaded in parts, so that no process ever
             stores all of it. A model made from config is not, so that its weights do not depend on the stage.
-        reads_weights: False builds a saved model from its config alone, to count parameters; no weights are read.
+        reads_weights: False builds a saved model from its config alone, to count parameters; no weights are read, and
+            none are quantised.
         device: GPU on which weights are made or to which they are loaded; None for the CPU, or the device of a
             surrounding `with torch.device(...)`. A load in parts places its partitions itself.
         machine: Where it will run, which decides its attention; by default this process's device.
@@ -85,8 +93,12 @@ def build_causal_lm(
     is_checked = reads_weights and check_model_weights(model)
     # Load or build. transformers looks for this object while it loads; it has an effect as long as it exists.
     zero3_switch = HfDeepSpeedConfig(zero3_config) if is_loaded_in_parts else None
+    if model.load_in_4bit and reads_weights:
+        check_four_bit_installed()
     with _errors_with_keys(model):
         config = _config_of(model, vocab_size=vocab_size, special_ids=special_ids)
+        if model.load_in_4bit:
+            check_is_not_quantised(config, name=str(model.name_or_path))
         attention = _attention_of(model, config, machine=machine or machine_here(precision))
         if model.from_config is not None or not reads_weights:
             causal_lm = _make(model, config, dtype=DTYPES[precision], attention=attention, device=device)
@@ -146,10 +158,17 @@ def _enable_gradient_checkpointing(causal_lm: PreTrainedModel) -> None:
 
 
 def save_model_settings(causal_lm: Any, folder: Path) -> None:
-    """Write all of a model except its weights: config, generation settings, and its own code if it has any."""
-    causal_lm.config.save_pretrained(folder)
+    """Write all of a model except its weights: config, generation settings, and its own code if it has any.
+
+    That its weights were loaded in 4 bits is left out: an export has weights of the usual kind.
+    """
+    config = causal_lm.config
+    if hasattr(config, "quantization_config"):
+        config = copy.deepcopy(config)
+        del config.quantization_config
+    config.save_pretrained(folder)
     if type(causal_lm).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-        custom_object_save(causal_lm, folder, config=causal_lm.config)
+        custom_object_save(causal_lm, folder, config=config)
     if causal_lm.generation_config is not None:
         causal_lm.generation_config.save_pretrained(folder)
 
@@ -202,10 +221,12 @@ def _load(
 
     To a GPU the files are read directly, one weight at a time, so that the host never stores the model.
     """
-    place = {"device_map": {"": device}} if _is_gpu(device) else {}
+    place: dict[str, Any] = {"device_map": {"": device}} if _is_gpu(device) else {}
     if place and find_spec("accelerate") is None:
         logger.info("the model is loaded through the host's memory; pip install accelerate loads it straight to a GPU")
         place = {}
+    if model.load_in_4bit:
+        place["quantization_config"] = four_bit_config(dtype)
     with without_load_report():
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
@@ -219,6 +240,8 @@ def _load(
     check_loading_info(str(model.name_or_path), info, causal_lm=causal_lm)
     if getattr(causal_lm, "peft_config", None):
         raise ValueError(adapters_line(str(model.name_or_path)))
+    if model.load_in_4bit:
+        keep_packed_form(causal_lm)
     return causal_lm
 
 

@@ -153,27 +153,36 @@ def _first_names(names: list[str]) -> str:
     return ", ".join(names[:_NUM_NAMES]) + (", ..." if len(names) > _NUM_NAMES else "")
 
 
-def _headers_of(name: str) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a saved model as tensors without memory; None if its files are not on this machine."""
-    # One file, or an index of several.
+def local_weight_files(name: str) -> list[Path]:
+    """Return the files from which transformers loads a saved model's weights; empty if they are not on this machine.
+
+    Raises:
+        ValueError: If the index of several files is corrupt, or a folder lacks one that it lists.
+    """
     path = next((path for file in _WEIGHT_FILES if (path := _local_file(name, file)) is not None), None)
-    if path is None:
-        return None
-    if path.suffix != ".json":
-        return _headers_of_file(path, name=name)
+    if path is None or path.suffix != ".json":
+        return [] if path is None else [path]
     try:
         parts = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"model.name_or_path: {name}: {path.name} is corrupt; copy the model again") from None
-    headers: dict[str, torch.Tensor] = {}
+    files = []
     for part in parts:
         file = _local_file(name, part)
         if file is None and Path(name).is_dir():
             raise ValueError(f"model.name_or_path: {name}: {path.name} lists {part}, which is missing; copy it again")
         if file is None:
-            return None
+            return []
+        files.append(file)
+    return files
+
+
+def _headers_of(name: str) -> dict[str, torch.Tensor] | None:
+    """Return the weights of a saved model as tensors without memory; None if its files are not on this machine."""
+    headers: dict[str, torch.Tensor] = {}
+    for file in local_weight_files(name):
         headers |= _headers_of_file(file, name=name)
-    return headers
+    return headers or None
 
 
 def _headers_of_file(path: Path, *, name: str) -> dict[str, torch.Tensor]:

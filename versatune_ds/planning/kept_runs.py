@@ -164,6 +164,8 @@ def _open_models(task: PlanTask, setup: RunSetup, folders: Mapping[str, Path], l
 def _base_model(setup: RunSetup) -> Any:
     """Return the recipe's base model on the device, without adapters."""
     config = setup.config
+    if config.model.load_in_4bit:
+        raise ValueError("model.load_in_4bit: weights in 4 bits cannot be averaged; plan with --planner transfer")
     torch.manual_seed(config.run.seed)
     with memory_advice():
         return build_causal_lm(

@@ -25,6 +25,7 @@ from versatune_ds.preflight.memory_estimate import (
     estimate_memory,
     measure_model,
     optimizer_bytes,
+    parameter_bytes,
 )
 from versatune_ds.preflight.subject import Subject, once
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
@@ -77,6 +78,11 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     size, chosen, other = estimates.size, estimates.chosen, estimates.other
     trained = "" if size.num_trained == size.num_parameters else f", {size.num_trained / 1e6:,.1f} M of them trained"
     yield ok("model", "model", f"{size.name}, {size.num_parameters / 1e6:,.1f} M parameters{trained}")
+    if size.four_bit_sizes:
+        dtype, num_quantised = DTYPES[config.train.precision], sum(size.four_bit_sizes)
+        found = f"{num_quantised / 1e6:,.1f} M weights in 4 bits: all weights {gib(parameter_bytes(size, dtype=dtype))}"
+        whole = gib(size.num_parameters * dtype.itemsize)
+        yield ok("model", "model.load_in_4bit", f"{found}, {whole} in {config.train.precision}")
     yield ok("model", "model.attention", size.attention)
     switch = "without" if config.model.gradient_checkpointing else "with"
     states = chosen.parameters + chosen.gradients + chosen.optimizer
@@ -120,7 +126,10 @@ def _ways_to_save(subject: Subject, estimates: _Estimates) -> str:
         ways.append(f"model.gradient_checkpointing=true saves {gib(estimates.chosen.peak - estimates.other.peak)}")
     if config.train.rows_per_micro_batch > 1:
         ways.append("a smaller train.rows_per_micro_batch")
-    if zero_stage(subject.ds_config) < 3:
+    model = config.model
+    if model.lora is not None and model.name_or_path is not None and not model.load_in_4bit:
+        ways.append("model.load_in_4bit=true")
+    if zero_stage(subject.ds_config) < 3 and not model.load_in_4bit:
         ways.append("train.deepspeed=ds_configs/zero3.json")
     return "try " + ", ".join([*ways, "a smaller reduce_bucket_size", "more GPUs", "or offloading"])
 
@@ -155,10 +164,13 @@ def check_positions(subject: Subject) -> Iterator[Finding]:
 def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[str, Any]) -> int:
     """Return the size of a checkpoint: weights, and what the optimizer keeps.
 
-    Under ZeRO-3 trained weights are written once, as the optimizer's fp32 copies.
+    Under ZeRO-3 trained weights are written once, as the optimizer's fp32 copies. Weights frozen beside adapters are
+    not written where the base model's own files have them.
     """
     stage = zero_stage(ds_config)
-    num_weights = size.num_parameters - size.num_trained if stage == 3 else size.num_parameters
+    has_frozen = config.model.lora is None or config.model.name_or_path is None
+    num_weights = size.num_parameters - size.num_trained if has_frozen else 0
+    num_weights += 0 if stage == 3 else size.num_trained
     weights = num_weights * DTYPES[config.train.precision].itemsize
     return weights + size.num_trained * optimizer_bytes(config, stage=stage)
 

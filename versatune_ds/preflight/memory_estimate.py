@@ -10,6 +10,9 @@ What DeepSpeed keeps (0.19.8, from its sources and measured), for P parameters o
     1, 2    P b       T b, partition a     12 T / W                   bucket b (twice with overlap_comm)
     3       P b / W   T a / W              12 T / W                   bucket b, min(P, max_live) b of gathered weights
 
+With `model.load_in_4bit` the weights of linear layers are 0.52 bytes each (model/four_bit.py), and a pass dequantises
+one layer's weight at a time.
+
 a is the bytes of a gradient that is summed over micro-steps: b, or 4 with `data_types.grad_accum_dtype: fp32`. The
 optimizer's step adds a gradient in fp32 (none at stage 2 where the sum is in fp32 already) and, unless AdamW is fused,
 two temporaries.
@@ -33,6 +36,7 @@ from versatune_ds.kernels.linear_head import DEFAULT_CHUNK_MIB
 from versatune_ds.model.attention import use_countable_attention
 from versatune_ds.model.attention_choice import describe_attention, machine_here, machine_of
 from versatune_ds.model.build import DTYPES, build_causal_lm
+from versatune_ds.model.four_bit import four_bit_bytes, quantisable_sizes
 from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.sizes import num_learned_positions, sizes_of
 from versatune_ds.preflight.activations import PassBytes, decoder_pass_bytes, move_to_fake_cpu
@@ -56,6 +60,8 @@ class ModelSize:
     """Rows of its table of positions; None where it computes them."""
     attention: str
     """How its attention is computed, and why."""
+    four_bit_sizes: tuple[int, ...] = ()
+    """Weights of each layer that is loaded in 4 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +127,11 @@ def measure_model(
             row_tokens=config.data.row_tokens,
             has_router_loss=router_loss_of(causal_lm) is not None,
         )
-    return _size_of(causal_lm, attention=attention), passes
+    sizes = tuple(quantisable_sizes(causal_lm)) if model.load_in_4bit else ()
+    return _size_of(causal_lm, attention=attention, four_bit_sizes=sizes), passes
 
 
-def _size_of(causal_lm: Any, *, attention: str) -> ModelSize:
+def _size_of(causal_lm: Any, *, attention: str, four_bit_sizes: tuple[int, ...]) -> ModelSize:
     """Return a transformers model in numbers."""
     head, parameters = causal_lm.get_output_embeddings(), list(causal_lm.parameters())
     return ModelSize(
@@ -137,7 +144,14 @@ def _size_of(causal_lm: Any, *, attention: str) -> ModelSize:
         max_positions=sizes_of(causal_lm.config).max_positions,
         num_learned_positions=num_learned_positions(causal_lm),
         attention=attention,
+        four_bit_sizes=four_bit_sizes,
     )
+
+
+def parameter_bytes(size: ModelSize, *, dtype: torch.dtype) -> int:
+    """Return the bytes of all weights: those in 4 bits with their scales, the others in a dtype."""
+    others = size.num_parameters - sum(size.four_bit_sizes)
+    return others * dtype.itemsize + int(sum(map(four_bit_bytes, size.four_bit_sizes)))
 
 
 def estimate_memory(
@@ -161,14 +175,15 @@ def estimate_memory(
     sum_bytes = _FP32_BYTES if grad_accum_dtype(ds_config) == "fp32" else num_bytes
     is_summed_for_step = stage == 2 and sum_bytes != num_bytes
     num_temporaries = 0 if has_fused_adamw(config.train, ds_config=ds_config, device_type="cuda") else 2
-    parameters = size.num_parameters * num_bytes
+    parameters = parameter_bytes(size, dtype=dtype)
+    dequantised = max(size.four_bit_sizes, default=0) * num_bytes
     if stage == 3:
         parameters = 0 if offload_device(ds_config, "offload_param") else parameters // world_size
     return MemoryEstimate(
         parameters=parameters,
         gradients=int(_gradient_bytes(size, stage=stage, share=share, num_bytes=num_bytes, sum_bytes=sum_bytes)),
         optimizer=0 if is_offloaded else int(optimizer_bytes(config, stage=stage) * share),
-        activations=max(passes.saved + head_now, passes.peak + head_kept) - head_now,
+        activations=max(passes.saved + head_now, passes.peak + dequantised + head_kept) - head_now,
         head=head_now,
         buffers=int(
             _bucket_elements(size, zero=zero, stage=stage) * num_bytes + (gathered * num_bytes if stage == 3 else 0)

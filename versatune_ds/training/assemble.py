@@ -20,6 +20,7 @@ from versatune_ds.data.encoding.tokenizer import pad_token_id
 from versatune_ds.data.loader import LoaderSettings, MixtureLoader
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
+from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_settings import deepspeed_config, offload_device
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.log import start_phase
@@ -28,6 +29,7 @@ from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.model.attention_choice import describe_attention, machine_here
 from versatune_ds.model.build import build_causal_lm, save_model_settings, special_ids_of_tokenizer
 from versatune_ds.model.domain_model import DomainModel, compile_layers
+from versatune_ds.model.four_bit import describe_four_bit
 from versatune_ds.model.fused_layers import fuse_layers
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.router_loss import describe_router_loss
@@ -39,6 +41,7 @@ from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.run_folder.links import lock_run_folder
 from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
 from versatune_ds.training.bad_steps import BadSteps
+from versatune_ds.training.base_weights import identity_of_base
 from versatune_ds.training.decision_inputs import DecisionInputs, decision_inputs
 from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.held_out import held_out_examples
@@ -108,6 +111,8 @@ def assemble_run(
     # The model and its engine. A former run is deleted only once the model could be built.
     with start_phase("model"):
         causal_lm = build_model(setup)
+    saved = None if point is None else point.state["identity"]
+    identity |= identity_of_base(config, saved=saved, folder=point and point.folder, world=world)
     start = _run_start(setup, mixture, causal_lm)
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(setup, causal_lm)
@@ -181,12 +186,13 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
         ValueError: If the model cannot take the longest example, or computes another loss than the head.
     """
     config = setup.config
-    num_parameters = sum(getattr(part, "ds_numel", part.numel()) for part in causal_lm.parameters())
+    num_parameters = sum(full_shape(part).numel() for part in causal_lm.parameters())
     logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
     machine = machine_here(config.train.precision)
     logger.info("attention: %s", describe_attention(causal_lm, wanted=config.model.attention, machine=machine))
-    if (line := describe_router_loss(causal_lm)) is not None:
-        logger.info("%s", line)
+    for line in (describe_router_loss(causal_lm), describe_four_bit(causal_lm)):
+        if line is not None:
+            logger.info("%s", line)
 
     # ZeRO-3 keeps the weights in parts, which only the engine gathers: there the losses are checked afterwards.
     check_positions(causal_lm, longest=setup.longest_example)

@@ -21,6 +21,7 @@ from versatune_ds.engine.other_world_size import is_convertible, load_converted
 from versatune_ds.run_folder.checkpoint_files import newest_valid_checkpoint, read_state, remove_unfinished
 from versatune_ds.run_folder.json_lines import append_to_file
 from versatune_ds.run_folder.names import RESUMES_FILE
+from versatune_ds.training.base_weights import BASE_WEIGHTS
 from versatune_ds.training.mixture_start import MixtureStart
 from versatune_ds.training.prepared_data import RunSetup
 
@@ -192,7 +193,8 @@ def restore_engine(engine: Engine, point: ResumePoint) -> None:
     if point.needs_conversion:
         load_converted(engine.deepspeed_engine, point.folder, world=engine.world)
     else:
-        load_checkpoint(engine.deepspeed_engine, point.folder)
+        only_trained = BASE_WEIGHTS in point.state["identity"]
+        load_checkpoint(engine.deepspeed_engine, point.folder, only_trained=only_trained)
 
 
 def record_resume(run_dir: Path, point: ResumePoint, identity: Mapping[str, Any]) -> None:

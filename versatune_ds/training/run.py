@@ -27,6 +27,7 @@ from versatune_ds.monitor import Monitor
 from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.training.bad_steps import BadSteps
+from versatune_ds.training.base_weights import BASE_WEIGHTS
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
@@ -170,6 +171,7 @@ class Run:
                     state=state,
                     keep=self.config.checkpoint.keep,
                     world=self.world,
+                    only_trained=BASE_WEIGHTS in self.identity,
                 )
         except SaveError as error:
             newest = newest_checkpoint_name(self.config.run_dir)

@@ -30,6 +30,7 @@ from versatune_ds.mixture.settings import target_id_of
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.model.attention_choice import check_attention_device
 from versatune_ds.model.build import check_model_weights, config_from_mapping
+from versatune_ds.model.four_bit import check_four_bit_installed
 from versatune_ds.model.fused_layers import check_fused_layers
 from versatune_ds.model.named_model import check_saved_model
 from versatune_ds.run_folder.folder import check_run_folder
@@ -128,6 +129,8 @@ def _check_deepspeed(start: StartCheckInput) -> Iterator[Finding]:
     """Check DeepSpeed's settings against the recipe, the model and, where it is known, the device."""
     config, settings = start.config, start.ds_config
     check_model_settings(config.model, settings)
+    if config.model.load_in_4bit and start.is_here:
+        check_four_bit_installed()
     if start.device_type is None:
         check_keys(settings)
     else:

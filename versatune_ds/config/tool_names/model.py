@@ -105,18 +105,23 @@ MODEL_NAMES = (
         llama_factory=("additional_target",),
     ),
     KnownName(
-        how="base weights are loaded in train.precision, none are quantised; model.lora, ZeRO-3 and offload "
-        "(train.deepspeed=zero3_offload) save memory",
+        keys=("model.load_in_4bit",),
+        how="true keeps the weights beside model.lora in 4 bits, always as NF4 with double quantisation, computing in "
+        "train.precision",
+        example=("model.load_in_4bit=true", "model.lora=true", "model.name_or_path=Qwen/Qwen2.5-7B"),
         transformers=(
             "load_in_4bit",
-            "load_in_8bit",
             "bnb_4bit_quant_type",
             "bnb_4bit_compute_dtype",
             "quantization_config",
             "use_bnb_nested_quant",
         ),
-        llama_factory=("quantization_bit", "quantization_method"),
-        others=("qlora",),
+        llama_factory=("quantization_bit", "quantization_method", "double_quantization"),
+        others=("qlora", "bnb_4bit_use_double_quant"),
+    ),
+    KnownName(
+        how="weights are loaded in train.precision, or in 4 bits (model.load_in_4bit=true, with model.lora)",
+        transformers=("load_in_8bit",),
     ),
     KnownName(
         keys=("model.freeze",),
