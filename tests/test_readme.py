@@ -59,6 +59,10 @@ def test_every_command_in_the_documents_parses(page, command, read_recipe):
         assert subprocess.run(["bash", "-n", ROOT / words[1]], capture_output=True).returncode == 0
     elif words[0] == "versatune":
         check_versatune_command(words[1:], read_recipe=read_recipe)
+    elif words[:2] == ["docker", "build"]:
+        assert (ROOT / words[-1] / "Dockerfile").is_file()
+    elif words[:2] == ["docker", "run"]:
+        check_versatune_command(words[words.index("versatune") + 1 :], read_recipe=read_recipe)
     elif words[0] == "tail":
         assert words[2].startswith("runs/_slurm/")
     elif words[0] == "sbatch":
