@@ -107,6 +107,7 @@ def test_a_torch_with_cuda_that_sees_no_gpu_reports_why(monkeypatch):
         ({}, {"SBATCH_GRES": "gpu:2"}, "SBATCH_GRES=gpu:2"),
         ({}, {"SBATCH_GRES": "lscratch:100"}, None),
         ({"gpus_per_node": 8, "container": {"image": "x.sif"}}, {}, None),  # the image brings its own torch
+        ({"gpus_per_node": 8, "python": "/env/bin/python"}, {}, None),  # so does another environment
     ],
 )
 def test_every_way_to_request_gpus_from_slurm_is_recognised(section, environ, asked):
@@ -122,6 +123,7 @@ def test_submit_refuses_gpus_for_a_torch_without_cuda_and_explains_how_to_overri
     assert called.err.startswith("versatune: slurm.gpus_per_node=2 asks for GPUs, but this torch (")
     assert called.err.endswith("set DS_ACCELERATOR=cpu to train on the CPU on purpose\n")
     assert called.err.count("\n") == 1
+    assert versatune("submit", recipe, "--dry-run", "slurm.python=/env/bin/python").code == 0
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert versatune("submit", recipe, "--dry-run").code == 0
     monkeypatch.delenv("DS_ACCELERATOR")
@@ -136,6 +138,7 @@ def test_submit_refuses_gpus_for_a_torch_without_cuda_and_explains_how_to_overri
         (None, ["slurm.gpus_per_node=4"], {}, "slurm.gpus_per_node=4"),
         (None, [], JOB, "Slurm gave this job GPUs"),
         (2, [], {"DS_ACCELERATOR": "cpu"}, None),
+        (2, ["slurm.python=/env/bin/python"], {}, None),
         (None, [], {"PATH": "/nowhere"}, None),
     ],
 )

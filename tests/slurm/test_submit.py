@@ -45,6 +45,60 @@ def test_keys_that_are_not_set_are_left_to_the_cluster(tmp_path):
     assert log_pattern(tiny_config(Path("a%b"))) == "a%%b/_slurm/tiny-%j.log"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        (["slurm.gpus_per_node=8"], ["--cpus-per-task=4"]),
+        (["slurm.gpus_per_node=8", "data.num_processes=60"], ["--cpus-per-task=8"]),  # 8 x 8 cores prepare the data
+        (["slurm.gpus_per_node=8", "slurm.cpus_per_task=2"], ["--cpus-per-task=2"]),
+        (["slurm.gpus_per_node=8", "slurm.sbatch_options=[--cpus-per-gpu=6]"], ["--cpus-per-gpu=6"]),
+        (["data.num_processes=60"], []),  # without GPUs the cluster's default
+        (["slurm.gpus_per_node=4", "slurm.memory_per_gpu=64G"], ["--cpus-per-task=4", "--mem=256G"]),
+        (
+            ["slurm.gpus_per_node=2", "slurm.memory_per_gpu=500", "slurm.cpus_per_task=1"],
+            ["--cpus-per-task=1", "--mem=1000"],
+        ),
+    ],
+)
+def test_cores_and_memory_follow_from_the_gpus_and_the_loader(tmp_path, overrides, asked):
+    options = sbatch_options(tiny_config(tmp_path, *overrides))
+    assert [option for option in options if option.startswith(("--cpus", "--mem"))] == asked
+
+
+def test_submit_logs_the_cores_that_it_chose_and_passes_the_jobs_python_on(versatune, tmp_path):
+    recipe = write_recipe(tiny_config(tmp_path, "slurm.gpus_per_node=2"), tmp_path / "tiny.yaml")
+    called = versatune(
+        "submit", recipe, "--dry-run", "slurm.python=python3", "slurm.setup=[module load conda, conda activate my]"
+    )
+    assert called.code == 0, called.err
+    assert "slurm.cpus_per_task is not set: asking for 4 cores a process" in called.err
+    words = shlex.split(called.out)
+    assert words[:4] == [
+        "env",
+        "VERSATUNE_PYTHON=python3",
+        f"VERSATUNE_ROOT={ROOT}",
+        "VERSATUNE_SETUP=module load conda\nconda activate my",
+    ]
+
+
+def test_the_template_runs_the_set_up_lines_before_it_looks_the_python_up(tmp_path):
+    (tmp_path / "env").mkdir()
+    python = tmp_path / "env" / "my python"
+    python.write_text('#!/bin/sh\necho "$MODULE" "$@"\n')
+    python.chmod(0o755)
+    setup = f"export MODULE='cuda 12'\nexport PATH={shlex.quote(str(tmp_path / 'env'))}:$PATH"
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "VERSATUNE_ROOT": str(ROOT),
+        "VERSATUNE_PYTHON": "my python",
+        "VERSATUNE_SETUP": setup,
+    }
+    words = ["bash", ROOT / "slurm" / "train.sbatch", "r.yaml", "run.name=a b"]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "cuda 12 -m versatune_ds.cli job r.yaml run.name=a b\n"
+
+
 def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "sesame")
     monkeypatch.setenv("HF_TOKEN", "sesame")

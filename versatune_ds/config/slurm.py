@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import ExpandedText, Section, TextList
@@ -57,9 +57,13 @@ class SlurmConfig(Section):
     processes_per_node: int | None = Field(default=None, ge=1)
     """Processes on each node; by default one for each GPU, or 1 without GPUs."""
     cpus_per_task: int | None = Field(default=None, ge=1)
-    """CPU cores for each process, including its threads."""
+    """CPU cores for each process, including its threads. By default 4 beside each GPU (main thread, loader, backward
+    pass, one to spare), or as many as `data.num_processes` needs; without GPUs the cluster's default."""
     memory: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
     """Memory of each node (`sbatch --mem`), for example 200G; 0 asks for all of it."""
+    memory_per_gpu: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
+    """Memory for each GPU, for example 64G, in place of `memory`: the job asks for `gpus_per_node` times that on each
+    node."""
     time: str | None = Field(default=None, pattern=r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED)$")
     """Time limit: minutes, H:M:S, or D-H:M:S."""
     seconds_to_save: int = Field(default=300, ge=1, le=65535)
@@ -73,6 +77,9 @@ class SlurmConfig(Section):
     """How often the job may put itself back into the queue."""
     setup: TextList = ()
     """Shell lines to run on the first node before anything else, for example `module load cuda/12.8`."""
+    python: ExpandedText | None = Field(default=None, min_length=1)
+    """Python of the job, with the project's dependencies: a path, or a name that is looked up after `setup`. By default
+    the one that runs `versatune submit`. If set, the torch of the login node is not checked for GPUs."""
     local_dir: Path | None = None
     """Folder on each node's own disk for compiled kernels; by default $SLURM_TMPDIR, $TMPDIR or /tmp. Variables are
     expanded in the job."""
@@ -81,7 +88,7 @@ class SlurmConfig(Section):
     sbatch_options: TextList = ()
     """Further options of sbatch, for example `--exclusive`."""
 
-    @field_validator("memory", "time", "array", mode="before")
+    @field_validator("memory", "memory_per_gpu", "time", "array", mode="before")
     @classmethod
     def _number_as_text(cls, value: Any) -> Any:
         """Accept a plain number, such as 90 minutes."""
@@ -95,6 +102,28 @@ class SlurmConfig(Section):
             if not option.startswith("--"):
                 raise ValueError(f"{shown_value(option)}: expected --option or --option=value")
         return options
+
+    @model_validator(mode="after")
+    def _has_one_memory(self) -> SlurmConfig:
+        """Check that memory is asked for once, and per GPU only of GPUs."""
+        if self.memory_per_gpu is not None and self.memory is not None:
+            raise ValueError("memory_per_gpu and memory are both set; give one of them")
+        if self.memory_per_gpu is not None and self.gpus_per_node is None:
+            raise ValueError("memory_per_gpu needs gpus_per_node; or give memory, that of each node")
+        return self
+
+    @property
+    def has_own_torch(self) -> bool:
+        """Return whether the job's torch is another than this process's."""
+        return self.container is not None or self.python is not None
+
+    @property
+    def node_memory(self) -> str | None:
+        """Return the memory of each node, as sbatch takes it; None leaves it to the cluster."""
+        if self.memory_per_gpu is None or self.gpus_per_node is None:
+            return self.memory
+        number = self.memory_per_gpu.rstrip("KMGT")
+        return f"{int(number) * self.gpus_per_node}{self.memory_per_gpu[len(number) :]}"
 
     @property
     def num_processes_per_node(self) -> int:

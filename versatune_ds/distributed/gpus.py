@@ -56,12 +56,12 @@ def check_torch_for(requested_by: str, environ: Mapping[str, str]) -> None:
         UnseenGpusError: If torch is built without CUDA, unless DS_ACCELERATOR=cpu is set.
     """
     if not is_cpu_meant(environ) and not has_cuda():
-        raise _unseen_gpus(f"{requested_by} asks for GPUs")
+        raise _unseen_gpus(f"{requested_by} asks for GPUs", elsewhere=", or name the job's Python with slurm.python")
 
 
 def asks_for_gpus(slurm: SlurmConfig, environ: Mapping[str, str]) -> str | None:
-    """Return the key or variable by which a job is given GPUs; None where none is, or a container brings its torch."""
-    if slurm.container is not None:
+    """Return the key or variable by which a job is given GPUs; None where none is, or the job has another torch."""
+    if slurm.has_own_torch:
         return None
     if slurm.gpus_per_node is not None:
         return f"slurm.gpus_per_node={slurm.gpus_per_node}"
@@ -125,14 +125,14 @@ def why_torch_sees_none() -> str:
     return f"this torch ({torch.__version__}) sees no GPU ({reason})"
 
 
-def _unseen_gpus(evidence: str) -> UnseenGpusError:
-    """Return the error of GPUs for which there is this evidence."""
+def _unseen_gpus(evidence: str, *, elsewhere: str = "") -> UnseenGpusError:
+    """Return the error of GPUs for which there is this evidence; `elsewhere` is what to do where they are not here."""
     torch_to_install = "a torch with CUDA (VERSATUNE_TORCH=cuda bash launcher/quickstart.sh does)"
     if has_cuda():
         torch_to_install = "a torch that fits the driver"
     return UnseenGpusError(
         f"{evidence}, but {why_torch_sees_none()}: the run would train on the CPU",
-        f"install {torch_to_install}, or set DS_ACCELERATOR=cpu to train on the CPU on purpose",
+        f"install {torch_to_install}{elsewhere}, or set DS_ACCELERATOR=cpu to train on the CPU on purpose",
     )
 
 

@@ -6,6 +6,7 @@ It is one command that a user may read, copy and change; `--dry-run` shows it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import subprocess
@@ -19,6 +20,8 @@ from versatune_ds.paths import PROJECT_DIR
 logger = logging.getLogger(__name__)
 
 TEMPLATE = PROJECT_DIR / "slurm" / "train.sbatch"
+_CPUS_BESIDE_A_GPU = 4
+"""For the main thread, the loader's, that of the backward pass, and one to spare."""
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_DEBUG", "SLURM_TIME_FORMAT")
 """Variables that a user sets for Slurm's programs."""
 
@@ -56,8 +59,8 @@ def sbatch_options(config: RunConfig) -> list[str]:
         "nodes": slurm.nodes,
         "ntasks-per-node": slurm.num_processes_per_node,
         "gpus-per-node": slurm.gpus_per_node,
-        "cpus-per-task": slurm.cpus_per_task,
-        "mem": slurm.memory,
+        "cpus-per-task": cpus_per_task(config),
+        "mem": slurm.node_memory,
         "time": slurm.time,
         "signal": f"B:USR1@{slurm.seconds_to_save}",
         "array": slurm.array,
@@ -67,9 +70,22 @@ def sbatch_options(config: RunConfig) -> list[str]:
     return [*(f"--{key}={value}" for key, value in values.items() if value is not None), *slurm.sbatch_options]
 
 
+def cpus_per_task(config: RunConfig) -> int | None:
+    """Return the cores of each process; None leaves them to the cluster.
+
+    A cluster's own default is often one core, on which a GPU would wait for its loader. The first node must have cores
+    for `data.num_processes` together: one task prepares the data there.
+    """
+    slurm = config.slurm
+    is_set = slurm.cpus_per_task is not None or any(option.startswith("--cpus-per-") for option in slurm.sbatch_options)
+    if is_set or slurm.gpus_per_node is None:
+        return slurm.cpus_per_task
+    return max(_CPUS_BESIDE_A_GPU, math.ceil(config.data.num_processes / slurm.num_processes_per_node))
+
+
 def job_environment(config: RunConfig) -> dict[str, str]:
     """Return the variables that the job's script reads: which Python, and the set-up commands before it."""
-    variables = {"VERSATUNE_PYTHON": sys.executable, "VERSATUNE_ROOT": str(PROJECT_DIR)}
+    variables = {"VERSATUNE_PYTHON": config.slurm.python or sys.executable, "VERSATUNE_ROOT": str(PROJECT_DIR)}
     return {**variables, "VERSATUNE_SETUP": "\n".join(config.slurm.setup)} if config.slurm.setup else variables
 
 
@@ -101,6 +117,8 @@ def submit(
     """
     flags = [flag for flag, is_set in (("--fresh", is_fresh), ("--quiet", is_quiet)) if is_set]
     options = ["--parsable", *sbatch_options(config)]
+    if config.slurm.cpus_per_task is None and cpus_per_task(config) is not None:
+        logger.info("slurm.cpus_per_task is not set: asking for %d cores a process", cpus_per_task(config))
     command = ["sbatch", *options, str(TEMPLATE), str(recipe), *overrides, *flags]
     environment = job_environment(config)
     if is_dry_run:

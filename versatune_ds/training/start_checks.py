@@ -228,12 +228,12 @@ def _check_gpus(start: StartCheckInput) -> Iterator[Finding]:
     """Check that torch can use the requested GPUs, and sees this machine's if the run takes place here."""
     slurm, environ = start.config.slurm, start.environ
     requested_by = asks_for_gpus(slurm, environ)
-    if start.gpus_asked_by is not None and slurm.container is None:
+    if start.gpus_asked_by is not None and not slurm.has_own_torch:
         requested_by = start.gpus_asked_by
     try:
         if requested_by is not None:
             check_torch_for(requested_by, environ)
-        if start.is_here and slurm.container is None:
+        if start.is_here and not slurm.has_own_torch:
             check_torch_sees_gpus(environ)
     except UnseenGpusError as error:
         yield fail("launcher", "torch", error.found, error.todo)
