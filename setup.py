@@ -32,7 +32,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["versatune_ds", "versatune_ds.*"]),
-    package_data={"versatune_ds": ["py.typed", "kernels/csrc/*", "report/*.css", "report/*.js", "report/*.html"]},
+    package_data={
+        "versatune_ds": [
+            "py.typed",
+            "kernels/csrc/*",
+            "report/*.css",
+            "report/*.js",
+            "report/*.html",
+            "cli/completion/versatune.*",
+        ],
+    },
     # Files that stand beside the package in a checkout; versatune_ds/paths.py finds them in either place.
     data_files=[
         (f"share/versatune_ds/{folder}", sorted(str(path.relative_to(HERE)) for path in (HERE / folder).glob(pattern)))

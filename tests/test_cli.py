@@ -58,6 +58,8 @@ COMMANDS = {
     ],
     "compare": ["comparison", "key=value", "--jobs"],
     "keys": ["pattern", "--markdown"],
+    "env": ["--json"],
+    "completion": ["{bash,zsh,fish}"],
     "plan": ["recipe", "key=value", "--for", "--bound", "--bound-all", "--planner", "--budget-steps", "--transfer"],
 }
 
@@ -122,7 +124,7 @@ def test_help_lists_every_subcommand_that_a_user_types_once_with_a_sentence(vers
 
 def test_help_has_groups_with_what_is_done_first_at_the_top(versatune):
     out = versatune("--help").out
-    titles = ["first steps:", "before a run:", "after a run:", "on a Slurm cluster:"]
+    titles = ["first steps:", "before a run:", "after a run:", "on a Slurm cluster:", "the installation:"]
     assert [line for line in out.splitlines() if line in titles] == titles
     assert out.index("  train ") < out.index("before a run:") < out.index("  detect ") < out.index("after a run:")
 

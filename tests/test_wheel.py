@@ -39,6 +39,13 @@ def test_a_wheel_has_every_file_that_stands_beside_the_package(wheel):
 
 
 @pytest.mark.slow
+def test_a_wheel_has_every_file_of_the_package(wheel):
+    suffixes = (".py", ".bash", ".zsh", ".fish", ".html", ".css", ".js", ".cpp", ".cu", ".cuh", ".h")
+    files = [path for path in (ROOT / "versatune_ds").rglob("*") if path.suffix in suffixes]
+    assert {str(path.relative_to(ROOT)) for path in files} <= set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.mark.slow
 def test_a_run_starts_from_a_wheel_in_an_empty_folder(wheel, tmp_path):
     # An environment with the wheel alone; the libraries it needs are those of this environment.
     environment = tmp_path / "environment"

@@ -17,6 +17,7 @@ from versatune_ds.cli.evaluate import add_compare, add_evaluate
 from versatune_ds.cli.measure import add_detect, add_plan, add_reference
 from versatune_ds.cli.recipe import add_check, add_inspect, add_keys, add_prepare, add_simulate
 from versatune_ds.cli.run import add_explain, add_export, add_replay, add_report
+from versatune_ds.cli.setup import add_completion, add_env
 from versatune_ds.cli.train import add_job, add_submit, add_train, add_worker
 from versatune_ds.exit_codes import USER_ERROR_EXIT_CODE
 
@@ -25,6 +26,7 @@ COMMAND_GROUPS: dict[str, tuple[Callable[[Commands], None], ...]] = {
     "before a run": (add_convert, add_prepare, add_inspect, add_detect, add_reference, add_plan, add_simulate),
     "after a run": (add_evaluate, add_explain, add_replay, add_compare),
     "on a Slurm cluster": (add_submit,),
+    "the installation": (add_env, add_completion),
 }
 """Title in the help -> one function per subcommand, in the order of the help."""
 
@@ -146,3 +148,8 @@ def _key_hint(rest: Sequence[str]) -> str:
         if known is not None:
             return f"; recipe keys are given without dashes, as section.key=VALUE; {known.answer()}"
     return ""
+
+
+def listed_commands() -> tuple[str, ...]:
+    """Return the subcommands that the help lists, in its order."""
+    return _parser_and_names()[1]

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from versatune_ds.config.known_names import known_name
 from versatune_ds.config.recipe import RunConfig
-from versatune_ds.config.section import alternatives_of, is_section
+from versatune_ds.config.section import alternatives_of, is_section, scalar_types
 from versatune_ds.config.tool_names.known_name import KnownName
 
 _NAME_OF_TYPE = {
@@ -31,6 +31,8 @@ _NAME_OF_TYPE = {
     type(None): "null",
 }
 _SIGN = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_PATHS = ("name_or_path", "gguf_file")
+"""Fields that are text because they may be a name of the Hub."""
 _PLACEHOLDER = {"domains": "DOMAIN"}
 """Mapping -> placeholder for the keys in it, which the user chooses."""
 _INDENTED: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
@@ -52,6 +54,10 @@ class Key:
     default: str
     """As YAML writes it; `required` if there is none."""
     meaning: str
+    values: tuple[str, ...] = ()
+    """The values that can be listed, as YAML writes them: names to choose from, true and false."""
+    is_path: bool = False
+    """Whether a path is a value, or a name that may be a path."""
 
 
 def recipe_keys(pattern: str = "") -> list[Key]:
@@ -148,7 +154,18 @@ def _key(name: str, field: FieldInfo) -> Key:
         type=type_text,
         default=default,
         meaning=" ".join((field.description or "").split()),
+        values=tuple(_values_of(field.annotation)),
+        is_path=Path in scalar_types(field.annotation) or name.rpartition(".")[2] in _PATHS,
     )
+
+
+def _values_of(annotation: Any) -> Iterator[str]:
+    """Yield the values of a field that can be listed."""
+    for kind in scalar_types(annotation):
+        if get_origin(kind) is Literal:
+            yield from map(str, get_args(kind))
+        elif kind is bool:
+            yield from ("true", "false")
 
 
 def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
