@@ -81,22 +81,32 @@ def test_submit_logs_the_cores_that_it_chose_and_passes_the_jobs_python_on(versa
     ]
 
 
-def test_the_template_runs_the_set_up_lines_before_it_looks_the_python_up(tmp_path):
-    (tmp_path / "env").mkdir()
-    python = tmp_path / "env" / "my python"
+def run_template(folder, setup):
+    """Run the template with lines of set-up that may find a Python in a folder, which prints $MODULE and its words."""
+    python = folder / "env" / "my python"
+    python.parent.mkdir()
     python.write_text('#!/bin/sh\necho "$MODULE" "$@"\n')
     python.chmod(0o755)
-    setup = f"export MODULE='cuda 12'\nexport PATH={shlex.quote(str(tmp_path / 'env'))}:$PATH"
-    environ = {
-        "PATH": "/usr/bin:/bin",
-        "VERSATUNE_ROOT": str(ROOT),
-        "VERSATUNE_PYTHON": "my python",
-        "VERSATUNE_SETUP": setup,
-    }
+    environ = {"PATH": "/usr/bin:/bin", "VERSATUNE_ROOT": str(ROOT), "VERSATUNE_PYTHON": "my python"}
     words = ["bash", ROOT / "slurm" / "train.sbatch", "r.yaml", "run.name=a b"]
-    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60)
+    setup = f"export PATH={shlex.quote(str(python.parent))}:$PATH\n{setup}"
+    return subprocess.run(words, env={**environ, "VERSATUNE_SETUP": setup}, capture_output=True, text=True, timeout=60)
+
+
+def test_the_template_runs_the_set_up_lines_before_it_looks_the_python_up(tmp_path):
+    done = run_template(tmp_path, "export MODULE='cuda 12'")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "cuda 12 -m versatune_ds.cli job r.yaml run.name=a b\n"
+
+
+def test_a_line_of_the_set_up_that_fails_is_logged(tmp_path):
+    done = run_template(tmp_path, "module() { return 3; }\nmodule load 'cuda 99'\nexport MODULE=none")
+    assert done.stderr == "versatune: a line of slurm.setup failed with code 3\n"
+    assert (done.returncode, done.stdout[:5]) == (0, "none ")
+
+
+def test_the_last_line_of_the_set_up_counts_once_and_a_test_in_a_condition_does_not(tmp_path):
+    assert run_template(tmp_path, "[ -f /nowhere ] && true\nfalse").stderr.count("failed with code 1") == 1
 
 
 def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune, tmp_path, monkeypatch):
