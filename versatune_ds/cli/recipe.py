@@ -29,6 +29,12 @@ def add_check(commands: Commands) -> None:
     command.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="memory of one GPU in GiB (default: this machine's)"
     )
+    command.add_argument(
+        "--render",
+        action="store_true",
+        help="print the complete training text of one conversation per domain, and the prompt that generation would "
+        "see for it",
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
@@ -42,6 +48,7 @@ def _check(parsed: argparse.Namespace) -> int:
         gpus_per_node=parsed.gpus_per_node,
         gpu_memory_gib=parsed.gpu_memory,
         environ=os.environ,
+        renders_prompts=parsed.render,
     )
     report = check_recipe(load_recipe(parsed.recipe, parsed.overrides), request)
     is_coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -29,6 +29,7 @@ from versatune_ds.preflight.data import (
 from versatune_ds.preflight.machine import check_kernels, check_launcher, check_slurm, check_wandb
 from versatune_ds.preflight.mixture import check_mixture
 from versatune_ds.preflight.pretrained import check_pretrained
+from versatune_ds.preflight.prompts import check_prompts, render_prompts
 from versatune_ds.preflight.subject import CheckRequest, Subject
 from versatune_ds.text_table import text_table
 from versatune_ds.training.finding import Check, Finding, Level, Stage, fail, failures_of, warn
@@ -52,6 +53,7 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check(name="tokenizer", needs="tokenizer", stages=_CHECK, find=check_tokenizer),
     Check(name="template", needs="tokenizer", stages=_CHECK, find=check_template),
     Check(name="rows", needs="rows", stages=_CHECK, find=check_rows),
+    Check(name="prompt", needs="rows", stages=_CHECK, find=check_prompts),
     Check(name="endings", needs="rows", stages=_CHECK, find=check_endings),
     Check(name="mixture", needs="rows", stages=_CHECK, find=check_mixture),
     Check(name="model", needs="model config", stages=_CHECK, find=check_positions),
@@ -67,7 +69,7 @@ CHECKS: tuple[Check[Subject], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """All findings, and one example a domain."""
+    """All findings, and one example a domain, with the prompt of generation where asked for."""
 
     findings: tuple[Finding, ...]
     examples: dict[str, str]
@@ -112,7 +114,7 @@ def check_recipe(config: RunConfig, request: CheckRequest) -> CheckReport:
     for check in CHECKS:
         findings += _run(check, subject, known={(finding.key, finding.text) for finding in findings})
     try:
-        examples = render_examples(subject)
+        examples = render_examples(subject) | (render_prompts(subject) if request.renders_prompts else {})
     except Exception as error:  # whatever failed is reported above
         logger.debug("no examples: %s", error)
         examples = {}

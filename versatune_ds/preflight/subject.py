@@ -44,12 +44,14 @@ class CheckRequest:
         gpus_per_node: Processes a machine; None takes the recipe's, or the GPUs of this machine, or 1.
         gpu_memory_gib: Memory of one GPU; None takes that of this machine's GPU, if it has one.
         environ: The environment's variables.
+        renders_prompts: Whether examples are complete, with the prompt of generation beside each.
     """
 
     nodes: int | None = None
     gpus_per_node: int | None = None
     gpu_memory_gib: float | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
+    renders_prompts: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number that is not positive."""
