@@ -216,7 +216,7 @@ def test_an_argument_that_is_neither_an_option_nor_an_override_is_refused(versat
     ("override", "message"),
     [
         ("mixture.sigme=0.3", "mixture.sigme: unknown key; did you mean 'sigma'?"),
-        ("train.steps=0", "train.steps: input should be greater than or equal to 1 (got 0)"),
+        ("train.steps=0", "train.steps: expected 1 or more (got 0)"),
         ("data.folder=/nowhere", "give exactly one of data.folder, data.domains and data.synthetic"),
     ],
 )

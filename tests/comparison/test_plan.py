@@ -153,7 +153,7 @@ def test_models_are_evaluated_on_test_rows_where_the_users_folder_has_them(write
         ({"set": {"mixture.prior": "{plan:mean}"}}, r"^set: \{plan:mean\}: only a run can name a plan"),
         ({"plans": {"mean": {}}, "reference": False}, r"^plans: expected reference: true"),
         ({"plans": {"mean": {"for": "target"}}}, r"^plans.mean.for: target: expected targets in the comparison"),
-        ({"plans": {"mean": {"for": "men"}}}, r"^plans.mean.for: input should be 'mean', 'balanced' or 'target'"),
+        ({"plans": {"mean": {"for": "men"}}}, r"^plans.mean.for: expected 'mean', 'balanced' or 'target'"),
         ({"plans": {"mean": {"bound_al": 0}}}, r"^plans.mean.bound_al: unknown key; did you mean 'bound_all'"),
         ({"plans": {"mean": {"planner": "transfre"}}}, r"^plans.mean.planner: unknown planner; did you mean"),
         ({"plans": {"mean": {"bound": {"lav": 0}}}}, r"^plans.mean.bound: no domain 'lav'; did you mean 'law'"),

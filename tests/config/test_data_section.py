@@ -60,7 +60,10 @@ def test_domains_keep_the_order_of_the_recipe():
         ({}, "data.domains.law.train: missing; this key is required"),
         ({"train": "a", "vaild": "b"}, "data.domains.law.vaild: unknown key; did you mean 'valid'?"),
         ({"train": {"hub": "a/b", "splitt": "c"}}, "data.domains.law.train.0.hub.splitt: unknown key"),
-        ({"train": {"hub": "a/b", "split": "train[:5]"}}, "data.domains.law.train.0.hub.split: string should match"),
+        (
+            {"train": {"hub": "a/b", "split": "train[:5]"}},
+            "data.domains.law.train.0.hub.split: expected the name of a split such as train, without a slice",
+        ),
         ([3], "data.domains.law.train.0: expected text (got 3)"),
         (3, "data.domains.law: expected key: value pairs, with the keys train, valid, columns, description (got 3)"),
         ({"train": [3]}, "data.domains.law.train.0: expected text (got 3)"),

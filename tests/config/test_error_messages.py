@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from versatune_ds.comparison.plan import ComparisonPlan
 from versatune_ds.config import RunConfig
+from versatune_ds.config.expected_values import PATTERNS
 from versatune_ds.config.load import parse_section, set_by_dotted_key
 from versatune_ds.config.section import is_section, scalar_types
 
@@ -52,7 +53,7 @@ def keys_of(section, prefix=""):
 
 OF_PYTHON = re.compile(
     r"pydantic|instance of|valid (dict|tuple|list|string)|NoneType|PosixPath|function-|lax-or|dict\[|tuple\[|"
-    r"_source_kind|<class|Traceback|datetime|None\b|True\b|False\b"
+    r"should|valid (boolean|integer|number)|parse|pattern|_source_kind|<class|Traceback|datetime|None\b|True\b|False\b"
 )
 
 
@@ -80,13 +81,18 @@ def test_no_message_mentions_classes_or_python_types(section: type[BaseModel], v
         ("resume=3", "resume: expected key: value pairs, with the keys allow (got 3)"),
         ("data.domains.law=3",
          "data.domains.law: expected key: value pairs, with the keys train, valid, columns, description (got"),
-        ("data.max_bad_rows=[]", "data.max_bad_rows: input should be a valid integer or a valid number (got [])"),
+        ("data.max_bad_rows=[]", "data.max_bad_rows: expected a number (got [])"),
         ("resume.allow=data", "resume.allow: expected a list such as [a, b] (got 'data')"),
         ("train.deepspeed=[1]", "train.deepspeed: expected a path or key: value pairs (got [1])"),
-        ("train.learning_rate=.inf", "train.learning_rate: input should be a finite number (got inf)"),
+        ("train.learning_rate=.inf", "train.learning_rate: expected a finite number (got inf)"),
         ("train.steps=1.5", "train.steps: expected a whole number (got 1.5)"),
-        ("train.steps=on", "train.steps: input should be a valid integer, unable to parse string as an integer"),
+        ("train.steps=on", "train.steps: expected a whole number (got 'on')"),
         ("train.steps=010", "train.steps: 010: YAML reads numbers that begin with 0 in base 8; leave the 0 out"),
+        ("train.learning_rate=fast", "train.learning_rate: expected a number (got 'fast')"),
+        ("model.gradient_checkpointing=maybe", "model.gradient_checkpointing: expected true or false (got 'maybe')"),
+        ("train.precision=fp8", "train.precision: expected 'fp32', 'bf16' or 'fp16' (got 'fp8')"),
+        ("detect.labeller={kind: hf}",
+         "detect.labeller: expected 'auto', 'embedding', 'classifier', 'openai' or 'hf' (got key: value pairs)"),
         ("data.domains.int={}", "data.domains.int.train: missing; this key is required"),
     ],
 )  # fmt: skip
@@ -97,3 +103,25 @@ def test_a_message_states_what_is_expected_in_yaml(override, message):
         parse_section(values, RunConfig)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_mistake_inside_a_mapping_is_one_line_where_the_key_may_be_a_number_too():
+    values = {**RECIPE, "data": {"row_tokens": 64, "synthetic": {"num_rows": {"law": "many"}}}}
+    with pytest.raises(ValueError, match=r"^data.synthetic.num_rows.law: expected a whole number \(got 'many'\)$"):
+        parse_section(values, RunConfig)
+
+
+def patterns_of(section):
+    """Yield the patterns of the texts of a section and all below it."""
+    for field in section.model_fields.values():
+        yield from filter(None, (getattr(bound, "pattern", None) for bound in field.metadata))
+        for kind in leaves(field.annotation):
+            if is_section(kind):
+                yield from patterns_of(kind)
+
+
+@pytest.mark.parametrize("section", [RunConfig, ComparisonPlan])
+def test_every_pattern_has_words_that_a_user_need_not_decode(section):
+    patterns = set(patterns_of(section))
+    assert patterns
+    assert patterns <= set(PATTERNS)

@@ -123,9 +123,9 @@ def test_a_prior_is_a_rule_a_file_or_a_mapping(value, expected):
         ({"safeguards": {"flor": 0.1}}, "mixture.safeguards.flor: unknown key; did you mean 'floor'?"),
         (
             {"safeguards": {"floor": -1}},
-            "mixture.safeguards.floor: input should be greater than or equal to 0 (got -1)",
+            "mixture.safeguards.floor: expected 0 or more (got -1)",
         ),
-        ({"update_every": 0}, "mixture.update_every: input should be greater than or equal to 1 (got 0)"),
+        ({"update_every": 0}, "mixture.update_every: expected 1 or more (got 0)"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line_with_its_key(section, message):

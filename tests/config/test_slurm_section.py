@@ -24,10 +24,10 @@ def test_other_numbers_of_the_section_stay_numbers():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("slurm.time=two hours", r"^slurm.time: string should match pattern .* \(got 'two hours'\)$"),
-        ("slurm.nodes=0", r"^slurm.nodes: input should be greater than or equal to 1"),
-        ("slurm.memory=200GB", r"^slurm.memory: string should match pattern"),
-        ("slurm.array=0..3", r"^slurm.array: string should match pattern"),
+        ("slurm.time=two hours", r"^slurm.time: expected a time such as 90 \(minutes\), .* \(got 'two hours'\)$"),
+        ("slurm.nodes=0", r"^slurm.nodes: expected 1 or more"),
+        ("slurm.memory=200GB", r"^slurm.memory: expected a number with K, M, G or T behind it, such as 200G"),
+        ("slurm.array=0..3", r"^slurm.array: expected task numbers such as 0-3, 1,5 or 0-9%2"),
         ("slurm.sbatch_options=exclusive", r"^slurm.sbatch_options: 'exclusive': expected --option or --option=value"),
         ("slurm.container={image: a.sif, mounts: [/data]}", r"mounts: '/data': expected OUTSIDE:INSIDE"),
         ("slurm.memory_per_gpu=64G", r"^slurm: memory_per_gpu needs gpus_per_node; or give memory, that of each node"),

@@ -21,9 +21,9 @@ def test_by_default_the_number_of_examples_is_fixed_and_time_is_not_limited():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"max_share": 0}, r"^validation\.max_share: input should be greater than 0 \(got 0\)"),
-        ({"max_share": 2}, r"^validation\.max_share: input should be less than 1 \(got 2\)"),
-        ({"target_standard_error": -1}, r"^validation\.target_standard_error: input should be greater than 0"),
+        ({"max_share": 0}, r"^validation\.max_share: expected more than 0 \(got 0\)"),
+        ({"max_share": 2}, r"^validation\.max_share: expected less than 1 \(got 2\)"),
+        ({"target_standard_error": -1}, r"^validation\.target_standard_error: expected more than 0"),
         (
             {"target_standard_error": 0.1, "min_examples_per_domain": 20, "max_examples_per_domain": 10},
             r"^validation\.min_examples_per_domain: 20 is more than validation\.max_examples_per_domain, 10; lower it",

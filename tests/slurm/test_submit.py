@@ -132,7 +132,7 @@ def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune
     ("arguments", "message"),
     [
         (["--nodes", "3"], "train.rows_per_batch: 8 rows do not divide"),
-        (["--nodes", "0"], "slurm.nodes: input should be greater than or equal to 1"),
+        (["--nodes", "0"], "slurm.nodes: expected 1 or more"),
         (["mixture.prior=/nowhere.json"], "mixture.prior: /nowhere.json: no such file"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from versatune_ds.config.expected_values import PAIRS, expected_in_words, joined
 from versatune_ds.config.known_names import known_name, nearest_known_name
 from versatune_ds.config.section import alternatives_of, fields_of, is_section, scalar_types
 from versatune_ds.domains import nearest_name
@@ -25,21 +26,6 @@ _TAG_BEGINNINGS = ("function-", "constrained-", "lax-or-strict", "json-or-python
                    "list[", "chain[", "union[", "tagged-union[", "is-instance[", "nullable")  # fmt: skip
 """Names that pydantic puts among the keys of an error, for the alternatives of a key."""
 
-_PAIRS = "expected key: value pairs"
-_EXPECTED = {
-    "model_type": _PAIRS,
-    "dict_type": _PAIRS,
-    "tuple_type": "expected a list such as [a, b]",
-    "string_type": "expected text",
-    "string_unicode": "expected text that is valid Unicode",
-    "path_type": "expected a path",
-    "int_from_float": "expected a whole number",
-    "int_parsing_size": "expected a smaller number",
-    "union_tag_invalid": "expected a path, or {hub: owner/name}",
-    "union_tag_not_found": "expected a path, or {hub: owner/name}",
-}
-"""Error type -> message, where pydantic's own message is about Python."""
-
 
 def lines_of_errors(errors: Sequence[ErrorDetails], section: type[BaseModel]) -> list[str]:
     """Return one line for each mistake; all forms that one key may have share a line.
@@ -50,7 +36,11 @@ def lines_of_errors(errors: Sequence[ErrorDetails], section: type[BaseModel]) ->
     """
     lines: dict[str, None] = {}
     expected_of: dict[tuple[str, str], list[str]] = {}
-    for details in errors:
+    places = [_walk(details["loc"], section)[0] for details in errors]
+    for details, place in zip(errors, places, strict=True):
+        has_errors_inside = any(other != place and other[: len(place)] == place for other in places)
+        if isinstance(details["input"], dict) and details["type"].endswith("_type") and has_errors_inside:
+            continue  # a mapping is one of the key's forms, and the error inside it says more
         found = _words(details, section=section)
         if isinstance(found, str):
             lines[found] = None
@@ -58,14 +48,8 @@ def lines_of_errors(errors: Sequence[ErrorDetails], section: type[BaseModel]) ->
             key, expected, given = found
             expected_of.setdefault((key, given), []).append(expected)
     for (key, given), expected in expected_of.items():
-        lines[f"{key}: {_joined(expected)}{given}"] = None
+        lines[f"{key}: {joined(expected)}{given}"] = None
     return list(lines)
-
-
-def _joined(expected: Sequence[str]) -> str:
-    """Return what a key expects, in all the forms that it may have."""
-    first, *others = dict.fromkeys(expected)
-    return " or ".join([first, *(text.removeprefix("expected ").removeprefix("input should be ") for text in others)])
 
 
 def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[str, str, str]:
@@ -81,10 +65,10 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
     names_its_key = kind == "value_error" and "." in message.split(" ", 1)[0].rstrip(":")
     if not key or names_its_key:
         return message
-    expected = _expected(details, message)
-    if expected == _PAIRS and (known := fields_of(kinds)):
-        expected = f"{_PAIRS}, with the keys {', '.join(known)}"
-    return key, expected, "" if isinstance(given, dict) else f" (got {shown_value(given)})"
+    expected = expected_in_words(kind, details.get("ctx", {}), message)
+    if expected == PAIRS and (known := fields_of(kinds)):
+        expected = f"{PAIRS}, with the keys {', '.join(known)}"
+    return key, expected, f" (got {PAIRS.removeprefix('expected ') if isinstance(given, dict) else shown_value(given)})"
 
 
 def _hint(keys: Sequence[str], known: Sequence[str], section: type[BaseModel]) -> str:
@@ -120,16 +104,6 @@ def _keys_named(name: str, section: type[BaseModel]) -> list[str]:
     """Return the dotted keys one section below the top whose last part is a name, such as train.steps for steps."""
     parts = section.model_fields.items()
     return [f"{key}.{name}" for key, field in parts if name in fields_of(alternatives_of(field.annotation))]
-
-
-def _expected(details: ErrorDetails, message: str) -> str:
-    """Return in words what a key expects."""
-    kind, context = details["type"], details.get("ctx", {})
-    if kind in ("too_short", "too_long"):
-        bound = "least" if kind == "too_short" else "most"
-        num_entries = context.get("min_length", context.get("max_length"))
-        return f"expected at {bound} {num_entries} {'entry' if num_entries == 1 else 'entries'}"
-    return _EXPECTED.get(kind, message[0].lower() + message[1:])
 
 
 def shown_value(value: Any) -> str:
