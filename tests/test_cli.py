@@ -166,7 +166,7 @@ def test_a_misspelt_subcommand_gets_the_nearest_one_in_one_line_with_exit_code_2
         (["--lr", "1e-4"], "; recipe keys are given without dashes, as section.key=VALUE; here it is train.learning_"),
         (["--max-steps=3"], "section.key=VALUE; here it is train.steps, with the same value"),
         (["--train.steps", "3"], "; recipe keys are given without dashes: train.steps=VALUE"),
-        (["--nonsense"], "unrecognized arguments: --nonsense\n"),
+        (["--nonsense"], "unrecognized arguments: --nonsense; `versatune train --help` lists what it takes\n"),
     ],
 )  # fmt: skip
 def test_a_recipe_key_given_as_an_option_is_answered_with_how_keys_are_given(versatune, arguments, hint):
@@ -179,13 +179,35 @@ def test_a_recipe_key_given_as_an_option_is_answered_with_how_keys_are_given(ver
 def test_overrides_are_never_reported_as_required(versatune, command):
     called = versatune(command)
     assert called.code == 2
-    required = called.err.rpartition("are required: ")[2].strip().split(", ")
+    required = called.err.partition("missing: ")[2].partition(";")[0].split(", ")
     assert required[0] in {"recipe", "RUN", "RUN|FOLDER", "comparison"}
     assert all(name.startswith("--") for name in required[1:])
 
 
-def test_a_call_without_a_command_is_a_usage_error(versatune):
-    assert versatune().code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "missing: COMMAND; `versatune --help` lists what it takes"),
+        (["plan"], "plan: missing: recipe; `versatune plan --help` lists what it takes"),
+        (["plan", "r.yaml", "--for", "balence"],
+         "plan: --for: expected mean, balanced or target, got 'balence'; did you mean 'balanced'?"),
+        (["plan", "r.yaml", "--for=x"],
+         "plan: --for: expected mean, balanced or target, got 'x'; `versatune plan --help` lists what it takes"),
+        (["plan", "r.yaml", "--predictions", "x"],
+         "plan: --predictions: expected a whole number, got 'x'; `versatune plan --help` lists what it takes"),
+        (["check", "r.yaml", "--gpu-memory=many"],
+         "check: --gpu-memory: expected a number, got 'many'; `versatune check --help` lists what it takes"),
+        (["plan", "r.yaml", "--bound-all"],
+         "plan: --bound-all: expected a value; `versatune plan --help` lists what it takes"),
+        (["export", "runs/x", "--precision", "fp8"], "export: --precision: expected fp32, bf16 or fp16, got 'fp8'"),
+        (["check", "r.yaml", "--nods=2"], "check: unrecognized arguments: --nods=2; did you mean '--nodes'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_one_line_with_exit_code_2(versatune, arguments, message):
+    called = versatune(*arguments)
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith(f"versatune: {message}")
+    assert len(called.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -233,6 +255,12 @@ def test_an_unknown_recipe_is_reported_in_one_line_with_exit_code_2(versatune, c
     called = versatune(command[0], "nowhere.yaml", *command[1:])
     assert (called.code, called.out) == (2, "")
     assert called.err == "versatune: nowhere.yaml: no such recipe; give the path of a YAML file (see recipes/)\n"
+
+
+def test_a_misspelt_recipe_is_answered_with_the_nearest_file(versatune):
+    called = versatune("check", "recipes/quikstart.yaml")
+    assert called.code == 2
+    assert called.err == "versatune: recipes/quikstart.yaml: no such recipe; did you mean 'recipes/quickstart.yaml'?\n"
 
 
 @pytest.mark.parametrize("command", ["replay", "explain", "report", "export", "evaluate"])

@@ -1,9 +1,11 @@
 """`~` and variables in paths are expanded by one rule everywhere."""
 
+from pathlib import Path
+
 import pytest
 
 from versatune_ds.cli import build_parser
-from versatune_ds.paths import check_replaceable, expand_path
+from versatune_ds.paths import check_replaceable, expand_path, nearest_path
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def test_the_command_line_expands_paths_that_the_shell_did_not(capsys):
     with pytest.raises(SystemExit) as exit_info:
         build_parser().parse_args(["export", "run", "--output=$MISSING/x"])
     assert exit_info.value.code == 2
-    assert "argument --output: '$MISSING/x': $MISSING is not set in the environment" in capsys.readouterr().err
+    assert "export: --output: '$MISSING/x': $MISSING is not set in the environment" in capsys.readouterr().err
 
 
 def test_an_output_replaces_only_files_of_its_kind(tmp_path):
@@ -61,3 +63,25 @@ def test_an_output_replaces_only_files_of_its_kind(tmp_path):
     with pytest.raises(ValueError, match="is a folder; expected a file"):
         check_replaceable(tmp_path, mark='"weights"')
     assert path.read_text() == '{"weights": {}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("data/trian/law.jsonl", "data/train/law.jsonl"),
+        ("data/train/lawe.jsonl", "data/train/law.jsonl"),
+        ("data/train/law.json", "data/train/law.jsonl"),
+        ("dat/trian/Medicine.jsonl", "data/train/medicine.jsonl"),
+        ("data/train/lwa.csv", "data/train/law.csv"),
+        ("data/train/gone.jsonl", None),
+        ("data/train/law.jsonl/x", None),
+        ("nowhere", None),
+    ],
+)
+def test_a_misspelt_path_is_answered_with_the_nearest_one_that_exists(tmp_path, text, nearest):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    for name in ("law.jsonl", "law.csv", "medicine.jsonl", ".law.jsonl.lock"):
+        (tmp_path / "data" / "train" / name).touch()
+    assert nearest_path(Path(text)) == (None if nearest is None else Path(nearest))
+    absolute = nearest_path(tmp_path / text)
+    assert absolute == (None if nearest is None else tmp_path / nearest)

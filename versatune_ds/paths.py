@@ -6,13 +6,16 @@ A variable that is set is always replaced. One that is not set is an error, beca
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import site
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+_SIMILAR = 0.6
+"""Similarity of two names without their endings, at least, for one to be a misspelling of the other."""
 _BEGINNING_BYTES = 1 << 16
 _VARIABLE = re.compile(r"\$(?:\{([^{}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 """`${NAME}` or `$NAME`: one of the two groups is the name, the other is empty."""
@@ -58,6 +61,41 @@ def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
         user = expanded.partition("/")[0].removeprefix("~")
         raise ValueError(f"no user {user!r} on this machine; write the path out, or ./{text} for a file of that name")
     return home
+
+
+def nearest_path(path: Path) -> Path | None:
+    """Return the existing path nearest to a misspelt one: the first part that is missing, replaced by a similar name.
+
+    Example: of data/trian/law.jsonl, where data/train/law.jsonl exists, it is that file; None where no name is similar.
+    """
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not (found / part).exists():
+            try:
+                names = sorted(entry.name for entry in found.iterdir() if not entry.name.startswith("."))
+            except OSError:
+                return None
+            similar = _similar_name(part, names)
+            if similar is None:
+                return None
+            part = similar
+        found /= part
+    return found
+
+
+def _similar_name(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name whose beginning is most similar, of equal ones the most similar one as a whole; or None."""
+    similarities = {other: (_similarity(_stem(name), _stem(other)), _similarity(name, other)) for other in known}
+    best = max(known, key=lambda other: similarities[other], default=None)
+    return None if best is None or similarities[best][0] < _SIMILAR else best
+
+
+def _similarity(first: str, second: str) -> float:
+    return difflib.SequenceMatcher(None, first, second).ratio()
+
+
+def _stem(name: str) -> str:
+    return name.partition(".")[0].lower()
 
 
 def check_replaceable(path: Path | None, *, mark: str) -> None:

@@ -15,6 +15,7 @@ from versatune_ds.cli.arguments import Commands, print_error
 from versatune_ds.cli.convert import add_convert
 from versatune_ds.cli.evaluate import add_compare, add_evaluate
 from versatune_ds.cli.measure import add_detect, add_plan, add_reference
+from versatune_ds.cli.one_line_parser import OneLineParser
 from versatune_ds.cli.recipe import add_check, add_inspect, add_keys, add_prepare, add_simulate
 from versatune_ds.cli.run import add_explain, add_export, add_replay, add_report
 from versatune_ds.cli.setup import add_completion, add_env
@@ -58,7 +59,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     are_overrides = all("=" in text and not text.startswith("-") for text in rest)
     has_overrides = hasattr(parsed, "overrides")
     if rest and not (are_overrides and has_overrides):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{_key_hint(rest) if has_overrides else ''}")
+        known.get(arguments[0], parser).error(
+            f"unrecognized arguments: {' '.join(rest)}{_key_hint(rest) if has_overrides else ''}"
+        )
     if rest:
         parsed.overrides = [*parsed.overrides, *rest]
     return parsed
@@ -69,9 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     return _parser_and_names()[0]
 
 
-def _parser_and_names() -> tuple[argparse.ArgumentParser, tuple[str, ...], tuple[str, ...]]:
-    """Return the parser, the subcommands that the help lists, and all subcommands."""
-    parser = argparse.ArgumentParser(
+def _parser_and_names() -> tuple[argparse.ArgumentParser, tuple[str, ...], Mapping[str, argparse.ArgumentParser]]:
+    """Return the parser, the subcommands that the help lists, and the parsers of all subcommands."""
+    parser = OneLineParser(
         prog="versatune",
         usage=_USAGE,
         description=textwrap.fill(_DESCRIPTION, _help_width()),
@@ -92,7 +95,7 @@ def _parser_and_names() -> tuple[argparse.ArgumentParser, tuple[str, ...], tuple
     for add in ADD_INTERNAL_COMMANDS:
         add(commands)
     parser.epilog = _grouped_help(groups)
-    return parser, listed, tuple(commands.choices)
+    return parser, listed, commands.choices
 
 
 def _grouped_help(groups: Mapping[str, Mapping[str, str]]) -> str:

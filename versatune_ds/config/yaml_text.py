@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from versatune_ds.paths import PROJECT_DIR
+from versatune_ds.paths import PROJECT_DIR, nearest_path
 
 
 class Word(str):
@@ -139,8 +139,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists() and (PROJECT_DIR / path).is_file():
         path = PROJECT_DIR / path
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such recipe"
-        raise ValueError(f"{path}: {what}; give the path of a YAML file (see recipes/)")
+        what, nearest = ("a folder", None) if path.is_dir() else ("no such recipe", nearest_path(path))
+        hint = "give the path of a YAML file (see recipes/)" if nearest is None else f"did you mean {str(nearest)!r}?"
+        raise ValueError(f"{path}: {what}; {hint}")
     try:
         with path.open(encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=_Loader)

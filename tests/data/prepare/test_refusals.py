@@ -84,6 +84,7 @@ def test_a_domain_whose_answers_all_lie_beyond_the_row_is_refused(tmp_path):
     ("files", "reason"),
     [
         ([], "train is not a folder; expected .*train/DOMAIN.jsonl"),
+        (["trian/law.jsonl"], "train is not a folder; did you mean '.*/trian'\\?"),
         (["train/README.md"], "train has no data file"),
         (["train/law.jsonl", "train/law.csv"], "law.csv and law.jsonl in .* are the same domain 'law'"),
         (

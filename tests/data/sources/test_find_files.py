@@ -103,6 +103,7 @@ def test_a_folder_with_several_splits_is_refused(tmp_path):
     ("sources", "reason"),
     [
         (["absent.jsonl"], r"no such file or folder: '.*absent.jsonl'; a Hub data set is written \{hub: owner/name\}"),
+        (["notess.md"], r"no such file or folder: '.*notess.md'; did you mean '.*/notes.md'\?"),
         (["*.csv"], "matches no file"),
         (["notes.md"], r"notes.md: unknown format '.md'; known: .jsonl"),
         (["a.jsonl", "*.jsonl"], "a.jsonl is listed 2 times, so its rows would count 2 times"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.log import warn_once
+from versatune_ds.paths import nearest_path
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ def choose_template(tokenizer: Any, *, path: Path | None = None) -> str:
     """
     if path is not None:
         if not path.is_file():
-            raise ValueError(f"data.chat_template: no such file {path}; give a Jinja file")
+            nearest = nearest_path(path)
+            hint = "give a Jinja file" if nearest is None else f"did you mean {str(nearest)!r}?"
+            raise ValueError(f"data.chat_template: no such file {path}; {hint}")
         return _repeatable(path.read_text(encoding="utf-8"))
     own = tokenizer.chat_template
     if isinstance(own, dict):  # several named templates: transformers' own choice is `default`

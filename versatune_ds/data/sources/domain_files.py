@@ -25,6 +25,7 @@ from versatune_ds.data.sources.records import Record
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, write_corpus
 from versatune_ds.domains import domain_name
 from versatune_ds.log import silence, warn_once
+from versatune_ds.paths import nearest_path
 from versatune_ds.run_folder.file_lock import locked
 
 
@@ -116,7 +117,9 @@ def key_of(data: DataConfig, *, domain: str, split: str = "train") -> str:
 def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
     """Return the domains of a folder with `train/` and perhaps `valid/`."""
     if not (folder / "train").is_dir():
-        raise MissingDataError(f"data.folder: {folder}/train is not a folder; expected {folder}/train/DOMAIN.jsonl")
+        nearest = nearest_path(folder / "train")
+        hint = f"expected {folder}/train/DOMAIN.jsonl" if nearest is None else f"did you mean {str(nearest)!r}?"
+        raise MissingDataError(f"data.folder: {folder}/train is not a folder; {hint}")
     train, valid = _paths_by_domain(folder / "train"), {}
     if not train:
         raise ValueError(f"data.folder: {folder}/train has no data file; expected {folder}/train/DOMAIN.jsonl")

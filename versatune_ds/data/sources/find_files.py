@@ -22,6 +22,7 @@ from versatune_ds.config import HubDataset
 from versatune_ds.data.sources.readers import SUFFIXES, format_of
 from versatune_ds.data.sources.records import COMPRESSIONS
 from versatune_ds.log import first_line, warn_once
+from versatune_ds.paths import nearest_path
 from versatune_ds.text_table import listed
 
 Source = str | HubDataset
@@ -74,7 +75,9 @@ def _files_of(source: Source, *, key: str) -> list[Path]:
         return [_readable(path, key=key)]
     if glob.has_magic(source):
         return _files_of_glob(path, source=source, key=key)
-    raise MissingDataError(f"{key}: no such file or folder: {source!r}; a Hub data set is written {{hub: owner/name}}")
+    nearest = nearest_path(path)
+    hint = "a Hub data set is written {hub: owner/name}" if nearest is None else f"did you mean {str(nearest)!r}?"
+    raise MissingDataError(f"{key}: no such file or folder: {source!r}; {hint}")
 
 
 def _files_of_glob(path: Path, *, source: str, key: str) -> list[Path]:
