@@ -32,7 +32,7 @@ def offload(stage, key="offload_optimizer", **values):
         ({"zero_optimization": {"stage": 2, "overlap_com": True}},
          r"unknown key 'zero_optimization\.overlap_com'; did you mean 'overlap_comm'\?$"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}},
-         r"zero_optimization\.reduce_bucket_size=-1: input should be greater than 0$"),
+         r"zero_optimization\.reduce_bucket_size=-1: expected more than 0$"),
         (offload(0, device="cpu"), r"offload_optimizer to cpu needs ZeRO stage 1 or higher, but .*stage is 0$"),
         (offload(2, "offload_param", device="cpu"), r"offload_param to cpu needs ZeRO stage 3 or higher, but .*is 2$"),
         (offload(2, device="nvme", nvme_path="/"), r"offload_optimizer to nvme needs ZeRO stage 3 .*stage is 2$"),

@@ -17,6 +17,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from versatune_ds.config import ModelConfig, TrainConfig
+from versatune_ds.config.expected_values import expected_in_words
 from versatune_ds.domains import nearest_name
 from versatune_ds.engine.ds_settings import offload_device, zero_stage
 from versatune_ds.engine.ds_unsupported import GONE, UNSUPPORTED, unsupported_lines
@@ -104,7 +105,8 @@ def _zero_line(details: Any) -> str:
     """Describe one mistake in zero_optimization in one line."""
     key = ".".join(["zero_optimization", *map(str, details["loc"])])
     if details["type"] != "extra_forbidden":
-        return f"train.deepspeed: {key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+        expected = expected_in_words(details["type"], details.get("ctx", {}), details["msg"])
+        return f"train.deepspeed: {key}={details['input']!r}: {expected}"
     hint = ""
     if len(details["loc"]) == 1:
         fields = DeepSpeedZeroConfig.model_fields
