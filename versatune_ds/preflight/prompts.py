@@ -132,6 +132,8 @@ def _notes(subject: Subject, compared: Iterable[tuple[Example, PromptComparison]
     tokenizer, template, compared = subject.tokenizer, subject.template, list(compared)
     if any(found.adds_empty_thinking for _, found in compared):
         yield "the template writes an empty thinking block before answers without reasoning, which is learned too"
+    if any(found.has_loss_behind_end for _, found in compared):
+        yield "white space behind the token that ends answers bears loss too; generation stops before it"
     has_no_system = any(all(turn["role"] != "system" for turn in example.turns) for example, _ in compared)
     if has_no_system and (text := added_system_text(template, tokenizer=tokenizer)):
         shown = text if len(text) <= _MOST_SYSTEM_CHARACTERS else f"{text[: _MOST_SYSTEM_CHARACTERS - 3]}..."

@@ -166,6 +166,12 @@ def test_marks_around_other_text_than_the_answer_are_found(label):
     assert tuple(difference.kind for difference in found.differences) == kinds
 
 
+def test_loss_on_the_line_end_behind_the_end_token_is_no_difference_and_known():
+    behind = comparer("qwen2_5", template=chatml(HEADER + OPEN + BODY + END + "{{ '\\n' }}" + CLOSE))
+    found = [each.compare(CONVERSATIONS["two answers"]) for each in (behind, comparer("qwen2_5"))]
+    assert [(each.differences, each.has_loss_behind_end) for each in found] == [((), True), ((), False)]
+
+
 def test_two_start_tokens_and_a_missing_one_are_found():
     own = choose_template(tokenizer_of("gemma3"))
     twice = comparer("gemma3", template=own.replace("{{- bos_token }}", "{{- bos_token + bos_token }}"))

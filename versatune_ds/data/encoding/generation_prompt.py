@@ -55,6 +55,8 @@ class PromptComparison:
     """The first of each kind; empty if training and generation agree."""
     adds_empty_thinking: bool
     """The template writes an empty thinking block into the training text of an answer that has no reasoning."""
+    has_loss_behind_end: bool
+    """White space behind the token that ends an answer bears loss; generation has stopped before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class PromptComparer:
             prompt_ids=() if prompt is None else tuple(self._encoded(prompt).input_ids.tolist()),
             differences=tuple(first_of_kind.values()),
             adds_empty_thinking=adds_empty_thinking,
+            has_loss_behind_end=self.loss_on == "assistant" and self._last_loss_token(trained) != _last_loss(trained),
         )
 
     def _encoded(self, rendered: RenderedExample) -> EncodedExample:
@@ -141,6 +144,11 @@ class PromptComparer:
         elif self.loss_on == "assistant" and num_ids and is_loss[num_ids - 1]:
             yield PromptDifference(kind="loss_early", **around)
 
+    def _last_loss_token(self, trained: EncodedExample) -> int | None:
+        """Return the place of the last token that bears loss and is more than white space."""
+        ids, places = trained.input_ids.tolist(), reversed(np.flatnonzero(trained.is_loss).tolist())
+        return next((i for i in places if self.tokenizer.decode([ids[i]]).strip()), None)
+
     def _of_ends(self, rendered: RenderedExample, trained: EncodedExample) -> Iterator[PromptDifference]:
         """Yield what is wrong with the first tokens of the training text, and with the last one that bears loss."""
         tokenizer, ids = self.tokenizer, trained.input_ids.tolist()
@@ -149,11 +157,15 @@ class PromptComparer:
             yield PromptDifference(kind="start_twice", trained=beginning)
         elif start is not None and ids[:1] != [start] and adds_start(tokenizer):
             yield PromptDifference(kind="start_missing", trained=beginning, prompt=tokenizer.bos_token)
-        last = next((i for i in reversed(np.flatnonzero(trained.is_loss)) if tokenizer.decode([ids[i]]).strip()), None)
+        last = self._last_loss_token(trained)
         is_ended = last is not None and ids[last] in special_ids_of(tokenizer)
         if self.abilities.closes_turns and not is_ended:
             end = rendered.loss_spans[-1][1] if rendered.loss_spans else len(rendered.text)
             yield PromptDifference(kind="end_not_trained", trained=rendered.text[max(end - _BEFORE, 0) : end])
+
+
+def _last_loss(trained: EncodedExample) -> int:
+    return int(np.flatnonzero(trained.is_loss)[-1])
 
 
 def _of_text_forms(changes: list[str]) -> Iterator[PromptDifference]:
