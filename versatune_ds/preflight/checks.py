@@ -26,6 +26,7 @@ from versatune_ds.preflight.data import (
     check_tokenizer,
     render_examples,
 )
+from versatune_ds.preflight.held_out import check_held_out
 from versatune_ds.preflight.machine import check_kernels, check_launcher, check_slurm, check_wandb
 from versatune_ds.preflight.mixture import check_mixture
 from versatune_ds.preflight.pretrained import check_pretrained
@@ -53,6 +54,7 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check(name="tokenizer", needs="tokenizer", stages=_CHECK, find=check_tokenizer),
     Check(name="template", needs="tokenizer", stages=_CHECK, find=check_template),
     Check(name="rows", needs="rows", stages=_CHECK, find=check_rows),
+    Check(name="rows", needs="rows", stages=_CHECK, find=check_held_out),
     Check(name="prompt", needs="rows", stages=_CHECK, find=check_prompts),
     Check(name="endings", needs="rows", stages=_CHECK, find=check_endings),
     Check(name="mixture", needs="rows", stages=_CHECK, find=check_mixture),

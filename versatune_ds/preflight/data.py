@@ -26,7 +26,6 @@ from versatune_ds.data.encoding.encode import EncodedExample
 from versatune_ds.data.encoding.templates import TEMPLATE_DATE, has_fixed_date
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.data.inspect import mark_masked
-from versatune_ds.data.prepare.one_domain import is_held_out_by_hash
 from versatune_ds.data.sources.domain_files import key_of
 from versatune_ds.model.build import stopping_settings
 from versatune_ds.preflight.inspect_recipe import escape_control_characters, terminal_decoder
@@ -35,7 +34,6 @@ from versatune_ds.training.end_tokens import ends_of_examples, ends_of_template,
 from versatune_ds.training.finding import Finding, fail, failures_of, ok, warn
 from versatune_ds.training.mixture_start import is_never_measured, nothing_measured
 
-_LARGER_FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 _MAX_EXAMPLE_CHARACTERS, _MAX_EXAMPLE_LINES = 600, 12
 
 
@@ -164,24 +162,6 @@ def encode_sample(subject: Subject, domain: str) -> SampledRows:
     )
 
 
-def _check_held_out(subject: Subject, domain: str, rows: SampledRows) -> Iterator[Finding]:
-    """Report that `data.valid_fraction` holds out no example, with a fraction that does; all examples are known."""
-    data = subject.config.data
-    if subject.files_of_domain[domain].valid is not None or not len(rows.content_hashes):
-        return
-    hashes, fraction = rows.content_hashes, data.valid_fraction
-    if is_held_out_by_hash(hashes, fraction=fraction).any():
-        return
-    todo = "give it files of held-out rows"
-    for larger in _LARGER_FRACTIONS:
-        num_held_out = int(is_held_out_by_hash(hashes, fraction=larger).sum())
-        if larger > fraction and num_held_out:
-            todo += f", or set data.valid_fraction={larger:g}, which holds out {num_held_out}"
-            break
-    found = f"{fraction:g} holds out no row of domain {domain!r} ({len(hashes)} rows)"
-    yield fail("rows", "data.valid_fraction", found, todo)
-
-
 def _example_of(line: dict[str, Any]) -> EncodedExample:
     """Return the example of an output line of the encoder."""
     input_ids, loss_spans = (np.array(line[name], dtype=np.int32) for name in ("input_ids", "loss_spans"))
@@ -194,10 +174,8 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
     for name in subject.readable_domains():
         rows = encode_sample(subject, name)
         is_whole = all(file.is_whole for file in subject.readable_files(name))
-        # Bad records, held-out examples, and columns that would stay out of training.
+        # Bad records, and columns that would stay out of training.
         yield _judge_bad_rows(subject, name, rows, is_whole=is_whole)
-        if is_whole:
-            yield from _check_held_out(subject, name, rows)
         if text := describe_text(rows.unread):
             found = f"{name}: columns with text that is not trained on: {text}, of {rows.num_rows:,} sampled rows"
             key = f"data.domains.{name}.columns" if subject.config.data.domains else "data.folder"
