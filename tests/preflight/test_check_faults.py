@@ -322,6 +322,11 @@ WARNINGS = {
         ["mixture.update_every=10"], "policy", "mixture.update_every", "steer, 0 updates in 10 steps",
         "lower mixture.update_every (10) or train longer, or the weights move once, before training",
     ),
+    "an update that takes effect after the end": (
+        ["mixture.update_every=8"], "policy", "mixture.update_every",
+        "steer, 1 updates in 10 steps; the last one takes effect after the run's end: new weights hold 3 steps after",
+        "lower mixture.update_every (8) or train longer",
+    ),
     "no update at all of a policy that does not move before training": (
         ["mixture.update_every=10", "mixture.policy=versatune"], "policy", "mixture.update_every",
         "versatune, 0 updates in 10 steps", "or no weight ever moves",

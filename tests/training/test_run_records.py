@@ -70,6 +70,9 @@ def test_a_decision_is_reported_in_words_and_numbers(versatune, run_dir):
     assert newest.out.startswith("Update 5, decided after step 20, in effect from step 23.")
     assert fifth.out.startswith("Update 1, decided after step 4, in effect from step 7.")
     assert "Effective number of domains:" in fifth.out
+    late = "The update after step 20 would take effect at step 23, and the run has 20: it changes no batch, unless the"
+    assert newest.out.splitlines()[-1].startswith(late)
+    assert "would take effect" not in fifth.out
 
 
 def changed_record(run_dir):

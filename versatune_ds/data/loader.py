@@ -70,6 +70,10 @@ def orders_of(shards: Sequence[Shards], *, seed: int, domain_set: DomainSet) -> 
     )
 
 
+PREFETCH = 2
+"""Steps planned ahead by default."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings(PlanSettings):
     """What a `MixtureLoader` is built from besides shards: the plan's settings, and this rank's part of a batch."""
@@ -81,7 +85,7 @@ class LoaderSettings(PlanSettings):
     rank: int = 0
     world_size: int = 1
     pad_token_id: int = 0
-    prefetch: int = 2
+    prefetch: int = PREFETCH
     """Steps planned ahead of the one that is taken."""
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from versatune_ds.mixture.settings import guarded_start, starting_weights
 from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, failures_of, ok, warn
+from versatune_ds.training.late_updates import late_words, num_late_updates
 
 
 def check_mixture(subject: Subject) -> Iterator[Finding]:
@@ -152,6 +153,8 @@ def _check_controller(subject: Subject, references: References, weights_K: np.nd
     num_updates = (num_steps - 1) // settings.update_every
     most = "" if subject.config.validation.max_share is None else "at most "
     found = f"{settings.policy}, {most}{num_updates} updates in {num_steps} steps"
+    found += late_words(num_steps=num_steps, update_every=settings.update_every)
+    num_updates -= num_late_updates(num_steps=num_steps, update_every=settings.update_every)
     if num_updates or not settings.rule.moves:
         yield ok("policy", "mixture.policy", found)
         return

@@ -13,6 +13,7 @@ from versatune_ds.distributed import check_same_on_all_ranks
 from versatune_ds.log import start_phase
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.training.late_updates import log_if_late
 from versatune_ds.training.meter import log_step
 from versatune_ds.training.run import Run, validation_metrics
 
@@ -101,6 +102,8 @@ def measure_and_decide(run: Run) -> Decision:
     decision = run.decide(losses, train_losses, effective_step=run.step + run.loader.prefetch + 1)
     run.schedule.append(decision.effective_step, decision.weights_K(run.domain_set))
     run.updates.follow(decision)
+    if run.world.is_rank_zero:
+        log_if_late(decision, num_steps=run.config.train.steps)
     check_same_on_all_ranks(run.place_as_text(), run.world, what=f"schedule and data after step {run.step}")
     run.monitor.decision(decision.to_dict())
     return decision

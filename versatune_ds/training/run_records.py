@@ -28,6 +28,7 @@ from versatune_ds.mixture.settings import guarded_start, plan_of_prior, starting
 from versatune_ds.run_folder.folder import former_versions, version_at
 from versatune_ds.run_folder.names import CONFIG_FILE, PLAN_FILE, REFERENCE_FILE
 from versatune_ds.run_folder.recorded_config import recorded_config
+from versatune_ds.training.late_updates import late_sentence
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe
 from versatune_ds.training.saved_model import with_saved_model
@@ -71,7 +72,9 @@ def explain_run(run_dir: Path, *, step: int | None = None) -> str:
     decisions = recorded_decisions(run_dir)
     if step is not None and step > num_steps:
         raise ValueError(f"--step {step}: the run in {run_dir} has {num_steps} steps")
-    return explain(decisions[-1] if step is None else decision_at(decisions, step))
+    decision = decisions[-1] if step is None else decision_at(decisions, step)
+    late = late_sentence(decision, num_steps=num_steps)
+    return f"{explain(decision)}\n{late}" if late else explain(decision)
 
 
 def replay_run(run_dir: Path, overrides: Sequence[str] = ()) -> Replay:
