@@ -17,6 +17,9 @@ NUMBERS = {"law": (1.875, 4.0), "code": (3.0625, 4.125), "general": (3.75, 4.25)
 """Predicted loss, and the loss that write_run's domains begin with. They end at 2, 3.125 and 3.25."""
 
 
+PAIRED = "Errors of measured losses are those of their change since the start, paired by held-out example."
+
+
 def shown(folder):
     """Return the text of a run's page without tags."""
     page = re.sub(r"<(script|style).*?</\1>", "", render_page([read_series(folder)], now=1.8e9), flags=re.DOTALL)
@@ -37,7 +40,7 @@ def test_the_table_has_predicted_and_measured_losses_of_each_domain_and_of_the_m
     series = read_series(planned_run(tmp_path / "one"))
     law, _, general, mean = plan_rows(series, plan_of(series))
     assert law[:2] == ["law", "0.5000"]
-    assert law[3:] == ["4.0000", "1.8750", "0.0625", "2.0000", "0.0625", "+0.1250", "-53.1%", "-50.0%"]
+    assert law[3:] == ["4.0000", "1.8750", "0.0625", "2.0000", "0.0884", "+0.1250", "-53.1%", "-50.0%"]
     assert general[8:] == ["-0.5000", "-11.8%", "-23.5%"]
     # (1.875 + 3.0625 + 3.75) / 3 and (2 + 3.125 + 3.25) / 3
     assert mean == ["mean of 3", "", "", "", "2.8958", "", "2.7917", "", "-0.1042", "", ""]
@@ -45,16 +48,33 @@ def test_the_table_has_predicted_and_measured_losses_of_each_domain_and_of_the_m
 
 def test_the_sentences_say_how_many_domains_were_predicted_well_and_which_were_not(tmp_path):
     series = read_series(planned_run(tmp_path / "one"))
-    # Of the difference the standard error is .0625 * sqrt(2) = .088: general is off by .5.
+    # No paired error is recorded, so that of the difference is .0625 * sqrt(3) = .108: general is off by .5.
     assert plan_sentences(series, plan_of(series)) == [
         "Planned by transfer for balanced: a run of 40 steps.",
-        "2 of 3 domains ended within two standard errors of their predicted loss; not so: general.",
+        "2 of 3 domains ended within two standard errors of their predicted loss; not so: general. " + PAIRED,
         "Every domain ended within the bound that was planned for.",
     ]
     series = read_series(planned_run(tmp_path / "two", bounds={"law": -0.5625}, budget_steps=80))
     first, _, last = plan_sentences(series, plan_of(series))
     assert first.endswith("This run has 40 so far, so the losses are not those of the same step.")
     assert last == "Above the bound that was planned for: law (-50.0%, bound -56.2%)."
+
+
+def test_verdicts_use_the_paired_errors_of_changes_where_they_are_recorded(tmp_path):
+    run_dir = planned_run(tmp_path / "one", bounds={"law": -0.5625, "code": -0.25})
+    path = run_dir / "decisions.jsonl"
+    decisions = [json.loads(line) for line in path.read_text().splitlines()]
+    for name, error in (("law", 0.25), ("code", 0.03125), ("general", 0.0)):
+        decisions[-1]["signals"][name]["change_from_start_stderr"] = error
+    path.write_text("".join(json.dumps(line) + "\n" for line in decisions))
+    series = read_series(run_dir)
+    law, code, *_ = plan_rows(series, plan_of(series))
+    assert (law[7], code[7]) == ("0.2500", "0.0312")
+    # Law fell by half of 4, its bound is .25 nats lower, and .25 is its error; code fell by 1 of 4.125, .03125 too few.
+    assert plan_sentences(series, plan_of(series))[-1] == (
+        "Above the bound that was planned for: law (-50.0%, bound -56.2%, within two standard errors of it), code "
+        "(-24.2%, bound -25.0%, within two standard errors of it)."
+    )
 
 
 def test_page_and_terminal_show_the_plan_of_a_run_that_has_one(tmp_path, capsys):

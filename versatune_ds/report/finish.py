@@ -7,23 +7,16 @@ loss that ended higher by more than its noise is marked.
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from versatune_ds.report.change_errors import NOISE_ERRORS, error_of_change
 from versatune_ds.report.page import write_page
 from versatune_ds.report.planned import PLAN_COLUMNS, plan_of, plan_rows, plan_sentences, track_table
 from versatune_ds.report.plots import plot_weights
-from versatune_ds.report.series import (
-    RunSeries,
-    held_out_losses,
-    is_steered_by_training,
-    number_of,
-    read_series,
-    requested_weights,
-)
+from versatune_ds.report.series import RunSeries, read_series, requested_weights
 from versatune_ds.run_folder.names import REPORT_FOLDER
 from versatune_ds.text_table import number_cell, text_table
 
@@ -33,8 +26,6 @@ _HEADER = (
     "\ndomain", "loss\nbefore", "loss\nafter", "weight\nbefore", "weight\nafter", "share\nrequested", "share\nrealised",
     "\ntokens",
 )  # fmt: skip
-_NOISE_ERRORS = 2.0
-"""Standard errors within which a rise may be chance."""
 
 
 def show_summary(run_dir: Path) -> None:
@@ -134,14 +125,4 @@ def _rise_beyond_noise(series: RunSeries, name: str) -> float:
     if len(losses) < 2:
         return 0.0
     rise = losses[-1][1] - losses[0][1]
-    return rise if rise > _NOISE_ERRORS * _error_of_change(series, name) and rise > 0 else 0.0
-
-
-def _error_of_change(series: RunSeries, name: str) -> float:
-    """Return the standard error of a domain's change since the start, 0 where it is unknown."""
-    for decision in reversed(series.decisions):
-        error = number_of(decision, "signals", name, "change_from_start_stderr")
-        if error is not None and not is_steered_by_training(decision):
-            return error
-    errors, losses = held_out_losses(series, name).errors, series.of(f"domain/{name}/loss")
-    return math.hypot(errors.get(losses[0][0], 0.0), errors.get(losses[-1][0], 0.0))
+    return rise if rise > NOISE_ERRORS * (error_of_change(series, name) or 0.0) and rise > 0 else 0.0

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.mixture.planning.plan_file import Plan, is_plan
+from versatune_ds.report.change_errors import NOISE_ERRORS, error_of_change
 from versatune_ds.report.scales import UNKNOWN, format_value
 from versatune_ds.report.series import RunSeries, held_out_losses
 from versatune_ds.run_folder.names import PLAN_FILE
 
 PLAN_COLUMNS = (
     "domain", "planned share", "realised share", "loss before", "predicted loss", "error of it", "measured loss",
-    "error of it", "measured - predicted", "predicted change", "measured change",
+    "error of its change", "measured - predicted", "predicted change", "measured change",
 )  # fmt: skip
-_AGREEING_ERRORS = 2.0
 
 
 def plan_of(series: RunSeries) -> Plan | None:
@@ -51,7 +51,7 @@ def _row(series: RunSeries, plan: Plan, name: str) -> list[str]:
     steps = sorted(losses.values)
     before = losses.values[steps[0]] if steps else None
     after = losses.values[steps[-1]] if len(steps) > 1 else None
-    error = losses.errors.get(steps[-1]) if len(steps) > 1 else None
+    error = error_of_change(series, name) if len(steps) > 1 else None
     expected = predicted.get("loss")
     return [
         name,
@@ -92,11 +92,8 @@ def plan_sentences(series: RunSeries, plan: Plan) -> list[str]:
     far = [name for name, (predicted, measured) in pairs.items() if _is_far(series, plan, name, measured - predicted)]
     within = f"{len(pairs) - len(far)} of {len(pairs)} domains ended within two standard errors of their predicted loss"
     texts.append(f"{within}; not so: {', '.join(far)}." if far else f"{within}.")
-    beyond = [
-        f"{name} ({change:+.1%}, bound {bound:+.1%})"
-        for name, bound in plan.bounds.items()
-        if (change := _measured_change(series, name)) is not None and change > bound
-    ]
+    texts[-1] += " Errors of measured losses are those of their change since the start, paired by held-out example."
+    beyond = [text for name, bound in plan.bounds.items() if (text := _beyond_bound(series, name, bound)) is not None]
     if beyond:
         texts.append(f"Above the bound that was planned for: {', '.join(beyond)}.")
     elif plan.bounds:
@@ -135,9 +132,18 @@ def _measured_at(series: RunSeries, name: str, step: float) -> float | None:
 
 
 def _is_far(series: RunSeries, plan: Plan, name: str, difference: float) -> bool:
-    losses = held_out_losses(series, name)
-    error = math.hypot(plan.predicted[name]["stderr"], losses.errors.get(max(losses.values), 0.0))
-    return abs(difference) > _AGREEING_ERRORS * error
+    error = math.hypot(plan.predicted[name]["stderr"], error_of_change(series, name) or 0.0)
+    return abs(difference) > NOISE_ERRORS * error
+
+
+def _beyond_bound(series: RunSeries, name: str, bound: float) -> str | None:
+    """Return by how much a domain lies above its bound, and whether that may be chance; None where it does not."""
+    change, start = _measured_change(series, name), held_out_losses(series, name).values
+    if change is None or change <= bound:
+        return None
+    error = (error_of_change(series, name) or 0.0) / start[min(start)]
+    may_be_chance = ", within two standard errors of it" if change - bound <= NOISE_ERRORS * error else ""
+    return f"{name} ({change:+.1%}, bound {bound:+.1%}{may_be_chance})"
 
 
 def _measured_change(series: RunSeries, name: str) -> float | None:
