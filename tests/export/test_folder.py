@@ -5,6 +5,7 @@ import json
 import pytest
 
 from versatune_ds.export.folder import check_output, export_folder
+from versatune_ds.export.replaced import log_what_is_replaced
 
 OLD_CARD = "---\n# license: (yours to state)\ntags: [versatune, multi-domain]\n---\n# mine\n\n# more\n"
 
@@ -80,3 +81,21 @@ def test_a_failed_export_leaves_earlier_files_unchanged(tmp_path):
     assert (tmp_path / "a" / "model.safetensors").read_text() == "new"
     assert json.loads((tmp_path / "a" / "versatune_export.json").read_text()) == {"run": "mine"}
     assert not (tmp_path / "b").exists()
+
+
+def test_what_an_export_replaces_is_logged_and_nothing_for_a_new_folder(tmp_path, caplog):
+    log_what_is_replaced(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    log_what_is_replaced(tmp_path / "empty")
+    assert caplog.messages == []
+    write_export(tmp_path / "a", names=("model.safetensors", "config.json"))
+    log_what_is_replaced(tmp_path / "a")
+    (message,) = caplog.messages
+    files = "config.json, model.safetensors, versatune_export.json"
+    assert message == f"{tmp_path}/a: replacing the export of mine ({files}); give another --output to keep both"
+    (tmp_path / "a" / "versatune_export.json").write_text('{"run": "mine", "step": 40}')
+    log_what_is_replaced(tmp_path / "a")
+    assert "replacing the export of step 40 of mine (" in caplog.text
+    (tmp_path / "a" / "versatune_export.json").unlink()
+    log_what_is_replaced(tmp_path / "a")
+    assert "replacing files of the same names among config.json, model.safetensors, and weights;" in caplog.text

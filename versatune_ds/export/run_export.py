@@ -20,6 +20,7 @@ from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.export.base_model import frozen_weights
 from versatune_ds.export.folder import check_output, export_folder
 from versatune_ds.export.model_card import write_model_card
+from versatune_ds.export.replaced import log_what_is_replaced
 from versatune_ds.model.build import DTYPES, save_model_settings
 from versatune_ds.model.trainable_parameters import add_adapters, merged_weights, save_adapters
 from versatune_ds.model.weight_files import DEFAULT_MAX_SHARD_SIZE, Weight, write_weights
@@ -92,6 +93,7 @@ def export_run(
     endings = recorded_endings(run_dir, config, tokenizer)
     if endings["chat_template"] is not None:
         tokenizer.chat_template = endings["chat_template"]
+    log_what_is_replaced(output)
     with export_folder(output, run_name=name) as folder:
         if is_adapter:
             write_adapters(causal_lm, weights, folder=folder, dtype=dtype, base_model=base)
