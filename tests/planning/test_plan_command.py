@@ -211,9 +211,21 @@ def test_the_next_command_gives_a_target_the_share_that_was_planned(recipe, stan
     made, text = plan(recipe, "mixture.target=law", purpose="target")
     assert made.target == "law"
     assert made.bounds == {"code": 0.02, "art": 0.02}
+    assert "No front is shown: it weighs the mean loss against the worst domain, and this plan is for law." in text
+    assert "of all mixtures predicted" not in text
     assert text.splitlines()[-1].endswith(
         f" mixture.target=law mixture.prior=runs/tiny-plan.json mixture.target_share={made.weights['law']:.6g}"
     )
+
+
+def test_the_next_command_names_another_run_where_that_of_the_recipe_exists(recipe, stand_in, tmp_path):
+    stand_in(quadratic(**BINDING))
+    (tmp_path / "runs" / "tiny").mkdir()
+    _, text = plan(recipe, "run.name=tiny")
+    assert text.endswith(f" {recipe} mixture.prior=runs/tiny-plan.json run.name=tiny-planned")
+    (tmp_path / "runs" / "tiny-planned").mkdir()
+    _, text = plan(recipe)
+    assert text.endswith(" run.name=tiny-planned-2")
 
 
 def test_a_domain_that_was_not_trained_on_alone_keeps_its_share_of_the_prior(recipe, stand_in, tmp_path, caplog):

@@ -8,6 +8,7 @@ Shape legend: **K** domains.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -206,13 +207,24 @@ def _is_bound_by_equal_shares(options: PlanOptions) -> bool:
 def next_command(recipe: Recipe, overrides: Sequence[str], *, config: RunConfig, plan: Plan, output: Path) -> str:
     """Return the command that trains on a plan; RECIPE where the recipe is no file.
 
-    A policy that gives a target a share of its own would otherwise replace the plan's.
+    A policy that gives a target a share of its own would otherwise replace the plan's. Where the recipe's run exists,
+    the command names another one: it would otherwise resume that run, with another mixture than it started with.
     """
     words = ["versatune", "train", _recipe_word(recipe), *_without_plan(overrides), f"mixture.prior={output}"]
     target = config.mixture.target
     if target is not None and config.mixture.has_target and config.mixture.rule.has_given_target_share:
         words.append(f"mixture.target_share={plan.weights[target]:.6g}")
+    if config.run_dir.exists():
+        words = [word for word in words if not word.startswith("run.name=")]
+        words.append(f"run.name={_free_name(config)}")
     return shlex.join(words)
+
+
+def _free_name(config: RunConfig) -> str:
+    """Return the run's name with an ending under which there is no run."""
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    names = (f"{config.run.name}-planned{ending}" for ending in endings)
+    return next(name for name in names if not (config.run.output_dir / name).exists())
 
 
 def reference_command(recipe: Recipe, overrides: Sequence[str]) -> str:

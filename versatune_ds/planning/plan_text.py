@@ -17,6 +17,7 @@ from versatune_ds.mixture.planning.plan_file import Plan
 from versatune_ds.mixture.planning.predictor import Planner, Predicted
 from versatune_ds.mixture.planning.search import Found
 from versatune_ds.mixture.planning.transfer_table import TransferTable
+from versatune_ds.planning.plan_gain import gain_note
 from versatune_ds.reference.transfer_file import transfer_text
 from versatune_ds.text_table import text_table
 
@@ -45,7 +46,16 @@ def plan_text(shown: Shown) -> str:
     target = f" {plan.target}" if plan.target else ""
     head = f"plan for {plan.purpose}{target}, {plan.budget_steps:,} steps\nplanner {planner.name}: {planner.explain}"
     parts = [transfer_text(shown.table), f"{head}\n{losses_text(shown)}", *bounds_notes(shown)]
-    return "\n\n".join([*parts, *course_note(planner), front_text(plan.front), why_text(shown)])
+    parts += [*gain_note(shown.found, shown.goal), *course_note(planner)]
+    return "\n\n".join([*parts, no_front_text(plan) if plan.target else front_text(plan.front), why_text(shown)])
+
+
+def no_front_text(plan: Plan) -> str:
+    """Return why no front is shown of a plan for a target."""
+    return (
+        f"No front is shown: it weighs the mean loss against the worst domain, and this plan is for {plan.target}. "
+        "plan.json has it."
+    )
 
 
 def course_note(planner: Planner) -> Iterator[str]:
