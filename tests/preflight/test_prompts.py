@@ -58,6 +58,20 @@ def test_texts_that_agree_are_one_line_with_what_is_good_to_know(recipe_of):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("qwen3", "the template writes an empty thinking block before answers without reasoning, which bears loss"),
+        ("qwen2_5", 'where rows have no system text, the template adds its own ("You are Qwen, a helpful assistant.")'),
+        ("phi4", None),
+    ],
+)
+def test_what_a_template_adds_to_both_texts_is_a_remark(recipe_of, name, note):
+    (line,) = found_in(recipe_of(name, law=chat_rows(1)))
+    _, *notes = line.found.split("; ")
+    assert notes == [] if note is None else notes[0].startswith(note)
+
+
 def test_a_difference_names_domain_both_texts_effect_and_way_out(recipe_of):
     refused = [{"text": "A plain text."}, {"messages": []}, *with_system(chat_rows(2))]
     warning, line = found_in(recipe_of("gemma2", law=chat_rows(4), code=refused))

@@ -131,7 +131,10 @@ def _notes(subject: Subject, compared: Iterable[tuple[Example, PromptComparison]
     """Yield what is alike in both texts and still good to know."""
     tokenizer, template, compared = subject.tokenizer, subject.template, list(compared)
     if any(found.adds_empty_thinking for _, found in compared):
-        yield "the template writes an empty thinking block before answers without reasoning, which is learned too"
+        yield (
+            "the template writes an empty thinking block before answers without reasoning, which bears loss: the model "
+            "learns to answer without thinking"
+        )
     if any(found.has_loss_behind_end for _, found in compared):
         yield "white space behind the token that ends answers bears loss too; generation stops before it"
     has_no_system = any(all(turn["role"] != "system" for turn in example.turns) for example, _ in compared)
