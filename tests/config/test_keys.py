@@ -15,7 +15,7 @@ KEYS = {key.name: key for key in recipe_keys()}
 def test_a_key_has_its_type_limits_default_and_meaning():
     rate = KEYS["train.learning_rate"]
     assert (rate.type, rate.default, rate.meaning) == ("number (> 0)", "2e-05", "Peak learning rate.")
-    assert KEYS["train.steps"].default == "required"
+    assert KEYS["run.name"].default == "required"
     assert KEYS["data.loss_on"].type == "assistant, all"
     assert KEYS["model.gradient_checkpointing"].default == "false"
 

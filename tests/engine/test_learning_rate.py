@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.engine.optimizer import learning_rate_at
+from versatune_ds.engine.learning_rate import learning_rate_at
 
 
 def rates(schedule, *, steps=100, **settings):

@@ -38,8 +38,8 @@ def test_a_mapping_is_not_changed_by_overrides():
 
 
 def test_a_mistake_is_the_line_that_the_command_line_prints():
-    with pytest.raises(ValueError, match=r"^train\.steps: missing; .*\ntrain\.stepz: unknown key"):
-        load_config({**yaml.safe_load(RECIPE.read_text(encoding="utf-8")), "train": {"stepz": 7}})
+    with pytest.raises(ValueError, match=r"^run\.name: missing; .*\ntrain\.stepz: unknown key; did you mean 'steps'"):
+        load_config({**yaml.safe_load(RECIPE.read_text(encoding="utf-8")), "run": {}, "train": {"stepz": 7}})
     with pytest.raises(ValueError, match=r"expected a list of key=value texts; write \['train\.steps=7'\]"):
         load_config(RECIPE, "train.steps=7")
 

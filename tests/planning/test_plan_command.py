@@ -346,3 +346,11 @@ def test_the_default_planner_plans_from_the_table_alone_without_loading_torch(re
     assert printed["track"][-1]["losses"] == {name: values["loss"] for name, values in printed["predicted"].items()}
     # In its own run code falls by 1.6 nats, law by 1 and art by .3.
     assert printed["weights"]["code"] > printed["weights"]["law"] > printed["weights"]["art"]
+
+
+def test_a_recipe_of_epochs_needs_its_data_unless_the_steps_are_given(recipe):
+    """Of the data of this recipe there are no files."""
+    with pytest.raises(ValueError, match=r"law\.jsonl"):
+        plan_recipe(recipe, ["train.epochs=2"], options=PlanOptions())
+    plan, _ = plan_recipe(recipe, ["train.epochs=2"], options=PlanOptions(num_steps=20))
+    assert plan.budget_steps == 20

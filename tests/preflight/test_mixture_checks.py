@@ -11,11 +11,10 @@ from versatune_ds.preflight.mixture import _check_supply
 
 def findings(num_steps, *, weights):
     """Return the findings about 100 and 300 units of data, 40 of which are drawn in a step."""
-    config = SimpleNamespace(train=SimpleNamespace(steps=num_steps))
+    config = SimpleNamespace(train=SimpleNamespace(epochs=None))
     subject = SimpleNamespace(config=config, domain_set=DomainSet(("law", "code")))
-    return list(
-        _check_supply(subject, Supply(sizes_K=np.array([100.0, 300.0]), units_per_step=40.0), np.array(weights))
-    )
+    supply = Supply(sizes_K=np.array([100.0, 300.0]), units_per_step=40.0)
+    return list(_check_supply(subject, supply, np.array(weights), num_steps=num_steps))
 
 
 def test_twenty_steps_of_forty_units_are_two_passes_over_four_hundred_units():

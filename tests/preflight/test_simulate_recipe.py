@@ -83,6 +83,15 @@ def test_a_sweep_prints_one_line_for_every_combination(simulate):
     ]
 
 
+def test_a_recipe_of_epochs_is_simulated_over_their_steps(versatune, recipe, tmp_path):
+    out = tmp_path / "out.jsonl"
+    called = versatune("simulate", recipe, "train.epochs=1", "--output", out)  # 24.2 steps
+    assert called.code == 0, called.err
+    assert "train.epochs: 1 epoch of all data = 25 steps (one is 24.2 steps over all data)" in called.err
+    decisions = [json.loads(line) for line in out.read_text().splitlines()]
+    assert decisions[-1]["decided_at_step"] == 24
+
+
 def test_twice_as_many_steps_are_twice_as_many_epochs(simulate):
     first, second = (simulate("mixture.policy=constant", "--steps", steps).splitlines() for steps in ("100", "200"))
     epochs = [float(next(line for line in text if line.startswith("law")).split()[-1]) for text in (first, second)]

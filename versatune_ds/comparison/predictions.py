@@ -15,6 +15,7 @@ from versatune_ds.config import load_config
 from versatune_ds.mixture.planning.transfer_reader import read_transfer
 from versatune_ds.planning.plan_inputs import plan_task
 from versatune_ds.planning.planners import DEFAULT, planner_named
+from versatune_ds.training.run_length import with_prepared_length
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ def predicted_means(
     if not plan.plans or not mixtures:
         return {}
     config = load_config(plan.recipe, [*texts(plan.set), *start])
+    if any(keys.budget_steps is None for keys in plan.plans.values()):
+        config = with_prepared_length(config)
     path = transfer_file(plan)
     table = read_transfer(path)
     weights_NK = np.array([[weights[name] for name in table.domain_set] for weights in mixtures.values()])

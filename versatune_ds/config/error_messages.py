@@ -17,9 +17,13 @@ from versatune_ds.config.expected_values import PAIRS, expected_in_words, joined
 from versatune_ds.config.known_names import known_name, nearest_known_name
 from versatune_ds.config.section import alternatives_of, fields_of, is_section, scalar_types
 from versatune_ds.domains import nearest_name
+from versatune_ds.text_table import listed
 
 _MOST_SHOWN = 80
 """Characters of a value that a message repeats."""
+
+_MOST_KEYS = 16
+"""Keys of a section that a message lists; `versatune keys SECTION` lists all."""
 
 _TAGS = frozenset({"path", "hub", "int", "float", "str", "bool", "none"})
 _TAG_BEGINNINGS = ("function-", "constrained-", "lax-or-strict", "json-or-python", "literal[", "dict[", "tuple[",
@@ -67,7 +71,7 @@ def _words(details: ErrorDetails, *, section: type[BaseModel]) -> str | tuple[st
         return message
     expected = expected_in_words(kind, details.get("ctx", {}), message)
     if expected == PAIRS and (known := fields_of(kinds)):
-        expected = f"{PAIRS}, with the keys {', '.join(known)}"
+        expected = f"{PAIRS}, with the keys {listed(list(known), most=_MOST_KEYS)}"
     return key, expected, f" (got {PAIRS.removeprefix('expected ') if isinstance(given, dict) else shown_value(given)})"
 
 

@@ -74,6 +74,7 @@ def load_config(recipe: Recipe, overrides: Sequence[str] = ()) -> RunConfig:
     values = recipe_values(recipe)
     for override in overrides:
         set_by_dotted_key(values, override)
+    _replace_length(values, {override.partition("=")[0] for override in overrides})
     config = parse_config(values)
     is_rule_kept = isinstance(recipe, RunConfig) and recipe.mixture.policy == config.mixture.policy
     return config.with_rule(recipe.mixture.given_rule) if is_rule_kept else config
@@ -92,6 +93,17 @@ def load_config_with_policy(recipe: Recipe, overrides: Sequence[str], policy: Po
     name = name_of(policy)
     config = load_config(recipe, [*overrides, f"mixture.policy={name}"])
     return config.with_rule(policy) if is_own(name) else config
+
+
+def _replace_length(values: dict[str, Any], overridden: set[str]) -> None:
+    """Let an overridden `train.steps` or `train.epochs` take the place of the other one, and of what a run wrote."""
+    train, given = values.get("train"), overridden & {"train.steps", "train.epochs"}
+    if not given or not isinstance(train, dict):
+        return
+    if len(given) == 1:
+        train.pop("epochs" if given == {"train.steps"} else "steps", None)
+    if "train.steps_from" not in overridden:
+        train.pop("steps_from", None)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

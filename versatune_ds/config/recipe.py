@@ -117,14 +117,15 @@ class ResumeConfig(Section):
     What changes the result of a run must be allowed by name; what only changes where it runs is allowed by default.
     """
 
-    allow: tuple[Literal["data", "tokenizer", "mixture", "world_size", "zero_stage"], ...] = (
+    allow: tuple[Literal["data", "tokenizer", "mixture", "world_size", "zero_stage", "learning_rate"], ...] = (
         "world_size",
         "zero_stage",
     )
     """What may differ from the checkpoint. `world_size`: another number of processes; the batches are the same, losses
     agree within rounding. `zero_stage`: 1 instead of 2, or 2 instead of 1. `data`: a changed domain starts its data
     from the beginning. `tokenizer`: needs `data` too, and a vocabulary that fits. `mixture`: another policy, references
-    or prior; the current weights stay. `[]` refuses every difference: the run resumes bit for bit or not at all."""
+    or prior; the current weights stay. `learning_rate`: more `train.steps` may make the learning rate jump up, as a
+    cosine that is stretched does. `[]` refuses every difference: the run resumes bit for bit or not at all."""
 
 
 class RunConfig(Section):

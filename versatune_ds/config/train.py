@@ -1,6 +1,7 @@
 """Define the train section of a recipe.
 
-Lengths are in optimizer steps, batch sizes in packed rows; DeepSpeed's own batch keys are derived from them.
+Lengths are in optimizer steps, batch sizes in packed rows; DeepSpeed's own batch keys are derived from them. A length
+in `epochs` becomes one in steps once the data are known (`training/run_length.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,18 @@ from versatune_ds.config.section import ExpandedPath, PlainMapping, Section
 class TrainConfig(Section):
     """Optimisation: lengths in optimizer steps, batch sizes in packed rows."""
 
-    steps: int = Field(ge=1)
-    """Length of the run, in optimizer steps."""
+    steps: int | None = Field(default=None, ge=1)
+    """Length of the run, in optimizer steps. Give either this or `epochs`. A run that has begun may get more steps: it
+    resumes, if the learning rate does not jump (`resume.allow`)."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Length of the run in passes over the training data, instead of `steps`; `epochs_of` says over which. They become
+    steps, rounded up, once the data are prepared: the log and the run's config.yaml have the number."""
+    epochs_of: Literal["all", "smallest"] = "all"
+    """What one of the `epochs` is. `all`: as many tokens as all domains have together. The mixture decides which of
+    them are read more often than that, and which less. `smallest`: one pass over the smallest domain under the weights
+    of step 0; the controller may move them later."""
+    steps_from: str | None = None
+    """Written by a run, not by you: the `epochs` that its `steps` were computed from, as in `3 epochs of all data`."""
     rows_per_batch: int = Field(default=8, ge=1)
     """Batch size: packed rows of one optimizer step, over all processes. A row has `data.row_tokens` tokens."""
     rows_per_micro_batch: int = Field(default=1, ge=1)
@@ -62,14 +73,41 @@ class TrainConfig(Section):
     are taken from this section instead."""
 
     @property
+    def length_in_epochs(self) -> str | None:
+        """Return the length in words where it is given in epochs, such as `3 epochs of all data`; else None."""
+        if self.epochs is None:
+            return None
+        of = {"all": "all data", "smallest": "the smallest domain"}[self.epochs_of]
+        return f"{self.epochs:g} epoch{'' if self.epochs == 1 else 's'} of {of}"
+
+    @property
     def num_warmup_steps(self) -> int:
         """Return the steps over which the learning rate rises."""
+        assert self.steps is not None, "epochs are resolved first"
         return round(self.warmup_fraction * self.steps) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def num_decay_steps(self) -> int:
         """Return the steps over which `wsd` falls."""
+        assert self.steps is not None, "epochs are resolved first"
         return max(1, round(self.decay_fraction * self.steps))
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> TrainConfig:
+        """Check that the length is given once."""
+        if self.steps is None and self.epochs is None:
+            raise ValueError(
+                "train.steps: missing; give the length of the run in optimizer steps, or in passes over the data "
+                "(train.epochs=3)"
+            )
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"train.epochs: {self.epochs:g}, and train.steps is {self.steps}: both are the length of the run; "
+                "leave one of the two out"
+            )
+        if self.steps_from is not None and self.steps is None:
+            raise ValueError("train.steps_from: only a run writes it, beside its train.steps; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _rises_and_falls_within_its_steps(self) -> TrainConfig:
@@ -80,6 +118,8 @@ class TrainConfig(Section):
                 f"train.warmup_steps: {self.warmup_steps}, and train.warmup_fraction is {self.warmup_fraction}; "
                 "leave one of the two out"
             )
+        if self.steps is None:
+            return self  # checked when the steps are known
         if self.num_warmup_steps >= self.steps > 1:
             raise ValueError(
                 f"train.warmup_steps: {self.num_warmup_steps}: expected fewer than train.steps={self.steps}"

@@ -28,7 +28,8 @@ from versatune_ds.engine.deepspeed_quirks import (
     read_norm_once,
     skip_shared_memory_op,
 )
-from versatune_ds.engine.optimizer import build_optimizer, learning_rate_at
+from versatune_ds.engine.learning_rate import learning_rate_at
+from versatune_ds.engine.optimizer import build_optimizer
 from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models

@@ -1,4 +1,4 @@
-"""Build the optimizer of a recipe, and compute the learning rate of every step.
+"""Build the optimizer of a recipe.
 
 The recipe chooses the optimizer, DeepSpeed's settings where its state is; this is where both meet.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -69,34 +68,6 @@ def parameter_groups(model: torch.nn.Module, *, weight_decay: float) -> list[dic
         {"params": [p for name, p in named if is_matrix[name]], "weight_decay": weight_decay},
         {"params": [p for name, p in named if not is_matrix[name]], "weight_decay": 0.0},
     ]
-
-
-def learning_rate_at(step: int, train: TrainConfig) -> float:
-    """Return the learning rate of optimizer step `step`, counted from 1.
-
-    It is a pure function of the step, so a resumed run needs no scheduler state. Linear from 0 over the warm-up steps;
-    then constant, or down to `min_learning_rate_fraction` of the peak at the last step: by a cosine or a line over all
-    remaining steps, or (`wsd`: warm-up, stable, decay) by a line over the last `decay_fraction` of the run.
-
-    Example: `wsd` of 100 steps, 10 of warm-up, decay_fraction 0.2: rises until step 10, stays until step 80, falls
-    until step 100.
-
-    Source of wsd: MiniCPM (arXiv 2404.06395), section 4. Differences: it falls along a line, theirs exponentially.
-    """
-    warmup_steps = train.num_warmup_steps
-    if step <= warmup_steps:
-        return train.learning_rate * step / warmup_steps
-    decay_steps = train.num_decay_steps if train.learning_rate_schedule == "wsd" else train.steps - warmup_steps
-    progress = max(0.0, 1 - (train.steps - step) / max(decay_steps, 1))
-    floor = train.min_learning_rate_fraction
-    line = floor + (1 - floor) * (1 - progress)
-    shape = {
-        "cosine": floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2,
-        "linear": line,
-        "wsd": line,
-        "constant": 1.0,
-    }[train.learning_rate_schedule]
-    return train.learning_rate * shape
 
 
 def _deepspeed_adam(

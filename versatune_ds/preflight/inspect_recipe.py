@@ -25,6 +25,7 @@ from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.training.mixture_start import recipe_weights
 from versatune_ds.training.prepared_data import load_or_train_tokenizer, prepare_recipe
+from versatune_ds.training.run_length import with_steps
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _plans(config: RunConfig, data: PreparedData, inspection: Inspection) -> Ite
     )
     identity = identity_of(orders, seed=config.run.seed, weight_unit=config.mixture.weight_unit)
     # Plan every step up to the last one, in two parts around the resume point.
-    last = min(inspection.steps.last, config.train.steps)
+    last = min(inspection.steps.last, with_steps(config, data).train.steps)
     state, resume_at = SamplerState.start(len(data.domain_set)), min(inspection.resume_at or 0, last)
     for first_step, last_step in ((1, resume_at), (resume_at + 1, last)):
         text = json.dumps(state_to_json(state, step=first_step - 1, identity=identity))  # as in a checkpoint

@@ -30,6 +30,7 @@ from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, failures_of, ok, warn
 from versatune_ds.training.late_updates import late_words, num_late_updates
+from versatune_ds.training.run_length import steps_of_epochs, with_length
 
 
 def check_mixture(subject: Subject) -> Iterator[Finding]:
@@ -57,10 +58,14 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
         yield from failures_of(error, check="reference")
     if references is not None:
         yield from _check_references(subject, references)
+    num_steps = subject.config.train.steps
     if weights_K is not None and supply is not None:
-        yield from _check_supply(subject, supply, weights_K)
+        if num_steps is None:
+            num_steps, finding = _epochs_as_steps(subject, supply, weights_K)
+            yield finding
+        yield from _check_supply(subject, supply, weights_K, num_steps=num_steps)
     if weights_K is not None and references is not None:
-        yield from _check_controller(subject, references, weights_K)
+        yield from _check_controller(subject, references, weights_K, num_steps=num_steps)
 
 
 def _estimated_supply(subject: Subject) -> Supply | None:
@@ -83,12 +88,20 @@ def _estimated_supply(subject: Subject) -> Supply | None:
     )
 
 
-def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray) -> Iterator[Finding]:
+def _epochs_as_steps(subject: Subject, supply: Supply, weights_K: np.ndarray) -> tuple[int, Finding]:
+    """Return about how many steps the epochs are, and report them; raise ValueError if the warm-up is longer."""
+    train = subject.config.train
+    num_steps, words = steps_of_epochs(train, supply=supply, weights_K=weights_K, domain_set=subject.domain_set)
+    with_length(train, steps=num_steps)
+    return num_steps, ok("supply", "train.epochs", f"about: {train.length_in_epochs} = {num_steps:,} steps; {words}")
+
+
+def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray, *, num_steps: int) -> Iterator[Finding]:
     """Report how many passes over the data the steps are, and which domains are repeated often, or end.
 
     The passes over all data depend on no weight; those over one domain are under the weights of step 0.
     """
-    num_steps = subject.config.train.steps
+    key = "train.steps" if subject.config.train.epochs is None else "train.epochs"
     epochs = epochs_by_domain(Schedule(weights_K), supply=supply, num_steps=num_steps)
     steps_per_pass = supply.sizes_K.sum() / supply.units_per_step
     smallest = int(np.argmin(supply.sizes_K))
@@ -96,14 +109,14 @@ def _check_supply(subject: Subject, supply: Supply, weights_K: np.ndarray) -> It
         f"about: {num_steps:,} steps are {num_steps / steps_per_pass:.2g} passes over all data, {steps_per_pass:,.0f} "
         f"steps each, and {epochs[-1][smallest]:.2g} over the smallest domain, {subject.domain_set.names[smallest]}"
     )
-    yield ok("supply", "train.steps", found)
+    yield ok("supply", key, found)
     todo = "give it more rows or less weight (mixture.prior), or train fewer steps"
     if supply.max_epochs is not None:
         todo = "its share then goes to the other domains"
     for found in exhaustion_warnings(
         epochs, supply=supply, domain_set=subject.domain_set, tolerated_epochs=MANY_EPOCHS
     ):
-        yield warn("supply", "train.steps", f"about: {found}, under the weights of step 0", todo)
+        yield warn("supply", key, f"about: {found}, under the weights of step 0", todo)
 
 
 def _check_references(subject: Subject, references: References) -> Iterator[Finding]:
@@ -145,11 +158,17 @@ def _describe(references: References, *, stated: bool) -> str:
     return "not needed by this policy"
 
 
-def _check_controller(subject: Subject, references: References, weights_K: np.ndarray) -> Iterator[Finding]:
-    """Let the controller check its settings; raises ValueError if they contradict each other."""
+def _check_controller(
+    subject: Subject, references: References, weights_K: np.ndarray, *, num_steps: int | None
+) -> Iterator[Finding]:
+    """Let the controller check its settings; raises ValueError if they contradict each other.
+
+    How often it updates is not reported where the steps are unknown: epochs of data that could not be read.
+    """
     settings = subject.config.mixture
     Controller(domain_set=subject.domain_set, settings=settings, weights_K=weights_K, references=references)
-    num_steps = subject.config.train.steps
+    if num_steps is None:
+        return
     num_updates = (num_steps - 1) // settings.update_every
     most = "" if subject.config.validation.max_share is None else "at most "
     found = f"{settings.policy}, {most}{num_updates} updates in {num_steps} steps"

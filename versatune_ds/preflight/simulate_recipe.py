@@ -21,6 +21,7 @@ from versatune_ds.mixture.offline.recorded_losses import read_losses
 from versatune_ds.mixture.offline.simulate import Simulation, simulate, simulate_losses, sweep_overrides
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 from versatune_ds.training.prepared_data import prepare_recipe
+from versatune_ds.training.run_length import with_steps
 from versatune_ds.training.saved_model import load_recipe
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _simulate(config: RunConfig, data: PreparedData, *, learner: Learner) -> Sim
     return simulate(
         config.mixture,
         domain_set=data.domain_set,
-        num_steps=learner.num_steps or config.train.steps,
+        num_steps=learner.num_steps or with_steps(config, data).train.steps,
         sizes_K=sizes_K,
         supply=supply,
         seed=learner.seed,

@@ -49,6 +49,7 @@ from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.run import Run
+from versatune_ds.training.run_length import with_steps
 from versatune_ds.training.saved_model import load_recipe
 from versatune_ds.training.signals import StopSignals
 from versatune_ds.training.worker import as_start_error, run_rank, take_place
@@ -77,6 +78,7 @@ def _prepare(config: RunConfig, *, task: ReferenceTask, world: World) -> RunSetu
     if other is not None:
         key, name = other
         check_same_tokenizer(name, key=key, tokenizer=tokenizer)
+    config = with_steps(config, data)
     ds_config = deepspeed_config(config.train, world_size=world.world_size)
     return RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
 

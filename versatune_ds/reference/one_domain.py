@@ -54,6 +54,7 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
     train = config.train.model_copy(
         update={
             "steps": steps,
+            "steps_from": None,
             "learning_rate": settings.learning_rate or config.train.learning_rate,
             "warmup_steps": None if warmup_steps is None else warmup_steps * steps // config.train.steps,
         }

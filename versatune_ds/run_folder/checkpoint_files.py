@@ -18,7 +18,7 @@ import numpy as np
 
 from versatune_ds.distributed import World, broadcast_text, sum_over_ranks
 from versatune_ds.run_folder.atomic import sync_file, write_text
-from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MANIFEST_FILE, STATE_FILE
+from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MANIFEST_FILE, STATE_FILE, step_of_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,16 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def newest_valid_checkpoint(run_dir: Path, world: World) -> Path | None:
-    """Return the newest checkpoint whose files match its MANIFEST; log each one whose files do not.
+def newest_valid_checkpoint(run_dir: Path, world: World, *, last_step: int | None = None) -> Path | None:
+    """Return the newest checkpoint, of a given last step at most, whose files match its MANIFEST.
+
+    Each one whose files do not is logged.
 
     Communication: a broadcast of what rank 0 finds, then per checkpoint checked a broadcast and one all-reduce.
     """
     names = [folder.name for folder in complete_checkpoints(run_dir)] if world.is_rank_zero else []
+    if last_step is not None:
+        names = [name for name in names if step_of_checkpoint(name) <= last_step]
     for name in json.loads(broadcast_text(json.dumps(names), world)):
         folder = run_dir / CHECKPOINTS_FOLDER / name
         files = json.loads(broadcast_text(json.dumps(read_manifest(folder)) if world.is_rank_zero else None, world))

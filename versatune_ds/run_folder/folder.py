@@ -52,7 +52,6 @@ _FIXED_KEYS = (
     "model.lora",
     "model.freeze",
     "data.row_tokens",
-    "train.steps",
     "train.rows_per_batch",
     "train.precision",
     "train.optimizer",
@@ -61,7 +60,8 @@ _FIXED_KEYS = (
     "mixture.weight_unit",
 )
 """Keys, or sections, that must stay the same; a change of any other key between the parts of a run is logged. Data and
-tokenizer are compared by content, when a checkpoint is loaded."""
+tokenizer are compared by content, when a checkpoint is loaded; whether a run may be longer than it was is decided in
+training/extension.py."""
 
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "versatune_ds")
@@ -98,12 +98,12 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
         return
     if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
-    if not is_fresh and _has_begun(folder):
+    if not is_fresh and has_begun(folder):
         allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allow else ()
         _check_changes(_saved_config(folder), config.model_dump(mode="json"), folder=folder, allowed=allowed)
 
 
-def _has_begun(folder: Path) -> bool:
+def has_begun(folder: Path) -> bool:
     """Return whether a run has recorded anything; one that failed before may start with other settings."""
     written = (METRICS_FILE, DECISIONS_FILE)
     return newest_checkpoint_name(folder) != "none" or any(
@@ -128,7 +128,7 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     """
     folder = config.run_dir
     check_run_folder(config, is_fresh=is_fresh)
-    is_new = is_fresh or not (folder / CONFIG_FILE).is_file() or not _has_begun(folder)
+    is_new = is_fresh or not (folder / CONFIG_FILE).is_file() or not has_begun(folder)
     if not is_new:
         for key, was, now in _changed_keys(_saved_config(folder), config.model_dump(mode="json")):
             logger.info("%s: now %s, was %s (run in %s)", key, now, was, folder)

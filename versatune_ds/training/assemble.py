@@ -44,6 +44,7 @@ from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.base_weights import identity_of_base
 from versatune_ds.training.decision_inputs import DecisionInputs, decision_inputs
 from versatune_ds.training.end_tokens import endings_of_data
+from versatune_ds.training.extension import set_later_checkpoints_aside, settle_length
 from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.mixture_start import MixtureStart, start_mixture
@@ -99,13 +100,14 @@ def assemble_run(
     # The data, and the mixture that training starts with.
     with start_phase("data"):
         tokenizer, data = prepared or prepare_once_per_node(config, world)
+        config, last_step = settle_length(config, data, world=world, is_fresh=is_fresh)
     setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
     mixture = start_mixture(setup)
 
     # The checkpoint to resume from, None at the start.
     identity = run_identity(setup, mixture)
     check_same_on_all_ranks(json.dumps(identity), world, what="data, tokenizer and settings")
-    point = None if is_fresh else find_resume_point(config, identity, world=world)
+    point = None if is_fresh else find_resume_point(config, identity, world=world, last_step=last_step)
     _log_start_warnings(setup, mixture, is_resumed=point is not None)
 
     # The model and its engine. A former run is deleted only once the model could be built.
@@ -277,6 +279,8 @@ def _restore(parts: Mapping[str, Any], engine: Engine, point: ResumePoint, *, id
     run_dir = point.folder.parents[1]
     if point.is_complete:
         logger.info("%s is complete; --fresh starts over", run_dir)
+    if point.has_later_ones:
+        run_on_rank_zero(lambda: set_later_checkpoints_aside(run_dir, step=point.step), engine.world)
     run_on_rank_zero(lambda: record_resume(run_dir, point, identity), engine.world)
 
 

@@ -23,7 +23,7 @@ from versatune_ds.data.order.plan import StepPlan
 from versatune_ds.distributed import World, sum_over_ranks
 from versatune_ds.domains import DomainSet
 from versatune_ds.engine.engine import StepResult
-from versatune_ds.engine.optimizer import learning_rate_at
+from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.mixture.statistics import DomainStatistics
 from versatune_ds.training.throughput import peak_memory_gib
 

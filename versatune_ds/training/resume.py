@@ -14,7 +14,7 @@ from typing import Any
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
-from versatune_ds.distributed import World, run_on_rank_zero
+from versatune_ds.distributed import World, from_rank_zero, run_on_rank_zero
 from versatune_ds.engine.checkpoint import load_checkpoint
 from versatune_ds.engine.engine import Engine
 from versatune_ds.engine.other_world_size import is_convertible, load_converted
@@ -22,6 +22,7 @@ from versatune_ds.run_folder.checkpoint_files import newest_valid_checkpoint, re
 from versatune_ds.run_folder.json_lines import append_to_file
 from versatune_ds.run_folder.names import RESUMES_FILE
 from versatune_ds.training.base_weights import BASE_WEIGHTS
+from versatune_ds.training.extension import steps_at
 from versatune_ds.training.mixture_start import MixtureStart
 from versatune_ds.training.prepared_data import RunSetup
 
@@ -52,6 +53,10 @@ class ResumePoint:
     """Keys of the identity that differ, all of them allowed."""
     changed_domains: tuple[str, ...]
     """Domains whose training data has changed."""
+    is_extended: bool = False
+    """Whether the run had done its last step by then, but has more steps now."""
+    has_later_ones: bool = False
+    """Whether later checkpoints are set aside, because an extended run cannot continue from them."""
 
     @property
     def step(self) -> int:
@@ -60,8 +65,8 @@ class ResumePoint:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the run had done its last step by then."""
-        return self.state["is_complete"]
+        """Return whether the run had done its last step by then, and has no more steps now."""
+        return self.state["is_complete"] and not self.is_extended
 
     @property
     def needs_conversion(self) -> bool:
@@ -86,16 +91,24 @@ def run_identity(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
     }
 
 
-def find_resume_point(config: RunConfig, identity: Mapping[str, Any], *, world: World) -> ResumePoint | None:
+def find_resume_point(
+    config: RunConfig, identity: Mapping[str, Any], *, world: World, last_step: int | None = None
+) -> ResumePoint | None:
     """Return the newest complete checkpoint of a run, None where there is none; delete what kills left over.
 
-    Communication: see `newest_valid_checkpoint`.
+    Communication: see `newest_valid_checkpoint`; two broadcasts more where a complete run has more steps now.
+
+    Args:
+        config: The recipe, its length in steps.
+        identity: What the run has now.
+        world: This process's place.
+        last_step: Newest step that the run may resume from, where `settle_length` gave one.
 
     Raises:
         ValueError: On every rank, one line for each difference that is not allowed.
     """
     run_on_rank_zero(lambda: remove_unfinished(config.run_dir), world)
-    folder = newest_valid_checkpoint(config.run_dir, world)
+    folder = newest_valid_checkpoint(config.run_dir, world, last_step=last_step)
     if folder is None:
         return None
     state = read_state(folder)
@@ -107,7 +120,18 @@ def find_resume_point(config: RunConfig, identity: Mapping[str, Any], *, world: 
         state=state,
         changed=check_identity(saved, identity, folder=folder, allow=config.resume.allow),
         changed_domains=tuple(name for name in identity["data"] if saved["data"].get(name) != identity["data"][name]),
+        is_extended=_is_extended(config, state, world=world),
+        has_later_ones=last_step is not None,
     )
+
+
+def _is_extended(config: RunConfig, state: Mapping[str, Any], *, world: World) -> bool:
+    """Return whether a run that had done all its steps has more now; one whose data had ended stays complete."""
+    step, num_steps = state["step"], config.train.steps
+    assert num_steps is not None, "epochs are resolved first"
+    if not state["is_complete"] or step >= num_steps:
+        return False
+    return step == from_rank_zero(lambda: steps_at(config.run_dir, step=step), world)
 
 
 def check_identity(

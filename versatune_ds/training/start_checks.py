@@ -36,6 +36,7 @@ from versatune_ds.model.named_model import check_saved_model
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
+from versatune_ds.training.extension import continuation
 from versatune_ds.training.finding import Check, Finding, Stage, fail, ok, warn
 from versatune_ds.training.prepared_data import cache_folder
 
@@ -179,8 +180,13 @@ def _check_reference(start: StartCheckInput) -> None:
         raise ValueError(no_such_file(reference, what="mixture.reference"))
 
 
-def _check_folder(start: StartCheckInput) -> None:
+def _check_folder(start: StartCheckInput) -> Iterator[Finding]:
+    """Check that the run's folder is free, or contains a run that this recipe may resume, perhaps with more steps."""
     check_run_folder(start.config, is_fresh=start.is_fresh)
+    line = continuation(start.config, is_fresh=start.is_fresh).line
+    if line is not None:
+        key, _, found = line.partition(": ")
+        yield ok("files", key, found)
 
 
 def _check_owner(start: StartCheckInput) -> Iterator[Finding]:

@@ -43,13 +43,12 @@ TRAIN_NAMES = (
         axolotl=("eval_batch_size",),
     ),
     KnownName(
-        keys=("train.steps",),
-        how="steps = epochs x the steps of one pass over all data, which `versatune check` reports (tokens of the data "
-        "/ (train.rows_per_batch x data.row_tokens))",
-        example=("train.steps=500",),
+        keys=("train.epochs",),
+        how="passes over all data, or over the smallest domain (train.epochs_of=smallest), instead of train.steps",
+        example=("train.epochs=3",),
         transformers=("num_train_epochs",),
         axolotl=("num_epochs",),
-        others=("epochs", "max_epochs", "n_epochs", "num_epoch"),
+        others=("max_epochs", "n_epochs", "num_epoch"),
     ),
     KnownName(
         keys=("train.steps",),
