@@ -355,6 +355,31 @@ def test_columns_that_are_not_trained_on_are_listed_once(versatune, recipe):
     assert "columns not trained on: source" in versatune("check", recipe, "--nodes=2", "--gpus-per-node=2").out
 
 
+def test_a_length_in_epochs_is_reported_in_steps_and_a_longer_warm_up_fails(versatune, recipe):
+    lines = versatune("check", recipe, "--nodes=2", "--gpus-per-node=2", "train.epochs=3").out.splitlines()
+    (found,) = [line for line in lines if "3 epochs of all data" in line]
+    assert re.search(
+        r"^ok +supply +train\.epochs +about: 3 epochs of all data = \d+ steps; one is \d+\.\d steps", found
+    )
+    code, findings = checked(versatune, recipe, "train.epochs=3", "train.warmup_steps=5000")
+    assert code == 1
+    (failure,) = [line for line in findings if line["level"] == "FAIL"]
+    assert (failure["check"], failure["key"]) == ("mixture", "train.warmup_steps")
+
+
+def test_an_export_says_of_which_run_it_is_and_cannot_be_trained_in_that_runs_folder(versatune, recipe):
+    folder = recipe.parent / "runs" / "mine" / "export"
+    folder.mkdir(parents=True)
+    write_json(folder / "versatune_export.json", {"run": "law", "step": 200})
+    settings = [f"model.name_or_path={folder}", "model.from_config=null"]
+    shown = versatune("check", recipe, "--nodes=2", "--gpus-per-node=2", *settings).out
+    assert "the export of the run law, after step 200; this is a new run, which starts at step 0" in shown
+    with pytest.raises(
+        ValueError, match=r"model\.name_or_path: .* lies in the folder of this run itself: .* run\.name"
+    ):
+        check_start(StartCheckInput(config=load_config(recipe, settings), stage="rank 0", is_fresh=True))
+
+
 def test_a_policy_that_never_moves_weights_may_have_no_update(versatune, recipe):
     code, findings = checked(versatune, recipe, "mixture.policy=constant", "mixture.update_every=10")
     assert (code, findings) == (0, [])

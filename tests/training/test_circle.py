@@ -13,7 +13,9 @@ from varlen_stand_in import install
 
 from versatune_ds.data.prepare.domains import prepare_domains
 from versatune_ds.export.run_export import export_run
+from versatune_ds.model.named_model import exported_from
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
+from versatune_ds.run_folder.recorded_config import recorded_config
 from versatune_ds.training import loop
 
 
@@ -129,11 +131,48 @@ def test_every_zero_stage_trains_to_the_same_losses(whole_runs, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "stop_after"), [(2, 1), (2, 5), (2, 7), (0, 7), (1, 7), (3, 7)])
+@pytest.mark.parametrize(("stage", "stop_after"), [(2, 1), (2, 5), (0, 7), (1, 7), (3, 7)])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, cache_dir, whole_runs, stage, stop_after):
     whole, weights, _ = whole_runs(stage)
     config = tiny_config(tmp_path, zero(stage), cache_dir=cache_dir)
     train_ranks(config, world_size=2, stop_after=stop_after)
+    assert train_ranks(config, world_size=2, then=weights_of) == list(weights)
+    assert losses_by_step(config.run_dir) == losses_by_step(whole.run_dir)
+    assert read_lines(config.run_dir / "decisions.jsonl") == read_lines(whole.run_dir / "decisions.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("schedule", "world_size", "restart"), [("wsd", 2, 4), ("constant", 1, 8)])
+def test_a_finished_run_with_more_steps_equals_the_uninterrupted_longer_run_bit_for_bit(
+    tmp_path, cache_dir, schedule, world_size, restart
+):
+    """Under wsd the short run decays from step 5 to 8, the long one from step 7 to 12."""
+
+    def train_for(steps, name):
+        config = tiny_config(
+            tmp_path, f"run.name={name}", f"train.steps={steps}", f"train.learning_rate_schedule={schedule}",
+            "train.decay_fraction=0.5", "train.warmup_steps=2", "checkpoint.every=4", cache_dir=cache_dir,
+        )  # fmt: skip
+        return config.run_dir, train_ranks(config, world_size=world_size, then=weights_of)
+
+    whole, weights = train_for(12, "whole")
+    run_dir, _ = train_for(8, "extended")
+    (tmp_path / f"results_extended_{world_size}_None").rename(tmp_path / "results_of_8_steps")
+    assert train_for(12, "extended")[1] == weights
+    assert losses_by_step(run_dir) == losses_by_step(whole)
+    assert read_lines(run_dir / "decisions.jsonl") == read_lines(whole / "decisions.jsonl")
+    assert [line["step"] for line in read_lines(run_dir / "resumes.jsonl")] == [restart]
+    assert (run_dir / "checkpoints" / "step_00000008.before_extension").is_dir() == (schedule == "wsd")
+
+
+@pytest.mark.slow
+def test_a_run_of_epochs_equals_one_of_its_steps_records_them_and_resumes(tmp_path, cache_dir, whole_runs):
+    whole, weights, _ = whole_runs(2)
+    # 24.2 steps are one pass over all data, so .48 of one are 11.6 steps.
+    config = tiny_config(tmp_path, zero(2), "train.steps=null", "train.epochs=0.48", cache_dir=cache_dir)
+    train_ranks(config, world_size=2, stop_after=7)
+    recorded = recorded_config(config.run_dir).train
+    assert (recorded.steps, recorded.epochs, recorded.steps_from) == (12, None, "0.48 epochs of all data")
     assert train_ranks(config, world_size=2, then=weights_of) == list(weights)
     assert losses_by_step(config.run_dir) == losses_by_step(whole.run_dir)
     assert read_lines(config.run_dir / "decisions.jsonl") == read_lines(whole.run_dir / "decisions.jsonl")
@@ -209,6 +248,7 @@ def test_the_exported_folder_loads_and_gives_the_runs_validation_losses(tmp_path
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_from_a_saved_folder_starts_with_that_folders_losses(tmp_path, cache_dir, whole_runs, stage):
     folder = export_run(whole_runs(2)[0].run_dir, output=tmp_path / "exported")
+    assert exported_from(str(folder)) == "the run tiny, after step 12"
     config = tiny_config(
         tmp_path, zero(stage), "model.from_config=null", f"model.name_or_path={folder}", "train.steps=2",
         cache_dir=cache_dir,
@@ -218,6 +258,9 @@ def test_a_run_from_a_saved_folder_starts_with_that_folders_losses(tmp_path, cac
     end = read_lines(whole_runs(2)[0].run_dir / "decisions.jsonl")[-1]["losses"]
     for name in start:
         assert start[name]["mean"] == pytest.approx(end[name]["mean"], abs=2e-5)
+    # Tokenizer and chat template are the export's, although the recipe names none.
+    before, after = (AutoTokenizer.from_pretrained(path) for path in (folder, config.run_dir / "tokenizer"))
+    assert (after.get_vocab(), after.chat_template) == (before.get_vocab(), before.chat_template)
 
 
 def sum_losses(model, shards):

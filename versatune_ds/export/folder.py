@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from versatune_ds.model.weight_files import remove_earlier_weights
-from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MODEL_FOLDER, REPORT_FOLDER, TOKENIZER_FOLDER
+from versatune_ds.run_folder.names import (
+    CHECKPOINTS_FOLDER,
+    EXPORT_FILE,
+    MODEL_FOLDER,
+    REPORT_FOLDER,
+    TOKENIZER_FOLDER,
+)
 from versatune_ds.text_table import listed
-
-EXPORT_FILE = "versatune_export.json"
-"""Marks a folder as an export, and records of which run."""
 
 _PARTIAL = ".versatune_export.partial"
 _LAST = "tokenizer_config.json"
@@ -77,19 +80,21 @@ def _owner_of(output: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def export_folder(output: Path, *, run_name: str) -> Iterator[Path]:
+def export_folder(output: Path, *, run_name: str, step: int | None = None) -> Iterator[Path]:
     """Yield a folder to write an export to; its files are moved into the output when the block ends without an error.
 
     Args:
         output: Made if missing. Weights of an earlier export are deleted, files of other names stay.
         run_name: Name of the run, recorded in EXPORT_FILE.
+        step: The checkpoint's step, recorded beside it where it is known.
     """
     is_new, partial = not output.exists(), output / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)  # of an interrupted export
     partial.mkdir(parents=True)
     try:
         yield partial
-        (partial / EXPORT_FILE).write_text(json.dumps({"run": run_name}) + "\n", encoding="utf-8")
+        origin = {"run": run_name} | ({} if step is None else {"step": step})
+        (partial / EXPORT_FILE).write_text(json.dumps(origin) + "\n", encoding="utf-8")
         remove_earlier_weights(output)
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         for path in sorted(files, key=lambda path: path.name == _LAST):

@@ -94,7 +94,8 @@ def export_run(
     if endings["chat_template"] is not None:
         tokenizer.chat_template = endings["chat_template"]
     log_what_is_replaced(output)
-    with export_folder(output, run_name=name) as folder:
+    saved_at = read_state(checkpoint)["step"]
+    with export_folder(output, run_name=name, step=saved_at) as folder:
         if is_adapter:
             write_adapters(causal_lm, weights, folder=folder, dtype=dtype, base_model=base)
             causal_lm.generation_config.save_pretrained(folder)
@@ -104,7 +105,7 @@ def export_run(
             save_model_settings(causal_lm, folder)
         stop_at_ends(folder, endings["end_token_ids"], tokenizer=tokenizer)
         tokenizer.save_pretrained(folder)
-        write_model_card(run_dir, folder=folder, step=read_state(checkpoint)["step"], is_adapter=is_adapter)
+        write_model_card(run_dir, folder=folder, step=saved_at, is_adapter=is_adapter)
     logger.info("exported %s to %s", checkpoint.name, output)
     return output
 

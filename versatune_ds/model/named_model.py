@@ -6,12 +6,13 @@ A Hub name is `owner/name`; any other text is a folder. A missing folder is most
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from versatune_ds.config import ModelConfig
-from versatune_ds.run_folder.names import EXPORT_FOLDER
+from versatune_ds.run_folder.names import EXPORT_FILE, EXPORT_FOLDER
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -51,10 +52,26 @@ def check_is_no_adapter(name: str, *, key: str = "model.name_or_path") -> None:
         raise ValueError(adapters_line(name, key=key))
 
 
+def exported_from(name: str) -> str | None:
+    """Return which run's export a folder is, such as `the run law, after step 200`; None where that is not recorded."""
+    try:
+        origin = json.loads((Path(name) / EXPORT_FILE).read_text(encoding="utf-8"))
+        after = f", after step {origin['step']}" if "step" in origin else ""
+        return f"the run {origin['run']}{after}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def adapters_line(name: str, *, key: str = "model.name_or_path") -> str:
-    """Return the error message for adapters given as a model."""
+    """Return the error message for adapters given as a model; those of a run are exported again, merged."""
+    what = f"{key}: {name} contains adapters ({_ADAPTER_CONFIG}), not a model"
+    if (run := exported_from(name)) is not None:
+        return (
+            f"{what}: those of {run}; export them merged into their base model (versatune export RUN --output FOLDER, "
+            "without --lora adapter), and give that FOLDER here"
+        )
     return (
-        f"{key}: {name} contains adapters ({_ADAPTER_CONFIG}), not a model; merge them into their base model first: "
+        f"{what}; merge them into their base model first: "
         "`versatune export RUN` does for a run's own, and for others peft's "
         f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER); "
         "then give that FOLDER here"

@@ -38,6 +38,8 @@ MODEL_FOLDER = "model"
 """The model's config, without weights; those of a run of `versatune reference` on one domain are kept in it too."""
 REPORT_FOLDER = "report"
 EXPORT_FOLDER = "export"
+EXPORT_FILE = "versatune_export.json"
+"""In an export: which run, and after which step."""
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINTS_FOLDER = "checkpoints"
 

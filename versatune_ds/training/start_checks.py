@@ -32,7 +32,7 @@ from versatune_ds.model.attention_choice import check_attention_device
 from versatune_ds.model.build import check_model_weights, config_from_mapping
 from versatune_ds.model.four_bit import check_four_bit_installed
 from versatune_ds.model.fused_layers import check_fused_layers
-from versatune_ds.model.named_model import check_saved_model
+from versatune_ds.model.named_model import check_saved_model, exported_from
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
@@ -182,11 +182,26 @@ def _check_reference(start: StartCheckInput) -> None:
 
 def _check_folder(start: StartCheckInput) -> Iterator[Finding]:
     """Check that the run's folder is free, or contains a run that this recipe may resume, perhaps with more steps."""
+    _check_model_lies_outside(start.config)
     check_run_folder(start.config, is_fresh=start.is_fresh)
     line = continuation(start.config, is_fresh=start.is_fresh).line
     if line is not None:
         key, _, found = line.partition(": ")
         yield ok("files", key, found)
+
+
+def _check_model_lies_outside(config: RunConfig) -> None:
+    """Check that the run does not start from a model in its own folder, which --fresh would delete.
+
+    Raises:
+        ValueError: If it does.
+    """
+    name = config.model.name_or_path
+    if name is not None and Path(name).is_dir() and config.run_dir.resolve() in Path(name).resolve().parents:
+        raise ValueError(
+            f"model.name_or_path: {name} lies in the folder of this run itself: a model that was exported from a run "
+            "starts another one; choose another run.name"
+        )
 
 
 def _check_owner(start: StartCheckInput) -> Iterator[Finding]:
@@ -207,6 +222,8 @@ def _check_saved_model(start: StartCheckInput) -> Iterator[Finding]:
     if _is_made_by_another_job(start):
         return
     check_saved_model(start.config.model)
+    if start.config.model.name_or_path and (run := exported_from(start.config.model.name_or_path)) is not None:
+        yield ok("model", "model.name_or_path", f"the export of {run}; this is a new run, which starts at step 0")
     if check_model_weights(start.config.model):
         yield ok("model", "model.name_or_path", "names and shapes of its weights are those of its config")
 
