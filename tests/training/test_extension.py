@@ -19,11 +19,15 @@ from versatune_ds.training.start_checks import StartCheckInput, check_start
 def begun(tmp_path, *, saved=(), **train):
     """Make the folder of a run of 100 steps with checkpoints of these steps."""
     folder = open_folder(config(tmp_path, **{"steps": 100, **train}))
-    for step in saved:
+    save(folder, *saved)
+    return folder
+
+
+def save(folder, *steps):
+    for step in steps:
         place = folder / "checkpoints" / f"step_{step:08d}"
         place.mkdir(parents=True)
         (place / "MANIFEST").write_text("{}")
-    return folder
 
 
 def continued(tmp_path, *, allow=None, **train):
@@ -95,6 +99,14 @@ def test_a_few_steps_more_are_no_jump_and_neither_is_a_lower_rate_from_now_on(tm
     assert "goes from 2e-06 at step 100 to 2.2" in continued(tmp_path, steps=108).line
     constant = continued(tmp_path, steps=200, learning_rate=2e-6, learning_rate_schedule="constant")
     assert "goes from 2e-06 at step 100 to 2e-06 at step 101" in constant.line
+
+
+def test_a_run_whose_rate_jumped_before_is_not_called_the_same_as_the_longer_one(tmp_path):
+    begun(tmp_path, saved=(100,), learning_rate_schedule="wsd")
+    open_folder(config(tmp_path, steps=200, warmup_steps=3, learning_rate_schedule="wsd"), step=100)
+    save(tmp_path / "r", 150)
+    found = continued(tmp_path, steps=300, learning_rate_schedule="wsd")
+    assert "continues exactly after step 150, though some of its earlier steps had another learning rate" in found.line
 
 
 def test_fewer_steps_than_a_run_began_with_are_refused(tmp_path):

@@ -23,7 +23,7 @@ from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
-from versatune_ds.run_folder.folder import has_begun, version_at
+from versatune_ds.run_folder.folder import former_versions, has_begun, version_at
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, CONFIG_FILE, LATEST_FILE, step_of_checkpoint
 from versatune_ds.training.run_length import with_steps
 
@@ -101,12 +101,12 @@ def continuation(config: RunConfig, *, is_fresh: bool) -> Continuation:
 def _extended(was: TrainConfig, now: TrainConfig, *, steps: list[int], what: str, config: RunConfig) -> Continuation:
     """Return how a run with checkpoints of these steps, newest first, continues with more steps."""
     newest, exact, name = steps[0], last_equal_step(was, now), now.learning_rate_schedule
-    warmup = f", with the {now.num_warmup_steps} steps of warm-up that it began with" if now.num_warmup_steps else ""
-    same = f"the same as a run of {now.steps} steps from the beginning{warmup}"
     if newest <= exact:
+        same = _past_in_words(now, step=newest, run_dir=config.run_dir)
         return Continuation(train=now, line=f"{what}: {name} continues exactly after step {newest}, {same}")
     earlier = [step for step in steps if step <= exact]
     if name == was.learning_rate_schedule == "wsd" and earlier:
+        same = _past_in_words(now, step=earlier[0], run_dir=config.run_dir)
         line = (
             f"{what}: wsd continues exactly after step {earlier[0]}, {same}: the newest checkpoint from before its "
             f"decay, which began after step {exact}; later checkpoints are kept as step_*{_SET_ASIDE}, and their steps "
@@ -126,6 +126,18 @@ def _extended(was: TrainConfig, now: TrainConfig, *, steps: list[int], what: str
         )
     line = f"{what}: {name} is stretched over the new length, so the learning rate goes {change}"
     return Continuation(train=now, line=f"{line}; a run of {now.steps} steps from the beginning would differ")
+
+
+def _past_in_words(now: TrainConfig, *, step: int, run_dir: Path) -> str:
+    """Return whether the steps up to this one had the learning rates of a run that had its new length from the start.
+
+    They had not where the run was extended before and its learning rate jumped, or where the user changed the rate.
+    """
+    former = [(until, recorded_train(path)) for until, path in former_versions(run_dir / CONFIG_FILE)]
+    if any(last_equal_step(train, now) < min(until, step) for until, train in former):
+        return f"though some of its earlier steps had another learning rate than in a run of {now.steps} steps"
+    warmup = f", with the {now.num_warmup_steps} steps of warm-up that it began with" if now.num_warmup_steps else ""
+    return f"the same as a run of {now.steps} steps from the beginning{warmup}"
 
 
 def last_equal_step(was: TrainConfig, now: TrainConfig) -> int:
