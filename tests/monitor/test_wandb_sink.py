@@ -30,6 +30,23 @@ def history_as_synced(run_dir):
     return rows
 
 
+def tables(run_dir, name):
+    """Return the rows of every table of a name, in the order of its writing."""
+    paths = run_dir.glob(f"wandb/*/files/media/table/{name}*.json")
+    return [json.loads(path.read_text())["data"] for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
+
+
+def hidden_metrics(run_dir):
+    """Return the metrics, or patterns of them, that W&B makes no charts of by itself, in every part of a run."""
+    parts = []
+    for path in run_dir.glob("wandb/offline-run-*/*.wandb"):
+        metrics = [record["metric"] for record in records_of(path) if record["type"] == "metric"]
+        hidden = [metric for metric in metrics if metric.get("options", {}).get("hidden")]
+        parts.append({metric.get("name") or metric["glob_name"] for metric in hidden})
+    assert all(part == parts[0] for part in parts)
+    return parts[0]
+
+
 def record_part(config, *, resumed_step, first, last):
     monitor = open_monitor(config, resumed_step=resumed_step)
     for step in range(first, last + 1):
@@ -55,12 +72,20 @@ def test_a_run_stopped_and_resumed_offline_is_one_history_without_missing_or_rep
     assert [row["step"] for row in history.values()] == list(history)
     assert history[15]["train/loss"] == pytest.approx(1 / 15)
     for step in (10, 20):
-        assert history[step]["domain/law/weight_decided"] == 0.75
-        assert history[step]["domain/law/loss"] == 2.0
-        assert history[step]["domain/law/excess_loss"] == 1.0
-    assert history[20]["charts/weights._type"] == "image-file"
-    table = json.loads(next(iter(sorted(config.run_dir.glob("wandb/*/files/media/table/*.json"))[-1:])).read_text())
-    assert [row[:3] for row in table["data"]] == [[1, 10, 13], [2, 20, 23]]
+        for quantity, value in {"weight_decided": 0.75, "loss": 2.0, "excess_loss": 1.0}.items():
+            assert history[step][f"{quantity}/law"] == history[step][f"domain/law/{quantity}"] == value
+        assert history[step]["forgetting/code"] == 0.25
+    assert history[20]["pictures/weights._type"] == "image-file"
+    assert tables(config.run_dir, "decisions")[-1][0][:3] == [1, 10, 13]
+    lines = tables(config.run_dir, "Custom Chart Tables/charts/weights")[-1]
+    assert lines == [
+        [10, "law", 0.5], [13, "law", 0.75], [23, "law", 0.75],
+        [10, "code", 0.5], [13, "code", 0.25], [23, "code", 0.25],
+    ]  # fmt: skip
+    assert hidden_metrics(config.run_dir) == {
+        "step", "domain/*", "loss_stderr/*", "change_stderr/*", "change_from_best_stderr/*",
+        "change_from_start_stderr/*", "track_stderr/*",
+    }  # fmt: skip
 
 
 def test_going_online_without_a_key_is_refused_and_the_message_names_the_variable(tmp_path, monkeypatch):

@@ -27,6 +27,27 @@ def decision_metrics(decision: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def weight_points(decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (step from which it holds, weight) by domain, from the weights before the first decision on."""
+    first = decisions[0]
+    return {
+        name: [(first["decided_at_step"], weight), *((d["effective_step"], d["weights_after"][name]) for d in decisions)]
+        for name, weight in first["weights_before"].items()
+    }
+
+
+def loss_points(decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, validation loss in nats per token) by domain; a domain that was not measured has no point."""
+    return {
+        name: [
+            (decision["decided_at_step"], mean)
+            for decision in decisions
+            if (mean := decision["losses"][name]["mean"]) is not None
+        ]
+        for name in decisions[0]["weights_after"]
+    }
+
+
 def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the weights over the steps from which they apply, as stacked areas that differ in colour and hatching."""
     figure, axes = _axes("weight")

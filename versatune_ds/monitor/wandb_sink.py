@@ -3,6 +3,10 @@
 Values are logged at their optimizer step. W&B keeps one entry a step, and a resumed run repeats the steps after its
 checkpoint with the same values, so the parts of a resumed run form one history, also after `wandb sync`.
 
+Metrics of a domain are named by section (`loss/law`; `section_names.py`). Their names of earlier versions
+(`domain/law/loss`) are logged as well for one more version, hidden from automatic charts, so that saved workspaces and
+runs that an earlier version began keep working.
+
 The key is read from the environment or from netrc, by W&B; we write it to no file, log line or record.
 """
 
@@ -23,7 +27,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from versatune_ds.config import RunConfig
 from versatune_ds.log import first_line
-from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
+from versatune_ds.monitor.decision_views import (
+    decision_metrics,
+    draw_losses,
+    draw_weights,
+    loss_points,
+    weight_points,
+)
+from versatune_ds.monitor.section_names import DOMAIN_PREFIX, HIDDEN_SECTIONS, by_section
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
@@ -65,11 +76,13 @@ class Wandb:
         self._run = start_run(config, run_id=_run_id(config.run_dir, is_new=resumed_step < 0))
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
+        for section in (DOMAIN_PREFIX.rstrip("/"), *HIDDEN_SECTIONS):
+            self._run.define_metric(f"{section}/*", step_metric="step", hidden=True)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log a step's metrics."""
         self._step = step
-        self._run.log({"step": step, **values}, step=step)
+        self._run.log({"step": step, **values, **by_section(values)}, step=step)
 
     def decision(self, decision: Mapping[str, Any]) -> None:
         """Log a decision's signals and weights at its step, and the charts every `_DECISIONS_PER_CHART` decisions."""
@@ -92,10 +105,14 @@ class Wandb:
         self._run.finish(exit_code=exit_code)
 
     def _log_charts(self) -> None:
-        """Log the weights as stacked areas, and the losses with their references."""
-        charts = {"charts/weights": draw_weights(self._decisions), "charts/losses": draw_losses(self._decisions)}
-        images = {name: wandb.Image(_as_pixels(figure)) for name, figure in charts.items()}
-        self._run.log({"step": self._step, **images}, step=self._step)
+        """Log weights and losses as charts with the domains as lines, and as pictures, which show the references too."""
+        charts = {
+            "charts/weights": line_chart(weight_points(self._decisions), title="weight by step"),
+            "charts/losses": line_chart(loss_points(self._decisions), title="validation loss (nats per token) by step"),
+        }
+        figures = {"pictures/weights": draw_weights(self._decisions), "pictures/losses": draw_losses(self._decisions)}
+        images = {name: wandb.Image(_as_pixels(figure)) for name, figure in figures.items()}
+        self._run.log({"step": self._step, **charts, **images}, step=self._step)
 
     def _keep_artifacts(self) -> None:
         """Upload the files that describe the run and, if configured, its exported model."""
@@ -202,6 +219,18 @@ def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:
     ]
     columns = ["update", "decided_at_step", "effective_step", "reason", "acted", *(f"weight {name}" for name in names)]
     return wandb.Table(columns=columns, data=rows)
+
+
+def line_chart(points: Mapping[str, list[tuple[int, float]]], *, title: str) -> Any:
+    """Return W&B's own line chart: a line for each domain.
+
+    Args:
+        points: (step, value) by domain.
+        title: Shown above.
+    """
+    steps = [[step for step, _ in line] for line in points.values()]
+    values = [[value for _, value in line] for line in points.values()]
+    return wandb.plot.line_series(steps, values, keys=list(points), title=title, xname="step", split_table=True)
 
 
 def _as_pixels(figure: Any) -> Any:
