@@ -80,6 +80,8 @@ setup(
         "8bit": ["bitsandbytes>=0.45"],
         "fused": ["liger-kernel>=0.6"],
         "harness": ["lm-eval[hf]>=0.4.13"],
+        "trackio": ["trackio>=0.43"],
+        "swanlab": ["swanlab>=0.10,<0.11"],
         "bench": ["trl>=1.16,<2", "liger-kernel>=0.6"],
         "dev": [
             *MPI,

@@ -40,6 +40,8 @@ HOMES = {
     "peft": {"model/trainable_parameters.py"},
     "sentence_transformers": {"knowledge/text_encoder.py"},
     "wandb": {"monitor/wandb_sink.py"},
+    "trackio": {"monitor/trackio_sink.py"},
+    "swanlab": {"monitor/swanlab_sink.py"},
     "rich": {"text_table.py", "monitor/live.py"},
     "transformers": {
         "model/attention.py",

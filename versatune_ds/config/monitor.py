@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section, TextList
+from versatune_ds.config.trackers import SwanlabConfig, TrackioConfig
 
 
 class WandbConfig(Section):
@@ -76,3 +77,5 @@ class MonitorConfig(Section):
     tensorboard: bool = False
     """Write TensorBoard event files into the run's folder; needs the extra `tensorboard`."""
     wandb: WandbConfig = WandbConfig()
+    trackio: TrackioConfig = TrackioConfig()
+    swanlab: SwanlabConfig = SwanlabConfig()

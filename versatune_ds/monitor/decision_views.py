@@ -29,11 +29,12 @@ def decision_metrics(decision: Mapping[str, Any]) -> dict[str, float]:
 
 def weight_points(decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """Return (step from which it holds, weight) by domain, from the weights before the first decision on."""
-    first = decisions[0]
-    return {
-        name: [(first["decided_at_step"], weight), *((d["effective_step"], d["weights_after"][name]) for d in decisions)]
-        for name, weight in first["weights_before"].items()
-    }
+    before = decisions[0]["weights_before"]
+    points = {name: [(decisions[0]["decided_at_step"], weight)] for name, weight in before.items()}
+    for decision in decisions:
+        for name, weight in decision["weights_after"].items():
+            points[name].append((decision["effective_step"], weight))
+    return points
 
 
 def loss_points(decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:

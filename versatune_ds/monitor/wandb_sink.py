@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from versatune_ds.monitor.decision_views import (
     loss_points,
     weight_points,
 )
+from versatune_ds.monitor.run_id import kept_id
 from versatune_ds.monitor.section_names import DOMAIN_PREFIX, HIDDEN_SECTIONS, by_section
-from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
@@ -73,7 +72,7 @@ class Wandb:
         self._export_model = export_model
         self._decisions = [line.value for line in json_lines(config.run_dir / DECISIONS_FILE) if line.value is not None]
         self._step = max(resumed_step, 0)
-        self._run = start_run(config, run_id=_run_id(config.run_dir, is_new=resumed_step < 0))
+        self._run = start_run(config, run_id=kept_id(config.run_dir / WANDB_ID_FILE, is_new=resumed_step < 0))
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         for section in (DOMAIN_PREFIX.rstrip("/"), *HIDDEN_SECTIONS):
@@ -105,7 +104,7 @@ class Wandb:
         self._run.finish(exit_code=exit_code)
 
     def _log_charts(self) -> None:
-        """Log weights and losses as charts with the domains as lines, and as pictures, which show the references too."""
+        """Log weights and losses as charts with the domains as lines, and as pictures, which have references."""
         charts = {
             "charts/weights": line_chart(weight_points(self._decisions), title="weight by step"),
             "charts/losses": line_chart(loss_points(self._decisions), title="validation loss (nats per token) by step"),
@@ -199,14 +198,6 @@ def has_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _run_id(run_dir: Path, *, is_new: bool) -> str:
-    """Return the run's W&B id, which its folder stores so that a resumed run keeps it."""
-    path = run_dir / WANDB_ID_FILE
-    if is_new or not path.is_file():
-        write_text(path, secrets.token_hex(4))
-    return path.read_text(encoding="utf-8").strip()
 
 
 def decision_table(decisions: list[dict[str, Any]]) -> wandb.Table:

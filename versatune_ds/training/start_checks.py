@@ -33,6 +33,7 @@ from versatune_ds.model.build import check_model_weights, config_from_mapping
 from versatune_ds.model.four_bit import check_four_bit_installed
 from versatune_ds.model.fused_layers import check_fused_layers
 from versatune_ds.model.named_model import check_saved_model, exported_from
+from versatune_ds.monitor.trackers import check_tracker_keys, check_tracker_packages
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
@@ -247,6 +248,14 @@ def _check_wandb_key(start: StartCheckInput) -> None:
         check_has_key()
 
 
+def _check_trackers(start: StartCheckInput) -> None:
+    """Check that the packages of the recipe's trackers are installed, and their keys there."""
+    if start.stage == "train" and not start.is_here:
+        return
+    check_tracker_packages(start.config)
+    check_tracker_keys(start.config)
+
+
 def _check_gpus(start: StartCheckInput) -> Iterator[Finding]:
     """Check that torch can use the requested GPUs, and sees this machine's if the run takes place here."""
     slurm, environ = start.config.slurm, start.environ
@@ -278,6 +287,7 @@ START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),
     Check(name="files", needs="files", stages=_MIXING, find=_check_owner),  # a process takes the folder instead
     Check(name="wandb", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_check_wandb_key),
+    Check(name="trackers", needs="files", stages=frozenset({"check", "train", "rank 0"}), find=_check_trackers),
     Check(name="model", needs="model config", stages=_TRAINING | _PROCESSES, find=_check_model_keys),
     # A process makes these two checks when it loads the model and prepares the data.
     Check(name="model", needs="files", stages=_TRAINING, find=_check_saved_model),

@@ -45,8 +45,9 @@ RUN_NAMES = (
         others=("log_interval", "log_steps"),
     ),
     KnownName(
-        keys=("monitor.wandb.mode", "monitor.tensorboard"),
-        how="wandb is monitor.wandb.mode=online, tensorboard is monitor.tensorboard=true, none is the default",
+        keys=("monitor.wandb.mode", "monitor.tensorboard", "monitor.trackio.mode", "monitor.swanlab.mode"),
+        how="wandb is monitor.wandb.mode=online, tensorboard is monitor.tensorboard=true, trackio is "
+        "monitor.trackio.mode=local, swanlab is monitor.swanlab.mode=online, none is the default",
         example=("monitor.wandb.mode=online",),
         transformers=("report_to",),
         axolotl=("use_wandb", "wandb_mode"),
