@@ -50,14 +50,6 @@ def test_the_filter_applies_while_deepspeed_is_imported():
     assert done.stdout.splitlines()[-1] in ("cpu", "cuda")
 
 
-def test_a_phase_of_the_start_is_one_line_with_its_seconds(caplog, monkeypatch):
-    clock = iter((10.0, 12.34))
-    monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
-    with caplog.at_level(logging.INFO, logger="versatune_ds"), log.start_phase("model"):
-        pass
-    assert caplog.messages == ["start: model, 2.3 s"]
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="the system does not show when a process started")
 def test_the_seconds_of_the_imports_are_those_since_the_process_started():
     """A process that sleeps first; the clock of the system counts in hundredths."""

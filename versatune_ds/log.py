@@ -1,4 +1,4 @@
-"""Set up logging, time the phases of a start, log some warnings only once, and shorten errors to a line.
+"""Set up logging, log some warnings only once, and shorten errors to a line.
 
 `configure_logging` is called once, by the command line, and `shown_log` by the Python interface; nothing happens at
 import. The loggers of other libraries are
@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,17 +75,6 @@ def shown_log(*, level: int = logging.INFO) -> Iterator[None]:
             deepspeed.filters[:] = filters
             if delay is None:
                 os.environ.pop("TQDM_DELAY", None)
-
-
-@contextmanager
-def start_phase(name: str) -> Iterator[None]:
-    """Log how long a phase of a run's start took, in one line, so that a slow start shows where its time went.
-
-    Work that a GPU was only given counts in the phase that waits for it.
-    """
-    started = time.perf_counter()
-    yield
-    _logger.info("start: %s, %.1f s", name, time.perf_counter() - started)
 
 
 def log_imports() -> None:

@@ -11,14 +11,18 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from versatune_ds.cli.arguments import print_error
 from versatune_ds.cli.parser import build_parser, parse
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, is_interrupt
 from versatune_ds.log import configure_logging
+from versatune_ds.progress import working_on
 
 DEBUG_VARIABLE = "VERSATUNE_DEBUG"
 """Environment variable that, when set and not 0, lets failures show their traceback."""
+
+_RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 __all__ = ["DEBUG_VARIABLE", "build_parser", "main", "parse"]
 
@@ -28,12 +32,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
     try:
-        return parsed.run(parsed)
+        with _shown_until_it_writes(parsed.command_name):
+            return parsed.run(parsed)
     except (Exception, KeyboardInterrupt) as error:
         if is_interrupt(error):
             _print_interrupt(parsed)
             return INTERRUPTED_EXIT_CODE
         return _report(error)
+
+
+def _shown_until_it_writes(command: str) -> AbstractContextManager[None]:
+    """Show that a command is running until it writes its first line: importing libraries takes up to a minute.
+
+    Of the processes of a run only the first shows it. Its rank is not looked up in `distributed`, which imports torch.
+    """
+    if any(os.environ.get(name, "0") not in ("", "0") for name in _RANK_VARIABLES):
+        return nullcontext()
+    text = "loading libraries" if command == "worker" else f"versatune {command}"
+    return working_on(text, ends_at_output=True)
 
 
 def _report(error: BaseException) -> int:

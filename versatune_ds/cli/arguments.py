@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.paths import expand_path
+from versatune_ds.progress import before_output
 
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
@@ -61,7 +62,7 @@ def add_command(commands: Commands, name: str, run: Run, *, example: str, kept: 
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run, kept=kept)
+    command.set_defaults(run=run, kept=kept, command_name=name)
     return command
 
 
@@ -79,11 +80,13 @@ def add_run_folder(command: argparse.ArgumentParser) -> None:
 
 def write(text: str) -> None:
     """Write text and a line end to stdout; characters that its encoding lacks are escaped."""
+    before_output()
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def print_error(message: str) -> None:
     """Write a message to stderr, each line prefixed with the program's name."""
+    before_output()
     for line in message.splitlines():
         sys.stderr.write(f"versatune: {line}\n")

@@ -23,7 +23,7 @@ from versatune_ds.evaluation.choices import ChoiceSet, Option
 from versatune_ds.evaluation.questions import padded_left
 from versatune_ds.model.attention import dense_attention
 from versatune_ds.model.domain_model import DomainModel
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,7 +18,7 @@ from versatune_ds.data.collate import Shards
 from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.order.permutation import domain_key, draw_indices
 from versatune_ds.model.attention import dense_attention
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ import torch
 from versatune_ds.kernels import torch_reference, triton_kernels
 from versatune_ds.kernels.build_spec import BuildSpec, build_spec_for, cuda_architectures, cxx_compiler, digest
 from versatune_ds.kernels.cache_folder import choose_folder, close_to_others, is_writable_by_others, make_private
+from versatune_ds.progress import working_on
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ def load_library(device_type: str) -> Path:
     if not _is_built(library):
         make_private(library.parent)
         asked_at = time.time()
-        with exclusive(library.parent / "building"):
+        with working_on(f"building {library.name}, here or in another process"), exclusive(library.parent / "building"):
             close_to_others(library.parent)
             if not library.exists():
                 _refuse_if_failed_since(asked_at, library.parent / _LOG)

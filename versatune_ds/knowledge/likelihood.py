@@ -38,7 +38,7 @@ from versatune_ds.launch.process_pool import ProcessPool, device_of
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.domain_model import DomainModel
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.held_out import losses_without_engine
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer

@@ -17,7 +17,7 @@ import numpy as np
 
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.estimate import Shares
-from versatune_ds.monitor.progress_lines import duration
+from versatune_ds.progress import duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

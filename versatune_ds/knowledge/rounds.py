@@ -24,7 +24,7 @@ from versatune_ds.knowledge.labeller import FITTED_LABELLERS, Labeller
 from versatune_ds.knowledge.precision import precision_of
 from versatune_ds.knowledge.sequences import DrawnSequence, SequenceStore
 from versatune_ds.launch.process_pool import ProcessPool
-from versatune_ds.monitor.progress_lines import duration
+from versatune_ds.progress import duration
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from versatune_ds.distributed import World
 from versatune_ds.knowledge.base_model import hub_folder
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.log import first_line
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.worker import set_threads
 

@@ -20,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from versatune_ds.monitor.progress_lines import direction, duration, log_decision
+from versatune_ds.monitor.progress_lines import direction, log_decision
+from versatune_ds.progress import duration, show_in
 from versatune_ds.text_table import number_cell
 
 _PACKAGE_LOGGER = logging.getLogger("versatune_ds")
@@ -45,6 +46,8 @@ class LiveState:
     """Training metrics of the last interval; empty before the first."""
     decision: Mapping[str, Any] | None
     """The last decision; None before the first."""
+    activity: str | None = None
+    """What takes long just now, in place of the numbers; None for nothing."""
 
 
 class LiveTerminal:
@@ -64,10 +67,16 @@ class LiveTerminal:
         self._live = Live(get_renderable=self._frame, console=self._console, auto_refresh=False)
         self._live.start(refresh=True)
         self._streams = _send_log_lines_to(sys.stderr)  # rich replaced it, to draw below what is written
+        show_in(self._show_activity)
 
     def _frame(self) -> RenderableType:
         """Return the current frame, as high as the terminal allows."""
         return frame(self._state, max_domains=max(1, self._console.height - _LINES_AROUND_DOMAINS))
+
+    def _show_activity(self, activity: str | None) -> None:
+        """Show what takes long, or that it is over; called from the thread that watches it."""
+        self._state = replace(self._state, activity=activity)
+        self._live.refresh()
 
     def _draw(self) -> None:
         """Draw the current frame, unless the last one was drawn just before."""
@@ -92,6 +101,8 @@ class LiveTerminal:
 
     def finish(self, *, exit_code: int) -> None:
         """Draw the last frame, leave it on the screen, and restore the log handlers."""
+        show_in(None)
+        self._state = replace(self._state, activity=None)
         self._live.refresh()
         self._live.stop()
         for handler, stream in self._streams:
@@ -111,7 +122,8 @@ def frame(state: LiveState, *, max_domains: int) -> RenderableType:
         state: What to show.
         max_domains: Lines for domains: those with the largest weights are shown, the others counted.
     """
-    parts: list[RenderableType] = [_progress(state), _numbers(state)]
+    activity = None if state.activity is None else Text(state.activity, style="dim", no_wrap=True, overflow="ellipsis")
+    parts: list[RenderableType] = [_progress(state), activity or _numbers(state)]
     if state.decision is not None:
         parts.append(_domains(state.decision, max_domains=max_domains))
     return Group(*parts)

@@ -1,4 +1,4 @@
-"""Log progress as plain lines: of a run, one an interval and one a domain at every decision; of other long work.
+"""Log the progress of a run as plain lines: one an interval, and one a domain at every decision.
 
 The lines are plain text, so a terminal, a file and a Slurm log show them alike.
 """
@@ -6,17 +6,13 @@ The lines are plain text, so a terminal, a file and a Slurm log show them alike.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
+from versatune_ds.progress import duration
 from versatune_ds.text_table import number_cell, text_table
 
 logger = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
-
-_LOG_SECONDS = 5.0
 
 
 class PlainTerminal:
@@ -73,32 +69,3 @@ def direction(before: float, after: float) -> str:
     if abs(after - before) < 5e-5:
         return "="
     return "up" if after > before else "down"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def with_progress(items: Iterable[Item], *, num_items: int, what: str) -> Iterator[Item]:
-    """Yield items, and log every few seconds how many are done; one counts as done when the next is requested.
-
-    Work that ends before the first line is due logs nothing.
-
-    Example: `labelled: 120 of 600 sequences  0:42 left`.
-
-    Args:
-        items: The work.
-        num_items: How many there are.
-        what: Text of the line, with `%s` for the numbers: `labelled: %s sequences`.
-    """
-    started = logged = time.monotonic()
-    for num_done, item in enumerate(items):
-        now = time.monotonic()
-        if num_done and now - logged >= _LOG_SECONDS:
-            logged = now
-            left = (now - started) / num_done * (num_items - num_done)
-            logger.info("%s  %s left", what % f"{num_done:,} of {num_items:,}", duration(left))
-        yield item

@@ -17,8 +17,8 @@ from versatune_ds.data.batch import IGNORE_INDEX, Batch
 from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.domain_model import DomainModel, model_inputs
-from versatune_ds.monitor.progress_lines import with_progress
 from versatune_ds.planning.kept_weights import KeptWeights, MergedWeights
+from versatune_ds.progress import with_progress
 from versatune_ds.training.held_out import losses_without_engine
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from versatune_ds.mixture.planning.calibration import CalibratedPredictor
 from versatune_ds.mixture.planning.predictor import Planner, PlanTask, Predicted, Predictor
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 
 
 class Models(Protocol):

@@ -23,7 +23,6 @@ from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank
 from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_settings import deepspeed_config, offload_device
 from versatune_ds.engine.engine import Engine, share_process_group
-from versatune_ds.log import start_phase
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.model.attention_choice import describe_attention, machine_here
@@ -36,6 +35,7 @@ from versatune_ds.model.router_loss import describe_router_loss
 from versatune_ds.model.sizes import check_positions
 from versatune_ds.monitor import Monitor, open_monitor
 from versatune_ds.monitor.sinks import Sink
+from versatune_ds.progress import start_phase
 from versatune_ds.run_folder.folder import RunStart, open_run_folder, write_record
 from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.run_folder.links import lock_run_folder
@@ -111,7 +111,7 @@ def assemble_run(
     _log_start_warnings(setup, mixture, is_resumed=point is not None)
 
     # The model and its engine. A former run is deleted only once the model could be built.
-    with start_phase("model"):
+    with start_phase("model", has_own_bar=config.model.name_or_path is not None):
         causal_lm = build_model(setup)
     saved = None if point is None else point.state["identity"]
     identity |= identity_of_base(config, saved=saved, folder=point and point.folder, world=world)

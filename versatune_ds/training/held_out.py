@@ -29,7 +29,7 @@ from versatune_ds.distributed import World, from_rank_zero, sum_over_ranks
 from versatune_ds.engine.engine import Engine
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.domain_model import DomainModel, model_inputs
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 from versatune_ds.text_table import text_table
 from versatune_ds.training.prepared_data import RunSetup
 
@@ -122,8 +122,9 @@ def measure_validation(engine: Engine, loader: ValidationLoader, *, num_domains:
 
     Communication: the forward passes' own (ZeRO-3 gathers weights), then one all-reduce of E float64 numbers.
     """
+    batches = with_progress(loader, num_items=loader.num_micro_batches, what="held-out rows: %s batches")
     return ExampleLosses(
-        loss_sum_E=sum_over_ranks(sum_by_example(engine.token_losses, loader, num_examples=loader.num_examples)),
+        loss_sum_E=sum_over_ranks(sum_by_example(engine.token_losses, batches, num_examples=loader.num_examples)),
         num_loss_tokens_E=loader.example_num_loss_tokens,
         domain_ids_E=loader.example_domain_ids,
         num_domains=num_domains,

@@ -29,6 +29,7 @@ from versatune_ds.distributed import World, barrier, broadcast_text, run_on_rank
 from versatune_ds.domains import DomainSet
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.named_model import check_saved_model
+from versatune_ds.progress import working_on
 from versatune_ds.run_folder.atomic import atomic_folder
 from versatune_ds.run_folder.file_lock import locked
 
@@ -152,7 +153,7 @@ def load_or_train_tokenizer(config: RunConfig) -> Any:
     texts = iter_texts(config.data, cache_dir=cache_folder(config))
     with locked(cache_folder(config) / "locks" / folder.name, what="the tokenizer trained on these data"):
         if not folder.is_dir():
-            with atomic_folder(folder) as place:
+            with atomic_folder(folder) as place, working_on("training a tokenizer"):
                 train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size, folder=place)
     return load_tokenizer(folder)
 

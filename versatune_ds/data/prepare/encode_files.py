@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.sources.readers import read_records
+from versatune_ds.progress import working_on
 
 _RECORD_SCHEMA = pa.schema(
     [("file", pa.int32()), ("line", pa.int64()), ("json_text", pa.large_string()), ("problem", pa.string())]
@@ -29,6 +30,8 @@ _RECORD_SCHEMA = pa.schema(
 _RECORDS_PER_BATCH = 256
 _PR_SET_PDEATHSIG = 1
 _is_asked_for = threading.Event()
+_RECORDS_WITH_BAR = 20_000
+"""Records from which tokenising has a progress bar of its own on a terminal."""
 _MIN_RECORDS_PER_PROCESS = 2000  # with fewer, starting a process costs more than it saves
 
 
@@ -53,7 +56,13 @@ def encode_files(
     # Records to output lines, in many processes.
     records = datasets.Dataset.from_file(str(work / "records.arrow")).with_format("arrow")
     num_processes = min(num_processes, max(1, num_records // _MIN_RECORDS_PER_PROCESS))
-    with _quiet_progress(), _one_thread_each(num_processes), _ending_with_parent():
+    has_bar = num_records >= _RECORDS_WITH_BAR and sys.stderr.isatty()
+    with (
+        _quiet_progress(has_bar=has_bar),
+        working_on("tokenising", has_own_bar=has_bar),
+        _one_thread_each(num_processes),
+        _ending_with_parent(),
+    ):
         encoded = records.map(
             encoder,
             batched=True,
@@ -87,10 +96,10 @@ def _write_records(files: Sequence[Path], *, path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _quiet_progress() -> Iterator[None]:
-    """Switch the progress bars of `datasets` off if stderr is not a terminal."""
+def _quiet_progress(*, has_bar: bool) -> Iterator[None]:
+    """Switch the progress bars of `datasets` off, unless `has_bar`."""
     was_enabled = datasets.utils.is_progress_bar_enabled()
-    if not sys.stderr.isatty():
+    if not has_bar:
         datasets.utils.disable_progress_bars()
     try:
         yield

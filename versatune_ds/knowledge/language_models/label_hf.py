@@ -29,7 +29,7 @@ from versatune_ds.knowledge.language_models.questions import LabelStore, Questio
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.model.attention import use_dense_attention
 from versatune_ds.model.build import build_causal_lm
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 from versatune_ds.training.worker import set_threads
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from versatune_ds.knowledge.language_models.endpoint import (
 )
 from versatune_ds.knowledge.language_models.label_answers import read_answer
 from versatune_ds.knowledge.language_models.questions import LabelStore, Question
-from versatune_ds.monitor.progress_lines import with_progress
+from versatune_ds.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
