@@ -59,3 +59,17 @@ def test_the_seconds_of_the_imports_are_those_since_the_process_started():
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
     assert float(re.search(r"start: imports, ([0-9.]+) s", shown)[1]) >= 0.5
+
+
+def test_a_warning_that_every_rank_finds_alike_is_shown_by_rank_0_alone(capsys):
+    for rank in (0, 1):
+        with restored_logger():
+            configure_logging(rank=rank, world_size=2)
+            logging.getLogger("versatune_ds.any").warning("the plan is of another run", extra=log.SHARED)
+            logging.getLogger("versatune_ds.any").warning("the disk of this rank is full")
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "WARNING the plan is of another run",
+        "WARNING the disk of this rank is full",
+        "[rank 1] WARNING the disk of this rank is full",
+    ]

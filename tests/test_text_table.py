@@ -2,7 +2,7 @@
 
 import pytest
 
-from versatune_ds.text_table import text_table
+from versatune_ds.text_table import counted, text_table
 
 
 def test_names_are_aligned_to_the_left_and_numbers_to_the_right():
@@ -37,3 +37,11 @@ def test_nothing_in_a_cell_is_interpreted_and_nothing_is_wrapped(monkeypatch):
         monkeypatch.setenv(variable, value)
     cells = ("[red]a[/]", ":smile: http://x.y 'z' 1.5 None", "x" * 300)
     assert text_table((), [cells], num_left=3) == "  ".join(cells)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 processes"), (1, "1 process"), (2, "2 processes"), (2_000, "2,000 processes")]
+)
+def test_one_is_counted_in_the_singular(number, text):
+    assert counted(number, "process", plural="processes") == text
+    assert counted(number, "step") == text.replace("processes", "steps").replace("process", "step")

@@ -29,6 +29,10 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/kfd")
 _is_silent = ContextVar("_is_silent", default=False)
 
 
+SHARED = {"is_shared": True}
+"""`extra` of a warning that every rank finds alike, so that rank 0 alone shows it."""
+
+
 def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = logging.INFO) -> None:
     """Send the package's log lines to stderr; ranks other than 0 show only warnings, with their rank.
 
@@ -40,6 +44,8 @@ def configure_logging(*, rank: int = 0, world_size: int = 1, level: int = loggin
     handler = logging.StreamHandler(sys.stderr)
     prefix = f"[rank {rank}] " if world_size > 1 and rank > 0 else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    if rank > 0:
+        handler.addFilter(lambda record: not hasattr(record, "is_shared"))
     logger = logging.getLogger(_PACKAGE)
     for old in list(logger.handlers):
         logger.removeHandler(old)

@@ -54,6 +54,11 @@ def listed(texts: Sequence[object], *, most: int) -> str:
     return ", ".join(map(str, texts[:most])) + more
 
 
+def counted(number: int, noun: str, *, plural: str = "") -> str:
+    """Return a number with its noun: `1 process`, `2,000 steps`; the plural ends in s unless it is given."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def number_cell(value: float | None, form: str = ".3f") -> str:
     """Return a number as the text of a cell, a dash for an unknown one."""
     return "-" if value is None else format(value, form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -10,7 +11,14 @@ import pytest
 
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
-from versatune_ds.mixture.reference import References, check_against_start, check_provenance, load_references
+from versatune_ds.mixture.reference import (
+    References,
+    check_against_start,
+    check_provenance,
+    load_references,
+    memorisation_warnings,
+    weak_against_start,
+)
 
 DOMAINS = DomainSet(("law", "code"))
 
@@ -102,8 +110,16 @@ def test_a_refusal_can_be_turned_into_a_warning():
 
 
 def test_a_single_bad_reference_is_a_warning_with_its_domain():
-    assert [w.split(": ")[1] for w in check(references(2.5, 3.0))] == ["law"]
-    assert [w.split(": ")[1] for w in check(references(1.5, 0.01))] == ["code"]
+    assert [w.split(": ")[1] for w in check(references(2.5, 3.0))] == ["law (2.5000, first loss 2.0000)"]
+    assert [w.split(": ")[1] for w in check(references(1.5, 0.01))] == ["code (0.0100, first loss 4.0000)"]
+
+
+def test_the_same_fault_of_several_domains_is_one_warning():
+    faulty = dataclasses.replace(references(2.5, 4.0), provenance={"train_losses": {"law": 0.1, "code": 0.1}})
+    (above,) = weak_against_start(faulty, start_K=START_K, domain_set=DOMAINS)
+    assert ": law (2.5000, first loss 2.0000), code (4.0000, first loss 4.0000): the reference is not below" in above
+    (memorised,) = memorisation_warnings(faulty, domain_set=DOMAINS)
+    assert ": law (training loss 0.1000, held-out loss 2.5000), code (training loss 0.1000" in memorised
 
 
 def test_domains_not_yet_measured_are_not_checked():

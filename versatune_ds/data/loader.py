@@ -30,6 +30,7 @@ from versatune_ds.data.order.permutation import DomainOrder, probe_of
 from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
 from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.domains import DomainSet
+from versatune_ds.log import SHARED
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,10 @@ class MixtureLoader:
             self._exhausted.add(domain_id)
             name = self.orders[domain_id].name
             logger.warning(
-                "step %d: domain %r reached max_epochs_per_domain; its share goes to the others", plan.step, name
+                "step %d: domain %r reached max_epochs_per_domain; its share goes to the others",
+                plan.step,
+                name,
+                extra=SHARED,
             )
 
     def _make(self, step: int, weights_K: np.ndarray) -> tuple[StepPlan, tuple[Batch, ...]]:

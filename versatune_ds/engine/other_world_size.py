@@ -23,6 +23,7 @@ from deepspeed.checkpoint import ds_to_universal
 from versatune_ds.distributed import World, barrier, run_on_rank_zero
 from versatune_ds.engine.checkpoint import load_checkpoint
 from versatune_ds.engine.deepspeed_quirks import separate_step_counts, universal_checkpoints
+from versatune_ds.text_table import counted
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def load_converted(deepspeed_engine: Any, folder: Path, *, world: World) -> None
         RuntimeError: If DeepSpeed cannot convert or load it; often because the disk has no room for the copy.
     """
     copy = folder.with_name(folder.name + ".universal")
-    logger.info("converting %s for %d processes; the copy is deleted afterwards", folder.name, world.world_size)
+    num_processes = counted(world.world_size, "process", plural="processes")
+    logger.info("converting %s for %s; the copy is deleted afterwards", folder.name, num_processes)
     try:
         run_on_rank_zero(lambda: _convert(folder, copy), world)
         with universal_checkpoints(deepspeed_engine):

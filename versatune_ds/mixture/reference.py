@@ -140,21 +140,30 @@ def fatal_against_start(references: References, *, start_K: np.ndarray, domain_s
 
 
 def weak_against_start(references: References, *, start_K: np.ndarray, domain_set: DomainSet) -> list[str]:
-    """Return a warning for each domain whose reference is above its first loss, or saturates alone."""
+    """Return a warning about references above the first loss, and one about those that leave nearly all of it to learn.
+
+    Each lists its domains, so that a recipe whose references all have one fault gets one line.
+    """
     if references.losses_K is None:
         return []
-    warnings = []
+    above, saturated = [], []
     for name, reference, start in zip(domain_set, references.losses_K, start_K, strict=True):
+        pair = f"{name} ({reference:.4f}, first loss {start:.4f})"
         if reference >= start:
-            warnings.append(
-                f"{references.origin}: {name}: reference {reference:.4f} is not below the first loss {start:.4f}; "
-                "its potential is 0 and its weight will shrink"
-            )
+            above.append(pair)
         elif 1.0 - reference / start > SATURATED_POTENTIAL:
-            warnings.append(
-                f"{references.origin}: {name}: reference {reference:.4f} is under 5 % of the first loss {start:.4f}; "
-                "nearly all of its loss counts as left to learn"
-            )
+            saturated.append(pair)
+    warnings = []
+    if above:
+        warnings.append(
+            f"{references.origin}: {', '.join(above)}: the reference is not below the first loss; the potential is 0 "
+            "and the weight will shrink"
+        )
+    if saturated:
+        warnings.append(
+            f"{references.origin}: {', '.join(saturated)}: the reference is under 5 % of the first loss; nearly all of "
+            "the loss counts as left to learn"
+        )
     return warnings
 
 
@@ -175,17 +184,19 @@ def digest_mismatches(references: References, *, run_digests: Mapping[str, str])
 
 
 def memorisation_warnings(references: References, *, domain_set: DomainSet) -> list[str]:
-    """Return a warning for each domain whose reference model had memorised its training rows."""
+    """Return a warning that lists the domains whose reference model had memorised its training rows."""
     train_losses = references.provenance.get("train_losses", {})
     if references.losses_K is None:
         return []
-    return [
-        f"{references.origin}: {name}: the reference model's training loss {train_losses[name]:.4f} is far below its "
-        f"held-out loss {held_out:.4f}: it memorised its rows; stop it earlier (reference.patience) or give it more "
-        "rows"
+    memorised = [
+        f"{name} (training loss {train_losses[name]:.4f}, held-out loss {held_out:.4f})"
         for name, held_out in zip(domain_set, references.losses_K, strict=True)
         if name in train_losses and train_losses[name] < MEMORISATION_RATIO * held_out
     ]
+    if not memorised:
+        return []
+    found = f"{references.origin}: {', '.join(memorised)}: the reference model memorised its rows"
+    return [f"{found}; stop it earlier (reference.patience) or give it more rows"]
 
 
 def not_held_out(references: References) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from versatune_ds.log import SHARED
 from versatune_ds.model.sizes import sizes_of
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def router_loss_of(causal_lm: Any) -> RouterLoss | None:
             "model: its config asks for a router loss (output_router_logits), but %s has no load_balancing_loss_func; "
             "it is trained without a router loss",
             type(causal_lm).__name__,
+            extra=SHARED,
         )
         return None
     return RouterLoss(

@@ -23,7 +23,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-from versatune_ds.log import first_line
+from versatune_ds.log import SHARED, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ def check_loading_info(name: str, info: Mapping[str, Iterable[Any]], *, causal_l
             name,
             len(of_other_heads),
             _first_names(of_other_heads),
+            extra=SHARED,
         )
 
 

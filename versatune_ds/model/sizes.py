@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from versatune_ds.log import SHARED
+
 logger = logging.getLogger(__name__)
 
 
@@ -125,4 +127,6 @@ def check_positions(causal_lm: Any, *, longest: int, what: str = "the longest ex
         )
     made_for = sizes_of(causal_lm.config).max_positions
     if num_learned is None and made_for is not None and longest > made_for:
-        logger.warning("data.row_tokens: %s has %d tokens, but the model was made for %d", what, longest, made_for)
+        logger.warning(
+            "data.row_tokens: %s has %d tokens, but the model was made for %d", what, longest, made_for, extra=SHARED
+        )

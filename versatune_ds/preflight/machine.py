@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from versatune_ds.domains import nearest_name
 from versatune_ds.kernels.build import foresee_kernels
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.text_table import counted
 from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _SLURM_SECONDS = 10.0
@@ -33,7 +34,7 @@ def check_launcher(subject: Subject) -> Iterator[Finding]:
         yield ok("launcher", "deepspeed", launcher)
     asked = subject.gpus_per_node
     if subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
-        found = f"{asked} processes a node, but this machine has {subject.num_gpus_here} GPUs"
+        found = f"{counted(asked, 'process', plural='processes')} a node, but this machine has {counted(subject.num_gpus_here, 'GPU')}"
         yield warn("launcher", "--gpus-per-node", found, "fine if the run's node has more")
     else:
         yield ok("launcher", "GPUs here", str(subject.num_gpus_here or "none; the CPU is used"))

@@ -27,6 +27,7 @@ from versatune_ds.data.encoding.tokenizer import pad_token_id
 from versatune_ds.data.validation_loader import ExampleSubset, ValidationLoader
 from versatune_ds.distributed import World, from_rank_zero, sum_over_ranks
 from versatune_ds.engine.engine import Engine
+from versatune_ds.log import SHARED
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.progress import with_progress
@@ -110,7 +111,10 @@ class HeldOutExamples:
         A state of an earlier version lacks those settings, and is kept.
         """
         if state.get("chosen_for", self._reasons()) != self._reasons():
-            logger.warning("validation: its settings changed since the checkpoint; held-out examples are chosen again")
+            logger.warning(
+                "validation: its settings changed since the checkpoint; held-out examples are chosen again",
+                extra=SHARED,
+            )
             return
         self._is_to_choose = False
         if state["num_chosen"] is not None:

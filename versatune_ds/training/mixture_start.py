@@ -21,6 +21,7 @@ from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.order.sampler import WeightUnit
 from versatune_ds.data.order.supply import epochs_at_end
 from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.log import SHARED
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.followed_plan import plan_to_follow
 from versatune_ds.mixture.offline.outlook import Supply
@@ -90,7 +91,7 @@ def plan_of_start(config: RunConfig) -> Plan | None:
     if plan.budget_steps != config.train.steps:
         logger.warning(
             "mixture.prior: %s predicts a run of %d steps, this one has %d (train.steps): plan again with this recipe",
-            settings.prior, plan.budget_steps, config.train.steps,
+            settings.prior, plan.budget_steps, config.train.steps, extra=SHARED,
         )  # fmt: skip
     _log_what_is_followed(config, plan, share=share)
     return plan
@@ -131,14 +132,14 @@ def _checked_references(setup: RunSetup) -> References:
     config, data = setup.config, setup.data
     references = load_references(config.mixture, domain_set=data.domain_set)
     if is_never_measured(config, num_valid_K=[len(shards) for shards in data.valid]):
-        logger.warning("mixture.policy: %s", nothing_measured(config))
+        logger.warning("mixture.policy: %s", nothing_measured(config), extra=SHARED)
     for warning in check_provenance(
         references,
         domain_set=data.domain_set,
         run_digests=loss_digests(config, setup.tokenizer, data),
         is_refused=config.mixture.reference_check == "refuse",
     ):
-        logger.warning("%s", warning)
+        logger.warning("%s", warning, extra=SHARED)
     return references
 
 

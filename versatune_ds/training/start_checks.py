@@ -37,6 +37,7 @@ from versatune_ds.monitor.trackers import check_tracker_keys, check_tracker_pack
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
+from versatune_ds.text_table import counted
 from versatune_ds.training.extension import continuation
 from versatune_ds.training.finding import Check, Finding, Stage, fail, ok, warn
 from versatune_ds.training.prepared_data import cache_folder
@@ -121,8 +122,8 @@ def _check_batch(start: StartCheckInput) -> Iterator[Finding]:
     train = start.config.train
     num_steps = num_micro_steps(train, world_size=start.num_processes)
     found = (
-        f"{train.rows_per_batch} rows = {num_steps} micro-steps x {train.rows_per_micro_batch} rows x "
-        f"{start.num_processes} processes, {train.rows_per_batch * start.config.data.row_tokens:,} tokens a step"
+        f"{train.rows_per_batch} rows = {counted(num_steps, 'micro-step')} x {train.rows_per_micro_batch} rows x "
+        f"{counted(start.num_processes, 'process', plural='processes')}, {train.rows_per_batch * start.config.data.row_tokens:,} tokens a step"
     )
     yield ok("batch", "train.rows_per_batch", found)
 

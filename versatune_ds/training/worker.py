@@ -30,6 +30,7 @@ from versatune_ds.exit_codes import (
 )
 from versatune_ds.log import configure_logging, log_imports
 from versatune_ds.run_folder.folder_lock import release_all
+from versatune_ds.text_table import counted
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.run import Run
@@ -264,6 +265,6 @@ def device_index(local_rank: int, *, num_gpus: int, num_local: int, is_one_gpu_g
     if num_gpus == 1 and is_one_gpu_given:
         return 0
     raise ValueError(
-        f"{num_local} processes on this machine see {num_gpus} GPUs: expected a GPU for each process; start fewer, "
+        f"{num_local} processes on this machine see {counted(num_gpus, 'GPU')}: expected a GPU for each process; start fewer, "
         "give each its own (srun --gpus-per-task=1), or set DS_ACCELERATOR=cpu"
     )
