@@ -140,7 +140,7 @@ def test_training_losses_are_refused_and_memorisation_gives_a_warning():
     memorised = references(1.0, 2.0, train_losses={"law": 0.1, "code": 1.9}, measured_on="held-out")
     warnings = check_provenance(memorised, domain_set=DOMAINS, run_digests={})
     assert len(warnings) == 1
-    assert "law: the reference model's training loss 0.1000 is far below" in warnings[0]
+    assert "law (training loss 0.1000, held-out loss 1.0000): the reference model memorised its rows" in warnings[0]
 
 
 def test_a_reference_file_may_have_no_loss_of_a_domain_that_is_never_measured(tmp_path):

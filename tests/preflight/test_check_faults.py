@@ -266,7 +266,7 @@ def test_a_memorised_reference_is_a_warning_with_advice(versatune, recipe):
     code, findings = checked(versatune, recipe)
     (warning,) = [found for found in findings if "memorised" in found["found"]]
     assert (code, warning["level"], warning["key"]) == (0, "warn", "mixture.reference")
-    assert warning["found"].startswith(f"{path}: code: the reference model's training loss 0.1000")
+    assert warning["found"].startswith(f"{path}: code (training loss 0.1000, held-out loss")
     assert warning["todo"] == "stop it earlier (reference.patience) or give it more rows"
 
 

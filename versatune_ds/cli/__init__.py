@@ -18,6 +18,7 @@ from versatune_ds.cli.parser import build_parser, parse
 from versatune_ds.exit_codes import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, is_interrupt
 from versatune_ds.log import configure_logging
 from versatune_ds.progress import working_on
+from versatune_ds.text_table import fit_to, terminal_width
 
 DEBUG_VARIABLE = "VERSATUNE_DEBUG"
 """Environment variable that, when set and not 0, lets failures show their traceback."""
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
     try:
-        with _shown_until_it_writes(parsed.command_name):
+        with _shown_until_it_writes(parsed.command_name), fit_to(terminal_width()):
             return parsed.run(parsed)
     except (Exception, KeyboardInterrupt) as error:
         if is_interrupt(error):

@@ -14,7 +14,7 @@ from versatune_ds.mixture.decision import Decision, above_reference
 from versatune_ds.mixture.offline.replay import NOT_COUNTERFACTUAL, first_difference
 from versatune_ds.mixture.offline.simulate import Simulation
 from versatune_ds.mixture.weights import effective_num_domains
-from versatune_ds.text_table import number_cell, text_table
+from versatune_ds.text_table import number_cell, paragraph, text_table
 
 _MAX_ROWS = 24
 """Rows of a table over updates; longer histories are thinned evenly, first and last kept."""
@@ -49,14 +49,14 @@ def explain(decision: Decision) -> str:
     when = f"decided after step {decision.decided_at_step}, in effect from step {decision.effective_step}"
     lines = [
         f"Update {decision.update}, {when}.",
-        decision.reason,
+        paragraph(decision.reason),
         "",
         text_table(header, rows),
         "",
         f"Effective number of domains: {before:.2f} before, {after:.2f} after.",
-        "Safeguards that acted: " + ("; ".join(decision.acted) or "none") + ".",
+        paragraph("Safeguards that acted: " + ("; ".join(decision.acted) or "none") + "."),
         "Inputs besides losses: " + (", ".join(f"{k}={v}" for k, v in others.items()) or "none") + ".",
-        *_training_losses(decision),
+        *map(paragraph, _training_losses(decision)),
         f"Digest: {decision.digest}",
     ]
     return "\n".join(lines)

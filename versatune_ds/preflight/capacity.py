@@ -29,6 +29,7 @@ from versatune_ds.preflight.memory_estimate import (
 )
 from versatune_ds.preflight.subject import Subject, once
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
+from versatune_ds.text_table import counted
 from versatune_ds.training.finding import Finding, fail, ok, warn
 from versatune_ds.training.prepared_data import cache_folder
 
@@ -88,7 +89,7 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     states = chosen.parameters + chosen.gradients + chosen.optimizer
     yield ok(
         "memory",
-        f"ZeRO-{zero_stage(subject.ds_config)}, {subject.world_size} ranks",
+        f"ZeRO-{zero_stage(subject.ds_config)}, {counted(subject.world_size, 'rank')}",
         f"always {gib(states)}: parameters {gib(chosen.parameters)}, gradients {gib(chosen.gradients)}, optimizer "
         f"{gib(chosen.optimizer)}",
     )

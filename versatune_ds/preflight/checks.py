@@ -32,7 +32,7 @@ from versatune_ds.preflight.mixture import check_mixture
 from versatune_ds.preflight.pretrained import check_pretrained
 from versatune_ds.preflight.prompts import check_prompts, render_prompts
 from versatune_ds.preflight.subject import CheckRequest, Subject
-from versatune_ds.text_table import text_table
+from versatune_ds.text_table import fit_to, is_fitted, paragraph, text_table
 from versatune_ds.training.finding import Check, Finding, Level, Stage, fail, failures_of, warn
 from versatune_ds.training.start_checks import START_CHECKS, StartCheckInput
 
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _COLOURS: dict[Level, str] = {"ok": "32", "warn": "33", "FAIL": "31"}
 _MAX_KEY_LENGTH = 28
+_MOST_INDENT = 20
 _CHECK: frozenset[Stage] = frozenset({"check"})
 
 
@@ -96,8 +97,13 @@ class CheckReport:
     def _table(self, *, is_coloured: bool) -> Iterator[str]:
         """Yield one line a finding: level, check, key, what was found and what to do; warnings and failures last."""
         findings = sorted(self.findings, key=lambda finding: list(_COLOURS).index(finding.level))
-        lines = text_table((), [_cells(finding) for finding in findings], num_left=4).splitlines()
-        for finding, line in zip(findings, lines, strict=True):
+        cells = [_cells(finding) for finding in findings]
+        with fit_to(None):  # a long text is wrapped below itself instead
+            table = text_table((), [row[:-1] for row in cells], num_left=3).splitlines()
+        column = max(map(len, table), default=0) + 2
+        for finding, row, beginning in zip(findings, cells, table, strict=True):
+            text_column = min(column, _MOST_INDENT) if is_fitted() and not row[2] else column
+            line = paragraph(beginning.ljust(text_column) + row[-1], indent=min(column, _MOST_INDENT))
             level = f"\033[{_COLOURS[finding.level]}m{finding.level}\033[0m" if is_coloured else finding.level
             yield level + line.removeprefix(finding.level)
 

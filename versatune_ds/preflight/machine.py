@@ -34,7 +34,8 @@ def check_launcher(subject: Subject) -> Iterator[Finding]:
         yield ok("launcher", "deepspeed", launcher)
     asked = subject.gpus_per_node
     if subject.num_nodes == 1 and 0 < subject.num_gpus_here < asked:
-        found = f"{counted(asked, 'process', plural='processes')} a node, but this machine has {counted(subject.num_gpus_here, 'GPU')}"
+        processes = counted(asked, "process", plural="processes")
+        found = f"{processes} a node, but this machine has {counted(subject.num_gpus_here, 'GPU')}"
         yield warn("launcher", "--gpus-per-node", found, "fine if the run's node has more")
     else:
         yield ok("launcher", "GPUs here", str(subject.num_gpus_here or "none; the CPU is used"))

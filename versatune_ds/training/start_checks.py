@@ -121,9 +121,10 @@ def _check_batch(start: StartCheckInput) -> Iterator[Finding]:
     """Divide a batch among the processes."""
     train = start.config.train
     num_steps = num_micro_steps(train, world_size=start.num_processes)
+    processes = counted(start.num_processes, "process", plural="processes")
     found = (
         f"{train.rows_per_batch} rows = {counted(num_steps, 'micro-step')} x {train.rows_per_micro_batch} rows x "
-        f"{counted(start.num_processes, 'process', plural='processes')}, {train.rows_per_batch * start.config.data.row_tokens:,} tokens a step"
+        f"{processes}, {train.rows_per_batch * start.config.data.row_tokens:,} tokens a step"
     )
     yield ok("batch", "train.rows_per_batch", found)
 

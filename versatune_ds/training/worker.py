@@ -265,6 +265,6 @@ def device_index(local_rank: int, *, num_gpus: int, num_local: int, is_one_gpu_g
     if num_gpus == 1 and is_one_gpu_given:
         return 0
     raise ValueError(
-        f"{num_local} processes on this machine see {counted(num_gpus, 'GPU')}: expected a GPU for each process; start fewer, "
-        "give each its own (srun --gpus-per-task=1), or set DS_ACCELERATOR=cpu"
+        f"{num_local} processes on this machine see {counted(num_gpus, 'GPU')}: expected a GPU for each process; "
+        "start fewer, give each its own (srun --gpus-per-task=1), or set DS_ACCELERATOR=cpu"
     )

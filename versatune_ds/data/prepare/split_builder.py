@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from versatune_ds.data.prepare.shard_writer import ShardWriter
 from versatune_ds.data.sources.records import printable
-from versatune_ds.text_table import text_table
+from versatune_ds.text_table import is_fitted, text_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +167,7 @@ _HEADINGS = {
     "num_in_train": "in train",
 }
 assert set(_HEADINGS) == {entry.name for entry in fields(SplitCounts)} - {"remarks"}
+_FAULTS = ("num_bad_rows", "num_without_loss", "num_long_rows", "num_cut_tokens", "num_duplicates", "num_in_train")
 _NOTES = {
     "num_duplicates": "rows with the content of an earlier row of the same split; they are kept",
     "num_in_train": "held-out rows that the domain trains on too; its loss looks better than it is",
@@ -174,10 +175,14 @@ _NOTES = {
 
 
 def format_table(rows: Sequence[SplitCounts]) -> str:
-    """Return the counts as aligned text, one line per split, with notes on duplicates if there are any."""
-    cells = [[_cell(getattr(row, name)) for name in _HEADINGS] for row in rows]
+    """Return the counts as aligned text, one line per split, with notes on duplicates if there are any.
+
+    On a terminal, faults that no domain has get no column.
+    """
+    names = [name for name in _HEADINGS if not (is_fitted() and name in _FAULTS) or any(getattr(r, name) for r in rows)]
+    cells = [[_cell(getattr(row, name)) for name in names] for row in rows]
     notes = [f"{_HEADINGS[name]}: {meaning}" for name, meaning in _NOTES.items() if any(getattr(r, name) for r in rows)]
-    return "\n".join([text_table(list(_HEADINGS.values()), cells, num_left=2), *notes])
+    return "\n".join([text_table([_HEADINGS[name] for name in names], cells, num_left=2), *notes])
 
 
 def _cell(value: str | int) -> str:
