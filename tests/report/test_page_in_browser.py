@@ -146,6 +146,27 @@ def test_no_page_is_wider_than_a_phone(show, name, width):
     assert page.ask(WIDTH_BEYOND_SCREEN) <= 0
 
 
+OVERLAPS = """[...document.querySelectorAll('.plot')].map(plot => [...plot.querySelectorAll('.end')]
+  .filter(e => e.checkVisibility()).map(e => e.getBoundingClientRect()).sort((a, b) => a.top - b.top)
+  .filter((r, i, all) => i && r.top + r.height / 2 - all[i - 1].top - all[i - 1].height / 2 < 11)).flat().length"""
+"""Labels at lines' ends whose middles are less than a line apart."""
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_long_names_are_whole_in_legends_and_tables_and_no_labels_overlap(show, width):
+    page = show("wide", width=width)
+    assert page.ask(WIDTH_BEYOND_SCREEN) <= 0
+    assert page.ask("[...document.querySelectorAll('.key span')].every(e => e.scrollWidth <= e.clientWidth)")
+    assert page.ask("[...document.querySelectorAll('tbody th:has(wbr)')].every(e => e.scrollWidth <= e.clientWidth)")
+    assert page.texts("tbody th:has(wbr)")[0] == "domain_with_a_long_name_0"
+    assert page.ask(OVERLAPS) == 0
+    if width == 1400:  # the table of domains needs no scrolling on a desk
+        assert page.ask("document.querySelector('.many > .scroll, .card > .scroll').scrollWidth") <= page.ask(
+            "document.querySelector('.many > .scroll, .card > .scroll').clientWidth"
+        )
+        assert show("plain", width=width).ask(OVERLAPS) == 0
+
+
 def test_every_chart_has_numbers_and_a_description_and_every_control_has_a_name(show):
     page = show("plain")
     assert page.ask("[...document.querySelectorAll('main figure')].every(f => f.querySelector('.numbers table'))")

@@ -105,6 +105,11 @@ class Chart:
         return replace(self, steps=steps, lines=lines, num_steps_recorded=len(self.steps))
 
     @property
+    def name_characters(self) -> int:
+        """Room that the longest name needs in a legend or at a line's end, in characters."""
+        return max(len(line.name) for line in self.lines) + 1
+
+    @property
     def x_axis(self) -> Axis:
         """The axis of steps."""
         return Axis(low=0, high=max(self.x_end, 1))

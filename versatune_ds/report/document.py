@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import mimetypes
+import re
 from pathlib import Path
 
 import jinja2
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from versatune_ds.run_folder.atomic import write_text
 
@@ -51,8 +52,14 @@ def html_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     environment.globals["style"] = Markup((FOLDER / "style.css").read_text(encoding="utf-8"))
     return environment
+
+
+def breakable(text: object) -> Markup:
+    """Return text, escaped, that may break after a `_`, `-`, `.` or `/`: long names of domains have no spaces."""
+    return Markup(re.sub(r"([_./-]+)(?=[^\s_./-])", r"\1<wbr>", str(escape(str(text)))))
 
 
 def _embed(image: Token, folder: Path) -> None:
