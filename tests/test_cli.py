@@ -10,6 +10,7 @@ import pytest
 import yaml
 from command_line import command_of
 
+from versatune_ds import cli, progress
 from versatune_ds.cli import build_parser, parse
 from versatune_ds.config import load_config
 
@@ -385,3 +386,19 @@ def test_a_closed_pipe_is_not_an_error(recipe):
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
+
+
+@pytest.mark.parametrize(("command", "is_shown_after"), [("detect", True), ("train", False)])
+def test_a_command_that_starts_processes_leaves_the_terminal_to_them_after_its_first_line(
+    monkeypatch, command, is_shown_after
+):
+    monkeypatch.setattr(progress._logger, "isEnabledFor", lambda level: True)
+    for name in cli._RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with cli._shown_as_running(command):
+        assert [work.text for work in progress._display.works] == [f"versatune {command}"]
+        progress.before_output()
+        assert bool(progress._display.works) == is_shown_after
+    monkeypatch.setenv("RANK", "1")
+    with cli._shown_as_running("worker"):
+        assert progress._display.works == []

@@ -24,6 +24,7 @@ DEBUG_VARIABLE = "VERSATUNE_DEBUG"
 """Environment variable that, when set and not 0, lets failures show their traceback."""
 
 _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_STARTS_PROCESSES = ("train", "worker", "job", "reference", "compare")
 
 __all__ = ["DEBUG_VARIABLE", "build_parser", "main", "parse"]
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
     try:
-        with _shown_until_it_writes(parsed.command_name), fit_to(terminal_width()):
+        with _shown_as_running(parsed.command_name), fit_to(terminal_width()):
             return parsed.run(parsed)
     except (Exception, KeyboardInterrupt) as error:
         if is_interrupt(error):
@@ -42,15 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error)
 
 
-def _shown_until_it_writes(command: str) -> AbstractContextManager[None]:
-    """Show that a command is running until it writes its first line: importing libraries takes up to a minute.
+def _shown_as_running(command: str) -> AbstractContextManager[None]:
+    """Show after a silence that a command is running: importing libraries alone takes up to a minute.
 
-    Of the processes of a run only the first shows it. Its rank is not looked up in `distributed`, which imports torch.
+    One that starts processes shows it until its first line only, as they write to the same terminal. Of the processes
+    of a run only the first shows it; its rank is not looked up in `distributed`, which imports torch.
     """
     if any(os.environ.get(name, "0") not in ("", "0") for name in _RANK_VARIABLES):
         return nullcontext()
     text = "loading libraries" if command == "worker" else f"versatune {command}"
-    return working_on(text, ends_at_output=True)
+    return working_on(text, ends_at_output=command in _STARTS_PROCESSES)
 
 
 def _report(error: BaseException) -> int:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from versatune_ds.progress import before_output
 from versatune_ds.report.change_errors import NOISE_ERRORS, error_of_change
 from versatune_ds.report.page import write_page
 from versatune_ds.report.planned import PLAN_COLUMNS, plan_of, plan_rows, plan_sentences, track_table
@@ -62,6 +63,7 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
     """
     runs = [read_series(run_dir) for run_dir in run_dirs]
     page = write_page(runs, page_path(run_dirs, output=output))
+    before_output()
     for run in runs:
         plots = [plot_weights(run, run.run_dir / REPORT_FOLDER / f"weights.{ending}") for ending in pictures]
         paths = ["", f"run directory  {run.run_dir}", *(f"weights' plot  {plot}" for plot in plots)]

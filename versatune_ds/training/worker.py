@@ -29,6 +29,7 @@ from versatune_ds.exit_codes import (
     is_interrupt,
 )
 from versatune_ds.log import configure_logging, log_imports
+from versatune_ds.progress import before_output
 from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.text_table import counted
 from versatune_ds.training.assemble import assemble_run
@@ -93,6 +94,7 @@ def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> in
     """
     world = discover_world(os.environ)
     level = logging.WARNING if is_quiet else logging.INFO
+    before_output()
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
     log_imports()
     ignore_renamed_torch_functions()

@@ -41,6 +41,7 @@ from versatune_ds.data.sources.domain_files import domain_files, key_of
 from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.data.sources.source_digests import SourceDigests
 from versatune_ds.domains import DomainSet
+from versatune_ds.progress import with_progress
 from versatune_ds.run_folder.atomic import atomic_folder
 from versatune_ds.run_folder.file_lock import locked
 
@@ -99,7 +100,8 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
     digests = SourceDigests(cache_dir)
     # Prepare each domain, unless it was prepared before.
     folders, found, counts = [], [], []
-    for name, files in files_of_domain.items():
+    domains = with_progress(files_of_domain.items(), num_items=len(files_of_domain), what="data: %s domains")
+    for name, files in domains:
         settings = EncodeSettings(
             row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
         )
