@@ -361,7 +361,7 @@ def test_a_machine_with_too_few_gpus_logs_its_name_where_rank_zero_is_on_another
 def test_a_process_that_sees_one_gpu_uses_index_zero(monkeypatch, four_gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     world = World(rank=3, world_size=4, local_rank=3)
-    with pytest.raises(ValueError, match=r"^4 processes on this machine see 1 GPUs"):
+    with pytest.raises(ValueError, match=r"^4 processes on this machine see 1 GPU:"):
         choose_device(world)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     assert choose_device(world) == torch.device("cuda", 0)
