@@ -97,8 +97,8 @@ def test_a_warm_up_that_is_longer_than_the_epochs_is_refused_once_they_are_count
         ({}, r"^train\.steps: missing; give the length of the run in optimizer steps, or in passes .*train\.epochs=3"),
         ({"steps": 5, "epochs": 1}, r"^train\.epochs: 1, and train\.steps is 5: both are the length .*; leave one of"),
         ({"epochs": 1, "steps_from": "1 epoch of all data"}, r"^train\.steps_from: only a run writes it"),
-        ({"epochs": 0}, r"^train\.epochs: input should be greater than 0"),
-        ({"epochs": 1, "epochs_of": "law"}, r"^train\.epochs_of: input should be 'all' or 'smallest'"),
+        ({"epochs": 0}, r"^train\.epochs: expected more than 0"),
+        ({"epochs": 1, "epochs_of": "law"}, r"^train\.epochs_of: expected 'all' or 'smallest'"),
     ],
 )
 def test_a_length_that_is_missing_or_given_twice_is_refused_in_one_line(train, message):
