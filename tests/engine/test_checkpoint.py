@@ -35,12 +35,13 @@ class FakeEngine:
             raise KeyboardInterrupt
 
 
-def save_steps(steps, *, keep=10, engine=FakeEngine):
+def save_steps(steps, *, keep=10, engine=FakeEngine, best_step=None):
     def work(world, run_dir):
         for step in steps:
             save_checkpoint(
-                engine(world.rank), run_dir=run_dir, step=step, state={"step": step}, keep=keep, world=world
-            )
+                engine(world.rank), run_dir=run_dir, step=step, state={"step": step}, keep=keep, world=world,
+                best_step=best_step,
+            )  # fmt: skip
 
     return work
 
@@ -70,6 +71,13 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     run(save_steps([1, 2, 3, 4], keep=2), tmp_path)
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step_00000004", "step_00000003"]
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["latest", "step_00000003", "step_00000004"]
+
+
+def test_the_best_checkpoint_is_kept_whatever_its_age(tmp_path):
+    run(save_steps([1, 2, 3, 4], keep=1, best_step=2), tmp_path)
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step_00000004", "step_00000002"]
+    run(save_steps([5], keep=1, best_step=5), tmp_path, "better")
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step_00000005"]
 
 
 def test_a_corrupt_checkpoint_of_a_later_step_does_not_count_towards_keep(tmp_path):

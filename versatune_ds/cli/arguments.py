@@ -39,6 +39,7 @@ def comma_separated(text: str) -> tuple[str, ...]:
     return tuple(unicodedata.normalize("NFC", text).split(","))
 
 
+DEFAULT_CHECKPOINT = "the best one where checkpoint.best is set, else the newest"
 FILE: dict[str, Any] = {"type": path_argument, "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": path_argument, "metavar": "FOLDER"}
 NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}

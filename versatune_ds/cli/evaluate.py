@@ -8,6 +8,7 @@ import sys
 import time
 
 from versatune_ds.cli.arguments import (
+    DEFAULT_CHECKPOINT,
     FILE,
     FOLDER,
     NUMBER,
@@ -55,7 +56,7 @@ def add_evaluate(commands: Commands) -> None:
         help="run or model folder to compare with (default: the model that the run started from)",
     )
     command.add_argument("--no-base", action="store_true", help="do not compare with another model")
-    command.add_argument("--step", **NUMBER, help="checkpoint to evaluate (default: the newest complete one)")
+    command.add_argument("--step", **NUMBER, help=f"checkpoint to evaluate (default: {DEFAULT_CHECKPOINT})")
     command.add_argument("--processes", **NUMBER, default=1, help="processes that share the work (default: 1)")
     command.add_argument("--output", **FILE, help="JSON file to write (default: evaluation.json in the run's folder)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")

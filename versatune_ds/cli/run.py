@@ -8,6 +8,7 @@ import sys
 import webbrowser
 
 from versatune_ds.cli.arguments import (
+    DEFAULT_CHECKPOINT,
     FILE,
     FOLDER,
     NUMBER,
@@ -96,7 +97,7 @@ def add_export(commands: Commands) -> None:
     command = add_command(commands, "export", _export, example="versatune export runs/quickstart --output my_model")
     add_run_folder(command)
     command.add_argument("--output", **FOLDER, help="folder to write (default: RUN/export)")
-    command.add_argument("--step", **NUMBER, help="checkpoint to export (default: the newest complete one)")
+    command.add_argument("--step", **NUMBER, help=f"checkpoint to export (default: {DEFAULT_CHECKPOINT})")
     command.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="precision of the weights (default: the run's)"
     )

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from versatune_ds.config.data import DataConfig
 from versatune_ds.config.detect import DetectConfig
+from versatune_ds.config.held_out_metric import HeldOutMetric
 from versatune_ds.config.mixture import MixtureConfig
 from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
@@ -109,6 +110,12 @@ class CheckpointConfig(Section):
     keep: int = Field(default=2, ge=1)
     """Number of newest checkpoints to keep. While one is saved, the disk needs room for one more. Training waits until
     it is saved."""
+    best: HeldOutMetric | None = None
+    """Also keep the checkpoint with the lowest held-out loss, whatever its age: by `validation/loss` (the mean of all
+    domains), `domain/NAME/loss` (one of them) or `worst_domain` (the largest change of a domain's loss since step 0, as
+    a share of it: the smallest rise, or the gain of the domain that gained least). A new best measurement after step 0
+    is saved at once, so while losses fall every measurement saves a checkpoint; the disk needs room for one more.
+    `versatune export` and `evaluate` then take the best one. null keeps the newest alone."""
 
 
 class ResumeConfig(Section):

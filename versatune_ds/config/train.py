@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from versatune_ds.config.held_out_metric import EarlyStoppingConfig
 from versatune_ds.config.section import ExpandedPath, PlainMapping, Section
 
 
@@ -63,6 +64,9 @@ class TrainConfig(Section):
     spike_factor: float | None = Field(default=None, gt=1)
     """Skip a step whose loss is more than this many times the usual one. Off by default: a spike is often just a hard
     batch, and looking for spikes waits for the device once a step."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End the run when its held-out losses no longer fall: complete, saved, and with the reason in its records. The
+    learning rate is as far down as its schedule is by then. null trains to the last step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations; the optimizer keeps fp32. Gradients of several micro-steps are summed
     in fp32 too, under ZeRO stage 2 (without offloading) and 3, unless `train.deepspeed` sets another

@@ -45,6 +45,7 @@ def save_checkpoint(
     keep: int,
     world: World,
     only_trained: bool = False,
+    best_step: int | None = None,
 ) -> Path:
     """Save DeepSpeed's state and ours as one checkpoint, and delete the oldest checkpoints beyond `keep`.
 
@@ -59,6 +60,7 @@ def save_checkpoint(
         keep: Newest checkpoints kept, this one included.
         world: This process's place.
         only_trained: Whether frozen weights are left out, because they can be loaded from the base model again.
+        best_step: Step of the best checkpoint, which is kept besides the newest ones; None without one.
 
     Raises:
         SaveError: On every rank, if the files could not be written on one: a full disk, most often.
@@ -75,7 +77,8 @@ def save_checkpoint(
     except SaveError:
         run_on_rank_zero(lambda: shutil.rmtree(partial, ignore_errors=True), world)
         raise
-    run_on_rank_zero(lambda: _delete_oldest(folder, keep=keep), world)
+    best = None if best_step is None else checkpoint_folder(run_dir, step=best_step)
+    run_on_rank_zero(lambda: _delete_oldest(folder, keep=keep, best=best), world)
     return folder
 
 
@@ -109,8 +112,8 @@ def _publish(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> Non
     write_text(folder.with_name(LATEST_FILE), folder.name + "\n")
 
 
-def _delete_oldest(newest: Path, *, keep: int) -> None:
-    """Delete all but the newest checkpoints; log one that cannot be deleted, and let training continue.
+def _delete_oldest(newest: Path, *, keep: int, best: Path | None) -> None:
+    """Delete all but the newest checkpoints and the best one; log one that cannot be deleted, and train on.
 
     Each is renamed first, so that a kill amid deleting leaves none that looks complete. Checkpoints of later steps than
     the newest one are corrupt (the run would otherwise have resumed from them): they are deleted too, so that they do
@@ -118,12 +121,13 @@ def _delete_oldest(newest: Path, *, keep: int) -> None:
 
     Args:
         newest: The checkpoint just saved.
-        keep: Checkpoints kept, this one included.
+        keep: Newest checkpoints kept, this one included.
+        best: The best checkpoint, kept whatever its age; None without one.
     """
     checkpoints = complete_checkpoints(newest.parents[1])
     kept = checkpoints[checkpoints.index(newest) :][:keep]
     for old in checkpoints:
-        if old in kept:
+        if old in kept or old == best:
             continue
         renamed = old.with_name(old.name + ".old")
         try:

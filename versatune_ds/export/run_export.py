@@ -7,7 +7,7 @@ beside the config, the tokenizer with its chat template, and a model card.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def export_run(
         run_dir: The run's folder.
         output: Folder to write; may exist if it is empty or has an earlier export of the run, which is replaced.
         precision: fp32, bf16 or fp16: the number format of the written weights; the run's own by default.
-        step: The checkpoint's step; that of the newest valid one by default.
+        step: The checkpoint's step; by default that of the best one where the run has `checkpoint.best`, else of the
+            newest valid one.
         lora: `merged` adds a run's adapters into its weights, in fp32; `adapter` writes the adapters alone.
         max_shard_size: Size of a weights file, such as 500MB.
         is_forced: Whether files of another origin in the output may be replaced.
@@ -164,7 +165,9 @@ def weights_of_model(weights: Mapping[str, Weight], causal_lm: Any, *, origin: P
 
 
 def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
-    """Return the checkpoint of a step, or the newest valid one, logging each one that is corrupt.
+    """Return the checkpoint of a step, or the best one of a run with `checkpoint.best`, or the newest valid one.
+
+    Which one it is, and why, is logged where the run kept a best one; and so is each one that is corrupt.
 
     Raises:
         ValueError: If there is none, or none of that step.
@@ -180,7 +183,42 @@ def choose_checkpoint(run_dir: Path, *, step: int | None) -> Path:
             raise ValueError(f"--step {step}: {run_dir} has no checkpoint of that step; there are those of {saved}")
         check_valid(folder)
         return folder
+    best = _best_checkpoint(checkpoints)
+    if best is not None:
+        return best
     newest = newest_valid_checkpoint(run_dir, World())
     if newest is None:
         raise RuntimeError(f"{run_dir}: every checkpoint is corrupt; restore one from a backup, or train again")
     return newest
+
+
+def _state_or_none(checkpoint: Path) -> dict[str, Any] | None:
+    """Return this package's state in a checkpoint, None where it cannot be read."""
+    try:
+        return read_state(checkpoint)
+    except (OSError, ValueError):
+        return None
+
+
+def _best_checkpoint(checkpoints: Sequence[Path]) -> Path | None:
+    """Return the best checkpoint that the newest one records; None where the run keeps none, or it is lost or corrupt.
+
+    Args:
+        checkpoints: The complete ones, newest first.
+    """
+    best = next((state.get("best") for state in map(_state_or_none, checkpoints) if state is not None), None)
+    if best is None or best["step"] is None:
+        return None
+    newest_step = step_of_checkpoint(checkpoints[0].name)
+    about = f"step {best['step']}, the best by {best['metric']} ({best['value']:.4f})"
+    folder = checkpoints[0].with_name(checkpoint_folder(Path(), step=best["step"]).name)
+    try:
+        if folder not in checkpoints:
+            raise RuntimeError(f"{folder} is missing")
+        check_valid(folder)
+    except RuntimeError as error:
+        logger.warning("%s cannot be used (%s): using the newest checkpoint instead", about, error)
+        return None
+    newest = "also the newest" if best["step"] == newest_step else f"the newest is of step {newest_step} (--step)"
+    logger.info("using %s; %s", about, newest)
+    return folder

@@ -111,6 +111,11 @@ class Controller:
         """Return the weights decided last, float64 [K]; they apply from that decision's effective step."""
         return self._weights_K.copy()
 
+    @property
+    def start_loss_K(self) -> np.ndarray:
+        """Return the first loss of each domain, that of the base model, float64 [K]; NaN before it."""
+        return self._history.start_K
+
     def decide(self, losses: ExampleLosses, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS) -> Decision:
         """Return the decision on validation losses, and store it.
 

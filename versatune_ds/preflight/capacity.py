@@ -183,8 +183,10 @@ def check_disk(subject: Subject) -> Iterator[Finding]:
     one = checkpoint_bytes(config, size=estimates_of(subject).size, ds_config=subject.ds_config)
     folder = config.run_dir / CHECKPOINTS_FOLDER  # may be a link to another disk
     existing = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # a resumed run deletes them
-    needed = one * (config.checkpoint.keep + 1) - existing
-    about = f"{config.checkpoint.keep} checkpoints and one being written, {gib(one)} each"
+    num_best = 0 if config.checkpoint.best is None else 1
+    needed = one * (config.checkpoint.keep + num_best + 1) - existing
+    best = ", the best one" if num_best else ""
+    about = f"{config.checkpoint.keep} checkpoints{best} and one being written, {gib(one)} each"
     todo = "keep fewer, or set run.output_dir"
     yield _compare_with_disk("checkpoint.keep", about, needed=needed, folder=folder, todo=todo)
     # Prepared data.

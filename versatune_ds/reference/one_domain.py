@@ -56,6 +56,7 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
             "steps": steps,
             "steps_from": None,
             "learning_rate": settings.learning_rate or config.train.learning_rate,
+            "early_stopping": None,  # by the domain's own loss: see EarlyStop
             "warmup_steps": None if warmup_steps is None else warmup_steps * steps // config.train.steps,
         }
     )
@@ -77,6 +78,7 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
             ),
             "monitor": MonitorConfig(log_every=every),
             "validation": config.validation.model_copy(update={"max_share": None}),
+            "checkpoint": config.checkpoint.model_copy(update={"best": None}),
         }
     )
 

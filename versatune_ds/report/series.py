@@ -24,6 +24,7 @@ from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
     DECISIONS_FILE,
+    EARLY_STOP_FILE,
     ENVIRONMENT_FILE,
     EVALUATION_FILE,
     METRICS_FILE,
@@ -52,6 +53,8 @@ class RunSeries:
     plan: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    early_stop: Mapping[str, Any] = field(default_factory=dict)
+    """Content of early_stop.json, where `train.early_stopping` ended the run."""
 
     def of(self, name: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of one metric; missing values and those that are not finite are omitted."""
@@ -122,6 +125,7 @@ def read_series(run_dir: Path) -> RunSeries:
         plan=_read_mapping(run_dir / PLAN_FILE),
         reference=_read_mapping(run_dir / REFERENCE_FILE),
         evaluation=_read_mapping(run_dir / EVALUATION_FILE),
+        early_stop=_read_mapping(run_dir / EARLY_STOP_FILE),
     )
 
 

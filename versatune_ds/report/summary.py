@@ -80,6 +80,8 @@ def facts(series: RunSeries) -> list[tuple[str, str]]:
 
 def state_of(series: RunSeries, *, now: float) -> str:
     """Describe how far the run is, and when it last wrote; its files cannot show whether it still runs."""
+    if "reason" in series.early_stop:
+        return f"Complete: {series.early_stop['reason']}."
     if series.num_steps is not None and series.last_step >= series.num_steps:
         return f"Complete: {series.num_steps:,} steps."
     of_all = f" of {series.num_steps:,}" if series.num_steps else ""

@@ -39,9 +39,10 @@ from versatune_ds.progress import start_phase
 from versatune_ds.run_folder.folder import RunStart, open_run_folder, write_record
 from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.run_folder.links import lock_run_folder
-from versatune_ds.run_folder.names import MODEL_FOLDER, TOKENIZER_FOLDER
+from versatune_ds.run_folder.names import EARLY_STOP_FILE, MODEL_FOLDER, TOKENIZER_FOLDER
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.base_weights import identity_of_base
+from versatune_ds.training.best import check_judged_rows, early_stop_text, is_complete_at, new_judges
 from versatune_ds.training.decision_inputs import DecisionInputs, decision_inputs
 from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.extension import set_later_checkpoints_aside, settle_length
@@ -102,6 +103,7 @@ def assemble_run(
         tokenizer, data = prepared or prepare_once_per_node(config, world)
         config, last_step = settle_length(config, data, world=world, is_fresh=is_fresh)
     setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
+    check_judged_rows(setup)
     mixture = start_mixture(setup)
 
     # The checkpoint to resume from, None at the start.
@@ -121,16 +123,21 @@ def assemble_run(
 
     # The parts with state, restored; only then are the run's records cut back to the checkpoint's step.
     parts = _new_parts(setup, mixture)
+    is_complete = False
     if point is not None:
         with start_phase("checkpoint"):
-            _restore(parts, engine, point, identity=identity)
+            is_complete = _restore(parts, engine, point, identity=identity)
     inputs = decision_inputs(config, data) if world.is_rank_zero else None
-    monitor = _open_records(setup, start, inputs=inputs, point=point, export_model=export_model, more_sinks=more_sinks)
+    monitor = _open_records(
+        setup, start, is_complete=is_complete, inputs=inputs, point=point, export_model=export_model,
+        more_sinks=more_sinks,
+    )  # fmt: skip
     return Run(
         config=config, world=world, domain_set=data.domain_set, engine=engine, **parts, inputs=inputs, monitor=monitor,
         meter=Meter(data.domain_set), throughput=throughput_of(causal_lm, config.train, world=world), identity=identity,
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
-        locks=locks, step=0 if point is None else point.step, is_complete=point is not None and point.is_complete,
+        locks=locks, step=0 if point is None else point.step,
+        is_complete=is_complete,
     )  # fmt: skip
 
 
@@ -251,6 +258,7 @@ def _new_parts(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
         "validation": held_out_examples(setup),
         "train_losses": TrainLosses(num_domains, world=world) if needs_train_losses else None,
         "updates": UpdateClock(update_every=config.mixture.update_every, max_share=config.validation.max_share),
+        **new_judges(config),
     }
 
 
@@ -271,23 +279,35 @@ def _training_loader(setup: RunSetup) -> MixtureLoader:
     return MixtureLoader(setup.data.train, domain_set=setup.domain_set, settings=settings)
 
 
-def _restore(parts: Mapping[str, Any], engine: Engine, point: ResumePoint, *, identity: dict[str, Any]) -> None:
-    """Load a checkpoint into the run's parts and its engine, and record that the run resumed from it."""
+def _restore(parts: Mapping[str, Any], engine: Engine, point: ResumePoint, *, identity: dict[str, Any]) -> bool:
+    """Load a checkpoint into the run's parts and its engine, record the resume; return whether the run is complete."""
     log_resume(point)
     restore_parts(parts, point)
     restore_engine(engine, point)
     run_dir = point.folder.parents[1]
-    if point.is_complete:
-        logger.info("%s is complete; --fresh starts over", run_dir)
     if point.has_later_ones:
         run_on_rank_zero(lambda: set_later_checkpoints_aside(run_dir, step=point.step), engine.world)
+    if parts["best"] is not None:
+        parts["best"].forget_if_lost(run_dir, engine.world)
+    is_complete = is_complete_at(point.state, early_stopping=parts["early_stopping"])
+    if is_complete:
+        logger.info("%s is complete%s; --fresh starts over", run_dir, early_stop_text(point.state))
     run_on_rank_zero(lambda: record_resume(run_dir, point, identity), engine.world)
+    return is_complete
+
+
+def _write_start(setup: RunSetup, start: RunStart, *, step: int, is_complete: bool) -> None:
+    """Write what applies after a step; a run that trains on has not ended early."""
+    write_record(setup.config, setup.world, start=start, step=step)
+    if not is_complete:
+        (setup.config.run_dir / EARLY_STOP_FILE).unlink(missing_ok=True)
 
 
 def _open_records(
     setup: RunSetup,
     start: RunStart,
     *,
+    is_complete: bool,
     inputs: DecisionInputs | None,
     point: ResumePoint | None,
     export_model: Callable[[Path], Path] | None,
@@ -301,7 +321,7 @@ def _open_records(
     step = 0 if point is None else point.step
     if inputs is not None:
         inputs.resume_after(step)
-    run_on_rank_zero(lambda: write_record(config, world, start=start, step=step), world)
+    run_on_rank_zero(lambda: _write_start(setup, start, step=step, is_complete=is_complete), world)
     resumed_step = -1 if point is None else step
     monitor = run_on_rank_zero(
         lambda: open_monitor(config, resumed_step=resumed_step, export_model=export_model, more_sinks=more_sinks),

@@ -59,6 +59,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         decision = measure_and_decide(run) if run.updates.is_due(step) else None
         if decision is not None and should_stop is not None and should_stop(decision):
             run.is_complete = True
+        run.end_early_if_over()
         has_held_out_losses = decision is not None and run.config.mixture.signal == "validation"
         if run.is_complete and not has_held_out_losses:
             measure_losses(run)  # a run ends with held-out losses, whatever signal steered it
@@ -86,6 +87,7 @@ def measure_losses(run: Run) -> ExampleLosses:
     with run.meter.paused():
         losses = run.validation.measure(run.engine)
     run.monitor.metrics(run.step, validation_metrics(losses, run.domain_set))
+    run.judge(losses)
     return losses
 
 

@@ -31,11 +31,12 @@ logger = logging.getLogger(__name__)
 STATE_VERSION = 2
 
 SAVED_PARTS = (
-    "loader", "schedule", "served", "bad_steps", "controller", "validation", "train_losses", "updates",
+    "loader", "schedule", "served", "bad_steps", "controller", "validation", "train_losses", "updates", "best",
+    "early_stopping",
 )  # fmt: skip
 """Fields of `Run` whose `state_dict` a checkpoint saves, each under its name in versatune.json."""
 
-_PARTS_ADDED_LATER = ("validation", "train_losses", "updates")
+_PARTS_ADDED_LATER = ("validation", "train_losses", "updates", "best", "early_stopping")
 """Checkpoints of earlier versions, or of a run with another `mixture.signal`, have no state for these."""
 
 _PARTS = {"data": "data", "validation": "data", "tokenizer": "tokenizer", "weights": "mixture", "references": "mixture",

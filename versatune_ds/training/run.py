@@ -24,10 +24,13 @@ from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.monitor import Monitor
+from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 from versatune_ds.run_folder.folder_lock import FolderLock
+from versatune_ds.run_folder.names import EARLY_STOP_FILE
 from versatune_ds.training.bad_steps import BadSteps
 from versatune_ds.training.base_weights import BASE_WEIGHTS
+from versatune_ds.training.best import BestCheckpoint, EarlyStopping, metric_value
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
@@ -52,6 +55,10 @@ class Run:
     train_losses: TrainLosses | None
     """Where `mixture.signal` is train, or over-fitting is watched for."""
     updates: UpdateClock
+    best: BestCheckpoint | None
+    """Where `checkpoint.best` is set."""
+    early_stopping: EarlyStopping | None
+    """Where `train.early_stopping` is set."""
     schedule: Schedule
     controller: Controller | None
     """On rank 0 only."""
@@ -131,19 +138,49 @@ class Run:
             train_losses, step=self.step, effective_step=effective_step, inputs=replace(inputs, signal="train")
         )
 
+    def judge(self, losses: ExampleLosses) -> None:
+        """Record whether held-out losses are the best so far, and whether they still fall; at step 0 neither.
+
+        Communication: where `checkpoint.best` or `train.early_stopping` is set, rank 0's numbers are broadcast.
+        """
+        judges = [judge for judge in (self.best, self.early_stopping) if judge is not None]
+        if self.step == 0 or not judges:
+            return
+
+        def values() -> list[float]:
+            assert self.controller is not None, "rank 0 measures against the losses at step 0"
+            start_K = self.controller.start_loss_K
+            return [metric_value(judge.metric, losses, start_K=start_K, domain_set=self.domain_set) for judge in judges]
+
+        for judge, value in zip(judges, from_rank_zero(values, self.world), strict=True):
+            judge.record(self.step, value)
+
+    def end_early_if_over(self) -> None:
+        """Complete the run where its held-out losses no longer fall, and record why; on every rank alike."""
+        stopping = self.early_stopping
+        if self.is_complete or stopping is None or not stopping.is_over:
+            return
+        self.is_complete, stopping.stopped_after = True, self.step
+        reason = f"stopped early after step {self.step} of {self.config.train.steps}: {stopping.reason()}"
+        logger.info("%s", reason)
+        if self.world.is_rank_zero:
+            record = {**stopping.state_dict(), "reason": reason}
+            write_json(self.config.run_dir / EARLY_STOP_FILE, record)
+
     def agreed(self) -> Agreement:
         """Return whether all ranks stop or save after this step. Communication: one all-reduce of two flags."""
         is_save_due = self.world.is_rank_zero and self.save_clock.is_due()
         agreed = self.stop_signals.agreed(is_save_due=is_save_due)
         is_save_step = self.step % (self.config.checkpoint.every or self.config.train.steps) == 0
-        return replace(agreed, is_save_due=agreed.is_save_due or agreed.is_stopped or is_save_step)
+        is_best = self.best is not None and self.best.is_unsaved
+        return replace(agreed, is_save_due=agreed.is_save_due or agreed.is_stopped or is_save_step or is_best)
 
     def place_as_text(self) -> str:
         """Return what the order of the data depends on; it differs between ranks only if they have diverged."""
         return json.dumps([self.schedule.digest, self.loader.state_dict(self.step)])
 
     def save(self, *, is_last: bool) -> None:
-        """Save the checkpoint of the current step, and delete the oldest beyond `checkpoint.keep`.
+        """Save the checkpoint of the current step; delete the oldest beyond `checkpoint.keep`, but not the best one.
 
         Communication: one all-reduce of training losses where they are summed; then see checkpoint.py.
 
@@ -172,6 +209,7 @@ class Run:
                     keep=self.config.checkpoint.keep,
                     world=self.world,
                     only_trained=BASE_WEIGHTS in self.identity,
+                    best_step=None if self.best is None else self.best.step,
                 )
         except SaveError as error:
             newest = newest_checkpoint_name(self.config.run_dir)
@@ -179,7 +217,11 @@ class Run:
             if is_last:
                 raise RuntimeError(f"{failed}. Free disk space and start again to resume from it") from error
             logger.error("%s. Training continues, and the next save is tried when due", failed)
+            if self.best is not None:
+                self.best.after_save(is_saved=False)
             return
+        if self.best is not None:
+            self.best.after_save(is_saved=True)
         logger.info("saved %s", folder)
 
     def _state_of(self, name: str) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
 from versatune_ds.text_table import counted
+from versatune_ds.training.best import check_judged, judging_keys
 from versatune_ds.training.extension import continuation
 from versatune_ds.training.finding import Check, Finding, Stage, fail, ok, warn
 from versatune_ds.training.prepared_data import cache_folder
@@ -166,6 +167,14 @@ def _check_policy(start: StartCheckInput) -> None:
         target_id_of(settings, DomainSet(names))
 
 
+def _check_judges(start: StartCheckInput) -> None:
+    """Check that held-out losses are measured where a run is judged by them, and that their domain exists."""
+    config = start.config
+    names = None if _is_made_by_another_job(start) else domain_names(config.data)
+    for key, metric in judging_keys(config).items():
+        check_judged(key, metric, domains=names, signal=config.mixture.signal)
+
+
 def _check_prior(start: StartCheckInput) -> None:
     """Check that the prior's file exists, or that its weights are weights."""
     prior = start.config.mixture.prior
@@ -284,6 +293,7 @@ START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
     Check(name="kernels", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_kernel_variables),
     Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
+    Check(name="files", needs="files", stages=_MIXING | _PROCESSES, find=_check_judges),
     Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
     Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),

@@ -78,11 +78,18 @@ RUN_NAMES = (
         axolotl=("hf_use_auth_token",),
     ),
     KnownName(
-        how="checkpoints are kept by age (checkpoint.keep), none by its loss; `versatune export RUN --step N` exports "
-        "a kept one",
+        keys=("checkpoint.best",),
+        how="validation/loss (eval_loss), worst_domain or domain/NAME/loss, lower is better; a new best measurement is "
+        "saved, and export and evaluate take it",
+        example=("checkpoint.best=validation/loss",),
         transformers=("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    ),
+    KnownName(
+        keys=("train.early_stopping",),
+        how="patience in measurements (mixture.update_every steps), min_delta in nats",
+        example=("train.early_stopping={patience: 3}",),
         axolotl=("early_stopping_patience",),
-        others=("early_stopping",),
+        others=("early_stopping", "early_stopping_threshold", "early_stop"),
     ),
     KnownName(
         keys=("slurm.gpus_per_node", "slurm.nodes"),

@@ -1,0 +1,222 @@
+"""The best checkpoint outlives newer ones, and a run whose losses no longer fall ends early: the same on every rank."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import run_ranks
+from tiny_run import be_trained, read_lines, tiny_config
+
+from versatune_ds.config.held_out_metric import EarlyStoppingConfig
+from versatune_ds.distributed import World
+from versatune_ds.domains import DomainSet
+from versatune_ds.export.run_export import choose_checkpoint
+from versatune_ds.mixture.statistics import ExampleLosses
+from versatune_ds.report.series import read_series
+from versatune_ds.report.summary import state_of
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
+from versatune_ds.training import run as run_module
+from versatune_ds.training.best import BestCheckpoint, EarlyStopping, metric_value
+from versatune_ds.training.run_records import replay_run
+from versatune_ds.training.start_checks import StartCheckInput, check_start
+
+NAMES = DomainSet(("law", "code", "art"))
+
+
+def losses(*means, tokens=(2, 2, 0)):
+    """Losses of one example a domain; art has no held-out rows unless it is given tokens."""
+    return ExampleLosses(
+        loss_sum_E=[mean * count for mean, count in zip(means, tokens, strict=True)], num_loss_tokens_E=tokens,
+        domain_ids_E=[0, 1, 2], num_domains=3,
+    )  # fmt: skip
+
+
+def value(metric, *means, start=(2.0, 1.0, math.nan), **options):
+    return metric_value(metric, losses(*means, **options), start_K=np.array(start), domain_set=NAMES)
+
+
+def test_a_measurement_is_judged_by_its_mean_its_worst_domain_or_one_domain():
+    assert value("validation/loss", 1.8, 1.1, 0) == pytest.approx(1.45)
+    assert value("worst_domain", 1.8, 1.1, 0) == pytest.approx(0.1)
+    assert value("worst_domain", 1.8, 0.8, 0) == pytest.approx(-0.1)  # law gained least
+    assert value("domain/code/loss", 1.8, 1.1, 0) == 1.1
+
+
+def test_a_loss_that_is_no_number_makes_every_value_it_enters_none():
+    assert math.isnan(value("validation/loss", math.nan, 1.1, 0))
+    assert math.isnan(value("worst_domain", math.nan, 1.1, 0))
+    assert math.isnan(value("worst_domain", 1.8, 1.1, 1.0, tokens=(2, 2, 2)))  # art was not measured at step 0
+    assert math.isnan(value("domain/art/loss", 1.8, 1.1, 0))
+    assert math.isnan(value("validation/loss", 0, 0, 0, tokens=(0, 0, 0)))
+
+
+def judged(values):
+    best = BestCheckpoint("validation/loss")
+    for step, number in values.items():
+        best.record(step, number)
+    return best
+
+
+def test_the_best_is_the_lowest_the_earlier_one_of_a_tie_and_never_one_that_is_no_number():
+    assert judged({4: 2.0, 8: 1.0, 12: 1.0, 16: 3.0, 20: math.nan}).step == 8
+    assert judged({4: math.nan}).step is None
+
+
+def test_a_best_checkpoint_that_could_not_be_saved_leaves_the_former_one():
+    best = judged({4: 2.0})
+    best.after_save(is_saved=True)
+    best.record(8, 1.0)
+    assert best.is_unsaved
+    best.after_save(is_saved=False)
+    assert (best.step, best.value, best.is_unsaved) == (4, 2.0, False)
+    best.after_save(is_saved=False)  # a later save of another step fails too
+    assert (best.step, best.value) == (4, 2.0)
+
+
+def test_the_best_is_restored_unless_it_was_judged_by_another_metric_or_its_checkpoint_is_gone(tmp_path, caplog):
+    state = json.loads(json.dumps(judged({4: 2.0}).state_dict()))
+    for metric, expected in (("validation/loss", 4), ("worst_domain", None)):
+        restored = BestCheckpoint(metric)
+        restored.load_state_dict(state)
+        assert restored.step == expected
+    assert "checkpoint.best: now worst_domain, was validation/loss" in caplog.text
+    restored = judged({4: 2.0})
+    folder = tmp_path / "checkpoints" / "step_00000004"
+    folder.mkdir(parents=True)
+    (folder / "MANIFEST").touch()
+    restored.forget_if_lost(tmp_path, World())
+    assert restored.step == 4
+    (folder / "MANIFEST").unlink()
+    restored.forget_if_lost(tmp_path, World())
+    assert (restored.step, restored.value) == (None, math.inf)
+
+
+def counted(values, **settings):
+    stopping = EarlyStopping(EarlyStoppingConfig(**settings))
+    for step, number in enumerate(values, start=1):
+        stopping.record(step, number)
+    return stopping
+
+
+def test_training_is_over_after_patience_measurements_without_a_new_lowest_value():
+    assert not counted([3.0, 2.0, 2.5], patience=2).is_over
+    assert counted([3.0, 2.0, 2.5, 2.0], patience=2).is_over
+    assert counted([2.0, math.nan, math.nan], patience=2).is_over
+    assert not counted([math.nan, 2.0, 3.0], patience=2).is_over
+    # By 0.1 at least: 1.95 is not lower than 2.0, 1.85 is.
+    assert not counted([2.0, 1.95, 1.85], patience=2, min_delta=0.1).is_over
+    assert counted([2.0, 1.95, 1.91], patience=2, min_delta=0.1).is_over
+    assert counted([2.0, 2.5, 2.1], patience=2, min_delta=0.1).reason() == (
+        "validation/loss has not fallen by more than 0.1 in 2 measurements in a row; its lowest was 2.0000 after step 1"
+    )
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(1, 4), st.integers(0, 11))
+def test_patience_counts_what_came_after_the_first_lowest_value_and_a_resume_changes_nothing(values, patience, cut):
+    whole = counted(values, patience=patience)
+    assert whole.is_over == (len(values) - 1 - values.index(min(values)) >= patience)
+    resumed = EarlyStopping(EarlyStoppingConfig(patience=patience))
+    resumed.load_state_dict(json.loads(json.dumps(counted(values[:cut], patience=patience).state_dict())))
+    for step, number in enumerate(values[cut:], start=1 + len(values[:cut])):
+        resumed.record(step, number)
+    assert resumed.state_dict() == whole.state_dict()
+
+
+def test_other_settings_of_early_stopping_count_from_the_start(caplog):
+    resumed = EarlyStopping(EarlyStoppingConfig(min_delta=0.5))
+    resumed.load_state_dict(counted([2.0, 3.0], patience=2).state_dict())
+    assert resumed.state_dict()["step"] is None
+    assert "train.early_stopping: its settings changed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("checkpoint.best=validation/los", r"best: expected validation/loss, worst_domain, domain/NAME/loss; did you "),
+        ("checkpoint.best=validation/los", r"did you mean 'validation/loss'\? \(got 'validation/los'\)"),
+        ("train.early_stopping={metric: loss}", r"train\.early_stopping\.metric: expected validation/loss, "),
+        ("train.early_stopping={patience: 0}", r"train\.early_stopping\.patience: expected 1 or more \(got 0\)"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_is_none_is_refused_in_one_line(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(tmp_path, override)
+
+
+@pytest.mark.parametrize("stage", ["train", "every rank"])
+def test_a_domain_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path, stage):
+    config = tiny_config(tmp_path, "checkpoint.best=domain/lw/loss", "train.early_stopping={metric: domain/cde/loss}")
+    with pytest.raises(ValueError, match=r"^checkpoint\.best: domain/lw/loss: there is no domain 'lw'; did you mean"):
+        check_start(StartCheckInput(config=config, stage=stage, device_type="cpu"))
+    config = tiny_config(tmp_path, "train.early_stopping={metric: domain/cde/loss}")
+    with pytest.raises(ValueError, match=r"^train\.early_stopping\.metric: .*did you mean 'code'\?"):
+        check_start(StartCheckInput(config=config, stage=stage, device_type="cpu"))
+
+
+def test_a_run_that_measures_no_held_out_losses_cannot_be_judged_by_them(tmp_path):
+    config = tiny_config(tmp_path, "checkpoint.best=worst_domain", "mixture.signal=train")
+    with pytest.raises(ValueError, match=r"^checkpoint\.best: worst_domain needs held-out losses, which mixture\.sig"):
+        check_start(StartCheckInput(config=config, stage="train", device_type="cpu"))
+
+
+SCRIPTED = {4: 1.0, 8: 3.0, 12: 2.0, 16: 0.5}
+"""Step -> the value of its measurement on rank 0."""
+JUDGED = ("train.steps=16", "checkpoint.best=validation/loss", "checkpoint.keep=1")
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_survives_kills_and_a_run_ends_early_on_all_ranks(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    runs = iter(range(9))
+
+    def train(patience, **options):
+        """Train on two ranks; rank 1 would judge otherwise, but rank 0's values are broadcast."""
+        config = tiny_config(tmp_path, *JUDGED, f"train.early_stopping={{patience: {patience}}}")
+        folder = tmp_path / f"results_{next(runs)}"
+        folder.mkdir()
+
+        def work(world):
+            usual, at = run_module.Run.judge, []
+            monkeypatch.setattr(run_module.Run, "judge", lambda run, losses: (at.append(run.step), usual(run, losses)))
+            scripted = lambda *_, **__: SCRIPTED[at[-1]] if world.is_rank_zero else -1.0  # noqa: E731
+            monkeypatch.setattr(run_module, "metric_value", scripted)
+            run = be_trained(config, world, **options)
+            return run.step, run.is_complete, run.best.state_dict(), run.early_stopping.stopped_after
+
+        return config, run_ranks(work, world_size=2, folder=folder)
+
+    def steps(config):
+        return [int(path.name[-2:]) for path in complete_checkpoints(config.run_dir)]
+
+    best = {"metric": "validation/loss", "step": 4, "value": 1.0}
+    # Stopped by a signal after a worse measurement: the best one is still there, besides the newest.
+    config, results = train(2, stop_after=9)
+    assert results == [(9, False, best, None)] * 2
+    assert steps(config) == [9, 4]
+    # Resumed: the second measurement in a row without a new lowest value ends the run.
+    config, results = train(2)
+    assert results == [(12, True, best, 12)] * 2
+    assert steps(config) == [12, 4]
+    record = json.loads((config.run_dir / "early_stop.json").read_text())
+    assert record["reason"] == (
+        "stopped early after step 12 of 16: validation/loss has not fallen in 2 measurements in a row; its lowest was "
+        "1.0000 after step 4"
+    )
+    assert state_of(read_series(config.run_dir), now=0) == f"Complete: {record['reason']}."
+    replay = replay_run(config.run_dir)
+    assert [decision.digest for decision in replay.replayed] == [decision.digest for decision in replay.recorded]
+    # Started again it trains no further; its export is the best checkpoint.
+    config, results = train(2)
+    assert results == [(12, True, best, 12)] * 2
+    assert choose_checkpoint(config.run_dir, step=None).name == "step_00000004"
+    assert "using step 4, the best by validation/loss (1.0000); the newest is of step 12 (--step)" in caplog.text
+    assert choose_checkpoint(config.run_dir, step=12).name == "step_00000012"
+    # More patience lifts the stop; the last measurement is a new best one, so the former may go.
+    config, results = train(3)
+    assert results == [(16, True, {**best, "step": 16, "value": 0.5}, None)] * 2
+    assert steps(config) == [16]
+    assert not (config.run_dir / "early_stop.json").exists()
+    assert [line["step"] for line in read_lines(config.run_dir / "resumes.jsonl")] == [9, 12, 12]
