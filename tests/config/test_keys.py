@@ -89,7 +89,7 @@ def test_a_name_of_another_tool_that_has_no_key_here_is_answered_with_why_and_ex
     assert main(["keys", "push_to_hub"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("versatune: push_to_hub: there is none here: nothing is uploaded to the Hub; ")
+    assert captured.err.startswith("versatune: push_to_hub: there is none here: a run uploads nothing; ")
     assert len(captured.err.splitlines()) == 1
 
 

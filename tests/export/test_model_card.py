@@ -69,3 +69,12 @@ def test_no_domain_name_breaks_a_table(tmp_path):
     assert {len(row) for row in losses} == {3}
     assert mixture[0] == ["after step", *NAMES]
     assert {len(row) for row in mixture} == {1 + len(NAMES)}
+
+
+def test_the_card_of_a_pushed_model_loads_it_by_its_name_on_the_hub(tmp_path):
+    run_dir = write_run(tmp_path / "run")
+    assert 'AutoTokenizer.from_pretrained("PATH")' in write_card(run_dir, tmp_path)
+    write_model_card(run_dir, folder=tmp_path, step=40, is_adapter=True, repo_id="me/law")
+    card = (tmp_path / "README.md").read_text()
+    assert 'AutoTokenizer.from_pretrained("me/law")' in card
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "peft"

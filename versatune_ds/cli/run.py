@@ -116,6 +116,10 @@ def add_export(commands: Commands) -> None:
     command.add_argument(
         "--force", action="store_true", help="write into a folder that has other content, overwriting its files"
     )
+    command.add_argument(
+        "--push", metavar="REPO_ID", help="then upload the export to this repository of the Hugging Face Hub"
+    )
+    command.add_argument("--private", action="store_true", help="with --push: to a private repository")
 
 
 def _export(parsed: argparse.Namespace) -> int:
@@ -124,6 +128,13 @@ def _export(parsed: argparse.Namespace) -> int:
     from versatune_ds.run_folder.folder_lock import lock_folder
 
     output = parsed.output or parsed.run_dir / EXPORT_FOLDER
+    target = None
+    if parsed.push is not None:
+        from versatune_ds.export.push import check_push, push_export
+
+        target = check_push(parsed.push, is_private=parsed.private)
+    elif parsed.private:
+        raise ValueError("--private: it says how --push REPO_ID uploads; give both")
     alone = lock_folder(output, way_out="give another --output")
     with alone, contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
         folder = export_run(
@@ -134,6 +145,9 @@ def _export(parsed: argparse.Namespace) -> int:
             lora=parsed.lora,
             max_shard_size=parsed.max_shard_size,
             is_forced=parsed.force,
+            repo_id=None if target is None else target.repo_id,
         )
     write(str(folder))
+    if target is not None:
+        write(push_export(folder, target))
     return 0

@@ -93,10 +93,12 @@ def export_folder(output: Path, *, run_name: str, step: int | None = None) -> It
     partial.mkdir(parents=True)
     try:
         yield partial
-        origin = {"run": run_name} | ({} if step is None else {"step": step})
-        (partial / EXPORT_FILE).write_text(json.dumps(origin) + "\n", encoding="utf-8")
-        remove_earlier_weights(output)
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        origin = {"run": run_name} | ({} if step is None else {"step": step})
+        record = {**origin, "files": [path.relative_to(partial).as_posix() for path in files]}
+        (partial / EXPORT_FILE).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        files.append(partial / EXPORT_FILE)
+        remove_earlier_weights(output)
         for path in sorted(files, key=lambda path: path.name == _LAST):
             place = output / path.relative_to(partial)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ _NUM_DECISIONS_SHOWN = 8
 _CARD = """\
 ---
 # license: (yours to state; the licences of the base model and of the data set its limits)
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags: [versatune, multi-domain]{base_line}
 ---
@@ -37,8 +37,8 @@ These are the weights after step {step} of {num_steps}.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+model = AutoModelForCausalLM.from_pretrained("{place}")
 messages = [{{"role": "user", "content": "..."}}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 written = model.generate(**prompt, max_new_tokens=100)
@@ -73,7 +73,9 @@ first lines of this file.
 """
 
 
-def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool = False) -> None:
+def write_model_card(
+    run_dir: Path, *, folder: Path, step: int, is_adapter: bool = False, repo_id: str | None = None
+) -> None:
     """Write README.md into an exported model's folder.
 
     Args:
@@ -81,11 +83,12 @@ def write_model_card(run_dir: Path, *, folder: Path, step: int, is_adapter: bool
         folder: The exported model.
         step: Step of the exported checkpoint; later decisions are omitted.
         is_adapter: Whether the folder contains adapters, which need their base model.
+        repo_id: Name of the Hub repository that the folder will be uploaded to.
     """
     config = recorded_config(run_dir)
     decisions = [decision for decision in recorded_decisions(run_dir) if decision.decided_at_step <= step]
     measured = _last_measurement(run_dir / METRICS_FILE, step=step, domains=tuple(decisions[0].weights_after))
-    text = _text(config, decisions, measured=measured, step=step, is_adapter=is_adapter)
+    text = _text(config, decisions, measured=measured, step=step, is_adapter=is_adapter, place=repo_id or "PATH")
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -107,6 +110,7 @@ def _text(
     measured: tuple[int, Mapping[str, float | None]],
     step: int,
     is_adapter: bool,
+    place: str,
 ) -> str:
     named = config.model.name_or_path
     is_hub_name = named is not None and not Path(named).exists()
@@ -117,6 +121,8 @@ def _text(
     )
     return _CARD.format(
         name=config.run.name,
+        place=place,
+        library="peft" if is_adapter else "transformers",
         base_line=f"\nbase_model: {named}" if is_hub_name else "",
         base=_base(config),
         num_domains=len(decisions[0].weights_after),

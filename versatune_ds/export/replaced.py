@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from versatune_ds.export.folder import EXPORT_FILE
+from versatune_ds.run_folder.names import EXPORT_FILE
 from versatune_ds.text_table import listed
 
 logger = logging.getLogger(__name__)

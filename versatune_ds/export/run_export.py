@@ -55,6 +55,7 @@ def export_run(
     lora: str = "merged",
     max_shard_size: str = DEFAULT_MAX_SHARD_SIZE,
     is_forced: bool = False,
+    repo_id: str | None = None,
 ) -> Path:
     """Write a checkpoint's model, config, tokenizer and model card in Hugging Face form.
 
@@ -71,6 +72,7 @@ def export_run(
         lora: `merged` adds a run's adapters into its weights, in fp32; `adapter` writes the adapters alone.
         max_shard_size: Size of a weights file, such as 500MB.
         is_forced: Whether files of another origin in the output may be replaced.
+        repo_id: Name of the Hub repository that it will be uploaded to, for the model card.
 
     Raises:
         ValueError: If the folder is no run, has no such checkpoint or no adapters to write alone, or if the output
@@ -82,8 +84,7 @@ def export_run(
     config = recorded_config(run_dir)
     base, name = config.model.name_or_path, config.run.name
     check_output(output, run_name=name, run_dir=run_dir, base_model=base, is_forced=is_forced)
-    is_adapter = lora == "adapter"
-    if is_adapter and config.model.lora is None:
+    if (is_adapter := lora == "adapter") and config.model.lora is None:
         raise ValueError("--lora adapter: the run trained no adapters (model.lora); leave the option out")
     dtype = DTYPES[precision or config.train.precision]
     causal_lm = model_without_weights(run_dir, config, dtype=dtype)
@@ -106,7 +107,7 @@ def export_run(
             save_model_settings(causal_lm, folder)
         stop_at_ends(folder, endings["end_token_ids"], tokenizer=tokenizer)
         tokenizer.save_pretrained(folder)
-        write_model_card(run_dir, folder=folder, step=saved_at, is_adapter=is_adapter)
+        write_model_card(run_dir, folder=folder, step=saved_at, is_adapter=is_adapter, repo_id=repo_id)
     logger.info("exported %s to %s", checkpoint.name, output)
     return output
 

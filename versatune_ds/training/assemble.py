@@ -289,7 +289,7 @@ def _restore(parts: Mapping[str, Any], engine: Engine, point: ResumePoint, *, id
         run_on_rank_zero(lambda: set_later_checkpoints_aside(run_dir, step=point.step), engine.world)
     if parts["best"] is not None:
         parts["best"].forget_if_lost(run_dir, engine.world)
-    is_complete = is_complete_at(point.state, early_stopping=parts["early_stopping"])
+    is_complete = point.is_complete and is_complete_at(point.state, early_stopping=parts["early_stopping"])
     if is_complete:
         logger.info("%s is complete%s; --fresh starts over", run_dir, early_stop_text(point.state))
     run_on_rank_zero(lambda: record_resume(run_dir, point, identity), engine.world)

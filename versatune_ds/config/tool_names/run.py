@@ -73,7 +73,7 @@ RUN_NAMES = (
         others=("resume_from",),
     ),
     KnownName(
-        how="nothing is uploaded to the Hub; `versatune export RUN` writes a folder that `hf upload` takes",
+        how="a run uploads nothing; `versatune export RUN --push REPO_ID [--private]` uploads its model",
         transformers=("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_token"),
         axolotl=("hf_use_auth_token",),
     ),
