@@ -19,7 +19,7 @@ from versatune_ds.report.series import read_series
 from versatune_ds.report.summary import state_of
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training import run as run_module
-from versatune_ds.training.best import BestCheckpoint, EarlyStopping, metric_value
+from versatune_ds.training.best import BestCheckpoint, EarlyStopping, early_stop_text, is_complete_at, metric_value
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
@@ -162,9 +162,27 @@ def test_a_run_that_measures_no_held_out_losses_cannot_be_judged_by_them(tmp_pat
         check_start(StartCheckInput(config=config, stage="train", device_type="cpu"))
 
 
-SCRIPTED = {4: 1.0, 8: 3.0, 12: 2.0, 16: 0.5}
+def test_a_run_that_ended_early_stays_complete_until_its_settings_no_longer_end_it_there():
+    stopped = counted([2.0, 3.0, 3.0], patience=2)
+    stopped.stopped_after = 3
+    state = {"is_complete": True, "early_stopping": json.loads(json.dumps(stopped.state_dict()))}
+    for patience, is_complete in ((1, True), (2, True), (3, False)):
+        resumed = EarlyStopping(EarlyStoppingConfig(patience=patience))
+        resumed.load_state_dict(state["early_stopping"])
+        assert is_complete_at(state, early_stopping=resumed) == is_complete
+    assert not is_complete_at(state, early_stopping=None)
+    assert early_stop_text(state).startswith(": stopped early after step 3; a larger train.early_stopping.patience, or")
+    # A run that reached its last step is complete whatever the settings; states of earlier versions have no such part.
+    for part in (None, {**state["early_stopping"], "stopped_after": None}):
+        assert is_complete_at({"is_complete": True, "early_stopping": part}, early_stopping=None)
+    assert is_complete_at({"is_complete": True}, early_stopping=None)
+    assert not is_complete_at({"is_complete": False}, early_stopping=stopped)
+    assert early_stop_text({"is_complete": True}) == ""
+
+
+SCRIPTED = {2: 1.0, 4: 3.0, 6: 2.0, 8: 0.5}
 """Step -> the value of its measurement on rank 0."""
-JUDGED = ("train.steps=16", "checkpoint.best=validation/loss", "checkpoint.keep=1")
+JUDGED = ("train.steps=8", "mixture.update_every=2", "checkpoint.best=validation/loss", "checkpoint.keep=1")
 
 
 @pytest.mark.slow
@@ -191,32 +209,30 @@ def test_the_best_checkpoint_survives_kills_and_a_run_ends_early_on_all_ranks(tm
     def steps(config):
         return [int(path.name[-2:]) for path in complete_checkpoints(config.run_dir)]
 
-    best = {"metric": "validation/loss", "step": 4, "value": 1.0}
+    best = {"metric": "validation/loss", "step": 2, "value": 1.0}
     # Stopped by a signal after a worse measurement: the best one is still there, besides the newest.
-    config, results = train(2, stop_after=9)
-    assert results == [(9, False, best, None)] * 2
-    assert steps(config) == [9, 4]
+    config, results = train(2, stop_after=5)
+    assert results == [(5, False, best, None)] * 2
+    assert steps(config) == [5, 2]
     # Resumed: the second measurement in a row without a new lowest value ends the run.
     config, results = train(2)
-    assert results == [(12, True, best, 12)] * 2
-    assert steps(config) == [12, 4]
+    assert results == [(6, True, best, 6)] * 2
+    assert steps(config) == [6, 2]
     record = json.loads((config.run_dir / "early_stop.json").read_text())
     assert record["reason"] == (
-        "stopped early after step 12 of 16: validation/loss has not fallen in 2 measurements in a row; its lowest was "
-        "1.0000 after step 4"
+        "stopped early after step 6 of 8: validation/loss has not fallen in 2 measurements in a row; its lowest was "
+        "1.0000 after step 2"
     )
     assert state_of(read_series(config.run_dir), now=0) == f"Complete: {record['reason']}."
     replay = replay_run(config.run_dir)
     assert [decision.digest for decision in replay.replayed] == [decision.digest for decision in replay.recorded]
-    # Started again it trains no further; its export is the best checkpoint.
-    config, results = train(2)
-    assert results == [(12, True, best, 12)] * 2
-    assert choose_checkpoint(config.run_dir, step=None).name == "step_00000004"
-    assert "using step 4, the best by validation/loss (1.0000); the newest is of step 12 (--step)" in caplog.text
-    assert choose_checkpoint(config.run_dir, step=12).name == "step_00000012"
+    # Its export is the best checkpoint.
+    assert choose_checkpoint(config.run_dir, step=None).name == "step_00000002"
+    assert "using step 2, the best by validation/loss (1.0000); the newest is of step 6 (--step)" in caplog.text
+    assert choose_checkpoint(config.run_dir, step=6).name == "step_00000006"
     # More patience lifts the stop; the last measurement is a new best one, so the former may go.
     config, results = train(3)
-    assert results == [(16, True, {**best, "step": 16, "value": 0.5}, None)] * 2
-    assert steps(config) == [16]
+    assert results == [(8, True, {**best, "step": 8, "value": 0.5}, None)] * 2
+    assert steps(config) == [8]
     assert not (config.run_dir / "early_stop.json").exists()
-    assert [line["step"] for line in read_lines(config.run_dir / "resumes.jsonl")] == [9, 12, 12]
+    assert [line["step"] for line in read_lines(config.run_dir / "resumes.jsonl")] == [5, 6]

@@ -69,6 +69,7 @@ def add_worker(commands: Commands) -> None:
 
 def _worker(parsed: argparse.Namespace) -> int:
     """Run one process of a training run; launchers start it through launcher/train.py."""
+    from versatune_ds.evaluation.while_training import tasks_of
     from versatune_ds.export.run_export import export_into_run
     from versatune_ds.report.finish import show_summary
     from versatune_ds.training.worker import run_worker
@@ -80,6 +81,7 @@ def _worker(parsed: argparse.Namespace) -> int:
         is_quiet=parsed.quiet,
         when_complete=show_summary,
         export_model=export_into_run,
+        make_tasks=tasks_of,
     )
 
 

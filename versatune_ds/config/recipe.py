@@ -18,6 +18,7 @@ from versatune_ds.config.model import ModelConfig
 from versatune_ds.config.monitor import MonitorConfig
 from versatune_ds.config.section import ExpandedPath, Section
 from versatune_ds.config.slurm import SlurmConfig
+from versatune_ds.config.tasks import TasksConfig
 from versatune_ds.config.train import TrainConfig
 from versatune_ds.mixture.policies import Policy
 
@@ -55,6 +56,9 @@ class ValidationConfig(Section):
     decides here, so the same recipe may make other decisions on another machine."""
     rows_per_micro_batch: int | None = Field(default=None, ge=1)
     """Packed rows that one process evaluates at a time; by default as in training."""
+    tasks: TasksConfig | None = None
+    """Questions to ask while training, every so many steps: multiple choice and written answers, recorded as
+    `task/choices/accuracy`, `task/choices/DOMAIN/accuracy`, ... They decide nothing. Not under ZeRO stage 3."""
 
     @model_validator(mode="after")
     def _has_room_to_choose(self) -> ValidationConfig:

@@ -71,40 +71,44 @@ class ChoiceSet:
         return by_question[first] == self.answer_Q
 
 
-def read_choices(paths: Sequence[Path]) -> dict[str, list[ChoiceQuestion]]:
+def read_choices(paths: Sequence[Path], *, key: str = "--choices") -> dict[str, list[ChoiceQuestion]]:
     """Return the questions of files, or of all files in folders, by the file's name without its suffixes.
+
+    Args:
+        paths: Files and folders.
+        key: What named them; every message begins with it.
 
     Raises:
         ValueError: If there is no file, two have the same name, or a record is not a question, with file and line.
     """
     questions: dict[str, list[ChoiceQuestion]] = {}
-    for path in (file for place in paths for file in _files_of(place)):
+    for path in (file for place in paths for file in _files_of(place, key=key)):
         name = domain_name(path.name.split(".")[0])
         if name in questions:
-            raise ValueError(f"--choices: {path}: a second file for domain {name!r}; give each domain one")
+            raise ValueError(f"{key}: {path}: a second file for domain {name!r}; give each domain one")
         questions[name] = [
-            _parse(record.json_text, problem=record.problem, where=f"{path}:{record.line}")
+            _parse(record.json_text, problem=record.problem, where=f"{path}:{record.line}", key=key)
             for record in read_records(path)
         ]
         if not questions[name]:
-            raise ValueError(f"--choices: {path} has no question; expected one JSON object per line")
+            raise ValueError(f"{key}: {path} has no question; expected one JSON object per line")
     return questions
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, *, key: str) -> list[Path]:
     """Return the file itself, or the data files of a folder sorted by name."""
     if path.is_file():
         return [path]
     files = sorted(file for file in path.glob("*") if file.is_file() and format_of(file) and not is_description(file))
     if not files:
         raise ValueError(
-            f"--choices: {path}: no such file, or a folder without data files; expected DOMAIN.jsonl with lines "
+            f"{key}: {path}: no such file, or a folder without data files; expected DOMAIN.jsonl with lines "
             '{"question", "choices", "answer"}'
         )
     return files
 
 
-def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
+def _parse(text: str, *, problem: str, where: str, key: str) -> ChoiceQuestion:
     """Return the question of a record."""
     try:
         record = json.loads(text)
@@ -118,13 +122,18 @@ def _parse(text: str, *, problem: str, where: str) -> ChoiceQuestion:
     if isinstance(record, dict):
         problem = problem or missing_field(record, ("question", "choices", "answer"))
     raise ValueError(
-        f'--choices: {where}: {problem or "not a multiple-choice question"}; expected {{"question": text, '
+        f'{key}: {where}: {problem or "not a multiple-choice question"}; expected {{"question": text, '
         '"choices": [two texts or more], "answer": index of the right one, from 0}}'
     )
 
 
 def encode_choices(
-    questions: Mapping[str, Sequence[ChoiceQuestion]], *, tokenizer: Any, template: str, row_tokens: int
+    questions: Mapping[str, Sequence[ChoiceQuestion]],
+    *,
+    tokenizer: Any,
+    template: str,
+    row_tokens: int,
+    key: str = "--choices",
 ) -> ChoiceSet:
     """Tokenise the options; a question too long for a row loses its beginning.
 
@@ -133,6 +142,7 @@ def encode_choices(
         tokenizer: The model's.
         template: Chat template; the question is the user's turn, an option the assistant's.
         row_tokens: Maximum tokens of a question with an option.
+        key: What named their files; every message begins with it.
 
     Raises:
         ValueError: If an option alone is too long for a row, or has no token.
@@ -140,7 +150,7 @@ def encode_choices(
     options, counts, num_bytes, answers, domain_ids = [], [], [], [], []
     for domain_id, (name, asked) in enumerate(questions.items()):
         pairs = [(question.question, choice) for question in asked for choice in question.choices]
-        options += _encode(pairs, name=name, tokenizer=tokenizer, template=template, row_tokens=row_tokens)
+        options += _encode(pairs, name=name, tokenizer=tokenizer, template=template, row_tokens=row_tokens, key=key)
         for question in asked:
             answers.append(sum(counts) + question.answer)
             counts.append(len(question.choices))
@@ -157,7 +167,7 @@ def encode_choices(
 
 
 def _encode(
-    pairs: Sequence[tuple[str, str]], *, name: str, tokenizer: Any, template: str, row_tokens: int
+    pairs: Sequence[tuple[str, str]], *, name: str, tokenizer: Any, template: str, row_tokens: int, key: str
 ) -> list[Option]:
     """Tokenise each question with an option; the end of the turn bears no loss."""
     control = probe_template(template, tokenizer=tokenizer).control
@@ -179,7 +189,7 @@ def _encode(
         # A truncated option, or an empty one, would win for lack of loss; its first token needs one before it.
         if not len(bears_loss) or len(is_loss) - bears_loss[0] >= row_tokens:
             raise ValueError(
-                f"--choices: {name}: option {choice[:40]!r} has {len(bears_loss)} tokens, expected 1 or more that fit "
+                f"{key}: {name}: option {choice[:40]!r} has {len(bears_loss)} tokens, expected 1 or more that fit "
                 f"into data.row_tokens={row_tokens} with the end of the turn; raise data.row_tokens or drop the option"
             )
         options.append((encoded.input_ids[-row_tokens:], is_loss[-row_tokens:]))

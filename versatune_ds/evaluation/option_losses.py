@@ -61,6 +61,23 @@ def option_losses(
     return loss_sum_C
 
 
+@torch.no_grad()
+def losses_of_questions(
+    model: DomainModel, choices: ChoiceSet, questions: Sequence[int]
+) -> tuple[list[int], np.ndarray]:
+    """Return the numbers of some questions' options, and their summed losses, in one batch.
+
+    Args:
+        model: In evaluation mode, on its device.
+        choices: All questions.
+        questions: Their numbers.
+    """
+    asked = [_divide(choices, question) for question in questions]
+    with dense_attention(model.causal_lm):
+        losses = _losses_of(model.causal_lm, asked)
+    return [number for question in asked for number in question.numbers], losses
+
+
 def _divide(choices: ChoiceSet, question: int) -> _Asked:
     """Split a question into the tokens its options share and the rest.
 

@@ -68,6 +68,7 @@ def _train_here(
     config: RunConfig, *, on_decision: Callable[[Decision], object] | None, is_fresh: bool, is_quiet: bool
 ) -> None:
     """Train in this process."""
+    from versatune_ds.evaluation.while_training import tasks_of
     from versatune_ds.export.run_export import export_into_run
     from versatune_ds.monitor.sinks import DecisionCallback
     from versatune_ds.report.finish import show_summary
@@ -79,6 +80,7 @@ def _train_here(
         sinks=() if on_decision is None else (DecisionCallback(on_decision),),
         when_complete=(lambda run_dir: None) if is_quiet else show_summary,
         export_model=export_into_run,
+        make_tasks=tasks_of,
     )
 
 

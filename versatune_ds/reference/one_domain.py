@@ -77,7 +77,7 @@ def domain_recipe(config: RunConfig, name: str) -> RunConfig:
                 safeguards=SafeguardConfig(overfit="off"),  # over-fitting ends the run by itself: see EarlyStop
             ),
             "monitor": MonitorConfig(log_every=every),
-            "validation": config.validation.model_copy(update={"max_share": None}),
+            "validation": config.validation.model_copy(update={"max_share": None, "tasks": None}),
             "checkpoint": config.checkpoint.model_copy(update={"best": None}),
         }
     )

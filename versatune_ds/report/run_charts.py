@@ -35,6 +35,8 @@ _TRAINING = (
     ("perf/data_seconds", "Waiting for data", "seconds", "seconds per optimizer step"),
     ("train/grad_norm", "Gradient norm", "loss", "before clipping"),
     ("train/learning_rate", "Learning rate", "rate", ""),
+    ("task/choices/accuracy", "Multiple choice", "share", "right answers, mean of the domains (validation.tasks)"),
+    ("task/exact/accuracy", "Written answers", "share", "right answers, mean of the domains (validation.tasks)"),
 )
 
 

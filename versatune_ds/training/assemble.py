@@ -59,13 +59,16 @@ from versatune_ds.training.resume import (
     restore_parts,
     run_identity,
 )
-from versatune_ds.training.run import Run
+from versatune_ds.training.run import Run, TaskEvaluation
 from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.throughput import throughput_of
 from versatune_ds.training.update_clock import UpdateClock
 
 logger = logging.getLogger(__name__)
+
+MakeTasks = Callable[[RunSetup], TaskEvaluation | None]
+"""Makes the questions that a run asks while it trains; evaluation/, which has them, is a higher layer."""
 
 
 def assemble_run(
@@ -78,6 +81,7 @@ def assemble_run(
     prepared: tuple[Any, PreparedData] | None = None,
     export_model: Callable[[Path], Path] | None = None,
     more_sinks: Sequence[Sink] = (),
+    make_tasks: MakeTasks | None = None,
 ) -> Run:
     """Return the run, ready for the loop, at the step of its newest complete checkpoint.
 
@@ -90,6 +94,7 @@ def assemble_run(
         prepared: Tokenizer and data where they are loaded already; None prepares the recipe's.
         export_model: Exports the model of a run's folder, for a monitor that keeps it at the end.
         more_sinks: Receivers of metrics and decisions besides the recipe's, on rank 0.
+        make_tasks: Returns what asks the questions of `validation.tasks`, None where the recipe has none.
 
     Raises:
         ValueError: On every rank, for anything wrong in the recipe, its files or its data.
@@ -104,6 +109,7 @@ def assemble_run(
         config, last_step = settle_length(config, data, world=world, is_fresh=is_fresh)
     setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
     check_judged_rows(setup)
+    tasks = None if make_tasks is None else make_tasks(setup)
     mixture = start_mixture(setup)
 
     # The checkpoint to resume from, None at the start.
@@ -123,21 +129,18 @@ def assemble_run(
 
     # The parts with state, restored; only then are the run's records cut back to the checkpoint's step.
     parts = _new_parts(setup, mixture)
-    is_complete = False
-    if point is not None:
-        with start_phase("checkpoint"):
-            is_complete = _restore(parts, engine, point, identity=identity)
+    is_complete = point is not None and _restore(parts, engine, point, identity=identity)
     inputs = decision_inputs(config, data) if world.is_rank_zero else None
     monitor = _open_records(
         setup, start, is_complete=is_complete, inputs=inputs, point=point, export_model=export_model,
         more_sinks=more_sinks,
     )  # fmt: skip
     return Run(
-        config=config, world=world, domain_set=data.domain_set, engine=engine, **parts, inputs=inputs, monitor=monitor,
-        meter=Meter(data.domain_set), throughput=throughput_of(causal_lm, config.train, world=world), identity=identity,
+        config=config, world=world, domain_set=data.domain_set, engine=engine, **parts, tasks=tasks, inputs=inputs,
+        monitor=monitor, meter=Meter(data.domain_set), identity=identity,
+        throughput=throughput_of(causal_lm, config.train, world=world),
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
-        locks=locks, step=0 if point is None else point.step,
-        is_complete=is_complete,
+        locks=locks, step=0 if point is None else point.step, is_complete=is_complete,
     )  # fmt: skip
 
 
@@ -282,8 +285,9 @@ def _training_loader(setup: RunSetup) -> MixtureLoader:
 def _restore(parts: Mapping[str, Any], engine: Engine, point: ResumePoint, *, identity: dict[str, Any]) -> bool:
     """Load a checkpoint into the run's parts and its engine, record the resume; return whether the run is complete."""
     log_resume(point)
-    restore_parts(parts, point)
-    restore_engine(engine, point)
+    with start_phase("checkpoint"):
+        restore_parts(parts, point)
+        restore_engine(engine, point)
     run_dir = point.folder.parents[1]
     if point.has_later_ones:
         run_on_rank_zero(lambda: set_later_checkpoints_aside(run_dir, step=point.step), engine.world)

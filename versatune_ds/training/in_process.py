@@ -30,7 +30,7 @@ from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
 from versatune_ds.engine.engine import leave_process_group
 from versatune_ds.monitor.sinks import Sink
 from versatune_ds.run_folder.folder_lock import release_all
-from versatune_ds.training.assemble import assemble_run
+from versatune_ds.training.assemble import MakeTasks, assemble_run
 from versatune_ds.training.loop import measure_before_training
 from versatune_ds.training.run import Run
 from versatune_ds.training.saved_model import with_saved_model
@@ -47,6 +47,7 @@ def train_in_process(
     sinks: Sequence[Sink] = (),
     when_complete: Callable[[Path], None] = lambda run_dir: None,
     export_model: Callable[[Path], Path] | None = None,
+    make_tasks: MakeTasks | None = None,
 ) -> None:
     """Train a run to its last step as the only process, or resume it; everything is in its folder afterwards.
 
@@ -56,6 +57,7 @@ def train_in_process(
         sinks: Receivers of metrics and decisions besides the recipe's.
         when_complete: Called with the run's folder after the last step.
         export_model: Exports the model of a run's folder, for a monitor that keeps it at the end.
+        make_tasks: As `assemble_run` takes it.
 
     Raises:
         ValueError: For a mistake in the recipe, its files or its data, or where a launcher started several processes.
@@ -79,6 +81,7 @@ def train_in_process(
             stop_signals=stop_signals,
             export_model=export_model,
             more_sinks=sinks,
+            make_tasks=make_tasks,
         )
         stack.callback(run.engine.close)
         _measure_first(run)

@@ -29,6 +29,7 @@ def measure_before_training(run: Run) -> None:
     if run.step == 0:
         with start_phase("first validation"):
             measure_and_decide(run)
+            run.ask_tasks_if_due()
 
 
 def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, save_at_end: bool = True) -> bool:
@@ -63,6 +64,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         has_held_out_losses = decision is not None and run.config.mixture.signal == "validation"
         if run.is_complete and not has_held_out_losses:
             measure_losses(run)  # a run ends with held-out losses, whatever signal steered it
+        run.ask_tasks_if_due()
 
         # Save, and stop where a signal asks for it: all ranks agree on both.
         agreed = run.agreed()

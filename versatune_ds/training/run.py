@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,10 @@ from versatune_ds.training.update_clock import UpdateClock
 logger = logging.getLogger(__name__)
 
 
+TaskEvaluation = Callable[[Engine], dict[str, float]]
+"""Asks the questions of `validation.tasks` and returns metrics, the same on every rank; every rank calls it."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Run:
     """Everything the training loop needs, and the number of steps done. `assemble_run` makes it."""
@@ -59,6 +64,8 @@ class Run:
     """Where `checkpoint.best` is set."""
     early_stopping: EarlyStopping | None
     """Where `train.early_stopping` is set."""
+    tasks: TaskEvaluation | None
+    """Where `validation.tasks` is set."""
     schedule: Schedule
     controller: Controller | None
     """On rank 0 only."""
@@ -166,6 +173,16 @@ class Run:
         if self.world.is_rank_zero:
             record = {**stopping.state_dict(), "reason": reason}
             write_json(self.config.run_dir / EARLY_STOP_FILE, record)
+
+    def ask_tasks_if_due(self) -> None:
+        """Ask the questions of `validation.tasks` where this step is one of theirs, and record the answers."""
+        settings = self.config.validation.tasks
+        if self.tasks is None or settings is None:
+            return
+        if self.is_complete or self.step % settings.every_steps == 0:
+            with self.meter.paused(), self.updates.paused():
+                metrics = self.tasks(self.engine)
+            self.monitor.metrics(self.step, metrics)
 
     def agreed(self) -> Agreement:
         """Return whether all ranks stop or save after this step. Communication: one all-reduce of two flags."""

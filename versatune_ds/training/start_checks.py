@@ -170,9 +170,24 @@ def _check_policy(start: StartCheckInput) -> None:
 def _check_judges(start: StartCheckInput) -> None:
     """Check that held-out losses are measured where a run is judged by them, and that their domain exists."""
     config = start.config
-    names = None if _is_made_by_another_job(start) else domain_names(config.data)
     for key, metric in judging_keys(config).items():
+        names = None if _is_made_by_another_job(start) else domain_names(config.data)
         check_judged(key, metric, domains=names, signal=config.mixture.signal)
+
+
+def _check_tasks(start: StartCheckInput) -> None:
+    """Check that questions can be asked while training, and that their files exist."""
+    settings = start.config.validation.tasks
+    if settings is None:
+        return
+    if zero_stage(start.ds_config) == 3:
+        raise ValueError(
+            "validation.tasks: under ZeRO stage 3 every forward pass needs all processes, and each asks others; "
+            "leave the key out and use `versatune evaluate`, or use stage 2 (train.deepspeed=zero2)"
+        )
+    missing = [path for path in settings.choices if not path.exists()]
+    if missing and not _is_made_by_another_job(start):
+        raise ValueError(f"validation.tasks.choices: {missing[0]}: no such file or folder; expected DOMAIN.jsonl")
 
 
 def _check_prior(start: StartCheckInput) -> None:
@@ -294,6 +309,7 @@ START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="kernels", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_kernel_variables),
     Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
     Check(name="files", needs="files", stages=_MIXING | _PROCESSES, find=_check_judges),
+    Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_tasks),
     Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
     Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),

@@ -32,7 +32,7 @@ from versatune_ds.log import configure_logging, log_imports
 from versatune_ds.progress import before_output
 from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.text_table import counted
-from versatune_ds.training.assemble import assemble_run
+from versatune_ds.training.assemble import MakeTasks, assemble_run
 from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.run import Run
 from versatune_ds.training.saved_model import load_recipe
@@ -51,6 +51,7 @@ def run_worker(
     is_quiet: bool,
     when_complete: Callable[[Path], None],
     export_model: Callable[[Path], Path] | None = None,
+    make_tasks: MakeTasks | None = None,
 ) -> int:
     """Run one process of a training run and return its exit code.
 
@@ -61,6 +62,7 @@ def run_worker(
         is_quiet: Whether only warnings are shown.
         when_complete: Called on rank 0 with the run's folder after the last step.
         export_model: Exports the model of a run's folder, for a monitor that keeps it at the end.
+        make_tasks: As `assemble_run` takes it.
 
     Returns:
         0 when complete, 2 for a user's mistake, 75 when a signal stopped the run and it should be requeued; whatever
@@ -71,8 +73,9 @@ def run_worker(
         config = load_recipe(recipe, overrides)
         device = take_place(world)
         run = assemble_run(
-            config, world=world, device=device, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model
-        )
+            config, world=world, device=device, is_fresh=is_fresh, stop_signals=stop_signals, export_model=export_model,
+            make_tasks=make_tasks,
+        )  # fmt: skip
         measure_before_training(run)
         return run
 
