@@ -13,8 +13,9 @@ from command_line import command_of
 from huggingface_hub import HfApi, constants
 
 from versatune_ds.export import push, run_export
-from versatune_ds.export.folder import EXPORT_FILE, export_folder
+from versatune_ds.export.folder import export_folder
 from versatune_ds.export.push import PushTarget, check_push, push_export
+from versatune_ds.run_folder.names import EXPORT_FILE
 
 TOKEN = "hf_" + "a" * 34
 REPOS = {
