@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "versatune_ds"
 LAYERS = {
     "domains": 0, "log": 0, "progress": 0, "exit_codes": 0, "paths": 0, "text_table": 0, "json_file": 0,
+    "own_code": 0,
     "mixture/policies": 1, "mixture/planning": 1,
     "config": 2,
     "distributed": 3,

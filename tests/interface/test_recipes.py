@@ -10,7 +10,8 @@ import yaml
 from tests.helpers.tiny_run import ROOT
 from versatune_ds import Policy, load_config, plan, prepare, simulate
 from versatune_ds.config.load import load_config_with_policy, recipe_values
-from versatune_ds.mixture.policies import POLICIES, is_importable, name_of, policy_named
+from versatune_ds.mixture.policies import POLICIES, name_of, policy_named
+from versatune_ds.own_code import is_importable
 
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 

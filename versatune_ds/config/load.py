@@ -6,7 +6,8 @@ mistakes, and `error_messages` describes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,8 @@ from versatune_ds.config.error_messages import lines_of_errors
 from versatune_ds.config.recipe import RunConfig
 from versatune_ds.config.section import typed_values
 from versatune_ds.config.yaml_text import EMPTY, read_value, read_yaml
-from versatune_ds.mixture.policies import Policy, is_own, name_of
+from versatune_ds.mixture.policies import Policy, name_of
+from versatune_ds.own_code import is_own, name_of_value, place_of
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
@@ -76,16 +78,28 @@ def load_config(recipe: Recipe, overrides: Sequence[str] = ()) -> RunConfig:
         set_by_dotted_key(values, override)
     _replace_length(values, {override.partition("=")[0] for override in overrides})
     config = parse_config(values)
-    is_rule_kept = isinstance(recipe, RunConfig) and recipe.mixture.policy == config.mixture.policy
-    return config.with_rule(recipe.mixture.given_rule) if is_rule_kept else config
+    if not isinstance(recipe, RunConfig):
+        return config
+    # What was given as a value stays until another is named.
+    former = recipe.mixture
+    config = config.with_rule(former.given_rule if former.policy == config.mixture.policy else None)
+    return config.with_signal(former.given_signal if former.signal == config.mixture.signal else None)
 
 
-def load_config_with_policy(recipe: Recipe, overrides: Sequence[str], policy: Policy | None) -> RunConfig:
-    """Return the config as `load_config` does, with a policy given as a value in the place of `mixture.policy`.
+def load_config_with_policy(
+    recipe: Recipe, overrides: Sequence[str], policy: Policy | None, signal: Callable[..., Any] | None = None
+) -> RunConfig:
+    """Return the config as `load_config` does, with a policy and a loss signal given as values.
+
+    They take the place of `mixture.policy` and `mixture.signal`.
 
     Raises:
-        ValueError: As `load_config` does, and for a policy that is no `Policy`.
+        ValueError: As `load_config` does, and for a policy that is no `Policy` or a signal that is no function.
     """
+    if signal is not None:
+        name = name_of_signal(signal)
+        config = load_config_with_policy(recipe, [*overrides, f"mixture.signal={name}"], policy)
+        return config.with_signal(signal)
     if policy is None:
         return load_config(recipe, overrides)
     if not isinstance(policy, Policy):
@@ -104,6 +118,27 @@ def _replace_length(values: dict[str, Any], overridden: set[str]) -> None:
         train.pop("epochs" if given == {"train.steps"} else "steps", None)
     if "train.steps_from" not in overridden:
         train.pop("steps_from", None)
+
+
+def name_of_signal(function: Callable[..., Any]) -> str:
+    """Return the `mixture.signal` of a function given as a value.
+
+    Raises:
+        ValueError: If it is no function, or cannot be called with one argument.
+    """
+    if not callable(function) or isinstance(function, type):
+        given = function.__name__ if isinstance(function, type) else type(function).__name__
+        raise ValueError(f"signal: expected a function of one SignalContext, got {given}")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError as error:
+        raise ValueError(
+            f"signal: {place_of(function)}: expected a function of one argument, the SignalContext ({error})"
+        ) from None
+    except ValueError:
+        pass  # a compiled function has no signature to look at
+    fallback = getattr(function, "__name__", type(function).__name__)
+    return name_of_value(function, module=getattr(function, "__module__", None), fallback=fallback)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

@@ -7,7 +7,7 @@ method. `paper: true` switches to the paper's rule: one factor an update, no saf
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +18,8 @@ from versatune_ds.config.error_messages import shown_value
 from versatune_ds.config.section import Section
 from versatune_ds.domains import by_domain_name, domain_name, nearest_name
 from versatune_ds.mixture.planning.plan_file import is_plan_file
-from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, POLICIES, Policy, check_own_name, is_own, policy_named
+from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, POLICIES, Policy, policy_named
+from versatune_ds.own_code import check_own_name, import_function, is_own
 from versatune_ds.paths import expand_path
 
 
@@ -134,11 +135,12 @@ class MixtureConfig(Section):
     update_every: int = Field(default=50, ge=1)
     """Optimizer steps between updates of the weights. It sets how often losses are measured, not how fast weights
     change."""
-    signal: Literal["validation", "train"] = "validation"
-    """Losses that updates use: of held-out examples, or of the batches trained on since the last update. `train` saves
-    the measurements, except those at step 0 and at the end, which stay held out. Its standard errors assume independent
+    signal: str = "validation"
+    """Losses that updates use: `validation`, of held-out examples; `train`, of the batches trained on since the last
+    update; or what a function of your own returns, `my_module:my_signal` (docs/extend.md). `train` saves the
+    measurements, except those at step 0 and at the end, which stay held out. Its standard errors assume independent
     tokens and are too small; from the second pass over a domain on, its losses are below held-out losses and
-    references."""
+    references. With one of your own held-out losses are measured too; give references in its unit."""
     target: Annotated[str, AfterValidator(domain_name)] | None = None
     """Domain to strengthen: required by `expansion`, `target_only` and `target_uniform`, optional for `steer`."""
     target_share: float = Field(default=0.5, gt=0, lt=1)
@@ -161,6 +163,7 @@ class MixtureConfig(Section):
     """Stages of the policy `schedule`, by step; the first starts at step 0."""
 
     _given_rule: Policy | None = PrivateAttr(default=None)
+    _given_signal: Callable[..., Any] | None = PrivateAttr(default=None)
 
     @property
     def rule(self) -> Policy:
@@ -176,6 +179,33 @@ class MixtureConfig(Section):
         """Return a copy whose rule is a value, for a policy that no module has."""
         copy = self.model_copy()
         copy._given_rule = rule
+        return copy
+
+    @property
+    def has_own_signal(self) -> bool:
+        """Return whether a function of the user's own supplies the losses."""
+        return is_own(self.signal)
+
+    @property
+    def signal_function(self) -> Callable[..., Any] | None:
+        """Return the function that `signal` names, or the one given in its place; None for the built-in signals.
+
+        Raises:
+            ValueError: If it cannot be imported.
+        """
+        if self._given_signal is not None or not self.has_own_signal:
+            return self._given_signal
+        return import_function(self.signal, key="mixture.signal")
+
+    @property
+    def given_signal(self) -> Callable[..., Any] | None:
+        """Return the signal given as a function; None where `signal` names it."""
+        return self._given_signal
+
+    def with_signal(self, function: Callable[..., Any]) -> MixtureConfig:
+        """Return a copy whose signal is a function, for one that no module has."""
+        copy = self.model_copy()
+        copy._given_signal = function
         return copy
 
     @property
@@ -196,10 +226,22 @@ class MixtureConfig(Section):
         Of a user's own policy only the form is checked here: reading a recipe executes no code.
         """
         if isinstance(value, str) and is_own(value):
-            check_own_name(value)
+            check_own_name(value, key="mixture.policy", expected="a name, or my_module:my_policy")
         elif value not in tuple(POLICIES):
             hint = nearest_name(str(value)[:60], tuple(POLICIES))
             raise ValueError(f"mixture.policy: unknown policy {shown_value(value)}; {hint}")
+        return value
+
+    @field_validator("signal", mode="before")
+    @classmethod
+    def _read_signal(cls, value: Any) -> Any:
+        """Check that there is such a signal; of one's own only the form, as of a policy."""
+        if isinstance(value, str) and is_own(value):
+            check_own_name(value, key="mixture.signal", expected="validation, train, or my_module:my_signal")
+        elif value not in ("validation", "train"):
+            raise ValueError(
+                f"mixture.signal: expected validation, train, or my_module:my_signal, got {shown_value(value)}"
+            )
         return value
 
     @field_validator("prior", mode="before")
@@ -245,10 +287,13 @@ class MixtureConfig(Section):
         """Fill in the policy's defaults, and check that its keys are there and do not contradict others."""
         if self.paper and "policy" not in self.model_fields_set:
             object.__setattr__(self, "policy", PAPER_DEFAULT.name)
-        if self.signal == "train" and self.safeguards.overfit == "reduce":
+        if self.signal != "validation" and self.safeguards.overfit == "reduce":
+            why = f"mixture.signal={self.signal} decides by others"
+            if self.signal == "train":
+                why = "mixture.signal=train measures no held-out ones"
             raise ValueError(
-                "mixture.safeguards.overfit: reduce compares held-out with training losses, and mixture.signal=train "
-                "measures no held-out ones; set mixture.signal=validation, or overfit: off"
+                f"mixture.safeguards.overfit: reduce compares held-out with training losses, and {why}; set "
+                "mixture.signal=validation, or overfit: off"
             )
         steps = [stage.step for stage in self.schedule]
         if steps != sorted(set(steps)):

@@ -5,8 +5,9 @@ Sizes carry their unit in their name (`_tokens`, `_steps`, `rows_per_x`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -168,6 +169,10 @@ class RunConfig(Section):
     def with_rule(self, rule: Policy | None) -> RunConfig:
         """Return the config with the rule of `mixture.policy` given as a value; None leaves it as it is."""
         return self if rule is None else self.model_copy(update={"mixture": self.mixture.with_rule(rule)})
+
+    def with_signal(self, signal: Callable[..., Any] | None) -> RunConfig:
+        """Return the config with the function of `mixture.signal` given as a value; None leaves it as it is."""
+        return self if signal is None else self.model_copy(update={"mixture": self.mixture.with_signal(signal)})
 
     def default_output(self, key: Literal["prior", "reference"]) -> Path:
         """Return the file that `mixture.KEY` names, else NAME-KEY.json in the folder of the runs."""

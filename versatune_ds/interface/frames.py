@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from versatune_ds.report.series import RunSeries, held_out_losses, number_of, requested_weights
+from versatune_ds.report.series import RunSeries, held_out_losses, number_of, requested_weights, signal_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ def decisions_frame(decisions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             "reason": decision.get("reason", ""),
             "acted": "; ".join(decision.get("acted") or ()),
             "num_acted": len(decision.get("acted") or ()),
-            "signal": _signal_of(decision),
+            "signal": signal_of(decision),
             "digest": decision.get("digest", ""),
         }
         for decision in decisions
@@ -95,9 +95,3 @@ def losses_frame(series: RunSeries) -> pd.DataFrame:
 
     losses = {name: pd.Series(held_out_losses(series, name).values, dtype="float64") for name in series.domain_names}
     return pd.DataFrame(losses, columns=list(series.domain_names)).rename_axis("step").sort_index()
-
-
-def _signal_of(decision: Mapping[str, Any]) -> str:
-    """Return whether a decision's losses are of held-out examples or of training batches."""
-    inputs = decision.get("inputs")
-    return str(inputs.get("signal", "validation")) if isinstance(inputs, Mapping) else "validation"

@@ -16,7 +16,8 @@ from versatune_ds.exit_codes import INTERRUPTED_EXIT_CODE, REQUEUE_EXIT_CODE, US
 from versatune_ds.interface.run import Run, read_run
 from versatune_ds.log import shown_log
 from versatune_ds.mixture.decision import Decision
-from versatune_ds.mixture.policies import Policy, is_importable
+from versatune_ds.mixture.policies import Policy
+from versatune_ds.own_code import is_importable
 
 
 def train(

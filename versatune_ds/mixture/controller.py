@@ -24,6 +24,7 @@ from versatune_ds.mixture.followed_plan import FollowedPlan
 from versatune_ds.mixture.inputs import Inputs
 from versatune_ds.mixture.measurement import Measurement, Remembered, measurement_of_statistics
 from versatune_ds.mixture.overfitting import OverfitWatch, over_fitting_ended, over_fitting_texts
+from versatune_ds.mixture.own_signal import OwnLosses
 from versatune_ds.mixture.policies import Policy
 from versatune_ds.mixture.policies.acted import ALARM, Acted
 from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
@@ -143,6 +144,17 @@ class Controller:
         """Return the decision on training losses by domain (free, but biased by what was drawn), and store it."""
         measurement = measurement_of_statistics(statistics, previous_stderr_K=self._history.signals.loss_stderr_K)
         return self.decide_measured(measurement, step=step, effective_step=effective_step, inputs=inputs)
+
+    def decide_from_own(
+        self, losses: OwnLosses, *, step: int, effective_step: int, inputs: Inputs = _NO_INPUTS
+    ) -> Decision:
+        """Return the decision on what a signal of the user's own returned, and store it; its name enters the inputs."""
+        return self.decide_measured(
+            losses.measurement(previous_stderr_K=self._history.signals.loss_stderr_K),
+            step=step,
+            effective_step=effective_step,
+            inputs=replace(inputs, signal=losses.name),
+        )
 
     def decide_measured(
         self,

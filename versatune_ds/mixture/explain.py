@@ -56,10 +56,17 @@ def explain(decision: Decision) -> str:
         f"Effective number of domains: {before:.2f} before, {after:.2f} after.",
         paragraph("Safeguards that acted: " + ("; ".join(decision.acted) or "none") + "."),
         "Inputs besides losses: " + (", ".join(f"{k}={v}" for k, v in others.items()) or "none") + ".",
+        *_own_signal(decision),
         *map(paragraph, _training_losses(decision)),
         f"Digest: {decision.digest}",
     ]
     return "\n".join(lines)
+
+
+def _own_signal(decision: Decision) -> list[str]:
+    """Return the line that says whose numbers the losses are, where a function of the user's own supplied them."""
+    name = decision.inputs.get("signal", "train")
+    return [] if name == "train" else [f"The losses are what {name} returned, in its own unit, not held-out losses."]
 
 
 def _training_losses(decision: Decision) -> list[str]:

@@ -147,6 +147,8 @@ def plan_to_follow(
 ) -> FollowedPlan | None:
     """Return what a run follows: the plan of its prior, if its policy follows one and starts from it as it is.
 
+    A plan predicts held-out losses, so a run with another signal of the user's own has nothing to compare with it.
+
     Args:
         settings: The recipe's mixture section.
         plan: The plan that `mixture.prior` names; None where it names none.
@@ -154,7 +156,9 @@ def plan_to_follow(
         num_steps: Its optimizer steps.
     """
     follows = "steer.follow_plan" in settings.rule.all_reads and settings.steer.follow_plan
-    if plan is None or not follows or uniform_share(settings) > 0 or settings.prior_temperature != 1.0:
+    if plan is None or not follows or settings.has_own_signal:
+        return None
+    if uniform_share(settings) > 0 or settings.prior_temperature != 1.0:
         return None
     return followed_plan(plan, domain_set=domain_set, num_steps=num_steps)
 

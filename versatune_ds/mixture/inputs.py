@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +55,9 @@ class Inputs:
     """Replaces `mixture.steer.anchor`."""
     interval_stretch: int = 1
     """The next losses are measured after this many times `mixture.update_every` steps."""
-    signal: Literal["train"] | None = None
-    """Is "train" where the losses are those of training batches, None where they are held out."""
+    signal: str | None = None
+    """Is "train" where the losses are those of training batches, the name of a function of the user's own where that
+    supplied them, None where they are held out."""
     train_losses: Mapping[str, float] = field(default_factory=dict)
     """Domain to its mean training loss since the last update, beside held-out losses; empty where over-fitting is not
     watched for, and without a domain that was not trained on."""

@@ -124,7 +124,8 @@ def fatal_against_start(references: References, *, start_K: np.ndarray, domain_s
     if np.any(is_missing_K):
         names = ", ".join(name for name, is_missing in zip(domain_set, is_missing_K, strict=True) if is_missing)
         return f"{references.origin}: no reference loss for {names}, whose held-out loss is measured; {_WAY_OUT}"
-    potential_K = (1.0 - references.losses_K / start_K)[~np.isnan(start_K)]
+    with np.errstate(divide="ignore"):  # a signal of the user's own may start at 0: nothing is left to learn there
+        potential_K = (1.0 - references.losses_K / start_K)[~np.isnan(start_K)]
     if len(domain_set) > 1 and np.all(potential_K > SATURATED_POTENTIAL):
         return (
             f"{references.origin}: the learnable potential exceeds {SATURATED_POTENTIAL} in all domains (least "

@@ -21,6 +21,9 @@ def decision_metrics(decision: Mapping[str, Any]) -> dict[str, float]:
         signals, loss = decision["signals"][name], decision["losses"][name]
         values |= {f"domain/{name}/{key}": value for key, value in signals.items()}
         values[f"domain/{name}/weight_decided"] = weight
+        if is_of_own_signal(decision):  # the loss is held out, and this number is not
+            values |= {f"domain/{name}/signal": loss["mean"], f"domain/{name}/signal_stderr": loss["stderr"]}
+            continue
         values[f"domain/{name}/loss_stderr"] = loss["stderr"]
         if loss["mean"] is not None and signals.get("reference_loss") is not None:
             values[f"domain/{name}/excess_loss"] = loss["mean"] - signals["reference_loss"]
@@ -49,6 +52,11 @@ def loss_points(decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[
     }
 
 
+def is_of_own_signal(decision: Mapping[str, Any]) -> bool:
+    """Return whether a decision's losses are what a function of the user's own returned (`mixture.signal`)."""
+    return decision.get("inputs", {}).get("signal", "train") != "train"
+
+
 def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the weights over the steps from which they apply, as stacked areas that differ in colour and hatching."""
     figure, axes = _axes("weight")
@@ -67,7 +75,8 @@ def draw_weights(decisions: Sequence[Mapping[str, Any]]) -> Figure:
 
 def draw_losses(decisions: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the validation losses as lines, and each domain's reference as a thin horizontal line of its colour."""
-    figure, axes = _axes("validation loss (nats per token)")
+    is_own = is_of_own_signal(decisions[-1])
+    figure, axes = _axes(decisions[-1]["inputs"]["signal"] if is_own else "validation loss (nats per token)")
     steps = [decision["decided_at_step"] for decision in decisions]
     names = list(decisions[0]["weights_after"])
     for i, name in enumerate(names):

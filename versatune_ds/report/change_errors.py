@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from versatune_ds.report.series import RunSeries, held_out_losses, is_steered_by_training, number_of
+from versatune_ds.report.series import RunSeries, held_out_losses, number_of, signal_of
 
 NOISE_ERRORS = 2.0
 """Standard errors within which a difference may be chance."""
@@ -22,7 +22,7 @@ def error_of_change(series: RunSeries, name: str) -> float | None:
     """
     for decision in reversed(series.decisions):
         error = number_of(decision, "signals", name, "change_from_start_stderr")
-        if error is not None and not is_steered_by_training(decision):
+        if error is not None and signal_of(decision) == "validation":
             return error
     losses = held_out_losses(series, name)
     errors = [losses.errors.get(step) for step in (min(losses.values), max(losses.values))] if losses.values else [None]

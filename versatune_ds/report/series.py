@@ -239,7 +239,7 @@ def _decided(series: RunSeries, name: str, *, is_trained: bool) -> Losses:
     """Return a domain's losses in the decisions, of training batches or of held-out examples."""
     losses = Losses(values={}, errors={})
     for decision in series.decisions:
-        if is_steered_by_training(decision) != is_trained:
+        if signal_of(decision) != ("train" if is_trained else "validation"):
             continue
         for key, by_step in (("mean", losses.values), ("stderr", losses.errors)):
             number = number_of(decision, "losses", name, key)
@@ -248,15 +248,17 @@ def _decided(series: RunSeries, name: str, *, is_trained: bool) -> Losses:
     return losses
 
 
-def is_steered_by_training(decision: Mapping[str, Any]) -> bool:
-    """Return whether a decision's losses are those of training batches, under `mixture.signal: train`."""
+def signal_of(decision: Mapping[str, Any]) -> str:
+    """Return the `mixture.signal` of a decision: validation, train, or the name of a function of the user's own."""
     inputs = decision.get("inputs")
-    return isinstance(inputs, Mapping) and inputs.get("signal") == "train"
+    return str(inputs.get("signal", "validation")) if isinstance(inputs, Mapping) else "validation"
 
 
 def reference_loss(series: RunSeries, name: str) -> float | None:
     """Return a domain's reference loss, from the last decision or else from reference.json."""
     if series.decisions:
+        if signal_of(series.decisions[-1]) not in ("validation", "train"):
+            return None  # in the unit of the user's own signal
         value = number_of(series.decisions[-1], "signals", name, "reference_loss")
         if value is not None:
             return value

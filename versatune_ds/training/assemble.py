@@ -60,6 +60,7 @@ from versatune_ds.training.resume import (
     run_identity,
 )
 from versatune_ds.training.run import Run, TaskEvaluation
+from versatune_ds.training.signal_function import own_signal_of
 from versatune_ds.training.signals import SaveClock, StopSignals
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 from versatune_ds.training.throughput import throughput_of
@@ -140,6 +141,7 @@ def assemble_run(
         monitor=monitor, meter=Meter(data.domain_set), identity=identity,
         throughput=throughput_of(causal_lm, config.train, world=world),
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
+        own_signal=own_signal_of(config, domain_set=data.domain_set, tokenizer=tokenizer),
         locks=locks, step=0 if point is None else point.step, is_complete=is_complete,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from versatune_ds.distributed import check_same_on_all_ranks
 from versatune_ds.mixture.decision import Decision
@@ -61,7 +62,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         if decision is not None and should_stop is not None and should_stop(decision):
             run.is_complete = True
         run.end_early_if_over()
-        has_held_out_losses = decision is not None and run.config.mixture.signal == "validation"
+        has_held_out_losses = decision is not None and run.config.mixture.signal != "train"
         if run.is_complete and not has_held_out_losses:
             measure_losses(run)  # a run ends with held-out losses, whatever signal steered it
         run.ask_tasks_if_due()
@@ -93,17 +94,27 @@ def measure_losses(run: Run) -> ExampleLosses:
     return losses
 
 
+def measure_own(run: Run, losses: ExampleLosses | None) -> Any:
+    """Return what a signal of the user's own returns on this rank; None where the run has none."""
+    if run.own_signal is None or losses is None:
+        return None
+    with run.meter.paused():
+        return run.own_signal.call(run.engine, losses, step=run.step)
+
+
 def measure_and_decide(run: Run) -> Decision:
     """Measure held-out losses (or sum training ones), let rank 0 decide, apply the decision on every rank, return it.
 
-    Communication, in this order on every rank: the sum of the training losses, the measurement's own, the decision's
-    broadcast, one check that all ranks have the same schedule and the same position in the data.
+    Communication, in this order on every rank: the sum of the training losses, the measurement's own, that of a signal
+    of the user's own, the decision's broadcast, one check that all ranks have the same schedule and the same position
+    in the data.
     """
     with run.updates.measuring():
         train_losses = run.train_losses.take() if run.train_losses and run.step else None
         is_by_training = train_losses is not None and run.config.mixture.signal == "train"
         losses = None if is_by_training else measure_losses(run)
-    decision = run.decide(losses, train_losses, effective_step=run.step + run.loader.prefetch + 1)
+        own = measure_own(run, losses)
+    decision = run.decide(losses, train_losses, own=own, effective_step=run.step + run.loader.prefetch + 1)
     run.schedule.append(decision.effective_step, decision.weights_K(run.domain_set))
     run.updates.follow(decision)
     if run.world.is_rank_zero:

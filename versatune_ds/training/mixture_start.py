@@ -113,6 +113,8 @@ def _log_what_is_followed(config: RunConfig, plan: Plan, *, share: float) -> Non
         return
     if not settings.steer.follow_plan:
         followed = "only its weights are used (mixture.steer.follow_plan=false)"
+    elif settings.has_own_signal:
+        followed = f"only its weights are used: it predicts held-out losses, and mixture.signal is {settings.signal}"
     elif share > 0:
         followed = f"only its weights are used: blended with uniform ({share:g}) it is another mixture"
     elif settings.prior_temperature != 1:
@@ -159,7 +161,7 @@ def loss_digests(config: RunConfig, tokenizer: Any, data: PreparedData) -> dict[
 
 def is_never_measured(config: RunConfig, *, num_valid_K: Sequence[int]) -> bool:
     """Return whether a policy that moves by held-out losses has no held-out row in any domain."""
-    return not config.mixture.rule.is_fixed and config.mixture.signal != "train" and not any(num_valid_K)
+    return not config.mixture.rule.is_fixed and config.mixture.signal == "validation" and not any(num_valid_K)
 
 
 def nothing_measured(config: RunConfig) -> str:

@@ -40,7 +40,7 @@ _PARTS_ADDED_LATER = ("validation", "train_losses", "updates", "best", "early_st
 """Checkpoints of earlier versions, or of a run with another `mixture.signal`, have no state for these."""
 
 _PARTS = {"data": "data", "validation": "data", "tokenizer": "tokenizer", "weights": "mixture", "references": "mixture",
-          "world_size": "world_size", "zero_stage": "zero_stage"}  # fmt: skip
+          "signal": "mixture", "world_size": "world_size", "zero_stage": "zero_stage"}  # fmt: skip
 """Key of an identity -> the name in `resume.allow` that permits a change of it; other keys may not change."""
 
 
@@ -88,6 +88,7 @@ def run_identity(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
         "world_size": setup.world.world_size,
         "zero_stage": setup.zero_stage,
         "weights": mixture.named_K.tolist(),
+        "signal": setup.config.mixture.signal if setup.config.mixture.has_own_signal else None,
         "references": None if references.losses_K is None else references.losses_K.tolist(),
     }
 

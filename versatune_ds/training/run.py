@@ -36,6 +36,7 @@ from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.resume import SAVED_PARTS, STATE_VERSION
+from versatune_ds.training.signal_function import OwnSignal
 from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 from versatune_ds.training.throughput import Throughput
 from versatune_ds.training.update_clock import UpdateClock
@@ -59,6 +60,8 @@ class Run:
     validation: HeldOutExamples
     train_losses: TrainLosses | None
     """Where `mixture.signal` is train, or over-fitting is watched for."""
+    own_signal: OwnSignal | None
+    """Where `mixture.signal` is a function of the user's own."""
     updates: UpdateClock
     best: BestCheckpoint | None
     """Where `checkpoint.best` is set."""
@@ -103,7 +106,12 @@ class Run:
             self.train_losses.add(result)
 
     def decide(
-        self, losses: ExampleLosses | None, train_losses: DomainStatistics | None, *, effective_step: int
+        self,
+        losses: ExampleLosses | None,
+        train_losses: DomainStatistics | None,
+        *,
+        effective_step: int,
+        own: Any = None,
     ) -> Decision:
         """Let rank 0 decide, and return the decision on every rank, its digest verified.
 
@@ -113,19 +121,25 @@ class Run:
             losses: Held-out losses; None where the training losses alone decide.
             train_losses: Those since the last update; None where they are not summed, and before training.
             effective_step: Step from which new weights can apply.
+            own: What the run's own signal returned on this rank; None where it has none.
 
         Raises:
-            ValueError: On every rank, if the references cannot steer.
+            ValueError: On every rank, if the references cannot steer, or a signal's numbers are wrong.
         """
         text = from_rank_zero(
-            lambda: self._decide(losses, train_losses, effective_step=effective_step).to_json(), self.world
+            lambda: self._decide(losses, train_losses, effective_step=effective_step, own=own).to_json(), self.world
         )
         decision = Decision.from_json(text)
         decision.verify()
         return decision
 
     def _decide(
-        self, losses: ExampleLosses | None, train_losses: DomainStatistics | None, *, effective_step: int
+        self,
+        losses: ExampleLosses | None,
+        train_losses: DomainStatistics | None,
+        *,
+        effective_step: int,
+        own: Any,
     ) -> Decision:
         """Return the decision on losses, live control, the data that remains and the measuring clock; rank 0 only."""
         assert self.controller is not None, "rank 0 decides"
@@ -136,6 +150,11 @@ class Run:
             units_drawn=float(self.served.realised_units_K.sum()),
             interval_stretch=self.updates.needed_stretch(self.step),
         )
+        if self.own_signal is not None:
+            own_losses = self.own_signal.checked(own)
+            return self.controller.decide_from_own(
+                own_losses, step=self.step, effective_step=effective_step, inputs=inputs
+            )
         if losses is not None:
             if train_losses is not None:
                 inputs = inputs.with_train_losses(train_losses, domain_set=self.domain_set)

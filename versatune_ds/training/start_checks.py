@@ -190,6 +190,18 @@ def _check_tasks(start: StartCheckInput) -> None:
         raise ValueError(f"validation.tasks.choices: {missing[0]}: no such file or folder; expected DOMAIN.jsonl")
 
 
+def _check_signal(start: StartCheckInput) -> Iterator[Finding]:
+    """Check that a loss signal of the user's own can be imported; warn of references in another unit."""
+    settings = start.config.mixture
+    if settings.has_own_signal and settings.signal_function is not None and isinstance(settings.reference, Path):
+        yield warn(
+            "signal",
+            "mixture.reference",
+            f"{settings.reference} has held-out losses, and mixture.signal={settings.signal} numbers of its own",
+            "give references in its unit, as a mapping or {start_fraction: 0.85}, unless it is that of the file",
+        )
+
+
 def _check_prior(start: StartCheckInput) -> None:
     """Check that the prior's file exists, or that its weights are weights."""
     prior = start.config.mixture.prior
@@ -310,6 +322,9 @@ START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
     Check(name="files", needs="files", stages=_MIXING | _PROCESSES, find=_check_judges),
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_tasks),
+
+
+    Check(name="signal", needs="files", stages=_MIXING, find=_check_signal),
     Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
     Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_folder),
