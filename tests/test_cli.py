@@ -1,5 +1,6 @@
 """The command line: every subcommand has help, and a mistake is reported in one line with exit code 2."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -357,7 +358,8 @@ def plain_interrupt(*arguments, **options):
 def test_ctrl_c_is_one_line_with_what_is_kept_and_exit_code_130(
     versatune, monkeypatch, interrupt, arguments, what_works, kept
 ):
-    monkeypatch.setattr(f"versatune_ds.{what_works}", interrupt)
+    module, _, function = what_works.rpartition(".")
+    monkeypatch.setattr(importlib.import_module(f"versatune_ds.{module}"), function, interrupt)
     called = versatune(*arguments)
     rest = f"; {kept}: the same command continues" if kept else ""
     assert (called.code, called.out, called.err) == (130, "", f"versatune: interrupted{rest}\n")

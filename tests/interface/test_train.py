@@ -20,9 +20,10 @@ import yaml
 
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_run import ROOT, read_lines, tiny_config
-from versatune_ds import Policy, evaluate, load_config, read_run, train
-from versatune_ds.interface.training import _raise_for
+from versatune_ds import Policy, StopTraining, evaluate, export, load_config, read_run, train
+from versatune_ds.interface.launched import raise_for
 from versatune_ds.log import shown_log
+from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.in_process import process_as_it_was, stopped_by_interrupt, train_in_process
 from versatune_ds.training.signals import StopSignals
 
@@ -140,7 +141,7 @@ def test_a_mistake_is_a_value_error_and_leaves_the_process_as_it_was(tmp_path):
 
 def test_several_processes_refuse_what_only_this_one_has(tmp_path):
     config = tiny_config(tmp_path)
-    with pytest.raises(ValueError, match="on_decision: with processes=2 decisions are made in another process"):
+    with pytest.raises(ValueError, match="on_decision: with processes=2 training is in other processes"):
         train(config, processes=2, on_decision=print)
     with pytest.raises(ValueError, match="policy: 'local' is no variable of a module, so 2 processes cannot import it"):
         train(config, processes=2, policy=Policy(name="local", update=by_loss))
@@ -177,9 +178,9 @@ EXCEPTIONS = [(2, ValueError), (1, RuntimeError), (75, KeyboardInterrupt), (130,
 
 @pytest.mark.parametrize(("exit_code", "error"), EXCEPTIONS)
 def test_the_exit_codes_of_started_processes_become_exceptions(exit_code, error):
-    _raise_for(0)
+    raise_for(0)
     with pytest.raises(error, match=r"log|state saved"):
-        _raise_for(exit_code)
+        raise_for(exit_code)
 
 
 def trained_thrice(folder):
@@ -188,8 +189,17 @@ def trained_thrice(folder):
     logging.getLogger().handlers.clear()
     found = {}
     # Uninterrupted: the process stays as it was, and every decision was passed on.
-    before, seen = state_of_process(), []
-    run = train(tiny_config(folder / "a"), policy=BY_LOSS, on_decision=seen.append, quiet=True)
+    before, seen, steps, metrics = state_of_process(), [], [], {}
+    run = train(
+        tiny_config(folder / "a"), policy=BY_LOSS, on_decision=seen.append, on_step=steps.append,
+        on_metrics=lambda step, values: metrics.setdefault(step, {}).update(values), quiet=True,
+    )  # fmt: skip
+    found["steps"] = steps
+    found["metrics"] = metrics == {
+        step: {name: value for name, value in row.items() if value == value}
+        for step, row in run.metrics.to_dict("index").items()
+    }
+    found["exported"] = sorted(path.name for path in export(run, quiet=True).glob("*.safetensors"))
     found["changed"] = differences(before, state_of_process())
     found["seen"] = [decision.digest for decision in seen]
     found["recorded"] = run.decisions["digest"].tolist()
@@ -210,13 +220,20 @@ def trained_thrice(folder):
     found["after stop"] = (dist.is_initialized(), signal.getsignal(signal.SIGINT) is before["signals"][0])
     found["resumed"] = train(config, policy=BY_LOSS, quiet=True).decisions["digest"].tolist()
     found["losses"] = [read_lines(path / "tiny" / "metrics.jsonl")[-1] for path in (folder / "a", folder / "b")]
-    # A callback that fails ends the run with its error, and the folder is free again.
+    # A callback may ask for a stop, which is no error and is resumed; one that fails ends the run with its error.
+
+    def stop(step):
+        if step == 3:
+            raise StopTraining("enough")
+
+    stopped = train(config, on_step=stop, policy=BY_LOSS, fresh=True, quiet=True)
+    found["asked to stop"] = stopped.step, [path.name for path in complete_checkpoints(stopped.folder)]
 
     def fail(decision):
         raise ZeroDivisionError("mine")
 
     try:
-        train(config, on_decision=fail, policy=BY_LOSS, fresh=True, quiet=True)
+        train(config, on_decision=fail, policy=BY_LOSS, quiet=True)
     except ZeroDivisionError as error:
         found["failed"] = str(error)
     found["locks"] = list((folder / "b" / ".locks").glob("*"))
@@ -232,6 +249,10 @@ def test_a_run_in_this_process_leaves_it_as_it_was_and_resumes_bit_for_bit_after
     process.join()
     assert found["changed"] == []
     assert len(found["seen"]) == 4
+    assert found["steps"] == list(range(1, 13))
+    assert found["metrics"]
+    assert found["exported"] == ["model.safetensors"]
+    assert found["asked to stop"] == (3, ["step_00000003"])
     assert found["seen"] == found["recorded"] == found["resumed"]
     before, after, losses = found["first move"]
     assert found["evaluated"] == (list(after), True)

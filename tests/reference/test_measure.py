@@ -23,6 +23,7 @@ from versatune_ds.planning.kept_runs import open_kept_runs
 from versatune_ds.planning.merge import MERGE
 from versatune_ds.planning.mixmin import MIXMIN
 from versatune_ds.reference import measure as reference
+from versatune_ds.reference import one_domain
 from versatune_ds.reference.command import ReferenceTask
 from versatune_ds.reference.file import reference_notes
 from versatune_ds.reference.one_domain import (
@@ -349,7 +350,7 @@ def test_scoring_a_model_gives_the_losses_that_its_own_run_measured(tmp_path, ca
 def test_the_result_of_a_run_without_a_finite_loss_is_refused(tmp_path):
     decision = SimpleNamespace(losses={"law": {"mean": None}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("versatune_ds.reference.one_domain.read_decisions", lambda path: [decision])
+        patch.setattr(one_domain, "read_decisions", lambda path: [decision])
         with pytest.raises(ValueError, match=r"no held-out loss of law is finite; lower reference.learning_rate"):
             result_of_run(tmp_path, "law")
 

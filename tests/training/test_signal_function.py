@@ -1,5 +1,6 @@
 """A loss signal of the user's own in real runs: what it is given, whose result counts, resume, failures."""
 
+import json
 import sys
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from ranks import run_ranks
 from tiny_run import be_trained, read_lines, tiny_config
 
+from examples.own_signal import scaled_loss
 from versatune_ds.distributed import World
+from versatune_ds.mixture.own_signal import DomainLosses
 from versatune_ds.training.resume import find_resume_point
 from versatune_ds.training.run_records import explain_run, replay_run
+from versatune_ds.training.signal_context import SignalContext
 
 MODULE = "signals_of_a_run"
 SOURCE = '''
@@ -78,11 +82,25 @@ def test_rank_zeros_numbers_decide_under_zero_3_and_the_record_replays_without_t
     assert f"The losses are what {MODULE}:doubled returned" in explain_run(config.run_dir, step=4)
 
 
+def test_the_examples_scaled_loss_multiplies_what_was_just_measured():
+    held_out = DomainLosses(mean={"law": 1.5, "code": 2.0, "medicine": None}, stderr={"law": 0.1, "code": 0.2})
+    context = SignalContext(
+        step=0, num_steps=4, domain_names=("law", "code", "medicine"), held_out=held_out, model=None, tokenizer=None,
+        device=torch.device("cpu"), rank=0, world_size=1,
+    )  # fmt: skip
+    scaled = scaled_loss(context)
+    assert scaled.mean == {"law": 3.0, "code": 2.0, "medicine": None}
+    assert scaled.stderr == {"law": 0.2, "code": 0.2}
+
+
 @pytest.mark.slow
 def test_a_signal_that_fails_is_one_line_with_its_file_and_line_and_a_failure_of_the_machine_stays_one(
-    tmp_path, signals
+    tmp_path, signals, monkeypatch
 ):
     cache = tmp_path / "cache"
+    monkeypatch.setenv("CHOICES", str(tmp_path))
+    questions = [{"question": "which?", "choices": ["a", "bb", "ccc"], "answer": answer} for answer in range(3)]
+    (tmp_path / "law.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
 
     def fail(world):
         found = {}
@@ -91,6 +109,11 @@ def test_a_signal_that_fails_is_one_line_with_its_file_and_line_and_a_failure_of
                 be_trained(tiny_config(tmp_path / name, signals(name), cache_dir=cache), World())
             except (ValueError, torch.OutOfMemoryError) as error:
                 found[name] = (type(error).__name__, str(error), getattr(error, "__notes__", []))
+        config = tiny_config(
+            tmp_path / "choices", "train.steps=4", "mixture.signal=examples.own_signal:wrong_choices", cache_dir=cache
+        )
+        be_trained(config, World())
+        found["choices"] = [decision["losses"] for decision in read_lines(config.run_dir / "decisions.jsonl")]
         return found
 
     (tmp_path / "results").mkdir()
@@ -100,6 +123,11 @@ def test_a_signal_that_fails_is_one_line_with_its_file_and_line_and_a_failure_of
     assert kind == "ValueError"
     assert text.startswith(f"mixture.signal: {MODULE}:failing (")
     assert text.endswith(f"{MODULE}.py:{line}) raised ZeroDivisionError after step 4: division by zero")
+    # The example that asks the model: the same question with each of its choices as the answer, so two of three wrong.
+    assert len(found["choices"]) == 2
+    for losses in found["choices"]:
+        assert losses["law"] == {"mean": 2 / 3, "stderr": pytest.approx((2 / 27) ** 0.5), "num_loss_tokens": 1}
+        assert losses["code"] == {"mean": None, "stderr": None, "num_loss_tokens": 0}
     kind, text, notes = found["short_of_memory"]
     assert (kind, text) == ("OutOfMemoryError", "no memory")
     assert f"{MODULE}:short_of_memory raised this after step 0" in notes[0]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import yaml
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from versatune_ds.config import RunConfig
-from versatune_ds.config.load import Recipe, load_config_with_policy, recipe_values
-from versatune_ds.exit_codes import INTERRUPTED_EXIT_CODE, REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
+from versatune_ds.config.load import Recipe, load_config_with_policy
+from versatune_ds.interface.launched import check_main_thread, raise_for, recipe_file
 from versatune_ds.interface.run import Run, read_run
 from versatune_ds.log import shown_log
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.own_signal import DomainLosses
 from versatune_ds.mixture.policies import Policy
+from versatune_ds.monitor.callbacks import Callbacks
 from versatune_ds.own_code import is_importable
+
+if TYPE_CHECKING:
+    from versatune_ds.training.signal_context import SignalContext
+
+Signal = Callable[["SignalContext"], DomainLosses | Mapping[str, float | None]]
+"""A loss signal of the user's own (docs/extend.md)."""
 
 
 def train(
@@ -25,6 +29,9 @@ def train(
     *,
     overrides: Sequence[str] = (),
     policy: Policy | None = None,
+    signal: Signal | None = None,
+    on_step: Callable[[int], object] | None = None,
+    on_metrics: Callable[[int, Mapping[str, float]], object] | None = None,
     on_decision: Callable[[Decision], object] | None = None,
     processes: int = 1,
     fresh: bool = False,
@@ -42,14 +49,21 @@ def train(
         overrides: Texts `key=value` with dotted keys, e.g. `["train.steps=50"]`, applied in order.
         policy: Rule that decides the weights, in the place of `mixture.policy`. With several processes it must be
             importable: a variable of a module, not of a notebook or script.
-        on_decision: Called with every decision after it was recorded, the first before training. What it raises ends
-            the run. With one process only.
+        signal: Function of a `SignalContext` that returns `DomainLosses` (or a mapping from domain to number): what
+            decisions use as losses, in the place of `mixture.signal`. With several processes it must be importable, as
+            a policy.
+        on_step: Called after every optimizer step with its number, from 1. Like the other callbacks, what it returns is
+            ignored, training waits for it, `StopTraining` raised in it ends the run after the current step, saved, and
+            anything else ends it with that. With one process only.
+        on_metrics: Called with the step and the metrics by name, after every `monitor.log_every` steps and after every
+            measurement: losses in nats per loss token, times in seconds.
+        on_decision: Called with every decision after it was recorded, the first before training.
         processes: Number of processes on this machine.
         fresh: Whether an existing folder of the run is deleted first.
         quiet: Whether only warnings are shown.
 
     Returns:
-        What the run recorded, as `read_run` returns it.
+        What the run recorded, as `read_run` returns it; after StopTraining, up to the step it was stopped after.
 
     Raises:
         ValueError: For a mistake in the recipe, its files or its data: one line each, as the command line prints it.
@@ -57,28 +71,26 @@ def train(
         KeyboardInterrupt: After Ctrl-C; steps that were taken are saved, and the same call resumes.
     """
     with shown_log(level=logging.WARNING if quiet else logging.INFO):
-        resolved = load_config_with_policy(config, overrides, policy)
+        resolved = load_config_with_policy(config, overrides, policy, signal)
+        callbacks = Callbacks(on_step=on_step, on_metrics=on_metrics, on_decision=on_decision)
         if processes == 1:
-            _train_here(resolved, on_decision=on_decision, is_fresh=fresh, is_quiet=quiet)
+            _train_here(resolved, callbacks=callbacks, is_fresh=fresh, is_quiet=quiet)
         else:
-            _launch(resolved, on_decision=on_decision, processes=processes, is_fresh=fresh, is_quiet=quiet)
+            _launch(resolved, callbacks=callbacks, processes=processes, is_fresh=fresh, is_quiet=quiet)
     return read_run(resolved.run_dir)
 
 
-def _train_here(
-    config: RunConfig, *, on_decision: Callable[[Decision], object] | None, is_fresh: bool, is_quiet: bool
-) -> None:
+def _train_here(config: RunConfig, *, callbacks: Callbacks, is_fresh: bool, is_quiet: bool) -> None:
     """Train in this process."""
     from versatune_ds.evaluation.while_training import tasks_of
     from versatune_ds.export.run_export import export_into_run
-    from versatune_ds.monitor.sinks import DecisionCallback
     from versatune_ds.report.finish import show_summary
     from versatune_ds.training.in_process import train_in_process
 
     train_in_process(
         config,
         is_fresh=is_fresh,
-        sinks=() if on_decision is None else (DecisionCallback(on_decision),),
+        callbacks=callbacks,
         when_complete=(lambda run_dir: None) if is_quiet else show_summary,
         export_model=export_into_run,
         make_tasks=tasks_of,
@@ -88,45 +100,37 @@ def _train_here(
 def _launch(
     config: RunConfig,
     *,
-    on_decision: Callable[[Decision], object] | None,
+    callbacks: Callbacks,
     processes: int,
     is_fresh: bool,
     is_quiet: bool,
 ) -> None:
-    """Train in several processes, each of which reads the recipe from a file and imports the policy.
+    """Train in several processes, each of which reads the recipe from a file and imports the policy and the signal.
 
     Raises:
         ValueError: If this process has something that the others cannot have, or for a mistake in the recipe.
     """
     # What other processes cannot have.
-    if on_decision is not None:
+    if callbacks.given():
         raise ValueError(
-            f"on_decision: with processes={processes} decisions are made in another process; leave it out, and look at "
-            "read_run(...).decisions while the run is in progress"
+            f"{', '.join(callbacks.given())}: with processes={processes} training is in other processes; leave it out, "
+            "and look at read_run(...) while the run is in progress"
         )
-    if config.mixture.given_rule is not None and not is_importable(config.mixture.policy):
-        raise ValueError(
-            f"policy: {config.mixture.given_rule.name!r} is no variable of a module, so {processes} processes cannot "
-            "import it; put it into a file and import it from there, or train with processes=1"
-        )
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError(f"processes={processes}: expected the main thread, which gets the signals for them")
+    for what, given, name in (
+        ("policy", config.mixture.given_rule, config.mixture.policy),
+        ("signal", config.mixture.given_signal, config.mixture.signal),
+    ):
+        if given is not None and not is_importable(name):
+            raise ValueError(
+                f"{what}: {name.partition(':')[2]!r} is no variable of a module, so {processes} processes cannot "
+                "import it; put it into a file and import it from there, or train with processes=1"
+            )
+    check_main_thread(processes)
     # Heavy imports come late, so that mistakes are found at once.
     from versatune_ds.launch.start import LaunchOptions, launch
     from versatune_ds.training.in_process import process_as_it_was
 
     options = LaunchOptions(processes=processes, is_fresh=is_fresh, is_quiet=is_quiet)
-    with tempfile.TemporaryDirectory(prefix="versatune_train_") as folder, process_as_it_was():
-        recipe = Path(folder) / f"{config.run.name}.yaml"
-        recipe.write_text(yaml.safe_dump(recipe_values(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        _raise_for(launch(recipe, (), options=options))
-
-
-def _raise_for(exit_code: int) -> None:
-    """Raise what an exit code of the launcher means; nothing for 0. The processes have logged the reason."""
-    if exit_code in (REQUEUE_EXIT_CODE, INTERRUPTED_EXIT_CODE):
-        raise KeyboardInterrupt("stopped by a signal, state saved; train again to resume")
-    if exit_code == USER_ERROR_EXIT_CODE:
-        raise ValueError("the processes of the run found a mistake in the recipe or its data; their log says which")
-    if exit_code:
-        raise RuntimeError(f"the processes of the run ended with exit code {exit_code}; their log says why")
+    with recipe_file(config) as recipe, process_as_it_was():
+        exit_code = launch(recipe, (), options=options)
+    raise_for(exit_code)

@@ -17,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from versatune_ds.config import DetectConfig
+from versatune_ds.config.load import Recipe
 from versatune_ds.config.unread_settings import unread_detect_settings
 from versatune_ds.knowledge.agreement import disagreements, low_weight_notes
 from versatune_ds.knowledge.detect import detect
@@ -45,12 +46,17 @@ _LIBRARIES = ("versatune_ds", "torch", "transformers", "scikit-learn")
 
 
 def detect_recipe(
-    recipe: Path, overrides: Sequence[str], *, processes: int | None, output: Path | None, labelled: Path | None = None
+    recipe: Recipe,
+    overrides: Sequence[str],
+    *,
+    processes: int | None,
+    output: Path | None,
+    labelled: Path | None = None,
 ) -> str:
     """Detect what a recipe's base model knows and return what to show.
 
     Args:
-        recipe: YAML file.
+        recipe: YAML file, or a recipe in another form.
         overrides: `key=value` texts.
         processes: Processes that draw; None means one per GPU, or 1 without a GPU.
         output: Where prior.json goes; None means `RunConfig.default_output`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Sink(Protocol):
@@ -20,3 +20,11 @@ class Sink(Protocol):
 
     def finish(self, *, exit_code: int) -> None:
         """Close; no call follows."""
+
+
+@runtime_checkable
+class StepSink(Protocol):
+    """A sink that is also told of every optimizer step."""
+
+    def step(self, step: int) -> None:
+        """Record that a step was taken; its results may still be on the device."""

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
-from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.policies.acted import ALARM, read_recorded
 from versatune_ds.monitor.background import Background
 from versatune_ds.monitor.progress_lines import PlainTerminal
-from versatune_ds.monitor.sink import Sink
+from versatune_ds.monitor.sink import Sink, StepSink
 from versatune_ds.monitor.trackers import open_trackers
 from versatune_ds.run_folder.json_lines import JsonLines
 from versatune_ds.run_folder.names import TENSORBOARD_FOLDER
@@ -34,7 +33,13 @@ class Monitor:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
+        self._step_sinks = [sink for sink in sinks if isinstance(sink, StepSink)]
         self._titles: set[str] = set()
+
+    def step(self, step: int) -> None:
+        """Pass an optimizer step on to the sinks that ask for each."""
+        for sink in self._step_sinks:
+            sink.step(step)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record a step's metrics."""
@@ -61,30 +66,6 @@ class Monitor:
         """Close all sinks."""
         for sink in self._sinks:
             sink.finish(exit_code=exit_code)
-
-
-class DecisionCallback:
-    """A sink that passes every decision to a function of the user's; what it raises ends the run.
-
-    Args:
-        on_decision: Called with each decision, after it was recorded.
-    """
-
-    def __init__(self, on_decision: Callable[[Decision], object]) -> None:
-        self._on_decision = on_decision
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def decision(self, decision: Mapping[str, Any]) -> None:
-        """Call the function."""
-        self._on_decision(Decision.from_dict(decision))
-
-    def alert(self, step: int, *, title: str, text: str) -> None:
-        """Do nothing."""
-
-    def finish(self, *, exit_code: int) -> None:
-        """Do nothing."""
 
 
 def open_monitor(

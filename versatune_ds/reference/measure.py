@@ -61,13 +61,13 @@ def run_reference_worker(recipe: Path, overrides: Sequence[str], *, task: Refere
     """Run one process of `versatune reference`; return 0, 2 for a user's mistake, 75 to be started again."""
 
     def work(world: World, stop_signals: StopSignals) -> int:
-        setup = as_start_error(lambda: _prepare(load_recipe(recipe, overrides), task=task, world=world), world)
+        setup = as_start_error(lambda: reference_setup(load_recipe(recipe, overrides), task=task, world=world), world)
         return measure_references(setup, task=task, stop_signals=stop_signals)
 
     return run_rank(work, is_quiet=is_quiet)
 
 
-def _prepare(config: RunConfig, *, task: ReferenceTask, world: World) -> RunSetup:
+def reference_setup(config: RunConfig, *, task: ReferenceTask, world: World) -> RunSetup:
     """Join the world and prepare what all domains share; raise ValueError if recipe, data or task is wrong."""
     other = other_model(config, task)
     device = take_place(world)

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,7 +28,7 @@ from versatune_ds.distributed import World
 from versatune_ds.distributed.world import discover_world
 from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions
 from versatune_ds.engine.engine import leave_process_group
-from versatune_ds.monitor.sinks import Sink
+from versatune_ds.monitor.callbacks import Callbacks, CallbackSink
 from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.training.assemble import MakeTasks, assemble_run
 from versatune_ds.training.loop import measure_before_training
@@ -44,7 +44,7 @@ def train_in_process(
     config: RunConfig,
     *,
     is_fresh: bool = False,
-    sinks: Sequence[Sink] = (),
+    callbacks: Callbacks | None = None,
     when_complete: Callable[[Path], None] = lambda run_dir: None,
     export_model: Callable[[Path], Path] | None = None,
     make_tasks: MakeTasks | None = None,
@@ -54,7 +54,7 @@ def train_in_process(
     Args:
         config: The recipe.
         is_fresh: Whether an existing run folder is deleted first.
-        sinks: Receivers of metrics and decisions besides the recipe's.
+        callbacks: Functions of the user's; one that raises StopTraining ends the run after its step, saved.
         when_complete: Called with the run's folder after the last step.
         export_model: Exports the model of a run's folder, for a monitor that keeps it at the end.
         make_tasks: As `assemble_run` takes it.
@@ -65,8 +65,9 @@ def train_in_process(
             unchanged.
         KeyboardInterrupt: After Ctrl-C; steps that were taken are saved.
     """
-    world = _world_of_one()
+    world = world_of_one()
     stop_signals = StopSignals()
+    callback_sink = CallbackSink(callbacks or Callbacks(), stop=stop_signals.stop)
     with ExitStack() as stack:
         stack.enter_context(process_as_it_was())
         stack.enter_context(stopped_by_interrupt(stop_signals))
@@ -80,13 +81,13 @@ def train_in_process(
             is_fresh=is_fresh,
             stop_signals=stop_signals,
             export_model=export_model,
-            more_sinks=sinks,
+            more_sinks=[callback_sink],
             make_tasks=make_tasks,
         )
         stack.callback(run.engine.close)
         _measure_first(run)
         train_to_the_end(run, when_complete=when_complete)
-    if stop_signals.received is not None and not run.is_complete:
+    if stop_signals.received is not None and not run.is_complete and not callback_sink.is_stopped:
         raise KeyboardInterrupt(f"stopped after step {run.step}, state saved; train again to resume")
 
 
@@ -100,7 +101,7 @@ def _measure_first(run: Run) -> None:
         raise
 
 
-def _world_of_one() -> World:
+def world_of_one() -> World:
     """Return the place of the only process.
 
     Raises:

@@ -54,6 +54,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         data = run.loader.take(step)
         result = run.engine.train_step(data.micro_batches, step=step, is_refused=run.bad_steps.refusal)
         run.record_step(step, result, data)
+        run.monitor.step(step)
         if run.is_complete or step % run.config.monitor.log_every == 0:
             log_step(run, data.plan)
 

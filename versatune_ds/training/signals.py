@@ -78,6 +78,10 @@ class StopSignals:
         """Mark that training has started: from now on a signal waits until the state is saved."""
         self.has_state = True
 
+    def stop(self) -> None:
+        """Ask for a stop as a signal does: all ranks save after the current step."""
+        self.received = self.received or signal.SIGTERM
+
     def ignore(self) -> None:
         """Stop listening once all is saved: the deepspeed launcher signals the ranks that exit last."""
         for number in _SIGNALS if self._is_installed else ():

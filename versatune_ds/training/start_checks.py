@@ -322,8 +322,6 @@ START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
     Check(name="files", needs="files", stages=_MIXING | _PROCESSES, find=_check_judges),
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=_check_tasks),
-
-
     Check(name="signal", needs="files", stages=_MIXING, find=_check_signal),
     Check(name="prior", needs="files", stages=_MIXING | _PROCESSES, find=_check_prior),
     Check(name="reference", needs="files", stages=_MIXING | _PROCESSES, find=_check_reference),
