@@ -40,4 +40,4 @@ def reference_in_process(config: RunConfig, *, task: ReferenceTask) -> None:
         check_start(StartCheckInput(config=fine_tuned, stage="reference", device_type=device_type, is_here=True))
         measure_references(reference_setup(config, task=task, world=world), task=task, stop_signals=stop_signals)
     if stop_signals.received is not None:
-        raise KeyboardInterrupt("stopped by a signal; what was measured is kept: call it again to continue")
+        raise KeyboardInterrupt("stopped; what was measured is kept: call it again to continue")

@@ -75,7 +75,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         if is_end_saved or is_save_due:
             run.save(is_last=agreed.is_stopped or run.is_complete)
         if agreed.is_stopped and not run.is_complete:
-            logger.info("stopped by a signal after step %d, state saved; start it again to resume", step)
+            logger.info("stopped after step %d, state saved; start it again to resume", step)
             return False
     return True
 
