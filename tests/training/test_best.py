@@ -236,3 +236,9 @@ def test_the_best_checkpoint_survives_kills_and_a_run_ends_early_on_all_ranks(tm
     assert steps(config) == [8]
     assert not (config.run_dir / "early_stop.json").exists()
     assert [line["step"] for line in read_lines(config.run_dir / "resumes.jsonl")] == [5, 6]
+
+
+def test_the_worst_domain_cannot_be_judged_beside_a_signal_of_ones_own():
+    with pytest.raises(ValueError, match=r"^checkpoint\.best: worst_domain compares held-out losses .*mixture\.signal=m:f"):
+        check_judged("checkpoint.best", "worst_domain", domains=None, signal="m:f")
+    check_judged("checkpoint.best", "validation/loss", domains=None, signal="m:f")

@@ -190,10 +190,15 @@ def check_judged(key: str, metric: str, *, domains: Sequence[str] | None, signal
     Raises:
         ValueError: If held-out losses are not measured while training, or the domain does not exist.
     """
-    if signal != "validation":
+    if signal == "train":
         raise ValueError(
             f"{key}: {metric} needs held-out losses, which mixture.signal={signal} measures only before the first and "
             "after the last step; leave the key out, or set mixture.signal=validation"
+        )
+    if signal != "validation" and metric == "worst_domain":
+        raise ValueError(
+            f"{key}: worst_domain compares held-out losses with those before training, where mixture.signal={signal} "
+            "records its own numbers; choose validation/loss or domain/NAME/loss"
         )
     domain = domain_of_metric(metric)
     if domain is not None and domains is not None and domain not in domains:
