@@ -19,7 +19,14 @@ from versatune_ds.report.series import read_series
 from versatune_ds.report.summary import state_of
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training import run as run_module
-from versatune_ds.training.best import BestCheckpoint, EarlyStopping, early_stop_text, is_complete_at, metric_value
+from versatune_ds.training.best import (
+    BestCheckpoint,
+    EarlyStopping,
+    check_judged,
+    early_stop_text,
+    is_complete_at,
+    metric_value,
+)
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
@@ -239,6 +246,8 @@ def test_the_best_checkpoint_survives_kills_and_a_run_ends_early_on_all_ranks(tm
 
 
 def test_the_worst_domain_cannot_be_judged_beside_a_signal_of_ones_own():
-    with pytest.raises(ValueError, match=r"^checkpoint\.best: worst_domain compares held-out losses .*mixture\.signal=m:f"):
+    with pytest.raises(
+        ValueError, match=r"^checkpoint\.best: worst_domain compares held-out losses .*mixture\.signal=m:f"
+    ):
         check_judged("checkpoint.best", "worst_domain", domains=None, signal="m:f")
     check_judged("checkpoint.best", "validation/loss", domains=None, signal="m:f")

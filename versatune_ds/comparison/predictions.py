@@ -15,7 +15,7 @@ from versatune_ds.config import load_config
 from versatune_ds.mixture.planning.transfer_reader import read_transfer
 from versatune_ds.planning.plan_inputs import plan_task
 from versatune_ds.planning.planners import DEFAULT, planner_named
-from versatune_ds.training.run_length import with_prepared_length
+from versatune_ds.training.length.run_length import with_prepared_length
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Define the train section of a recipe.
 
 Lengths are in optimizer steps, batch sizes in packed rows; DeepSpeed's own batch keys are derived from them. A length
-in `epochs` becomes one in steps once the data are known (`training/run_length.py`).
+in `epochs` becomes one in steps once the data are known (`training/length/run_length.py`).
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def plan_recipe(recipe: Recipe, overrides: Sequence[str], *, options: PlanOption
     check_table(config, table, path=path)
     # What it depends on, and the search.
     if config.train.epochs is not None and (options.num_steps is None or planner.needs != "transfer"):
-        from versatune_ds.training.run_length import with_prepared_length  # imports torch
+        from versatune_ds.training.length.run_length import with_prepared_length  # imports torch
 
         config = with_prepared_length(config)
     task = plan_task(config, table, path=path, num_steps=options.num_steps or config.train.steps)

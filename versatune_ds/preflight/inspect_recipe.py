@@ -23,9 +23,9 @@ from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.training.length.run_length import with_steps
 from versatune_ds.training.mixture_start import recipe_weights
 from versatune_ds.training.prepared_data import load_or_train_tokenizer, prepare_recipe
-from versatune_ds.training.run_length import with_steps
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from versatune_ds.mixture.settings import guarded_start, starting_weights
 from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, failures_of, ok, warn
-from versatune_ds.training.late_updates import late_words, num_late_updates
-from versatune_ds.training.run_length import steps_of_epochs, with_length
+from versatune_ds.training.length.late_updates import late_words, num_late_updates
+from versatune_ds.training.length.run_length import steps_of_epochs, with_length
 
 
 def check_mixture(subject: Subject) -> Iterator[Finding]:

@@ -19,9 +19,9 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.explain import simulation_text, sweep_text
 from versatune_ds.mixture.offline.recorded_losses import read_losses
 from versatune_ds.mixture.offline.simulate import Simulation, simulate, simulate_losses, sweep_overrides
+from versatune_ds.training.length.run_length import with_steps
 from versatune_ds.training.mixture_start import domain_sizes, recipe_supply
 from versatune_ds.training.prepared_data import prepare_recipe
-from versatune_ds.training.run_length import with_steps
 from versatune_ds.training.saved_model import load_recipe
 
 logger = logging.getLogger(__name__)

@@ -46,10 +46,10 @@ from versatune_ds.reference.transfer_record import (
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, DECISIONS_FILE, MODEL_FOLDER
 from versatune_ds.training.assemble import assemble_run
+from versatune_ds.training.length.run_length import with_steps
 from versatune_ds.training.loop import measure_before_training, train
 from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.run import Run
-from versatune_ds.training.run_length import with_steps
 from versatune_ds.training.saved_model import load_recipe
 from versatune_ds.training.signals import StopSignals
 from versatune_ds.training.worker import as_start_error, run_rank, take_place

@@ -61,7 +61,7 @@ _FIXED_KEYS = (
 )
 """Keys, or sections, that must stay the same; a change of any other key between the parts of a run is logged. Data and
 tokenizer are compared by content, when a checkpoint is loaded; whether a run may be longer than it was is decided in
-training/extension.py."""
+training/length/extension.py."""
 
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "versatune_ds")

@@ -45,8 +45,8 @@ from versatune_ds.training.base_weights import identity_of_base
 from versatune_ds.training.best import check_judged_rows, early_stop_text, is_complete_at, new_judges
 from versatune_ds.training.decision_inputs import DecisionInputs, decision_inputs
 from versatune_ds.training.end_tokens import endings_of_data
-from versatune_ds.training.extension import set_later_checkpoints_aside, settle_length
 from versatune_ds.training.held_out import held_out_examples
+from versatune_ds.training.length.extension import set_later_checkpoints_aside, settle_length
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.mixture_start import MixtureStart, start_mixture
 from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node

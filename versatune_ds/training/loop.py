@@ -14,7 +14,7 @@ from versatune_ds.distributed import check_same_on_all_ranks
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.progress import start_phase
-from versatune_ds.training.late_updates import log_if_late
+from versatune_ds.training.length.late_updates import log_if_late
 from versatune_ds.training.meter import log_step
 from versatune_ds.training.run import Run, validation_metrics
 

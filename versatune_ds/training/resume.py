@@ -22,7 +22,7 @@ from versatune_ds.run_folder.checkpoint_files import newest_valid_checkpoint, re
 from versatune_ds.run_folder.json_lines import append_to_file
 from versatune_ds.run_folder.names import RESUMES_FILE
 from versatune_ds.training.base_weights import BASE_WEIGHTS
-from versatune_ds.training.extension import steps_at
+from versatune_ds.training.length.extension import steps_at
 from versatune_ds.training.mixture_start import MixtureStart
 from versatune_ds.training.prepared_data import RunSetup
 

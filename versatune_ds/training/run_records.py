@@ -28,7 +28,7 @@ from versatune_ds.mixture.settings import guarded_start, plan_of_prior, starting
 from versatune_ds.run_folder.folder import former_versions, version_at
 from versatune_ds.run_folder.names import CONFIG_FILE, PLAN_FILE, REFERENCE_FILE
 from versatune_ds.run_folder.recorded_config import recorded_config
-from versatune_ds.training.late_updates import late_sentence
+from versatune_ds.training.length.late_updates import late_sentence
 from versatune_ds.training.mixture_start import domain_sizes
 from versatune_ds.training.prepared_data import prepare_recipe
 from versatune_ds.training.saved_model import with_saved_model

@@ -39,8 +39,8 @@ from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
 from versatune_ds.text_table import counted
 from versatune_ds.training.best import check_judged, judging_keys
-from versatune_ds.training.extension import continuation
 from versatune_ds.training.finding import Check, Finding, Stage, fail, ok, warn
+from versatune_ds.training.length.extension import continuation
 from versatune_ds.training.prepared_data import cache_folder
 
 logger = logging.getLogger(__name__)

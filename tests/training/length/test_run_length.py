@@ -13,7 +13,7 @@ from versatune_ds.config import TrainConfig
 from versatune_ds.config.load import load_config, parse_config
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.offline.outlook import Supply
-from versatune_ds.training.run_length import steps_of_epochs, with_steps
+from versatune_ds.training.length.run_length import steps_of_epochs, with_steps
 
 DOMAINS = DomainSet(("law", "code"))
 SUPPLY = Supply(sizes_K=np.array([100.0, 300.0]), units_per_step=40.0)

@@ -6,7 +6,7 @@ import pytest
 from opened_run import config, open_folder
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.training.extension import (
+from versatune_ds.training.length.extension import (
     continuation,
     last_equal_step,
     set_later_checkpoints_aside,

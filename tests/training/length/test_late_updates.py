@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.training.late_updates import late_sentence, late_words, log_if_late, num_late_updates
+from versatune_ds.training.length.late_updates import late_sentence, late_words, log_if_late, num_late_updates
 
 
 class Decided:
