@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from versatune_ds.training.best import (
 )
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.start_checks import StartCheckInput, check_start
+from versatune_ds.training.update_clock import UpdateClock
 
 NAMES = DomainSet(("law", "code", "art"))
 
@@ -221,6 +223,9 @@ def test_the_best_checkpoint_survives_kills_and_a_run_ends_early_on_all_ranks(tm
     config, results = train(2, stop_after=5)
     assert results == [(5, False, best, None)] * 2
     assert steps(config) == [5, 2]
+    # With less patience than it has used up, it ends at once.
+    config, results = train(1)
+    assert results == [(5, True, best, 5)] * 2
     # Resumed: the second measurement in a row without a new lowest value ends the run.
     config, results = train(2)
     assert results == [(6, True, best, 6)] * 2
@@ -242,7 +247,18 @@ def test_the_best_checkpoint_survives_kills_and_a_run_ends_early_on_all_ranks(tm
     assert results == [(8, True, {**best, "step": 8, "value": 0.5}, None)] * 2
     assert steps(config) == [8]
     assert not (config.run_dir / "early_stop.json").exists()
-    assert [line["step"] for line in read_lines(config.run_dir / "resumes.jsonl")] == [5, 6]
+    assert [line["step"] for line in read_lines(config.run_dir / "resumes.jsonl")] == [5, 5, 6]
+
+
+@pytest.mark.parametrize(("step", "counted_steps"), [(4, 4), (6, None)])
+def test_patience_counts_no_measurement_that_only_the_end_of_the_run_made(step, counted_steps):
+    run = SimpleNamespace(
+        best=BestCheckpoint("validation/loss"), early_stopping=EarlyStopping(EarlyStoppingConfig()), step=step,
+        updates=UpdateClock(update_every=4, max_share=None), world=World(), domain_set=NAMES,
+        controller=SimpleNamespace(start_loss_K=np.ones(3)),
+    )  # fmt: skip
+    run_module.Run.judge(run, losses(1.8, 1.1, 0))
+    assert (run.best.step, run.early_stopping.state_dict()["step"]) == (step, counted_steps)
 
 
 def test_the_worst_domain_cannot_be_judged_beside_a_signal_of_ones_own():

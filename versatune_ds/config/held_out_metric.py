@@ -16,7 +16,9 @@ MEAN_LOSS = "validation/loss"
 """The plain mean of the held-out losses of all domains, in nats per loss token."""
 WORST_DOMAIN = "worst_domain"
 """The largest change of a domain's held-out loss since step 0, as a share of its loss there."""
-_NAMES = (MEAN_LOSS, WORST_DOMAIN, "domain/NAME/loss")
+METRICS_OF_ALL = (MEAN_LOSS, WORST_DOMAIN)
+"""Metrics of all domains together."""
+_NAMES = (*METRICS_OF_ALL, "domain/NAME/loss")
 
 
 def domain_of_metric(metric: str) -> str | None:
@@ -27,7 +29,7 @@ def domain_of_metric(metric: str) -> str | None:
 
 
 def _known(metric: str) -> str:
-    if metric in _NAMES[:2] or domain_of_metric(metric) is not None:
+    if metric in METRICS_OF_ALL or domain_of_metric(metric) is not None:
         return metric
     hint = nearest_name(metric, _NAMES)
     raise ValueError(f"expected {', '.join(_NAMES)}{'; ' + hint if hint.startswith('did') else ''}")
@@ -44,7 +46,8 @@ class EarlyStoppingConfig(Section):
     """What must fall, as for `checkpoint.best`: `validation/loss`, `worst_domain` or `domain/NAME/loss`."""
     patience: int = Field(default=3, ge=1)
     """The run ends after this many measurements in a row without a new lowest value. Losses are measured every
-    `mixture.update_every` steps; the measurement before training does not count."""
+    `mixture.update_every` steps; those before training, and after the last step where no update is due, do not
+    count."""
     min_delta: float = Field(default=0.0, ge=0)
     """A value is a new lowest one only if it is lower than the last by more than this: in nats per loss token, for
     `worst_domain` as a share of the loss at step 0."""

@@ -2,7 +2,8 @@
 
 Rank 0 computes the number that a measurement is judged by, and all ranks get it, so all of them save the same
 checkpoints and end after the same step. The measurement before training is what the others are compared with; it is
-neither a best checkpoint nor one of the measurements that patience counts.
+neither a best checkpoint nor one of the measurements that patience counts. The one after the last step may be the best,
+but patience counts it only where an update makes it.
 
 Shape legend: **K** domains.
 """

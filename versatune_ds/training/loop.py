@@ -44,6 +44,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
     Returns:
         Whether the run is complete; False if a signal stopped it, its state saved.
     """
+    run.end_early_if_over()  # of an extended run, or one with less patience now: it may be over already
     for step in range(run.step + 1, run.step + 1 + run.loader.prefetch):
         plan_data(run, step=step)
     run.updates.begin_steps(run.step)

@@ -167,9 +167,13 @@ class Run:
     def judge(self, losses: ExampleLosses) -> None:
         """Record whether held-out losses are the best so far, and whether they still fall; at step 0 neither.
 
+        Patience counts only measurements that an update makes. Otherwise a run that gets more steps would have counted
+        the one at its former end, which a run of that length from the beginning does not make.
+
         Communication: where `checkpoint.best` or `train.early_stopping` is set, rank 0's numbers are broadcast.
         """
-        judges = [judge for judge in (self.best, self.early_stopping) if judge is not None]
+        stopping = self.early_stopping if self.updates.is_due(self.step) else None
+        judges = [judge for judge in (self.best, stopping) if judge is not None]
         if self.step == 0 or not judges:
             return
 
