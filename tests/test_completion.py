@@ -144,8 +144,10 @@ def test_the_scripts_have_every_command_and_key_and_are_valid(capsys, shell, tmp
 
 def test_every_word_of_the_table_is_safe_in_quotes():
     words = {word for entry in TABLE.items() for word in (entry[0], *entry[1])}
-    assert [word for word in words if not re.fullmatch(r"[\w@. -]*", word)] == []
+    assert [word for word in words if not re.fullmatch(r"[\w@./ -]*", word)] == []
     assert set(TABLE["@key mixture.policy"]) == set(POLICIES)
+    assert TABLE["@key mixture.signal"] == ("validation", "train")
+    assert TABLE["@key checkpoint.best"] == ("validation/loss", "worst_domain")
     assert "zero3" in TABLE["@key train.deepspeed"]
 
 

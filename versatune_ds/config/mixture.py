@@ -22,6 +22,9 @@ from versatune_ds.mixture.policies import DEFAULT, PAPER_DEFAULT, POLICIES, Poli
 from versatune_ds.own_code import check_own_name, import_function, is_own
 from versatune_ds.paths import expand_path
 
+BUILT_IN_SIGNALS = ("validation", "train")
+"""Values of `mixture.signal` besides a function of the user's own."""
+
 
 class StartFraction(Section):
     """Stand-in references: a fraction of the first measured loss."""
@@ -238,7 +241,7 @@ class MixtureConfig(Section):
         """Check that there is such a signal; of one's own only the form, as of a policy."""
         if isinstance(value, str) and is_own(value):
             check_own_name(value, key="mixture.signal", expected="validation, train, or my_module:my_signal")
-        elif value not in ("validation", "train"):
+        elif value not in BUILT_IN_SIGNALS:
             raise ValueError(
                 f"mixture.signal: expected validation, train, or my_module:my_signal, got {shown_value(value)}"
             )

@@ -23,7 +23,9 @@ import argparse
 from collections.abc import Iterator
 
 from versatune_ds.cli.arguments import path_argument
+from versatune_ds.config.held_out_metric import METRICS_OF_ALL
 from versatune_ds.config.keys import Key, recipe_keys
+from versatune_ds.config.mixture import BUILT_IN_SIGNALS
 from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.paths import PROJECT_DIR
 
@@ -39,6 +41,13 @@ _KIND_OF_NAME = {
     "pattern": "@keys",
     "sweep": "@keys",
 }
+_NAMES_OF_KEY = {
+    "mixture.policy": tuple(POLICIES),
+    "mixture.signal": BUILT_IN_SIGNALS,
+    "checkpoint.best": METRICS_OF_ALL,
+    "train.early_stopping.metric": METRICS_OF_ALL,
+}
+"""Names that a key takes besides those that a user makes up."""
 _FOLDERS = ("FOLDER", "RUN", "RUN|FOLDER", "BASE")
 
 
@@ -89,8 +98,8 @@ def _suggestions(action: argparse.Action) -> tuple[str, ...]:
 
 def _values_of(key: Key) -> tuple[str, ...]:
     """Return what a key may be set to; empty where there is nothing to suggest."""
-    if key.name == "mixture.policy":
-        return tuple(POLICIES)
+    if key.name in _NAMES_OF_KEY:
+        return _NAMES_OF_KEY[key.name]
     if key.name == "train.deepspeed":
         return (*sorted(path.stem for path in (PROJECT_DIR / "ds_configs").glob("*.json")), "@file")
     return (*key.values, "@file") if key.is_path else key.values
