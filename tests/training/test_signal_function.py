@@ -11,6 +11,7 @@ from tiny_run import be_trained, read_lines, tiny_config
 from examples.own_signal import scaled_loss
 from versatune_ds.distributed import World
 from versatune_ds.mixture.own_signal import DomainLosses
+from versatune_ds.training import assemble
 from versatune_ds.training.resume import find_resume_point
 from versatune_ds.training.run_records import explain_run, replay_run
 from versatune_ds.training.signal_context import SignalContext
@@ -131,3 +132,11 @@ def test_a_signal_that_fails_is_one_line_with_its_file_and_line_and_a_failure_of
     kind, text, notes = found["short_of_memory"]
     assert (kind, text) == ("OutOfMemoryError", "no memory")
     assert f"{MODULE}:short_of_memory raised this after step 0" in notes[0]
+
+
+def test_a_signal_that_cannot_be_imported_is_found_before_the_model_is_built_and_a_former_run_deleted(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(assemble, "build_model", lambda setup: pytest.fail("the model was built"))
+    with pytest.raises(ValueError, match=r"^mixture\.signal: nowhere:nothing: cannot import 'nowhere'"):
+        be_trained(tiny_config(tmp_path, "mixture.signal=nowhere:nothing"), World(), is_fresh=True)

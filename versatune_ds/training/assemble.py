@@ -111,6 +111,7 @@ def assemble_run(
     setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
     check_judged_rows(setup)
     tasks = None if make_tasks is None else make_tasks(setup)
+    own_signal = own_signal_of(config, domain_set=data.domain_set, tokenizer=tokenizer)
     mixture = start_mixture(setup)
 
     # The checkpoint to resume from, None at the start.
@@ -141,8 +142,7 @@ def assemble_run(
         monitor=monitor, meter=Meter(data.domain_set), identity=identity,
         throughput=throughput_of(causal_lm, config.train, world=world),
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
-        own_signal=own_signal_of(config, domain_set=data.domain_set, tokenizer=tokenizer),
-        locks=locks, step=0 if point is None else point.step, is_complete=is_complete,
+        own_signal=own_signal, locks=locks, step=0 if point is None else point.step, is_complete=is_complete,
     )  # fmt: skip
 
 
