@@ -30,8 +30,14 @@ def test_other_numbers_of_the_section_stay_numbers():
         ("slurm.array=0..3", r"^slurm.array: expected task numbers such as 0-3, 1,5 or 0-9%2"),
         ("slurm.sbatch_options=exclusive", r"^slurm.sbatch_options: 'exclusive': expected --option or --option=value"),
         ("slurm.container={image: a.sif, mounts: [/data]}", r"mounts: '/data': expected OUTSIDE:INSIDE"),
-        ("slurm.memory_per_gpu=64G", r"^slurm: memory_per_gpu needs gpus_per_node; or give memory, that of each node"),
-        ("slurm={gpus_per_node: 8, memory: 0, memory_per_gpu: 64G}", r"^slurm: memory_per_gpu and memory are both set"),
+        (
+            "slurm.memory_per_gpu=64G",
+            r"^slurm\.memory_per_gpu: needs slurm\.gpus_per_node, which is not set; set it, or",
+        ),
+        (
+            "slurm={gpus_per_node: 8, memory: 0, memory_per_gpu: 64G}",
+            r"^slurm\.memory_per_gpu: 64G, and slurm\.memory is 0: both",
+        ),
         ("slurm.gpu_per_node=8", r"^slurm.gpu_per_node: unknown key; did you mean 'gpus_per_node'\?"),
     ],
 )

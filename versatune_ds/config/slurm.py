@@ -107,9 +107,15 @@ class SlurmConfig(Section):
     def _has_one_memory(self) -> SlurmConfig:
         """Check that memory is asked for once, and per GPU only of GPUs."""
         if self.memory_per_gpu is not None and self.memory is not None:
-            raise ValueError("memory_per_gpu and memory are both set; give one of them")
+            raise ValueError(
+                f"slurm.memory_per_gpu: {self.memory_per_gpu}, and slurm.memory is {self.memory}: both are the "
+                "memory of a node; leave one of the two out"
+            )
         if self.memory_per_gpu is not None and self.gpus_per_node is None:
-            raise ValueError("memory_per_gpu needs gpus_per_node; or give memory, that of each node")
+            raise ValueError(
+                "slurm.memory_per_gpu: needs slurm.gpus_per_node, which is not set; set it, or give the memory of each "
+                "node (slurm.memory)"
+            )
         return self
 
     @property
