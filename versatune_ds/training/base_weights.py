@@ -7,7 +7,6 @@ before where there are no such files (`model.from_config`), and in a run that an
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from versatune_ds.config import ModelConfig, RunConfig
 from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.sources.source_digests import SourceDigests
-from versatune_ds.distributed import World, broadcast_text, run_on_rank_zero
+from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.model.saved_weights import local_weight_files
 from versatune_ds.training.prepared_data import cache_folder
 
@@ -47,8 +46,8 @@ def identity_of_base(
 ) -> dict[str, str]:
     """Return on every rank what checkpoints record of the base model; empty where they have the frozen weights.
 
-    The model is loaded by now, so that one of the Hub is on this machine. Communication: one broadcast of an error
-    (usually none) and one of the digest.
+    The model is loaded by now, so that one of the Hub is on this machine. Communication: one broadcast of the digest,
+    or of an error.
 
     Args:
         config: The recipe.
@@ -68,7 +67,7 @@ def identity_of_base(
             raise ValueError(f"{changed_line(folder, config.model)}, or start over with --fresh")
         return digest
 
-    digest = json.loads(broadcast_text(json.dumps(run_on_rank_zero(checked_digest, world)), world))
+    digest = from_rank_zero(checked_digest, world)
     if world.is_rank_zero and saved is None:
         alone = "the adapters alone; the base model is loaded from its own files again, and must not change"
         logger.info(
