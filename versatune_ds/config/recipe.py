@@ -135,9 +135,10 @@ class ResumeConfig(Section):
     )
     """What may differ from the checkpoint. `world_size`: another number of processes; the batches are the same, losses
     agree within rounding. `zero_stage`: 1 instead of 2, or 2 instead of 1. `data`: a changed domain starts its data
-    from the beginning. `tokenizer`: needs `data` too, and a vocabulary that fits. `mixture`: another policy, references
-    or prior; the current weights stay. `learning_rate`: more `train.steps` may make the learning rate jump up, as a
-    cosine that is stretched does. `[]` refuses every difference: the run resumes bit for bit or not at all."""
+    from the beginning. `tokenizer`: needs `data` too, and a vocabulary that fits. `mixture`: another policy,
+    references, prior or signal of your own; the current weights stay. `learning_rate`: more `train.steps` may make
+    the learning rate jump up, as a cosine that is stretched does. `[]` refuses every difference: the run resumes
+    bit for bit or not at all."""
 
 
 class RunConfig(Section):

@@ -104,7 +104,8 @@ def export(
     Args:
         run: A run, or its folder.
         output: Folder to write; by default export/ in the run's folder.
-        step: Checkpoint to export; by default the newest complete one.
+        step: Step of the checkpoint; by default the best one where the run has `checkpoint.best`, else the newest
+            valid one.
         precision: Number format of the written weights; by default the run's.
         lora: Adapters of `model.lora`: `merged` into the weights, or `adapter`, exported alone.
         max_shard_size: Largest size of a weights file, such as 500MB.

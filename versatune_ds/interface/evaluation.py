@@ -39,7 +39,8 @@ def evaluate(
             else none.
         against: Run or model folder to compare with; by default the model that the run started from.
         base: Whether to compare with another model at all.
-        step: Checkpoint to evaluate; by default the newest complete one.
+        step: Step of the checkpoint; by default the best one where the run has `checkpoint.best`, else the newest
+            valid one.
         processes: Processes that share the work.
         quiet: Whether only warnings are shown.
 
