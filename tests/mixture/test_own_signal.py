@@ -101,6 +101,7 @@ WRONG = [
     ({"law": float("nan"), "code": 0.2}, "mean: law: expected a finite number of at least 0, .* got nan"),
     ({"law": 0.5, "code": -1}, "mean: code: expected a finite number of at least 0, .* got -1"),
     ({"law": 0.5, "code": "0.2"}, "mean: code: .* got '0.2'"),
+    ({"law": 0.5, "code": np.ones(2)}, r"mean: code: .* got ndarray of shape \(2,\)"),
     (DomainLosses(mean={"law": 1, "code": 1}, stderr={"law": 1}), "stderr: .* code missing"),
     (DomainLosses(mean=[1, 2]), "mean: expected a mapping from domain to number, got list"),
 ]

@@ -10,6 +10,7 @@ name among the inputs, so `replay` and `explain` need no function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,15 +99,22 @@ def _column(values: Any, *, what: str, domain_set: DomainSet) -> np.ndarray:
         raise ValueError(f"{what}: expected a number of every domain, {', '.join(missing)} missing; None: not measured")
     column_K = np.full(len(domain_set), np.nan)
     for i, key in enumerate(domain_set):
-        value = values[key].item() if hasattr(values[key], "item") else values[key]  # a number of numpy or torch
+        value = _as_number(values[key])
         if value is None:
             continue
         if not is_finite_number(value) or value < 0:
             raise ValueError(
-                f"{what}: {key}: expected a finite number of at least 0, or None if it was not measured, got {value!r}"
+                f"{what}: {key}: expected a finite number of at least 0, or None if it was not measured, got "
+                f"{_described(value) if hasattr(value, 'shape') else repr(value)}"
             )
         column_K[i] = value
     return column_K
+
+
+def _as_number(value: Any) -> Any:
+    """Return a number of numpy or torch as one of Python, and anything else as it is."""
+    shape = getattr(value, "shape", None)
+    return value.item() if shape is not None and math.prod(shape) == 1 else value
 
 
 def _described(value: Any) -> str:
