@@ -114,8 +114,9 @@ def _replace_length(values: dict[str, Any], overridden: set[str]) -> None:
     train, given = values.get("train"), overridden & {"train.steps", "train.epochs"}
     if not given or not isinstance(train, dict):
         return
-    if len(given) == 1:
-        train.pop("epochs" if given == {"train.steps"} else "steps", None)
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):
+        if given == {f"train.{key}"} and train.get(key) is not None:
+            train.pop(other, None)
     if "train.steps_from" not in overridden:
         train.pop("steps_from", None)
 

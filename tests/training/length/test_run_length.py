@@ -115,5 +115,6 @@ def test_an_override_of_one_form_of_the_length_takes_the_place_of_the_other():
     longer = load_config(of_a_run, ["train.epochs=4"]).train
     assert (longer.steps, longer.epochs, longer.steps_from) == (None, 4, None)
     assert load_config(of_a_run, ["train.steps=60"]).train.steps_from is None
+    assert load_config(of_a_run, ["train.epochs=null"]).train.steps == 30
     with pytest.raises(ValueError, match=r"^train\.epochs: 3, and train\.steps is 2: both"):
         load_config(in_epochs, ["train.steps=2", "train.epochs=3"])
