@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,13 @@ def test_zero3_and_missing_files_are_refused_before_a_process_starts(tmp_path):
     config = tiny_config(tmp_path, "validation.tasks={every_steps: 4, exact: 2}", "train.deepspeed=zero3")
     with pytest.raises(ValueError, match=r"^validation\.tasks: under ZeRO stage 3 every forward pass needs all"):
         check_start(StartCheckInput(config=config, stage="train"))
+
+
+def test_held_out_rows_without_an_answer_to_write_are_refused(tmp_path):
+    config = tiny_config(tmp_path, "validation.tasks={every_steps: 4, exact: 2}")
+    setup = SimpleNamespace(config=config, world=World(), data=SimpleNamespace(valid=()))
+    with pytest.raises(ValueError, match=r"^validation\.tasks\.exact: no held-out example has an answer to write"):
+        tasks_of(setup)
 
 
 class NoModel:

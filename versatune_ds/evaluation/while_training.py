@@ -40,7 +40,7 @@ def tasks_of(setup: RunSetup) -> TaskEvaluation | None:
     Communication: rank 0 reads the files; their questions are broadcast.
 
     Raises:
-        ValueError: On every rank, if a file or a question is not as expected.
+        ValueError: On every rank, if a file or a question is not as expected, or no held-out example has an answer.
     """
     config = setup.config
     settings = config.validation.tasks
@@ -65,6 +65,11 @@ def tasks_of(setup: RunSetup) -> TaskEvaluation | None:
             questions, tokenizer=setup.tokenizer, template=template, row_tokens=row_tokens, key=_KEY
         )
     exact = find_questions(setup.data.valid, max_per_domain=settings.exact, row_tokens=row_tokens)
+    if settings.exact and not exact:
+        raise ValueError(
+            "validation.tasks.exact: no held-out example has an answer to write (plain text has none, and one as "
+            "long as data.row_tokens may be cut off); give held-out conversations, or leave the key out"
+        )
     tasks = TrainingTasks(
         choices=choices,
         exact=exact,
