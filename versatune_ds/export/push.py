@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from versatune_ds.log import first_line
 from versatune_ds.run_folder.names import EXPORT_FILE
 
 logger = logging.getLogger(__name__)
@@ -132,5 +133,4 @@ def _asked(call: Callable[[], Any], repo_id: str, *, doing: str, after: str = ""
                 f"--push: the Hub refuses the token for {repo_id} ({status}): expected one that may write there "
                 f"(HF_TOKEN, or `hf auth login`){end}"
             ) from error
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise RuntimeError(f"--push: {repo_id}: could not {doing}: {reason}{end}") from error
+        raise RuntimeError(f"--push: {repo_id}: could not {doing}: {first_line(error)}{end}") from error

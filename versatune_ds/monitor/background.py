@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from versatune_ds.log import first_line
 from versatune_ds.monitor.sink import Sink
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Background:
                 logger.warning(
                     "%s failed and gets no more data (%s); training continues, metrics.jsonl is complete; %s",
                     self._name,
-                    error or type(error).__name__,
+                    first_line(error),
                     self._way_out,
                 )
                 return
