@@ -28,7 +28,7 @@ class Callbacks:
     """Called after every optimizer step with its number, from 1, before it is measured or saved."""
     on_metrics: Callable[[int, Mapping[str, float]], object] | None = None
     """Called with the step and the metrics by name, as metrics.jsonl has them: after every `monitor.log_every` steps,
-    and after every measurement of held-out losses."""
+    after every measurement of held-out losses, and with the answers of `validation.tasks`."""
     on_decision: Callable[[Decision], object] | None = None
     """Called with every decision, after it was recorded; the first is before training."""
 

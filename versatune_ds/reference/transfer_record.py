@@ -104,7 +104,7 @@ class TransferRecord:
 def begin_transfer(setup: RunSetup, run: Run) -> TransferRecord | None:
     """Measure the base model for a run that has not begun, or restore its measurements where it resumed.
 
-    Communication: at the start a measurement, then a broadcast; on a resume two broadcasts.
+    Communication: at the start a measurement, then a broadcast; on a resume one broadcast.
 
     Args:
         setup: The recipe of the mixed run, with the data of all domains.

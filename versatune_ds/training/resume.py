@@ -98,7 +98,7 @@ def find_resume_point(
 ) -> ResumePoint | None:
     """Return the newest complete checkpoint of a run, None where there is none; delete what kills left over.
 
-    Communication: see `newest_valid_checkpoint`; two broadcasts more where a complete run has more steps now.
+    Communication: see `newest_valid_checkpoint`; one broadcast more where a complete run has more steps now.
 
     Args:
         config: The recipe, its length in steps.

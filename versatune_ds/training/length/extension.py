@@ -53,7 +53,7 @@ def settle_length(
 ) -> tuple[RunConfig, int | None]:
     """Return, on every rank, the config with its length in steps, and the newest step that it may resume from.
 
-    Communication: two broadcasts of a text.
+    Communication: one broadcast of a text.
 
     Raises:
         ValueError: On every rank, if the length cannot be counted, or as `continuation` does.
