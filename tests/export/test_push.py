@@ -173,7 +173,7 @@ def test_the_command_checks_before_it_exports_and_prints_folder_and_address(
     assert (result.code, asked) == (2, {})
     result = versatune("export", tmp_path, "--private")
     assert result.code == 2
-    assert "--private: it says how --push REPO_ID uploads; give both" in result.err
+    assert "--private: expected together with --push REPO_ID" in result.err
 
 
 def test_an_export_records_its_own_files(exported):

@@ -21,7 +21,7 @@ import yaml
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_run import ROOT, read_lines, tiny_config
 from versatune_ds import Policy, StopTraining, evaluate, export, load_config, read_run, train
-from versatune_ds.interface.launched import raise_for
+from versatune_ds.interface.processes import raise_for
 from versatune_ds.log import shown_log
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.in_process import process_as_it_was, stopped_by_interrupt, train_in_process

@@ -134,7 +134,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
         target = check_push(parsed.push, is_private=parsed.private)
     elif parsed.private:
-        raise ValueError("--private: it says how --push REPO_ID uploads; give both")
+        raise ValueError("--private: expected together with --push REPO_ID; add that, or leave --private out")
     alone = lock_folder(output, way_out="give another --output")
     with alone, contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the path
         folder = export_run(

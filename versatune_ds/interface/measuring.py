@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import Recipe, load_config
-from versatune_ds.interface.launched import check_main_thread, raise_for, recipe_file
+from versatune_ds.interface.processes import check_main_thread, raise_for, recipe_file
 from versatune_ds.log import shown_log
 from versatune_ds.paths import check_replaceable
 

@@ -1,4 +1,4 @@
-"""What starting processes of our own from Python has in common: the recipe as a file, exit codes as exceptions."""
+"""Start processes from Python: the recipe as a file, exit codes as exceptions."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def raise_for(exit_code: int, *, again: str = "train again to resume") -> None:
     if exit_code in (REQUEUE_EXIT_CODE, INTERRUPTED_EXIT_CODE):
         raise KeyboardInterrupt(f"stopped by a signal, state saved; {again}")
     if exit_code == USER_ERROR_EXIT_CODE:
-        raise ValueError("the processes found a mistake in the recipe or its data; their log says which")
+        raise ValueError("the processes found a mistake in the recipe or its data; see their log above")
     if exit_code:
-        raise RuntimeError(f"the processes ended with exit code {exit_code}; their log says why")
+        raise RuntimeError(f"the processes ended with exit code {exit_code}; see their log above")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import Recipe, load_config_with_policy
-from versatune_ds.interface.launched import check_main_thread, raise_for, recipe_file
+from versatune_ds.interface.processes import check_main_thread, raise_for, recipe_file
 from versatune_ds.interface.run import Run, read_run
 from versatune_ds.log import shown_log
 from versatune_ds.mixture.decision import Decision

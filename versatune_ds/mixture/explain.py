@@ -64,7 +64,7 @@ def explain(decision: Decision) -> str:
 
 
 def _own_signal(decision: Decision) -> list[str]:
-    """Return the line that says whose numbers the losses are, where a function of the user's own supplied them."""
+    """Return a line where a signal of the user's own supplied the losses; empty elsewhere."""
     name = decision.inputs.get("signal", "train")
     return [] if name == "train" else [f"The losses are what {name} returned, in its own unit, not held-out losses."]
 

@@ -1,7 +1,7 @@
 """A signal of the user's own: a function that supplies the number of each domain that decisions use as its loss.
 
-`mixture.signal: my_module:my_signal` names it, `versatune_ds.train(signal=...)` passes it. Any number that is lower
-where a domain is better does: a held-out loss times a factor, the share of wrong answers, the cost of mistakes. Its
+`mixture.signal: my_module:my_signal` names it, `versatune_ds.train(signal=...)` passes it. Any number works that is
+lower where a domain is better: a held-out loss times a factor, the share of wrong answers, the cost of mistakes. Its
 unit is the user's, and reference losses must have the same. Only what it returned enters a decision, with the signal's
 name among the inputs, so `replay` and `explain` need no function.
 

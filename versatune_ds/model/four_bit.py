@@ -44,7 +44,7 @@ def check_four_bit_installed() -> None:
 
 
 def check_is_not_quantised(config: Any, *, name: str) -> None:
-    """Check that a saved model's own weights are not quantised: another kind would be trained beside than asked for.
+    """Check that a saved model's own weights are not quantised: theirs may be another quantisation than asked for.
 
     Raises:
         ValueError: If its config says so.

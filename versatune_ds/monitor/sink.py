@@ -24,7 +24,7 @@ class Sink(Protocol):
 
 @runtime_checkable
 class StepSink(Protocol):
-    """A sink that is also told of every optimizer step."""
+    """A sink that is also called after every optimizer step."""
 
     def step(self, step: int) -> None:
         """Record that a step was taken; its results may still be on the device."""

@@ -1,4 +1,4 @@
-"""Say where a plan gains no more over equal shares than its own prediction may be wrong.
+"""Report where a plan's gain over equal shares is within the error of its own prediction.
 
 Shape legend: **K** domains.
 """
@@ -32,7 +32,7 @@ def gain_note(found: Found, goal: Goal) -> Iterator[str]:
     yield (
         f"The plan's gain over equal shares is within its own error: {100 * gain / scale:.1f} % of the {what}, with a "
         f"standard error of {100 * error / scale:.1f} %. Equal shares may do as well; more held-out rows, or longer "
-        "runs of versatune reference, would tell."
+        "runs of versatune reference, would show whether they do."
     )
 
 

@@ -82,8 +82,8 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     if size.four_bit_sizes:
         dtype, num_quantised = DTYPES[config.train.precision], sum(size.four_bit_sizes)
         found = f"{num_quantised / 1e6:,.1f} M weights in 4 bits: all weights {gib(parameter_bytes(size, dtype=dtype))}"
-        whole = gib(size.num_parameters * dtype.itemsize)
-        yield ok("model", "model.load_in_4bit", f"{found}, {whole} in {config.train.precision}")
+        unquantised = gib(size.num_parameters * dtype.itemsize)
+        yield ok("model", "model.load_in_4bit", f"{found}, {unquantised} in {config.train.precision}")
     yield ok("model", "model.attention", size.attention)
     switch = "without" if config.model.gradient_checkpointing else "with"
     states = chosen.parameters + chosen.gradients + chosen.optimizer

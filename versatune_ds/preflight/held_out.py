@@ -1,7 +1,7 @@
 """Count every domain's held-out rows, and warn where a domain has so few that its loss says little.
 
 `data.valid_fraction` is one number for all domains: what holds out two rows of a small domain may hold out thousands of
-a large one. So the advice says what a larger fraction would hold out of the others.
+a large one. So the advice includes what a larger fraction would hold out of the others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How well the change of a held-out loss since the start is known.
+"""Compute the standard error of a held-out loss's change since the start.
 
 Both losses are measured on the same examples, so the error of their difference, paired by example, is far smaller than
-those of the losses. Every verdict of a report takes this one; verdicts with other errors would contradict it.
+those of the losses. Every verdict of a report uses this error, so that no two contradict each other.
 """
 
 from __future__ import annotations

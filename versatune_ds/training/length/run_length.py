@@ -1,7 +1,7 @@
 """Turn a length in `train.epochs` into one in steps, once the data are known.
 
-Everything after the data are prepared reads `train.steps` alone: the config that `with_steps` returns has no epochs any
-more, and says in `train.steps_from` where its steps come from. So a run that resumes keeps its number of steps, even
+Everything after the data are prepared reads `train.steps` alone: the config that `with_steps` returns has no epochs,
+and records in `train.steps_from` where its steps come from. So a run that resumes keeps its number of steps, even
 where `resume.allow` lets its data change.
 """
 
