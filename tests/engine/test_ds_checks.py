@@ -134,7 +134,9 @@ def test_commonly_copied_settings_pass():
             "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"},
             "train_batch_size": "auto",
             "wall_clock_breakdown": False,
-            "activation_checkpointing": {"cpu_checkpointing": True},
+            "activation_checkpointing": {"cpu_checkpointing": False, "number_checkpoints": None},
+            "gradient_allreduce_op": "mean",
+            "checkpoint": {"parallel_write": {"pipeline_stage": False}},
         }
     )
 

@@ -106,6 +106,19 @@ def test_states_shrink_with_zero_stage_and_number_of_ranks(tmp_path, precision):
     assert on_disk == [(12 + num_bytes) * count, 12 * count]
 
 
+def test_masters_and_moments_in_bf16_take_6_bytes_a_parameter_instead_of_12(tmp_path):
+    config = tiny_config(tmp_path, "train.precision=bf16")
+    size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
+    states = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    found = []
+    for bf16 in ({}, states):
+        settings = {"zero_optimization": {"stage": 3}, "bf16": bf16}
+        estimate = estimate_memory(config, size=size, passes=passes, ds_config=settings, world_size=1)
+        found.append((estimate.optimizer, checkpoint_bytes(config, size=size, ds_config=settings)))
+    count = size.num_parameters
+    assert found == [(12 * count, 12 * count), (6 * count, 6 * count)]
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_an_auto_setting_counts_as_deepspeeds_default(tmp_path, stage):
     config = tiny_config(tmp_path)

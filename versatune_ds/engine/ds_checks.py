@@ -13,12 +13,11 @@ from typing import Any
 
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime import config as deepspeed_config_module
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
 
 from versatune_ds.config import ModelConfig, TrainConfig
-from versatune_ds.config.expected_values import expected_in_words
 from versatune_ds.domains import nearest_name
+from versatune_ds.engine.ds_blocks import block_lines
+from versatune_ds.engine.ds_features import check_features
 from versatune_ds.engine.ds_settings import offload_device, zero_stage
 from versatune_ds.engine.ds_unsupported import GONE, UNSUPPORTED, unsupported_lines
 
@@ -27,10 +26,9 @@ TOP_LEVEL_KEYS = frozenset({
     "fp16", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "steps_per_print",
     "wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level", "communication_data_type",
     "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor",
-    "gradient_allreduce_op", "disable_allgather", "disable_python_gc", "sparse_gradients", "check_overflow",
+    "gradient_allreduce_op", "disable_allgather", "disable_python_gc",
     "activation_checkpointing", "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet",
-    "checkpoint", "data_types", "aio", "autotuning", "timers", "dataloader_drop_last", "nebula", "eigenvalue",
-    "graph_harvesting",
+    "checkpoint", "data_types", "aio", "timers",
 })  # fmt: skip
 """Keys of deepspeed 0.19 that a recipe may set; those that contradict the recipe are checked elsewhere."""
 
@@ -51,6 +49,7 @@ def check_deepspeed_settings(train: TrainConfig, ds_config: Mapping[str, Any], *
         ValueError: One line for each mistake.
     """
     check_keys(ds_config)
+    check_features(train, ds_config)
     if train.precision == "fp16" and device_type == "cpu":
         raise ValueError("train.precision: fp16 needs a GPU; use bf16 (ZeRO stage 1 or higher) or fp32 on the CPU")
     check_offload(ds_config)
@@ -80,7 +79,7 @@ def check_model_settings(model: ModelConfig, ds_config: Mapping[str, Any]) -> No
 
 
 def check_keys(settings: Mapping[str, Any]) -> None:
-    """Check the names of all keys, and the values of zero_optimization by DeepSpeed's own model.
+    """Check the names of all keys, and the values of blocks by DeepSpeed's own models.
 
     Raises:
         ValueError: One line for each key that is unknown, with the nearest one, or whose value DeepSpeed refuses.
@@ -91,27 +90,11 @@ def check_keys(settings: Mapping[str, Any]) -> None:
         if key not in TOP_LEVEL_KEYS and key not in UNSUPPORTED and key not in _REMOVED
     ]
     lines += unsupported_lines(settings, removed=_REMOVED)
-    zero = settings.get("zero_optimization", {})
+    zero = settings.get("zero_optimization") or {}
     lines += [f"train.deepspeed: 'zero_optimization.{key}': {GONE}" for key in zero if key in _REMOVED_OF_ZERO]
-    try:
-        DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if key not in _REMOVED_OF_ZERO})
-    except ValidationError as error:
-        lines += [_zero_line(details) for details in error.errors()]
+    lines += block_lines(settings, removed_of_zero=_REMOVED_OF_ZERO)
     if lines:
         raise ValueError("\n".join(lines))
-
-
-def _zero_line(details: Any) -> str:
-    """Describe one mistake in zero_optimization in one line."""
-    key = ".".join(["zero_optimization", *map(str, details["loc"])])
-    if details["type"] != "extra_forbidden":
-        expected = expected_in_words(details["type"], details.get("ctx", {}), details["msg"])
-        return f"train.deepspeed: {key}={details['input']!r}: {expected}"
-    hint = ""
-    if len(details["loc"]) == 1:
-        fields = DeepSpeedZeroConfig.model_fields
-        hint = "; " + nearest_name(str(details["loc"][0]), sorted(str(f.alias or name) for name, f in fields.items()))
-    return f"train.deepspeed: unknown key {key!r}{hint}"
 
 
 def check_offload(settings: Mapping[str, Any]) -> None:

@@ -61,9 +61,12 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
     """Return the ZeRO stage of DeepSpeed settings; 0 where none is given.
 
     Raises:
-        ValueError: If it is none of 0 to 3.
+        ValueError: If it is none of 0 to 3, or zero_optimization is not an object.
     """
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    zero = settings.get("zero_optimization") or {}
+    if not isinstance(zero, Mapping):
+        raise ValueError(f'train.deepspeed: zero_optimization={zero!r}: expected an object such as {{"stage": 1}}')
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"train.deepspeed: zero_optimization.stage={stage!r}: expected 0, 1, 2 or 3")
     return int(stage)
@@ -71,7 +74,7 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
 
 def offload_device(settings: Mapping[str, Any], key: str) -> str | None:
     """Return the target of `offload_optimizer` or `offload_param`, cpu or nvme; None without offload."""
-    device = (settings.get("zero_optimization", {}).get(key) or {}).get("device", "none")
+    device = ((settings.get("zero_optimization") or {}).get(key) or {}).get("device", "none")
     return None if device == "none" else str(device)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from versatune_ds.config import RunConfig
+from versatune_ds.engine.ds_features import has_bf16_states
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import DTYPES, special_ids_of_tokenizer
 from versatune_ds.preflight.data import encode_sample
@@ -173,7 +174,7 @@ def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[s
     num_weights = size.num_parameters - size.num_trained if has_frozen else 0
     num_weights += 0 if stage == 3 else size.num_trained
     weights = num_weights * DTYPES[config.train.precision].itemsize
-    return weights + size.num_trained * optimizer_bytes(config, stage=stage)
+    return weights + size.num_trained * optimizer_bytes(config, stage=stage, is_bf16=has_bf16_states(ds_config))
 
 
 def check_disk(subject: Subject) -> Iterator[Finding]:

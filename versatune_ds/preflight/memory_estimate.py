@@ -15,7 +15,7 @@ one layer's weight at a time.
 
 a is the bytes of a gradient that is summed over micro-steps: b, or 4 with `data_types.grad_accum_dtype: fp32`. The
 optimizer's step adds a gradient in fp32 (none at stage 2 where the sum is in fp32 already) and, unless AdamW is fused,
-two temporaries.
+two temporaries. With `bf16.bf16_optimizer_states` the copies and Adam take 6 T / W; the step is counted as before.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from versatune_ds.config import RunConfig
+from versatune_ds.engine.ds_features import has_bf16_states
 from versatune_ds.engine.ds_settings import grad_accum_dtype, offload_device, zero_stage
 from versatune_ds.engine.optimizer import has_fused_adamw
 from versatune_ds.kernels.head_loss import chunk_rows
@@ -182,7 +183,9 @@ def estimate_memory(
     return MemoryEstimate(
         parameters=parameters,
         gradients=int(_gradient_bytes(size, stage=stage, share=share, num_bytes=num_bytes, sum_bytes=sum_bytes)),
-        optimizer=0 if is_offloaded else int(optimizer_bytes(config, stage=stage) * share),
+        optimizer=0
+        if is_offloaded
+        else int(optimizer_bytes(config, stage=stage, is_bf16=has_bf16_states(ds_config)) * share),
         activations=max(passes.saved + head_now, passes.peak + dequantised + head_kept) - head_now,
         head=head_now,
         buffers=int(
@@ -194,8 +197,16 @@ def estimate_memory(
     )
 
 
-def optimizer_bytes(config: RunConfig, *, stage: int) -> int:
-    """Return the bytes kept of a trained parameter: two moments of Adam, and an fp32 copy where there is one."""
+def optimizer_bytes(config: RunConfig, *, stage: int, is_bf16: bool = False) -> int:
+    """Return the bytes kept of a trained parameter: two moments of Adam, and an fp32 copy where there is one.
+
+    Args:
+        config: The recipe.
+        stage: ZeRO stage.
+        is_bf16: Whether the moments and the copy are in bf16 (`bf16_optimizer_states`): 6 bytes instead of 12.
+    """
+    if is_bf16:
+        return 3 * torch.bfloat16.itemsize
     moments = 2 if config.train.optimizer == "adamw_8bit" else 2 * _FP32_BYTES
     has_copy = stage > 0 or DTYPES[config.train.precision] != torch.float32
     return moments + _FP32_BYTES if has_copy else moments
