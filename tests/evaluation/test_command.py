@@ -73,15 +73,21 @@ def test_the_table_shows_accuracies_on_the_test_split(versatune, trained, tmp_pa
 
 
 @pytest.mark.slow
-def test_an_exported_folder_gets_the_results_of_its_run_with_one_process_or_two(versatune, trained, tmp_path):
+def test_an_exported_folder_gets_the_results_of_its_run_with_one_process_or_two_and_in_sharded_evaluation(
+    versatune, trained, tmp_path
+):
     assert versatune("export", trained.run_dir, "--output", tmp_path / "model").code == 0
     run = evaluated(versatune, trained.run_dir, "--no-base")
     recipe = ("--recipe", trained.run_dir.parent / "recipe.yaml", "--output", tmp_path / "e.json")
     folder = evaluated(versatune, tmp_path / "model", *recipe, "--processes", "2", "--no-base")
+    sharded = evaluated(
+        versatune, tmp_path / "model", *recipe, "--processes", "2", "--sharded", "--no-base", "--exact", "1"
+    )
     against = evaluated(versatune, tmp_path / "model", *recipe, "--against", trained.run_dir, "--exact", "0")
     for name, numbers in run["domains"].items():
         assert folder["domains"][name]["loss"] == pytest.approx(numbers["loss"], rel=1e-6)
         assert folder["domains"][name]["exact_match"] == numbers["exact_match"]
+        assert sharded["domains"][name]["loss"] == pytest.approx(numbers["loss"], rel=1e-5)
         assert against["retention"][name]["loss_change"] == pytest.approx(0, abs=1e-6)
     assert json.loads((tmp_path / "e.json").read_text()) == against
 
@@ -94,6 +100,7 @@ def test_an_exported_folder_gets_the_results_of_its_run_with_one_process_or_two(
         (["{run}", "--choices", "nowhere"], "--choices: nowhere: no such file"),
         (["{run}", "--step", "3"], "--step 3: {run} has no checkpoint of that step; there are those of 10, 12"),
         (["{run}", "--processes", "0"], "--processes=0: expected 1 or more"),
+        (["{run}", "--sharded"], "--sharded divides the weights over processes: expected --processes 2 or more"),
         (["{run}", "--limit", "0"], "--limit=0: expected 1 or more"),
         (["{run}", "--output", "{folder}/no/e.json"], "--output: {folder}/no/e.json: expected a file in an existing"),
         (["{run}", "--output", "{folder}"], "--output: {folder}: expected a file in an existing folder"),

@@ -58,6 +58,11 @@ def add_evaluate(commands: Commands) -> None:
     command.add_argument("--no-base", action="store_true", help="do not compare with another model")
     command.add_argument("--step", **NUMBER, help=f"checkpoint to evaluate (default: {DEFAULT_CHECKPOINT})")
     command.add_argument("--processes", **NUMBER, default=1, help="processes that share the work (default: 1)")
+    command.add_argument(
+        "--sharded",
+        action="store_true",
+        help="divide the model's weights over the processes (ZeRO-3): for one that no single GPU holds",
+    )
     command.add_argument("--output", **FILE, help="JSON file to write (default: evaluation.json in the run's folder)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
@@ -112,6 +117,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         has_base=not parsed.no_base,
         step=parsed.step,
         processes=parsed.processes,
+        is_sharded=parsed.sharded,
         output=parsed.output,
     )
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the result

@@ -31,7 +31,7 @@ from versatune_ds.evaluation.measure import evaluate_subject
 from versatune_ds.evaluation.result import Evaluation, retention
 from versatune_ds.evaluation.subject import Subject, base_subject, config_of, is_run, load_subject, trained_subject
 from versatune_ds.evaluation.table import evaluation_table
-from versatune_ds.launch.process_pool import device_of
+from versatune_ds.launch.process_pool import device_of, gpu_names
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import EVALUATION_FILE
 
@@ -63,6 +63,8 @@ class EvaluateOptions:
     has_base: bool = True
     step: int | None = None
     processes: int = 1
+    is_sharded: bool = False
+    """Whether the model's weights are divided over the processes (ZeRO-3), for one that no GPU holds."""
     output: Path | None = None
 
 
@@ -79,6 +81,8 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     # Check the options, before anything slow.
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected 1 or more")
+    if options.is_sharded:
+        _check_sharded(options)
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit={options.limit}: expected 1 or more")
     if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
@@ -117,6 +121,23 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     return result
 
 
+def _check_sharded(options: EvaluateOptions) -> None:
+    """Check the options of a model whose weights are divided over the processes.
+
+    Raises:
+        ValueError: If there is one process, fewer GPUs than processes, or a task that runs in one process.
+    """
+    if options.processes < 2:
+        raise ValueError("--sharded divides the weights over processes: expected --processes 2 or more")
+    num_gpus = len(gpu_names())
+    if num_gpus and options.processes > num_gpus:
+        raise ValueError(
+            f"--sharded --processes={options.processes}: expected a GPU for each process; {num_gpus} seen here"
+        )
+    if options.harness_tasks:
+        raise ValueError("--harness: lm-evaluation-harness needs a complete model in one process; leave out --sharded")
+
+
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:
     """Return the options that the result depends on."""
     asked = {
@@ -140,7 +161,7 @@ def _compare(
     """Evaluate the model and, where there is one, the base model, and return both results with the changes."""
     # The model itself.
     subject = trained_subject(model, workspace=workspace, step=options.step)
-    after, scores_after = _evaluate(subject, request, tasks=tasks, num_processes=options.processes)
+    after, scores_after = _evaluate(subject, request, tasks=tasks, options=options)
     result: dict[str, Any] = {
         "model": subject.name,
         "split": request.split,
@@ -152,7 +173,7 @@ def _compare(
     if options.has_base:
         base = base_subject(model, request.config, against=options.against, workspace=workspace)
     if base is not None:
-        before, scores_before = _evaluate(base, request, tasks=tasks, num_processes=options.processes)
+        before, scores_before = _evaluate(base, request, tasks=tasks, options=options)
         result["base"] = {"model": base.name, "domains": before.to_dict()}
         result["retention"] = retention(after, before)
     # The harness's tasks.
@@ -166,11 +187,11 @@ def _compare(
 
 
 def _evaluate(
-    subject: Subject, request: Request, *, tasks: HarnessTasks | None, num_processes: int
+    subject: Subject, request: Request, *, tasks: HarnessTasks | None, options: EvaluateOptions
 ) -> tuple[Evaluation, TaskScores | None]:
     """Evaluate one model, and run the harness's tasks on it in this process; None for the scores without tasks."""
     logger.info("evaluating %s", subject.name)
-    evaluation = evaluate_subject(subject, request, num_processes=num_processes)
+    evaluation = evaluate_subject(subject, request, num_processes=options.processes, is_sharded=options.is_sharded)
     if tasks is None:
         return evaluation, None
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)

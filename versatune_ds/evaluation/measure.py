@@ -1,13 +1,15 @@
 """Evaluate one model with one process or several on this machine, each with its own GPU where there are any.
 
-Processes share nothing but the request: each opens the prepared data itself, fills its share of one vector of sums and
-leaves zeros elsewhere, so the result is the sum of the vectors of all processes. A process that fails fails the call.
+Each process opens the prepared data itself, fills its share of one vector of sums and leaves zeros elsewhere, so the
+result is the sum of the vectors of all processes. They share nothing else, unless the model is sharded: then they form
+a process group, over which its weights are divided (ZeRO-3). A process that fails fails the call.
 
 Shape legend: **E** held-out examples, **Q** questions, **C** options of multiple-choice questions, **K** domains.
 """
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -16,8 +18,11 @@ import numpy as np
 from versatune_ds.config import RunConfig
 from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.data.validation_loader import ValidationLoader
-from versatune_ds.distributed import World
+from versatune_ds.distributed import World, free_port, join_world
+from versatune_ds.engine.engine import leave_process_group
+from versatune_ds.engine.sharded_model import shard_model, sharded_config
 from versatune_ds.evaluation.data import EvaluationData, Request, evaluation_data
+from versatune_ds.evaluation.equal_batches import num_batches_of_every_rank
 from versatune_ds.evaluation.option_losses import option_losses
 from versatune_ds.evaluation.questions import answer_greedily, text_of_answer
 from versatune_ds.evaluation.result import Answers, Evaluation
@@ -29,9 +34,20 @@ from versatune_ds.model.sizes import check_positions
 from versatune_ds.training.held_out import losses_without_engine
 
 
-def evaluate_subject(subject: Subject, request: Request, *, num_processes: int) -> Evaluation:
-    """Return the evaluation of a model; the data are prepared here, once, and found prepared by the processes."""
+def evaluate_subject(subject: Subject, request: Request, *, num_processes: int, is_sharded: bool = False) -> Evaluation:
+    """Return the evaluation of a model; the data are prepared here, once, and found prepared by the processes.
+
+    Args:
+        subject: The model.
+        request: What it is evaluated on.
+        num_processes: Processes that share the work.
+        is_sharded: Whether the weights are divided over the processes (two or more), so that none stores the model.
+    """
     data = _data(subject, request)
+    if is_sharded:
+        share = partial(_sharded_share, subject, request, free_port())
+        with ProcessPool(_world, num_processes=num_processes) as pool:
+            return as_evaluation(np.sum([part for _, part in pool.map(share, range(num_processes))], axis=0), data)
     kept = data if num_processes == 1 else None
     with ProcessPool(partial(_open, subject, request, kept), num_processes=num_processes) as pool:
         shares = dict(pool.map(partial(_share, request.config, num_processes), range(num_processes)))
@@ -52,6 +68,29 @@ def _open(
     return causal_lm.to(device_of(world)), tokenizer, data
 
 
+def _world(world: World) -> World:
+    return world
+
+
+def _sharded_share(subject: Subject, request: Request, port: int, world: World, item: int) -> np.ndarray:
+    """Return a process's share of the sums, measured with all others of the pool on one model.
+
+    Each process gets one item, whichever: it waits in the process group until all have joined. The group is left in any
+    case: otherwise the others would wait for a process that failed.
+    """
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    join_world(world, device=device_of(world))
+    try:
+        ds_config = sharded_config(request.config.train)
+        causal_lm, tokenizer = load_subject(subject, request.config, zero3_config=ds_config)
+        return measure(
+            causal_lm, tokenizer, _data(subject, request), rows_per_micro_batch=request.config.rows_evaluated_at_once,
+            rank=world.rank, world_size=world.world_size, ds_config=ds_config,
+        )  # fmt: skip
+    finally:
+        leave_process_group()
+
+
 def _share(config: RunConfig, world_size: int, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:
     return measure(*opened, rows_per_micro_batch=config.rows_evaluated_at_once, rank=rank, world_size=world_size)
 
@@ -64,11 +103,13 @@ def measure(
     rows_per_micro_batch: int,
     rank: int = 0,
     world_size: int = 1,
+    ds_config: dict[str, Any] | None = None,
 ) -> np.ndarray:
     """Return this process's share of the sums: loss of E examples, right answers of Q questions, loss of C options.
 
-    No communication: the caller adds the vectors of all ranks. The model's head is replaced by one that returns losses
-    too; it still returns logits.
+    The caller adds the vectors of all ranks. The model's head is replaced by one that returns losses too; it still
+    returns logits. Communication: none, but under ZeRO-3 every forward pass gathers weights, and all ranks make equally
+    many.
 
     Args:
         causal_lm: A transformers model, on its device.
@@ -78,10 +119,19 @@ def measure(
             four times as many prompts.
         rank: This process; it takes every world_size-th question.
         world_size: Number of processes.
+        ds_config: What `sharded_config` returned, to divide the weights over the ranks; None for a complete model.
     """
     check_positions(causal_lm, longest=_longest(data), what="the longest text")
     was_training = causal_lm.training
     model = DomainModel(causal_lm, num_domains=len(data.domain_set)).eval()
+    if ds_config is not None:
+        shard_model(model, ds_config=ds_config)
+
+    def num_batches(num_questions: int, *, batch_size: int) -> int | None:
+        if ds_config is None:
+            return None
+        return num_batches_of_every_rank(num_questions, world_size=world_size, batch_size=batch_size)
+
     loader = ValidationLoader(
         data.held_out,
         domain_set=data.domain_set,
@@ -96,14 +146,17 @@ def measure(
     is_right_Q = np.zeros(len(data.questions))
     places = range(rank, len(data.questions), world_size)
     asked = [data.questions[q] for q in places]
-    answers = answer_greedily(causal_lm, asked, tokenizer=tokenizer, batch_size=4 * rows_per_micro_batch)
+    batch_size = 4 * rows_per_micro_batch
+    in_step = num_batches(len(data.questions), batch_size=batch_size)
+    answers = answer_greedily(causal_lm, asked, tokenizer=tokenizer, batch_size=batch_size, num_batches=in_step)
     for q, question, answer in zip(places, asked, answers, strict=True):
         is_right_Q[q] = answer == text_of_answer(question.answer_ids, tokenizer=tokenizer)
     parts.append(is_right_Q)
     # Multiple choice.
     if data.choices is not None:
+        in_step = num_batches(len(data.choices.answer_Q), batch_size=rows_per_micro_batch)
         share = {"questions_per_batch": rows_per_micro_batch, "rank": rank, "world_size": world_size}
-        parts.append(option_losses(model, data.choices, **share))
+        parts.append(option_losses(model, data.choices, **share, num_batches=in_step))
     causal_lm.train(was_training)
     return np.concatenate(parts)
 

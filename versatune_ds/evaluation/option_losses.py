@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from versatune_ds.data.batch import IGNORE_INDEX
 from versatune_ds.evaluation.choices import ChoiceSet, Option
+from versatune_ds.evaluation.equal_batches import batches_of
 from versatune_ds.evaluation.questions import padded_left
 from versatune_ds.model.attention import dense_attention
 from versatune_ds.model.domain_model import DomainModel
@@ -38,7 +39,13 @@ class _Asked:
 
 @torch.no_grad()
 def option_losses(
-    model: DomainModel, choices: ChoiceSet, *, questions_per_batch: int, rank: int = 0, world_size: int = 1
+    model: DomainModel,
+    choices: ChoiceSet,
+    *,
+    questions_per_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_batches: int | None = None,
 ) -> np.ndarray:
     """Return the summed loss of each option of this process's questions, 0 for the others: float64 [C].
 
@@ -48,17 +55,38 @@ def option_losses(
         questions_per_batch: Questions, with all their options, per forward pass.
         rank: This process; it takes every world_size-th question.
         world_size: Number of processes.
+        num_batches: Batches that every rank runs, where the weights are divided over the ranks (ZeRO-3); None where
+            ranks are independent.
+
+    Raises:
+        ValueError: If ranks run in step and the options of a question differ from their first token on: its batch would
+            make one pass less than those of other ranks.
     """
     loss_sum_C = np.zeros(len(choices.options))
     asked = [_divide(choices, question) for question in range(rank, len(choices.answer_Q), world_size)]
     asked.sort(key=lambda question: len(question.shared_ids))  # similar lengths together, for little padding
-    firsts = range(0, len(asked), questions_per_batch)
-    for first in with_progress(firsts, num_items=len(firsts), what="multiple choice: %s batches"):
-        batch = asked[first : first + questions_per_batch]
+    if num_batches is not None:
+        _check_shared_tokens(choices)
+    batches = batches_of(range(len(asked)), batch_size=questions_per_batch, num_batches=num_batches)
+    for places in with_progress(batches, num_items=len(batches), what="multiple choice: %s batches"):
+        batch = [asked[place] for place in places]
         numbers = [number for question in batch for number in question.numbers]
         with dense_attention(model.causal_lm):  # the questions' cache and padding need it
-            loss_sum_C[numbers] = _losses_of(model.causal_lm, batch)
+            losses = _losses_of(model.causal_lm, batch or [_divide(choices, 0)])  # an idle batch: see equal_batches.py
+        if batch:
+            loss_sum_C[numbers] = losses
     return loss_sum_C
+
+
+def _check_shared_tokens(choices: ChoiceSet) -> None:
+    """Raise ValueError, on every rank alike, if the options of a question have no common beginning."""
+    for question in range(len(choices.answer_Q)):
+        if not len(_divide(choices, question).shared_ids):
+            name = choices.domain_set.names[int(choices.domain_id_Q[question])]
+            raise ValueError(
+                f"--choices: {name}: the options of a question have no token in common with which they begin, which "
+                "--sharded needs; leave out --sharded or the question"
+            )
 
 
 @torch.no_grad()

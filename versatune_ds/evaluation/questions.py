@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from versatune_ds.data.collate import Shards
 from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.order.permutation import domain_key, draw_indices
+from versatune_ds.evaluation.equal_batches import batches_of
 from versatune_ds.model.attention import dense_attention
 from versatune_ds.progress import with_progress
 
@@ -71,7 +72,12 @@ def _question_of(input_ids: np.ndarray, is_loss: np.ndarray, *, domain_id: int) 
 
 @torch.no_grad()
 def answer_greedily(
-    causal_lm: Any, questions: Sequence[Question], *, tokenizer: Any, batch_size: int = 32
+    causal_lm: Any,
+    questions: Sequence[Question],
+    *,
+    tokenizer: Any,
+    batch_size: int = 32,
+    num_batches: int | None = None,
 ) -> list[str]:
     """Generate the model's answer to each question, with the likeliest token at every step.
 
@@ -82,6 +88,8 @@ def answer_greedily(
         questions: In any order.
         tokenizer: The model's.
         batch_size: Questions per generation.
+        num_batches: Batches that every rank generates, where the weights are divided over the ranks (ZeRO-3): each then
+            makes as many forward passes as the one with the longest answer. None where ranks are independent.
     """
     # Stop where the answers end, or at the end-of-text token.
     special_ids = set(special_ids_of(tokenizer).tolist())
@@ -91,21 +99,34 @@ def answer_greedily(
     # Generate in batches of similar length, for little padding.
     answers = [""] * len(questions)
     by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
-    firsts = range(0, len(by_length), batch_size)
-    for first in with_progress(firsts, num_items=len(firsts), what="written answers: %s batches"):
-        places = by_length[first : first + batch_size]
-        prompts = [questions[i].prompt_ids for i in places]
-        num_new_tokens = 1 + max(len(questions[i].answer_ids) for i in places)
-        written = _generate(causal_lm, prompts, stops=sorted(stops), pad_id=pad_id, num_new_tokens=num_new_tokens)
-        for i, ids in zip(places, written, strict=True):
+    batches = batches_of(by_length, batch_size=batch_size, num_batches=num_batches)
+    for places in with_progress(batches, num_items=len(batches), what="written answers: %s batches"):
+        prompts = [questions[i].prompt_ids for i in places] or [
+            np.array([pad_id])
+        ]  # an idle batch: see equal_batches.py
+        num_new_tokens = 1 + max((len(questions[i].answer_ids) for i in places), default=0)
+        written = _generate(
+            causal_lm, prompts, stops=sorted(stops), pad_id=pad_id, num_new_tokens=num_new_tokens,
+            is_in_step=num_batches is not None,
+        )  # fmt: skip
+        for i, ids in zip(places, written, strict=bool(places)):
             answers[i] = text_of_answer(_until_stop(ids, stops=stops), tokenizer=tokenizer)
     return answers
 
 
 def _generate(
-    causal_lm: Any, prompts: Sequence[np.ndarray], *, stops: list[int], pad_id: int, num_new_tokens: int
+    causal_lm: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    stops: list[int],
+    pad_id: int,
+    num_new_tokens: int,
+    is_in_step: bool = False,
 ) -> list[list[int]]:
-    """Return the new tokens of prompts, chosen greedily, whatever the model's generation settings are."""
+    """Return the new tokens of prompts, chosen greedily, whatever the model's generation settings are.
+
+    With `is_in_step` a rank that is done makes further passes until all are. Communication: then, one flag a token.
+    """
     ids, mask = padded_left(prompts, pad_id=pad_id)
     with dense_attention(causal_lm):
         generated = causal_lm.generate(
@@ -121,6 +142,7 @@ def _generate(
             top_k=None,
             eos_token_id=stops or None,
             pad_token_id=pad_id,
+            synced_gpus=is_in_step,
         )
     return generated[:, ids.shape[1] :].tolist()
 

@@ -96,8 +96,11 @@ def base_subject(model: Path, config: RunConfig, *, against: Path | None, worksp
     return Subject(name="its random initial weights", folder=str(workspace / "base"), tokenizer=tokenizer)
 
 
-def load_subject(subject: Subject, config: RunConfig) -> tuple[Any, Any]:
-    """Return (causal_lm, tokenizer) of a model, in the recipe's precision, on the CPU."""
+def load_subject(subject: Subject, config: RunConfig, *, zero3_config: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """Return (causal_lm, tokenizer) of a model, in the recipe's precision, on the CPU.
+
+    With DeepSpeed's config under ZeRO-3 it is loaded in parts, each on its rank's device, and never complete anywhere.
+    """
     tokenizer = load_tokenizer(subject.tokenizer, trust_remote_code=config.model.trust_remote_code)
     settings = ModelConfig(
         name_or_path=subject.folder,
@@ -105,5 +108,7 @@ def load_subject(subject: Subject, config: RunConfig) -> tuple[Any, Any]:
         trust_remote_code=config.model.trust_remote_code,
     )
     precision = config.train.precision
-    causal_lm = build_causal_lm(settings, precision=precision, vocab_size=len(tokenizer), special_ids={})
+    causal_lm = build_causal_lm(
+        settings, precision=precision, vocab_size=len(tokenizer), special_ids={}, zero3_config=zero3_config
+    )
     return causal_lm.eval(), tokenizer
