@@ -18,7 +18,7 @@ class FakeDeepSpeedEngine:
         self.optimizer = SimpleNamespace(param_groups=[], loss_scale=loss_scale, overflow=False)
         self.divisor, self.parameter = num_micro_batches, torch.ones((), requires_grad=True)
         self.grad_scales, self.factors = [], []
-        self.module = SimpleNamespace(router_loss=None)
+        self.module = SimpleNamespace(router_loss=None, expert_load=None)
 
     def train(self):
         pass

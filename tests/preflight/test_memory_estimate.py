@@ -182,6 +182,7 @@ def test_experts_are_counted_in_every_precision(tmp_path, precision):
     size, passes = measure_model(config, vocab_size=512, is_checkpointed=False, special_ids=SPECIAL)
     # By layer: attention 4 x 32 x 32, experts 4 x 3 x 32 x 64, router 4 x 32, two norms; the last norm; the embedding.
     assert size.num_parameters == 2 * (4 * 32 * 32 + 4 * 3 * 32 * 64 + 4 * 32 + 2 * 32) + 32 + 512 * 32
+    assert size.num_active == size.num_parameters - 2 * 2 * 3 * 32 * 64  # a token uses two of the four
     num_bytes = 4 if precision == "fp32" else 2
     tokens = config.train.rows_per_micro_batch * config.data.row_tokens
     assert passes.saved > 2 * tokens * 2 * 3 * 64 * num_bytes  # gate, up and their product of two experts in two layers

@@ -28,6 +28,7 @@ from versatune_ds.engine.deepspeed_quirks import (
     read_norm_once,
     skip_shared_memory_op,
 )
+from versatune_ds.engine.expert_leaves import mark_expert_layers
 from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.engine.optimizer import build_optimizer
 from versatune_ds.kernels.domain_loss import DomainSums
@@ -46,6 +47,10 @@ class StepResult:
     num_loss_tokens_global: int
     is_applied: bool
     """Whether the weights were updated: not if the gradient was not finite; the same on every rank."""
+    router_loss: torch.Tensor | None = None
+    """Mean over this rank's micro-steps; the step adds the mean over all ranks. None without one."""
+    expert_counts_KLX: torch.Tensor | None = None
+    """This rank's tokens by domain, layer and expert, where they are counted."""
 
 
 def share_process_group() -> None:
@@ -89,6 +94,7 @@ class Engine:
         seed: int,
     ) -> None:
         skip_shared_memory_op()
+        mark_expert_layers(model)
         optimizer = build_optimizer(model, train=train, ds_config=ds_config, device=device)
         self.deepspeed_engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
@@ -122,13 +128,16 @@ class Engine:
         self.deepspeed_engine.train()
         num_loss_tokens_global = micro_batches[0].num_loss_tokens_global
         scale = len(micro_batches) * self.world.world_size / max(num_loss_tokens_global, 1)
-        has_router_loss = self.deepspeed_engine.module.router_loss is not None
+        module = self.deepspeed_engine.module
+        has_router_loss, has_counts = module.router_loss is not None, module.expert_load is not None
         # Forward and backward, one micro-batch at a time.
-        sums = []
+        sums, router_losses, counts = [], [], []
         for batch in micro_batches:
-            inputs = model_inputs(batch, device=self.device, marks_tokens=has_router_loss)
+            inputs = model_inputs(batch, device=self.device, marks_tokens=has_router_loss or has_counts)
             losses = self.deepspeed_engine(**inputs, grad_scale=scale * self._loss_scale() / len(micro_batches))
             sums.append((losses.loss_sum.detach().double(), *losses.by_domain))
+            router_losses.append(losses.router_loss.detach())
+            counts.append(losses.expert_counts_KLX)
             is_last = len(sums) == len(micro_batches)
             if is_last and is_refused and is_refused(float(sum(part[0] for part in sums)), num_loss_tokens_global):
                 scale = math.nan  # DeepSpeed skips a step whose gradient is NaN
@@ -143,6 +152,8 @@ class Engine:
             by_domain=DomainSums(*by_domain),
             num_loss_tokens_global=num_loss_tokens_global,
             is_applied=is_finite and self.deepspeed_engine.was_step_applied(),
+            router_loss=torch.stack(router_losses).mean() if has_router_loss else None,
+            expert_counts_KLX=torch.stack(counts).sum(0) if has_counts else None,
         )
 
     def _loss_scale(self) -> float:

@@ -14,6 +14,7 @@ import deepspeed
 from versatune_ds.config import TrainConfig
 from versatune_ds.engine.ds_settings import read_deepspeed_json, zero_stage
 from versatune_ds.engine.engine import share_process_group
+from versatune_ds.engine.expert_leaves import mark_expert_layers
 from versatune_ds.model.domain_model import DomainModel
 
 
@@ -41,6 +42,7 @@ def shard_model(model: DomainModel, *, ds_config: dict[str, Any]) -> Any:
     Communication: every later forward pass of the model, or of a part of it, gathers weights from all ranks.
     """
     model.requires_grad_(False)
+    mark_expert_layers(model)
     engine, *_ = deepspeed.initialize(model=model, config=ds_config, dist_init_required=False)
     engine.eval()
     return engine

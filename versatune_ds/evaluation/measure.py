@@ -10,6 +10,7 @@ Shape legend: **E** held-out examples, **Q** questions, **C** options of multipl
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from versatune_ds.engine.sharded_model import shard_model, sharded_config
 from versatune_ds.evaluation.data import EvaluationData, Request, evaluation_data
 from versatune_ds.evaluation.equal_batches import num_batches_of_every_rank
 from versatune_ds.evaluation.option_losses import option_losses
-from versatune_ds.evaluation.questions import answer_greedily, text_of_answer
+from versatune_ds.evaluation.questions import Question, answer_greedily, text_of_answer
 from versatune_ds.evaluation.result import Answers, Evaluation
 from versatune_ds.evaluation.subject import Subject, load_subject
 from versatune_ds.launch.process_pool import ProcessPool, device_of
@@ -142,16 +143,11 @@ def measure(
     )
     # Losses of held-out examples.
     parts = [losses_without_engine(model, loader)]
-    # Written answers: this process answers every world_size-th question.
-    is_right_Q = np.zeros(len(data.questions))
-    places = range(rank, len(data.questions), world_size)
-    asked = [data.questions[q] for q in places]
+    # Written answers.
     batch_size = 4 * rows_per_micro_batch
     in_step = num_batches(len(data.questions), batch_size=batch_size)
-    answers = answer_greedily(causal_lm, asked, tokenizer=tokenizer, batch_size=batch_size, num_batches=in_step)
-    for q, question, answer in zip(places, asked, answers, strict=True):
-        is_right_Q[q] = answer == text_of_answer(question.answer_ids, tokenizer=tokenizer)
-    parts.append(is_right_Q)
+    how = {"tokenizer": tokenizer, "batch_size": batch_size, "num_batches": in_step}
+    parts.append(_right_answers(causal_lm, data.questions, rank=rank, world_size=world_size, **how))
     # Multiple choice.
     if data.choices is not None:
         in_step = num_batches(len(data.choices.answer_Q), batch_size=rows_per_micro_batch)
@@ -159,6 +155,19 @@ def measure(
         parts.append(option_losses(model, data.choices, **share, num_batches=in_step))
     causal_lm.train(was_training)
     return np.concatenate(parts)
+
+
+def _right_answers(
+    causal_lm: Any, questions: Sequence[Question], *, rank: int, world_size: int, tokenizer: Any, **batches: Any
+) -> np.ndarray:
+    """Return which answers are right, float64 [Q]; this process answers every world_size-th question, 0 for others."""
+    is_right_Q = np.zeros(len(questions))
+    places = range(rank, len(questions), world_size)
+    asked = [questions[q] for q in places]
+    answers = answer_greedily(causal_lm, asked, tokenizer=tokenizer, **batches)
+    for q, question, answer in zip(places, asked, answers, strict=True):
+        is_right_Q[q] = answer == text_of_answer(question.answer_ids, tokenizer=tokenizer)
+    return is_right_Q
 
 
 def _longest(data: EvaluationData) -> int:

@@ -8,6 +8,7 @@ Shape legend: **K** domains, **B** rows, **T** tokens per row, **N** positions o
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.kernels.linear_head import DomainLossHead
 from versatune_ds.kernels.settings import LossSettings
 from versatune_ds.model.attention import attention_arguments
+from versatune_ds.model.expert_load import expert_load_of
 from versatune_ds.model.router_loss import router_loss_of
 from versatune_ds.model.sizes import num_learned_positions, sizes_of
 
@@ -39,6 +41,8 @@ class DomainLosses(NamedTuple):
     """Loss of every position, zero where the label is ignored; empty unless `per_token`."""
     router_loss: torch.Tensor
     """Load-balancing loss times its coefficient, a scalar with gradient; 0 in evaluation, and where there is none."""
+    expert_counts_KLX: torch.Tensor | None = None
+    """Tokens that each expert got, by domain and layer, where they are counted (expert_load.py)."""
 
     @property
     def by_domain(self) -> DomainSums:
@@ -65,6 +69,7 @@ class DomainModel(nn.Module):
         setattr(causal_lm.get_submodule(parent), attribute, DomainLossHead.from_linear(linear, settings=settings))
         self.num_positions = num_learned_positions(causal_lm)
         self.router_loss = router_loss_of(causal_lm)
+        self.expert_load = expert_load_of(causal_lm, num_domains=num_domains)
 
     def forward(
         self,
@@ -95,7 +100,11 @@ class DomainModel(nn.Module):
         decoder = self.causal_lm.get_decoder()
         has_router_loss = self.router_loss is not None and self.training
         extra = {"output_router_logits": True, **lengths} if has_router_loss else lengths
-        output = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
+        counting = nullcontext()
+        if self.expert_load is not None and self.training and is_token is not None:
+            counting = self.expert_load.counting(domain_ids, is_token_BT=is_token)
+        with counting as expert_counts:
+            output = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
         hidden = output[0]
         result = self.causal_lm.get_output_embeddings()(
             hidden,
@@ -109,7 +118,7 @@ class DomainModel(nn.Module):
         )
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
         router_loss = self.router_loss(output.router_logits, is_token) if has_router_loss else hidden.new_zeros(())
-        return DomainLosses(result.loss, *result.by_domain, token_losses, router_loss)
+        return DomainLosses(result.loss, *result.by_domain, token_losses, router_loss, expert_counts)
 
 
 def compile_layers(causal_lm: nn.Module) -> None:
@@ -128,7 +137,7 @@ def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = Fal
     Args:
         batch: Rows on the CPU.
         device: Where the model runs.
-        marks_tokens: Whether to add `is_token`, which only a router loss needs.
+        marks_tokens: Whether to add `is_token`, which only mixtures of experts need.
     """
     tensors = {
         "input_ids": batch.input_ids,

@@ -79,6 +79,8 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     estimates, config = estimates_of(subject), subject.config
     size, chosen, other = estimates.size, estimates.chosen, estimates.other
     trained = "" if size.num_trained == size.num_parameters else f", {size.num_trained / 1e6:,.1f} M of them trained"
+    if size.num_active is not None:
+        trained += f"; a token uses {size.num_active / 1e6:,.1f} M (its experts), memory is needed for all"
     yield ok("model", "model", f"{size.name}, {size.num_parameters / 1e6:,.1f} M parameters{trained}")
     if size.four_bit_sizes:
         dtype, num_quantised = DTYPES[config.train.precision], sum(size.four_bit_sizes)

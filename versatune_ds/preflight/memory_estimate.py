@@ -63,6 +63,8 @@ class ModelSize:
     """How its attention is computed, and why."""
     four_bit_sizes: tuple[int, ...] = ()
     """Weights of each layer that is loaded in 4 bits."""
+    num_active: int | None = None
+    """Parameters that one token uses, in a mixture of experts; all of them take memory. None for another model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,21 @@ def _size_of(causal_lm: Any, *, attention: str, four_bit_sizes: tuple[int, ...])
         num_learned_positions=num_learned_positions(causal_lm),
         attention=attention,
         four_bit_sizes=four_bit_sizes,
+        num_active=num_active_parameters(causal_lm),
     )
+
+
+def num_active_parameters(causal_lm: Any) -> int | None:
+    """Return the parameters that one token uses in a mixture of experts; None for another model.
+
+    Example: of 8 experts of 100 weights each a token uses 2, so 200 of 800 are active.
+    """
+    sizes = sizes_of(causal_lm.config)
+    if sizes.num_experts is None or sizes.num_experts_per_token is None:
+        return None
+    num_routed = sum(part.numel() for name, part in causal_lm.named_parameters() if ".experts." in name)
+    num_others = sum(part.numel() for part in causal_lm.parameters()) - num_routed
+    return num_others + num_routed * sizes.num_experts_per_token // sizes.num_experts
 
 
 def parameter_bytes(size: ModelSize, *, dtype: torch.dtype) -> int:

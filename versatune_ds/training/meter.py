@@ -1,8 +1,8 @@
 """Collect the results of optimizer steps, and record them as metrics every `monitor.log_every` steps.
 
 Between two log lines everything stays on the device. A log line costs one wait for the device and one all-reduce of
-1 + 2K numbers. `Meter` sums since the last log line, `TrainLosses` since the last update of the mixture, `ServedTokens`
-over the entire run.
+1 + 2K numbers; of a mixture of experts, a second one of its router loss and its K * L * X counts of tokens. `Meter`
+sums since the last log line, `TrainLosses` since the last update of the mixture, `ServedTokens` over the entire run.
 
 Shape legend: **K** domains.
 """
@@ -25,6 +25,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.engine.engine import StepResult
 from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.mixture.statistics import DomainStatistics
+from versatune_ds.model.expert_load import expert_load_metrics
 from versatune_ds.training.throughput import peak_memory_gib
 
 if TYPE_CHECKING:
@@ -94,8 +95,27 @@ class Meter:
         for i, name in enumerate(self._domain_set):
             if num_K[i]:
                 metrics[f"domain/{name}/train_loss"] = loss_sum_K[i] / num_K[i]
+        metrics |= _router_metrics(self._results, names=self._domain_set.names)
         self._clear()
         return metrics
+
+
+def _router_metrics(results: list[StepResult], *, names: tuple[str, ...]) -> dict[str, float]:
+    """Return the router loss and the load of the experts by domain; nothing of a model without experts.
+
+    With l_rs the router loss of rank r at step s, train/router_loss = mean over r and s of l_rs: what was added to the
+    token loss of a step. Communication: one all-reduce, if the model has either.
+    """
+    router_losses = [float(result.router_loss) for result in results if result.router_loss is not None]
+    counts = [result.expert_counts_KLX for result in results if result.expert_counts_KLX is not None]
+    if not router_losses and not counts:
+        return {}
+    counts_KLX = sum(part.cpu().numpy() for part in counts) if counts else np.zeros((len(names), 0, 0))
+    loss_sum, num_losses, *flat = sum_over_ranks(
+        np.concatenate([[sum(router_losses), len(router_losses)], counts_KLX.ravel()])
+    )
+    metrics = {"train/router_loss": loss_sum / num_losses} if num_losses else {}
+    return metrics | expert_load_metrics(np.reshape(flat, counts_KLX.shape), names)
 
 
 class ServedTokens:
