@@ -1,8 +1,8 @@
 """Let ZeRO-3 gather all experts of a layer together where a model keeps each in a module of its own.
 
 ZeRO-3 gathers the weights of a module when it is called, on all ranks at once. An expert that no token of this rank is
-sent to is not called here, but perhaps on another rank, which would then wait for ever. Marked as a leaf, the layer is
-gathered as a whole, and experts without tokens get a gradient of zeros.
+sent to is not called here, but perhaps on another rank: the ranks then gather different weights, and fail or wait for
+each other. Marked as a leaf, the layer is gathered as a whole, and experts without tokens get a gradient of zeros.
 
 transformers 5 stores the experts of a layer as one tensor, which is always used (Mixtral, Qwen2-MoE, Qwen3-MoE,
 DeepSeek-V2 and V3, ...): nothing is marked there. It concerns models with code of their own.
