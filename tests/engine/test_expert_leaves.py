@@ -69,7 +69,8 @@ def test_only_a_layer_with_a_list_of_experts_is_marked():
 def test_experts_of_every_kind_train_to_the_same_losses_under_zero_0_and_3(tmp_path):
     def losses(world):
         share_process_group()
-        makers = {name: lambda name=name: build(name) for name in MODELS}
+        # Without mixtral: test_router_loss.py compares its steps with plain PyTorch's.
+        makers = {name: lambda name=name: build(name) for name in MODELS if name != "mixtral"}
         makers["listed"] = lambda: listed(build("llama"), rank=world.rank)
         return {
             name: [losses_of_steps(make(), stage=stage, world=world) for stage in (0, 3)]
