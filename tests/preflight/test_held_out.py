@@ -40,7 +40,7 @@ def test_a_domain_without_a_held_out_row_fails_with_a_fraction_that_holds_out_tw
     assert failure[:2] == ("FAIL", "data.valid_fraction")
     assert failure[2] == (
         "0.02 holds out no row of domain 'law' (10 rows); give it files of held-out rows, or set "
-        "data.valid_fraction=0.2, which holds out 2 (and about 200 of code: it is one fraction for all domains)"
+        "data.valid_fraction=0.2, one fraction for all domains, which holds out about 200 of code, 2 of law"
     )
 
 

@@ -70,7 +70,7 @@ def add_command(commands: Commands, name: str, run: Run, *, example: str, kept: 
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Let a subcommand take a recipe and overrides."""
     command.add_argument("recipe", type=path_argument, help="YAML file, see recipes/")
-    command.add_argument("overrides", **OVERRIDES, help="recipe keys to change, e.g. mixture.sigma=0.3")
+    command.add_argument("overrides", **OVERRIDES, help="recipe keys to change, e.g. train.learning_rate=1e-4")
     command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
 
 

@@ -71,7 +71,13 @@ def add_keys(commands: Commands) -> None:
 
 def _keys(parsed: argparse.Namespace) -> int:
     """List the keys of a recipe with type, default and meaning."""
-    from versatune_ds.config.keys import answer_of_foreign_name, keys_as_markdown, keys_as_text, recipe_keys
+    from versatune_ds.config.keys import (
+        answer_of_foreign_name,
+        keys_as_markdown,
+        keys_as_text,
+        nearest_key,
+        recipe_keys,
+    )
 
     keys, answer = recipe_keys(parsed.pattern), answer_of_foreign_name(parsed.pattern)
     if answer is not None and not keys:
@@ -79,7 +85,9 @@ def _keys(parsed: argparse.Namespace) -> int:
     if answer is not None and not parsed.markdown:
         write(answer)
     if not keys:
-        raise ValueError(f"{parsed.pattern!r}: no recipe key matches; `versatune keys` lists all")
+        nearest = nearest_key(parsed.pattern)
+        hint = "" if nearest is None else f"did you mean {nearest}? "
+        raise ValueError(f"{parsed.pattern!r}: no recipe key matches; {hint}`versatune keys` lists all")
     write(keys_as_markdown(keys).rstrip() if parsed.markdown else keys_as_text(keys))
     return 0
 

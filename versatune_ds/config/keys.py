@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 import textwrap
@@ -58,6 +59,17 @@ class Key:
     """The values that can be listed, as YAML writes them: names to choose from, true and false."""
     is_path: bool = False
     """Whether a path is a value, or a name that may be a path."""
+
+
+def nearest_key(text: str) -> str | None:
+    """Return the dotted key nearest to a misspelt one, given whole or by its last part; None where none is near.
+
+    Example: `mixture.polcy` and `polcy` -> `mixture.policy`.
+    """
+    by_last_part = {key.name.rpartition(".")[2]: key.name for key in reversed(recipe_keys())}
+    names = [*by_last_part.values(), *by_last_part, *(key.name for key in recipe_keys())]
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.7)
+    return by_last_part.get(close[0], close[0]) if close else None
 
 
 def recipe_keys(pattern: str = "") -> list[Key]:

@@ -34,7 +34,7 @@ def set_by_dotted_key(values: dict[str, Any], override: str) -> None:
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"{override!r}: expected key=value, for example mixture.sigma=0.3")
+        raise ValueError(f"{override!r}: expected key=value, for example train.learning_rate=1e-4")
     *parents, last = key.split(".")
     for parent in parents:
         if values.get(parent) in (None, EMPTY):

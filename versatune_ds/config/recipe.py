@@ -148,7 +148,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    mixture: MixtureConfig
+    mixture: MixtureConfig = MixtureConfig()
     validation: ValidationConfig = ValidationConfig()
     reference: ReferenceConfig = ReferenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -6,9 +6,9 @@ in `epochs` becomes one in steps once the data are known (`training/length/run_l
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from versatune_ds.config.held_out_metric import EarlyStoppingConfig
 from versatune_ds.config.section import ExpandedPath, PlainMapping, Section
@@ -66,7 +66,7 @@ class TrainConfig(Section):
     batch, and looking for spikes waits for the device once a step."""
     early_stopping: EarlyStoppingConfig | None = None
     """End the run when its held-out losses no longer fall: complete, saved, and with the reason in its records. The
-    learning rate is as far down as its schedule is by then. null trains to the last step."""
+    learning rate is as far down as its schedule is by then. `true` takes the defaults, null trains to the last step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations; the optimizer keeps fp32. Gradients of several micro-steps are summed
     in fp32 too, under ZeRO stage 2 (without offloading) and 3, unless `train.deepspeed` sets another
@@ -95,6 +95,14 @@ class TrainConfig(Section):
         """Return the steps over which `wsd` falls."""
         assert self.steps is not None, "epochs are resolved first"
         return max(1, round(self.decay_fraction * self.steps))
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _is_on_or_off(cls, value: Any) -> Any:
+        """Accept true for the defaults and false for none."""
+        if isinstance(value, bool):
+            return {} if value else None
+        return value
 
     @model_validator(mode="after")
     def _has_one_length(self) -> TrainConfig:

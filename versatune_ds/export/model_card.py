@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
+from versatune_ds.config.mixture import StartFraction
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.policies import POLICIES, Policy, fixed
@@ -53,7 +54,7 @@ Nats per loss token on held-out rows, by the run's own measurements.
 
 ## How the mixture moved
 
-Policy `{policy}`; {num_updates} updates{shown}.
+Policy `{policy}`; {num_updates} updates{shown}.{references}
 
 {mixture}
 
@@ -135,6 +136,7 @@ def _text(
         policy=config.mixture.policy,
         num_updates=sum(decision.is_update for decision in decisions),
         shown="" if len(shown) == len(decisions) else f", of which {len(shown)} are shown",
+        references=_references(config),
         mixture=_mixture(shown),
         steps=step,
         rows=config.train.rows_per_batch,
@@ -144,6 +146,16 @@ def _text(
         precision=config.train.precision,
         loss_on=config.data.loss_on,
     )
+
+
+def _references(config: RunConfig) -> str:
+    """Return a sentence on where the reference losses are from; empty for a policy without."""
+    reference = config.mixture.reference
+    if reference is None or not _rule(config.mixture.policy).needs_references:
+        return ""
+    if isinstance(reference, StartFraction):
+        return f" Its reference losses are stand-ins: {reference.start_fraction:.0%} of each domain's first loss."
+    return f" Its reference losses are {'from a file' if isinstance(reference, Path) else 'given by the recipe'}."
 
 
 def _base(config: RunConfig) -> str:

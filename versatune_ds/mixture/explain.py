@@ -39,7 +39,7 @@ def explain(decision: Decision) -> str:
     is_planned = any("track_loss" in signals for signals in decision.signals.values())
     header = (
         "domain", "loss", "+-", *(("plan", "+-") if is_planned else ()), "reference", "above", "potential", "forgot",
-        "vs best", "vs start", "weight", "change",
+        "over best", "over start", "weight", "change",
     )  # fmt: skip
     rows = [_domain_row(decision, name, is_planned=is_planned) for name in decision.weights_after]
     before, after = (
@@ -114,7 +114,7 @@ def simulation_text(simulation: Simulation, *, domain_set: DomainSet) -> str:
         weights_table(simulation.decisions, domain_set=domain_set),
         "",
         "At the end:",
-        text_table(("domain", "loss", "potential", "vs start", "weight", "epochs"), ends),
+        text_table(("domain", "loss", "potential", "over start", "weight", "epochs"), ends),
         "",
         *(f"note: {warning}" for warning in simulation.warnings),
     ]

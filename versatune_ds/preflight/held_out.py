@@ -7,13 +7,14 @@ a large one. So the advice includes what a larger fraction would hold out of the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from versatune_ds.data.prepare.one_domain import is_held_out_by_hash
 from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.subject import Subject
+from versatune_ds.text_table import counted
 from versatune_ds.training.finding import Finding, fail, ok, warn
 
 _LARGER_FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
@@ -32,9 +33,9 @@ def check_held_out(subject: Subject) -> Iterator[Finding]:
     if listed:
         split_off = f"; {fraction:g} of the rows of {', '.join(by_hash)} (data.valid_fraction)" if by_hash else ""
         yield ok("rows", "held-out rows", f"{', '.join(listed)}{split_off}")
-    for name, hashes in by_hash.items():
-        if hashes is not None and len(hashes) and counts[name] <= _FEW:
-            yield _too_few(subject, name, hashes, num_held_out=int(counts[name]))
+    few = [name for name, hashes in by_hash.items() if hashes is not None and len(hashes) and counts[name] <= _FEW]
+    if few:
+        yield _too_few(subject, few, by_hash, counts=counts)
     for name, count in counts.items():
         if name not in by_hash and count == _FEW:
             found = f"{name}: 1 held-out row, so its loss has no standard error"
@@ -65,33 +66,42 @@ def _num_held_out(subject: Subject, name: str, by_hash: Mapping[str, np.ndarray 
     return False, int(is_held_out_by_hash(hashes, fraction=fraction).sum())
 
 
-def _too_few(subject: Subject, name: str, hashes: np.ndarray, *, num_held_out: int) -> Finding:
-    """Return a finding on a domain of which none or one row is held out, with a fraction that holds out more.
+def _too_few(
+    subject: Subject, few: Sequence[str], by_hash: Mapping[str, np.ndarray | None], *, counts: Mapping[str, float]
+) -> Finding:
+    """Return a finding on the domains of which none or one row is held out, with a fraction that serves all domains.
 
     Args:
         subject: The recipe.
-        name: The domain.
-        hashes: Content hashes of all its rows.
-        num_held_out: Of them, 0 or 1.
+        few: These domains.
+        by_hash: Content hashes of all rows of each domain that is split, None where they are a sample.
+        counts: Held-out rows of each domain.
     """
     fraction = subject.config.data.valid_fraction
-    found = f"{fraction:g} holds out {'1' if num_held_out else 'no'} row of domain {name!r} ({len(hashes)} rows)"
-    found += ", so its loss has no standard error" if num_held_out else ""
-    todo = "give it files of held-out rows"
-    more_of = {larger: int(is_held_out_by_hash(hashes, fraction=larger).sum()) for larger in _LARGER_FRACTIONS}
-    larger = next((larger for larger, more in more_of.items() if larger > fraction and more > _FEW), None)
-    if larger is not None:
-        todo += f", or set data.valid_fraction={larger:g}, which holds out {more_of[larger]}"
-        todo += _of_other_domains(subject, name, fraction=larger)
-    finding = warn if num_held_out else fail
-    return finding("rows", "data.valid_fraction", found, todo)
+    known = {name: hashes for name, hashes in by_hash.items() if hashes is not None and len(hashes)}
+    rows_of = ", ".join(
+        f"{int(counts[name]) or 'no'} row of domain {name!r} ({counted(len(known[name]), 'row')})" for name in few
+    )
+    has_none = any(not counts[name] for name in few)
+    found = f"{fraction:g} holds out {rows_of}" + ("" if has_none else ", so its loss has no standard error")
+    todo = "give it files of held-out rows" if len(few) == 1 else "give them files of held-out rows"
+    for larger in (larger for larger in _LARGER_FRACTIONS if larger > fraction):
+        held_out = {name: int(is_held_out_by_hash(hashes, fraction=larger).sum()) for name, hashes in known.items()}
+        if min(held_out.values()) > _FEW:
+            todo += f", or set data.valid_fraction={larger:g}, one fraction for all domains, which holds out "
+            todo += _listed_counts(subject, held_out, by_hash, fraction=larger)
+            break
+    return (fail if has_none else warn)("rows", "data.valid_fraction", found, todo)
 
 
-def _of_other_domains(subject: Subject, name: str, *, fraction: float) -> str:
-    """Return about how many rows a fraction would hold out of the other domains; empty if they have files."""
-    others = [
-        f"about {fraction * subject.sample(other, 'train').num_rows:,.0f} of {other}"
-        for other in subject.readable_domains()
-        if other != name and subject.files_of_domain[other].valid is None
+def _listed_counts(
+    subject: Subject, held_out: Mapping[str, int], by_hash: Mapping[str, np.ndarray | None], *, fraction: float
+) -> str:
+    """Return how many rows a fraction would hold out of each domain that is split, about where rows are a sample."""
+    counts = [
+        f"{held_out[name]:,} of {name}"
+        if name in held_out
+        else f"about {fraction * subject.sample(name, 'train').num_rows:,.0f} of {name}"
+        for name in by_hash
     ]
-    return f" (and {', '.join(others)}: it is one fraction for all domains)" if others else ""
+    return ", ".join(counts)

@@ -264,11 +264,16 @@ def _check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Pa
     if fixed:
         raise ValueError(
             "\n".join(
-                f"{key}: {now.get(key)!r}, but the run in {folder} began with {before.get(key)!r}; "
+                f"{key}: {_as_yaml(now.get(key))}, but the run in {folder} began with {_as_yaml(before.get(key))}; "
                 "use the earlier value, choose another run.name, or start over with --fresh"
                 for key in fixed
             )
         )
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a value as a recipe would have it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -200,8 +200,10 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
         ValueError: If the model cannot take the longest example, or computes another loss than the head.
     """
     config = setup.config
-    num_parameters = sum(full_shape(part).numel() for part in causal_lm.parameters())
-    logger.info("model: %s, %.1f M parameters", type(causal_lm).__name__, num_parameters / 1e6)
+    sizes = [(full_shape(part).numel(), part.requires_grad) for part in causal_lm.parameters()]
+    num_parameters, num_trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    trained = "" if num_trained == num_parameters else f", {num_trained / 1e6:.3g} M of them trained"
+    logger.info("model: %s, %.3g M parameters%s", type(causal_lm).__name__, num_parameters / 1e6, trained)
     machine = machine_here(config.train.precision)
     logger.info("attention: %s", describe_attention(causal_lm, wanted=config.model.attention, machine=machine))
     for line in (describe_router_loss(causal_lm), describe_four_bit(causal_lm)):

@@ -56,7 +56,8 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         result = run.engine.train_step(data.micro_batches, step=step, is_refused=run.bad_steps.refusal)
         run.record_step(step, result, data)
         run.monitor.step(step)
-        if run.is_complete or step % run.config.monitor.log_every == 0:
+        is_logged = run.is_complete or step % run.config.monitor.log_every == 0
+        if is_logged:
             log_step(run, data.plan)
 
         # Measure, and decide the mixture of later steps.
@@ -64,6 +65,8 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         if decision is not None and should_stop is not None and should_stop(decision):
             run.is_complete = True
         run.end_early_if_over()
+        if run.is_complete and not is_logged:
+            log_step(run, data.plan)  # a run that ends early ends with its last step's figures too
         has_held_out_losses = decision is not None and run.config.mixture.signal != "train"
         if run.is_complete and not has_held_out_losses:
             measure_losses(run)  # a run ends with held-out losses, whatever signal steered it
@@ -71,6 +74,8 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
 
         # Save, and stop where a signal asks for it: all ranks agree on both.
         agreed = run.agreed()
+        if agreed.is_stopped and not run.is_complete and not is_logged:
+            log_step(run, data.plan)
         is_end_saved = run.is_complete and save_at_end
         is_save_due = agreed.is_save_due and not run.is_complete
         if is_end_saved or is_save_due:

@@ -7,7 +7,7 @@ import pytest
 from chat_data import chat_rows, write_jsonl
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.sources.domain_files import check_data_files, domain_files
+from versatune_ds.data.sources.domain_files import check_data_files, domain_files, domain_names
 
 
 def domains_of(folder):
@@ -45,3 +45,12 @@ def test_a_saved_data_set_with_splits_is_not_a_folder_of_domains(tmp_path):
     datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"^data.folder: .*saved/train is one saved data set, not a folder of domains"):
         domains_of(tmp_path / "saved")
+
+
+def test_files_beside_the_missing_train_folder_are_named(tmp_path):
+    for name in ("law.jsonl", "code.jsonl", "notes.txt.bak"):
+        (tmp_path / name).write_text("{}\n")
+    with pytest.raises(
+        ValueError, match=r"train is not a folder; move code\.jsonl, law\.jsonl of .* there, or name them"
+    ):
+        domain_names(DataConfig(folder=tmp_path))

@@ -18,6 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from versatune_ds.data.encoding.templates import BUILT_IN_TEMPLATE, ROLE_MARKERS
 from versatune_ds.log import first_line
+from versatune_ds.paths import nearest_path
 
 _BOS, _EOS, _PAD = "<|begin|>", "<|end|>", "<|pad|>"
 
@@ -36,6 +37,9 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False,
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        nearest = None if Path(name_or_path).exists() else nearest_path(Path(name_or_path))
+        if nearest is not None:
+            raise ValueError(f"{key}: no folder {str(name_or_path)!r}; did you mean {str(nearest)!r}?") from error
         reason = first_line(error)
         raise ValueError(f"{key}: cannot load {str(name_or_path)!r}: {reason}; give a folder or a Hub name") from error
     if not tokenizer.is_fast:

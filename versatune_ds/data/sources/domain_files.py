@@ -27,6 +27,7 @@ from versatune_ds.domains import domain_name
 from versatune_ds.log import silence, warn_once
 from versatune_ds.paths import nearest_path
 from versatune_ds.run_folder.file_lock import locked
+from versatune_ds.text_table import listed
 
 
 def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
@@ -119,6 +120,9 @@ def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
     if not (folder / "train").is_dir():
         nearest = nearest_path(folder / "train")
         hint = f"expected {folder}/train/DOMAIN.jsonl" if nearest is None else f"did you mean {str(nearest)!r}?"
+        lying = sorted(path.name for path in folder.iterdir() if format_of(path)) if folder.is_dir() else []
+        if lying:
+            hint = f"move {listed(lying, most=6)} of {folder} there, or name them in data.domains"
         raise MissingDataError(f"data.folder: {folder}/train is not a folder; {hint}")
     train, valid = _paths_by_domain(folder / "train"), {}
     if not train:
