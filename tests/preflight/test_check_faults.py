@@ -430,4 +430,4 @@ def test_a_valid_fraction_that_holds_out_no_row_of_a_domain_fails_and_a_larger_o
     held_out = next(finding for finding in findings if finding["key"] == "data.valid_fraction")
     assert (code, held_out["level"]) == (1, "FAIL")
     assert held_out["found"].startswith("0.0001 holds out no row of domain ")
-    assert re.search(r"data\.valid_fraction=0\.\d+, which holds out [1-9]", held_out["todo"])
+    assert re.search(r"data\.valid_fraction=0\.\d+, one fraction for all .*, which holds out [1-9]", held_out["todo"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from chat_data import chat_rows, tiny_tokenizer, write_jsonl
@@ -42,6 +44,20 @@ def test_a_domain_without_a_held_out_row_fails_with_a_fraction_that_holds_out_tw
         "0.02 holds out no row of domain 'law' (10 rows); give it files of held-out rows, or set "
         "data.valid_fraction=0.2, one fraction for all domains, which holds out about 200 of code, 2 of law"
     )
+
+
+def test_one_fraction_is_advised_for_all_small_domains_with_true_counts(recipe):
+    write_jsonl(recipe.parent / "data" / "train" / "art.jsonl", chat_rows(8, topic="art"))
+    (_, _, text) = found_in(recipe)[-1]
+    assert text.startswith(
+        "0.02 holds out no row of domain 'art' (8 rows), no row of domain 'law' (10 rows); give them"
+    )
+    fraction = re.search(r"data\.valid_fraction=(0\.\d+), one fraction for all domains", text)[1]
+    (_, _, counts) = found_in(recipe, f"data.valid_fraction={fraction}")[0]
+    for name in ("art", "law"):
+        told = re.search(rf"(\d+) of {name}", text)[1]
+        assert int(told) >= 2
+        assert f"{name} {told}" in counts
 
 
 def test_a_single_held_out_row_is_a_warning_whether_split_off_or_in_a_file(recipe):

@@ -304,7 +304,8 @@ def test_nothing_of_a_domains_engine_is_in_memory_when_the_next_domain_begins(st
         lambda world: memory_at_the_start_of_each_domain(config, world), world_size=2, folder=tmp_path
     ):
         assert [num_alive for _, num_alive in found] == [0, 0, 0]
-        assert max(num_bytes for num_bytes, _ in found) <= 64  # a scalar may remain; those of an engine take 500 kB
+        # A scalar and the 4 KiB of one text that ranks exchange may remain; an engine's tensors take 500 kB.
+        assert max(num_bytes for num_bytes, _ in found) <= 4096 + 64
     # Every stage leaves the other domains' losses, and the same complete weights.
     results = results_of(config)
     assert sorted(results) == ["code", "law", "medicine"]

@@ -191,7 +191,8 @@ def test_a_run_that_ended_early_stays_complete_until_its_settings_no_longer_end_
 
 SCRIPTED = {2: 1.0, 4: 3.0, 6: 2.0, 8: 0.5}
 """Step -> the value of its measurement on rank 0."""
-JUDGED = ("train.steps=8", "mixture.update_every=2", "checkpoint.best=validation/loss", "checkpoint.keep=1")
+JUDGED = ("train.steps=8", "mixture.update_every=2", "checkpoint.best=validation/loss", "checkpoint.keep=1",
+          "monitor.log_every=100")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -230,6 +231,9 @@ def test_the_best_checkpoint_survives_kills_and_a_run_ends_early_on_all_ranks(tm
     config, results = train(2)
     assert results == [(6, True, best, 6)] * 2
     assert steps(config) == [6, 2]
+    # The last step before a stop is logged, although `monitor.log_every` is far away.
+    metrics = read_lines(config.run_dir / "metrics.jsonl")
+    assert [line["step"] for line in metrics if "train/loss" in line] == [5, 6]
     record = json.loads((config.run_dir / "early_stop.json").read_text())
     assert record["reason"] == (
         "stopped early after step 6 of 8: validation/loss has not fallen in 2 measurements in a row; its lowest was "

@@ -7,7 +7,7 @@ import pytest
 from chat_data import chat_rows, write_jsonl
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.sources.domain_files import check_data_files, domain_files, domain_names
+from versatune_ds.data.sources.domain_files import check_data_files, domain_files
 
 
 def domains_of(folder):
@@ -53,4 +53,4 @@ def test_files_beside_the_missing_train_folder_are_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"train is not a folder; move code\.jsonl, law\.jsonl of .* there, or name them"
     ):
-        domain_names(DataConfig(folder=tmp_path))
+        domains_of(tmp_path)
