@@ -49,7 +49,7 @@ def test_overrides_are_typed_and_applied_in_order(recipe):
         ("data.folder=rows", "data.domains and data.synthetic; found both data.folder and data.synthetic"),
         ("data.synthetic=null", "give exactly one of data.folder, data.domains and data.synthetic; found none"),
         ("run.name=a/b", "run.name: expected a name of letters, digits, '.', '_' and '-', a letter"),
-        ("steps", "'steps': expected key=value, for example mixture.sigma=0.3"),
+        ("steps", "'steps': expected key=value, for example train.learning_rate=1e-4"),
         ("run.name.x=1", "'run.name.x=1': 'name' is a value, not a section"),
         ("train.steps={", "'train.steps={': the value is not valid YAML; quote it"),
     ],
