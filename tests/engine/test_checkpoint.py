@@ -92,7 +92,7 @@ def test_a_folder_that_rank_zero_cannot_list_fails_the_save_on_all_ranks(tmp_pat
     def work(world, run_dir):
         if world.is_rank_zero:
             stale = OSError(errno.ESTALE, "Stale file handle")
-            monkeypatch.setattr("versatune_ds.run_folder.checkpoint_files._file_names", lambda folder: _raise(stale))
+            monkeypatch.setattr("versatune_ds.run_folder.checkpoint_files.file_names", lambda folder: _raise(stale))
         with pytest.raises(SaveError) as raised:
             save_steps([1])(world, run_dir)
         return str(raised.value)
@@ -192,8 +192,8 @@ def test_a_full_disk_on_one_rank_fails_the_save_on_all_and_leaves_no_partial_fol
     def fill(world):
         if where == "DeepSpeed's file":
             usual = torch.save
-            fails = lambda path: "optim_1" in path  # noqa: E731
-            monkeypatch.setattr(torch, "save", lambda obj, path: _raise(full) if fails(path) else usual(obj, path))
+            fails = lambda stream: "optim_1" in stream.name  # noqa: E731
+            monkeypatch.setattr(torch, "save", lambda obj, to: _raise(full) if fails(to) else usual(obj, to))
         elif world.is_rank_zero:
             target = "write_text" if where == "our state" else "write_manifest"
             monkeypatch.setattr(f"versatune_ds.engine.checkpoint.{target}", lambda *_: _raise(full))

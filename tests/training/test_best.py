@@ -76,11 +76,14 @@ def test_the_best_is_the_lowest_the_earlier_one_of_a_tie_and_never_one_that_is_n
 
 def test_a_best_checkpoint_that_could_not_be_saved_leaves_the_former_one():
     best = judged({4: 2.0})
+    best.before_save()
     best.after_save(is_saved=True)
     best.record(8, 1.0)
     assert best.is_unsaved
+    best.before_save()
     best.after_save(is_saved=False)
     assert (best.step, best.value, best.is_unsaved) == (4, 2.0, False)
+    best.before_save()
     best.after_save(is_saved=False)  # a later save of another step fails too
     assert (best.step, best.value) == (4, 2.0)
 

@@ -5,12 +5,13 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from itertools import count
 
 import pytest
 import torch
-from kills import arm, random_kill
+from kills import Kill, arm, random_kill
 from ranks import run_ranks, start_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
 
@@ -69,6 +70,22 @@ def assert_equal_bit_for_bit(left, right):
     assert all(torch.equal(weights[name].contiguous(), others[name].contiguous()) for name in weights)
 
 
+def train_and_kill(config, kill, *, folder, before=lambda world: None):
+    """Train on two forked ranks until the kill; the surviving rank notices, and ends by itself."""
+    folder.mkdir()
+
+    def work(world):
+        before(world)
+        arm(kill, rank=world.rank)
+        be_trained(config, world)
+
+    processes = start_ranks(work, world_size=2, folder=folder)
+    for process in processes:
+        process.join(timeout=120)
+    killed = [rank for rank, process in enumerate(processes) if process.exitcode == -9]
+    assert killed == list(kill.victims), f"{kill}: exit codes {[process.exitcode for process in processes]}"
+
+
 def test_ten_random_kills_change_nothing(tmp_path, train):
     settings = ("train.steps=30", "checkpoint.every=2", "mixture.update_every=5")
     uninterrupted, _ = train("whole", *settings)
@@ -77,21 +94,57 @@ def test_ten_random_kills_change_nothing(tmp_path, train):
     for seed in range(10):
         kill = random_kill(seed, world_size=2)
         seen.add((kill.moment, len(kill.victims)))
-        folder = tmp_path / f"kill_{seed}"
-        folder.mkdir()
-
-        def work(world, kill=kill):
-            arm(kill, rank=world.rank)
-            be_trained(config, world)
-
-        processes = start_ranks(work, world_size=2, folder=folder)
-        for process in processes:
-            process.join(timeout=120)  # the surviving ranks notice, and end by themselves
-        killed = [rank for rank, process in enumerate(processes) if process.exitcode == -9]
-        assert killed == list(kill.victims), f"{kill}: exit codes {[process.exitcode for process in processes]}"
+        train_and_kill(config, kill, folder=tmp_path / f"kill_{seed}")
     assert {moment for moment, _ in seen} == {"step", "writing", "naming"}
     assert {num_victims for _, num_victims in seen} == {1, 2}
     train("killed", *settings)
+    assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
+    assert not list((config.run_dir / "checkpoints").glob("*.*"))
+
+
+def delay_writes(*, until_planned):
+    """Return what lets every rank's background save of step 5 begin to write once a later step is planned."""
+
+    def delay(world):
+        usual, plan_data, is_planned = torch.save, loop.plan_data, threading.Event()
+
+        def save(values, stream):
+            if "step_00000005" in stream.name:
+                assert is_planned.wait(60), "training waits for the save"
+            if "step_00000010" in stream.name and world.rank == 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            usual(values, stream)
+
+        def plan(run, *, step):
+            if step == until_planned:
+                is_planned.set()
+            plan_data(run, step=step)
+
+        torch.save, loop.plan_data = save, plan
+
+    return delay
+
+
+def test_training_continues_during_a_background_save_and_kills_then_change_nothing(tmp_path, train):
+    uninterrupted, _ = train("whole", "checkpoint.every=5")
+    # Step 5 is written while steps 6 to 8 are trained; step 10 cannot be written; step 12 is waited for.
+    background = ("checkpoint.background=true", "checkpoint.every=5")
+    config, _ = train("background", *background, before=delay_writes(until_planned=10))
+    assert [path.name for path in complete_checkpoints(config.run_dir)] == ["step_00000012", "step_00000005"]
+    assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
+
+    config = tiny_config(tmp_path, "run.name=killed", *background, cache_dir=uninterrupted.data.cache_dir)
+    both = {"victims": (0, 1), "moment": "step", "delay_seconds": 0.0}
+    kills = [
+        Kill(**both, num_steps=8),  # steps after 5 are trained, while it is being written
+        Kill(victims=(1,), moment="writing", num_steps=0, delay_seconds=0.0),
+        Kill(victims=(0,), moment="naming", num_steps=0, delay_seconds=0.0),
+    ]
+    for i, kill in enumerate(kills):
+        delay = delay_writes(until_planned=12) if i == 0 else lambda world: None
+        train_and_kill(config, kill, folder=tmp_path / f"kill_{i}", before=delay)
+        assert complete_checkpoints(config.run_dir) == []
+    train("killed", *background)
     assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
     assert not list((config.run_dir / "checkpoints").glob("*.*"))
 
@@ -165,13 +218,13 @@ def test_a_full_disk_loses_one_checkpoint_and_at_the_last_step_is_an_error(train
     def fill_at(*steps):
         def fill(world):
             usual = torch.save
-            is_full = lambda path: any(f"step_{step:08d}" in path for step in steps)  # noqa: E731
+            is_full = lambda stream: any(f"step_{step:08d}" in stream.name for step in steps)  # noqa: E731
             full = OSError(errno.ENOSPC, "No space left on device")
 
-            def save(values, path):
-                if world.rank == 1 and is_full(path):
+            def save(values, stream):
+                if world.rank == 1 and is_full(stream):
                     raise full
-                usual(values, path)
+                usual(values, stream)
 
             torch.save = save
 
@@ -201,10 +254,10 @@ def test_a_signal_during_a_save_or_a_validation_stops_the_run_cleanly(train):
                 while signals.received is None:
                     time.sleep(0.01)
 
-        def save_and_send_signal(values, path):
-            if "step_00000005" in path:
+        def save_and_send_signal(values, stream):
+            if "step_00000005" in stream.name:
                 send_signal()
-            save(values, path)
+            save(values, stream)
 
         def measure_and_send_signal(run):
             if run.step == 8:

@@ -113,8 +113,12 @@ class CheckpointConfig(Section):
     every_minutes: float | None = Field(default=None, gt=0)
     """Minutes between checkpoints, in addition to `every`; rank 0's clock is read after each step."""
     keep: int = Field(default=2, ge=1)
-    """Number of newest checkpoints to keep. While one is saved, the disk needs room for one more. Training waits until
-    it is saved."""
+    """Number of newest checkpoints to keep. While one is saved, the disk needs room for one more."""
+    background: bool = False
+    """Whether training continues while a checkpoint is written. It then waits only until each process has copied its
+    state into the host's memory, which needs room for that copy (`versatune check` gives its size; on GPUs it is pinned
+    memory), and until the save before is complete. false waits until the checkpoint is on disk. The last checkpoint of
+    a run, and that of a signal, are always waited for. The files are the same, and so is what a kill leaves."""
     best: HeldOutMetric | None = None
     """Also keep the checkpoint with the lowest held-out loss, whatever its age: by `validation/loss` (the mean of all
     domains), `domain/NAME/loss` (one of them) or `worst_domain` (the largest change of a domain's loss since step 0, as

@@ -12,6 +12,7 @@ from versatune_ds.distributed.collectives import (
     from_rank_zero,
     run_on_rank_zero,
     sum_over_ranks,
+    texts_of_ranks,
 )
 from versatune_ds.distributed.rendezvous import free_port, join_world, leave_world
 from versatune_ds.distributed.world import World
@@ -28,4 +29,5 @@ __all__ = [
     "leave_world",
     "run_on_rank_zero",
     "sum_over_ranks",
+    "texts_of_ranks",
 ]

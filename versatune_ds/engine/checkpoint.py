@@ -4,9 +4,9 @@ DeepSpeed's files and our own `versatune.json`, which is the same on all ranks, 
 `step_XXXXXXXX.partial`. Only when the MANIFEST with every file's size and checksum is beside them, the folder is
 renamed to `step_XXXXXXXX`. Whatever is killed, or fails, before that leaves the previous checkpoint as the newest.
 
-Saving is not asynchronous. Of deepspeed 0.19.8's engines for it, the decoupled one shares CPU tensors with its writer
-without copying them and silently drops a save when the writer is gone, and both it and the fast one read files back
-with torch's `weights_only`, which refuses what they wrote.
+`background_save.py` writes the same files while training continues. DeepSpeed's own engines for that are not used: of
+0.19.8's, the decoupled one shares CPU tensors with its writer without copying them and silently drops a save when the
+writer is gone, and both it and the fast one read files back with torch's `weights_only`, which refuses what they wrote.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ from typing import Any
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from versatune_ds.distributed import World, any_rank, run_on_rank_zero
+from versatune_ds.distributed import World, any_rank, run_on_rank_zero, texts_of_ranks
 from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, load_module, place_step_counts, save_files
 from versatune_ds.run_folder.atomic import rename_folder, write_text
-from versatune_ds.run_folder.checkpoint_files import complete_checkpoints, measure_files, remove_folder, write_manifest
+from versatune_ds.run_folder.checkpoint_files import (
+    CheckedStream,
+    Files,
+    complete_checkpoints,
+    measure_files,
+    remove_folder,
+    write_manifest,
+)
 from versatune_ds.run_folder.names import LATEST_FILE, STATE_FILE, checkpoint_folder
 
 logger = logging.getLogger(__name__)
@@ -49,8 +56,8 @@ def save_checkpoint(
 ) -> Path:
     """Save DeepSpeed's state and ours as one checkpoint, and delete the oldest checkpoints beyond `keep`.
 
-    Communication: DeepSpeed's own barriers, one all-reduce of the files' checksums (each rank reads its share), and
-    after each phase one all-reduce of a flag: whether it failed on any rank.
+    Communication: DeepSpeed's own barriers, an exchange of the files' checksums, which each rank computes as it writes,
+    and after each phase one all-reduce of a flag: whether it failed on any rank.
 
     Args:
         deepspeed_engine: The engine whose weights and optimizer are saved.
@@ -67,22 +74,50 @@ def save_checkpoint(
     """
     folder = checkpoint_folder(run_dir, step=step)
     partial = folder.with_name(folder.name + ".partial")
+    written: Files = {}
+
+    def write(values: Any, path: Path) -> None:
+        written[path.relative_to(partial).as_posix()] = write_file(values, path)
+
     try:
-        _all_or_none(lambda: world.is_rank_zero and _make_empty(partial))
-        _all_or_none(lambda: save_files(deepspeed_engine, partial, only_trained=only_trained))
+        all_or_none(lambda: world.is_rank_zero and make_empty(partial))
+        all_or_none(lambda: save_files(deepspeed_engine, partial, write=write, only_trained=only_trained))
         text = json.dumps(state, indent=1)
-        _all_or_none(lambda: world.is_rank_zero and write_text(partial / STATE_FILE, text))
-        files = _all_or_none(lambda: measure_files(partial, world))
-        _all_or_none(lambda: world.is_rank_zero and _publish(partial, folder, files=files))
+        all_or_none(lambda: world.is_rank_zero and write_text(partial / STATE_FILE, text))
+        known = files_of_ranks(written, world)
+        files = all_or_none(lambda: measure_files(partial, world, known=known))
+        all_or_none(lambda: world.is_rank_zero and publish(partial, folder, files=files))
     except SaveError:
         run_on_rank_zero(lambda: shutil.rmtree(partial, ignore_errors=True), world)
         raise
     best = None if best_step is None else checkpoint_folder(run_dir, step=best_step)
-    run_on_rank_zero(lambda: _delete_oldest(folder, keep=keep, best=best), world)
+    run_on_rank_zero(lambda: delete_oldest(folder, keep=keep, best=best), world)
     return folder
 
 
-def _all_or_none(phase: Callable[[], Any]) -> Any:
+def write_file(values: Any, path: Path, *, should_stop: Callable[[], bool] = lambda: False) -> list[int]:
+    """Write values with torch.save, force the file to disk, and return its size and checksum.
+
+    Raises:
+        OSError, RuntimeError: If it cannot be written, or `should_stop` returns True meanwhile.
+    """
+    with CheckedStream(path, should_stop=should_stop) as stream:
+        try:
+            torch.save(values, stream)
+        except (OSError, RuntimeError):
+            if stream.failure is not None:
+                raise stream.failure from None
+            raise
+        return stream.finish()
+
+
+def files_of_ranks(written: Files, world: World) -> Files:
+    """Return the files that all ranks have written. Communication: one exchange of texts."""
+    texts = texts_of_ranks(json.dumps(written), world)
+    return {name: numbers for text in texts for name, numbers in json.loads(text).items()}
+
+
+def all_or_none(phase: Callable[[], Any]) -> Any:
     """Run one phase of saving, and raise on all ranks if it failed on one. Communication: one flag.
 
     Raises:
@@ -98,13 +133,13 @@ def _all_or_none(phase: Callable[[], Any]) -> Any:
     return result
 
 
-def _make_empty(folder: Path) -> None:
+def make_empty(folder: Path) -> None:
     """Create a folder, deleting what an interrupted save left in it."""
     remove_folder(folder)
     folder.mkdir(parents=True)
 
 
-def _publish(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> None:
+def publish(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> None:
     """Write the MANIFEST, give the folder its final name, point `latest` at it."""
     write_manifest(partial, files)
     remove_folder(folder)
@@ -112,7 +147,7 @@ def _publish(partial: Path, folder: Path, *, files: dict[str, list[int]]) -> Non
     write_text(folder.with_name(LATEST_FILE), folder.name + "\n")
 
 
-def _delete_oldest(newest: Path, *, keep: int, best: Path | None) -> None:
+def delete_oldest(newest: Path, *, keep: int, best: Path | None) -> None:
     """Delete all but the newest checkpoints and the best one; log one that cannot be deleted, and train on.
 
     Each is renamed first, so that a kill amid deleting leaves none that looks complete. Checkpoints of later steps than

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +158,9 @@ def destroy(deepspeed_engine: Any) -> None:
 class _FailureCollector(TorchCheckpointEngine):
     """Write DeepSpeed's files, and keep the first failure instead of raising it."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[Any, Path], None]) -> None:
         super().__init__()
+        self._write = write
         self.failure: Exception | None = None
         self.kept_names: frozenset[str] | None = None
         """Names of the model's weights to write; None for all."""
@@ -172,12 +173,14 @@ class _FailureCollector(TorchCheckpointEngine):
             kept = {name: value for name, value in state_dict["module"].items() if name in self.kept_names}
             state_dict = {**state_dict, "module": kept}
         try:
-            torch.save(state_dict, path)
+            self._write(state_dict, Path(path))
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
             self.failure = error
 
 
-def save_files(deepspeed_engine: Any, folder: Path, *, only_trained: bool = False) -> None:
+def save_files(
+    deepspeed_engine: Any, folder: Path, *, write: Callable[[Any, Path], None], only_trained: bool = False
+) -> None:
     """Let DeepSpeed write its files of a checkpoint, in step with the other ranks even where a file cannot be written.
 
     Between two files DeepSpeed meets in barriers: a rank that raised at a full disk would leave the others waiting for
@@ -193,12 +196,13 @@ def save_files(deepspeed_engine: Any, folder: Path, *, only_trained: bool = Fals
     Args:
         deepspeed_engine: The engine.
         folder: Folder to write to.
+        write: Writes the values of one file, or keeps a copy of them to be written later.
         only_trained: Whether frozen weights are left out.
 
     Raises:
         OSError, RuntimeError: What writing the first such file raised.
     """
-    collector = _FailureCollector()
+    collector = _FailureCollector(write)
     deepspeed_engine.checkpoint_engine = collector
     deepspeed_engine._copy_recovery_script = lambda save_path: None
     if only_trained:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +96,70 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
-def measure_files(folder: Path, world: World) -> Files:
-    """Force a folder's files to disk and return their sizes and checksums; each rank reads every world_size-th file.
+class CheckedStream:
+    """Write a new file, and know its size and checksum without reading it back.
 
+    Args:
+        path: The file.
+        should_stop: Asked before every block; where it returns True, writing fails.
+    """
+
+    def __init__(self, path: Path, *, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self.name = str(path)
+        self._should_stop = should_stop
+        self.size, self.checksum = 0, 0
+        self.failure: OSError | None = None
+        """Why it could not be written; torch.save reports a position in the file in its place."""
+        self._stream = path.open("wb", buffering=0)
+
+    def __enter__(self) -> CheckedStream:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._stream.close()
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Append bytes.
+
+        Raises:
+            OSError: If they cannot be written, and at every call after one that raised.
+        """
+        if self.failure is not None:
+            raise self.failure
+        rest = view = memoryview(content).cast("B")
+        try:
+            while rest:
+                if self._should_stop():
+                    raise InterruptedError(f"{self.name}: writing was stopped")
+                num_written = self._stream.write(rest[:_BLOCK_BYTES])
+                self.checksum = zlib.crc32(rest[:num_written], self.checksum)
+                self.size += num_written
+                rest = rest[num_written:]
+        except OSError as error:
+            self.failure = error
+            raise
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing, for torch.save: nothing is buffered here."""
+
+    def finish(self) -> list[int]:
+        """Force the file to disk and return its size and checksum."""
+        os.fsync(self._stream.fileno())
+        return [self.size, self.checksum]
+
+
+def measure_files(folder: Path, world: World, *, known: Files | None = None) -> Files:
+    """Return the sizes and checksums of a folder's files: those known from writing, and those forced to disk and read.
+
+    Of the files that no rank has written itself (DeepSpeed copies some), each rank reads every world_size-th one.
     Rank 0 alone lists the folder: on a network file system the others may not see every name yet. Communication: a
     broadcast of the names, one all-reduce of the numbers.
+
+    Args:
+        folder: The folder.
+        world: This process's place.
+        known: What all ranks know of files that they have written and forced to disk.
 
     Raises:
         OSError: On the rank that cannot list or read its share; the caller tells the others.
@@ -107,21 +168,26 @@ def measure_files(folder: Path, world: World) -> Files:
     failure: OSError | None = None
     # A rank that fails takes part in the communication all the same, or the others would wait for it.
     try:
-        names = _file_names(folder) if world.is_rank_zero else []
+        names = [name for name in file_names(folder) if name not in (known or {})] if world.is_rank_zero else []
     except OSError as error:
         failure = error
     names = json.loads(broadcast_text(json.dumps(names), world))
     measured = np.zeros((len(names), 2))
     for i in range(world.rank, len(names), world.world_size):
         try:
-            sync_file(folder / names[i])
-            measured[i] = (folder / names[i]).stat().st_size, _crc32(folder / names[i])
+            measured[i] = measure_file(folder / names[i])
         except OSError as error:
             failure = error
     totals = sum_over_ranks(measured)  # below 2^53, so exact in float64
     if failure is not None:
         raise failure
-    return {name: [int(size), int(crc)] for name, (size, crc) in zip(names, totals, strict=True)}
+    return {**(known or {}), **{name: [int(size), int(crc)] for name, (size, crc) in zip(names, totals, strict=True)}}
+
+
+def measure_file(path: Path) -> list[int]:
+    """Force a file to disk and return its size and checksum."""
+    sync_file(path)
+    return [path.stat().st_size, _crc32(path)]
 
 
 def write_manifest(folder: Path, files: Files) -> None:
@@ -151,7 +217,7 @@ def _manifest_fault(folder: Path) -> str:
     return MANIFEST_FILE if found == _VERSION else f"{MANIFEST_FILE} of format {found}, this version reads {_VERSION}"
 
 
-def _file_names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     """Return the relative paths of a folder's files, sorted, without the manifest."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     return sorted(path.relative_to(folder).as_posix() for path in paths)

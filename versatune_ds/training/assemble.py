@@ -23,6 +23,7 @@ from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank
 from versatune_ds.engine.deepspeed_quirks import full_shape
 from versatune_ds.engine.ds_settings import deepspeed_config, offload_device
 from versatune_ds.engine.engine import Engine, share_process_group
+from versatune_ds.engine.saving import Saving
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.model.attention_choice import describe_attention, machine_here
@@ -41,7 +42,7 @@ from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.run_folder.links import lock_run_folder
 from versatune_ds.run_folder.names import EARLY_STOP_FILE, MODEL_FOLDER, TOKENIZER_FOLDER
 from versatune_ds.training.bad_steps import BadSteps
-from versatune_ds.training.base_weights import identity_of_base
+from versatune_ds.training.base_weights import BASE_WEIGHTS, identity_of_base
 from versatune_ds.training.best import check_judged_rows, early_stop_text, is_complete_at, new_judges
 from versatune_ds.training.decision_inputs import DecisionInputs, decision_inputs
 from versatune_ds.training.end_tokens import endings_of_data
@@ -142,6 +143,10 @@ def assemble_run(
         monitor=monitor, meter=Meter(data.domain_set), identity=identity,
         throughput=throughput_of(causal_lm, config.train, world=world),
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
+        saving=Saving(
+            config=config, world=world, deepspeed_engine=engine.deepspeed_engine, best=parts["best"],
+            only_trained=BASE_WEIGHTS in identity,
+        ),
         own_signal=own_signal, locks=locks, step=0 if point is None else point.step, is_complete=is_complete,
     )  # fmt: skip
 

@@ -66,7 +66,10 @@ class BestCheckpoint:
         self.value = math.inf
         self.is_unsaved = False
         """Whether the best measurement has no checkpoint yet: it is due now."""
-        self._former: tuple[int | None, float] = (None, math.inf)
+        self._saved: tuple[int | None, float] = (None, math.inf)
+        """Step and value of the best measurement whose checkpoint is complete."""
+        self._being_saved: tuple[int | None, float] | None = None
+        """The same of the one whose checkpoint is being written."""
 
     def record(self, step: int, value: float) -> None:
         """Record the value of a measurement; a tie stays with the earlier one, and NaN is never the best."""
@@ -74,14 +77,25 @@ class BestCheckpoint:
             return
         before = "" if self.step is None else f", after step {self.step} it was {self.value:.4f}"
         logger.info("best checkpoint: %s is %.4f after step %d%s", self.metric, value, step, before)
-        self._former = (self.step, self.value)
         self.step, self.value, self.is_unsaved = step, value, True
 
-    def after_save(self, *, is_saved: bool) -> None:
-        """Record that the state was saved; or that it could not be, and the former best checkpoint remains."""
-        if self.is_unsaved and not is_saved:
-            self.step, self.value = self._former
+    def before_save(self) -> None:
+        """Record that the state is about to be saved, perhaps in the background."""
+        self._being_saved = (self.step, self.value) if self.is_unsaved else None
         self.is_unsaved = False
+
+    def after_save(self, *, is_saved: bool) -> None:
+        """Record that the state was saved; or that it could not be, and the best checkpoint before it remains.
+
+        A still better measurement made since `before_save` stays the best.
+        """
+        being_saved, self._being_saved = self._being_saved, None
+        if being_saved is None:
+            return
+        if is_saved:
+            self._saved = being_saved
+        elif (self.step, self.value) == being_saved:
+            self.step, self.value = self._saved
 
     def forget_if_lost(self, run_dir: Path, world: World) -> None:
         """Start again where the best checkpoint was deleted. Communication: rank 0's answer is broadcast."""
@@ -91,7 +105,7 @@ class BestCheckpoint:
         ):
             return
         logger.warning("the best checkpoint, of step %d, is gone; the next measurement is the best one", step)
-        self.step, self.value = None, math.inf
+        self.step, self.value = self._saved = (None, math.inf)
 
     def state_dict(self) -> dict[str, Any]:
         """Return JSON-able state, the same on every rank."""
@@ -104,7 +118,7 @@ class BestCheckpoint:
                 "checkpoint.best: now %s, was %s; the best so far is forgotten", self.metric, state["metric"]
             )
         elif state["step"] is not None:
-            self.step, self.value = state["step"], state["value"]
+            self.step, self.value = self._saved = (state["step"], state["value"])
 
 
 class EarlyStopping:

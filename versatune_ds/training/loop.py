@@ -83,6 +83,7 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         if agreed.is_stopped and not run.is_complete:
             logger.info("stopped after step %d, state saved; start it again to resume", step)
             return False
+    run.finish_save()  # where nothing was saved at the end
     return True
 
 

@@ -18,19 +18,17 @@ from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader, StepBatch
 from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.domains import DomainSet
-from versatune_ds.engine.checkpoint import SaveError, save_checkpoint
 from versatune_ds.engine.engine import Engine, StepResult
+from versatune_ds.engine.saving import Saving
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.monitor import Monitor
 from versatune_ds.run_folder.atomic import write_json
-from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 from versatune_ds.run_folder.folder_lock import FolderLock
 from versatune_ds.run_folder.names import EARLY_STOP_FILE
 from versatune_ds.training.bad_steps import BadSteps
-from versatune_ds.training.base_weights import BASE_WEIGHTS
 from versatune_ds.training.best import BestCheckpoint, EarlyStopping, metric_value
 from versatune_ds.training.decision_inputs import DecisionInputs
 from versatune_ds.training.held_out import HeldOutExamples
@@ -77,6 +75,7 @@ class Run:
     monitor: Monitor
     stop_signals: StopSignals
     save_clock: SaveClock
+    saving: Saving
     bad_steps: BadSteps
     meter: Meter
     served: ServedTokens
@@ -208,9 +207,13 @@ class Run:
             self.monitor.metrics(self.step, metrics)
 
     def agreed(self) -> Agreement:
-        """Return whether all ranks stop or save after this step. Communication: one all-reduce of two flags."""
+        """Return whether all ranks stop or save after this step; a save in the background proceeds.
+
+        Communication: one all-reduce of three flags, and what saving.py exchanges once all ranks have written.
+        """
         is_save_due = self.world.is_rank_zero and self.save_clock.is_due()
-        agreed = self.stop_signals.agreed(is_save_due=is_save_due)
+        agreed = self.stop_signals.agreed(is_save_due=is_save_due, is_writing=self.saving.is_writing)
+        self.saving.follow(is_writing=agreed.is_writing)
         is_save_step = self.step % (self.config.checkpoint.every or self.config.train.steps) == 0
         is_best = self.best is not None and self.best.is_unsaved
         return replace(agreed, is_save_due=agreed.is_save_due or agreed.is_stopped or is_save_step or is_best)
@@ -220,17 +223,17 @@ class Run:
         return json.dumps([self.schedule.digest, self.loader.state_dict(self.step)])
 
     def save(self, *, is_last: bool) -> None:
-        """Save the checkpoint of the current step; delete the oldest beyond `checkpoint.keep`, but not the best one.
+        """Save the checkpoint of the current step, or start to; see saving.py.
 
-        Communication: one all-reduce of training losses where they are summed; then see checkpoint.py.
+        Communication: one all-reduce of training losses where they are summed; then see saving.py.
 
         Args:
-            is_last: Whether the process ends after it. If it cannot be written, the run then ends with an error;
-                otherwise that is logged, training continues, and the next save is tried when due.
+            is_last: Whether the process ends after it, which then must succeed.
 
         Raises:
             RuntimeError: If the last one could not be written.
         """
+        self.finish_save()
         state = {
             "version": STATE_VERSION,
             "step": self.step,
@@ -239,30 +242,13 @@ class Run:
             **{name: self._state_of(name) for name in SAVED_PARTS},
         }
         self.save_clock.restart()
-        try:
-            with self.meter.paused(), self.updates.paused():
-                folder = save_checkpoint(
-                    self.engine.deepspeed_engine,
-                    run_dir=self.config.run_dir,
-                    step=self.step,
-                    state=state,
-                    keep=self.config.checkpoint.keep,
-                    world=self.world,
-                    only_trained=BASE_WEIGHTS in self.identity,
-                    best_step=None if self.best is None else self.best.step,
-                )
-        except SaveError as error:
-            newest = newest_checkpoint_name(self.config.run_dir)
-            failed = f"step {self.step} could not be saved ({error}); the newest complete checkpoint is {newest}"
-            if is_last:
-                raise RuntimeError(f"{failed}. Free disk space and start again to resume from it") from error
-            logger.error("%s. Training continues, and the next save is tried when due", failed)
-            if self.best is not None:
-                self.best.after_save(is_saved=False)
-            return
-        if self.best is not None:
-            self.best.after_save(is_saved=True)
-        logger.info("saved %s", folder)
+        with self.meter.paused(), self.updates.paused():
+            self.saving.save(step=self.step, state=state, is_last=is_last)
+
+    def finish_save(self) -> None:
+        """Wait for the save in the background, if one is under way."""
+        with self.meter.paused(), self.updates.paused():
+            self.saving.finish()
 
     def _state_of(self, name: str) -> dict[str, Any] | None:
         """Return a part's state for a checkpoint; None where this run, or this rank, has no such part."""

@@ -34,6 +34,8 @@ class Agreement:
     """Whether a signal reached any rank."""
     is_save_due: bool
     """Whether it is time to save."""
+    is_writing: bool = False
+    """Whether a rank still writes a checkpoint in the background."""
 
 
 class StopSignals:
@@ -87,14 +89,18 @@ class StopSignals:
         for number in _SIGNALS if self._is_installed else ():
             signal.signal(number, signal.SIG_IGN)
 
-    def agreed(self, *, is_save_due: bool = False) -> Agreement:
-        """Return whether any rank was signalled or rank 0 wants to save. Communication: one all-reduce of two flags.
+    def agreed(self, *, is_save_due: bool = False, is_writing: bool = False) -> Agreement:
+        """Return whether any rank was signalled or writes, or rank 0 wants to save.
+
+        Communication: one all-reduce of three flags.
 
         Args:
             is_save_due: Whether this rank's clock asks for a save; only rank 0's may, since clocks differ.
+            is_writing: Whether this rank still writes a checkpoint in the background.
         """
-        num_stopped, num_due = sum_over_ranks(np.array([self.received is not None, is_save_due], dtype=np.float64))
-        return Agreement(is_stopped=num_stopped > 0, is_save_due=num_due > 0)
+        flags = np.array([self.received is not None, is_save_due, is_writing], dtype=np.float64)
+        is_stopped, is_due, is_any_writing = sum_over_ranks(flags) > 0
+        return Agreement(is_stopped=bool(is_stopped), is_save_due=bool(is_due), is_writing=bool(is_any_writing))
 
 
 def _forget() -> None:
