@@ -15,7 +15,7 @@ from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.preflight import memory_estimate
 from versatune_ds.preflight.activations import decoder_pass_bytes
-from versatune_ds.preflight.capacity import checkpoint_bytes, estimates_of
+from versatune_ds.preflight.capacity import check_memory, checkpoint_bytes, estimates_of, snapshot_bytes
 from versatune_ds.preflight.memory_estimate import estimate_memory, measure_model
 from versatune_ds.preflight.subject import CheckRequest, Subject
 
@@ -104,6 +104,21 @@ def test_states_shrink_with_zero_stage_and_number_of_ranks(tmp_path, precision):
         checkpoint_bytes(config, size=size, ds_config={"zero_optimization": {"stage": stage}}) for stage in (2, 3)
     ]
     assert on_disk == [(12 + num_bytes) * count, 12 * count]
+    copied = [
+        snapshot_bytes(config, size=size, ds_config={"zero_optimization": {"stage": stage}}, world_size=4)
+        for stage in (0, 2, 3)
+    ]
+    kept = 8 if precision == "fp32" else 12
+    assert copied == [(kept + num_bytes) * count, num_bytes * count + 3 * count, 3 * count]
+
+
+def test_the_memory_of_a_background_save_is_reported(tmp_path):
+    for is_on in ("true", "false"):
+        config = tiny_config(tmp_path, f"checkpoint.background={is_on}")
+        findings = check_memory(Subject(config, CheckRequest(gpus_per_node=2), num_gpus_here=0))
+        texts = [finding.found for finding in findings if finding.key == "checkpoint.background"]
+        assert len(texts) == (is_on == "true"), texts
+        assert all("GiB of the host's memory in each process" in text for text in texts)
 
 
 def test_masters_and_moments_in_bf16_take_6_bytes_a_parameter_instead_of_12(tmp_path):

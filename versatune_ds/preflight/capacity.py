@@ -104,6 +104,10 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
         f"{gib(chosen.head)}, buffers {gib(chosen.buffers)}) and {gib(chosen.step)} in the optimizer's step",
     )
     yield _compare_with_gpu(subject, estimates)
+    if config.checkpoint.background:
+        copied = snapshot_bytes(config, size=size, ds_config=subject.ds_config, world_size=subject.world_size)
+        about = f"{gib(copied)} of the host's memory in each process while a checkpoint is written, at most"
+        yield ok("memory", "checkpoint.background", f"{about}; not compared with this machine's")
 
 
 def _compare_with_gpu(subject: Subject, estimates: _Estimates) -> Finding:
@@ -177,6 +181,18 @@ def checkpoint_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[s
     num_weights += 0 if stage == 3 else size.num_trained
     weights = num_weights * DTYPES[config.train.precision].itemsize
     return weights + size.num_trained * optimizer_bytes(config, stage=stage, is_bf16=has_bf16_states(ds_config))
+
+
+def snapshot_bytes(config: RunConfig, *, size: ModelSize, ds_config: Mapping[str, Any], world_size: int) -> int:
+    """Return the bytes of the largest rank's copy for `checkpoint.background`, which is what it writes.
+
+    Rank 0 writes all weights below ZeRO-3 and its share of the optimizer; under stage 0 the optimizer is not divided.
+    """
+    stage, whole = zero_stage(ds_config), checkpoint_bytes(config, size=size, ds_config=ds_config)
+    states = size.num_trained * optimizer_bytes(config, stage=stage)
+    if stage == 3:
+        return whole // world_size
+    return whole - states + (states if stage == 0 else states // world_size)
 
 
 def check_disk(subject: Subject) -> Iterator[Finding]:
