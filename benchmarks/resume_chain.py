@@ -5,6 +5,9 @@ where the number of processes stays and as numbers where it changes. The process
 twenty starts take minutes. Real launchers are not used here; their tests check that a run whose rank was killed ends.
 
     python benchmarks/resume_chain.py --output /tmp/chain --steps 44 --kills 10
+
+With `--background` checkpoints are written while training continues, and no number of processes changes. Every file
+then waits a tenth of a second before it is written, so that a kill meets a save under way; the table says which did.
 """
 
 from __future__ import annotations
@@ -41,16 +44,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=44)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--background", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)  # a process forked after torch's thread pool was used would wait for it forever
-    runs = Runs(args.output, num_steps=args.steps)
-    report(f"`python benchmarks/resume_chain.py --output FOLDER --steps {args.steps} --kills {args.kills}`\n")
+    runs = Runs(args.output, num_steps=args.steps, is_background=args.background)
+    option = " --background" if args.background else ""
+    report(f"`python benchmarks/resume_chain.py --output FOLDER --steps {args.steps} --kills {args.kills}{option}`\n")
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "transformers"))
     place = f"Python {platform.python_version()}, {libraries}, {os.cpu_count()} cores, no GPU"
     report(f"{time.strftime('%Y-%m-%d')}, {place}.\n")
     runs.train_to_end("whole", processes=2)
     random_kills(runs, num_kills=args.kills, choice=random.Random(args.seed))
-    elastic_chain(runs)
+    if not args.background:
+        elastic_chain(runs)
 
 
 def report(text: str) -> None:
@@ -65,10 +71,11 @@ class Runs:
     Args:
         output: Folder of the runs.
         num_steps: Optimizer steps of each.
+        is_background: Whether checkpoints are written while training continues; not in the uninterrupted run.
     """
 
-    def __init__(self, output: Path, *, num_steps: int) -> None:
-        self.output, self.num_steps = output, num_steps
+    def __init__(self, output: Path, *, num_steps: int, is_background: bool) -> None:
+        self.output, self.num_steps, self.is_background = output, num_steps, is_background
         output.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, *, processes: int) -> list[ForkProcess]:
@@ -78,6 +85,8 @@ class Runs:
             "train.rows_per_batch=8", "train.rows_per_micro_batch=2", "checkpoint.every=2", "mixture.update_every=10",
             "validation.max_examples_per_domain=20", "monitor.log_every=1", f"data.cache_dir={self.output / 'cache'}",
         ]  # fmt: skip
+        is_background = self.is_background and name != "whole"
+        overrides += ["checkpoint.background=true"] * is_background
         port, context = str(free_port()), multiprocessing.get_context("fork")
         places = [
             {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
@@ -86,7 +95,7 @@ class Runs:
             for rank in range(processes)
         ]  # fmt: skip
         log = self.output / f"{name}.log"
-        started = [context.Process(target=run_rank, args=(overrides, place, log)) for place in places]
+        started = [context.Process(target=run_rank, args=(overrides, place, log, is_background)) for place in places]
         for process in started:
             process.start()
         return started
@@ -128,8 +137,11 @@ class Runs:
         return next((int(path.name.removeprefix("step_")) for path in complete_checkpoints(self.output / name)), 0)
 
 
-def run_rank(overrides: list[str], place: dict[str, str], log: Path) -> None:
+def run_rank(overrides: list[str], place: dict[str, str], log: Path, is_slow: bool) -> None:
     """Run one process of a run, as a launcher's process does, after imports that were done once."""
+    if is_slow:
+        write = torch.save
+        torch.save = lambda values, stream: (time.sleep(0.1), write(values, stream))
     os.environ.update(place)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -149,7 +161,8 @@ def random_kills(runs: Runs, *, num_kills: int, choice: random.Random) -> None:
     """Kill one rank or all, at random moments, and compare the result with the run that was not killed."""
     report(
         f"## {num_kills} kills\n\n"
-        "| kill | exit codes of the ranks | seconds until both were gone | newest checkpoint |\n|---:|---|---:|---:|"
+        "| kill | exit codes of the ranks | seconds until both were gone | newest checkpoint | a save under way |\n"
+        "|---:|---|---:|---:|---|"
     )
     reach = max(4, runs.num_steps // (num_kills + 1))
     for number in range(1, num_kills + 1):
@@ -164,7 +177,9 @@ def random_kills(runs: Runs, *, num_kills: int, choice: random.Random) -> None:
             process.kill()
         killed = time.monotonic()
         codes = wait_for(ranks)
-        report(f"| {number} | {codes} | {time.monotonic() - killed:.1f} | step {runs.newest_step('killed')} |")
+        seconds = time.monotonic() - killed
+        is_met = "yes" if list((runs.output / "killed" / "checkpoints").glob("*.partial")) else "no"
+        report(f"| {number} | {codes} | {seconds:.1f} | step {runs.newest_step('killed')} | {is_met} |")
     runs.train_to_end("killed", processes=2)
     decisions = [(runs.output / name / "decisions.jsonl").read_bytes() for name in ("whole", "killed")]
     report(f"\nWeights: {runs.weights_digest('whole')} uninterrupted, {runs.weights_digest('killed')} killed. ")

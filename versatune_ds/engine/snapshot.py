@@ -56,7 +56,7 @@ def _copy_tensor(
 
 
 def _copy_storage(source: torch.UntypedStorage) -> torch.UntypedStorage:
-    """Return a copy in the host's memory, pinned where the source is on a GPU: that doubles the speed and more."""
+    """Return a copy in the host's memory, pinned where the source is on a GPU, which is faster to copy to."""
     is_on_gpu = source.device.type == "cuda"
     copied = torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=is_on_gpu).untyped_storage()
     copied.copy_(source, non_blocking=is_on_gpu)
