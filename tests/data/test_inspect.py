@@ -46,6 +46,8 @@ def test_a_row_is_described_from_left_to_right():
         "fill": 1.0,
     }
     assert [row["rank"] for row in rows] == [0, 1, 0, 1, 0, 1]
+    shared = describe_rows(plans(shards=shards, last_step=0), domain_set=DOMAINS, world_size=4, sequence_parallel=2)
+    assert [row["rank"] for row in shared] == [0, 2, 0, 2, 0, 2], "the first of those that share a row"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])

@@ -27,6 +27,17 @@ def test_sixteen_rows_on_four_processes_two_at_a_time_are_two_micro_steps():
     assert num_micro_steps(settings(), world_size=8) == 1
 
 
+def test_sequence_parallel_processes_count_as_one_where_rows_are_divided():
+    assert num_micro_steps(settings(sequence_parallel=2), world_size=4) == 4
+    config = deepspeed_config(settings(sequence_parallel=2, precision="fp32"), world_size=4)
+    # DeepSpeed checks that its batch is rows x micro-steps x processes.
+    assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (2 * 4 * 4, 4)
+    with pytest.raises(ValueError, match=r"^train\.sequence_parallel: 2 processes share a row, but 3 do not divide"):
+        num_micro_steps(settings(sequence_parallel=2), world_size=3)
+    with pytest.raises(ValueError, match=r"on 6 processes, 2 of which share a row; expected a multiple of 6$"):
+        num_micro_steps(settings(sequence_parallel=2), world_size=6)
+
+
 def test_rows_that_do_not_divide_are_refused_with_the_number_expected():
     with pytest.raises(ValueError, match=r"^train\.rows_per_batch: 16 rows .* expected a multiple of 6$"):
         num_micro_steps(settings(), world_size=3)

@@ -157,6 +157,9 @@ FAULTS = {
         unknown_kernels, "kernels", "VERSATUNE_KERNELS", "unknown value 'fast'",
     ),
     "a batch that does not divide": (["train.rows_per_batch=6"], "batch", "train.rows_per_batch", "multiple of 4"),
+    "processes that cannot share rows": (
+        ["train.sequence_parallel=2", "model.compile=true"], "batch", "train.sequence_parallel", "model.compile=false",
+    ),
     "ZeRO against the recipe": (
         ["train.deepspeed={zero_optimization: {stage: 2}, fp16: {enabled: true}}"],
         "deepspeed", "train.deepspeed", "contradicts train.precision",

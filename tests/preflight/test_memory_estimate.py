@@ -57,6 +57,20 @@ def test_parameters_are_those_of_the_real_model_and_checkpointing_saves_fewer_ac
     assert checkpointed.saved < plain.saved / 3
 
 
+def test_sequence_parallel_divides_the_activations_and_the_heads_logits(tmp_path):
+    found = []
+    for num_slices in (1, 2):
+        config = tiny_config(tmp_path, f"train.sequence_parallel={num_slices}", "data.row_tokens=4096")
+        size, passes = measure_model(config, is_checkpointed=True, vocab_size=512, special_ids=SPECIAL)
+        found.append(
+            estimate_memory(config, size=size, passes=passes, ds_config={"zero_optimization": {}}, world_size=2)
+        )
+    whole, sliced = found
+    assert sliced.head < 0.6 * whole.head
+    assert sliced.activations < 0.9 * whole.activations
+    assert sliced.parameters == whole.parameters
+
+
 def test_with_lora_only_the_adapters_count_as_trained(tmp_path):
     config = tiny_config(tmp_path, "model.lora={rank: 2}")
     size, _ = measure_model(config, vocab_size=512, is_checkpointed=True, special_ids=SPECIAL)

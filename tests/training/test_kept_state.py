@@ -149,13 +149,15 @@ def test_training_continues_during_a_background_save_and_kills_then_change_nothi
     assert not list((config.run_dir / "checkpoints").glob("*.*"))
 
 
-def test_the_number_of_processes_may_change_from_start_to_start(train):
+def test_the_number_of_processes_and_sequence_parallel_may_change_from_start_to_start(train):
+    """Losses, held-out ones included, decisions and served tokens are those of two processes with complete rows."""
     settings = (NO_DROPOUT, "train.steps=8")
     uninterrupted, (served, _) = train("whole", *settings, then=lambda run: run.served.state_dict())
-    for world_size, stop_after in ((2, 2), (4, 4), (1, 6), (2, None)):
+    for world_size, num_slices, stop_after in ((2, 1, 2), (4, 2, 4), (1, 1, 6), (2, 2, None)):
         config, results = train(
-            "elastic", *settings, world_size=world_size, stop_after=stop_after, then=lambda run: run.served.state_dict()
-        )
+            "elastic", *settings, f"train.sequence_parallel={num_slices}", world_size=world_size, stop_after=stop_after,
+            then=lambda run: run.served.state_dict(),
+        )  # fmt: skip
     assert losses_by_step(config.run_dir) == pytest.approx(losses_by_step(uninterrupted.run_dir), abs=1e-5)
     assert results[0] == served
     expected = read_lines(uninterrupted.run_dir / "decisions.jsonl")
@@ -163,7 +165,7 @@ def test_the_number_of_processes_may_change_from_start_to_start(train):
         assert decision["weights_after"] == pytest.approx(other["weights_after"], abs=1e-5)
     resumes = read_lines(config.run_dir / "resumes.jsonl")
     assert [(line["step"], line["world_size"]) for line in resumes] == [(2, 4), (4, 1), (6, 2)]
-    assert resumes[0]["changed"] == {"world_size": [2, 4]}
+    assert resumes[0]["changed"] == {"world_size": [2, 4], "sequence_parallel": [1, 2]}
     assert sorted(path.name for path in (config.run_dir / "checkpoints").iterdir()) == [
         "latest", "step_00000006", "step_00000008"
     ]  # fmt: skip

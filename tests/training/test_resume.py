@@ -28,6 +28,8 @@ def check(*, allow=DEFAULT, **now):
         ({"weights": [0.4, 0.6]}, r"^x: saved with weights \[0\.5, 0\.5\], now \[0\.4, 0\.6\]; .*, mixture\]'"),
         ({"references": [1.0, 2.0]}, r"^x: saved with references None, now .*, mixture\]'"),
         ({"rows_per_batch": 16}, r"^x: saved with rows_per_batch 8, now 16; use the earlier value, or .*--fresh$"),
+        ({"sequence_parallel": 2, "allow": ()},
+         r"^x: saved with sequence_parallel 1, now 2; use the earlier value, or .*'resume.allow=\[world_size\]'"),
         ({"zero_stage": 3}, r"^x: saved under ZeRO stage 2, now 3: DeepSpeed converts between stages 1 and 2 only; "),
         ({"zero_stage": 0}, r"^x: saved under ZeRO stage 2, now 0: DeepSpeed converts"),
         ({"domains": ["law", "art"], "data": {"law": "a", "art": "b"}, "weights": [1.0, 0.0]},
@@ -49,6 +51,8 @@ def test_several_differences_are_reported_one_a_line():
 
 def test_an_allowed_difference_is_accepted_and_returned():
     assert check() == frozenset()
+    assert check(sequence_parallel=1) == frozenset(), "earlier versions recorded none"
+    assert check(sequence_parallel=2) == {"sequence_parallel"}
     assert check(world_size=4, zero_stage=1) == {"world_size", "zero_stage"}
     assert check(data={"law": "A", "code": "b"}, validation={}, tokenizer="u", allow=("data", "tokenizer")) == {
         "data", "validation", "tokenizer"

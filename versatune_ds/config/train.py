@@ -34,6 +34,10 @@ class TrainConfig(Section):
     rows_per_micro_batch: int = Field(default=1, ge=1)
     """Packed rows that one process takes through the model at a time. Raise it while memory lasts; it changes the
     speed, not the loss."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """For rows that do not fit one GPU: so many neighbouring processes share each row, with an equal slice of its
+    tokens. The losses stay the same; the memory of activations is divided by it. The number of processes,
+    `data.row_tokens` and the model's attention heads must be multiples of it."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak learning rate."""
     learning_rate_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"

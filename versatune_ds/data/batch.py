@@ -47,6 +47,9 @@ class Batch:
     """Tokens of the longest segment; a number on the host, so that no layer waits for the device."""
     num_loss_tokens_global: int
     """Loss tokens of the optimizer step over all ranks and micro-steps."""
+    row_positions: torch.Tensor | None = None
+    """[B,T], positions of the complete rows where this batch is a slice of them (`row_slices.py`), to which cu_seqlens
+    and longest_segment then belong; None where rows are complete."""
 
 
 def padded_valid_index(labels_N: np.ndarray) -> tuple[np.ndarray, int]:

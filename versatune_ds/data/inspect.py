@@ -52,7 +52,12 @@ def iterate_plans(
 
 
 def describe_rows(
-    plans: Iterable[StepPlan], *, domain_set: DomainSet, world_size: int | None = None, rows_per_micro_batch: int = 1
+    plans: Iterable[StepPlan],
+    *,
+    domain_set: DomainSet,
+    world_size: int | None = None,
+    rows_per_micro_batch: int = 1,
+    sequence_parallel: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Describe every packed row of every plan as JSON-able values.
 
@@ -61,6 +66,7 @@ def describe_rows(
         domain_set: The run's domains.
         world_size: Number of ranks; None leaves the rank out.
         rows_per_micro_batch: Rows of one rank's micro-batch.
+        sequence_parallel: Neighbouring ranks that share a row; the first of them is shown.
 
     Yields:
         {"step", "row", "rank", "examples": [[domain, epoch, index, tokens], ...], "fill"}; a row's examples from left
@@ -73,7 +79,10 @@ def describe_rows(
         examples = [list(example) for example in zip(names, *columns, strict=True)]
         for row in range(plan.num_rows):
             inside = examples[place.rows(row, row + 1)]
-            rank = {} if world_size is None else {"rank": row // rows_per_micro_batch % world_size}
+            rank = {}
+            if world_size is not None:
+                group = row // rows_per_micro_batch % (world_size // sequence_parallel)
+                rank = {"rank": group * sequence_parallel}
             fill = round(sum(example[3] for example in inside) / plan.row_tokens, 6)
             yield {"step": plan.step, "row": row, **rank, "examples": inside, "fill": fill}
 

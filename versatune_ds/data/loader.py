@@ -29,6 +29,7 @@ from versatune_ds.data.collate import Shards, collate_rows
 from versatune_ds.data.order.permutation import DomainOrder, probe_of
 from versatune_ds.data.order.plan import PlanSettings, StepPlan, plan_step
 from versatune_ds.data.order.sampler import SamplerState
+from versatune_ds.data.row_slices import RowShare, row_share, slice_batch
 from versatune_ds.domains import DomainSet
 from versatune_ds.log import SHARED
 
@@ -85,6 +86,9 @@ class LoaderSettings(PlanSettings):
     """Rows one rank takes through the model at a time; rows_per_batch is a multiple of world_size times this."""
     rank: int = 0
     world_size: int = 1
+    sequence_parallel: int = 1
+    """Neighbouring ranks that share their rows, with a slice of each. In the module's formula the group stands for the
+    rank, and the number of groups for the world size."""
     pad_token_id: int = 0
     prefetch: int = PREFETCH
     """Steps planned ahead of the one that is taken."""
@@ -92,18 +96,24 @@ class LoaderSettings(PlanSettings):
     def __post_init__(self) -> None:
         """Raise ValueError if ranks would not get the same number of rows, or the rank is not below the world size."""
         PlanSettings.__post_init__(self)  # super() does not find a class with slots, which dataclass makes anew
-        rows_per_micro_step = self.world_size * self.rows_per_micro_batch
+        rows_per_micro_step = self.share.num_groups * self.rows_per_micro_batch
         if self.rows_per_batch % rows_per_micro_step or not 0 <= self.rank < self.world_size:
+            shared = f" / sequence_parallel {self.sequence_parallel}" if self.sequence_parallel > 1 else ""
             raise ValueError(
                 f"rows_per_batch {self.rows_per_batch}, rank {self.rank}: expected a multiple of world_size "
-                f"{self.world_size} x rows_per_micro_batch {self.rows_per_micro_batch} = {rows_per_micro_step}, and a "
-                "rank below the world size"
+                f"{self.world_size}{shared} x rows_per_micro_batch {self.rows_per_micro_batch} = "
+                f"{rows_per_micro_step}, and a rank below the world size"
             )
+
+    @property
+    def share(self) -> RowShare:
+        """Return this rank's share of the rows."""
+        return row_share(rank=self.rank, world_size=self.world_size, num_slices=self.sequence_parallel)
 
     def first_rows(self) -> range:
         """Return the row of the global batch at which each of this rank's micro-batches starts."""
-        rows_per_micro_step = self.world_size * self.rows_per_micro_batch
-        return range(self.rank * self.rows_per_micro_batch, self.rows_per_batch, rows_per_micro_step)
+        rows_per_micro_step = self.share.num_groups * self.rows_per_micro_batch
+        return range(self.share.group * self.rows_per_micro_batch, self.rows_per_batch, rows_per_micro_step)
 
 
 class MixtureLoader:
@@ -193,8 +203,8 @@ class MixtureLoader:
         return plan, tuple(self._collate(plan, first_row) for first_row in self._first_rows)
 
     def _collate(self, plan: StepPlan, first_row: int) -> Batch:
-        """Return the micro-batch that begins at a row of the global batch."""
-        return collate_rows(
+        """Return the micro-batch that begins at a row of the global batch, or this rank's slice of it."""
+        batch = collate_rows(
             plan.placement,
             first_row=first_row,
             num_rows=self.settings.rows_per_micro_batch,
@@ -202,6 +212,7 @@ class MixtureLoader:
             shards=self._shards,
             pad_token_id=self.settings.pad_token_id,
         )
+        return slice_batch(batch, self.settings.share)
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """Return the position in the data after a step, without steps planned ahead: JSON, the same on every rank.

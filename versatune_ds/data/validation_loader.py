@@ -19,6 +19,7 @@ from versatune_ds.data.order.packing import order_by_place, order_rows_by_cost, 
 from versatune_ds.data.order.permutation import domain_key, draw_indices
 from versatune_ds.data.order.plan import Placement
 from versatune_ds.data.order.supply import check_lengths
+from versatune_ds.data.row_slices import row_share, slice_batch, slice_of
 from versatune_ds.domains import DomainSet
 
 
@@ -64,6 +65,7 @@ class ValidationLoader:
         rank: This process.
         world_size: Number of processes.
         pad_token_id: Token of the padding.
+        sequence_parallel: Neighbouring processes that share their rows, with a slice of each.
 
     Attributes:
         num_examples: Examples over all domains and ranks, E. They are numbered domain by domain.
@@ -85,6 +87,7 @@ class ValidationLoader:
         rank: int,
         world_size: int,
         pad_token_id: int = 0,
+        sequence_parallel: int = 1,
     ) -> None:
         if tuple(shard.name for shard in shards) != domain_set.names:
             raise ValueError(f"validation shards do not match the domains {', '.join(domain_set.names)}, in this order")
@@ -94,10 +97,11 @@ class ValidationLoader:
         self._row_tokens = row_tokens
         self._rows_per_micro_batch = rows_per_micro_batch
         self._placement, self._example_id_E, num_rows = _place_examples(shards, row_tokens=row_tokens)
-        rows_per_micro_step = rows_per_micro_batch * world_size
+        self._share = row_share(rank=rank, world_size=world_size, num_slices=sequence_parallel)
+        rows_per_micro_step = rows_per_micro_batch * self._share.num_groups
         self.num_micro_batches = -(-num_rows // rows_per_micro_step)
         end = self.num_micro_batches * rows_per_micro_step
-        self._first_rows = range(rank * rows_per_micro_batch, end, rows_per_micro_step)
+        self._first_rows = range(self._share.group * rows_per_micro_batch, end, rows_per_micro_step)
         # Domains and loss tokens in the order of the examples' numbers.
         by_example = np.argsort(self._example_id_E)
         self.num_examples = len(by_example)
@@ -115,7 +119,7 @@ class ValidationLoader:
                 shards=self._shards,
                 pad_token_id=self._pad_token_id,
             )
-            yield batch, self._example_ids(first_row)
+            yield slice_batch(batch, self._share), slice_of(self._example_ids(first_row), self._share)
 
     def _example_ids(self, first_row: int) -> torch.Tensor:
         """Return the example of each token of consecutive rows, int64 [B,T]."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import TrainConfig
+from versatune_ds.data.row_slices import check_ranks_divide
 from versatune_ds.engine.ds_names import named_settings, nearest_settings
 from versatune_ds.paths import PROJECT_DIR
 
@@ -24,14 +25,21 @@ def num_micro_steps(train: TrainConfig, *, world_size: int) -> int:
     Raises:
         ValueError: If the rows of a batch do not divide over processes and micro-batches.
     """
-    rows_at_once = train.rows_per_micro_batch * world_size
-    if train.rows_per_batch % rows_at_once:
+    num_at_once = rows_at_once(train, world_size=world_size)
+    if train.rows_per_batch % num_at_once:
+        shared = f", {train.sequence_parallel} of which share a row" if train.sequence_parallel > 1 else ""
         raise ValueError(
             f"train.rows_per_batch: {train.rows_per_batch} rows do not divide into micro-batches of "
-            f"train.rows_per_micro_batch={train.rows_per_micro_batch} on {world_size} processes; "
-            f"expected a multiple of {rows_at_once}"
+            f"train.rows_per_micro_batch={train.rows_per_micro_batch} on {world_size} processes{shared}; "
+            f"expected a multiple of {num_at_once}"
         )
-    return train.rows_per_batch // rows_at_once
+    return train.rows_per_batch // num_at_once
+
+
+def rows_at_once(train: TrainConfig, *, world_size: int) -> int:
+    """Return the rows of one micro-step over all processes; raise ValueError if those do not divide into groups."""
+    check_ranks_divide(world_size=world_size, num_slices=train.sequence_parallel)
+    return train.rows_per_micro_batch * (world_size // train.sequence_parallel)
 
 
 def read_deepspeed_json(source: Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +97,8 @@ def deepspeed_config(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
         if key in settings:
             raise ValueError(f"train.deepspeed: {key!r} is set there; leave it out, {recipe_key} decides")
     derived = {
-        "train_batch_size": train.rows_per_batch,
+        # DeepSpeed counts rows by rank, and so each slice of a row as one; it checks this number and uses it nowhere.
+        "train_batch_size": train.rows_per_batch * train.sequence_parallel,
         "train_micro_batch_size_per_gpu": train.rows_per_micro_batch,
         "gradient_accumulation_steps": num_micro_steps(train, world_size=world_size),
         "gradient_clipping": train.max_grad_norm,

@@ -23,9 +23,8 @@ _DIVISION = "the loss is divided by the tokens of the global batch, so gradients
 _ZERO_3 = "to fit a larger model use ZeRO stage 3 (ds_configs/zero3.json)"
 
 UNSUPPORTED: Mapping[str, str] = {
-    "sequence_parallel_size": f"sequence parallelism is not supported: {_ONE_COPY}; for long rows use "
-    "model.gradient_checkpointing=true, or a smaller data.row_tokens",
-    "data_parallel_size": "it belongs to sequence parallelism, which is not supported; the number of processes decides",
+    "sequence_parallel_size": "for processes that share long rows set train.sequence_parallel, and leave this out",
+    "data_parallel_size": "the number of processes and train.sequence_parallel decide; leave it out",
     "tensor_parallel": f"tensor parallelism is not supported: {_ONE_COPY}; {_ZERO_3}",
     "autotp_size": f"tensor parallelism is not supported: {_ONE_COPY}; {_ZERO_3}",
     "expert_parallel": f"expert parallelism is not supported: {_ONE_COPY}, and all experts of the model; {_ZERO_3}",

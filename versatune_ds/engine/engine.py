@@ -34,6 +34,7 @@ from versatune_ds.engine.optimizer import build_optimizer
 from versatune_ds.kernels.domain_loss import DomainSums
 from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models
+from versatune_ds.model.slice_checks import check_slices_give_the_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,8 @@ class Engine:
         The algebra, with W ranks, A micro-steps, L_ra the loss sum of rank r's micro-step a, and M loss tokens in
         the global batch: DeepSpeed divides by A in backward and by W when it averages gradients, so each backward
         gets L_ra * A * W / M and the gradient is that of (sum over r, a of L_ra) / M. A router's loss is added as it
-        is: divided by A and W it becomes the mean over all micro-steps (router_loss.py).
+        is: divided by A and W it becomes the mean over all micro-steps (router_loss.py). Where ranks share
+        rows, L_ra is the sum over the rank's slice, and the same holds (sequence_parallel.py).
 
         Args:
             micro_batches: This rank's micro-batches.
@@ -172,6 +174,15 @@ class Engine:
         """
         self.deepspeed_engine.eval()
         check_losses_are_the_models(self.deepspeed_engine.module.causal_lm)
+
+    def check_slices(self) -> None:
+        """Check that slices of rows give what the rows give, where ranks share them; the same on every rank.
+
+        Raises:
+            ValueError: See slice_checks.py.
+        """
+        self.deepspeed_engine.eval()
+        check_slices_give_the_rows(self.deepspeed_engine.module)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> torch.Tensor:

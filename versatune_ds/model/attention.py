@@ -27,6 +27,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from versatune_ds.data.batch import segment_bounds
+from versatune_ds.model.packed_rows import SEQUENCE_PARALLEL_NAMES, PackedRows
 
 VARLEN = "versatune_varlen"
 """Name of our function in transformers' interface. It is in no saved config: transformers does not write it."""
@@ -161,6 +162,7 @@ def attention_arguments(
     *,
     cu_seqlens: torch.Tensor | None = None,
     longest_segment: int | None = None,
+    group: Any = None,
 ) -> dict[str, Any]:
     """Return what a forward pass of the decoder over packed rows needs besides tokens and positions.
 
@@ -173,14 +175,19 @@ def attention_arguments(
             given, as in checks before training.
         cu_seqlens: int32 [S+1] on the model's device.
         longest_segment: Its longest segment.
+        group: Ranks that share the rows; the positions are then those of complete rows.
     """
-    if causal_lm.config._attn_implementation in ("sdpa", "eager", "flex_attention"):
+    name = causal_lm.config._attn_implementation
+    if name in ("sdpa", "eager", "flex_attention"):
         return {}
     if cu_seqlens is None or longest_segment is None:
         bounds, longest_segment = segment_bounds(positions_BT.cpu().numpy())
         cu_seqlens = torch.from_numpy(bounds).to(positions_BT.device)
     lengths = {"max_length_q": longest_segment, "max_length_k": longest_segment}
-    return {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, **lengths}
+    bounds = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, **lengths}
+    if name in SEQUENCE_PARALLEL_NAMES.values():
+        return {"packed_rows": PackedRows(positions_BT=positions_BT, bounds=bounds, group=group)}
+    return bounds
 
 
 @contextlib.contextmanager

@@ -182,6 +182,17 @@ def stopping_settings(model: ModelConfig) -> list[Any]:
     return []
 
 
+def config_without_download(model: ModelConfig) -> PretrainedConfig | None:
+    """Return the transformers config of the recipe's mapping or folder; None if it is elsewhere or cannot be read."""
+    if model.from_config is not None:
+        return config_from_mapping(model.from_config, vocab_size=model.tokenizer_vocab_size, special_ids={})
+    if not (Path(str(model.name_or_path)) / "config.json").is_file():
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        return AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    return None
+
+
 def _config_of(model: ModelConfig, *, vocab_size: int, special_ids: dict[str, int]) -> PretrainedConfig:
     """Return the transformers config from the recipe's mapping, or from a folder or Hub name."""
     if model.from_config is not None:

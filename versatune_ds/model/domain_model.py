@@ -56,10 +56,12 @@ class DomainModel(nn.Module):
     Args:
         causal_lm: A transformers model; its head is replaced in place.
         num_domains: K.
+        sequence_group: Process group of the ranks that share this rank's rows (`sequence_parallel.py`); None for none.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, *, num_domains: int) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, *, num_domains: int, sequence_group: Any = None) -> None:
         super().__init__()
+        self.sequence_group = sequence_group
         self.causal_lm = causal_lm
         self.num_domains = num_domains
         linear = causal_lm.get_output_embeddings()
@@ -85,6 +87,7 @@ class DomainModel(nn.Module):
         per_token: bool = False,
         is_token: torch.Tensor | None = None,
         grad_scale: float | None = None,
+        row_positions: torch.Tensor | None = None,
     ) -> DomainLosses:
         """Return the losses of a micro-batch of packed rows, all [B, T] int64; for the others see `Batch`.
 
@@ -94,17 +97,14 @@ class DomainModel(nn.Module):
         packed mask (sdpa, eager, flex_attention), which a cache or a mask of ours would switch off; the others get the
         bounds of the examples (`attention.py`), found in the positions only where `cu_seqlens` is not given.
         """
-        lengths = attention_arguments(self.causal_lm, positions, cu_seqlens=cu_seqlens, longest_segment=longest_segment)
-        if self.num_positions is not None:  # examples fit (check_positions); the padding of a long row may not
-            positions = positions.remainder(self.num_positions)
-        decoder = self.causal_lm.get_decoder()
         has_router_loss = self.router_loss is not None and self.training
-        extra = {"output_router_logits": True, **lengths} if has_router_loss else lengths
+        extra = {"output_router_logits": True} if has_router_loss else {}
+        bounds = {"cu_seqlens": cu_seqlens, "longest_segment": longest_segment}
         counting = nullcontext()
         if self.expert_load is not None and self.training and is_token is not None:
             counting = self.expert_load.counting(domain_ids, is_token_BT=is_token)
         with counting as expert_counts:
-            output = decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
+            output = self.run_decoder(input_ids, positions, row_positions, **bounds, **extra)
         hidden = output[0]
         result = self.causal_lm.get_output_embeddings()(
             hidden,
@@ -119,6 +119,36 @@ class DomainModel(nn.Module):
         token_losses = result.token_losses_N if per_token else hidden.new_zeros(0)
         router_loss = self.router_loss(output.router_logits, is_token) if has_router_loss else hidden.new_zeros(())
         return DomainLosses(result.loss, *result.by_domain, token_losses, router_loss, expert_counts)
+
+    def run_decoder(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        row_positions: torch.Tensor | None = None,
+        *,
+        cu_seqlens: torch.Tensor | None = None,
+        longest_segment: int | None = None,
+        **extra: bool,
+    ) -> Any:
+        """Return the decoder's output, hidden states first; for the arguments see `forward`.
+
+        Raises:
+            RuntimeError: If these are slices of rows, and no ranks share rows.
+        """
+        is_sliced = row_positions is not None
+        if is_sliced and self.sequence_group is None:
+            raise RuntimeError("slices of rows for a model that takes complete ones; train.sequence_parallel must be 1")
+        lengths = attention_arguments(
+            self.causal_lm,
+            row_positions if is_sliced else positions,
+            cu_seqlens=cu_seqlens,
+            longest_segment=longest_segment,
+            group=self.sequence_group if is_sliced else None,
+        )
+        if self.num_positions is not None:  # examples fit (check_positions); the padding of a long row may not
+            positions = positions.remainder(self.num_positions)
+        decoder, extra = self.causal_lm.get_decoder(), {**lengths, **extra}
+        return decoder(input_ids=input_ids, position_ids=positions, attention_mask=None, use_cache=False, **extra)
 
 
 def compile_layers(causal_lm: nn.Module) -> None:
@@ -147,6 +177,8 @@ def model_inputs(batch: Batch, *, device: torch.device, marks_tokens: bool = Fal
         "valid_index": batch.valid_index,
         "cu_seqlens": batch.cu_seqlens,
     }
+    if batch.row_positions is not None:
+        tensors["row_positions"] = batch.row_positions
     if marks_tokens:
         tensors["is_token"] = _is_token(batch)
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

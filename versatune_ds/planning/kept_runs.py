@@ -105,7 +105,7 @@ def open_kept_runs(task: PlanTask) -> KeptRuns:
     tokenizer, data = load_or_train_tokenizer(config), prepare_recipe(config)
     digests = loss_digests(config, tokenizer, data)
     _check_digests(task, digests)
-    recipe = domain_recipe(config, next(iter(folders)))
+    recipe = _with_complete_rows(domain_recipe(config, next(iter(folders))))
     setup = RunSetup(
         config=recipe, world=World(), device=choose_device(World()), ds_config={}, tokenizer=tokenizer, data=data
     )
@@ -133,6 +133,11 @@ def _check_digests(task: PlanTask, digests: dict[str, str]) -> None:
                 f"transfer.json: its {key} is another than the recipe's, so its models' losses do not compare; "
                 f"{_AGAIN} --fresh"
             )
+
+
+def _with_complete_rows(recipe: RunConfig) -> RunConfig:
+    """Return a recipe for one process, which shares its rows with no other."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"sequence_parallel": 1})})
 
 
 def _held_out_of_table(setup: RunSetup, *, run_dir: Path) -> HeldOutExamples:

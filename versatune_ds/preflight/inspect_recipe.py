@@ -20,6 +20,7 @@ from versatune_ds.data.loader import identity_of, orders_of, state_from_json, st
 from versatune_ds.data.order.plan import PlanSettings, StepPlan
 from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.data.prepare.domains import PreparedData
+from versatune_ds.data.row_slices import check_ranks_divide
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.schedule import Schedule
@@ -91,7 +92,10 @@ def inspect_as_text(config: RunConfig, inspection: Inspection) -> Iterator[str]:
 
 def _rows(config: RunConfig, data: PreparedData, inspection: Inspection) -> Iterator[tuple[StepPlan, dict[str, Any]]]:
     """Yield the description of every row to show, with the plan of its step."""
-    places = {"world_size": inspection.world_size, "rows_per_micro_batch": config.train.rows_per_micro_batch}
+    train = config.train
+    places = {"world_size": inspection.world_size, "rows_per_micro_batch": train.rows_per_micro_batch}
+    if inspection.world_size is not None:
+        places["sequence_parallel"] = train.sequence_parallel
     for plan in _plans(config, data, inspection):
         for row in describe_rows([plan], domain_set=data.domain_set, **places):
             yield plan, row
@@ -114,8 +118,10 @@ def terminal_decoder(tokenizer: Any) -> Callable[[list[int]], str]:
 
 def _check(config: RunConfig, inspection: Inspection) -> None:
     """Raise ValueError if the rows do not divide among the processes, or the resume point is not within the steps."""
-    world_size = 1 if inspection.world_size is None else inspection.world_size
-    rows_per_micro_step = world_size * config.train.rows_per_micro_batch
+    num_slices = config.train.sequence_parallel
+    world_size = num_slices if inspection.world_size is None else inspection.world_size
+    check_ranks_divide(world_size=world_size, num_slices=num_slices)
+    rows_per_micro_step = world_size // num_slices * config.train.rows_per_micro_batch
     if rows_per_micro_step < 1 or config.train.rows_per_batch % rows_per_micro_step:
         raise ValueError(
             f"--world-size {inspection.world_size}: train.rows_per_batch {config.train.rows_per_batch} is no multiple "

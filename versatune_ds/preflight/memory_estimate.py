@@ -127,11 +127,21 @@ def measure_model(
         passes = decoder_pass_bytes(
             causal_lm,
             num_rows=config.train.rows_per_micro_batch,
-            row_tokens=config.data.row_tokens,
+            row_tokens=config.data.row_tokens // config.train.sequence_parallel,
             has_router_loss=router_loss_of(causal_lm) is not None,
         )
+    passes = _with_masks_of_rows(passes, config, has_mask=causal_lm.config._attn_implementation == "sdpa")
     sizes = tuple(quantisable_sizes(causal_lm)) if model.load_in_4bit else ()
     return _size_of(causal_lm, attention=attention, four_bit_sizes=sizes), passes
+
+
+def _with_masks_of_rows(passes: PassBytes, config: RunConfig, *, has_mask: bool) -> PassBytes:
+    """Add what slices do not divide: the mask of sdpa is that of complete rows, one byte for each two tokens."""
+    num_slices, T = config.train.sequence_parallel, config.data.row_tokens
+    if num_slices == 1 or not has_mask:
+        return passes
+    added = config.train.rows_per_micro_batch * (T**2 - (T // num_slices) ** 2)
+    return PassBytes(saved=passes.saved + added, peak=passes.peak + added)
 
 
 def _size_of(causal_lm: Any, *, attention: str, four_bit_sizes: tuple[int, ...]) -> ModelSize:
@@ -182,7 +192,7 @@ def estimate_memory(
     dtype, stage = DTYPES[config.train.precision], zero_stage(ds_config)
     given, num_bytes = ds_config.get("zero_optimization", {}), dtype.itemsize
     zero = {key: value for key, value in given.items() if value != "auto"}  # DeepSpeed then takes its default
-    num_tokens = config.train.rows_per_micro_batch * config.data.row_tokens
+    num_tokens = config.train.rows_per_micro_batch * (config.data.row_tokens // config.train.sequence_parallel)
     head_now, head_kept = _head_bytes(size, num_tokens=num_tokens, dtype=dtype)
     # States: weights, gradients, and what the optimizer keeps.
     share = size.num_trained / world_size if stage > 0 else size.num_trained

@@ -33,6 +33,7 @@ from versatune_ds.model.four_bit import describe_four_bit
 from versatune_ds.model.fused_layers import fuse_layers
 from versatune_ds.model.model_check import check_losses_are_the_models
 from versatune_ds.model.router_loss import describe_router_loss
+from versatune_ds.model.sequence_parallel import split_attention
 from versatune_ds.model.sizes import check_positions
 from versatune_ds.monitor import Monitor, open_monitor
 from versatune_ds.monitor.sinks import Sink
@@ -223,9 +224,11 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
             check_losses_are_the_models(causal_lm.to(setup.device))
     if config.model.compile:
         compile_layers(causal_lm)
+    num_slices = config.train.sequence_parallel
+    group = split_attention(causal_lm, wanted=config.model.attention, num_slices=num_slices, world=setup.world)
     with start_phase("DeepSpeed"):
         engine = Engine(
-            DomainModel(causal_lm, num_domains=len(setup.domain_set)),
+            DomainModel(causal_lm, num_domains=len(setup.domain_set), sequence_group=group),
             train=config.train,
             ds_config=setup.ds_config,
             world=setup.world,
@@ -235,6 +238,7 @@ def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
     if setup.zero_stage == 3:
         with start_phase("loss kernels and check of the losses"):
             engine.check_losses()
+    engine.check_slices()
     return engine
 
 
@@ -284,6 +288,7 @@ def _training_loader(setup: RunSetup) -> MixtureLoader:
         rows_per_micro_batch=config.train.rows_per_micro_batch,
         rank=setup.world.rank,
         world_size=setup.world.world_size,
+        sequence_parallel=config.train.sequence_parallel,
         weight_unit=config.mixture.weight_unit,
         max_epochs_per_domain=config.data.max_epochs_per_domain,
         pad_token_id=pad_token_id(setup.tokenizer),

@@ -206,6 +206,7 @@ def _loader_of(examples: Subsets, setup: RunSetup) -> ValidationLoader:
         row_tokens=config.data.row_tokens,
         rank=setup.world.rank,
         world_size=setup.world.world_size,
+        sequence_parallel=config.train.sequence_parallel,
         pad_token_id=pad_token_id(setup.tokenizer),
     )
 

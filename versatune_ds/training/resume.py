@@ -40,7 +40,8 @@ _PARTS_ADDED_LATER = ("validation", "train_losses", "updates", "best", "early_st
 """Checkpoints of earlier versions, or of a run with another `mixture.signal`, have no state for these."""
 
 _PARTS = {"data": "data", "validation": "data", "tokenizer": "tokenizer", "weights": "mixture", "references": "mixture",
-          "signal": "mixture", "world_size": "world_size", "zero_stage": "zero_stage"}  # fmt: skip
+          "signal": "mixture", "world_size": "world_size", "sequence_parallel": "world_size",
+          "zero_stage": "zero_stage"}  # fmt: skip
 """Key of an identity -> the name in `resume.allow` that permits a change of it; other keys may not change."""
 
 
@@ -86,6 +87,7 @@ def run_identity(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
         "domains": list(data.domain_set),
         "rows_per_batch": setup.config.train.rows_per_batch,
         "world_size": setup.world.world_size,
+        "sequence_parallel": setup.config.train.sequence_parallel,
         "zero_stage": setup.zero_stage,
         "weights": mixture.named_K.tolist(),
         "signal": setup.config.mixture.signal if setup.config.mixture.has_own_signal else None,
@@ -144,6 +146,7 @@ def check_identity(
     Raises:
         ValueError: One line for each difference that is not allowed, or cannot be.
     """
+    saved = {"sequence_parallel": 1, **saved}  # earlier versions had no other
     changed = [key for key in current if saved.get(key) != current[key]]
     if "domains" in changed:
         raise ValueError(
@@ -238,9 +241,9 @@ def record_resume(run_dir: Path, point: ResumePoint, identity: Mapping[str, Any]
 def log_resume(point: ResumePoint) -> None:
     """Log the step the run resumes at, and what differs from now on."""
     logger.info("resuming after step %d from %s", point.step, point.folder)
-    if point.changed & {"world_size", "zero_stage"}:
+    if point.changed & {"world_size", "sequence_parallel", "zero_stage"}:
         logger.warning("other processes or ZeRO stage: same batches, losses within rounding, not bit for bit")
     if point.changed_domains:
         logger.warning("changed data, restarted at the first example: %s", ", ".join(point.changed_domains))
-    for key in sorted(point.changed - {"world_size", "zero_stage", "data"}):
+    for key in sorted(point.changed - {"world_size", "sequence_parallel", "zero_stage", "data"}):
         logger.warning("%s changed since the checkpoint, allowed by resume.allow", key)

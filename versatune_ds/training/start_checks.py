@@ -21,7 +21,7 @@ from versatune_ds.distributed.gpus import UnseenGpusError, asks_for_gpus, check_
 from versatune_ds.distributed.world import is_slurm_task
 from versatune_ds.domains import DomainSet
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
-from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, zero_stage
+from versatune_ds.engine.ds_settings import deepspeed_config, num_micro_steps, rows_at_once, zero_stage
 from versatune_ds.kernels.build import chosen_implementation
 from versatune_ds.kernels.kernel_choice import chosen_kernel
 from versatune_ds.mixture.files import no_such_file
@@ -29,10 +29,11 @@ from versatune_ds.mixture.reference import check_has_references
 from versatune_ds.mixture.settings import target_id_of
 from versatune_ds.mixture.weights import as_weights
 from versatune_ds.model.attention_choice import check_attention_device
-from versatune_ds.model.build import check_model_weights, config_from_mapping
+from versatune_ds.model.build import check_model_weights, config_from_mapping, config_without_download
 from versatune_ds.model.four_bit import check_four_bit_installed
 from versatune_ds.model.fused_layers import check_fused_layers
 from versatune_ds.model.named_model import check_saved_model, exported_from
+from versatune_ds.model.slice_checks import check_attention_slices, check_model_slices, check_row_slices
 from versatune_ds.monitor.trackers import check_tracker_keys, check_tracker_packages
 from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
@@ -68,14 +69,16 @@ class StartCheckInput:
     def ds_config(self) -> dict[str, Any]:
         """Return DeepSpeed's config.
 
-        A batch that the processes cannot share equally has its own check. Here it is replaced by one that they can, so
-        that mistakes in the batch and in the settings are reported together.
+        A batch that the processes cannot share equally has its own check. Here it, or their number, is replaced by one
+        that fits, so that mistakes in the batch and in the settings are reported together.
         """
         train = self.config.train
-        rows_at_once = train.rows_per_micro_batch * self.num_processes
-        if train.rows_per_batch % rows_at_once:
-            train = train.model_copy(update={"rows_per_batch": rows_at_once})
-        return deepspeed_config(train, world_size=self.num_processes)
+        num_groups = max(self.num_processes // train.sequence_parallel, 1)
+        world_size = num_groups * train.sequence_parallel
+        num_at_once = rows_at_once(train, world_size=world_size)
+        if train.rows_per_batch % num_at_once:
+            train = train.model_copy(update={"rows_per_batch": num_at_once})
+        return deepspeed_config(train, world_size=world_size)
 
 
 def check_start(start: StartCheckInput) -> None:
@@ -128,6 +131,20 @@ def _check_batch(start: StartCheckInput) -> Iterator[Finding]:
         f"{processes}, {train.rows_per_batch * start.config.data.row_tokens:,} tokens a step"
     )
     yield ok("batch", "train.rows_per_batch", found)
+
+
+def _check_slices(start: StartCheckInput) -> Iterator[Finding]:
+    """Check that rows, attention and, where its config lies here, the model can be computed in slices."""
+    train, model = start.config.train, start.config.model
+    num_slices = train.sequence_parallel
+    if num_slices == 1:
+        return
+    check_row_slices(num_slices, row_tokens=start.config.data.row_tokens, is_compiled=model.compile)
+    check_attention_slices(model.attention, num_slices=num_slices)
+    if (config := config_without_download(model)) is not None:
+        check_model_slices(config, num_slices=num_slices)
+    num_tokens = start.config.data.row_tokens // num_slices
+    yield ok("batch", "train.sequence_parallel", f"{num_slices} processes share a row, {num_tokens:,} tokens each")
 
 
 def _check_deepspeed(start: StartCheckInput) -> Iterator[Finding]:
@@ -317,6 +334,7 @@ _PROCESSES: frozenset[Stage] = frozenset({"every rank"})
 START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="launcher", needs="nothing", stages=_TRAINING | {"detect"}, find=_check_started_once),
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_batch),
+    Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_slices),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_deepspeed),
     Check(name="kernels", needs="nothing", stages=_TRAINING | _PROCESSES, find=_check_kernel_variables),
     Check(name="policy", needs="files", stages=_MIXING, find=_check_policy),
