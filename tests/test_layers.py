@@ -55,6 +55,7 @@ HOMES = {
         "export/run_export.py",
         "knowledge/generate.py",
         "model/saved_weights.py",
+        "model/sequence_parallel.py",
         "model/trainable_parameters.py",
     },
 }  # fmt: skip
