@@ -14,7 +14,7 @@ from versatune_ds.distributed import World, free_port
 from versatune_ds.distributed.failures import FailureBoard
 from versatune_ds.engine import checkpoint
 from versatune_ds.engine.engine import Engine
-from versatune_ds.training import assemble, start_checks, worker
+from versatune_ds.training import assemble, model_engine, start_checks, worker
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.worker import run_worker
 
@@ -39,8 +39,8 @@ PHASES = {
     "reading the recipe": (worker, "load_recipe", 1),
     "choosing the device": (worker, "choose_device", 1),
     "loading data": (assemble, "prepare_once_per_node", 1),
-    "building the model": (assemble, "build_causal_lm", 1),
-    "building the engine": (assemble, "Engine", 1),
+    "building the model": (model_engine, "build_causal_lm", 1),
+    "building the engine": (model_engine, "Engine", 1),
     "measuring before training": (HeldOutExamples, "measure", 1),
     "a step": (Engine, "train_step", 3),
     "a validation": (HeldOutExamples, "measure", 2),

@@ -81,5 +81,5 @@ def install(patch, *, kernel=varlen_attn, machine=H100):
     """Put the stand-in in torch's place, and let models be built for a machine that has it."""
     patch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     patch.setattr("versatune_ds.model.build.machine_here", lambda precision: machine)
-    patch.setattr("versatune_ds.training.assemble.machine_here", lambda precision: machine)
+    patch.setattr("versatune_ds.training.model_engine.machine_here", lambda precision: machine)
     patch.setattr("versatune_ds.training.start_checks.check_attention_device", lambda wanted, *, device_type: None)

@@ -11,7 +11,7 @@ from versatune_ds.config import ModelConfig
 from versatune_ds.model import build
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.model_check import check_losses_are_the_models
-from versatune_ds.training import assemble
+from versatune_ds.training import model_engine
 
 
 def test_packed_examples_have_the_loss_that_transformers_computes_one_by_one():
@@ -131,12 +131,12 @@ class Tokenizer:
     [({"stage": 2}, "cuda"), ({"stage": 3}, "cuda"), ({"stage": 3, "offload_param": {"device": "cpu"}}, None)],
 )
 def test_a_run_makes_its_model_on_its_device_unless_parameters_are_offloaded(monkeypatch, zero, expected):
-    monkeypatch.setattr(assemble, "share_process_group", lambda: None)
-    monkeypatch.setattr(assemble, "build_causal_lm", lambda model, **settings: settings["device"])
+    monkeypatch.setattr(model_engine, "share_process_group", lambda: None)
+    monkeypatch.setattr(model_engine, "build_causal_lm", lambda model, **settings: settings["device"])
     config = SimpleNamespace(run=SimpleNamespace(seed=1), model=None, train=SimpleNamespace(precision="bf16"))
     setup = SimpleNamespace(
         config=config, tokenizer=Tokenizer(), ds_config={"zero_optimization": zero}, zero_stage=zero["stage"],
         device=torch.device("cuda"),
     )  # fmt: skip
-    device = assemble.build_model(setup)
+    device = model_engine.build_model(setup)
     assert (None if device is None else device.type) == expected

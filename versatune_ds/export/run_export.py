@@ -90,11 +90,7 @@ def export_run(
     causal_lm = model_without_weights(run_dir, config, dtype=dtype)
     frozen = frozen_weights(checkpoint, causal_lm, config=config, is_adapter=is_adapter)
     weights = weights_of_model({**frozen, **open_weights(checkpoint)}, causal_lm, origin=checkpoint)
-    trust = config.model.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(run_dir / TOKENIZER_FOLDER, trust_remote_code=trust)
-    endings = recorded_endings(run_dir, config, tokenizer)
-    if endings["chat_template"] is not None:
-        tokenizer.chat_template = endings["chat_template"]
+    tokenizer, end_token_ids = _tokenizer_of(run_dir, config)
     log_what_is_replaced(output)
     saved_at = read_state(checkpoint)["step"]
     with export_folder(output, run_name=name, step=saved_at) as folder:
@@ -105,11 +101,21 @@ def export_run(
             weights = merged_weights(causal_lm, weights) if config.model.lora is not None else weights
             write_weights(weights, folder=folder, dtype=dtype, max_shard_size=max_shard_size)
             save_model_settings(causal_lm, folder)
-        stop_at_ends(folder, endings["end_token_ids"], tokenizer=tokenizer)
+        stop_at_ends(folder, end_token_ids, tokenizer=tokenizer)
         tokenizer.save_pretrained(folder)
         write_model_card(run_dir, folder=folder, step=saved_at, is_adapter=is_adapter, repo_id=repo_id)
     logger.info("exported %s to %s", checkpoint.name, output)
     return output
+
+
+def _tokenizer_of(run_dir: Path, config: RunConfig) -> tuple[Any, list[int]]:
+    """Return a run's tokenizer with the template that it trained on, and the tokens that ended answers."""
+    trust = config.model.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / TOKENIZER_FOLDER, trust_remote_code=trust)
+    endings = recorded_endings(run_dir, config, tokenizer)
+    if endings["chat_template"] is not None:
+        tokenizer.chat_template = endings["chat_template"]
+    return tokenizer, endings["end_token_ids"]
 
 
 def export_into_run(run_dir: Path) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 from versatune_ds.config import RunConfig
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, tokenizer_digest
 from versatune_ds.reference.file import Result
-from versatune_ds.training.assemble import build_engine, build_model
 from versatune_ds.training.held_out import measure_validation, validation_loader
+from versatune_ds.training.model_engine import build_engine, build_model
 from versatune_ds.training.prepared_data import RunSetup
 
 

@@ -20,21 +20,12 @@ from versatune_ds.data.encoding.tokenizer import pad_token_id
 from versatune_ds.data.loader import LoaderSettings, MixtureLoader
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank_zero
-from versatune_ds.engine.deepspeed_quirks import full_shape
-from versatune_ds.engine.ds_settings import deepspeed_config, offload_device
-from versatune_ds.engine.engine import Engine, share_process_group
+from versatune_ds.engine.ds_settings import deepspeed_config
+from versatune_ds.engine.engine import Engine
 from versatune_ds.engine.saving import Saving
 from versatune_ds.mixture.offline.outlook import start_warnings
 from versatune_ds.mixture.schedule import Schedule
-from versatune_ds.model.attention_choice import describe_attention, machine_here
-from versatune_ds.model.build import build_causal_lm, save_model_settings, special_ids_of_tokenizer
-from versatune_ds.model.domain_model import DomainModel, compile_layers
-from versatune_ds.model.four_bit import describe_four_bit
-from versatune_ds.model.fused_layers import fuse_layers
-from versatune_ds.model.model_check import check_losses_are_the_models
-from versatune_ds.model.router_loss import describe_router_loss
-from versatune_ds.model.sequence_parallel import split_attention
-from versatune_ds.model.sizes import check_positions
+from versatune_ds.model.build import save_model_settings
 from versatune_ds.monitor import Monitor, open_monitor
 from versatune_ds.monitor.sinks import Sink
 from versatune_ds.progress import start_phase
@@ -51,6 +42,7 @@ from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.length.extension import set_later_checkpoints_aside, settle_length
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.mixture_start import MixtureStart, start_mixture
+from versatune_ds.training.model_engine import build_engine, build_model
 from versatune_ds.training.prepared_data import RunSetup, prepare_once_per_node
 from versatune_ds.training.resume import (
     ResumePoint,
@@ -104,16 +96,12 @@ def assemble_run(
     """
     # Settings and the run's folder, before anything that takes time.
     locks = _check_and_lock(config, world=world, device=device, is_fresh=is_fresh)
-    ds_config = deepspeed_config(config.train, world_size=world.world_size)
 
     # The data, and the mixture that training starts with.
-    with start_phase("data"):
-        tokenizer, data = prepared or prepare_once_per_node(config, world)
-        config, last_step = settle_length(config, data, world=world, is_fresh=is_fresh)
-    setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
-    check_judged_rows(setup)
+    setup, last_step = _set_up(config, world=world, device=device, prepared=prepared, is_fresh=is_fresh)
+    config, data = setup.config, setup.data  # its length is in steps now
     tasks = None if make_tasks is None else make_tasks(setup)
-    own_signal = own_signal_of(config, domain_set=data.domain_set, tokenizer=tokenizer)
+    own_signal = own_signal_of(config, domain_set=data.domain_set, tokenizer=setup.tokenizer)
     mixture = start_mixture(setup)
 
     # The checkpoint to resume from, None at the start.
@@ -125,8 +113,7 @@ def assemble_run(
     # The model and its engine. A former run is deleted only once the model could be built.
     with start_phase("model", has_own_bar=config.model.name_or_path is not None):
         causal_lm = build_model(setup)
-    saved = None if point is None else point.state["identity"]
-    identity |= identity_of_base(config, saved=saved, folder=point and point.folder, world=world)
+    identity |= _identity_of_base(config, point, world=world)
     start = _run_start(setup, mixture, causal_lm)
     run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
     engine = build_engine(setup, causal_lm)
@@ -144,12 +131,45 @@ def assemble_run(
         monitor=monitor, meter=Meter(data.domain_set), identity=identity,
         throughput=throughput_of(causal_lm, config.train, world=world),
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
-        saving=Saving(
-            config=config, world=world, deepspeed_engine=engine.deepspeed_engine, best=parts["best"],
-            only_trained=BASE_WEIGHTS in identity,
-        ),
+        saving=_saving(setup, engine, parts, identity=identity),
         own_signal=own_signal, locks=locks, step=0 if point is None else point.step, is_complete=is_complete,
     )  # fmt: skip
+
+
+def _set_up(
+    config: RunConfig,
+    *,
+    world: World,
+    device: torch.device,
+    prepared: tuple[Any, PreparedData] | None,
+    is_fresh: bool,
+) -> tuple[RunSetup, int | None]:
+    """Prepare the data and settle the run's length; return both, and the newest step that it may resume from."""
+    ds_config = deepspeed_config(config.train, world_size=world.world_size)
+    with start_phase("data"):
+        tokenizer, data = prepared or prepare_once_per_node(config, world)
+        config, last_step = settle_length(config, data, world=world, is_fresh=is_fresh)
+    setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
+    check_judged_rows(setup)
+    return setup, last_step
+
+
+def _identity_of_base(config: RunConfig, point: ResumePoint | None, *, world: World) -> dict[str, Any]:
+    """Return what a run without frozen weights in its checkpoints depends on besides them."""
+    if point is None:
+        return identity_of_base(config, saved=None, folder=None, world=world)
+    return identity_of_base(config, saved=point.state["identity"], folder=point.folder, world=world)
+
+
+def _saving(setup: RunSetup, engine: Engine, parts: Mapping[str, Any], *, identity: Mapping[str, Any]) -> Saving:
+    """Return what saves the run's checkpoints."""
+    return Saving(
+        config=setup.config,
+        world=setup.world,
+        deepspeed_engine=engine.deepspeed_engine,
+        best=parts["best"],
+        only_trained=BASE_WEIGHTS in identity,
+    )
 
 
 def _check_and_lock(config: RunConfig, *, world: World, device: torch.device, is_fresh: bool) -> tuple[FolderLock, ...]:
@@ -178,68 +198,6 @@ def _log_start_warnings(setup: RunSetup, mixture: MixtureStart, *, is_resumed: b
         )
     for line in warnings:
         logger.warning("%s", line)
-
-
-def build_model(setup: RunSetup) -> Any:
-    """Build or load the model on every rank from the same seed; only ZeRO-3 loads a saved model in parts.
-
-    It is made on the device, unless its parameters will be offloaded to the host.
-    """
-    share_process_group()
-    config = setup.config
-    is_offloaded = offload_device(setup.ds_config, "offload_param") is not None
-    torch.manual_seed(config.run.seed)
-    return build_causal_lm(
-        config.model,
-        precision=config.train.precision,
-        vocab_size=len(setup.tokenizer),
-        special_ids=special_ids_of_tokenizer(setup.tokenizer),
-        zero3_config=setup.ds_config if setup.zero_stage == 3 else None,
-        device=None if is_offloaded else setup.device,
-    )
-
-
-def build_engine(setup: RunSetup, causal_lm: Any) -> Engine:
-    """Attach the loss head to a model, check its positions and losses, and return its DeepSpeed engine.
-
-    Raises:
-        ValueError: If the model cannot take the longest example, or computes another loss than the head.
-    """
-    config = setup.config
-    sizes = [(full_shape(part).numel(), part.requires_grad) for part in causal_lm.parameters()]
-    num_parameters, num_trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
-    trained = "" if num_trained == num_parameters else f", {num_trained / 1e6:.3g} M of them trained"
-    logger.info("model: %s, %.3g M parameters%s", type(causal_lm).__name__, num_parameters / 1e6, trained)
-    machine = machine_here(config.train.precision)
-    logger.info("attention: %s", describe_attention(causal_lm, wanted=config.model.attention, machine=machine))
-    for line in (describe_router_loss(causal_lm), describe_four_bit(causal_lm)):
-        if line is not None:
-            logger.info("%s", line)
-
-    # ZeRO-3 keeps the weights in parts, which only the engine gathers: there the losses are checked afterwards.
-    check_positions(causal_lm, longest=setup.longest_example)
-    fuse_layers(causal_lm, config.model, device=setup.device)
-    if setup.zero_stage < 3:
-        with start_phase("loss kernels and check of the losses"):  # the first loss loads or compiles them
-            check_losses_are_the_models(causal_lm.to(setup.device))
-    if config.model.compile:
-        compile_layers(causal_lm)
-    num_slices = config.train.sequence_parallel
-    group = split_attention(causal_lm, wanted=config.model.attention, num_slices=num_slices, world=setup.world)
-    with start_phase("DeepSpeed"):
-        engine = Engine(
-            DomainModel(causal_lm, num_domains=len(setup.domain_set), sequence_group=group),
-            train=config.train,
-            ds_config=setup.ds_config,
-            world=setup.world,
-            device=setup.device,
-            seed=config.run.seed,
-        )
-    if setup.zero_stage == 3:
-        with start_phase("loss kernels and check of the losses"):
-            engine.check_losses()
-    engine.check_slices()
-    return engine
 
 
 def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunStart:
