@@ -98,6 +98,7 @@ def _quiet_libraries() -> None:
     """Hide deepspeed's warning without a GPU, matplotlib's about missing glyphs, and very short progress bars."""
     warnings.filterwarnings("ignore", message="Glyph .* missing from font")
     logging.getLogger("DeepSpeed").addFilter(_is_useful)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it lacks a kernel that no run uses
     os.environ.setdefault("TQDM_DELAY", "3")  # seconds; read by tqdm at import, inherited by child processes
 
 

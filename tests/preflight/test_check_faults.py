@@ -15,6 +15,8 @@ from model_templates import LAST_REASONING
 from versatune_ds.config import load_config
 from versatune_ds.data.encoding.templates import template_digest
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
+from versatune_ds.preflight.checks import CheckReport
+from versatune_ds.training.finding import fail, warn
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 SECRET = "a-key-that-must-stay-secret"
@@ -260,7 +262,22 @@ def test_eight_faults_at_once_are_all_reported_and_the_check_they_prevent_too(ve
         ("slurm", "SBATCH_PARTITION"), ("wandb", "monitor.wandb.mode=online"),
     }  # fmt: skip
     not_checked = {found["check"]: found for found in findings if found["key"] == "not checked"}
-    assert not_checked["memory"]["found"] == "needs train.deepspeed, see above"
+    assert not_checked["memory"]["found"] == "needs train.deepspeed, which failed"
+
+
+def test_checks_that_one_failure_prevents_share_a_line_of_the_table():
+    needs = "needs data.folder, which failed"
+    findings = (
+        fail("files", "data.folder", "no such folder", "name one"),
+        *(warn(name, "not checked", needs) for name in ("rows", "rows", "memory")),
+        warn("disk", "not checked", "needs model.name_or_path, which failed"),
+    )  # fmt: skip
+    table = CheckReport(findings=findings, examples={}).as_text(is_coloured=False)
+    assert [line.split("  ", 1)[1].strip() for line in table.splitlines() if "not checked" in line] == [
+        f"checks  not checked  rows, memory: {needs}",
+        "checks  not checked  disk: needs model.name_or_path, which failed",
+    ]
+    assert "0 ok, 4 warn, 1 FAIL" in table
 
 
 def test_a_memorised_reference_is_a_warning_with_advice(versatune, recipe):

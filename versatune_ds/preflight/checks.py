@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,10 @@ CHECKS: tuple[Check[Subject], ...] = (
 )
 
 
+_NOT_CHECKED = "not checked"
+"""Key of a finding on a check that could not be made."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
     """All findings, and one example a domain, with the prompt of generation where asked for."""
@@ -96,7 +100,7 @@ class CheckReport:
 
     def _table(self, *, is_coloured: bool) -> Iterator[str]:
         """Yield one line a finding: level, check, key, what was found and what to do; warnings and failures last."""
-        findings = sorted(self.findings, key=lambda finding: list(_COLOURS).index(finding.level))
+        findings = sorted(_with_one_line_a_need(self.findings), key=lambda found: list(_COLOURS).index(found.level))
         cells = [_cells(finding) for finding in findings]
         with fit_to(None):  # a long text is wrapped below itself instead
             table = text_table((), [row[:-1] for row in cells], num_left=3).splitlines()
@@ -106,6 +110,19 @@ class CheckReport:
             line = paragraph(beginning.ljust(text_column) + row[-1], indent=min(column, _MOST_INDENT))
             level = f"\033[{_COLOURS[finding.level]}m{finding.level}\033[0m" if is_coloured else finding.level
             yield level + line.removeprefix(finding.level)
+
+
+def _with_one_line_a_need(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield findings, those on what was not checked for one reason as one: twelve such lines would hide the reason."""
+    unmade: dict[str, dict[str, None]] = {}
+    for finding in findings:
+        if (finding.level, finding.key) == ("warn", _NOT_CHECKED):
+            unmade.setdefault(finding.found, {})[finding.check] = None
+    for finding in findings:
+        if (finding.level, finding.key) != ("warn", _NOT_CHECKED):
+            yield finding
+        elif checks := unmade.pop(finding.found, None):
+            yield dataclasses.replace(finding, check="checks", found=f"{', '.join(checks)}: {finding.found}")
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:
@@ -138,7 +155,7 @@ def _run(check: Check[Subject], subject: Subject, *, known: set[tuple[str, str]]
     except ValueError as error:
         failures = list(failures_of(error, check=check.name))
         new = [finding for finding in failures if (finding.key, finding.text) not in known]
-        yield from new or [warn(check.name, "not checked", f"needs {failures[0].key}, see above")]
+        yield from new or [warn(check.name, _NOT_CHECKED, f"needs {failures[0].key}, which failed")]
     except Exception as error:  # a check that breaks must not hide what the others find
         reason = first_line(error)
-        yield fail(check.name, "not checked", f"{type(error).__name__}: {reason}", "training may meet it too")
+        yield fail(check.name, _NOT_CHECKED, f"{type(error).__name__}: {reason}", "training may meet it too")
