@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.pop("COLUMNS", None)  # processes of pytest-xdist have it, and tables would fit it
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 try:

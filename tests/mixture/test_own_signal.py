@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import tiny_config
 
 from versatune_ds.config import MixtureConfig, load_config
 from versatune_ds.config.load import load_config_with_policy, name_of_signal
@@ -19,12 +18,26 @@ from versatune_ds.mixture.reference import load_references
 from versatune_ds.monitor.decision_views import decision_metrics
 from versatune_ds.report.series import RunSeries, held_out_losses, reference_loss, training_losses
 
+RECIPE = """
+run: {name: mine}
+model: {from_config: {model_type: llama}}
+data: {synthetic: {}}
+train: {steps: 10}
+mixture: {reference: {start_fraction: 0.85}}
+"""
 DOMAINS = DomainSet(("law", "code"))
 NAME = "my_signals:wrong_share"
 
 
 def checked(returned):
     return checked_losses(returned, name=NAME, where="my_signals.py:7", domain_set=DOMAINS)
+
+
+def config_of(folder, *overrides):
+    """Return a config without a tokenizer or a model: CI runs these tests without PyTorch."""
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE)
+    return load_config(path, overrides)
 
 
 def half(context):
@@ -115,7 +128,7 @@ def test_what_is_no_finite_number_of_every_domain_is_refused_with_file_and_line(
 
 def test_a_signal_is_named_in_a_recipe_and_imported_only_where_it_is_used(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = tiny_config(tmp_path, "mixture.signal=signals_of_a_test:wrong_share")
+    config = config_of(tmp_path, "mixture.signal=signals_of_a_test:wrong_share")
     assert config.mixture.has_own_signal
     assert not config.mixture.watches_overfitting
     with pytest.raises(ValueError, match=r"^mixture\.signal: .*cannot import 'signals_of_a_test' \(ModuleNotFound"):
@@ -142,11 +155,11 @@ def test_a_signal_is_named_in_a_recipe_and_imported_only_where_it_is_used(tmp_pa
 )
 def test_a_mistake_in_the_key_is_one_line(tmp_path, key, message):
     with pytest.raises(ValueError, match=message):
-        tiny_config(tmp_path, key)
+        config_of(tmp_path, key)
 
 
 def test_a_signal_given_as_a_function_stays_until_another_is_named(tmp_path):
-    config = load_config_with_policy(tiny_config(tmp_path), ["train.steps=7"], None, half)
+    config = load_config_with_policy(config_of(tmp_path), ["train.steps=7"], None, half)
     assert config.mixture.signal == f"{__name__}:half"
     assert config.mixture.signal_function is half
     assert load_config(config, ["train.steps=9"]).mixture.signal_function is half

@@ -18,7 +18,11 @@ def export(output, *, step=200, files=("config.json",)):
 
 def test_an_export_says_of_which_run_and_step_it_is(tmp_path):
     folder = export(tmp_path / "export")
-    assert json.loads((folder / "versatune_export.json").read_text()) == {"run": "law", "step": 200}
+    assert json.loads((folder / "versatune_export.json").read_text()) == {
+        "run": "law",
+        "step": 200,
+        "files": ["config.json"],
+    }
     assert exported_from(str(folder)) == "the run law, after step 200"
     check_saved_model(ModelConfig(name_or_path=str(folder)))
     assert exported_from(str(export(tmp_path / "earlier", step=None))) == "the run law"  # of an earlier version

@@ -11,7 +11,7 @@ from tiny_run import be_trained, read_lines, tiny_config
 from examples.own_signal import scaled_loss
 from versatune_ds.distributed import World
 from versatune_ds.mixture.own_signal import DomainLosses
-from versatune_ds.training import assemble
+from versatune_ds.training import assemble, signal_function
 from versatune_ds.training.resume import find_resume_point
 from versatune_ds.training.run_records import explain_run, replay_run
 from versatune_ds.training.signal_context import SignalContext
@@ -104,12 +104,13 @@ def test_a_signal_that_fails_is_one_line_with_its_file_and_line_and_a_failure_of
     (tmp_path / "law.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
 
     def fail(world):
-        found = {}
+        found, logged = {}, []
+        monkeypatch.setattr(signal_function.logger, "error", lambda text, *parts: logged.append(text % parts))
         for name in ("failing", "short_of_memory"):
             try:
                 be_trained(tiny_config(tmp_path / name, signals(name), cache_dir=cache), World())
             except (ValueError, torch.OutOfMemoryError) as error:
-                found[name] = (type(error).__name__, str(error), getattr(error, "__notes__", []))
+                found[name] = (type(error).__name__, str(error), list(logged))
         config = tiny_config(
             tmp_path / "choices", "train.steps=4", "mixture.signal=examples.own_signal:wrong_choices", cache_dir=cache
         )
@@ -131,7 +132,7 @@ def test_a_signal_that_fails_is_one_line_with_its_file_and_line_and_a_failure_of
         assert losses["code"] == {"mean": None, "stderr": None, "num_loss_tokens": 0}
     kind, text, notes = found["short_of_memory"]
     assert (kind, text) == ("OutOfMemoryError", "no memory")
-    assert f"{MODULE}:short_of_memory raised this after step 0" in notes[0]
+    assert f"{MODULE}:short_of_memory failed after step 0" in notes[0]
 
 
 def test_a_signal_that_cannot_be_imported_is_found_before_the_model_is_built_and_a_former_run_deleted(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from versatune_ds.config.row_groups import check_ranks_divide
 from versatune_ds.data.batch import Batch, padded_valid_index
 
 
@@ -39,15 +40,6 @@ def row_share(*, rank: int, world_size: int, num_slices: int) -> RowShare:
     check_ranks_divide(world_size=world_size, num_slices=num_slices)
     group, slice_index = divmod(rank, num_slices)
     return RowShare(group=group, num_groups=world_size // num_slices, slice_index=slice_index, num_slices=num_slices)
-
-
-def check_ranks_divide(*, world_size: int, num_slices: int) -> None:
-    """Raise ValueError if the ranks do not divide into groups that share a row."""
-    if world_size % num_slices:
-        raise ValueError(
-            f"train.sequence_parallel: {num_slices} processes share a row, but {world_size} do not divide into groups "
-            f"of {num_slices}; start a multiple of {num_slices} (--processes), or use a divisor of {world_size}"
-        )
 
 
 def slice_of(values_BT: torch.Tensor, share: RowShare) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.data.row_slices import check_ranks_divide
+from versatune_ds.config.row_groups import check_ranks_divide
 from versatune_ds.engine.ds_names import named_settings, nearest_settings
 from versatune_ds.paths import PROJECT_DIR
 

@@ -14,6 +14,7 @@ from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
 from versatune_ds.engine.background_save import BackgroundSave, SaveOutcome, start_save
 from versatune_ds.engine.checkpoint import SaveError, save_checkpoint
+from versatune_ds.engine.engine import Engine
 from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class Saving:
 
     config: RunConfig
     world: World
-    deepspeed_engine: Any
+    engine: Engine
+    """Not its DeepSpeed engine, which `Engine.close` releases."""
     best: _Best | None
     only_trained: bool
     """Whether frozen weights are left out, because the base model's files have them."""
@@ -67,7 +69,7 @@ class Saving:
             self.best.before_save()
         try:
             result = (start_save if is_background else save_checkpoint)(
-                self.deepspeed_engine,
+                self.engine.deepspeed_engine,
                 run_dir=self.config.run_dir,
                 step=step,
                 state=state,

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
+from versatune_ds.config.row_groups import check_ranks_divide
 from versatune_ds.data.inspect import describe_rows, iterate_plans, render_row
 from versatune_ds.data.loader import identity_of, orders_of, state_from_json, state_to_json
 from versatune_ds.data.order.plan import PlanSettings, StepPlan
 from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.data.prepare.domains import PreparedData
-from versatune_ds.data.row_slices import check_ranks_divide
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.schedule import Schedule

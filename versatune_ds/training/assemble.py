@@ -166,7 +166,7 @@ def _saving(setup: RunSetup, engine: Engine, parts: Mapping[str, Any], *, identi
     return Saving(
         config=setup.config,
         world=setup.world,
-        deepspeed_engine=engine.deepspeed_engine,
+        engine=engine,
         best=parts["best"],
         only_trained=BASE_WEIGHTS in identity,
     )

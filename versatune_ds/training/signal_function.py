@@ -6,6 +6,7 @@ ZeRO-3 a forward pass needs all ranks. What it returns counts on rank 0 alone; t
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.attention import dense_attention
 from versatune_ds.own_code import place_of, short_path
 from versatune_ds.training.signal_context import SignalContext
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +45,7 @@ class OwnSignal:
 
         Raises:
             ValueError: If it fails, with the line where. Failures of the machine (RuntimeError, OSError) stay what they
-                are, with a note.
+                are, and the log says where.
         """
         causal_lm = engine.deepspeed_engine.module.causal_lm
         context = SignalContext(
@@ -61,7 +64,8 @@ class OwnSignal:
             with torch.no_grad(), dense_attention(causal_lm):
                 return self.function(context)
         except (RuntimeError, OSError) as error:
-            error.add_note(f"{KEY}: {self.name} raised this after step {step}, at {_failed_at(error, self.function)}")
+            # Logged and not added as a note to the error: add_note came with Python 3.11.
+            logger.error("%s: %s failed after step %d, at %s", KEY, self.name, step, _failed_at(error, self.function))
             raise
         except Exception as error:
             where = _failed_at(error, self.function)
