@@ -87,8 +87,7 @@ def build_causal_lm(
         ValueError: If the model cannot be loaded, a config key is unknown to the model type, its attention cannot be
             computed as `model.attention` says, or the model has fewer embeddings than the tokenizer has ids.
     """
-    # Check the files first: ZeRO-3's loader reports only a part of what does not fit.
-    check_saved_model(model)
+    check_saved_model(model)  # first, since ZeRO-3's loader reports only a part of what does not fit
     is_loaded_in_parts = zero3_config is not None and model.from_config is None
     is_checked = reads_weights and check_model_weights(model)
     # Load or build. transformers looks for this object while it loads; it has an effect as long as it exists.
@@ -103,8 +102,8 @@ def build_causal_lm(
         if model.from_config is not None or not reads_weights:
             causal_lm = _make(model, config, dtype=DTYPES[precision], attention=attention, device=device)
         else:
-            device = None if is_loaded_in_parts else device
-            causal_lm = _load(model, dtype=DTYPES[precision], attention=attention, device=device)
+            place = None if is_loaded_in_parts else device
+            causal_lm = _load(model, dtype=DTYPES[precision], attention=attention, device=place)
     # Check the vocabulary, then freeze parameters or add adapters.
     _check_vocabulary(causal_lm, vocab_size=vocab_size)
     choose_what_is_trained(causal_lm, model)

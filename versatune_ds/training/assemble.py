@@ -97,42 +97,32 @@ def assemble_run(
     # Settings and the run's folder, before anything that takes time.
     locks = _check_and_lock(config, world=world, device=device, is_fresh=is_fresh)
 
-    # The data, and the mixture that training starts with.
+    # The data, the mixture that training starts with, and the checkpoint to resume from, None at the start.
     setup, last_step = _set_up(config, world=world, device=device, prepared=prepared, is_fresh=is_fresh)
     config, data = setup.config, setup.data  # its length is in steps now
     tasks = None if make_tasks is None else make_tasks(setup)
     own_signal = own_signal_of(config, domain_set=data.domain_set, tokenizer=setup.tokenizer)
-    mixture = start_mixture(setup)
-
-    # The checkpoint to resume from, None at the start.
-    identity = run_identity(setup, mixture)
-    check_same_on_all_ranks(json.dumps(identity), world, what="data, tokenizer and settings")
-    point = None if is_fresh else find_resume_point(config, identity, world=world, last_step=last_step)
-    _log_start_warnings(setup, mixture, is_resumed=point is not None)
+    identity, mixture, point = _identify(setup, last_step=last_step, is_fresh=is_fresh)
 
     # The model and its engine. A former run is deleted only once the model could be built.
     with start_phase("model", has_own_bar=config.model.name_or_path is not None):
         causal_lm = build_model(setup)
     identity |= _identity_of_base(config, point, world=world)
-    start = _run_start(setup, mixture, causal_lm)
-    run_on_rank_zero(lambda: open_run_folder(config, world, start=start, is_fresh=is_fresh), world)
+    start = _open_folder(setup, _run_start(setup, mixture, causal_lm), is_fresh=is_fresh)
     engine = build_engine(setup, causal_lm)
 
     # The parts with state, restored; only then are the run's records cut back to the checkpoint's step.
     parts = _new_parts(setup, mixture)
     is_complete = point is not None and _restore(parts, engine, point, identity=identity)
     inputs = decision_inputs(config, data) if world.is_rank_zero else None
-    monitor = _open_records(
-        setup, start, is_complete=is_complete, inputs=inputs, point=point, export_model=export_model,
-        more_sinks=more_sinks,
-    )  # fmt: skip
+    sinks = {"export_model": export_model, "more_sinks": more_sinks}
+    monitor = _open_records(setup, start, is_complete=is_complete, inputs=inputs, point=point, **sinks)
     return Run(
         config=config, world=world, domain_set=data.domain_set, engine=engine, **parts, tasks=tasks, inputs=inputs,
-        monitor=monitor, meter=Meter(data.domain_set), identity=identity,
-        throughput=throughput_of(causal_lm, config.train, world=world),
+        monitor=monitor, meter=Meter(data.domain_set), identity=identity, own_signal=own_signal, locks=locks,
+        throughput=throughput_of(causal_lm, config.train, world=world), step=0 if point is None else point.step,
         stop_signals=stop_signals or StopSignals(), save_clock=SaveClock(config.checkpoint.every_minutes),
-        saving=_saving(setup, engine, parts, identity=identity),
-        own_signal=own_signal, locks=locks, step=0 if point is None else point.step, is_complete=is_complete,
+        saving=_saving(setup, engine, parts, identity=identity), is_complete=is_complete,
     )  # fmt: skip
 
 
@@ -152,6 +142,20 @@ def _set_up(
     setup = RunSetup(config=config, world=world, device=device, ds_config=ds_config, tokenizer=tokenizer, data=data)
     check_judged_rows(setup)
     return setup, last_step
+
+
+def _identify(
+    setup: RunSetup, *, last_step: int | None, is_fresh: bool
+) -> tuple[dict[str, Any], MixtureStart, ResumePoint | None]:
+    """Return what the run is compared by, the same on all ranks; its mixture; and the checkpoint it resumes from."""
+    mixture = start_mixture(setup)
+    identity = run_identity(setup, mixture)
+    check_same_on_all_ranks(json.dumps(identity), setup.world, what="data, tokenizer and settings")
+    point = None
+    if not is_fresh:
+        point = find_resume_point(setup.config, identity, world=setup.world, last_step=last_step)
+    _log_start_warnings(setup, mixture, is_resumed=point is not None)
+    return identity, mixture, point
 
 
 def _identity_of_base(config: RunConfig, point: ResumePoint | None, *, world: World) -> dict[str, Any]:
@@ -217,6 +221,12 @@ def _run_start(setup: RunSetup, mixture: MixtureStart, causal_lm: Any) -> RunSta
         save_parts=save_parts,
         weights_made_on=next(causal_lm.parameters()).device.type if config.model.from_config is not None else None,
     )
+
+
+def _open_folder(setup: RunSetup, start: RunStart, *, is_fresh: bool) -> RunStart:
+    """Make the run's folder, or delete a former run first; return what it records of the start."""
+    run_on_rank_zero(lambda: open_run_folder(setup.config, setup.world, start=start, is_fresh=is_fresh), setup.world)
+    return start
 
 
 def _new_parts(setup: RunSetup, mixture: MixtureStart) -> dict[str, Any]:
