@@ -76,6 +76,8 @@ setup(
         "tensorboard": TENSORBOARD,
         "openai": OPENAI,
         "gguf": GGUF,
+        "s3": ["s3fs>=2025.3"],
+        "gs": ["gcsfs>=2025.3"],
         "embedding": ["sentence-transformers>=5"],
         "8bit": ["bitsandbytes>=0.45"],
         "fused": ["liger-kernel>=0.6"],

@@ -19,6 +19,7 @@ _SIMILAR = 0.6
 _BEGINNING_BYTES = 1 << 16
 _VARIABLE = re.compile(r"\$(?:\{([^{}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 """`${NAME}` or `$NAME`: one of the two groups is the name, the other is empty."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def _project_dir() -> Path:
@@ -61,6 +62,11 @@ def expand_path(text: str, *, environ: Mapping[str, str] | None = None) -> str:
         user = expanded.partition("/")[0].removeprefix("~")
         raise ValueError(f"no user {user!r} on this machine; write the path out, or ./{text} for a file of that name")
     return home
+
+
+def is_address(text: object) -> bool:
+    """Return whether a text is an address such as `s3://bucket/law.jsonl`, not a path of this machine."""
+    return isinstance(text, str) and _ADDRESS.match(text) is not None
 
 
 def nearest_path(path: Path) -> Path | None:

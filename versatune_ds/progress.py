@@ -61,6 +61,35 @@ class Work:
         return f"{text}  {_rate(self.num_done / elapsed)}  {duration(left)} left"
 
 
+class ByteWork(Work):
+    """Something that moves bytes: `fetching s3://b/law.jsonl  120 of 600 MiB  24.0 MiB/s  0:20 left`.
+
+    Args:
+        text: What is done.
+        num_bytes: How many bytes there are; None if that is not known.
+    """
+
+    def __init__(self, text: str, *, num_bytes: int | None) -> None:
+        super().__init__(text)
+        self.num_bytes = num_bytes
+        self.is_cancelled = False  # whoever moves bytes stops once this is set
+        self._lock = threading.Lock()
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes as done, from any thread; a negative number where they have to be moved again."""
+        with self._lock:
+            self.num_done += num_bytes
+
+    def line(self, now: float) -> str:
+        """Return its line."""
+        elapsed = max(now - self.started, 1e-9)
+        of = "" if self.num_bytes is None else f" of {self.num_bytes / 2**20:,.0f}"
+        line = f"{self.text}  {self.num_done / 2**20:,.0f}{of} MiB  {self.num_done / 2**20 / elapsed:,.1f} MiB/s"
+        if self.num_bytes is None or self.num_done <= 0:
+            return f"{line}  {duration(elapsed)}"
+        return f"{line}  {duration(elapsed / self.num_done * max(self.num_bytes - self.num_done, 0))} left"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as h:mm:ss, or m:ss below an hour."""
     minutes, rest = divmod(round(seconds), 60)
@@ -184,6 +213,16 @@ def before_output() -> None:
 
 
 @contextlib.contextmanager
+def shown_while(work: Work) -> Iterator[None]:
+    """Show, after a silence, the line of work within a block."""
+    _display.begin(work)
+    try:
+        yield
+    finally:
+        _display.end(work)
+
+
+@contextlib.contextmanager
 def working_on(text: str, *, has_own_bar: bool = False, ends_at_output: bool = False) -> Iterator[None]:
     """Show, after a silence, that a block is still running: `text  0:34`.
 
@@ -192,12 +231,8 @@ def working_on(text: str, *, has_own_bar: bool = False, ends_at_output: bool = F
         has_own_bar: Whether a library shows its progress on a terminal.
         ends_at_output: Whether the first line that is written ends it, because what follows shows itself.
     """
-    work = Work(text, has_own_bar=has_own_bar, ends_at_output=ends_at_output)
-    _display.begin(work)
-    try:
+    with shown_while(Work(text, has_own_bar=has_own_bar, ends_at_output=ends_at_output)):
         yield
-    finally:
-        _display.end(work)
 
 
 def with_progress(items: Iterable[Item], *, num_items: int, what: str) -> Iterator[Item]:
@@ -211,13 +246,10 @@ def with_progress(items: Iterable[Item], *, num_items: int, what: str) -> Iterat
         what: Text of the line, with `%s` for the numbers: `labelled %s sequences`.
     """
     work = Work(what, num_items=num_items)
-    _display.begin(work)
-    try:
+    with shown_while(work):
         for num_done, item in enumerate(items):
             work.num_done = num_done
             yield item
-    finally:
-        _display.end(work)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from opened_run import config, open_folder
 from ranks import run_ranks
 from tiny_run import be_trained, read_lines, tiny_config
 
-from versatune_ds.data.sources.find_files import MissingDataError
+from versatune_ds.data.sources.missing_data import MissingDataError
 from versatune_ds.data.synthetic import DOMAIN_NAMES
 from versatune_ds.evaluation import command
 from versatune_ds.evaluation.command import EvaluateOptions, evaluate, result_name, write_result

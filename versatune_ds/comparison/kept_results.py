@@ -177,7 +177,7 @@ def _digest_of_data(data: str, cache_dir: Path) -> str:
         for name, files in domains.items():
             for part in ("train", "valid"):
                 local = [source for source in getattr(files, part) or () if isinstance(source, str)]
-                found = find_files(local, key=f"data: {name}") if local else ()
+                found = find_files(local, key=f"data: {name}", cache_dir=cache_dir) if local else ()
                 lines.append([split, name, part, digests.of(found)])
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from versatune_ds.config.section import EmptySection, ExpandedPath, ExpandedText, Section
+from versatune_ds.config.section import EmptySection, ExpandedPath, ExpandedPlace, ExpandedText, Section
 from versatune_ds.domains import by_domain_name, nearest_name
 
 
@@ -44,7 +44,8 @@ class DomainFiles(Section):
 
     train: tuple[DataSource, ...]
     """Training examples: a file, a glob, a folder (also one saved by `save_to_disk`), `{hub: owner/name}`, or a list of
-    these."""
+    these. Files, globs and folders may be remote (`s3://`, `gs://`, `hf://`; `https://` for files); they are fetched
+    into the cache once."""
     valid: tuple[DataSource, ...] | None = None
     """Held-out examples, given like `train`. By default `data.valid_fraction` of the training examples is held out.
     With an empty list nothing is: the domain is trained on but not measured, so its own loss does not move its
@@ -103,9 +104,9 @@ def _domain_in_full(files: Any) -> Any:
 class DataConfig(Section):
     """Where each domain's examples come from, and how they become tokens."""
 
-    folder: ExpandedPath | None = None
+    folder: ExpandedPlace | None = None
     """Folder with train/DOMAIN.jsonl and, optionally, valid/DOMAIN.jsonl; every file or folder in train/ is a
-    domain."""
+    domain. It may lie on a remote store: `s3://`, `gs://`, `hf://`."""
     domains: dict[str, DomainFiles] | None = None
     """Mapping from domain name to files. The domains keep this order everywhere. A domain with training files alone may
     be written as these: `law: law.jsonl`, a list of paths, or `{hub: owner/name}`."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
 from versatune_ds.config.yaml_text import EMPTY, Word, WrittenFloat, WrittenInt, plain_value
-from versatune_ds.paths import expand_path
+from versatune_ds.paths import expand_path, is_address
 
 _BEGINS_WITH_ZERO = re.compile(r"[-+]?0[\d_]*[1-9][\d_]*")
 
@@ -34,8 +34,24 @@ def _expanded(value: Any) -> Any:
     return expand_path(value) if isinstance(value, str) else value
 
 
-ExpandedPath = Annotated[Path, BeforeValidator(_expanded)]
-"""A path in which `~` and $VARIABLES are expanded."""
+def _expanded_local(value: Any) -> Any:
+    """Expand `~` and variables in a path, and refuse an address, of which a path would lose a slash."""
+    expanded = _expanded(value)
+    if is_address(expanded):
+        raise ValueError(f"{expanded} is an address; expected a path of this machine (data files alone may be remote)")
+    return expanded
+
+
+def _place(value: Any) -> Any:
+    expanded = _expanded(value)
+    return Path(expanded) if isinstance(expanded, str) and not is_address(expanded) else expanded
+
+
+ExpandedPath = Annotated[Path, BeforeValidator(_expanded_local)]
+"""A path of this machine in which `~` and $VARIABLES are expanded."""
+
+ExpandedPlace = Annotated[Path | str, BeforeValidator(_place)]
+"""A path of this machine, or the address of remote files, which stays text."""
 
 ExpandedText = Annotated[str, BeforeValidator(_expanded)]
 """A path or a Hub name; Hub names contain neither `~` nor `$`."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from versatune_ds.data.sources.find_files import MissingDataError
+from versatune_ds.data.sources.missing_data import MissingDataError
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.choices import read_choices
 from versatune_ds.evaluation.data import Request

@@ -92,7 +92,7 @@ def read_divided_texts(
     for domain_id, (name, files) in enumerate(domain_files(data, cache_dir=cache_dir).items()):
         # Sample the domain's records by their hashes.
         key = key_of(data, domain=name)
-        rows = _hashed_texts(find_files(files.train, key=key), columns=files.columns)
+        rows = _hashed_texts(find_files(files.train, key=key, cache_dir=cache_dir), columns=files.columns)
         by_hash = texts_with_smallest_hashes(rows, num_texts=rows_per_domain)
         if len(by_hash) < MIN_ROWS:
             raise ValueError(

@@ -164,7 +164,7 @@ class Subject:
         """Read some records of each file of a domain's split, none where it has no files of its own."""
         sources = getattr(self.files_of_domain[domain], split)
         key = key_of(self.config.data, domain=domain, split=split)
-        paths = () if sources is None else find_files(sources, key=key)
+        paths = () if sources is None else find_files(sources, key=key, cache_dir=cache_folder(self.config))
         num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
         files = tuple(sample_file(path, num_records=num_records) for path in paths)
         return DomainSample(domain=domain, split=split, key=key, files=files)

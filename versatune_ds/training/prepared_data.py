@@ -165,5 +165,5 @@ def _trained_tokenizer_folder(config: RunConfig) -> Path:
     parts = [_TRAINED_TOKENIZER_VERSION, str(config.model.tokenizer_vocab_size)]
     for name, files in domain_files(config.data, cache_dir=cache_dir).items():
         parts.append(json.dumps(files.columns, sort_keys=True))
-        parts += digests.of(find_files(files.train, key=key_of(config.data, domain=name)))
+        parts += digests.of(find_files(files.train, key=key_of(config.data, domain=name), cache_dir=cache_dir))
     return cache_dir / f"tokenizer-{digest_of_texts(parts)[:16]}"

@@ -106,7 +106,7 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
             row_tokens=data.row_tokens, loss_on=data.loss_on, long_examples=data.long_examples, columns=files.columns
         )
         encoder = RecordEncoder(tokenizer=tokenizer, template=template, abilities=abilities, settings=settings)
-        task = _task(data, name=name, files=files)
+        task = _task(data, name=name, files=files, cache_dir=cache_dir)
         folder, is_found = _prepare_domain(task, encoder=encoder, identity=identity, data=data, digests=digests)
         folders.append(folder)
         if is_found:
@@ -123,13 +123,13 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
     )
 
 
-def _task(data: DataConfig, *, name: str, files: DomainFiles) -> DomainTask:
+def _task(data: DataConfig, *, name: str, files: DomainFiles, cache_dir: Path) -> DomainTask:
     key, valid_key = (key_of(data, domain=name, split=split) for split in ("train", "valid"))
     return DomainTask(
         name=name,
         key=key,
-        train=find_files(files.train, key=key),
-        valid=None if files.valid is None else find_files(files.valid, key=valid_key),
+        train=find_files(files.train, key=key, cache_dir=cache_dir),
+        valid=None if files.valid is None else find_files(files.valid, key=valid_key, cache_dir=cache_dir),
         valid_fraction=data.valid_fraction,
     )
 

@@ -12,20 +12,22 @@ from versatune_ds.config import DataConfig, DomainFiles, SyntheticCorpus
 from versatune_ds.data.encoding.forms import parse_example
 from versatune_ds.data.encoding.turns import BadRowError, is_unicode
 from versatune_ds.data.manifest import digest_of_texts
+from versatune_ds.data.remote.cache import RemoteSource, remote_files
+from versatune_ds.data.remote.domain_folder import remote_domains
 from versatune_ds.data.sources.find_files import (
-    MissingDataError,
     entries_of_folder,
     find_files,
     is_description,
     is_saved_dataset,
     warn_of_skipped,
 )
+from versatune_ds.data.sources.missing_data import MissingDataError
 from versatune_ds.data.sources.readers import format_of, read_records
 from versatune_ds.data.sources.records import Record
 from versatune_ds.data.synthetic import DEFAULT_NUM_ROWS, DOMAIN_NAMES, write_corpus
 from versatune_ds.domains import domain_name
 from versatune_ds.log import silence, warn_once
-from versatune_ds.paths import nearest_path
+from versatune_ds.paths import is_address, nearest_path
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.text_table import listed
 
@@ -45,25 +47,25 @@ def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]
     if data.domains is not None:
         return dict(data.domains)
     if data.synthetic is not None:
-        return _files_by_domain(_write_synthetic(data.synthetic, cache_dir=cache_dir))
-    return _files_by_domain(data.folder)
+        return _files_by_domain(_write_synthetic(data.synthetic, cache_dir=cache_dir), cache_dir=cache_dir)
+    return _files_by_domain(data.folder, cache_dir=cache_dir)
 
 
 def domain_names(data: DataConfig) -> tuple[str, ...] | None:
-    """Return the names of the domains, in order, without reading or writing a file; None if a folder is missing."""
+    """Return the names of the domains, in order, without reading a data file; None if a folder is missing."""
     if data.domains is not None:
         return tuple(data.domains)
     if data.folder is None:
         return DOMAIN_NAMES
     try:
         with silence():
-            return tuple(_files_by_domain(data.folder))
+            return tuple(_files_by_domain(data.folder, cache_dir=data.cache_dir))
     except ValueError:  # `check_data_files` reports it
         return None
 
 
 def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
-    """Check that every data file of a recipe exists, without reading, downloading or writing anything.
+    """Check that every data file of a recipe exists, without reading or fetching any.
 
     Warnings are not logged here: the run looks again and logs them.
 
@@ -83,9 +85,12 @@ def check_data_files(data: DataConfig, *, cache_dir: Path) -> None:
 def _missing_files(data: DataConfig, *, cache_dir: Path) -> Iterator[ValueError]:
     for name, files in domain_files(data, cache_dir=cache_dir).items():
         for split in ("train", "valid"):
-            local = [source for source in getattr(files, split) or () if isinstance(source, str)]
+            paths = [source for source in getattr(files, split) or () if isinstance(source, str)]
+            key = key_of(data, domain=name, split=split)
             try:
-                find_files(local, key=key_of(data, domain=name, split=split))
+                find_files([path for path in paths if not is_address(path)], key=key)
+                for address in filter(is_address, paths):
+                    remote_files(RemoteSource(address=address, key=key, cache_dir=cache_dir))
             except ValueError as error:
                 yield error
 
@@ -96,7 +101,7 @@ def iter_texts(data: DataConfig, *, cache_dir: Path) -> Iterator[str]:
     Preparing the data counts and reports the bad rows.
     """
     for name, files in domain_files(data, cache_dir=cache_dir).items():
-        for path in find_files(files.train, key=key_of(data, domain=name)):
+        for path in find_files(files.train, key=key_of(data, domain=name), cache_dir=cache_dir):
             for record in read_records(path):
                 yield from texts_of_record(record, columns=files.columns)
 
@@ -115,21 +120,15 @@ def key_of(data: DataConfig, *, domain: str, split: str = "train") -> str:
     return f"data.domains.{domain}.{split}" if data.domains is not None else "data.folder"
 
 
-def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
+def _files_by_domain(folder: Path | str, *, cache_dir: Path | None) -> dict[str, DomainFiles]:
     """Return the domains of a folder with `train/` and perhaps `valid/`."""
-    if not (folder / "train").is_dir():
-        nearest = nearest_path(folder / "train")
-        hint = f"expected {folder}/train/DOMAIN.jsonl" if nearest is None else f"did you mean {str(nearest)!r}?"
-        lying = sorted(path.name for path in folder.iterdir() if format_of(path)) if folder.is_dir() else []
-        if lying:
-            hint = f"move {listed(lying, most=6)} of {folder} there, or name them in data.domains"
-        raise MissingDataError(f"data.folder: {folder}/train is not a folder; {hint}")
-    train, valid = _paths_by_domain(folder / "train"), {}
+    train = _paths_of_split(folder, "train", cache_dir=cache_dir)
+    if train is None:
+        raise MissingDataError(f"data.folder: {_why_no_train(folder)}")
     if not train:
         raise ValueError(f"data.folder: {folder}/train has no data file; expected {folder}/train/DOMAIN.jsonl")
-    if (folder / "valid").is_dir():
-        valid = _paths_by_domain(folder / "valid")
-    unknown = [str(valid[name]) for name in valid if name not in train]
+    valid = _paths_of_split(folder, "valid", cache_dir=cache_dir) or {}
+    unknown = [valid[name] for name in valid if name not in train]
     if unknown:
         raise ValueError(f"data.folder: {unknown[0]} belongs to no domain of {folder}/train ({', '.join(train)})")
     missing = [name for name in train if valid and name not in valid]
@@ -138,8 +137,29 @@ def _files_by_domain(folder: Path) -> dict[str, DomainFiles]:
             f"data.folder: {folder}/valid has no file for {', '.join(missing)}: the loss there is not measured, "
             "and does not move the mixture"
         )
-    held_out = {name: (str(valid[name]),) if name in valid else () for name in train} if valid else {}
-    return {name: DomainFiles(train=(str(path),), valid=held_out.get(name)) for name, path in train.items()}
+    held_out = {name: (valid[name],) if name in valid else () for name in train} if valid else {}
+    return {name: DomainFiles(train=(path,), valid=held_out.get(name)) for name, path in train.items()}
+
+
+def _paths_of_split(folder: Path | str, split: str, *, cache_dir: Path | None) -> dict[str, str] | None:
+    """Return domain to file or folder of a split of `data.folder`, sorted by domain; None if there is no split."""
+    if isinstance(folder, str):
+        return remote_domains(folder, split=split, cache_dir=cache_dir) or None
+    if not (folder / split).is_dir():
+        return None
+    return {name: str(path) for name, path in _paths_by_domain(folder / split).items()}
+
+
+def _why_no_train(folder: Path | str) -> str:
+    """Return that a folder has no `train/`, and what may be meant."""
+    hint = f"expected {folder}/train/DOMAIN.jsonl"
+    if isinstance(folder, Path):
+        nearest = nearest_path(folder / "train")
+        hint = hint if nearest is None else f"did you mean {str(nearest)!r}?"
+        lying = sorted(path.name for path in folder.iterdir() if format_of(path)) if folder.is_dir() else []
+        if lying:
+            hint = f"move {listed(lying, most=6)} of {folder} there, or name them in data.domains"
+    return f"{folder}/train is not a folder; {hint}"
 
 
 def test_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
@@ -153,20 +173,18 @@ def test_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
     if data.domains is not None:
         raise ValueError("--split test: data.domains has no test rows; use data.folder with test/, or --split valid")
     folder = data.folder if data.synthetic is None else _write_synthetic(data.synthetic, cache_dir=cache_dir)
-    if not (folder / "test").is_dir():
-        raise ValueError(f"--split test: {folder}/test is not a folder; expected {folder}/test/DOMAIN.jsonl")
-    paths = _paths_by_domain(folder / "test")
+    paths = _paths_of_split(folder, "test", cache_dir=cache_dir)
     if not paths:
-        raise ValueError(f"--split test: {folder}/test has no data file; expected {folder}/test/DOMAIN.jsonl")
-    return {name: DomainFiles(train=(str(path),), valid=()) for name, path in paths.items()}
+        what = "is not a folder" if paths is None else "has no data file"
+        raise ValueError(f"--split test: {folder}/test {what}; expected {folder}/test/DOMAIN.jsonl")
+    return {name: DomainFiles(train=(path,), valid=()) for name, path in paths.items()}
 
 
 def has_test_rows(data: DataConfig) -> bool:
     """Return whether there are test rows: in the built-in corpus, or in a folder with data files in `test/`."""
     if data.folder is None:
         return data.synthetic is not None
-    test = data.folder / "test"
-    return test.is_dir() and bool(_paths_by_domain(test))
+    return bool(_paths_of_split(data.folder, "test", cache_dir=data.cache_dir))
 
 
 def _paths_by_domain(folder: Path) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """Find the local files of a domain's sources.
 
-A file, a glob, a folder, a data set saved by `datasets` and a Hub name all become an ordered list of local files, so
-the same readers serve them all. Names are sorted, because the order of a directory differs between machines.
+A file, a glob, a folder, a data set saved by `datasets`, a Hub name and an address all become an ordered list of local
+files, so the same readers serve them all. Names are sorted, because the order of a directory differs between machines.
 
 Below a folder, links are followed, each file is listed once, and descriptions are skipped. Links are followed last: a
 file that can be reached without a link keeps its own name.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,41 +18,32 @@ from pathlib import Path
 import datasets
 
 from versatune_ds.config import HubDataset
+from versatune_ds.data.remote.cache import RemoteSource, fetch_files
+from versatune_ds.data.sources.file_names import has_name_of_description, is_of_saved_dataset
+from versatune_ds.data.sources.missing_data import MissingDataError
 from versatune_ds.data.sources.readers import SUFFIXES, format_of
 from versatune_ds.data.sources.records import COMPRESSIONS
 from versatune_ds.log import first_line, warn_once
-from versatune_ds.paths import nearest_path
+from versatune_ds.paths import is_address, nearest_path
 from versatune_ds.text_table import listed
 
 Source = str | HubDataset
 
 _MAX_NAMES = 3
-_DESCRIPTIONS = re.compile(
-    r"(readme|licen[cs]e|copying|notice|citation|changelog|authors|contributing|code_of_conduct)([._-].*)?\.txt"
-    r"|(md5|sha1|sha256|sha512)sums?\.txt|(md5|sha1|sha256|sha512|checksums?)\.txt|requirements\.txt"
-    r"|dataset_infos?\.json|dataset_dict\.json|metadata\.json|croissant\.json|datapackage\.json|readme\.json"
-    r"|~\$.*",
-    re.IGNORECASE,
-)
-_FILES_OF_DATASETS = re.compile(r"state\.json|cache-\w+\.arrow")
-_MACHINE_FOLDERS = frozenset(("_delta_log", "_temporary", "_spark_metadata", "__pycache__", "__macosx"))
 
 
-class MissingDataError(ValueError):
-    """A file or folder of the recipe's data is not there, perhaps because it was moved."""
-
-
-def find_files(sources: Sequence[Source], *, key: str) -> tuple[Path, ...]:
+def find_files(sources: Sequence[Source], *, key: str, cache_dir: Path | None = None) -> tuple[Path, ...]:
     """Return the data files of one domain's sources in a fixed order.
 
     Args:
         sources: Their order is kept; files within a glob or folder are sorted.
         key: Dotted key of the recipe, with which every message begins.
+        cache_dir: Folder that files of addresses are fetched into; None where no source is an address.
 
     Raises:
         ValueError: If a source does not exist or cannot be read.
     """
-    files = [file for source in sources for file in _files_of(source, key=key)]
+    files = [file for source in sources for file in _files_of(source, key=key, cache_dir=cache_dir)]
     for file, count in Counter(Path(os.path.realpath(file)) for file in files).items():
         if count > 1:
             raise ValueError(
@@ -65,9 +55,12 @@ def find_files(sources: Sequence[Source], *, key: str) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def _files_of(source: Source, *, key: str) -> list[Path]:
+def _files_of(source: Source, *, key: str, cache_dir: Path | None) -> list[Path]:
     if isinstance(source, HubDataset):
         return _files_of_hub_dataset(source, key=key)
+    if is_address(source):
+        assert cache_dir is not None, "an address needs a cache"
+        return fetch_files(RemoteSource(address=source, key=key, cache_dir=cache_dir))
     path = Path(source).expanduser()
     if path.is_dir():
         return _files_of_folder(path, key=key)
@@ -173,9 +166,9 @@ def _readable(path: Path, *, key: str) -> Path:
 
 def is_description(path: Path) -> bool:
     """Return whether the name of a file or folder is that of a description: README.txt, dataset_infos.json."""
-    if _FILES_OF_DATASETS.fullmatch(path.name):  # only beside what `datasets` saves; elsewhere they may be data
+    if is_of_saved_dataset(path.name):  # only beside what `datasets` saves; elsewhere they may be data
         return (path.parent / "dataset_info.json").exists()
-    return path.name.lower() in _MACHINE_FOLDERS or _DESCRIPTIONS.fullmatch(path.name) is not None
+    return has_name_of_description(path.name)
 
 
 def files_below(folder: Path, *, key: str) -> tuple[tuple[Path, ...], tuple[Path, ...], tuple[Path, ...]]:
