@@ -1,4 +1,6 @@
-"""Measure data loading against targets D1-D4 and D6-D9 (docs/targets.md); rivals: data_rivals_timing.py.
+"""Measure data loading against targets D1-D4 and D6-D9 (docs/targets.md), and at 1,024 ranks (data_plane_ranks.py).
+
+Rivals: data_rivals_timing.py.
 
     python benchmarks/data_plane.py            all sections, as Markdown
     python benchmarks/data_plane.py first      one section
@@ -19,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from data_plane_ranks import section_ranks
 
 NUM_DOMAINS, DOMAIN_SIZE = 256, 3_906_250
 
@@ -60,7 +64,7 @@ def first_batch(path: Path) -> None:
     import numpy as np
     import torch  # noqa: F401
 
-    imported, before = time.perf_counter(), _memory_mib()
+    imported, before = time.perf_counter(), memory_mib()
     from versatune_ds.data.loader import LoaderSettings, MixtureLoader
     from versatune_ds.domains import DomainSet
 
@@ -83,8 +87,8 @@ def first_batch(path: Path) -> None:
     figures = {
         "imports_seconds": imported - started,
         "first_batch_seconds": first - imported,
-        "own_mib": _memory_mib()["RssAnon"] - before["RssAnon"],
-        "mapped_mib": _memory_mib()["RssFile"] - before["RssFile"],
+        "own_mib": memory_mib()["RssAnon"] - before["RssAnon"],
+        "mapped_mib": memory_mib()["RssFile"] - before["RssFile"],
         "state_bytes": len(json.dumps(state)),
     }
     resumed = time.perf_counter()
@@ -95,7 +99,7 @@ def first_batch(path: Path) -> None:
     print(json.dumps({**figures, "resume_seconds": time.perf_counter() - resumed}))
 
 
-def _memory_mib() -> dict[str, float]:
+def memory_mib() -> dict[str, float]:
     """Return the resident memory of this process in MiB: its own (RssAnon) and pages of mapped files (RssFile)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines if line.startswith("Rss"))
@@ -254,6 +258,7 @@ SECTIONS: dict[str, Callable[[], Iterator[str]]] = {
     "plan": section_plan,
     "shares": section_shares,
     "wait": section_wait,
+    "ranks": section_ranks,
 }
 
 

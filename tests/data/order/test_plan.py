@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -231,3 +232,15 @@ def test_another_process_makes_the_same_plan():
     }
     plans = plan_steps(fake_domains([9, 40, 3], longest=60), [0.2, 0.5, 0.3], num_steps=5)
     assert printed == {f"{drawn(plans)} {plans[-1].state_after.deficit_K.tolist()}\n"}
+
+
+def test_the_plans_of_a_seed_are_those_of_earlier_versions():
+    shards = fake_domains([500 + 7 * k for k in range(64)], longest=60)
+    weights_K = np.arange(1.0, 65)
+    weights_K[5] = 0
+    digest = hashlib.sha256()
+    for unit in ("tokens", "loss_tokens", "examples"):
+        for plan in plan_steps(shards, weights_K / weights_K.sum(), num_steps=3, rows_per_batch=128, weight_unit=unit):
+            places = (plan.placement.row_E, plan.placement.offset_E, plan.state_after.deficit_K)
+            digest.update(repr(drawn([plan])).encode() + repr([part.tolist() for part in places]).encode())
+    assert digest.hexdigest()[:16] == "e787234781dd7090"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -112,6 +113,37 @@ def test_after_any_change_of_weights_no_domain_leads_by_more_than_its_longest_ex
         assert (lead_K <= longest_K * WEIGHT_SCALE).all()
         bound = longest_K.max() * (WEIGHT_SCALE + num_domains * weight_K)
         assert (lag_K <= np.maximum(debt, bound)).all()
+
+
+def drawn_by_fractions(weight_K, deficit_K, costs, num_draws):
+    """Return draws by the definition, in exact fractions: of the domains that are owed something, the one due first."""
+    served, taken, draws = [0] * len(costs), [0] * len(costs), []
+    while len(draws) < num_draws:
+        due = []
+        for k, weight in enumerate(weight_K.tolist()):
+            if weight and int(deficit_K[k]) + weight * sum(served) >= served[k] * WEIGHT_SCALE:
+                end = (served[k] + int(costs[k][taken[k]])) * WEIGHT_SCALE - int(deficit_K[k])
+                due.append((Fraction(end, weight), k))
+        draws.append(min(due)[1])
+        served[draws[-1]] += int(costs[draws[-1]][taken[draws[-1]]])
+        taken[draws[-1]] += 1
+    return draws
+
+
+@given(
+    weights=st.lists(st.sampled_from([0, 0, 1, 1, 2, 3, 1e-6]), min_size=1, max_size=20).filter(any),
+    seed=st.integers(0, 99),
+    longest=st.sampled_from([1, 3, 50]),
+)
+def test_the_draws_are_those_of_the_definition_in_fractions_also_where_domains_are_tied(weights, seed, longest):
+    rng, K = np.random.default_rng(seed), len(weights)
+    weight_K = quantise_weights(np.array(weights) / sum(weights))
+    costs = rng.integers(1, longest + 1, size=(K, 60))
+    owed = rng.integers(-longest * WEIGHT_SCALE, longest * WEIGHT_SCALE, K) * (weight_K > 0)
+    deficit_K = settle_debts(owed, weight_K) - share_out(int(owed.sum()), weight_K)
+    draws, _, _ = draw(candidates_of(costs), weight_K=weight_K, deficit_K=deficit_K, max_tokens=10**6)
+    first = draws[:40].tolist()
+    assert first == drawn_by_fractions(weight_K, deficit_K, costs, len(first))
 
 
 def test_weights_become_integers_by_largest_remainder():

@@ -40,6 +40,8 @@ WEIGHT_UNITS: tuple[str, ...] = get_args(WeightUnit)
 WEIGHT_SCALE = 1 << 30
 """The integer for a weight of 1; weights are stored to about 1e-9."""
 
+_NEVER = np.iinfo(np.int64).max
+
 MAX_UNITS = 1 << 31
 """Units of one batch must be below this, so that units * 2^30 plus any deficit fits into 63 bits."""
 
@@ -123,7 +125,8 @@ def quantise_weights(weights_K: np.ndarray) -> np.ndarray:
         )
     # Round down in exact integers, but keep every positive weight positive.
     parts = [int(weight * 2.0**60) for weight in weights_K.tolist()]
-    quotients, remainders = zip(*(divmod(WEIGHT_SCALE * part, sum(parts)) for part in parts), strict=True)
+    sum_of_parts = sum(parts)
+    quotients, remainders = zip(*(divmod(WEIGHT_SCALE * part, sum_of_parts) for part in parts), strict=True)
     weight_K = np.maximum(np.array(quotients, dtype=np.int64), weights_K > 0)
     # Give what is left to the largest remainders.
     left = WEIGHT_SCALE - int(weight_K.sum())
@@ -185,13 +188,17 @@ def _set_due(due: _Due, k: int, served: int, cost: int, weight: int, deficit: in
 @njit(cache=True, nogil=True)
 def _first_due(due: _Due, weight_K: np.ndarray, time: int) -> int:
     """Return the domain that is ready and due first. There always is one, because the deficits sum to 0."""
+    # Two simple loops: a processor compares several domains at once, which one loop with a choice in it would prevent.
+    first_deadline = _NEVER
+    for k in range(len(weight_K)):
+        first_deadline = min(first_deadline, due.deadline_K[k] if due.ready_K[k] <= time else _NEVER)
     best = -1
     for k in range(len(weight_K)):
-        if weight_K[k] == 0 or due.ready_K[k] > time:
+        if due.deadline_K[k] != first_deadline:
             continue
-        is_first = best < 0 or due.deadline_K[k] < due.deadline_K[best]
-        is_tied = best >= 0 and due.deadline_K[k] == due.deadline_K[best]
-        if is_first or (is_tied and due.fraction_K[k] * weight_K[best] < due.fraction_K[best] * weight_K[k]):
+        if due.ready_K[k] <= time and (
+            best < 0 or due.fraction_K[k] * weight_K[best] < due.fraction_K[best] * weight_K[k]
+        ):
             best = k
     return best
 
@@ -213,7 +220,7 @@ def draw(
     """
     K = len(weight_K)
     domain_n = np.empty(len(candidates.length_F), np.int32)
-    due = _Due(np.zeros(K, np.int64), np.zeros(K, np.int64), np.zeros(K, np.int64))
+    due = _Due(np.full(K, _NEVER), np.full(K, _NEVER), np.zeros(K, np.int64))  # a domain with weight 0 stays so
     next_K = candidates.start_K[:-1].copy()  # next candidate of each domain
     served_K = np.zeros(K, np.int64)  # units served to each domain since drawing began
     num_draws, num_tokens, num_units = 0, 0, 0

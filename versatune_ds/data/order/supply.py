@@ -121,9 +121,13 @@ def open_windows(
     for k in np.flatnonzero(count_K):
         window = slice(start_K[k], start_K[k + 1])
         epoch_F[window], index_F[window], length_F[window] = orders[k].window(int(first_draw_K[k]), int(count_K[k]))
-        what = f"domain {orders[k].name!r}, example"
-        check_lengths(length_F[window], indices=index_F[window], row_tokens=settings.row_tokens, what=what)
         cost_F[window] = _costs(orders[k], index_F[window], length_F[window], unit=settings.weight_unit)
+    # Check the lengths of all domains at once; only if one is impossible, find its domain.
+    if len(length_F) and not 1 <= length_F.min() <= length_F.max() <= settings.row_tokens:
+        for k in np.flatnonzero(count_K):
+            window = slice(start_K[k], start_K[k + 1])
+            what = f"domain {orders[k].name!r}, example"
+            check_lengths(length_F[window], indices=index_F[window], row_tokens=settings.row_tokens, what=what)
     candidates = Candidates(start_K, length_F, cost_F, first_draw_K + count_K >= limit_K)
     return candidates, epoch_F, index_F
 
