@@ -38,7 +38,7 @@ def _expanded_local(value: Any) -> Any:
     """Expand `~` and variables in a path, and refuse an address, of which a path would lose a slash."""
     expanded = _expanded(value)
     if is_address(expanded):
-        raise ValueError(f"{expanded} is an address; expected a path of this machine (data files alone may be remote)")
+        raise ValueError("expected a path of this machine, not an address; only data files may be remote")
     return expanded
 
 

@@ -61,7 +61,7 @@ def check_files(subject: Subject) -> Iterator[Finding]:
 
 def _describe_files(sample: DomainSample) -> Finding:
     """Return how many files, bytes and rows a split has."""
-    num_bytes = sum(file.path.stat().st_size for file in sample.files)
+    num_bytes = sum(file.num_bytes for file in sample.files)
     about = "" if all(file.is_counted for file in sample.files) else "about "
     found = f"{len(sample.files)} {'files' if len(sample.files) > 1 else 'file'}, {num_bytes / 2**20:,.1f} MiB, {about}"
     found += f"{sample.num_rows:,.0f} rows"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pyarrow.parquet as pq
 
@@ -26,11 +26,18 @@ _LINE_FORMATS = (".jsonl", ".ndjson")
 class FileSample:
     """Some records of a file."""
 
-    path: Path
+    path: PurePath
     records: tuple[Record, ...]
     num_rows: float
     """Records of the file; an estimate unless `is_counted`."""
     is_counted: bool
+    num_remote_bytes: int | None = None
+    """Size of a remote file of which only the beginning was read, and which is not on this machine."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the file's size."""
+        return Path(self.path).stat().st_size if self.num_remote_bytes is None else self.num_remote_bytes
 
     @property
     def is_whole(self) -> bool:

@@ -22,10 +22,10 @@ from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.data.encoding.tokenizer import load_tokenizer, train_tokenizer
 from versatune_ds.data.prepare.encode_records import EncodeSettings, RecordEncoder
 from versatune_ds.data.sources.domain_files import domain_files, key_of, texts_of_record
-from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.distributed.gpus import asks_for_gpus, is_cpu_meant
 from versatune_ds.domains import DomainSet
-from versatune_ds.preflight.sample import FileSample, sample_file
+from versatune_ds.preflight.remote_sample import sample_sources
+from versatune_ds.preflight.sample import FileSample
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 from versatune_ds.training.start_checks import StartCheckInput
 
@@ -164,9 +164,8 @@ class Subject:
         """Read some records of each file of a domain's split, none where it has no files of its own."""
         sources = getattr(self.files_of_domain[domain], split)
         key = key_of(self.config.data, domain=domain, split=split)
-        paths = () if sources is None else find_files(sources, key=key, cache_dir=cache_folder(self.config))
-        num_records = max(_RECORDS_PER_SPLIT // max(len(paths), 1), 4)
-        files = tuple(sample_file(path, num_records=num_records) for path in paths)
+        cache_dir = cache_folder(self.config)
+        files = sample_sources(sources or (), key=key, cache_dir=cache_dir, num_records=_RECORDS_PER_SPLIT)
         return DomainSample(domain=domain, split=split, key=key, files=files)
 
     def readable_domains(self) -> list[str]:
@@ -181,7 +180,7 @@ class Subject:
     @property
     def num_bytes(self) -> int:
         """Return the size of all domains' files that were found."""
-        return sum(file.path.stat().st_size for name in self.readable_domains() for file in self.readable_files(name))
+        return sum(file.num_bytes for name in self.readable_domains() for file in self.readable_files(name))
 
     def readable_files(self, domain: str) -> list[FileSample]:
         """Return the sampled files of both splits of a domain, without those that could not be read."""

@@ -136,6 +136,17 @@ def test_without_a_network_the_files_fetched_before_are_used_and_that_is_logged(
     assert find(server, tmp_path)[0].read_bytes() == CONTENT
 
 
+def test_a_server_that_was_not_reached_is_not_asked_again_for_what_is_in_the_cache(server, tmp_path, monkeypatch):
+    server.files["/code.jsonl"] = (CONTENT, '"1"')
+    paths = [*find(server, tmp_path), *find(server, tmp_path, "/code.jsonl")]
+    cache.forget_checks()
+    server.failures = [503, 503]  # the file of the second source would be answered again
+    server.files.clear()
+    sources = [f"{server.address}/law.jsonl", f"{server.address}/code.jsonl"]
+    assert list(find_files(sources, key=KEY, cache_dir=tmp_path)) == paths
+    assert server.failures == []
+
+
 def test_a_file_that_is_gone_is_an_error_even_if_it_was_fetched(server, tmp_path):
     find(server, tmp_path)
     server.files.clear()

@@ -130,9 +130,9 @@ def test_only_a_changed_file_is_fetched_again(rows, tmp_path, store, caplog):
     store.pipe("memory://data/rows/b.jsonl", b"{}\n")
     after = find(tmp_path, "memory://data/rows/*.jsonl")
     assert (before[0], before[1].exists(), after[1].read_bytes()) == (after[0], False, b"{}\n")
-    started = [line for line in caplog.messages if "fetching" in line]
-    assert [line.partition(", 0.0 MiB")[0] for line in started] == [
-        f"{KEY}: fetching {what} of memory://data/rows/*.jsonl" for what in ("2 files", "1 file")
+    lines = [line for line in caplog.messages if "fetched" in line]
+    assert [line.partition(": 0.0 MiB")[0] for line in lines] == [
+        f"{KEY}: fetched {what} of memory://data/rows/*.jsonl" for what in ("2 files", "1 file")
     ]
 
 
@@ -226,10 +226,26 @@ def test_what_a_library_raises_becomes_one_line_with_what_to_do(tmp_path, monkey
     assert "\n" not in str(raised.value)
 
 
+def test_the_empty_file_that_shows_a_folder_of_s3_is_not_listed():
+    class Listing:
+        def invalidate_cache(self):
+            """Cache nothing."""
+
+        def find(self, address, detail):
+            names = ("b/law/", "b/law/x.jsonl")
+            return {name: {"name": name, "size": 0, "type": "file", "ETag": '"1"'} for name in names}
+
+    (file,) = stores.FsspecStore(Listing(), scheme="s3").below("s3://b/law")
+    assert file == RemoteFile(address="s3://b/law/x.jsonl", num_bytes=0, version='etag="\\"1\\""')
+
+
 def test_a_run_folder_and_other_paths_cannot_be_addresses():
-    with pytest.raises(ValidationError, match="s3://b/runs is an address; expected a path of this machine"):
+    with pytest.raises(
+        ValidationError,
+        match=r"output_dir\n.*expected a path of this machine, not an address; only data files",
+    ):
         RunSection(name="x", output_dir="s3://b/runs")
-    with pytest.raises(ValidationError, match="gs://b/cache is an address"):
+    with pytest.raises(ValidationError, match=r"cache_dir\n.*not an address"):
         DataConfig(folder="memory://data", cache_dir="gs://b/cache")
     assert DataConfig(folder="memory://data").model_dump(mode="json")["folder"] == "memory://data"
 

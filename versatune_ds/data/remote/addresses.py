@@ -50,6 +50,11 @@ def scheme_of(address: str) -> str:
     return address.partition("://")[0].lower()
 
 
+def store_of(address: str) -> str:
+    """Return what answers for an address: its scheme, and the server or bucket."""
+    return "://".join((scheme_of(address), address.partition("://")[2].partition("/")[0]))
+
+
 def check_address(address: str, *, key: str) -> Scheme:
     """Return what is known of an address's scheme.
 

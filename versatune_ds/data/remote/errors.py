@@ -59,7 +59,10 @@ def _kind_of(error: Exception) -> type[RemoteError]:
 
 def _reason(error: Exception) -> str:
     status = status_of(error)
-    text = " ".join(first_line(error).split())
+    cause = getattr(
+        error, "reason", None
+    )  # of urllib: "<urlopen error [Errno 111] Connection refused>" without its frame
+    text = " ".join(str(cause if status is None and cause else first_line(error)).split())
     return text if status is None or str(status) in text else f"{status} {text}"
 
 

@@ -55,7 +55,7 @@ class HttpStore:
         """
         with remote_errors():
             if file.num_bytes == 0:
-                return 0, iter(())
+                return 0, (block for block in ())
             response = _open(file.address, {"Range": f"bytes={start}-"} if start else {})
             try:
                 if _version(response.headers) != file.version:

@@ -77,7 +77,9 @@ class FsspecStore:
         """Return the files below a folder."""
         with remote_errors():
             self.filesystem.invalidate_cache()
-            return [self._file(info) for info in self.filesystem.find(address, detail=True).values()]
+            found = self.filesystem.find(address, detail=True).values()
+            # Consoles of S3 make an empty file `law/` to show a folder.
+            return [self._file(info) for info in found if not str(info["name"]).endswith("/")]
 
     def matching(self, pattern: str) -> list[RemoteFile]:
         """Return the files and folders that match a pattern."""
