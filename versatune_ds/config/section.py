@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
 from versatune_ds.config.yaml_text import EMPTY, Word, WrittenFloat, WrittenInt, plain_value
@@ -42,15 +42,15 @@ def _expanded_local(value: Any) -> Any:
     return expanded
 
 
-def _place(value: Any) -> Any:
-    expanded = _expanded(value)
-    return Path(expanded) if isinstance(expanded, str) and not is_address(expanded) else expanded
+def _place(value: Path | str) -> Path | str:
+    """Return a text as a path, unless it is an address."""
+    return value if isinstance(value, str) and is_address(value) else Path(value)
 
 
 ExpandedPath = Annotated[Path, BeforeValidator(_expanded_local)]
 """A path of this machine in which `~` and $VARIABLES are expanded."""
 
-ExpandedPlace = Annotated[Path | str, BeforeValidator(_place)]
+ExpandedPlace = Annotated[str | Path, BeforeValidator(_expanded), AfterValidator(_place)]
 """A path of this machine, or the address of remote files, which stays text."""
 
 ExpandedText = Annotated[str, BeforeValidator(_expanded)]

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+from pathlib import Path
 
 import datasets
 import fsspec
@@ -247,7 +248,13 @@ def test_a_run_folder_and_other_paths_cannot_be_addresses():
         RunSection(name="x", output_dir="s3://b/runs")
     with pytest.raises(ValidationError, match=r"cache_dir\n.*not an address"):
         DataConfig(folder="memory://data", cache_dir="gs://b/cache")
-    assert DataConfig(folder="memory://data").model_dump(mode="json")["folder"] == "memory://data"
+
+
+@pytest.mark.parametrize("folder", ["memory://data", Path("rows")])
+def test_a_folder_of_a_config_is_the_same_when_it_is_read_back_from_json(folder):
+    data = DataConfig(folder=str(folder))
+    assert data.folder == DataConfig(folder=folder).folder == folder
+    assert DataConfig.model_validate_json(data.model_dump_json()) == data
 
 
 class BreakingStore:
