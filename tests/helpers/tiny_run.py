@@ -67,7 +67,7 @@ def be_trained(config: RunConfig, world: Any, *, stop_after: int | None = None, 
     """Train on this rank to the end, or until a signal after step `stop_after`, and return the run."""
     run = assemble_run(config, world=world, device=torch.device("cpu"), is_fresh=is_fresh)
     if stop_after is not None:
-        run.stop_signals.agreed = lambda **_: Agreement(is_stopped=run.step >= stop_after, is_save_due=False)
+        run.stop_signals.agreed = lambda: Agreement(is_stopped=run.step >= stop_after, is_save_due=False)
     measure_before_training(run)
     train(run)
     run.loader.close()

@@ -197,7 +197,7 @@ def test_an_interrupted_domain_resumes_and_ends_with_the_same_loss(measured, tmp
     task = ReferenceTask(domains=("law",))
     with monkeypatch.context() as patch:
         stopped = Agreement(is_stopped=True, is_save_due=False)
-        patch.setattr(StopSignals, "agreed", lambda signals, *, is_save_due, **_: stopped)
+        patch.setattr(StopSignals, "agreed", lambda signals: stopped)
         assert measure(config, task, world_size=2, folder=tmp_path / "first") == [REQUEUE_EXIT_CODE] * 2
     assert results_of(config) == {}
     assert measure(config, task, world_size=2, folder=tmp_path / "second") == [0, 0]

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 from ranks import run_ranks
 
+from versatune_ds.distributed import sum_over_ranks
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.training.signals import Agreement, SaveClock, StopSignals
 
@@ -23,22 +25,63 @@ def run_code(code):
     return subprocess.run([sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, timeout=120)
 
 
-def test_a_signal_on_one_rank_is_seen_by_all(tmp_path):
-    def work(world):
-        signals = StopSignals()
-        signals.install()
-        signals.begin_steps()
-        before = signals.agreed()
-        if world.rank == 1:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            while signals.received is None:
-                time.sleep(0.01)
-        return before, signals.agreed(), signals.agreed(is_save_due=world.is_rank_zero)
+def installed_signals():
+    signals = StopSignals()
+    signals.install()
+    signals.begin_steps()
+    return signals
 
-    running = Agreement(is_stopped=False, is_save_due=False)
+
+def signal_this_process(signals):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    while signals.received is None:
+        time.sleep(0.01)
+
+
+def agreed_after_a_step(signals, *, during=lambda: None, is_save_due=False, is_writing=False):
+    signals.ask_ranks(is_save_due=lambda: is_save_due, is_writing=lambda: is_writing)
+    during()
+    return signals.agreed()
+
+
+def test_a_signal_on_one_rank_is_seen_by_all_after_the_next_step(tmp_path):
+    def work(world):
+        signals = installed_signals()
+        during = lambda: world.rank == 1 and signal_this_process(signals)  # noqa: E731
+        return (
+            agreed_after_a_step(signals, during=during, is_writing=world.rank == 2),
+            agreed_after_a_step(signals),
+            agreed_after_a_step(signals, is_save_due=world.is_rank_zero),
+        )
+
+    writing = Agreement(is_stopped=False, is_save_due=False, is_writing=True)
     stopping = Agreement(is_stopped=True, is_save_due=False)
     due = Agreement(is_stopped=True, is_save_due=True)
-    assert run_ranks(work, world_size=2, folder=tmp_path) == [(running, stopping, due)] * 2
+    assert run_ranks(work, world_size=3, folder=tmp_path) == [(writing, stopping, due)] * 3
+
+
+def test_a_single_process_stops_after_the_step_in_which_it_is_signalled(tmp_path):
+    def work(world):
+        signals = installed_signals()
+        return agreed_after_a_step(signals, during=lambda: signal_this_process(signals))
+
+    assert run_ranks(work, world_size=1, folder=tmp_path) == [Agreement(is_stopped=True, is_save_due=False)]
+
+
+def test_other_collectives_may_begin_and_end_during_the_exchange_of_flags(tmp_path):
+    def work(world):
+        signals = StopSignals()
+        found = []
+        for step in range(20):
+            signals.received = signal.SIGTERM if (world.rank, step) == (1, 7) else signals.received
+            totals = []
+            during = lambda totals=totals: totals.append(sum_over_ranks(np.array([1.0]))[0])  # noqa: E731
+            agreed = agreed_after_a_step(signals, during=during, is_save_due=world.is_rank_zero and step == 3)
+            found.append((step, agreed.is_stopped, agreed.is_save_due, *totals))
+        return found
+
+    expected = [(step, step >= 7, step == 3, 2.0) for step in range(20)]
+    assert run_ranks(work, world_size=2, folder=tmp_path) == [expected] * 2
 
 
 def test_a_repeated_signal_exits_at_once_and_a_different_one_does_not():

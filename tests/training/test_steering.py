@@ -33,9 +33,7 @@ def train_ranks(config, *, stop_after=None, then=lambda run: None):
         reads = itertools.count()
         run.updates.clock = lambda: 100.0 * run.step * (not world.rank) + next(reads)
         if stop_after is not None:
-            run.stop_signals.agreed = lambda *, is_save_due, **_: Agreement(
-                is_stopped=run.step >= stop_after, is_save_due=False
-            )
+            run.stop_signals.agreed = lambda: Agreement(is_stopped=run.step >= stop_after, is_save_due=False)
         measure_before_training(run)
         train(run)
         run.loader.close()

@@ -6,7 +6,7 @@
    oldest checkpoints.
 
 So a kill at any moment leaves the checkpoint before it as the newest. Threads make no collective calls: the ranks learn
-that a phase has ended through a flag in the all-reduce that they make after each step anyway, all at the same step.
+that a phase has ended through a flag in the all-reduce that they make in each step anyway, all at the same step.
 
 A thread and not a process: forking a process that uses CUDA or has threads may hang, and a spawned one would need the
 copies a second time. Checksums and writes release Python's lock.

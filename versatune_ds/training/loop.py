@@ -49,10 +49,11 @@ def train(run: Run, *, should_stop: Callable[[Decision], bool] | None = None, sa
         plan_data(run, step=step)
     run.updates.begin_steps(run.step)
     while not run.is_complete:
-        # Data and optimizer step; the loader plans ahead meanwhile.
+        # Data and optimizer step; meanwhile the loader plans ahead, and the ranks exchange who was signalled.
         step = run.step + 1
         plan_data(run, step=step + run.loader.prefetch)
         data = run.loader.take(step)
+        run.ask_ranks()
         result = run.engine.train_step(data.micro_batches, step=step, is_refused=run.bad_steps.refusal)
         run.record_step(step, result, data)
         run.monitor.step(step)

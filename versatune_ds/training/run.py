@@ -206,13 +206,19 @@ class Run:
                 metrics = self.tasks(self.engine)
             self.monitor.metrics(self.step, metrics)
 
+    def ask_ranks(self) -> None:
+        """Start to exchange, while a step runs, what `agreed` returns after it. Communication: one all-reduce."""
+        self.stop_signals.ask_ranks(
+            is_save_due=lambda: self.world.is_rank_zero and self.save_clock.is_due(),
+            is_writing=lambda: self.saving.is_writing,
+        )
+
     def agreed(self) -> Agreement:
         """Return whether all ranks stop or save after this step; a save in the background proceeds.
 
-        Communication: one all-reduce of three flags, and what saving.py exchanges once all ranks have written.
+        Communication: the end of what `ask_ranks` started; what saving.py exchanges once all ranks have written.
         """
-        is_save_due = self.world.is_rank_zero and self.save_clock.is_due()
-        agreed = self.stop_signals.agreed(is_save_due=is_save_due, is_writing=self.saving.is_writing)
+        agreed = self.stop_signals.agreed()
         self.saving.follow(is_writing=agreed.is_writing)
         is_save_step = self.step % (self.config.checkpoint.every or self.config.train.steps) == 0
         is_best = self.best is not None and self.best.is_unsaved

@@ -1,8 +1,9 @@
 """Stop a run cleanly when the scheduler or a user sends a signal: save, then exit.
 
-A signal only sets a flag. After every optimizer step all ranks check whether any of them has it set, so all save and
-exit at the same step. The same signal a second time exits at once, and the last complete checkpoint remains. Another
-signal has no effect: Ctrl-C reaches the ranks as SIGINT, and then again as SIGTERM from the deepspeed launcher.
+A signal only sets a flag. All ranks exchange their flags while each optimizer step runs, and read the result after it,
+so all save and exit at the same step: that of the signal or, on more than one rank, the next one, whose exchange is the
+first to begin after the signal. The same signal a second time exits at once, and the last complete checkpoint remains.
+Another signal has no effect: Ctrl-C reaches the ranks as SIGINT, and then again as SIGTERM from the deepspeed launcher.
 
 Before the first step there is nothing to save, so the first signal exits at once, with the exit code for a requeue.
 Python runs signal handlers only between two lines of Python, and a rank that waits inside a collective would never run
@@ -16,11 +17,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from versatune_ds.distributed import sum_over_ranks
+from versatune_ds.distributed.shared_flags import SharedFlags
 from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -28,7 +28,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What all ranks agree on after an optimizer step."""
+    """What all ranks agree on after an optimizer step; as it was before the step, where there are several."""
 
     is_stopped: bool
     """Whether a signal reached any rank."""
@@ -46,6 +46,7 @@ class StopSignals:
         self.has_state = False
         """Whether there is something to save: steps are taken."""
         self._is_installed = False
+        self._flags = SharedFlags()
 
     def install(self) -> None:
         """Start listening; only the main thread may."""
@@ -81,7 +82,7 @@ class StopSignals:
         self.has_state = True
 
     def stop(self) -> None:
-        """Ask for a stop as a signal does: all ranks save after the current step."""
+        """Ask for a stop as a signal does: all ranks save after the same step, this one or the next."""
         self.received = self.received or signal.SIGTERM
 
     def ignore(self) -> None:
@@ -89,18 +90,24 @@ class StopSignals:
         for number in _SIGNALS if self._is_installed else ():
             signal.signal(number, signal.SIG_IGN)
 
-    def agreed(self, *, is_save_due: bool = False, is_writing: bool = False) -> Agreement:
-        """Return whether any rank was signalled or writes, or rank 0 wants to save.
+    def ask_ranks(self, *, is_save_due: Callable[[], bool], is_writing: Callable[[], bool]) -> None:
+        """Start to exchange the flags of all ranks, before an optimizer step; `agreed` has the result after it.
 
-        Communication: one all-reduce of three flags.
+        Communication: one all-reduce of three flags, while the step runs.
 
         Args:
             is_save_due: Whether this rank's clock asks for a save; only rank 0's may, since clocks differ.
             is_writing: Whether this rank still writes a checkpoint in the background.
         """
-        flags = np.array([self.received is not None, is_save_due, is_writing], dtype=np.float64)
-        is_stopped, is_due, is_any_writing = sum_over_ranks(flags) > 0
-        return Agreement(is_stopped=bool(is_stopped), is_save_due=bool(is_due), is_writing=bool(is_any_writing))
+        self._flags.start(lambda: (self.received is not None, is_save_due(), is_writing()))
+
+    def agreed(self) -> Agreement:
+        """Return whether any rank was signalled or wrote, or rank 0 wanted to save, when `ask_ranks` was called.
+
+        A single process reads its flags now, and stops after the step in which it was signalled.
+        """
+        is_stopped, is_save_due, is_writing = self._flags.result()
+        return Agreement(is_stopped=is_stopped, is_save_due=is_save_due, is_writing=is_writing)
 
 
 def _forget() -> None:
