@@ -1,4 +1,4 @@
-"""Heartbeats: rank 0 logs which rank is silent, once, and when it is back."""
+"""Heartbeats: rank 0 logs which rank is silent, once, and when it is back; rank 1 does for rank 0."""
 
 from __future__ import annotations
 
@@ -55,3 +55,14 @@ def test_a_rank_that_has_not_started_yet_is_not_reported(caplog):
     run(clock, (zero,), until=300)
     run(clock, (one, zero), until=330)
     assert caplog.messages == []
+
+
+def test_a_silent_rank_zero_is_named_by_rank_one_alone_and_its_host_is_known_to_all(caplog):
+    clock, (zero, one, two) = ranks_of(3)
+    run(clock, (zero, one, two), until=100)
+    run(clock, (one, two), until=160)
+    (message,) = caplog.messages
+    assert message.startswith(f"rank 0 on {platform.node()} has not been heard of for 5")
+    assert one.host_of_rank_zero() == two.host_of_rank_zero() == platform.node()
+    run(clock, (zero, one, two), until=180)
+    assert caplog.messages[1:] == ["rank 0 is heard of again after 70 s"]

@@ -3,6 +3,7 @@
 A rank that fails inside a step leaves the others in a collective that it never joins. They would wait, or report a
 closed connection, which hides the reason. So the first rank that fails posts its failure on a board: a store beside the
 process group's, available before the group is. Every other rank watches it, and exits quietly once it sees a failure.
+Where rank 0, which has the board, is gone without a failure, the others log that and exit (`rank_zero_watch.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 import torch.distributed as dist
 
 from versatune_ds.distributed.heartbeats import Heartbeats
+from versatune_ds.distributed.rank_zero_watch import RankZeroWatch, WatchedStore
 from versatune_ds.distributed.rendezvous import TIMEOUT, provide_rendezvous
 from versatune_ds.distributed.world import World
 
@@ -73,11 +75,14 @@ class FailureBoard:
         self._seen: Failure | None = None
         self._is_counted = False
         self._ended = threading.Event()
-        self._store: dist.Store | None = None
+        self._store: WatchedStore | None = None
+        self._heartbeats: Heartbeats | None = None
+        self._rank_zero = RankZeroWatch(world, host=self._host_of_rank_zero)
         if world.world_size > 1:
             provide_rendezvous(world)
             is_host = world.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-            self._store = _connect(is_host=is_host)
+            self._store = WatchedStore(_connect(is_host=is_host), watch=self._rank_zero)
+            self._rank_zero.start()
             threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
 
     def post(self, failure: Failure) -> Failure:
@@ -127,22 +132,29 @@ class FailureBoard:
             self._wait_until(lambda: self._store.add(_NUM_LEFT, 0) >= size, seconds=_LINGER_SECONDS)
 
     def _watch(self) -> None:
-        """Poll the board for a failure, then end this process if it does not end by itself; beat meanwhile."""
+        """Poll the board for a failure, or its end, then end this process if it does not by itself; beat meanwhile."""
         try:
-            store = _connect(is_host=False)
-            heartbeats = Heartbeats(store, rank=self._world.rank, world_size=self._world.world_size)
+            store = WatchedStore(_connect(is_host=False), watch=self._rank_zero)
+            self._heartbeats = Heartbeats(store, rank=self._world.rank, world_size=self._world.world_size)
             while not store.check([_FIRST]):
-                heartbeats.tick()
+                self._heartbeats.tick()
                 if self._ended.wait(max(_POLL_SECONDS, self._world.world_size / _POLLS_PER_SECOND)):
                     return
             self._seen = Failure.from_json(store.get(_FIRST))
         except RuntimeError:  # the board is gone, and rank 0 with it
+            if not self._world.is_rank_zero and not self._ended.wait(_GRACE_SECONDS):
+                self._rank_zero.end_without_rank_zero("has closed its connections: its process has ended")
             return
         self._count_as_seen()
         if self._ended.wait(_GRACE_SECONDS if self._has_state() else _GRACE_AT_START_SECONDS):
             return
         logging.shutdown()
         os._exit(self._seen.exit_code)
+
+    def _host_of_rank_zero(self) -> str:
+        """Return the name of rank 0's machine, as it said itself or, before that, as the launcher calls it."""
+        host = None if self._heartbeats is None else self._heartbeats.host_of_rank_zero()
+        return host or os.environ["MASTER_ADDR"]
 
     def _count_as_seen(self) -> None:
         if self._store is not None and not self._is_counted:

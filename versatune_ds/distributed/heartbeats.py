@@ -1,10 +1,11 @@
-"""Heartbeats: every rank shows that it lives, and rank 0 logs which one does not.
+"""Heartbeats: every rank shows that it lives, and rank 0 logs which one does not; rank 1 does so for rank 0.
 
 A process that is killed closes its connections, and the others fail at once. A machine that loses power, or a process
 that is frozen, closes nothing: the others would wait in a collective until its timeout of half an hour, and then report
 their own call and not the rank that is missing.
 
-Not covered: a rank 0 that disappears this way, since the heartbeats are kept there.
+The heartbeats are kept by rank 0's process, or by torchrun on its machine. Where neither answers any more,
+`rank_zero_watch.py` ends the other ranks.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.distributed as dist
+from versatune_ds.distributed.rank_zero_watch import SILENT_SECONDS, WatchedStore
 
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
-SILENT_SECONDS = 45.0
-"""Silence after which a rank is reported: long enough for a rank whose interpreter is busy with one long call."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What rank 0 read of a rank last: the beat, when it first saw it, and whether its silence is reported."""
+    """What was read of a rank last: the beat, when it was first seen, and whether its silence is reported."""
 
     beat: bytes
     since: float
     is_reported: bool = False
+
+    @property
+    def host(self) -> str:
+        """Return the name of the rank's machine."""
+        return self.beat.decode().partition(" ")[2]
 
 
 class Heartbeats:
@@ -40,11 +44,11 @@ class Heartbeats:
         store: Where the beats are kept.
         rank: This rank.
         world_size: Number of ranks.
-        clock: Returns seconds. Clocks of machines are never compared: rank 0 times changes by its own.
+        clock: Returns seconds. Clocks of machines are never compared: a rank times changes by its own.
     """
 
     def __init__(
-        self, store: dist.Store, *, rank: int, world_size: int, clock: Callable[[], float] = time.monotonic
+        self, store: WatchedStore, *, rank: int, world_size: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store, self._rank, self._world_size, self._clock = store, rank, world_size, clock
         self._num_beats = 0
@@ -52,9 +56,9 @@ class Heartbeats:
         self._seen: dict[int, _Seen] = {}
 
     def tick(self) -> None:
-        """Beat if it is time; on rank 0 read the others' beats as well, and log which ranks became silent or came back.
+        """Beat and read other ranks' beats if it is time; log which ranks became silent or came back.
 
-        Communication: one `set`; on rank 0 one `get` per rank. Each every ten seconds.
+        Communication: one `set`; on rank 0 one `get` per rank, on the others one. Each every ten seconds.
         """
         now = self._clock()
         if now < self._next_beat:
@@ -62,9 +66,12 @@ class Heartbeats:
         self._next_beat = now + BEAT_SECONDS
         self._num_beats += 1
         self._store.set(_key(self._rank), f"{self._num_beats} {platform.node()}")
-        if self._rank == 0:
-            for rank in range(1, self._world_size):
-                self._look_at(rank, now=now)
+        for rank in range(1, self._world_size) if self._rank == 0 else (0,):
+            self._look_at(rank, now=now)
+
+    def host_of_rank_zero(self) -> str | None:
+        """Return the name of rank 0's machine; None before its first beat, and on rank 0."""
+        return self._seen[0].host if 0 in self._seen else None
 
     def _look_at(self, rank: int, *, now: float) -> None:
         """Compare a rank's beat with the one read before."""
@@ -73,16 +80,17 @@ class Heartbeats:
         beat = self._store.get(_key(rank))
         seen = self._seen.get(rank)
         if seen is None or beat != seen.beat:
-            if seen is not None and seen.is_reported:
+            if seen is not None and seen.is_reported and self._rank <= 1:
                 logger.warning("rank %d is heard of again after %.0f s", rank, now - seen.since)
             self._seen[rank] = _Seen(beat, now)
         elif now - seen.since >= SILENT_SECONDS and not seen.is_reported:
             seen.is_reported = True
-            _, _, host = beat.decode().partition(" ")
+            if self._rank > 1:
+                return  # rank 1 logs that rank 0 is silent
             logger.warning(
                 "rank %d on %s has not been heard of for %.0f s: its machine is down or its process is frozen; the "
                 "other ranks wait for it. Cancel the job and start it again to resume from its last checkpoint",
-                rank, host, now - seen.since,
+                rank, seen.host, now - seen.since,
             )  # fmt: skip
 
 
