@@ -22,7 +22,7 @@ from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture import controller as controller_module
 from versatune_ds.mixture.controller import Controller
-from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.decision_bytes import packed_decision, unpacked_decision
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.statistics import ExampleLosses
 
@@ -37,16 +37,16 @@ def main() -> None:
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
     sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}\n")
-    header = ("domains", "examples", "rule ms", "record ms", "decision ms", "verify ms")
+    header = ("domains", "examples", "rule ms", "record ms", "decision ms", "receive ms")
     sys.stdout.write("  ".join(header) + "\n")
     for num_domains in map(int, chosen.domains.split(",")):
-        decision, record, verify = measure(num_domains, examples_per_domain=chosen.examples)
+        decision, record, receive = measure(num_domains, examples_per_domain=chosen.examples)
         counts = f"{num_domains:7}  {num_domains * chosen.examples:8}"
-        sys.stdout.write(f"{counts}  {decision - record:7.2f}  {record:9.2f}  {decision:11.2f}  {verify:9.2f}\n")
+        sys.stdout.write(f"{counts}  {decision - record:7.2f}  {record:9.2f}  {decision:11.2f}  {receive:10.2f}\n")
 
 
 def measure(num_domains: int, *, examples_per_domain: int) -> tuple[float, float, float]:
-    """Return the CPU milliseconds of a decision, of recording it (part of the former), and of checking it on a rank."""
+    """Return the CPU milliseconds of a decision, recording it (part of the former), and receiving it on a rank."""
     domain_set = DomainSet(tuple(f"domain{k:03}" for k in range(num_domains)))
     settings = MixtureConfig(policy="versatune", prior="uniform", reference={"start_fraction": 0.6}, sigma=0.1)
     controller = Controller(
@@ -58,13 +58,13 @@ def measure(num_domains: int, *, examples_per_domain: int) -> tuple[float, float
     record = Timer(controller_module.write_decision)
     controller_module.write_decision = record
     decide = Timer(lambda losses, **steps: controller.decide(ExampleLosses(**losses), **steps))
-    verify = Timer(lambda text: Decision.from_json(text).verify())
+    receive = Timer(unpacked_decision)
     for update in range(UPDATES):
         losses = losses_at(update, num_domains=num_domains, examples_per_domain=examples_per_domain)
         decision = decide(losses, step=50 * update, effective_step=50 * update + 3)
-        verify(decision.to_json())
+        receive(packed_decision(decision))
     controller_module.write_decision = record.function
-    return decide.median_ms, record.median_ms, verify.median_ms
+    return decide.median_ms, record.median_ms, receive.median_ms
 
 
 class Timer:

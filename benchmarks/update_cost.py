@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/update_cost.py [--domains 6,64,256] [--updates 10,1000,10000]
 
 For each number of domains and of past updates: the bytes that rank 0 broadcasts, the CPU time of packing, unpacking
-and comparing them on one rank beside the decision itself, and the bytes of the schedule in a checkpoint. *Whole
+and comparing them, in one process, beside the decision itself, and the bytes of the schedule in a checkpoint. *Whole
 schedule* is what comparing and saving all entries would take instead, as earlier versions did. Times are CPU time of
 one process, medians.
 """
@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.decision import Timer, losses_at
 from versatune_ds.config import MixtureConfig
-from versatune_ds.distributed.collectives import packed_text, unpacked_text
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.decision_bytes import packed_decision, unpacked_decision
 from versatune_ds.mixture.reference import load_references
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import ExampleLosses
@@ -61,8 +61,8 @@ def measure(num_domains: int, *, num_updates: int) -> tuple[float, float, float,
     step = 50 * num_updates
 
     def send_and_compare() -> bytes:
-        packed = packed_text(json.dumps({"value": decision.to_json()}))
-        json.loads(unpacked_text(packed))
+        packed = packed_decision(decision)
+        unpacked_decision(packed)
         hashlib.blake2b(schedule.digest.encode(), digest_size=32).digest()
         return packed
 

@@ -19,6 +19,7 @@ from versatune_ds.distributed import (
     any_rank,
     barrier,
     broadcast_text,
+    bytes_from_rank_zero,
     check_same_on_all_ranks,
     from_rank_zero,
     run_on_rank_zero,
@@ -159,6 +160,26 @@ def test_a_value_of_rank_zero_stays_there_or_is_broadcast(tmp_path):
         return run_on_rank_zero(lambda: "own", world), from_rank_zero(lambda: [1, None, "½"], world)
 
     assert run_ranks(work, world_size=2, folder=tmp_path) == [("own", [1, None, "½"]), (None, [1, None, "½"])]
+
+
+def test_bytes_of_rank_zero_reach_every_rank_and_its_failure_does_too(tmp_path):
+    noise = np.random.default_rng(0).bytes(20_000)
+
+    def failed(world):
+        def fail():
+            raise ValueError("data.folder: none")
+
+        with pytest.raises(ValueError, match=r"^data\.folder: none$"):
+            bytes_from_rank_zero(fail, world)
+        return True
+
+    def work(world):
+        received = [bytes_from_rank_zero(lambda data=data: data, world) for data in (noise, b"", noise[:4087])]
+        return received == [noise, b"", noise[:4087]], failed(world), bytes_from_rank_zero(lambda: b"after", world)
+
+    assert run_ranks(work, world_size=2, folder=tmp_path) == [(True, True, b"after")] * 2
+    assert bytes_from_rank_zero(lambda: noise, World()) == noise
+    assert failed(World())
 
 
 def test_one_process_needs_no_process_group():

@@ -29,6 +29,7 @@ _PATIENT_TIMEOUT = datetime.timedelta(days=7)
 _FIRST_BYTES = 4096
 """Length of the first broadcast of a text: nearly every text fits."""
 _LENGTH_BYTES = 8
+_TEXT, _COMPRESSED_TEXT, _BYTES = 0, 1, 2
 
 
 def barrier() -> None:
@@ -64,16 +65,21 @@ def broadcast_text(text: str | None, world: World) -> str:
     """
     if world.world_size == 1:
         return text or ""
-    packed = packed_text(text or "") if world.is_rank_zero else b""
+    return unpacked_text(_broadcast_packed(packed_text(text or "") if world.is_rank_zero else b""))
+
+
+def _broadcast_packed(packed: bytes) -> bytes:
+    """Return rank 0's bytes, which begin with their number, on every rank; what the others give is ignored."""
+    is_rank_zero = dist.get_rank() == 0
     first = _as_tensor(packed[:_FIRST_BYTES].ljust(_FIRST_BYTES, b"\0"))
     _broadcast_patiently(first)
     received = bytes(first.numpy())
     num_bytes = int.from_bytes(received[:_LENGTH_BYTES], "little")
     if num_bytes > _FIRST_BYTES:
-        rest = _as_tensor(packed[_FIRST_BYTES:] if world.is_rank_zero else bytes(num_bytes - _FIRST_BYTES))
+        rest = _as_tensor(packed[_FIRST_BYTES:] if is_rank_zero else bytes(num_bytes - _FIRST_BYTES))
         dist.broadcast(rest, src=0)
         received += bytes(rest.numpy())
-    return unpacked_text(received[:num_bytes])
+    return received[:num_bytes]
 
 
 def packed_text(text: str) -> bytes:
@@ -81,13 +87,18 @@ def packed_text(text: str) -> bytes:
     encoded = text.encode()
     is_compressed = len(encoded) > _FIRST_BYTES - _LENGTH_BYTES - 1
     body = zlib.compress(encoded, level=1) if is_compressed else encoded
-    return (_LENGTH_BYTES + 1 + len(body)).to_bytes(_LENGTH_BYTES, "little") + bytes([is_compressed]) + body
+    return _packed(body, kind=_COMPRESSED_TEXT if is_compressed else _TEXT)
 
 
 def unpacked_text(packed: bytes) -> str:
     """Return the text of `packed_text`."""
-    is_compressed, body = packed[_LENGTH_BYTES], packed[_LENGTH_BYTES + 1 :]
-    return (zlib.decompress(body) if is_compressed else body).decode()
+    kind, body = packed[_LENGTH_BYTES], packed[_LENGTH_BYTES + 1 :]
+    return (zlib.decompress(body) if kind == _COMPRESSED_TEXT else body).decode()
+
+
+def _packed(body: bytes, *, kind: int) -> bytes:
+    """Return bytes with their number and their kind in front."""
+    return (_LENGTH_BYTES + 1 + len(body)).to_bytes(_LENGTH_BYTES, "little") + bytes([kind]) + body
 
 
 def _as_tensor(data: bytes) -> torch.Tensor:
@@ -172,21 +183,53 @@ def from_rank_zero(action: Callable[[], T], world: World) -> T:
 
 def _run_and_send(action: Callable[[], T], world: World, *, sent: Callable[[T], Any]) -> tuple[T | None, Any]:
     """Run an action on rank 0; return its value (None elsewhere), and what is sent of it as every rank reads it."""
-    value: T | None = None
-    error: BaseException | None = None
+    value, error, failure = _attempt(action, world)
     message = ""
-    if world.is_rank_zero:
+    if world.is_rank_zero and error is None:
         try:
-            value = action()
             message = json.dumps({"value": sent(value)})
         except BaseException as raised:  # the others must not wait for a rank that is gone
-            error, message = raised, json.dumps({"failure": _describe(raised)})
-    received = json.loads(broadcast_text(message, world))
+            error, failure = raised, _describe(raised)
+    received = json.loads(broadcast_text(message or json.dumps({"failure": failure}), world))
+    _raise_failure(error, received.get("failure"))
+    return value, received["value"]
+
+
+def bytes_from_rank_zero(action: Callable[[], bytes], world: World) -> bytes:
+    """Run an action on rank 0 and return its bytes on every rank.
+
+    Communication: as one broadcast of a text, not compressed.
+
+    Raises:
+        ValueError, RankZeroError: As `run_on_rank_zero` does.
+    """
+    data, error, failure = _attempt(action, world)
+    if world.world_size == 1:
+        _raise_failure(error, failure)
+        return data or b""
+    sent = _packed(data or b"", kind=_BYTES) if failure is None else packed_text(json.dumps(failure))
+    packed = _broadcast_packed(sent)
+    is_failed = packed[_LENGTH_BYTES] != _BYTES
+    _raise_failure(error, json.loads(unpacked_text(packed)) if is_failed else None)
+    return packed[_LENGTH_BYTES + 1 :]
+
+
+def _attempt(action: Callable[[], T], world: World) -> tuple[T | None, BaseException | None, dict[str, Any] | None]:
+    """Run an action on rank 0; return its value there, or its error and what the others must know of it."""
+    if not world.is_rank_zero:
+        return None, None, None
+    try:
+        return action(), None, None
+    except BaseException as raised:  # the others must not wait for a rank that is gone
+        return None, raised, _describe(raised)
+
+
+def _raise_failure(error: BaseException | None, failure: dict[str, Any] | None) -> None:
+    """Raise rank 0's own error there, and elsewhere what it means for a rank that waited; nothing without a failure."""
     if error is not None:
         raise error
-    if failure := received.get("failure"):
+    if failure is not None:
         raise ValueError(failure["text"]) if failure["is_user_error"] else RankZeroError(failure["text"])
-    return value, received["value"]
 
 
 def _describe(error: BaseException) -> dict[str, str | bool]:

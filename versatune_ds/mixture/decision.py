@@ -122,4 +122,5 @@ def by_domain(columns: Mapping[str, np.ndarray], *, domain_set: DomainSet) -> di
 
 
 def _finite_or_none(values_K: np.ndarray) -> list[Number]:
-    return [number if math.isfinite(number) else None for number in values_K.tolist()]
+    numbers = values_K.tolist()
+    return numbers if np.isfinite(values_K).all() else [n if math.isfinite(n) else None for n in numbers]

@@ -93,11 +93,12 @@ class Inputs:
     def with_train_losses(self, statistics: DomainStatistics, *, domain_set: DomainSet) -> Inputs:
         """Return these inputs with training losses by domain; one that is not finite is omitted."""
         loss_K, stderr_K = statistics.mean(), statistics.standard_error()
-        known = [name for name, loss in zip(domain_set, loss_K, strict=True) if math.isfinite(loss)]
+        rows = zip(domain_set, loss_K.tolist(), stderr_K.tolist(), strict=True)
+        known = [(name, loss, stderr) for name, loss, stderr in rows if math.isfinite(loss)]
         return replace(
             self,
-            train_losses={name: float(loss_K[domain_set.id_of(name)]) for name in known},
-            train_loss_stderrs={name: float(stderr_K[domain_set.id_of(name)]) for name in known},
+            train_losses={name: loss for name, loss, _ in known},
+            train_loss_stderrs={name: stderr for name, _, stderr in known},
         )
 
     def with_supply_caps(self, caps_K: np.ndarray | None, *, domain_set: DomainSet) -> Inputs:

@@ -16,12 +16,13 @@ import numpy as np
 
 from versatune_ds.config import RunConfig
 from versatune_ds.data.loader import MixtureLoader, StepBatch
-from versatune_ds.distributed import World, from_rank_zero
+from versatune_ds.distributed import World, bytes_from_rank_zero, from_rank_zero
 from versatune_ds.domains import DomainSet
 from versatune_ds.engine.engine import Engine, StepResult
 from versatune_ds.engine.saving import Saving
 from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.mixture.decision_bytes import packed_decision, unpacked_decision
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.monitor import Monitor
@@ -112,7 +113,7 @@ class Run:
         effective_step: int,
         own: Any = None,
     ) -> Decision:
-        """Let rank 0 decide, and return the decision on every rank, its digest verified.
+        """Let rank 0 decide, and return the decision on every rank, the digest of its bytes verified.
 
         Communication: one broadcast of the decision, or of an error.
 
@@ -125,12 +126,14 @@ class Run:
         Raises:
             ValueError: On every rank, if the references cannot steer, or a signal's numbers are wrong.
         """
-        text = from_rank_zero(
-            lambda: self._decide(losses, train_losses, effective_step=effective_step, own=own).to_json(), self.world
-        )
-        decision = Decision.from_json(text)
-        decision.verify()
-        return decision
+        own_decision: list[Decision] = []
+
+        def decided() -> bytes:
+            own_decision.append(self._decide(losses, train_losses, effective_step=effective_step, own=own))
+            return packed_decision(own_decision[0])
+
+        packed = bytes_from_rank_zero(decided, self.world)
+        return own_decision[0] if own_decision else unpacked_decision(packed)
 
     def _decide(
         self,
