@@ -36,6 +36,7 @@ from versatune_ds.reference.one_domain import (
     result_of_run,
 )
 from versatune_ds.reference.score import score_model
+from versatune_ds.training.run import Run
 from versatune_ds.training.run_records import replay_run
 from versatune_ds.training.signals import Agreement, StopSignals
 
@@ -203,6 +204,22 @@ def test_an_interrupted_domain_resumes_and_ends_with_the_same_loss(measured, tmp
     assert measure(config, task, world_size=2, folder=tmp_path / "second") == [0, 0]
     assert results_of(config)["law"] == results_of(measured[0])["law"]
     assert not (tmp_path / "tiny-reference.json").exists()
+
+
+def test_a_domain_that_fails_abandons_its_save_in_the_background_and_closes_its_records(monkeypatch):
+    done = []
+    run = Run.__new__(Run)  # only what closing a run touches
+    run.saving = SimpleNamespace(abandon=lambda: done.append("save abandoned"))
+    run.loader = SimpleNamespace(close=lambda: done.append("loader closed"))
+    run.monitor = SimpleNamespace(finish=lambda exit_code: done.append(exit_code))
+
+    def fail(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(reference, "train", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        reference._train_domain(None, run, reference.ALL_DOMAINS, transfer=None)
+    assert done == ["save abandoned", "loader closed", REQUEUE_EXIT_CODE]
 
 
 def live_tensors():

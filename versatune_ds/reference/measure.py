@@ -211,8 +211,7 @@ def _train_domain(setup: RunSetup, run: Run, name: str, *, transfer: TransferRec
     try:
         is_done = train(run, should_stop=should_stop, save_at_end=False)
     finally:
-        run.loader.close()
-        run.monitor.finish(exit_code=0 if is_done else REQUEUE_EXIT_CODE)
+        run.close(exit_code=0 if is_done else REQUEUE_EXIT_CODE)
     if is_done:
         if run.config.reference.keep_models and name != ALL_DOMAINS:
             keep_run_model(run)

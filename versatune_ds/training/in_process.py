@@ -96,8 +96,7 @@ def _measure_first(run: Run) -> None:
     try:
         measure_before_training(run)
     except BaseException:
-        run.loader.close()
-        run.monitor.finish(exit_code=1)
+        run.close(exit_code=1)
         raise
 
 

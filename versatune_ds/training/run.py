@@ -91,6 +91,15 @@ class Run:
     is_complete: bool
     """Whether the last step is done, or the data has ended."""
 
+    def close(self, *, exit_code: int) -> None:
+        """Stop what works in the background, and close the records; every run that was begun ends with it.
+
+        A save that is under way in the background is over by now, unless the run has failed: then it is abandoned.
+        """
+        self.saving.abandon()
+        self.loader.close()
+        self.monitor.finish(exit_code=exit_code)
+
     def release(self) -> None:
         """Release the run's folder to other processes; nothing is written into it afterwards."""
         for lock in self.locks:

@@ -198,9 +198,7 @@ def train_to_the_end(run: Run, *, when_complete: Callable[[Path], None]) -> int:
         exit_code = 0 if train(run) else REQUEUE_EXIT_CODE
         run.stop_signals.ignore()
     finally:
-        run.saving.abandon()
-        run.loader.close()
-        run.monitor.finish(exit_code=exit_code)
+        run.close(exit_code=exit_code)
     if exit_code == 0 and run.world.is_rank_zero:
         when_complete(run.config.run_dir)
     barrier()  # ranks leave together: when the first leaves with 75, the launcher kills the others
