@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from versatune_ds.distributed import World, barrier, free_port, join_world, leave_world
 from versatune_ds.engine.background_save import start_save
-from versatune_ds.engine.checkpoint import save_checkpoint
+from versatune_ds.engine.checkpoint import NewCheckpoint, save_checkpoint
 from versatune_ds.engine.deepspeed_quirks import skip_shared_memory_op
 
 KINDS = ("DeepSpeed's save_checkpoint", "ordinary", "background")
@@ -131,12 +131,12 @@ def save_once(
     written: list[float],
 ) -> None:
     """Save once in one of the three ways, and record the times."""
-    given = {"run_dir": args.output / kind, "step": step, "state": {}, "keep": 1, "world": world}
+    new = NewCheckpoint(run_dir=args.output / kind, step=step, state={}, keep=1, world=world)
     if kind == "ordinary":
-        waits[kind].append(timed(lambda: save_checkpoint(engine, **given)))
+        waits[kind].append(timed(lambda: save_checkpoint(engine, new)))
     elif kind == "background":
         began, saves = time.perf_counter(), []
-        waits[kind].append(timed(lambda: saves.append(start_save(engine, **given))))
+        waits[kind].append(timed(lambda: saves.append(start_save(engine, new))))
         for _ in range(3):
             steps[kind].append(timed(lambda: take_step(engine, tokens)))
         outcome = saves[0].wait()

@@ -15,7 +15,7 @@ from ranks import run_ranks
 
 from versatune_ds.distributed import texts_of_ranks
 from versatune_ds.engine.background_save import start_save
-from versatune_ds.engine.checkpoint import save_checkpoint, write_file
+from versatune_ds.engine.checkpoint import NewCheckpoint, save_checkpoint, write_file
 from versatune_ds.engine.snapshot import take_snapshot
 from versatune_ds.run_folder.checkpoint_files import CheckedStream, check_valid, complete_checkpoints, read_state
 
@@ -32,8 +32,8 @@ class FakeEngine:
         (folder / f"swapped_{self.rank}").write_bytes(b"state on NVMe")
 
 
-def arguments(world, run_dir, *, step, keep=2):
-    return {"run_dir": run_dir, "step": step, "state": {"step": step}, "keep": keep, "world": world}
+def new_checkpoint(world, run_dir, *, step, keep=2):
+    return NewCheckpoint(run_dir=run_dir, step=step, state={"step": step}, keep=keep, world=world)
 
 
 def run(work, tmp_path, world_size=2):
@@ -50,9 +50,9 @@ def files_of(run_dir, step):
 def test_a_background_save_has_the_files_of_an_ordinary_one_and_of_its_moment(tmp_path, monkeypatch):
     def work(world, run_dir):
         engine, may_write, usual = FakeEngine(world.rank), threading.Event(), torch.save
-        save_checkpoint(engine, **arguments(world, run_dir / "ordinary", step=1))
+        save_checkpoint(engine, new_checkpoint(world, run_dir / "ordinary", step=1))
         monkeypatch.setattr(torch, "save", lambda values, to: (may_write.wait(30), usual(values, to)))
-        save = start_save(engine, **arguments(world, run_dir / "background", step=1))
+        save = start_save(engine, new_checkpoint(world, run_dir / "background", step=1))
         was_busy = save.is_busy
         engine.values += 1  # the next step
         may_write.set()
@@ -70,7 +70,7 @@ def test_a_background_save_is_published_once_all_ranks_have_written_and_deletes_
     def work(world, run_dir):
         engine = FakeEngine(world.rank)
         for step in (1, 2, 3):
-            save = start_save(engine, **arguments(world, run_dir, step=step))
+            save = start_save(engine, new_checkpoint(world, run_dir, step=step))
             assert not list((run_dir / "checkpoints").glob(f"step_{step:08d}"))
             assert save.advance() is None  # all have written, rank 0 publishes
             assert save.advance().failure is None
@@ -88,14 +88,14 @@ def test_a_background_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, 
 
     def work(world, run_dir):
         engine = FakeEngine(world.rank)
-        assert start_save(engine, **arguments(world, run_dir, step=1)).wait().failure is None
+        assert start_save(engine, new_checkpoint(world, run_dir, step=1)).wait().failure is None
         if where == "the manifest":
             monkeypatch.setattr("versatune_ds.engine.checkpoint.write_manifest", fail)
         elif world.rank == 1:
             monkeypatch.setattr(torch, "save", fail)
-        failure = start_save(engine, **arguments(world, run_dir, step=2)).wait().failure
+        failure = start_save(engine, new_checkpoint(world, run_dir, step=2)).wait().failure
         monkeypatch.undo()
-        assert start_save(engine, **arguments(world, run_dir, step=3)).wait().failure is None
+        assert start_save(engine, new_checkpoint(world, run_dir, step=3)).wait().failure is None
         return failure
 
     rank = "" if where == "the manifest" else "rank 1: "
@@ -109,7 +109,7 @@ def test_a_background_save_that_is_abandoned_ends_and_stays_incomplete(tmp_path,
     monkeypatch.setattr(torch, "save", lambda values, to: (may_write.wait(30), usual(values, to)))
 
     def work(world, run_dir):
-        save = start_save(FakeEngine(world.rank), **arguments(world, run_dir, step=1))
+        save = start_save(FakeEngine(world.rank), new_checkpoint(world, run_dir, step=1))
         threading.Timer(0.1, may_write.set).start()
         save.abandon()
         return save.is_busy, [path.name for path in complete_checkpoints(run_dir)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from versatune_ds.engine.checkpoint import SaveError, save_checkpoint
+from versatune_ds.engine.checkpoint import NewCheckpoint, SaveError, save_checkpoint
 from versatune_ds.run_folder.checkpoint_files import (
     check_valid,
     complete_checkpoints,
@@ -38,10 +38,10 @@ class FakeEngine:
 def save_steps(steps, *, keep=10, engine=FakeEngine, best_step=None):
     def work(world, run_dir):
         for step in steps:
-            save_checkpoint(
-                engine(world.rank), run_dir=run_dir, step=step, state={"step": step}, keep=keep, world=world,
-                best_step=best_step,
-            )  # fmt: skip
+            new = NewCheckpoint(
+                run_dir=run_dir, step=step, state={"step": step}, keep=keep, world=world, best_step=best_step
+            )
+            save_checkpoint(engine(world.rank), new)
 
     return work
 
@@ -171,8 +171,9 @@ def test_a_killed_save_is_ignored_and_its_files_are_deleted(tmp_path):
     run(save_steps([1]), tmp_path)
 
     def die(world, run_dir):
+        new = NewCheckpoint(run_dir=run_dir, step=2, state={}, keep=2, world=world)
         with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(FakeEngine(world.rank, dies=True), run_dir=run_dir, step=2, state={}, keep=2, world=world)
+            save_checkpoint(FakeEngine(world.rank, dies=True), new)
 
     run(die, tmp_path, "dying")
     assert (tmp_path / "run" / "checkpoints" / "step_00000002.partial").is_dir()

@@ -11,7 +11,7 @@ from one_batch import engine_losses, make_engine
 from ranks import run_ranks
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.engine.checkpoint import load_checkpoint, save_checkpoint
+from versatune_ds.engine.checkpoint import NewCheckpoint, load_checkpoint, save_checkpoint
 from versatune_ds.engine.ds_blocks import NAMES
 from versatune_ds.engine.ds_checks import check_deepspeed_settings
 from versatune_ds.engine.ds_settings import deepspeed_config
@@ -161,8 +161,8 @@ def test_the_supported_features_train_to_one_loss_and_resume_exactly(tmp_path):
         engine = make_engine(world, **given)
         losses, folder = engine_losses(engine, last=1), None
         if name in RESUMED:
-            settings = {"run_dir": tmp_path / name, "step": 1, "state": {}, "keep": 1, "world": world}
-            folder = save_checkpoint(engine.deepspeed_engine, **settings)
+            new = NewCheckpoint(run_dir=tmp_path / name, step=1, state={}, keep=1, world=world)
+            folder = save_checkpoint(engine.deepspeed_engine, new)
         rest = engine_losses(engine, first=2)
         return losses + rest, engine.grad_norm(), moment_dtype(engine), rest == resumed_losses(world, given, folder)
 

@@ -10,7 +10,7 @@ from ranks import run_ranks
 from tiny_models import build_arguments
 
 from versatune_ds.config import TrainConfig
-from versatune_ds.engine.checkpoint import load_checkpoint, save_checkpoint
+from versatune_ds.engine.checkpoint import NewCheckpoint, load_checkpoint, save_checkpoint
 from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, place_step_counts
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
@@ -70,7 +70,8 @@ def test_a_resumed_run_decays_and_clips_as_its_recipe_says_now(stage, precision,
     def resumed(world):
         before = engine_of(world, stage=stage, precision=precision, **BEFORE)
         step(before, 1)
-        folder = save_checkpoint(before.deepspeed_engine, run_dir=tmp_path, step=1, state={}, keep=1, world=world)
+        new = NewCheckpoint(run_dir=tmp_path, step=1, state={}, keep=1, world=world)
+        folder = save_checkpoint(before.deepspeed_engine, new)
         for group, settings in zip(before.deepspeed_engine.optimizer.param_groups, EXPECTED[0], strict=True):
             group["betas"], group["weight_decay"] = settings[0], settings[1]
         if hasattr(before.deepspeed_engine.optimizer, "clip_grad"):
@@ -94,7 +95,8 @@ def test_after_a_conversion_every_group_has_its_own_settings(stage, tmp_path):
     def saved(world):
         engine = engine_of(world, stage=stage, **BEFORE)
         step(engine, 1)
-        save_checkpoint(engine.deepspeed_engine, run_dir=tmp_path, step=1, state={}, keep=1, world=world)
+        new = NewCheckpoint(run_dir=tmp_path, step=1, state={}, keep=1, world=world)
+        save_checkpoint(engine.deepspeed_engine, new)
 
     def converted(world):
         engine = engine_of(world, stage=stage, **NOW)

@@ -11,7 +11,7 @@ from one_batch import LEARNING_RATE, STEPS, build, engine_losses, examples, make
 from ranks import run_ranks
 
 from versatune_ds.config import LoraConfig
-from versatune_ds.engine.checkpoint import load_checkpoint, save_checkpoint
+from versatune_ds.engine.checkpoint import NewCheckpoint, load_checkpoint, save_checkpoint
 
 MODELS = {
     "whole": {},
@@ -90,9 +90,8 @@ def test_every_choice_of_trained_parameters_has_the_loss_of_plain_training_and_r
         engine, again = (make_engine(world, zero={"stage": stage}, settings=settings) for _ in range(2))
         losses = engine_losses(engine, last=1)
         only_trained = "load_in_4bit" in settings
-        folder = save_checkpoint(
-            engine.deepspeed_engine, run_dir=run_dir, step=1, state={}, keep=1, world=world, only_trained=only_trained
-        )
+        new = NewCheckpoint(run_dir=run_dir, step=1, state={}, keep=1, world=world, only_trained=only_trained)
+        folder = save_checkpoint(engine.deepspeed_engine, new)
         rest = engine_losses(engine, first=2)
         load_checkpoint(again.deepspeed_engine, folder, only_trained=only_trained)
         return losses + rest, rest == engine_losses(again, first=2)

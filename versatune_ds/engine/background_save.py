@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from versatune_ds.distributed import World, barrier, from_rank_zero, texts_of_ranks
-from versatune_ds.engine.checkpoint import SaveError, all_or_none, delete_oldest, make_empty, publish, write_file
+from versatune_ds.distributed import barrier, from_rank_zero, texts_of_ranks
+from versatune_ds.engine.checkpoint import NewCheckpoint, SaveError, all_or_none, make_empty, publish, write_file
 from versatune_ds.engine.deepspeed_quirks import save_files
 from versatune_ds.engine.snapshot import take_snapshot
 from versatune_ds.run_folder.checkpoint_files import CheckedStream, Files, file_names, measure_file
-from versatune_ds.run_folder.names import STATE_FILE, checkpoint_folder
+from versatune_ds.run_folder.names import STATE_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +52,11 @@ class BackgroundSave:
     """One checkpoint that is being written; `start_save` makes it.
 
     Args:
-        partial: Folder that is written to.
-        folder: Its name once it is complete.
-        step: Optimizer steps done.
-        keep: Newest checkpoints kept, this one included.
-        best: The best checkpoint, kept whatever its age; None without one.
-        world: This process's place.
+        new: What is saved.
     """
 
-    def __init__(self, partial: Path, folder: Path, *, step: int, keep: int, best: Path | None, world: World) -> None:
-        self._partial, self._folder, self._step = partial, folder, step
-        self._keep, self._best, self._world = keep, best, world
+    def __init__(self, new: NewCheckpoint) -> None:
+        self._new, self._world = new, new.world
         self._is_abandoned = threading.Event()
         self._written: Files = {}
         self._failure: str | None = None
@@ -72,25 +66,26 @@ class BackgroundSave:
     @property
     def step(self) -> int:
         """Return the step that is saved."""
-        return self._step
+        return self._new.step
 
     @property
     def is_busy(self) -> bool:
         """Return whether a thread of this rank still works on it."""
         return self._thread is not None and self._thread.is_alive()
 
-    def write(self, files: list[tuple[Path, Any]], *, state_text: str) -> None:
+    def write(self, files: list[tuple[Path, Any]]) -> None:
         """Start to write this rank's files, on rank 0 with our own state; the list is emptied."""
+        partial, state_text = self._new.partial, self._new.state_text()  # the state of now
 
         def work() -> None:
             files.reverse()
             while files:
                 path, values = files.pop()
                 entry = write_file(values, path, should_stop=self._is_abandoned.is_set)
-                self._written[path.relative_to(self._partial).as_posix()] = entry
+                self._written[path.relative_to(partial).as_posix()] = entry
                 del values  # its memory is free for what training needs
             if self._world.is_rank_zero:
-                self._written[STATE_FILE] = _write_text(self._partial / STATE_FILE, state_text)
+                self._written[STATE_FILE] = _write_text(partial / STATE_FILE, state_text)
 
         self._start(work)
 
@@ -132,18 +127,19 @@ class BackgroundSave:
     def _publish(self, written: Files) -> None:
         """Complete the checkpoint, and delete the oldest ones; on rank 0, in its thread."""
         # Files that DeepSpeed copied by itself, such as states on NVMe, are there since the snapshot.
-        others = [name for name in file_names(self._partial) if name not in written]
-        files = {**written, **{name: measure_file(self._partial / name) for name in others}}
+        partial = self._new.partial
+        others = [name for name in file_names(partial) if name not in written]
+        files = {**written, **{name: measure_file(partial / name) for name in others}}
         if self._is_abandoned.is_set():
             return
-        publish(self._partial, self._folder, files=files)
-        delete_oldest(self._folder, keep=self._keep, best=self._best)
+        publish(partial, self._new.folder, files=files)
+        self._new.delete_oldest()
 
     def _outcome(self, failure: str | None) -> SaveOutcome:
         """Return the outcome; what is left of a failed save is deleted by rank 0."""
         if failure is not None and self._world.is_rank_zero:
-            shutil.rmtree(self._partial, ignore_errors=True)
-        return SaveOutcome(step=self._step, folder=self._folder, failure=failure)
+            shutil.rmtree(self._new.partial, ignore_errors=True)
+        return SaveOutcome(step=self._new.step, folder=self._new.folder, failure=failure)
 
     def _start(self, work: Callable[[], None]) -> None:
         """Start a thread that does the work and keeps its failure; a daemon: it cannot keep a failed run alive."""
@@ -154,7 +150,7 @@ class BackgroundSave:
             except (OSError, RuntimeError) as error:
                 self._failure = str(error)
             except BaseException as error:
-                logger.exception("saving step %d in the background", self._step)
+                logger.exception("saving step %d in the background", self._new.step)
                 self._failure = repr(error)
 
         self._thread = threading.Thread(target=run, name="versatune-save", daemon=True)
@@ -166,33 +162,22 @@ class BackgroundSave:
             self._thread.join()
 
 
-def start_save(
-    deepspeed_engine: Any,
-    *,
-    run_dir: Path,
-    step: int,
-    state: dict[str, Any],
-    keep: int,
-    world: World,
-    only_trained: bool = False,
-    best_step: int | None = None,
-) -> BackgroundSave:
-    """Copy the state of this moment, and start to write it as `save_checkpoint` would; takes the same arguments.
+def start_save(deepspeed_engine: Any, new: NewCheckpoint) -> BackgroundSave:
+    """Copy the state of this moment, and start to write it as `save_checkpoint` would.
 
     Communication: DeepSpeed's own barriers, and after each phase one all-reduce of a flag.
 
     Raises:
         SaveError: On every rank, if the copy could not be made on one: too little memory, most often.
     """
-    folder = checkpoint_folder(run_dir, step=step)
-    partial = folder.with_name(folder.name + ".partial")
+    partial, world = new.partial, new.world
     files: list[tuple[Path, Any]] = []
 
     def keep_copy(values: Any, path: Path) -> None:
         files.append((path, take_snapshot(values)))
 
     def copy_state() -> None:
-        save_files(deepspeed_engine, partial, write=keep_copy, only_trained=only_trained)
+        save_files(deepspeed_engine, partial, write=keep_copy, only_trained=new.only_trained)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the next step changes what is being copied
 
@@ -203,9 +188,8 @@ def start_save(
         if world.is_rank_zero:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    best = None if best_step is None else checkpoint_folder(run_dir, step=best_step)
-    save = BackgroundSave(partial, folder, step=step, keep=keep, best=best, world=world)
-    save.write(files, state_text=json.dumps(state, indent=1))
+    save = BackgroundSave(new)
+    save.write(files)
     return save
 
 

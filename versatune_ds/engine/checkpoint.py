@@ -17,6 +17,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,44 @@ class SaveError(RuntimeError):
     """A checkpoint could not be written; raised on every rank. Nothing of it is left, earlier ones are as they were."""
 
 
-def save_checkpoint(
-    deepspeed_engine: Any,
-    *,
-    run_dir: Path,
-    step: int,
-    state: dict[str, Any],
-    keep: int,
-    world: World,
-    only_trained: bool = False,
-    best_step: int | None = None,
-) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewCheckpoint:
+    """A checkpoint that is to be saved: where, of which step, with which state, and which older ones stay."""
+
+    run_dir: Path
+    step: int
+    """Optimizer steps done."""
+    state: dict[str, Any]
+    """Our state as JSON values; the same on all ranks."""
+    keep: int
+    """Newest checkpoints kept, this one included."""
+    world: World
+    only_trained: bool = False
+    """Whether frozen weights are left out, because they can be loaded from the base model again."""
+    best_step: int | None = None
+    """Step of the best checkpoint, which is kept besides the newest ones; None without one."""
+
+    @property
+    def folder(self) -> Path:
+        """Return its folder once it is complete."""
+        return checkpoint_folder(self.run_dir, step=self.step)
+
+    @property
+    def partial(self) -> Path:
+        """Return the folder that it is written into."""
+        return self.folder.with_name(self.folder.name + ".partial")
+
+    def state_text(self) -> str:
+        """Return our state as the text of its file."""
+        return json.dumps(self.state, indent=1)
+
+    def delete_oldest(self) -> None:
+        """Delete the checkpoints that are not kept, once this one is complete; on rank 0."""
+        best = None if self.best_step is None else checkpoint_folder(self.run_dir, step=self.best_step)
+        delete_oldest(self.folder, keep=self.keep, best=best)
+
+
+def save_checkpoint(deepspeed_engine: Any, new: NewCheckpoint) -> Path:
     """Save DeepSpeed's state and ours as one checkpoint, and delete the oldest checkpoints beyond `keep`.
 
     Communication: DeepSpeed's own barriers, an exchange of the files' checksums, which each rank computes as it writes,
@@ -61,19 +89,12 @@ def save_checkpoint(
 
     Args:
         deepspeed_engine: The engine whose weights and optimizer are saved.
-        run_dir: The run's folder.
-        step: Optimizer steps done.
-        state: Our state as JSON values; the same on all ranks.
-        keep: Newest checkpoints kept, this one included.
-        world: This process's place.
-        only_trained: Whether frozen weights are left out, because they can be loaded from the base model again.
-        best_step: Step of the best checkpoint, which is kept besides the newest ones; None without one.
+        new: What is saved.
 
     Raises:
         SaveError: On every rank, if the files could not be written on one: a full disk, most often.
     """
-    folder = checkpoint_folder(run_dir, step=step)
-    partial = folder.with_name(folder.name + ".partial")
+    partial, world = new.partial, new.world
     written: Files = {}
 
     def write(values: Any, path: Path) -> None:
@@ -81,18 +102,17 @@ def save_checkpoint(
 
     try:
         all_or_none(lambda: world.is_rank_zero and make_empty(partial))
-        all_or_none(lambda: save_files(deepspeed_engine, partial, write=write, only_trained=only_trained))
-        text = json.dumps(state, indent=1)
+        all_or_none(lambda: save_files(deepspeed_engine, partial, write=write, only_trained=new.only_trained))
+        text = new.state_text()
         all_or_none(lambda: world.is_rank_zero and write_text(partial / STATE_FILE, text))
         known = files_of_ranks(written, world)
         files = all_or_none(lambda: measure_files(partial, world, known=known))
-        all_or_none(lambda: world.is_rank_zero and publish(partial, folder, files=files))
+        all_or_none(lambda: world.is_rank_zero and publish(partial, new.folder, files=files))
     except SaveError:
         run_on_rank_zero(lambda: shutil.rmtree(partial, ignore_errors=True), world)
         raise
-    best = None if best_step is None else checkpoint_folder(run_dir, step=best_step)
-    run_on_rank_zero(lambda: delete_oldest(folder, keep=keep, best=best), world)
-    return folder
+    run_on_rank_zero(new.delete_oldest, world)
+    return new.folder
 
 
 def write_file(values: Any, path: Path, *, should_stop: Callable[[], bool] = lambda: False) -> list[int]:

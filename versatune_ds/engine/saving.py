@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
 from versatune_ds.engine.background_save import BackgroundSave, SaveOutcome, start_save
-from versatune_ds.engine.checkpoint import SaveError, save_checkpoint
+from versatune_ds.engine.checkpoint import NewCheckpoint, SaveError, save_checkpoint
 from versatune_ds.engine.engine import Engine
 from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
 
@@ -67,17 +67,17 @@ class Saving:
         is_background = self.config.checkpoint.background and not is_last
         if self.best is not None:
             self.best.before_save()
+        new = NewCheckpoint(
+            run_dir=self.config.run_dir,
+            step=step,
+            state=state,
+            keep=self.config.checkpoint.keep,
+            world=self.world,
+            only_trained=self.only_trained,
+            best_step=None if self.best is None else self.best.step,
+        )
         try:
-            result = (start_save if is_background else save_checkpoint)(
-                self.engine.deepspeed_engine,
-                run_dir=self.config.run_dir,
-                step=step,
-                state=state,
-                keep=self.config.checkpoint.keep,
-                world=self.world,
-                only_trained=self.only_trained,
-                best_step=None if self.best is None else self.best.step,
-            )
+            result = (start_save if is_background else save_checkpoint)(self.engine.deepspeed_engine, new)
         except SaveError as error:
             self._record_failure(step, str(error), is_last=is_last, cause=error)
             return
