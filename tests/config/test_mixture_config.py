@@ -9,7 +9,8 @@ import pytest
 from plans import plan_content
 
 from versatune_ds.config.load import parse_config
-from versatune_ds.config.mixture import MixtureConfig, StartFraction
+from versatune_ds.config.mixture import MixtureConfig
+from versatune_ds.config.mixture_sections import StartFraction
 
 RECIPE = {
     "run": {"name": "x"},

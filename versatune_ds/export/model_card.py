@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from versatune_ds.config import RunConfig
-from versatune_ds.config.mixture import StartFraction
+from versatune_ds.config.mixture_sections import StartFraction
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import recorded_decisions
 from versatune_ds.mixture.policies import POLICIES, Policy, fixed

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ds.config import MixtureConfig
-from versatune_ds.config.mixture import StartFraction
+from versatune_ds.config.mixture_sections import StartFraction
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.files import read_domain_values
 

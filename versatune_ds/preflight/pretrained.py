@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from versatune_ds.config.mixture import StartFraction
+from versatune_ds.config.mixture_sections import StartFraction
 from versatune_ds.preflight.capacity import estimates_of
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, warn

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import MixtureConfig, MonitorConfig, RunConfig
-from versatune_ds.config.mixture import SafeguardConfig
+from versatune_ds.config.mixture_sections import SafeguardConfig
 from versatune_ds.config.model import model_identity
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.domains import DomainSet
