@@ -12,18 +12,11 @@ from hypothesis import strategies as st
 from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.inputs import Inputs, supply_caps
+from versatune_ds.mixture.loss_limits import eased_plan_bounds, forgetting_budget, plan_bounds
 from versatune_ds.mixture.policies import Signals
 from versatune_ds.mixture.policies.acted import ALARM, Acted, kinds_of, read_recorded, recorded_texts
 from versatune_ds.mixture.policies.simplex import normalise
-from versatune_ds.mixture.safeguards import (
-    apply_safeguards,
-    eased_plan_bounds,
-    effective_domains_alarm,
-    forgetting_budget,
-    kl_limit,
-    plan_bounds,
-    prior_pull,
-)
+from versatune_ds.mixture.safeguards import apply_safeguards, effective_domains_alarm, kl_limit, prior_pull
 from versatune_ds.mixture.settings import SafeguardSettings, policy_settings, safeguard_settings
 from versatune_ds.mixture.weights import kl_divergence
 

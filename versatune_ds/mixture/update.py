@@ -20,11 +20,12 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision, by_domain
 from versatune_ds.mixture.followed_plan import FollowedPlan, track_clause
 from versatune_ds.mixture.inputs import Inputs
+from versatune_ds.mixture.loss_limits import eased_budget, eased_plan_bounds
 from versatune_ds.mixture.measurement import Measurement
 from versatune_ds.mixture.overfitting import OverfitWatch
 from versatune_ds.mixture.policies import Policy, PolicySettings, Signals
 from versatune_ds.mixture.policies.acted import Acted, recorded_texts
-from versatune_ds.mixture.safeguards import apply_safeguards, eased_budget, eased_plan_bounds
+from versatune_ds.mixture.safeguards import apply_safeguards
 from versatune_ds.mixture.settings import SafeguardSettings
 from versatune_ds.mixture.weights import as_weights
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 ALARM = "alarm"
 """Kind that a person should look at: it is logged as a warning and sent as an alert."""
 
@@ -25,6 +27,10 @@ class Acted:
     """What is recorded and shown, with numbers."""
     is_same_entry: bool = False
     """Whether it is recorded in the same entry as the one before it; the bounds of one projection are."""
+
+
+Guarded = tuple[np.ndarray, tuple[Acted, ...]]
+"""Weights [K] after a safeguard, and what acted; empty if it changed nothing."""
 
 
 def recorded_texts(acted: Iterable[Acted]) -> tuple[str, ...]:
