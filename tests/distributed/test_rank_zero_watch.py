@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import multiprocessing
 import os
 import platform
@@ -18,6 +17,7 @@ from versatune_ds.distributed import World, free_port, rank_zero_watch
 from versatune_ds.distributed.failures import FailureBoard
 from versatune_ds.distributed.rank_zero_watch import RankZeroWatch, WatchedStore
 from versatune_ds.exit_codes import FAILED_EXIT_CODE
+from versatune_ds.log import configure_logging
 
 LIMIT, TICK = 1.0, 0.2
 """Seconds of silence, 45 in a run, and between two looks at it."""
@@ -68,7 +68,7 @@ def start_ranks(folder, work):
     def be_rank(rank):
         rank_zero_watch.SILENT_SECONDS, rank_zero_watch._TICK_SECONDS = LIMIT, TICK
         sys.stderr = (folder / f"{rank}.err").open("w", buffering=1)
-        logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
+        configure_logging(rank=rank, world_size=2)
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         board = FailureBoard(World(rank=rank, world_size=2, local_rank=rank), has_state=lambda: True)
         (folder / f"{rank}.ready").touch()
@@ -100,7 +100,7 @@ def test_a_frozen_rank_zero_is_named_by_the_other_rank_which_ends(tmp_path):
     ranks[0].kill()
     codes, log = end_of(ranks, tmp_path)
     assert codes == [-signal.SIGKILL, FAILED_EXIT_CODE]
-    assert log.startswith("rank 0 on ")
+    assert "[rank 1] ERROR rank 0 on " in log
     assert "has not answered for 1 s" in log
 
 
