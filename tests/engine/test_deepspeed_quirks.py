@@ -13,14 +13,16 @@ from host_reads import counted_reads
 from one_batch import make_engine, micro_batches
 from ranks import run_ranks
 
-from versatune_ds.engine import deepspeed_quirks
+from versatune_ds.engine import checkpoint_quirks, deepspeed_quirks
 from versatune_ds.engine import engine as engine_module
 from versatune_ds.engine.deepspeed_quirks import drop_nonfinite_gradients, ignore_renamed_torch_functions
 from versatune_ds.engine.engine import share_process_group
 from versatune_ds.kernels.build import load_kernels
 
 ROOT = Path(__file__).parents[2]
-NAMED_TESTS = re.findall(r"Test: (\S+)::(\w+)", Path(deepspeed_quirks.__file__).read_text(encoding="utf-8"))
+MODULES = (deepspeed_quirks, checkpoint_quirks)
+TEXTS = [Path(module.__file__).read_text(encoding="utf-8") for module in MODULES]
+NAMED_TESTS = re.findall(r"Test: (\S+)::(\w+)", "".join(TEXTS))
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(NAMED_TESTS)))
@@ -29,8 +31,8 @@ def test_the_test_that_a_workaround_names_exists(file, name):
 
 
 def test_every_public_workaround_names_a_test():
-    public = [value for name, value in vars(deepspeed_quirks).items() if not name.startswith("_")]
-    own = [value for value in public if getattr(value, "__module__", None) == deepspeed_quirks.__name__]
+    public = [(module, value) for module in MODULES for name, value in vars(module).items() if name[0] != "_"]
+    own = [value for module, value in public if getattr(value, "__module__", None) == module.__name__]
     assert len(own) >= 10
     assert [value for value in own if "Test: tests/" not in value.__doc__] == []
 

@@ -11,7 +11,7 @@ from tiny_models import build_arguments
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.engine.checkpoint import NewCheckpoint, load_checkpoint, save_checkpoint
-from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, place_step_counts
+from versatune_ds.engine.checkpoint_quirks import OptimizerSettings, place_step_counts
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
 from versatune_ds.engine.other_world_size import load_converted

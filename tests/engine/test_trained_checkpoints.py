@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from versatune_ds.engine import deepspeed_quirks
-from versatune_ds.engine.deepspeed_quirks import load_module, save_files
+from versatune_ds.engine import checkpoint_quirks
+from versatune_ds.engine.checkpoint_quirks import load_module, save_files
 
 
 class Model(nn.Module):
@@ -63,4 +63,4 @@ def test_trained_weights_load_and_frozen_ones_stay():
 def test_what_is_left_out_is_decided_by_who_is_trained_now():
     model = Model()
     model.frozen.requires_grad_(True)
-    assert {"head.weight", "frozen.weight"} <= deepspeed_quirks._saved_names(model)
+    assert {"head.weight", "frozen.weight"} <= checkpoint_quirks._saved_names(model)

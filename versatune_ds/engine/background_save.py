@@ -27,7 +27,7 @@ import torch
 
 from versatune_ds.distributed import barrier, from_rank_zero, texts_of_ranks
 from versatune_ds.engine.checkpoint import NewCheckpoint, SaveError, all_or_none, make_empty, publish, write_file
-from versatune_ds.engine.deepspeed_quirks import save_files
+from versatune_ds.engine.checkpoint_quirks import save_files
 from versatune_ds.engine.snapshot import take_snapshot
 from versatune_ds.run_folder.checkpoint_files import CheckedStream, Files, file_names, measure_file
 from versatune_ds.run_folder.names import STATE_FILE

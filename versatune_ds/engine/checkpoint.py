@@ -25,7 +25,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from versatune_ds.distributed import World, any_rank, run_on_rank_zero, texts_of_ranks
-from versatune_ds.engine.deepspeed_quirks import OptimizerSettings, load_module, place_step_counts, save_files
+from versatune_ds.engine.checkpoint_quirks import OptimizerSettings, load_module, place_step_counts, save_files
 from versatune_ds.run_folder.atomic import rename_folder, write_text
 from versatune_ds.run_folder.checkpoint_files import (
     CheckedStream,

@@ -16,7 +16,7 @@ from typing import Any
 
 from versatune_ds.distributed import World, barrier
 from versatune_ds.engine.checkpoint import load_checkpoint
-from versatune_ds.engine.deepspeed_quirks import separate_step_counts, universal_checkpoints
+from versatune_ds.engine.checkpoint_quirks import separate_step_counts, universal_checkpoints
 from versatune_ds.engine.universal_conversion import convert
 
 _CONVERTIBLE = {1, 2}
