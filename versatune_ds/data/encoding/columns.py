@@ -180,13 +180,13 @@ class UnreadCounter:
     def __init__(self) -> None:
         self._found: dict[str, UnreadColumn] = {}
 
-    def add(self, names: Iterable[str], *, is_label: bool, place: str) -> None:
-        """Count the unused columns of one record."""
+    def add(self, names: Iterable[str], *, is_label: bool, place: str, num_rows: int = 1) -> None:
+        """Count unused columns of one record, or of several with the same ones; `place` is that of the first."""
         for name in names:
             before = self._found.get(name)
             self._found[name] = UnreadColumn(
                 name=name,
-                num_rows=1 + (before.num_rows if before else 0),
+                num_rows=num_rows + (before.num_rows if before else 0),
                 place=before.place if before else place,
                 is_label=is_label and (before is None or before.is_label),
             )

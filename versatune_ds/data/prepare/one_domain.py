@@ -21,7 +21,8 @@ import numpy as np
 from versatune_ds.data.encoding.columns import UnreadColumn, UnreadCounter
 from versatune_ds.data.prepare.encode_files import encode_files
 from versatune_ds.data.prepare.encode_records import RecordEncoder
-from versatune_ds.data.prepare.split_builder import Lines, SplitBuilder, SplitCounts
+from versatune_ds.data.prepare.output_lines import Lines, name_counts
+from versatune_ds.data.prepare.split_builder import SplitBuilder, SplitCounts
 from versatune_ds.data.sources.records import printable
 
 SUMMARY_NAME = "summary.json"
@@ -99,8 +100,7 @@ def build_domain(
     num_valid_files = len(task.train if task.valid is None else task.valid)
     train_row = train.close(domain=task.name, split="train", num_files=len(task.train), settings=settings)
     valid_row = valid.close(domain=task.name, split="valid", num_files=num_valid_files, settings=settings)
-    num_in_train = int(np.isin(valid.content_hashes(), train.content_hashes()).sum())
-    rows = (train_row, dataclasses.replace(valid_row, num_in_train=num_in_train))
+    rows = (train_row, dataclasses.replace(valid_row, num_in_train=valid.num_in_train(train)))
     summary = DomainSummary(
         rows=rows,
         problems=_first_problems(folder / BAD_ROWS_NAME),
@@ -177,16 +177,17 @@ def _write_bad_rows(stream: TextIO, *, lines: Lines, files: Sequence[Path]) -> N
     """Append the bad rows of a batch to a file, with file, line and reason."""
     for i in np.flatnonzero(lines.is_bad).tolist():
         place = {"file": str(files[lines.file[i]]), "line": int(lines.line[i])}
-        stream.write(json.dumps({**place, "reason": lines.problem[i]}, ensure_ascii=True) + "\n")
+        stream.write(json.dumps({**place, "reason": lines.problem[i].as_py()}, ensure_ascii=True) + "\n")
 
 
 def _count_unread(counter: UnreadCounter, *, lines: Lines, files: Sequence[Path]) -> None:
     """Count the columns of a batch that are not trained on; they are on the first line of each record."""
-    for i, (text, labels) in enumerate(zip(lines.unread, lines.unread_labels, strict=True)):
-        if text or labels:
-            place = f"{files[lines.file[i]]}:{lines.line[i]}"
-            counter.add(text, is_label=False, place=place)
-            counter.add(labels, is_label=True, place=place)
+    is_any_L = np.ones(len(lines.file), dtype=np.bool_)
+    found = [(counted, False) for counted in name_counts(lines.unread, is_selected_L=is_any_L)]
+    found += [(counted, True) for counted in name_counts(lines.unread_labels, is_selected_L=is_any_L)]
+    for counted, is_label in sorted(found, key=lambda entry: entry[0].first_line):
+        place = f"{files[lines.file[counted.first_line]]}:{lines.line[counted.first_line]}"
+        counter.add([counted.name], is_label=is_label, place=place, num_rows=counted.num_lines)
 
 
 def _first_problems(path: Path) -> tuple[str, ...]:

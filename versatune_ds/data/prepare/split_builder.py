@@ -15,53 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from versatune_ds.data.prepare.content_hashes import ContentHashes
+from versatune_ds.data.prepare.output_lines import Lines, name_counts
 from versatune_ds.data.prepare.shard_writer import ShardWriter
 from versatune_ds.data.sources.records import printable
 from versatune_ds.text_table import is_fitted, text_table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lines:
-    """The output lines of a batch, as arrays."""
-
-    file: np.ndarray
-    line: np.ndarray
-    piece: np.ndarray
-    tokens: np.ndarray
-    """Tokens of all lines, one after the other; line i has tokens[token_offsets[i] : token_offsets[i + 1]]."""
-    token_offsets: np.ndarray
-    spans: np.ndarray
-    span_offsets: np.ndarray
-    content_hash: np.ndarray
-    num_row_tokens: np.ndarray
-    num_cut_tokens: np.ndarray
-    problem: list[str]
-    unread: list[list[str]]
-    """Columns of each line's record whose text is not trained on."""
-    unread_labels: list[list[str]]
-    warnings: list[list[str]]
-    """Keys of `data_warnings.DATA_WARNINGS` for each line's record."""
-
-    @classmethod
-    def from_batch(cls, batch: pa.RecordBatch) -> Lines:
-        """Return the lines of a record batch, without copying numbers."""
-        tokens, spans = batch.column("input_ids"), batch.column("loss_spans")
-        numbers = ("file", "line", "piece", "content_hash", "num_row_tokens", "num_cut_tokens")
-        return cls(
-            tokens=tokens.values.to_numpy(),
-            token_offsets=tokens.offsets.to_numpy(),
-            spans=spans.values.to_numpy(),
-            span_offsets=spans.offsets.to_numpy(),
-            **{name: batch.column(name).to_pylist() for name in ("problem", "unread", "unread_labels", "warnings")},
-            **{name: batch.column(name).to_numpy() for name in numbers},
-        )
-
-    @property
-    def is_bad(self) -> np.ndarray:
-        """Return which lines are bad rows, bool [L]."""
-        return np.array([bool(problem) for problem in self.problem], dtype=np.bool_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,36 +61,30 @@ class SplitBuilder:
         self._counts = Counter(num_rows=0, num_bad_rows=0, num_without_loss=0, num_long_rows=0, num_cut_tokens=0)
         self._max_tokens = max_tokens
         self._warnings: Counter[str] = Counter()
-        self._content_hashes: list[np.ndarray] = []
+        self.content_hashes = ContentHashes(folder / ".hashes")
 
     def add(self, lines: Lines, *, is_selected_L: np.ndarray) -> None:
         """Add the lines that a mask selects."""
         # Count the records.
-        num_tokens_L = np.diff(lines.token_offsets)
+        num_tokens_L = lines.num_tokens
         is_row_L = is_selected_L & (lines.piece == 0)
-        is_bad_L = lines.is_bad
+        is_kept_L = is_row_L & (num_tokens_L > 0)
         self._counts.update(
             num_rows=int(is_row_L.sum()),
-            num_bad_rows=int((is_row_L & is_bad_L).sum()),
-            num_without_loss=int((is_row_L & ~is_bad_L & (num_tokens_L == 0)).sum()),
+            num_bad_rows=int((is_row_L & lines.is_bad).sum()),
+            num_without_loss=int((is_row_L & ~lines.is_bad & (num_tokens_L == 0)).sum()),
             num_long_rows=int((lines.num_row_tokens[is_row_L] > self._max_tokens).sum()),
             num_cut_tokens=int(lines.num_cut_tokens[is_row_L].sum()),
         )
-        for i in np.flatnonzero(is_row_L & (num_tokens_L > 0)).tolist():
-            self._warnings.update(lines.warnings[i])
-        self._content_hashes.append(lines.content_hash[is_row_L & (num_tokens_L > 0)])
+        for counted in name_counts(lines.warnings, is_selected_L=is_kept_L):
+            self._warnings[counted.name] += counted.num_lines
+        self.content_hashes.add(lines.content_hash[is_kept_L])
         # Write the examples.
-        for i in np.flatnonzero(is_selected_L & (num_tokens_L > 0)).tolist():
-            self._writer.add(
-                lines.tokens[lines.token_offsets[i] : lines.token_offsets[i + 1]],
-                loss_spans=lines.spans[lines.span_offsets[i] : lines.span_offsets[i + 1]],
-                content_hash=int(lines.content_hash[i]),
-            )
+        self._writer.add_many(lines.examples(is_selected_L & (num_tokens_L > 0)))
 
     def close(self, *, domain: str, split: str, num_files: int, settings: dict[str, Any]) -> SplitCounts:
         """Finish the shards and return the counts."""
         manifest = self._writer.close(domain=domain, split=split, settings=settings)
-        content_hashes = self.content_hashes()
         return SplitCounts(
             domain=domain,
             split=split,
@@ -140,14 +93,20 @@ class SplitBuilder:
             num_tokens=manifest.num_tokens,
             num_loss_tokens=manifest.num_loss_tokens,
             longest_tokens=manifest.longest_tokens,
-            num_duplicates=len(content_hashes) - len(np.unique(content_hashes)),
+            num_duplicates=self.content_hashes.num_duplicates(),
             remarks=dict(self._warnings),
             **self._counts,
         )
 
-    def content_hashes(self) -> np.ndarray:
-        """Return the content hashes of the records with examples, uint64 (8 bytes a record)."""
-        return np.concatenate(self._content_hashes) if self._content_hashes else np.zeros(0, dtype=np.uint64)
+    def num_in_train(self, train: SplitBuilder) -> int:
+        """Return how many of the split's records have a content that is in another split; call it once at the end.
+
+        The hashes of both that were written to disk are deleted.
+        """
+        num_in_train = self.content_hashes.num_in(train.content_hashes)
+        self.content_hashes.delete()
+        train.content_hashes.delete()
+        return num_in_train
 
 
 _HEADINGS = {
