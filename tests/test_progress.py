@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from versatune_ds import progress
-from versatune_ds.progress import Work, start_phase, with_progress, working_on
+from versatune_ds.progress import Work, counting, start_phase, with_progress, working_on
 
 
 class Terminal(io.StringIO):
@@ -70,6 +70,15 @@ def test_the_line_has_the_rate_and_the_time_left(clock, num_items, num_done, sec
     work = Work("read" if num_items is None else "read %s letters", num_items=num_items)
     work.num_done = num_done
     assert work.line(clock[0] + seconds) == line
+
+
+def test_items_done_before_count_neither_for_the_rate_nor_for_the_time_left(clock, log, terminal):
+    with counting("law: tokenising %s rows", num_items=1000, num_before=400) as work:
+        tick(clock, 5)
+        work.num_done += 100
+        tick(clock, 5)
+    assert "law: tokenising 400 of 1,000 rows  0:05" in terminal.getvalue()
+    assert "law: tokenising 500 of 1,000 rows  10.0/s  0:50 left" in terminal.getvalue()
 
 
 def test_all_items_are_yielded_and_the_line_counts_the_finished_ones(clock, log, terminal):

@@ -37,16 +37,23 @@ class Work:
         num_items: How many parts it has; None if that is not known.
         has_own_bar: Whether a library shows its progress on a terminal, so that nothing else should.
         ends_at_output: Whether the first line that is written ends it.
+        num_before: How many parts were done before; they count neither for the rate nor for the time left.
     """
 
     def __init__(
-        self, text: str, *, num_items: int | None = None, has_own_bar: bool = False, ends_at_output: bool = False
+        self,
+        text: str,
+        *,
+        num_items: int | None = None,
+        has_own_bar: bool = False,
+        ends_at_output: bool = False,
+        num_before: int = 0,
     ) -> None:
         self.text = text
         self.num_items = num_items
         self.has_own_bar = has_own_bar
         self.ends_at_output = ends_at_output
-        self.num_done = 0
+        self.num_done = self.num_before = num_before
         self.started = time.monotonic()
 
     def line(self, now: float) -> str:
@@ -55,10 +62,11 @@ class Work:
         if self.num_items is None:
             return f"{self.text}  {duration(elapsed)}"
         text = self.text % f"{self.num_done:,} of {self.num_items:,}"
-        if self.num_done == 0:
+        num_now = self.num_done - self.num_before
+        if num_now == 0:
             return f"{text}  {duration(elapsed)}"
-        left = elapsed / self.num_done * (self.num_items - self.num_done)
-        return f"{text}  {_rate(self.num_done / elapsed)}  {duration(left)} left"
+        left = elapsed / num_now * (self.num_items - self.num_done)
+        return f"{text}  {_rate(num_now / elapsed)}  {duration(left)} left"
 
 
 class ByteWork(Work):
@@ -250,6 +258,23 @@ def with_progress(items: Iterable[Item], *, num_items: int, what: str) -> Iterat
         for num_done, item in enumerate(items):
             work.num_done = num_done
             yield item
+
+
+@contextlib.contextmanager
+def counting(what: str, *, num_items: int, num_before: int = 0) -> Iterator[Work]:
+    """Show, after a silence, how many of a block's items are done; the block adds to `num_done` of what is yielded.
+
+    Args:
+        what: Text of the line, with `%s` for the numbers: `law: tokenising %s rows`.
+        num_items: How many there are.
+        num_before: How many of them were done before.
+    """
+    work = Work(what, num_items=num_items, num_before=num_before)
+    _display.begin(work)
+    try:
+        yield work
+    finally:
+        _display.end(work)
 
 
 @contextlib.contextmanager

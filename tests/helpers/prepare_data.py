@@ -5,6 +5,7 @@ from __future__ import annotations
 from chat_data import chat_rows, tiny_tokenizer, write_jsonl
 
 from versatune_ds.config import DataConfig
+from versatune_ds.data.prepare import encode_files, record_blocks
 from versatune_ds.data.prepare.domains import prepare_domains
 
 
@@ -30,3 +31,9 @@ def texts_of(shards):
 def prepare_without_valid(tmp_path, rows):
     write_jsonl(tmp_path / "data" / "train" / "law.jsonl", rows)
     return prepare_folder(tmp_path / "data", valid_fraction=0.2)
+
+
+def small_blocks(monkeypatch, *, num_records):
+    """Have few records divided among processes, in blocks of so many."""
+    for module in (record_blocks, encode_files):
+        monkeypatch.setattr(module, "MIN_RECORDS_PER_BLOCK", num_records)

@@ -34,8 +34,8 @@ def try_lock(stream: BinaryIO) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file within a block, waiting for it where need be.
+def locked(path: Path, *, what: str) -> Iterator[bool]:
+    """Hold an exclusive lock on a file within a block, waiting for it where need be, and yield whether it is locked.
 
     Where the file system has no locks, that is logged and the block runs all the same: two processes at once then do
     the same work.
@@ -57,7 +57,7 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
         if is_locked:
             _write_owner(stream, this_process().to_json())
         try:
-            yield
+            yield is_locked
         finally:
             if is_locked:
                 _write_owner(stream, "")  # before unlocking, or it would delete the next one's

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 from chat_data import write_domains
-from prepare_data import prepare_folder, prepare_rows
+from prepare_data import prepare_folder, prepare_rows, small_blocks
 
 from versatune_ds.data import shards
-from versatune_ds.data.prepare import domains, encode_files, one_domain, shard_writer
+from versatune_ds.data.prepare import domains, one_domain, record_blocks, shard_writer
 from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.run_folder import atomic
 
 _STAGES = {
-    "while reading": (encode_files, "read_records"),
+    "while reading": (record_blocks, "read_records"),
     "while writing shards": (shard_writer.ShardWriter, "close"),
     "before the summary": (one_domain, "_first_problems"),
     "before the rename": (atomic, "_sync_tree"),
@@ -105,7 +105,7 @@ def exit_codes_of(function, *args, num_processes=1):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills children with their parent")
 def test_workers_end_with_a_killed_preparation_and_free_its_lock(tmp_path, monkeypatch):
     folder = write_domains(tmp_path / "data", num_rows=40, domains=["law"])
-    monkeypatch.setattr(encode_files, "_MIN_RECORDS_PER_PROCESS", 1)
+    small_blocks(monkeypatch, num_records=1)
     with monkeypatch.context() as patch:
         patch.setattr(
             RecordEncoder,

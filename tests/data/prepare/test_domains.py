@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 from chat_data import chat_row, chat_rows, tiny_tokenizer, write_domains, write_jsonl
-from prepare_data import prepare_folder, prepare_rows, texts_of
+from prepare_data import prepare_folder, prepare_rows, small_blocks, texts_of
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.prepare import domains, encode_files
+from versatune_ds.data.prepare import domains
 from versatune_ds.data.prepare.domains import prepare_domains
 from versatune_ds.data.sources.domain_files import iter_texts
 
@@ -112,7 +112,7 @@ def test_a_moved_folder_gives_the_same_digest(tmp_path):
 
 
 def test_many_processes_give_the_same_bytes_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(encode_files, "_MIN_RECORDS_PER_PROCESS", 100)
+    small_blocks(monkeypatch, num_records=100)
     one = prepare_folder(write_domains(tmp_path / "a" / "data", num_rows=600, domains=["law"]))
     three = prepare_folder(write_domains(tmp_path / "b" / "data", num_rows=600, domains=["law"]), num_processes=3)
     assert three.digest == one.digest

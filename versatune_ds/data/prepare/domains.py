@@ -35,6 +35,7 @@ from versatune_ds.data.prepare.one_domain import (
     check_summary,
     read_summary,
 )
+from versatune_ds.data.prepare.parts import delete_parts, parts_beside
 from versatune_ds.data.prepare.split_builder import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.sources.domain_files import domain_files, key_of
@@ -145,15 +146,25 @@ def _prepare_domain(
     # Find the folder by its fingerprint, or build it.
     settings = {**identity, **dataclasses.asdict(encoder.settings)}
     folder = digests.cache_dir / f"{_file_name(task.name)}-{_fingerprint(task, settings=settings, digests=digests)}"
-    with locked(digests.cache_dir / "locks" / folder.name, what=f"the prepared data of {task.name}"):
+    locks = digests.cache_dir / "locks"
+    with locked(locks / folder.name, what=f"the prepared data of {task.name}") as is_locked:
         is_found = folder.is_dir()
-        if not is_found:
-            with atomic_folder(folder) as place:
+        if is_found:
+            delete_parts(folder)
+        else:
+            with parts_beside(folder, locks=locks) as kept_parts, atomic_folder(folder) as place:
+                parts = kept_parts if is_locked else place / "parts"  # without a lock, another one may use the same
                 summary = build_domain(
-                    place, task=task, encoder=encoder, num_processes=data.num_processes, settings=settings
+                    place,
+                    task=task,
+                    encoder=encoder,
+                    num_processes=data.num_processes,
+                    settings=settings,
+                    parts=parts,
                 )
                 bad_rows = digests.cache_dir / "refused" / f"{_file_name(task.name)}-{BAD_ROWS_NAME}"
                 _check_built(place, summary=summary, task=task, max_bad_rows=data.max_bad_rows, kept_bad_rows=bad_rows)
+                shutil.rmtree(place / "parts", ignore_errors=True)
     # Check and report, whether it was built now or before.
     summary, bad_rows = read_summary(folder), folder / BAD_ROWS_NAME
     check_summary(summary, task=task, max_bad_rows=data.max_bad_rows, bad_rows=bad_rows)

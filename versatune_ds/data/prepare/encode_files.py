@@ -1,151 +1,144 @@
-"""Run the encoder over files in many processes, through `datasets`, in constant memory.
+"""Run the encoder over files in many processes, in constant memory, and resume after a kill.
 
-One process writes the records to disk as text with their place, which is cheap. Parsing, templates and tokenising,
-which are not, run in the processes of `datasets`.
+This process reads the records and gives them out in blocks. A process that encodes writes each block to disk as a part
+(`parts.py`). Parts are used in the order of their records, whichever is finished first, while later ones are encoded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 
-from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
-from versatune_ds.data.sources.readers import read_records
-from versatune_ds.progress import working_on
+from versatune_ds.data.prepare.encode_records import RecordEncoder
+from versatune_ds.data.prepare.parts import Part, PartsFolder
+from versatune_ds.data.prepare.record_blocks import (
+    MIN_RECORDS_PER_BLOCK,
+    Block,
+    Place,
+    count_records,
+    read_blocks,
+    records_per_block,
+)
+from versatune_ds.data.prepare.worker_processes import worker_processes
+from versatune_ds.progress import counting, working_on
+
+_logger = logging.getLogger(__name__)
 
 _RECORD_SCHEMA = pa.schema(
     [("file", pa.int32()), ("line", pa.int64()), ("json_text", pa.large_string()), ("problem", pa.string())]
 )
 _RECORDS_PER_BATCH = 256
-_PR_SET_PDEATHSIG = 1
-_is_asked_for = threading.Event()
-_RECORDS_WITH_BAR = 20_000
-"""Records from which tokenising has a progress bar of its own on a terminal."""
-_MIN_RECORDS_PER_PROCESS = 2000  # with fewer, starting a process costs more than it saves
+_BLOCKS_AHEAD = 2  # blocks ready to be taken, beyond one for each process
+_MIN_BYTES_TO_COUNT_IN_PROCESSES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockEncoder:
+    """Encode a block of records into a part; the object is sent to worker processes."""
+
+    encoder: RecordEncoder
+    parts: PartsFolder
+
+    def __call__(self, block: Block) -> Part:
+        """Return the part, which is on disk."""
+        tables = [
+            self.encoder(_records_table(block.records[start : start + _RECORDS_PER_BATCH]))
+            for start in range(0, len(block.records), _RECORDS_PER_BATCH)
+        ]
+        lines = pa.concat_tables(tables).combine_chunks()
+        return self.parts.write(lines, number=block.number, num_records=len(block.records), end=block.end)
 
 
 def encode_files(
-    files: Sequence[Path], *, work: Path, encoder: RecordEncoder, num_processes: int
+    files: Sequence[Path], *, parts: PartsFolder, encoder: RecordEncoder, num_processes: int, name: str
 ) -> Iterator[pa.RecordBatch]:
     """Yield the encoder's output lines for all records of files, in order.
 
     Args:
         files: Data files; `file` in the output is a position in this sequence.
-        work: Existing empty folder for intermediate files; the caller deletes it.
+        parts: What an interrupted call for the same files and encoder has encoded; the others are added.
         encoder: Turns record batches into output lines.
         num_processes: Processes that encode.
+        name: Of the domain, for progress.
 
     Raises:
-        ValueError: If a file cannot be read at all.
+        ValueError: If a file cannot be read at all; each is read once before anything is encoded.
+        RuntimeError: If a process that encodes was killed.
     """
-    # Records to disk.
-    num_records = _write_records(files, path=work / "records.arrow")
-    if num_records == 0:
-        return
-    # Records to output lines, in many processes.
-    records = datasets.Dataset.from_file(str(work / "records.arrow")).with_format("arrow")
-    num_processes = min(num_processes, max(1, num_records // _MIN_RECORDS_PER_PROCESS))
-    has_bar = num_records >= _RECORDS_WITH_BAR and sys.stderr.isatty()
+    num_records = _num_records(files, parts=parts, num_processes=num_processes, name=name)
+    num_processes = min(num_processes, max(1, num_records // MIN_RECORDS_PER_BLOCK))
+    found = parts.find()
+    num_found = sum(part.num_records for part in found.values())
+    if found:
+        _logger.info("%s: %s of %s rows were tokenised before", name, f"{num_found:,}", f"{num_records:,}")
     with (
-        _quiet_progress(has_bar=has_bar),
-        working_on("tokenising", has_own_bar=has_bar),
-        _one_thread_each(num_processes),
-        _ending_with_parent(),
+        counting(f"{name}: tokenising %s rows", num_items=num_records, num_before=num_found) as work,
+        worker_processes(num_processes, function=BlockEncoder(encoder=encoder, parts=parts)) as start_encoding,
     ):
-        encoded = records.map(
-            encoder,
-            batched=True,
-            batch_size=_RECORDS_PER_BATCH,
-            writer_batch_size=_RECORDS_PER_BATCH,
-            remove_columns=_RECORD_SCHEMA.names,
-            features=datasets.Features.from_arrow_schema(OUTPUT_SCHEMA),
-            num_proc=num_processes if num_processes > 1 else None,
-            load_from_cache_file=False,
-            cache_file_name=str(work / "encoded.arrow"),
-            new_fingerprint="encoded",  # not used; by default the tokenizer is hashed, which takes seconds
-            desc="tokenising",
-        )
-    for start in range(0, len(encoded), _RECORDS_PER_BATCH):
-        yield from encoded.data.fast_slice(start, _RECORDS_PER_BATCH).to_batches()
+        for part in _parts_in_order(
+            files,
+            found=found,
+            num_per_block=records_per_block(num_records),
+            start_encoding=start_encoding,
+            num_ahead=num_processes + _BLOCKS_AHEAD if num_processes > 1 else 0,
+        ):
+            yield from part.read()
+            if part.number not in found:
+                work.num_done += part.num_records
 
 
-def _write_records(files: Sequence[Path], *, path: Path) -> int:
-    """Write the records of files, in order, as one Arrow stream; return their number."""
-    num_records = 0
-    rows = (
-        {"file": number, "line": record.line, "json_text": record.json_text, "problem": record.problem}
-        for number, file in enumerate(files)
-        for record in read_records(file)
-    )
-    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_stream(stream, _RECORD_SCHEMA) as writer:
-        while batch := list(islice(rows, _RECORDS_PER_BATCH)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_RECORD_SCHEMA))
-            num_records += len(batch)
-    return num_records
+def _parts_in_order(
+    files: Sequence[Path],
+    *,
+    found: dict[int, Part],
+    num_per_block: int,
+    start_encoding: Callable[[Block], Callable[[], Part]],
+    num_ahead: int,
+) -> Iterator[Part]:
+    """Yield the parts of all records: those found, and the others once they are encoded."""
+    # The first parts without a gap: their records are not read again.
+    number, start = 0, Place(0, 0)
+    while number in found:
+        yield found[number]
+        number, start = number + 1, found[number].end
+    # The others, with some blocks in work.
+    pending: deque[Callable[[], Part]] = deque()
+    for block in read_blocks(files, num_per_block=num_per_block, first=number, start=start):
+        part = found.get(block.number)
+        is_found = part is not None and part.end == block.end
+        pending.append(functools.partial(_itself, part) if is_found else start_encoding(block))
+        if len(pending) > num_ahead:
+            yield pending.popleft()()
+    while pending:
+        yield pending.popleft()()
 
 
-@contextlib.contextmanager
-def _quiet_progress(*, has_bar: bool) -> Iterator[None]:
-    """Switch the progress bars of `datasets` off, unless `has_bar`."""
-    was_enabled = datasets.utils.is_progress_bar_enabled()
-    if not has_bar:
-        datasets.utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            datasets.utils.enable_progress_bars()
+def _itself(part: Part) -> Part:
+    return part
 
 
-@contextlib.contextmanager
-def _one_thread_each(num_processes: int) -> Iterator[None]:
-    """Keep tokenizers from starting threads in each of several processes, and from warning about it."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    if num_processes > 1:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("TOKENIZERS_PARALLELISM", None)
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+def _num_records(files: Sequence[Path], *, parts: PartsFolder, num_processes: int, name: str) -> int:
+    """Return the number of records, read from the files unless an interrupted preparation has counted them."""
+    num_of_files = parts.num_records_of_files()
+    if num_of_files is None:
+        is_small = sum(path.stat().st_size for path in files) < _MIN_BYTES_TO_COUNT_IN_PROCESSES
+        num_processes = 1 if is_small else min(num_processes, len(files))
+        with (
+            working_on(f"{name}: counting rows"),
+            worker_processes(num_processes, function=count_records) as start_counting,
+        ):
+            num_of_files = [wait() for wait in [start_counting(path) for path in files]]
+        parts.keep_num_records(num_of_files)
+    return sum(num_of_files)
 
 
-@contextlib.contextmanager
-def _ending_with_parent() -> Iterator[None]:
-    """Have children forked within the block killed when this process dies; elsewhere than on Linux, do nothing.
-
-    `datasets` starts its own workers and offers no hook. If their parent is killed, they block forever and keep their
-    memory. On Linux each child can ask the kernel, after its fork, to be killed with its parent.
-    """
-    if sys.platform == "linux":
-        _watch_forks()
-        _is_asked_for.set()
-    try:
-        yield
-    finally:
-        _is_asked_for.clear()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    """Register, once a process, what children do after a fork."""
-    library = ctypes.CDLL(None)  # loaded here: a child of a process with threads should load nothing
-
-    def ask_in_child() -> None:
-        if _is_asked_for.is_set():
-            library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-    os.register_at_fork(after_in_child=ask_in_child)
+def _records_table(records: Sequence[tuple]) -> pa.Table:
+    columns = zip(*records, strict=True)
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, _RECORD_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=_RECORD_SCHEMA)

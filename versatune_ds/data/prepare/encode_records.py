@@ -1,4 +1,4 @@
-"""Turn records into tokenised examples of at most one row, batch by batch; `datasets` runs this in many processes.
+"""Turn records into tokenised examples of at most one row, batch by batch, in many processes.
 
 Every record gives at least one line of output: examples, or the reason why there is none. Tokens that are cut off are
 counted.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from versatune_ds.data.encoding.columns import UnreadColumn, UnreadCounter
 from versatune_ds.data.prepare.encode_files import encode_files
 from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.prepare.output_lines import Lines, name_counts
+from versatune_ds.data.prepare.parts import PartsFolder
 from versatune_ds.data.prepare.split_builder import SplitBuilder, SplitCounts
 from versatune_ds.data.sources.records import printable
 
@@ -61,7 +61,13 @@ class DomainSummary:
 
 
 def build_domain(
-    folder: Path, *, task: DomainTask, encoder: RecordEncoder, num_processes: int, settings: dict[str, Any]
+    folder: Path,
+    *,
+    task: DomainTask,
+    encoder: RecordEncoder,
+    num_processes: int,
+    settings: dict[str, Any],
+    parts: Path,
 ) -> DomainSummary:
     """Write the shards of a domain into a folder: `train/`, `valid/`, `bad_rows.jsonl`, `summary.json`.
 
@@ -71,9 +77,11 @@ def build_domain(
         encoder: Turns records into examples.
         num_processes: Processes that encode.
         settings: What the tokens depend on, for the manifests.
+        parts: Folder of what is encoded, and was by an interrupted call for the same task; the caller deletes it.
 
     Raises:
         ValueError: If a file cannot be read at all.
+        RuntimeError: If a process that encodes was killed.
     """
     # Encode the records, and divide the examples among the two splits.
     max_tokens = encoder.settings.row_tokens
@@ -81,10 +89,11 @@ def build_domain(
     unread, empty_files = UnreadCounter(), []
     with (folder / BAD_ROWS_NAME).open("w", encoding="utf-8") as bad_rows:
         for files, is_held_out in ((task.train, False), (task.valid or (), True)):
-            work = folder / "work"
-            work.mkdir()
+            encoded = PartsFolder(parts / ("valid" if is_held_out else "train"))
             num_rows = np.zeros(len(files), dtype=np.int64)
-            for batch in encode_files(files, work=work, encoder=encoder, num_processes=num_processes):
+            for batch in encode_files(
+                files, parts=encoded, encoder=encoder, num_processes=num_processes, name=task.name
+            ):
                 lines = Lines.from_batch(batch)
                 _write_bad_rows(bad_rows, lines=lines, files=files)
                 _count_unread(unread, lines=lines, files=files)
@@ -94,7 +103,6 @@ def build_domain(
                     is_valid_L = is_held_out_by_hash(lines.content_hash, fraction=task.valid_fraction)
                 train.add(lines, is_selected_L=~is_valid_L)
                 valid.add(lines, is_selected_L=is_valid_L)
-            shutil.rmtree(work)
             empty_files += [str(files[i]) for i in np.flatnonzero(num_rows == 0)]
     # Finish the shards, and write the summary.
     num_valid_files = len(task.train if task.valid is None else task.valid)

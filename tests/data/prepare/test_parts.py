@@ -1,0 +1,245 @@
+"""A killed preparation continues where it was, and gives the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from chat_data import chat_rows, write_domains, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prepare_data import prepare_folder, small_blocks
+
+from versatune_ds.data.prepare import domains, parts, record_blocks
+from versatune_ds.data.prepare.encode_files import BlockEncoder
+from versatune_ds.data.prepare.encode_records import RecordEncoder
+from versatune_ds.data.prepare.parts import PartsFolder
+from versatune_ds.data.prepare.record_blocks import Place, read_blocks
+from versatune_ds.run_folder import file_lock
+
+_NUM_ROWS, _NUM_PER_BLOCK = 60, 10
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A domain of 6 blocks of training rows and one of held-out rows."""
+    small_blocks(monkeypatch, num_records=_NUM_PER_BLOCK)
+    return write_domains(tmp_path / "data", num_rows=_NUM_ROWS, domains=["law"])
+
+
+@pytest.fixture
+def expected(tmp_path):
+    """The digest of the domain, prepared undisturbed and in blocks of the usual size."""
+    return prepare_folder(write_domains(tmp_path / "undisturbed" / "data", num_rows=_NUM_ROWS, domains=["law"])).digest
+
+
+def killed_at(folder, monkeypatch, target, name, *, call=1, **options):
+    """Prepare in a process that is killed when it enters a function for the n-th time."""
+    original, calls = getattr(target, name), []
+
+    def count(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, count)
+        process = multiprocessing.get_context("fork").Process(target=prepare_folder, args=(folder,), kwargs=options)
+        process.start()
+        process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def numbers_encoded(monkeypatch):
+    """Return a list to which the numbers of encoded blocks will be added."""
+    numbers, encode = [], BlockEncoder.__call__
+    monkeypatch.setattr(
+        BlockEncoder, "__call__", lambda self, block: numbers.append(block.number) or encode(self, block)
+    )
+    return numbers
+
+
+def parts_of(folder):
+    return sorted((folder.parent / "cache").glob(".parts-law-*/*/*.arrow"))
+
+
+def is_cleared(folder):
+    return not list((folder.parent / "cache").glob(".parts-*"))
+
+
+@pytest.mark.parametrize("call", [1, 4, 7])
+def test_finished_blocks_are_not_encoded_again(folder, expected, monkeypatch, caplog, call):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=call)
+    assert len(parts_of(folder)) == call - 1
+    numbers = numbers_encoded(monkeypatch)
+    with caplog.at_level("INFO"):
+        assert prepare_folder(folder).digest == expected
+    assert numbers == [0, 1, 2, 3, 4, 5, 0][call - 1 :]
+    assert ("law: 30 of 60 rows were tokenised before" in caplog.text) == (call == 4)
+    assert is_cleared(folder)
+
+
+def test_files_whose_records_are_all_encoded_are_not_read_again(folder, monkeypatch):
+    for number in (1, 2):
+        write_jsonl(folder / "train" / "law" / f"{number}.jsonl", chat_rows(30, topic=str(number)))
+    (folder / "train" / "law.jsonl").unlink()
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=5)
+    files, read_records = [], record_blocks.read_records
+    monkeypatch.setattr(record_blocks, "read_records", lambda path: files.append(path.name) or read_records(path))
+    prepare_folder(folder)
+    assert files == ["2.jsonl", "law.jsonl", "law.jsonl"], "held-out rows are counted, then encoded"
+
+
+@pytest.mark.parametrize("stage", [(PartsFolder, "keep_num_records"), (os, "replace"), (domains, "_check_built")])
+def test_a_kill_at_other_moments_loses_no_finished_block(folder, expected, monkeypatch, stage):
+    killed_at(folder, monkeypatch, *stage)
+    assert prepare_folder(folder).digest == expected
+    assert is_cleared(folder)
+
+
+def test_parts_left_by_a_kill_behind_the_last_step_are_deleted_at_the_next_start(folder, expected, monkeypatch):
+    killed_at(folder, monkeypatch, parts, "delete_parts")
+    assert list((folder.parent / "cache").glob("law-*"))
+    assert len(parts_of(folder)) == 7
+    assert prepare_folder(folder).digest == expected
+    assert is_cleared(folder)
+
+
+def test_a_part_with_a_changed_byte_is_encoded_again(folder, expected, monkeypatch):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=5)
+    path = parts_of(folder)[1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    numbers = numbers_encoded(monkeypatch)
+    assert prepare_folder(folder).digest == expected
+    assert numbers == [1, 4, 5, 0]
+
+
+def test_parts_of_other_settings_are_deleted_unless_they_are_in_use(folder, monkeypatch):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=3)
+    cache = folder.parent / "cache"
+    (stale,) = cache.glob(".parts-law-*")
+    other_domain = cache / ".parts-law-2-0123456789abcdef"
+    other_domain.mkdir()
+    with file_lock.locked(cache / "locks" / stale.name.removeprefix(".parts-"), what="it"):
+        _in_a_process(prepare_folder, folder, row_tokens=100)
+    assert stale.exists()
+    _in_a_process(prepare_folder, folder, row_tokens=101)
+    assert not stale.exists()
+    assert other_domain.exists()
+
+
+def _in_a_process(function, *args, **kwargs):
+    process = multiprocessing.get_context("fork").Process(target=function, args=args, kwargs=kwargs)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 0
+
+
+def test_parts_of_refused_data_are_deleted(folder):
+    write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(30), *["{broken"] * 30])
+    with pytest.raises(ValueError, match="bad rows"):
+        prepare_folder(folder)
+    assert is_cleared(folder)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_encoded(folder, monkeypatch):
+    (folder / "train" / "law.jsonl").rename(folder / "train" / "a.jsonl")
+    (folder / "train" / "law").mkdir()
+    (folder / "train" / "a.jsonl").rename(folder / "train" / "law" / "a.jsonl")
+    (folder / "train" / "law" / "b.json").write_text('[{"text": "a"}')
+    numbers = numbers_encoded(monkeypatch)
+    with pytest.raises(ValueError, match="not closed"):
+        prepare_folder(folder)
+    assert numbers == []
+
+
+def test_without_locks_no_part_outlives_its_process(folder, expected, monkeypatch):
+    def no_locks(stream):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(file_lock, "try_lock", no_locks)
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=3)
+    assert is_cleared(folder)
+    prepared = prepare_folder(folder)
+    assert prepared.digest == expected
+    assert not (prepared.train[0].folder.parent / "parts").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_killed_worker_is_an_error_that_says_what_to_do_and_loses_no_finished_block(folder, expected, monkeypatch):
+    encode = RecordEncoder.__call__
+
+    def encode_or_die(self, batch):
+        if batch["line"][0].as_py() == 41:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordEncoder, "__call__", encode_or_die)
+        with pytest.raises(RuntimeError, match=r"data.num_processes: .* was killed, .* what is tokenised is kept"):
+            prepare_folder(folder, num_processes=2)
+    num_kept = len(parts_of(folder))
+    numbers = numbers_encoded(monkeypatch)
+    assert prepare_folder(folder).digest == expected
+    assert num_kept >= 1
+    assert len(numbers) == 7 - num_kept
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_give_the_same_bytes(tmp_path, monkeypatch):
+    small_blocks(monkeypatch, num_records=20)
+    undisturbed = prepare_folder(write_domains(tmp_path / "undisturbed" / "data", num_rows=1200, domains=["law"]))
+    folder = write_domains(tmp_path / "data", num_rows=1200, domains=["law"])
+    moments, num_kills = random.Random(5), 0
+    for _ in range(12):
+        process = multiprocessing.get_context("fork").Process(
+            target=prepare_folder, args=(folder,), kwargs={"num_processes": 2}
+        )
+        process.start()
+        process.join(timeout=moments.uniform(0.05, 0.6))
+        process.kill()
+        process.join()
+        num_kills += process.exitcode != 0
+    assert num_kills >= 1
+    prepared = prepare_folder(folder, num_processes=2)
+    assert prepared.digest == undisturbed.digest
+    assert prepared.counts == undisturbed.counts
+    assert is_cleared(folder)
+
+
+@settings(max_examples=30)
+@given(sizes=st.lists(st.integers(0, 7), max_size=4), num_per_block=st.integers(1, 5))
+def test_reading_can_begin_at_any_block(sizes, num_per_block):
+    with tempfile.TemporaryDirectory() as name:
+        files = [write_jsonl(Path(name) / f"{i}.jsonl", chat_rows(size, topic=str(i))) for i, size in enumerate(sizes)]
+        blocks = list(read_blocks(files, num_per_block=num_per_block, first=0, start=Place(0, 0)))
+        assert sum(len(block.records) for block in blocks) == sum(sizes)
+        assert all(len(block.records) == num_per_block for block in blocks[:-1])
+        for i, block in enumerate(blocks):
+            assert block.number == i
+            rest = list(read_blocks(files, num_per_block=num_per_block, first=i + 1, start=block.end))
+            assert rest == blocks[i + 1 :]
+
+
+def test_a_block_ends_at_its_size_in_characters_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_blocks, "_CHARACTERS_PER_BLOCK", 100)
+    path = write_jsonl(tmp_path / "a.jsonl", ["x" * 60] * 5)
+    blocks = list(read_blocks([path], num_per_block=1000, first=0, start=Place(0, 0)))
+    assert [len(block.records) for block in blocks] == [2, 2, 1]
+    assert [block.end for block in blocks] == [Place(0, 2), Place(0, 4), Place(0, 5)]
+
+
+def test_the_name_of_a_part_has_a_digest_of_its_bytes(folder, monkeypatch):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=2)
+    (path,) = parts_of(folder)
+    assert re.fullmatch(r"000000-10-0-10-[0-9a-f]{32}\.arrow", path.name)
