@@ -20,11 +20,13 @@ from prepare_data import prepare_folder, small_blocks
 from versatune_ds.data.prepare import domains, parts, record_blocks
 from versatune_ds.data.prepare.encode_files import BlockEncoder
 from versatune_ds.data.prepare.encode_records import RecordEncoder
-from versatune_ds.data.prepare.parts import PartsFolder
+from versatune_ds.data.prepare.parts import Part, PartsFolder
 from versatune_ds.data.prepare.record_blocks import Place, read_blocks
+from versatune_ds.data.sources import line_ranges
 from versatune_ds.run_folder import file_lock
 
 _NUM_ROWS, _NUM_PER_BLOCK = 60, 10
+PLACE_OF_BEGINNING = Place(0, 0)
 
 
 @pytest.fixture
@@ -217,26 +219,51 @@ def test_kills_at_random_moments_give_the_same_bytes(tmp_path, monkeypatch):
     assert is_cleared(folder)
 
 
+def blocks_of(files, *, num_per_block, first=0, start=PLACE_OF_BEGINNING):
+    num_records = [record_blocks.count_records(path) for path in files]
+    return list(read_blocks(files, num_records=num_records, num_per_block=num_per_block, first=first, start=start))
+
+
 @settings(max_examples=30)
-@given(sizes=st.lists(st.integers(0, 7), max_size=4), num_per_block=st.integers(1, 5))
-def test_reading_can_begin_at_any_block(sizes, num_per_block):
-    with tempfile.TemporaryDirectory() as name:
+@given(
+    sizes=st.lists(st.integers(0, 7), max_size=4), num_per_block=st.integers(1, 5), min_bytes=st.sampled_from([1, 150])
+)
+def test_reading_can_begin_at_any_block(sizes, num_per_block, min_bytes):
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line_ranges, "_MIN_BYTES", min_bytes)
         files = [write_jsonl(Path(name) / f"{i}.jsonl", chat_rows(size, topic=str(i))) for i, size in enumerate(sizes)]
-        blocks = list(read_blocks(files, num_per_block=num_per_block, first=0, start=Place(0, 0)))
-        assert sum(len(block.records) for block in blocks) == sum(sizes)
-        assert all(len(block.records) == num_per_block for block in blocks[:-1])
+        blocks = blocks_of(files, num_per_block=num_per_block)
+        records = [record for block in blocks for record in block.records()]
+        assert [record[:2] for record in records] == [(i, k + 1) for i, size in enumerate(sizes) for k in range(size)]
         for i, block in enumerate(blocks):
             assert block.number == i
-            rest = list(read_blocks(files, num_per_block=num_per_block, first=i + 1, start=block.end))
+            rest = blocks_of(files, num_per_block=num_per_block, first=i + 1, start=block.end)
             assert rest == blocks[i + 1 :]
 
 
 def test_a_block_ends_at_its_size_in_characters_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(record_blocks, "_CHARACTERS_PER_BLOCK", 100)
+    monkeypatch.setattr(record_blocks, "_SIZE_PER_BLOCK", 100)
     path = write_jsonl(tmp_path / "a.jsonl", ["x" * 60] * 5)
-    blocks = list(read_blocks([path], num_per_block=1000, first=0, start=Place(0, 0)))
-    assert [len(block.records) for block in blocks] == [2, 2, 1]
+    blocks = blocks_of([path], num_per_block=1000)
+    assert [block.num_records for block in blocks] == [2, 2, 1]
     assert [block.end for block in blocks] == [Place(0, 2), Place(0, 4), Place(0, 5)]
+
+
+def test_small_files_share_a_block_and_a_large_one_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(line_ranges, "_MIN_BYTES", 200)
+    files = [write_jsonl(tmp_path / f"{i}.jsonl", ["x" * 59] * num) for i, num in enumerate([1, 1, 5, 1])]
+    blocks = blocks_of(files, num_per_block=2)
+    assert [block.num_records for block in blocks] == [2, 3, 2, 1]
+    assert [block.end for block in blocks] == [Place(1, 1), Place(2, 180), Place(2, 300), Place(3, 1)]
+    assert [record[:2] for record in blocks[2].records()] == [(2, 4), (2, 5)]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_divided_file_gives_the_same_bytes_after_a_kill(folder, expected, monkeypatch, num_processes):
+    monkeypatch.setattr(line_ranges, "_MIN_BYTES", 1)
+    killed_at(folder, monkeypatch, Part, "read", call=4, num_processes=num_processes)
+    assert len(parts_of(folder)) >= 3
+    assert prepare_folder(folder, num_processes=num_processes).digest == expected
 
 
 def test_the_name_of_a_part_has_a_digest_of_its_bytes(folder, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-_NUM_BUFFERED = 1 << 20  # 8 MiB
+_NUM_BUFFERED = 1 << 18  # 2 MiB
 _NUM_PARTITIONS = 64
 _SHIFT = np.uint64(64 - 6)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from versatune_ds.data.prepare.encode_records import RecordEncoder
+from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.prepare.parts import Part, PartsFolder
 from versatune_ds.data.prepare.record_blocks import (
     MIN_RECORDS_PER_BLOCK,
@@ -47,12 +47,13 @@ class BlockEncoder:
 
     def __call__(self, block: Block) -> Part:
         """Return the part, which is on disk."""
+        records = block.records()
         tables = [
-            self.encoder(_records_table(block.records[start : start + _RECORDS_PER_BATCH]))
-            for start in range(0, len(block.records), _RECORDS_PER_BATCH)
+            self.encoder(_records_table(records[start : start + _RECORDS_PER_BATCH]))
+            for start in range(0, len(records), _RECORDS_PER_BATCH)
         ]
-        lines = pa.concat_tables(tables).combine_chunks()
-        return self.parts.write(lines, number=block.number, num_records=len(block.records), end=block.end)
+        lines = pa.concat_tables(tables).combine_chunks() if tables else OUTPUT_SCHEMA.empty_table()
+        return self.parts.write(lines, number=block.number, num_records=block.num_records, end=block.end)
 
 
 def encode_files(
@@ -71,7 +72,8 @@ def encode_files(
         ValueError: If a file cannot be read at all; each is read once before anything is encoded.
         RuntimeError: If a process that encodes was killed.
     """
-    num_records = _num_records(files, parts=parts, num_processes=num_processes, name=name)
+    num_of_files = _num_records(files, parts=parts, num_processes=num_processes, name=name)
+    num_records = sum(num_of_files)
     num_processes = min(num_processes, max(1, num_records // MIN_RECORDS_PER_BLOCK))
     found = parts.find()
     num_found = sum(part.num_records for part in found.values())
@@ -83,8 +85,8 @@ def encode_files(
     ):
         for part in _parts_in_order(
             files,
+            num_records=num_of_files,
             found=found,
-            num_per_block=records_per_block(num_records),
             start_encoding=start_encoding,
             num_ahead=num_processes + _BLOCKS_AHEAD if num_processes > 1 else 0,
         ):
@@ -96,8 +98,8 @@ def encode_files(
 def _parts_in_order(
     files: Sequence[Path],
     *,
+    num_records: Sequence[int],
     found: dict[int, Part],
-    num_per_block: int,
     start_encoding: Callable[[Block], Callable[[], Part]],
     num_ahead: int,
 ) -> Iterator[Part]:
@@ -109,7 +111,8 @@ def _parts_in_order(
         number, start = number + 1, found[number].end
     # The others, with some blocks in work.
     pending: deque[Callable[[], Part]] = deque()
-    for block in read_blocks(files, num_per_block=num_per_block, first=number, start=start):
+    num_per_block = records_per_block(sum(num_records))
+    for block in read_blocks(files, num_records=num_records, num_per_block=num_per_block, first=number, start=start):
         part = found.get(block.number)
         is_found = part is not None and part.end == block.end
         pending.append(functools.partial(_itself, part) if is_found else start_encoding(block))
@@ -123,8 +126,8 @@ def _itself(part: Part) -> Part:
     return part
 
 
-def _num_records(files: Sequence[Path], *, parts: PartsFolder, num_processes: int, name: str) -> int:
-    """Return the number of records, read from the files unless an interrupted preparation has counted them."""
+def _num_records(files: Sequence[Path], *, parts: PartsFolder, num_processes: int, name: str) -> list[int]:
+    """Return the number of records of each file, counted unless an interrupted preparation has done so."""
     num_of_files = parts.num_records_of_files()
     if num_of_files is None:
         is_small = sum(path.stat().st_size for path in files) < _MIN_BYTES_TO_COUNT_IN_PROCESSES
@@ -135,7 +138,7 @@ def _num_records(files: Sequence[Path], *, parts: PartsFolder, num_processes: in
         ):
             num_of_files = [wait() for wait in [start_counting(path) for path in files]]
         parts.keep_num_records(num_of_files)
-    return sum(num_of_files)
+    return num_of_files
 
 
 def _records_table(records: Sequence[tuple]) -> pa.Table:

@@ -62,7 +62,7 @@ class PartsFolder:
         with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_file(stream, lines.schema) as writer:
             writer.write_table(lines)
         digest = digest_of_file(partial)
-        path = self.folder / f"{number:06d}-{num_records}-{end.file}-{end.num_records}-{digest}.arrow"
+        path = self.folder / f"{number:06d}-{num_records}-{end.file}-{end.position}-{digest}.arrow"
         partial.replace(path)
         return Part(number=number, num_records=num_records, end=end, path=path)
 
@@ -92,8 +92,8 @@ def _part_of(path: Path) -> Part | None:
     match = _NAME.fullmatch(path.name)
     if match is None or digest_of_file(path) != match[5]:
         return None
-    number, num_records, file, num_in_file = map(int, match.groups()[:4])
-    return Part(number=number, num_records=num_records, end=Place(file, num_in_file), path=path)
+    number, num_records, file, position = map(int, match.groups()[:4])
+    return Part(number=number, num_records=num_records, end=Place(file, position), path=path)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +22,12 @@ _MAX_FIRST_LINE_CHARACTERS = 1 << 26  # a longer first line is read as part of o
 
 def read_json_lines(path: Path) -> Iterator[Record]:
     """Yield one record per line; the JSON itself is parsed later, in parallel."""
-    for number, text, problem in read_lines(path):
+    yield from records_of_json_lines(read_lines(path))
+
+
+def records_of_json_lines(lines: Iterable[tuple[int, str, str]]) -> Iterator[Record]:
+    """Yield the records of lines as `read_lines` yields them."""
+    for number, text, problem in lines:
         yield Record(line=number, json_text=text.strip(), problem=problem)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,7 +58,12 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def _read_text_lines(path: Path) -> Iterator[Record]:
-    for number, text, problem in read_lines(path):
+    yield from records_of_text_lines(read_lines(path))
+
+
+def records_of_text_lines(lines: Iterable[tuple[int, str, str]]) -> Iterator[Record]:
+    """Yield the lines of a plain text, as `read_lines` yields them, as records."""
+    for number, text, problem in lines:
         yield Record(line=number, json_text=json_text({"text": text}), problem=problem)
 
 

@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -143,10 +143,15 @@ def open_text(path: Path) -> io.TextIOWrapper:
 def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield (line, text, problem) of every line that is not blank; the text keeps its indentation."""
     with open_bytes(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, line.rstrip(b"\r\n").decode("utf-8"), ""
-            except UnicodeDecodeError as error:
-                yield number, "", f"not UTF-8 text ({error.reason} at byte {error.start + 1})"
+        yield from numbered_lines(stream, first=1)
+
+
+def numbered_lines(lines: Iterable[bytes], *, first: int) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, text, problem) of successive lines that are not blank; the first one has the number `first`."""
+    for number, line in enumerate(lines, start=first):
+        if not line.strip():
+            continue
+        try:
+            yield number, line.rstrip(b"\r\n").decode("utf-8"), ""
+        except UnicodeDecodeError as error:
+            yield number, "", f"not UTF-8 text ({error.reason} at byte {error.start + 1})"
