@@ -270,11 +270,8 @@ def counting(what: str, *, num_items: int, num_before: int = 0) -> Iterator[Work
         num_before: How many of them were done before.
     """
     work = Work(what, num_items=num_items, num_before=num_before)
-    _display.begin(work)
-    try:
+    with shown_while(work):
         yield work
-    finally:
-        _display.end(work)
 
 
 @contextlib.contextmanager
