@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.tiny_run import ROOT, tiny_config
-from versatune_ds import check, compare, detect, export, reference
+from versatune_ds import check, compare, detect, evaluate, export, reference
 from versatune_ds.comparison.comparison_file import read_plan
 
 REFERENCE = {
@@ -86,6 +86,35 @@ def test_a_check_returns_its_findings_and_a_recipe_that_would_not_run_is_no_exce
     assert "law" in found.examples
     with pytest.raises(ValueError, match=r"--nodes=0: expected a positive number"):
         check(tiny_config(tmp_path), nodes=0)
+
+
+def test_a_check_of_a_signal_of_ones_own_finds_that_the_references_are_held_out_losses(tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    (tmp_path / "reference.json").write_text(json.dumps({"losses": {}}), encoding="utf-8")
+    config = tiny_config(tmp_path, f"mixture.reference={tmp_path / 'reference.json'}")
+
+    def signal_findings(**given):
+        findings = check(config, quiet=True, **given).findings
+        return findings[findings["check"] == "signal"]
+
+    assert signal_findings().empty
+    [found] = signal_findings(signal=lambda context: {})["found"]
+    assert "has held-out losses, and mixture.signal=" in found
+    with pytest.raises(ValueError, match="signal: expected a function of one SignalContext"):
+        check(config, signal="accuracy")
+
+
+def test_sharded_evaluation_can_be_asked_for_from_python(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "versatune_ds.evaluation.command.evaluate", lambda folder, options: asked.append((folder, options)) or {}
+    )
+    assert evaluate(tmp_path, processes=4, sharded=True, quiet=True) == {}
+    assert evaluate(tmp_path, quiet=True) == {}
+    assert [(folder, options.processes, options.is_sharded) for folder, options in asked] == [
+        (tmp_path, 4, True),
+        (tmp_path, 1, False),
+    ]
 
 
 def test_a_comparison_returns_a_row_for_each_run_that_is_done(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from versatune_ds.mixture.policies import Policy
 if TYPE_CHECKING:
     import pandas as pd
 
+    from versatune_ds.interface.training import Signal
+
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
@@ -41,6 +43,7 @@ def check(
     *,
     overrides: Sequence[str] = (),
     policy: Policy | None = None,
+    signal: Signal | None = None,
     nodes: int | None = None,
     gpus_per_node: int | None = None,
     gpu_memory: float | None = None,
@@ -52,6 +55,7 @@ def check(
         config: Recipe as a YAML file, a nested mapping, or a `RunConfig`.
         overrides: Texts `key=value` with dotted keys.
         policy: Rule that decides the weights, in the place of `mixture.policy`.
+        signal: Function that supplies the losses of decisions, in the place of `mixture.signal`; it is not called.
         nodes: Machines; by default 1.
         gpus_per_node: Processes a machine; by default one per GPU here, or 1 without a GPU.
         gpu_memory: Memory of one GPU in GiB; by default this machine's.
@@ -64,7 +68,7 @@ def check(
         ValueError: If the recipe cannot be read at all, or an argument is wrong.
     """
     with shown_log(level=logging.WARNING if quiet else logging.INFO):
-        resolved = load_config_with_policy(config, overrides, policy)
+        resolved = load_config_with_policy(config, overrides, policy, signal)
         from versatune_ds.preflight import CheckRequest, check_recipe  # imports torch
         from versatune_ds.training.saved_model import with_saved_model
 

@@ -24,6 +24,7 @@ def evaluate(
     base: bool = True,
     step: int | None = None,
     processes: int = 1,
+    sharded: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot.
@@ -42,6 +43,7 @@ def evaluate(
         step: Step of the checkpoint; by default the best one where the run has `checkpoint.best`, else the newest
             valid one.
         processes: Processes that share the work.
+        sharded: Whether the model's weights are divided over the processes (ZeRO-3), for one that no single GPU holds.
         quiet: Whether only warnings are shown.
 
     Returns:
@@ -66,6 +68,7 @@ def evaluate(
         has_base=base,
         step=step,
         processes=processes,
+        is_sharded=sharded,
     )
     folder = model.folder if isinstance(model, Run) else Path(model).expanduser()
     level = logging.WARNING if quiet else logging.INFO
