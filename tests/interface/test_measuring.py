@@ -68,7 +68,8 @@ def test_what_was_detected_comes_back_with_its_intervals(tmp_path, monkeypatch):
 
     monkeypatch.setattr("versatune_ds.knowledge.detect_recipe.detect_recipe", detect_instead)
     found = detect(tiny_config(tmp_path), overrides=["run.name=other"], processes=3, quiet=True)
-    assert asked == {"processes": 3, "output": tmp_path / "other-prior.json", "labelled": None, "name": "other"}
+    output = tmp_path / "other-prior.json"
+    assert asked == {"processes": 3, "output": output, "labelled": None, "is_sharded": False, "name": "other"}
     assert found.weights == {"law": 0.75, "code": 0.25}
     assert found.domains.loc["code"].tolist() == [0.25, 0.2, 0.3]
     assert (found.text, found.path) == ("table", tmp_path / "other-prior.json")

@@ -72,7 +72,7 @@ def faked(monkeypatch, base, tmp_path):
     def run(pool, *overrides, labelled=None):
         monkeypatch.setattr(detect_module, "make_labeller", lambda config, **_: FakeLabeller())
         monkeypatch.setattr(detect_module, "domain_set_of", lambda data, **_: DomainSet(DOMAINS))
-        monkeypatch.setattr(detect_module, "ProcessPool", lambda load, **_: pool)
+        monkeypatch.setattr(detect_module, "open_pool", lambda load, **_: pool)
         config = detect_config(tmp_path, base, *overrides)
         return detect(config, num_processes=1, labelled=labelled), config
 

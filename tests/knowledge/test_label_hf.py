@@ -5,7 +5,7 @@ import pytest
 import torch
 from base_model import detect_config, save_base_model
 
-from versatune_ds.config import LocalLabellerConfig
+from versatune_ds.config import LocalLabellerConfig, TrainConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.language_models import label_hf, option_scores
@@ -23,7 +23,8 @@ def model(tmp_path_factory):
 def labeller(model, folder, **settings):
     question = Question(domain_set=DOMAINS, descriptions={}, max_characters=200)
     settings = LocalLabellerConfig(name_or_path=str(model), precision="fp32", **settings)
-    return LocalLabeller(settings, question=question, folder=folder, cache_dir=folder)
+    train = TrainConfig(rows_per_batch=1, steps=1)
+    return LocalLabeller(settings, question=question, folder=folder, cache_dir=folder, train=train)
 
 
 def test_a_label_is_the_normalised_likelihoods_of_the_names_each_computed_alone(model, tmp_path):
@@ -34,7 +35,7 @@ def test_a_label_is_the_normalised_likelihoods_of_the_names_each_computed_alone(
     for name in DOMAINS:
         ids = [*found._ids(name), found._tokenizer.eos_token_id]
         with torch.no_grad():
-            log_p = found._causal_lm(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            log_p = found._pool._loaded.causal_lm(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         likelihoods.append(sum(float(log_p[len(prompt) - 1 + i, token_id]) for i, token_id in enumerate(ids)))
     assert len({len(found._ids(name)) for name in DOMAINS}) > 1
     assert label == pytest.approx(torch.tensor(likelihoods).double().softmax(0).numpy(), rel=1e-4)
@@ -100,9 +101,16 @@ def test_a_model_that_gives_other_probabilities_to_texts_read_together_is_found_
     found = labeller(model, tmp_path)
     prompts = [found._prompt_ids("a"), found._prompt_ids("a much longer text than the first one")]
     real = option_scores.scores_of_batch
-    assert option_scores.batch_problem(found._causal_lm, prompts=prompts, options=found._names_ids) is None
+    assert (
+        option_scores.batch_problem(
+            found._pool._loaded.causal_lm, prompts=prompts, options=found._pool._loaded.names_ids
+        )
+        is None
+    )
     monkeypatch.setattr(option_scores, "scores_of_batch", lambda *_, **given: -5 * real(*_, **given))
-    problem = option_scores.batch_problem(found._causal_lm, prompts=prompts, options=found._names_ids)
+    problem = option_scores.batch_problem(
+        found._pool._loaded.causal_lm, prompts=prompts, options=found._pool._loaded.names_ids
+    )
     assert "gives a probability that differs by" in problem
 
 

@@ -221,7 +221,7 @@ def test_what_was_measured_is_used_for_the_same_model_and_rows_only(base, measur
         detect_likelihood(other, tokenizer=tokenizer, num_processes=1)
         assert measured, override
         measured.clear()
-    monkeypatch.setattr(likelihood_module, "build_causal_lm", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(likelihood_module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     detect_likelihood(config, tokenizer=tokenizer, num_processes=1)
     assert measured == []
 

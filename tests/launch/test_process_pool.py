@@ -10,13 +10,19 @@ import pytest
 import torch
 
 from versatune_ds.comparison.compare import num_jobs_of
+from versatune_ds.distributed import barrier
 from versatune_ds.launch import process_pool
 from versatune_ds.launch.jobs import Job, places, run_jobs, start_job
 from versatune_ds.launch.process_pool import ProcessPool, gpu_names
+from versatune_ds.launch.sharded_pool import ShardedPool
 
 
 def load_place(folder, world):
     (folder / f"loaded-{world.rank}-of-{world.world_size}-{os.getpid()}").touch()
+    return world
+
+
+def as_it_is(world):
     return world
 
 
@@ -71,6 +77,25 @@ def test_each_process_of_a_pool_has_a_rank_loads_once_and_its_errors_reach_the_c
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name.rpartition("-")[0] for name in names] == ["loaded-0-of-2", "loaded-1-of-2"][: len(names)]
     assert str(os.getpid()) not in {name.rpartition("-")[2] for name in names}
+
+
+def wait_for_all(world, item):
+    """Fail at 13, else wait for the other process."""
+    if item == 13:
+        raise ValueError("detect.sampling: thirteen")
+    barrier()
+    return item + 100 * world.world_size
+
+
+def test_in_sharded_evaluation_a_process_that_fails_ends_those_that_wait_for_it_and_its_error_reaches_the_caller(
+    monkeypatch,
+):
+    forked = multiprocessing.get_context("fork")  # spawning imports everything again, which takes ten seconds
+    monkeypatch.setattr(process_pool.multiprocessing, "get_context", lambda name: forked)
+    with pytest.raises(ValueError, match=r"^detect\.sampling: thirteen$"):  # noqa: PT012, SIM117
+        with ShardedPool(as_it_is, num_processes=2) as pool:
+            assert dict(pool.map(wait_for_all, range(3))) == {i: i + 200 for i in range(3)}  # the fourth is discarded
+            list(pool.map(wait_for_all, [1, 13]))
 
 
 @pytest.mark.parametrize(("count", "visible", "names"), [(2, "", ("0", "1")), (2, "4, 6", ("4", "6")), (0, "4,6", ())])

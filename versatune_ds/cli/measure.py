@@ -34,6 +34,12 @@ def add_detect(commands: Commands) -> None:
         "--processes", **NUMBER, help="processes that generate (default: one per GPU, or 1 without a GPU)"
     )
     command.add_argument(
+        "--sharded",
+        action="store_true",
+        help="divide the weights of the model, and of one that labels, over the processes (ZeRO-3): for one that no "
+        "single GPU holds",
+    )
+    command.add_argument(
         "--output",
         **FILE,
         help="prior.json to write, with a chart beside it (default: the recipe's mixture.prior, else "
@@ -51,15 +57,16 @@ def _detect(parsed: argparse.Namespace) -> int:
     from versatune_ds.knowledge.detect_recipe import detect_recipe
 
     check_replaceable(parsed.output, mark='"weights"')
-    write(
-        detect_recipe(
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the result
+        text = detect_recipe(
             parsed.recipe,
             parsed.overrides,
             processes=parsed.processes,
             output=parsed.output,
             labelled=parsed.labelled,
+            is_sharded=parsed.sharded,
         )
-    )
+    write(text)
     return 0
 
 

@@ -31,7 +31,8 @@ from versatune_ds.evaluation.measure import evaluate_subject
 from versatune_ds.evaluation.result import Evaluation, retention
 from versatune_ds.evaluation.subject import Subject, base_subject, config_of, is_run, load_subject, trained_subject
 from versatune_ds.evaluation.table import evaluation_table
-from versatune_ds.launch.process_pool import device_of, gpu_names
+from versatune_ds.launch.process_pool import device_of
+from versatune_ds.launch.sharded_pool import check_sharded
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import EVALUATION_FILE
 
@@ -82,7 +83,9 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     if options.processes < 1:
         raise ValueError(f"--processes={options.processes}: expected 1 or more")
     if options.is_sharded:
-        _check_sharded(options)
+        check_sharded(options.processes)
+    if options.is_sharded and options.harness_tasks:
+        raise ValueError("--harness: lm-evaluation-harness needs a complete model in one process; leave out --sharded")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit={options.limit}: expected 1 or more")
     if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
@@ -119,23 +122,6 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     else:
         logger.info("%s is not a run's folder, so no file was written; --output FILE writes the result", model)
     return result
-
-
-def _check_sharded(options: EvaluateOptions) -> None:
-    """Check the options of a model whose weights are divided over the processes.
-
-    Raises:
-        ValueError: If there is one process, fewer GPUs than processes, or a task that runs in one process.
-    """
-    if options.processes < 2:
-        raise ValueError("--sharded divides the weights over processes: expected --processes 2 or more")
-    num_gpus = len(gpu_names())
-    if num_gpus and options.processes > num_gpus:
-        raise ValueError(
-            f"--sharded --processes={options.processes}: expected a GPU for each process; {num_gpus} seen here"
-        )
-    if options.harness_tasks:
-        raise ValueError("--harness: lm-evaluation-harness needs a complete model in one process; leave out --sharded")
 
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:

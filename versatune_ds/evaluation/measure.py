@@ -9,7 +9,6 @@ Shape legend: **E** held-out examples, **Q** questions, **C** options of multipl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,8 +18,7 @@ import numpy as np
 from versatune_ds.config import RunConfig
 from versatune_ds.data.encoding.tokenizer import load_tokenizer
 from versatune_ds.data.validation_loader import ValidationLoader
-from versatune_ds.distributed import World, free_port, join_world
-from versatune_ds.engine.engine import leave_process_group
+from versatune_ds.distributed import World
 from versatune_ds.engine.sharded_model import shard_model, sharded_config
 from versatune_ds.evaluation.data import EvaluationData, Request, evaluation_data
 from versatune_ds.evaluation.equal_batches import num_batches_of_every_rank
@@ -29,6 +27,7 @@ from versatune_ds.evaluation.questions import Question, answer_greedily, text_of
 from versatune_ds.evaluation.result import Answers, Evaluation
 from versatune_ds.evaluation.subject import Subject, load_subject
 from versatune_ds.launch.process_pool import ProcessPool, device_of
+from versatune_ds.launch.sharded_pool import ShardedPool
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.domain_model import DomainModel
 from versatune_ds.model.sizes import check_positions
@@ -46,9 +45,9 @@ def evaluate_subject(subject: Subject, request: Request, *, num_processes: int, 
     """
     data = _data(subject, request)
     if is_sharded:
-        share = partial(_sharded_share, subject, request, free_port())
-        with ProcessPool(_world, num_processes=num_processes) as pool:
-            return as_evaluation(np.sum([part for _, part in pool.map(share, range(num_processes))], axis=0), data)
+        with ShardedPool(partial(_open_sharded, subject, request), num_processes=num_processes) as pool:
+            parts = [part for _, part in pool.map(partial(_sharded_share, request.config), range(num_processes))]
+        return as_evaluation(np.sum(parts, axis=0), data)
     kept = data if num_processes == 1 else None
     with ProcessPool(partial(_open, subject, request, kept), num_processes=num_processes) as pool:
         shares = dict(pool.map(partial(_share, request.config, num_processes), range(num_processes)))
@@ -69,27 +68,22 @@ def _open(
     return causal_lm.to(device_of(world)), tokenizer, data
 
 
-def _world(world: World) -> World:
-    return world
+def _open_sharded(
+    subject: Subject, request: Request, world: World
+) -> tuple[tuple[Any, Any, EvaluationData], dict[str, Any], World]:
+    """Return (causal_lm, tokenizer, data), DeepSpeed's config and this process's place, with all other processes."""
+    ds_config = sharded_config(request.config.train)
+    causal_lm, tokenizer = load_subject(subject, request.config, zero3_config=ds_config)
+    return (causal_lm, tokenizer, _data(subject, request)), ds_config, world
 
 
-def _sharded_share(subject: Subject, request: Request, port: int, world: World, item: int) -> np.ndarray:
-    """Return a process's share of the sums, measured with all others of the pool on one model.
-
-    Each process gets one item, whichever: it waits in the process group until all have joined. The group is left in any
-    case: otherwise the others would wait for a process that failed.
-    """
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    join_world(world, device=device_of(world))
-    try:
-        ds_config = sharded_config(request.config.train)
-        causal_lm, tokenizer = load_subject(subject, request.config, zero3_config=ds_config)
-        return measure(
-            causal_lm, tokenizer, _data(subject, request), rows_per_micro_batch=request.config.rows_evaluated_at_once,
-            rank=world.rank, world_size=world.world_size, ds_config=ds_config,
-        )  # fmt: skip
-    finally:
-        leave_process_group()
+def _sharded_share(
+    config: RunConfig, opened: tuple[tuple[Any, Any, EvaluationData], dict[str, Any], World], item: int
+) -> np.ndarray:
+    """Return a process's share of the sums, measured in step with all others; each gets one item, whichever."""
+    subject, ds_config, world = opened
+    share = {"rank": world.rank, "world_size": world.world_size, "ds_config": ds_config}
+    return measure(*subject, rows_per_micro_batch=config.rows_evaluated_at_once, **share)
 
 
 def _share(config: RunConfig, world_size: int, opened: tuple[Any, Any, EvaluationData], rank: int) -> np.ndarray:

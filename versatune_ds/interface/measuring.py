@@ -158,6 +158,7 @@ def detect(
     labelled: str | Path | None = None,
     output: str | Path | None = None,
     processes: int | None = None,
+    sharded: bool = False,
     quiet: bool = False,
 ) -> DetectedPrior:
     """Estimate the share of each domain in what the base model knows, and write it as prior.json with a chart.
@@ -172,6 +173,7 @@ def detect(
         output: prior.json to write; by default `mixture.prior` where it names a file, else NAME-prior.json in the
             folder of the runs.
         processes: Processes that generate; by default one per GPU, or 1 without a GPU.
+        sharded: Whether the weights of the model, and of one that labels, are divided over the processes (ZeRO-3).
         quiet: Whether only warnings are shown.
 
     Raises:
@@ -192,6 +194,7 @@ def detect(
                 processes=processes,
                 output=path,
                 labelled=None if labelled is None else Path(labelled).expanduser(),
+                is_sharded=sharded,
             )
     return DetectedPrior(path, text, _read(path))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from versatune_ds.knowledge.reliability.labeller_errors import (
 )
 from versatune_ds.knowledge.reliability.source_error import TestedLabeller
 from versatune_ds.knowledge.rounds import run_rounds
-from versatune_ds.launch.process_pool import ProcessPool
+from versatune_ds.launch.sharded_pool import open_pool
 from versatune_ds.run_folder.file_lock import locked
 from versatune_ds.training.prepared_data import cache_folder, load_or_train_tokenizer
 
@@ -50,12 +51,15 @@ _MOSTLY_UNCLEAR = 0.3
 """Share of the sequences from which on they say little of the mixture."""
 
 
-def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = None) -> Detection:
+def detect(
+    config: RunConfig, *, num_processes: int, is_sharded: bool = False, labelled: Path | None = None
+) -> Detection:
     """Detect the shares of a recipe's domains in what its base model writes.
 
     Args:
         config: The recipe; its model must be a saved one.
         num_processes: Processes that draw, each with its own copy of the model.
+        is_sharded: Whether each has a part of the model's weights instead (ZeRO-3), and of a labelling model's.
         labelled: File of texts whose domains are known, to measure the labeller on.
 
     Raises:
@@ -82,32 +86,38 @@ def detect(config: RunConfig, *, num_processes: int, labelled: Path | None = Non
         method=config.detect.method,
         folder=folder,
     )
-    with locked(cache_dir / "locks" / folder.name, what="the sequences drawn from this model and their labels"):
+    processes = {"num_processes": num_processes, "is_sharded": is_sharded}
+    what = "the sequences drawn from this model and their labels"
+    with locked(cache_dir / "locks" / folder.name, what=what), ExitStack() as pools:
         # The labeller comes first: an endpoint that is not there is reported now, not after minutes of measuring.
         labeller = None
         if config.detect.method != "likelihood":
             labeller = make_labeller(
-                config, tokenizer=tokenizer, domain_set=domain_set, cache_dir=cache_dir, folder=folder
+                config,
+                tokenizer=tokenizer,
+                domain_set=domain_set,
+                cache_dir=cache_dir,
+                folder=folder,
+                num_sharded=num_processes if is_sharded else 1,
+                pools=pools,
             )
         if config.detect.method != "generation":
-            _detect_likelihood(found, config, tokenizer=tokenizer, num_processes=num_processes)
+            _detect_likelihood(found, config, tokenizer=tokenizer, **processes)
         if labeller is not None:
-            _detect_generation(
-                found, config, labeller=labeller, num_processes=num_processes, known=known, labelled=labelled
-            )
+            _detect_generation(found, config, labeller=labeller, known=known, labelled=labelled, **processes)
             if config.detect.labeller not in FITTED_LABELLERS:
                 compare_with_embedded(found, config, tokenizer=tokenizer, cache_dir=cache_dir)
     return found
 
 
-def _detect_likelihood(found: Detection, config: RunConfig, *, tokenizer: Any, num_processes: int) -> None:
+def _detect_likelihood(found: Detection, config: RunConfig, *, tokenizer: Any, **processes: Any) -> None:
     """Measure how well the model predicts each domain; where generation runs too, it may do so alone.
 
     Raises:
         TooFewRowsError: If a domain has too few held-out rows and `detect.method` is `likelihood`.
     """
     try:
-        found.likelihood = detect_likelihood(config, tokenizer=tokenizer, num_processes=num_processes)
+        found.likelihood = detect_likelihood(config, tokenizer=tokenizer, **processes)
     except TooFewRowsError as error:  # a domain may be trained on and not measured: generation needs no such rows
         if config.detect.method == "likelihood":
             raise
@@ -121,6 +131,7 @@ def _detect_generation(
     *,
     labeller: Labeller,
     num_processes: int,
+    is_sharded: bool,
     known: LabelledTexts | None,
     labelled: Path | None,
 ) -> None:
@@ -130,7 +141,8 @@ def _detect_generation(
         labeller = calibrated_on_known(found, labeller, known, texts=str(labelled), settings=config.detect)
     _log_labeller(found.labeller)
     record_confused_domains(found.labeller, found.domain_set)
-    with ProcessPool(partial(load_generator, config), num_processes=num_processes) as pool:
+    load = partial(load_generator, config, is_sharded=is_sharded)
+    with open_pool(load, num_processes=num_processes, is_sharded=is_sharded) as pool:
         run_rounds(found, config.detect, labeller=labeller, pool=pool)
     assert found.labels_NK is not None, "the last round made them"
     if not found.labels_NK.any():

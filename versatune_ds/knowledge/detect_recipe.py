@@ -24,6 +24,7 @@ from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.detection import Detection
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, with_chosen_labeller
 from versatune_ds.knowledge.labeller_agreement import agreement_table
+from versatune_ds.launch.sharded_pool import check_sharded
 from versatune_ds.launch.start import check_processes, num_visible_gpus
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.text_table import text_table
@@ -52,6 +53,7 @@ def detect_recipe(
     processes: int | None,
     output: Path | None,
     labelled: Path | None = None,
+    is_sharded: bool = False,
 ) -> str:
     """Detect what a recipe's base model knows and return what to show.
 
@@ -61,6 +63,7 @@ def detect_recipe(
         processes: Processes that draw; None means one per GPU, or 1 without a GPU.
         output: Where prior.json goes; None means `RunConfig.default_output`.
         labelled: JSON Lines of `text` and `domain` to measure the labeller on.
+        is_sharded: Whether the model's weights are divided over the processes (ZeRO-3), for one that no GPU holds.
 
     Raises:
         ValueError: If the recipe, its model, data or labeller is not as expected.
@@ -72,10 +75,13 @@ def detect_recipe(
         logger.warning("%s", line)
     num_gpus = num_visible_gpus()
     num_processes = check_processes(processes, num_gpus=num_gpus)
+    if is_sharded:
+        check_sharded(num_processes)
     path = output or config.default_output("prior")
     if path.suffix != ".json":
         raise ValueError(f"--output: {path}: expected a file that ends in .json")
-    values = prior_values(detect(config, num_processes=num_processes, labelled=labelled), config.detect)
+    found = detect(config, num_processes=num_processes, is_sharded=is_sharded, labelled=labelled)
+    values = prior_values(found, config.detect)
     chart = write_prior(path, values)
     next_step = "versatune reference, then versatune train, with this recipe, which names the file"
     if path != config.mixture.prior:

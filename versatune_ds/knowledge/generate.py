@@ -19,11 +19,11 @@ from transformers import GenerationConfig
 from versatune_ds.config import RunConfig, SamplingConfig
 from versatune_ds.data.encoding.templates import choose_template
 from versatune_ds.distributed import World
+from versatune_ds.engine.sharded_model import load_model
 from versatune_ds.knowledge.sequence_start import sequence_start
 from versatune_ds.knowledge.sequences import DrawnSequence, repeated_share
 from versatune_ds.launch.process_pool import device_of
-from versatune_ds.model.attention import use_dense_attention
-from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.attention import with_dense_attention
 from versatune_ds.model.sizes import sizes_of
 from versatune_ds.training.end_tokens import stops_of
 from versatune_ds.training.prepared_data import load_or_train_tokenizer
@@ -33,11 +33,23 @@ from versatune_ds.training.worker import set_threads
 class SequenceGenerator:
     """Draw batches of sequences from a transformers model, which is on its device already.
 
+    With `is_in_step` the weights are divided over ranks, and a rank whose sequences have ended makes further passes
+    until those of all have. Communication: then, one flag a token.
+
     Raises:
         ValueError: If the tokenizer has no token to start from, or the model no room for the sequences.
     """
 
-    def __init__(self, causal_lm: Any, *, tokenizer: Any, sampling: SamplingConfig, template: str = "") -> None:
+    def __init__(
+        self,
+        causal_lm: Any,
+        *,
+        tokenizer: Any,
+        sampling: SamplingConfig,
+        template: str = "",
+        is_in_step: bool = False,
+    ) -> None:
+        self._is_in_step = is_in_step
         self._causal_lm = causal_lm.eval()
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -62,7 +74,7 @@ class SequenceGenerator:
         rows = torch.tensor([self._start_ids] * self._sampling.sequences_per_batch, device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(batch_seed(self._sampling.seed, batch))
-            drawn = self._causal_lm.generate(rows, attention_mask=torch.ones_like(rows))
+            drawn = self._causal_lm.generate(rows, attention_mask=torch.ones_like(rows), synced_gpus=self._is_in_step)
         return [self._sequence(row) for row in drawn[:, rows.shape[1] :].tolist()]
 
     def _sequence(self, drawn_ids: list[int]) -> DrawnSequence:
@@ -78,22 +90,29 @@ class SequenceGenerator:
         )
 
 
-def load_generator(config: RunConfig, world: World) -> SequenceGenerator:
-    """Load a recipe's saved model on this process's device, ready to draw.
+def load_generator(config: RunConfig, world: World, *, is_sharded: bool = False) -> SequenceGenerator:
+    """Load a recipe's saved model on this process's device, ready to draw; its part of it where it is sharded.
 
     Raises:
         ValueError: If the model or its tokenizer cannot be loaded.
     """
     set_threads()
-    device = device_of(world)
     tokenizer = load_or_train_tokenizer(config)
-    causal_lm = build_causal_lm(
-        config.model, precision=config.train.precision, vocab_size=len(tokenizer), special_ids={}
+    causal_lm = load_model(
+        config.model,
+        train=config.train,
+        vocab_size=len(tokenizer),
+        device=device_of(world),
+        is_sharded=is_sharded,
+        wrap=with_dense_attention,  # generation has a cache
     )
-    use_dense_attention(causal_lm)  # generation has a cache
     template = choose_template(tokenizer, path=config.data.chat_template)
     return SequenceGenerator(
-        causal_lm.to(device), tokenizer=tokenizer, sampling=config.detect.sampling, template=template
+        causal_lm,
+        tokenizer=tokenizer,
+        sampling=config.detect.sampling,
+        template=template,
+        is_in_step=is_sharded,
     )
 
 

@@ -7,6 +7,7 @@ same for all labellers.
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,11 +44,19 @@ class Labeller(Protocol):
 
 
 def make_labeller(
-    config: RunConfig, *, tokenizer: Any, domain_set: DomainSet, cache_dir: Path, folder: Path
+    config: RunConfig,
+    *,
+    tokenizer: Any,
+    domain_set: DomainSet,
+    cache_dir: Path,
+    folder: Path,
+    num_sharded: int = 1,
+    pools: ExitStack | None = None,
 ) -> Labeller:
     """Return a recipe's labeller, fitted or loaded.
 
-    Answers are stored in `folder`; the built-in corpus is in `cache_dir`. The tokenizer is the base model's.
+    Answers are stored in `folder`; the built-in corpus is in `cache_dir`. The tokenizer is the base model's. The
+    weights of a local language model are divided over `num_sharded` processes, which end when `pools` is closed.
 
     Raises:
         ValueError: If a domain has too few rows, a model cannot be loaded, an endpoint does not answer, or a
@@ -76,7 +85,15 @@ def make_labeller(
     from versatune_ds.knowledge.language_models.label_hf import LocalLabeller
 
     assert settings.hf is not None, "the config checks it"
-    return LocalLabeller(settings.hf, question=question, folder=folder, cache_dir=cache_dir)
+    return LocalLabeller(
+        settings.hf,
+        question=question,
+        folder=folder,
+        cache_dir=cache_dir,
+        train=config.train,
+        num_sharded=num_sharded,
+        pools=pools,
+    )
 
 
 def _fitted(

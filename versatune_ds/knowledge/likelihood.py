@@ -29,14 +29,15 @@ from versatune_ds.data.manifest import digest_of_texts
 from versatune_ds.data.validation_loader import ValidationLoader
 from versatune_ds.distributed import World
 from versatune_ds.domains import DomainSet
+from versatune_ds.engine.sharded_model import load_model
 from versatune_ds.knowledge.base_model import find_base_model
 from versatune_ds.knowledge.byte_ngram import ngram_bits
 from versatune_ds.knowledge.estimate import Shares
 from versatune_ds.knowledge.likelihood_rows import LikelihoodRows, likelihood_rows
 from versatune_ds.knowledge.likelihood_store import NatsStore, rows_digest
-from versatune_ds.launch.process_pool import ProcessPool, device_of
+from versatune_ds.launch.process_pool import device_of
+from versatune_ds.launch.sharded_pool import open_pool
 from versatune_ds.mixture.statistics import ExampleLosses
-from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.domain_model import DomainModel
 from versatune_ds.progress import with_progress
 from versatune_ds.run_folder.file_lock import locked
@@ -91,7 +92,7 @@ class Likelihood:
         }
 
 
-def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) -> Likelihood:
+def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int, is_sharded: bool = False) -> Likelihood:
     """Measure what a recipe's base model saves over the baseline on held-out rows of every domain.
 
     What is measured is stored in the cache under a digest of model and rows, so a killed measurement resumes.
@@ -100,6 +101,7 @@ def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) 
         config: The recipe; its model must be a saved one.
         tokenizer: The model's.
         num_processes: Processes that measure, each with its own copy of the model.
+        is_sharded: Whether each has a part of the model's weights instead.
 
     Raises:
         TooFewRowsError: If a domain has fewer than two held-out rows with text.
@@ -112,12 +114,14 @@ def detect_likelihood(config: RunConfig, *, tokenizer: Any, num_processes: int) 
     name = f"likelihood-{_digest(config, model_digest=model.digest, rows=rows)[:16]}"
     with locked(cache_dir / "locks" / name, what="this model's likelihoods of the held-out rows"):
         store = NatsStore(cache_dir / f"{name}.jsonl")
-        _measure_missing(rows, config, store=store, num_processes=num_processes)
+        _measure_missing(rows, config, store=store, num_processes=num_processes, is_sharded=is_sharded)
     num_rows = sum(part.num_examples for part in rows.held_out)
     return likelihood_of(rows, nats_E=store.nats(num_rows=num_rows), seed=config.run.seed)
 
 
-def _measure_missing(rows: LikelihoodRows, config: RunConfig, *, store: NatsStore, num_processes: int) -> None:
+def _measure_missing(
+    rows: LikelihoodRows, config: RunConfig, *, store: NatsStore, num_processes: int, is_sharded: bool
+) -> None:
     """Measure the micro-batches that are not stored yet; only this process writes, so there is one file."""
     num_batches = _loader(config, rows, batch=0, num_batches=1, pad_id=0).num_micro_batches
     missing = [batch for batch in range(num_batches) if batch not in store]
@@ -125,7 +129,8 @@ def _measure_missing(rows: LikelihoodRows, config: RunConfig, *, store: NatsStor
         num_rows = sum(part.num_examples for part in rows.held_out)
         logger.info("likelihood: %d held-out rows; fewer with detect.likelihood_rows", num_rows)
     kept = rows if num_processes == 1 else None
-    with ProcessPool(partial(_open, config, kept), num_processes=num_processes) as pool:
+    load = partial(_open, config, kept, is_sharded=is_sharded)
+    with open_pool(load, num_processes=num_processes, is_sharded=is_sharded) as pool:
         measured = pool.map(partial(_nats_of_batch, config, num_batches), missing)
         for batch, nats_E in with_progress(measured, num_items=len(missing), what="held-out rows: %s batches"):
             if not np.isfinite(nats_E).all():
@@ -142,15 +147,21 @@ def _digest(config: RunConfig, *, model_digest: str, rows: LikelihoodRows) -> st
     return digest_of_texts([_LOSSES_VERSION, model_digest, *settings, rows_digest(rows)])
 
 
-def _open(config: RunConfig, rows: LikelihoodRows | None, world: World) -> tuple[DomainModel, LikelihoodRows, int]:
+def _open(
+    config: RunConfig, rows: LikelihoodRows | None, world: World, *, is_sharded: bool
+) -> tuple[DomainModel, LikelihoodRows, int]:
     """Load the model and, unless they are given, the rows in one process; the token of padding comes with them."""
     set_threads()
     tokenizer = load_or_train_tokenizer(config)
     rows = likelihood_rows(config, tokenizer=tokenizer) if rows is None else rows
-    causal_lm = build_causal_lm(
-        config.model, precision=config.train.precision, vocab_size=len(tokenizer), special_ids={}
+    model = load_model(
+        config.model,
+        train=config.train,
+        vocab_size=len(tokenizer),
+        device=device_of(world),
+        is_sharded=is_sharded,
+        wrap=partial(DomainModel, num_domains=len(rows.domain_set)),
     )
-    model = DomainModel(causal_lm.to(device_of(world)), num_domains=len(rows.domain_set)).eval()
     return model, rows, pad_token_id(tokenizer)
 
 

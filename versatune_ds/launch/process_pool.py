@@ -50,6 +50,13 @@ class ProcessPool(Generic[Loaded]):
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
+    def kill(self) -> None:
+        """End the processes at once, whatever they work on or wait for."""
+        if self._executor is not None:
+            # Python 3.14 has kill_workers() for this; before, an executor only waits.
+            for process in list((self._executor._processes or {}).values()):
+                process.kill()
+
     def map(self, work: Callable[[Loaded, Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
         """Yield (item, result) of every item, in the order in which they are done.
 

@@ -211,6 +211,12 @@ def use_dense_attention(causal_lm: Any) -> None:
         causal_lm.set_attn_implementation("sdpa" if type(causal_lm)._supports_sdpa else "eager")
 
 
+def with_dense_attention(causal_lm: Any) -> Any:
+    """Return a model that computes its attention with a mask."""
+    use_dense_attention(causal_lm)
+    return causal_lm
+
+
 def use_countable_attention(causal_lm: Any) -> None:
     """Let a model of fake tensors save what its attention without a mask saves: inputs, output, a sum a score row.
 
