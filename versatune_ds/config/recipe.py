@@ -59,7 +59,7 @@ class ValidationConfig(Section):
     """Packed rows that one process evaluates at a time; by default as in training."""
     tasks: TasksConfig | None = None
     """Questions to ask while training, every so many steps: multiple choice and written answers, recorded as
-    `task/choices/accuracy`, `task/choices/DOMAIN/accuracy`, ... They decide nothing. Not under ZeRO stage 3."""
+    `task/choices/accuracy`, `task/choices/DOMAIN/accuracy`, ... They decide nothing."""
 
     @model_validator(mode="after")
     def _has_room_to_choose(self) -> ValidationConfig:

@@ -66,7 +66,7 @@ def option_losses(
     asked = [_divide(choices, question) for question in range(rank, len(choices.answer_Q), world_size)]
     asked.sort(key=lambda question: len(question.shared_ids))  # similar lengths together, for little padding
     if num_batches is not None:
-        _check_shared_tokens(choices)
+        check_shared_tokens(choices, key="--choices", needed_by="--sharded")
     batches = batches_of(range(len(asked)), batch_size=questions_per_batch, num_batches=num_batches)
     for places in with_progress(batches, num_items=len(batches), what="multiple choice: %s batches"):
         batch = [asked[place] for place in places]
@@ -78,14 +78,14 @@ def option_losses(
     return loss_sum_C
 
 
-def _check_shared_tokens(choices: ChoiceSet) -> None:
+def check_shared_tokens(choices: ChoiceSet, *, key: str, needed_by: str) -> None:
     """Raise ValueError, on every rank alike, if the options of a question have no common beginning."""
     for question in range(len(choices.answer_Q)):
         if not len(_divide(choices, question).shared_ids):
             name = choices.domain_set.names[int(choices.domain_id_Q[question])]
             raise ValueError(
-                f"--choices: {name}: the options of a question have no token in common with which they begin, which "
-                "--sharded needs; leave out --sharded or the question"
+                f"{key}: {name}: the options of a question have no token in common with which they begin, which "
+                f"{needed_by} needs; leave out {needed_by} or the question"
             )
 
 

@@ -1,8 +1,10 @@
 """Ask a model questions while it trains: multiple choice and written answers, within a time budget.
 
 Every rank asks every world_size-th question, and one sum over ranks gives all of them the result. A rank that has spent
-its budget begins no further batch, and then waits for the others. Nothing is communicated before, which is why ZeRO-3,
-under which every forward pass gathers weights from all ranks, is refused (training/start_checks.py).
+its budget begins no further batch, and then waits for the others.
+
+Under ZeRO-3 every forward pass gathers weights from all ranks, so the ranks ask in step: equally many batches of each
+kind in the same order (`equal_batches.py`), and the budget is spent for all once it is for one.
 
 Shape legend: **Q** questions of one kind, **C** options of multiple-choice questions.
 """
@@ -18,11 +20,13 @@ from typing import Any, Literal
 import numpy as np
 
 from versatune_ds.data.encoding.templates import choose_template
-from versatune_ds.distributed import World, from_rank_zero, sum_over_ranks
+from versatune_ds.distributed import World, any_rank, from_rank_zero, sum_over_ranks
 from versatune_ds.domains import DomainSet
+from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.engine.engine import Engine
 from versatune_ds.evaluation.choices import ChoiceQuestion, ChoiceSet, encode_choices, read_choices
-from versatune_ds.evaluation.option_losses import losses_of_questions
+from versatune_ds.evaluation.equal_batches import batches_of, num_batches_of_every_rank
+from versatune_ds.evaluation.option_losses import check_shared_tokens, losses_of_questions
 from versatune_ds.evaluation.questions import Question, answer_greedily, find_questions, text_of_answer
 from versatune_ds.training.prepared_data import RunSetup
 from versatune_ds.training.run import TaskEvaluation
@@ -64,6 +68,8 @@ def tasks_of(setup: RunSetup) -> TaskEvaluation | None:
         choices = encode_choices(
             questions, tokenizer=setup.tokenizer, template=template, row_tokens=row_tokens, key=_KEY
         )
+        if zero_stage(setup.ds_config) == 3:
+            check_shared_tokens(choices, key=_KEY, needed_by="ZeRO-3")
     exact = find_questions(setup.data.valid, max_per_domain=settings.exact, row_tokens=row_tokens)
     if settings.exact and not exact:
         raise ValueError(
@@ -79,6 +85,7 @@ def tasks_of(setup: RunSetup) -> TaskEvaluation | None:
         questions_per_batch=config.rows_evaluated_at_once,
         budget_seconds=settings.budget_seconds,
         seed=config.run.seed,
+        is_in_step=zero_stage(setup.ds_config) == 3 and setup.world.world_size > 1,
     )
     num_choices = 0 if choices is None else len(choices.answer_Q)
     logger.info("tasks: %d multiple-choice questions, %d written answers", num_choices, len(exact))
@@ -99,6 +106,8 @@ class TrainingTasks:
     """Multiple-choice questions a forward pass; written answers are generated four times as many at a time."""
     budget_seconds: float | None
     seed: int
+    is_in_step: bool = False
+    """Whether all ranks make the same number of forward passes (ZeRO-3)."""
     clock: Callable[[], float] = time.perf_counter
     """Returns seconds."""
 
@@ -106,7 +115,7 @@ class TrainingTasks:
         """Return `task/KIND/{accuracy, num_questions}` and `task/KIND/DOMAIN/...`, the same on every rank.
 
         An accuracy over all domains is their plain mean; a domain of which nothing was asked has none.
-        Communication: one sum over ranks.
+        Communication: one sum over ranks; in step, also one flag a batch where there is a budget.
         """
         started = self.clock()
         model = engine.deepspeed_engine.module.eval()
@@ -118,13 +127,16 @@ class TrainingTasks:
         for kind, places in self._batches():
             if kind == "choices":
                 assert self.choices is not None, "it has batches"
-                numbers, losses = losses_of_questions(model, self.choices, places)
-                loss_sum_C[numbers] = losses
+                numbers, losses = losses_of_questions(model, self.choices, places or [0])
+                if places:  # an idle batch asked the first question
+                    loss_sum_C[numbers] = losses
             else:
                 is_right_Q[places] = self._are_right(model.causal_lm, places)
             is_asked[kind][places] = 1
-            if self.budget_seconds is not None and self.clock() - started >= self.budget_seconds:
-                break
+            if self.budget_seconds is not None:
+                is_spent = self.clock() - started >= self.budget_seconds
+                if any_rank(is_spent) if self.is_in_step else is_spent:
+                    break
         # Add what all ranks asked.
         parts = [loss_sum_C, is_asked["choices"], is_right_Q, is_asked["exact"]]
         totals = np.split(sum_over_ranks(np.concatenate(parts)), np.cumsum([len(part) for part in parts])[:-1])
@@ -139,14 +151,22 @@ class TrainingTasks:
         return metrics
 
     def _batches(self) -> Iterator[tuple[Kind, list[int]]]:
-        """Yield this rank's batches of questions, the two kinds in turn by the share of each that is done."""
+        """Yield this rank's batches of questions, the two kinds in turn by the share of each that is done.
+
+        In step every rank has as many as the one with most questions; further ones are empty.
+        """
         domain_id_Q = np.zeros(0, dtype=np.int64) if self.choices is None else self.choices.domain_id_Q
         sizes: dict[Kind, int] = {"choices": self.questions_per_batch, "exact": 4 * self.questions_per_batch}
         by_kind = {"choices": domain_id_Q, "exact": np.array([question.domain_id for question in self.exact], int)}
         batches = []
         for kind, size in sizes.items():
             own = in_turn(by_kind[kind], seed=self.seed)[self.world.rank :: self.world.world_size]
-            cut = [own[first : first + size] for first in range(0, len(own), size)]
+            num_batches = None
+            if self.is_in_step:
+                num_batches = num_batches_of_every_rank(
+                    len(by_kind[kind]), world_size=self.world.world_size, batch_size=size
+                )
+            cut = [list(places) for places in batches_of(own, batch_size=size, num_batches=num_batches)]
             batches += [((i + 1) / len(cut), kind, places) for i, places in enumerate(cut)]
         for _, kind, places in sorted(batches, key=lambda batch: batch[:2]):
             yield kind, places
@@ -154,7 +174,13 @@ class TrainingTasks:
     def _are_right(self, causal_lm: Any, places: Sequence[int]) -> list[bool]:
         """Return whether the model writes the answers of some questions, white space at their ends aside."""
         asked = [self.exact[place] for place in places]
-        answers = answer_greedily(causal_lm, asked, tokenizer=self.tokenizer, batch_size=len(asked))
+        answers = answer_greedily(
+            causal_lm,
+            asked,
+            tokenizer=self.tokenizer,
+            batch_size=max(len(asked), 1),
+            num_batches=1 if self.is_in_step else None,
+        )
         return [
             answer == text_of_answer(question.answer_ids, tokenizer=self.tokenizer)
             for question, answer in zip(asked, answers, strict=True)

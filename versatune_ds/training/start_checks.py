@@ -197,11 +197,6 @@ def _check_tasks(start: StartCheckInput) -> None:
     settings = start.config.validation.tasks
     if settings is None:
         return
-    if zero_stage(start.ds_config) == 3:
-        raise ValueError(
-            "validation.tasks: under ZeRO stage 3 every forward pass needs all processes, and each asks others; "
-            "leave the key out and use `versatune evaluate`, or use stage 2 (train.deepspeed=zero2)"
-        )
     missing = [path for path in settings.choices if not path.exists()]
     if missing and not _is_made_by_another_job(start):
         raise ValueError(f"validation.tasks.choices: {missing[0]}: no such file or folder; expected DOMAIN.jsonl")
