@@ -61,6 +61,14 @@ def test_expert_load_is_summarised_by_entropy_and_the_largest_share():
             "domain/law/expert_load_largest": (0.5 + 1.0) / 2,
             "domain/code/expert_load_entropy": 1.0,
             "domain/code/expert_load_largest": 0.25,
+            # Shares of law's second layer are 1 and 1/4 of code's: 1 / (5 / 8).
+            "domain/law/expert_lift": 1.6,
+            "domain/law/expert_lift_layer": 1,
+            "domain/law/expert_lift_expert": 0,
+            # Only code uses experts 2 and 3 of the first layer, with 1/4: 1/4 / (1 / 8).
+            "domain/code/expert_lift": 2.0,
+            "domain/code/expert_lift_layer": 0,
+            "domain/code/expert_lift_expert": 2,
         }
     )
 
@@ -68,6 +76,7 @@ def test_expert_load_is_summarised_by_entropy_and_the_largest_share():
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=8).filter(any))
 def test_expert_entropy_lies_between_0_and_1_and_the_largest_share_above_an_equal_one(counts):
-    entropy, largest = expert_load_metrics(np.array([[counts]]), ["law"]).values()
+    metrics = expert_load_metrics(np.array([[counts]]), ["law"])
+    entropy, largest = metrics["domain/law/expert_load_entropy"], metrics["domain/law/expert_load_largest"]
     assert -1e-12 <= entropy <= 1 + 1e-12
     assert 1 / len(counts) - 1e-12 <= largest <= 1

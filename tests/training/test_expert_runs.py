@@ -1,5 +1,7 @@
 """A run of a mixture of experts: trained under ZeRO-3, logged by domain, exported unchanged."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from versatune_ds.data.synthetic import DOMAIN_NAMES
 from versatune_ds.export.run_export import export_run
+from versatune_ds.mixture.expert_shares import ExpertCounts
+from versatune_ds.report.page import render_page
+from versatune_ds.report.series import read_series
 
 QWEN = {
     "model_type": "qwen3_moe", "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16,
@@ -39,6 +44,13 @@ def test_a_run_of_experts_under_zero_3_logs_their_load_by_domain_and_exports_the
         assert any(load is not None for load in loads)
         assert all(0.3 < load <= 1 for load in loads if load is not None)
         assert all(0.25 <= line.get(f"domain/{name}/expert_load_largest", 0.5) <= 0.5 for name in DOMAIN_NAMES)
+    # All counts by layer and expert, for the report.
+    counts = ExpertCounts.from_dict(json.loads((config.run_dir / "experts.json").read_text(encoding="utf-8")))
+    assert (sorted(counts.domain_names), counts.first_step, counts.last_step) == (sorted(DOMAIN_NAMES), 1, 3)
+    served = [lines[-1][f"domain/{name}/num_tokens"] for name in counts.domain_names]
+    assert counts.counts_KLX.sum(axis=2).tolist() == [[2 * num_tokens] * 2 for num_tokens in served]  # 2 experts each
+    assert all(0 < line.get(f"domain/{name}/expert_lift", 1) <= 6 for line in lines for name in DOMAIN_NAMES)
+    assert "Which experts serve which domain" in render_page([read_series(config.run_dir)], now=0.0)
     # The export: the same weights, as transformers loads them.
     exported = AutoModelForCausalLM.from_pretrained(
         export_run(config.run_dir, output=tmp_path / "model"), dtype=torch.float32

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from versatune_ds.log import SHARED
+from versatune_ds.mixture.expert_shares import specific_experts
 from versatune_ds.model.sizes import sizes_of
 
 logger = logging.getLogger(__name__)
@@ -118,9 +119,17 @@ def expert_load_metrics(counts_KLX: np.ndarray, names: Sequence[str]) -> dict[st
     domain equally, 0 where one serves it alone. Largest: the share of the busiest expert of a layer, averaged over
     layers; 1 / X at the least.
 
-    Example: of 4 experts two serve a domain equally: entropy log 2 / log 4 = 0.5, largest 0.5.
+    Lift: of the expert that is most specific to the domain (`mixture/expert_shares.py`), with its layer and number.
+
+    Example: of 4 experts two serve a domain equally: entropy log 2 / log 4 = 0.5, largest 0.5. Where no other domain
+    uses them, and there are three domains, their lift is 3.
     """
     metrics: dict[str, float] = {}
+    for name, experts in zip(names, specific_experts(counts_KLX, num_each=1), strict=True):
+        for found in experts:
+            metrics[f"domain/{name}/expert_lift"] = found.lift
+            metrics[f"domain/{name}/expert_lift_layer"] = found.layer
+            metrics[f"domain/{name}/expert_lift_expert"] = found.expert
     for name, counts_LX in zip(names, counts_KLX.astype(np.float64), strict=True):
         total_L = counts_LX.sum(axis=1)
         if not (total_L > 0).any():

@@ -23,6 +23,7 @@ from versatune_ds.report.charts import Line
 from versatune_ds.report.decision_list import COLUMNS, decision_rows
 from versatune_ds.report.document import FOLDER, html_environment
 from versatune_ds.report.domain_file import domain_file
+from versatune_ds.report.experts import experts_view
 from versatune_ds.report.planned import planned_view
 from versatune_ds.report.run_charts import RunCharts
 from versatune_ds.report.series import RunSeries
@@ -88,6 +89,7 @@ def _run_view(run: RunSeries, charts: RunCharts, *, slots: Mapping[str, int], no
         "domain_columns": DOMAIN_COLUMNS,
         "domain_rows": domain_table(run),
         "planned": planned_view(run),
+        "experts": experts_view(run),
         "charts": charts,
         "domains": [Line(name=name, values=(), slot=slots[name]) for name in run.domain_names],
         "is_steered_by_training": any(line.is_sparse for chart in charts.losses for line in chart.lines),

@@ -27,6 +27,7 @@ from versatune_ds.run_folder.names import (
     EARLY_STOP_FILE,
     ENVIRONMENT_FILE,
     EVALUATION_FILE,
+    EXPERTS_FILE,
     METRICS_FILE,
     PLAN_FILE,
     PRIOR_FILE,
@@ -55,6 +56,8 @@ class RunSeries:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     early_stop: Mapping[str, Any] = field(default_factory=dict)
     """Content of early_stop.json, where `train.early_stopping` ended the run."""
+    experts: Mapping[str, Any] = field(default_factory=dict)
+    """Content of experts.json, of a mixture of experts."""
 
     def of(self, name: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of one metric; missing values and those that are not finite are omitted."""
@@ -126,6 +129,7 @@ def read_series(run_dir: Path) -> RunSeries:
         reference=_read_mapping(run_dir / REFERENCE_FILE),
         evaluation=_read_mapping(run_dir / EVALUATION_FILE),
         early_stop=_read_mapping(run_dir / EARLY_STOP_FILE),
+        experts=_read_mapping(run_dir / EXPERTS_FILE),
     )
 
 

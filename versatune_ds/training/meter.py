@@ -26,6 +26,7 @@ from versatune_ds.engine.engine import StepResult
 from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.mixture.statistics import DomainStatistics
 from versatune_ds.model.expert_load import expert_load_metrics
+from versatune_ds.monitor.expert_file import ExpertFile
 from versatune_ds.training.throughput import peak_memory_gib
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Meter:
 
     def __init__(self, domain_set: DomainSet) -> None:
         self._domain_set = domain_set
+        self.experts = ExpertFile()
         self._clear()
 
     def _clear(self) -> None:
@@ -95,27 +97,31 @@ class Meter:
         for i, name in enumerate(self._domain_set):
             if num_K[i]:
                 metrics[f"domain/{name}/train_loss"] = loss_sum_K[i] / num_K[i]
-        metrics |= _router_metrics(self._results, names=self._domain_set.names)
+        metrics |= self._router_metrics()
         self._clear()
         return metrics
 
+    def _router_metrics(self) -> dict[str, float]:
+        """Return the router loss and the load of the experts by domain; nothing of a model without experts.
 
-def _router_metrics(results: list[StepResult], *, names: tuple[str, ...]) -> dict[str, float]:
-    """Return the router loss and the load of the experts by domain; nothing of a model without experts.
-
-    With l_rs the router loss of rank r at step s, train/router_loss = mean over r and s of l_rs: what was added to the
-    token loss of a step. Communication: one all-reduce, if the model has either.
-    """
-    router_losses = [float(result.router_loss) for result in results if result.router_loss is not None]
-    counts = [result.expert_counts_KLX for result in results if result.expert_counts_KLX is not None]
-    if not router_losses and not counts:
-        return {}
-    counts_KLX = sum(part.cpu().numpy() for part in counts) if counts else np.zeros((len(names), 0, 0))
-    loss_sum, num_losses, *flat = sum_over_ranks(
-        np.concatenate([[sum(router_losses), len(router_losses)], counts_KLX.ravel()])
-    )
-    metrics = {"train/router_loss": loss_sum / num_losses} if num_losses else {}
-    return metrics | expert_load_metrics(np.reshape(flat, counts_KLX.shape), names)
+        With l_rs the router loss of rank r at step s, train/router_loss = mean over r and s of l_rs: what was added to
+        the token loss of a step. Communication: one all-reduce, if the model has either.
+        """
+        results, names = self._results, self._domain_set.names
+        router_losses = [float(result.router_loss) for result in results if result.router_loss is not None]
+        counts = [result.expert_counts_KLX for result in results if result.expert_counts_KLX is not None]
+        if not router_losses and not counts:
+            return {}
+        counts_KLX = sum(part.cpu().numpy() for part in counts) if counts else np.zeros((len(names), 0, 0))
+        loss_sum, num_losses, *flat = sum_over_ranks(
+            np.concatenate([[sum(router_losses), len(router_losses)], counts_KLX.ravel()])
+        )
+        metrics = {"train/router_loss": loss_sum / num_losses} if num_losses else {}
+        if not counts:
+            return metrics
+        total_KLX = np.reshape(flat, counts_KLX.shape)
+        self.experts.add(total_KLX, num_steps=self._num_steps)
+        return metrics | expert_load_metrics(total_KLX, names)
 
 
 class ServedTokens:
@@ -224,6 +230,9 @@ def log_step(run: Run, plan: StepPlan) -> None:
     epochs_K = run.loader.epochs_K()
     metrics |= {f"domain/{name}/epochs": float(epochs_K[i]) for i, name in enumerate(run.domain_set)}
     run.monitor.metrics(run.step, metrics)
+    if run.world.is_rank_zero:
+        names, run_dir = run.domain_set.names, run.config.run_dir
+        run.meter.experts.write(run_dir, domain_names=names, step=run.step, is_last=run.is_complete)
 
     for domain_id in plan.exhausted:
         name = run.domain_set.names[domain_id]
