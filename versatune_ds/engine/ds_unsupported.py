@@ -20,6 +20,10 @@ _RECOMPUTE = (
     "model.gradient_checkpointing=true recomputes activations"
 )
 _DIVISION = "the loss is divided by the tokens of the global batch, so gradients need no other scaling; leave it out"
+_AUTO_EP = (
+    "AutoEP of deepspeed 0.19.8 fails on Mixtral and Qwen3-MoE of transformers 5.24, needs an optimizer of its own "
+    "above ZeRO stage 0, and renames weights that checkpoints and exports need"
+)
 _ZERO_3 = "to fit a larger model use ZeRO stage 3 (ds_configs/zero3.json)"
 
 UNSUPPORTED: Mapping[str, str] = {
@@ -27,8 +31,8 @@ UNSUPPORTED: Mapping[str, str] = {
     "data_parallel_size": "the number of processes and train.sequence_parallel decide; leave it out",
     "tensor_parallel": f"tensor parallelism is not supported: {_ONE_COPY}; {_ZERO_3}",
     "autotp_size": f"tensor parallelism is not supported: {_ONE_COPY}; {_ZERO_3}",
-    "expert_parallel": f"expert parallelism is not supported: {_ONE_COPY}, and all experts of the model; {_ZERO_3}",
-    "use_data_before_expert_parallelism": "expert parallelism is not supported",
+    "expert_parallel": f"expert parallelism is not supported: {_AUTO_EP}; {_ZERO_3}",
+    "use_data_before_expert_parallelism": "expert parallelism is not supported; leave it out",
     "pipeline": f"pipeline parallelism is not supported: the model runs as transformers has it; {_ZERO_3}",
     "zenflow": "ZenFlow steps parameters at different times, which is not supported; use "
     "zero_optimization.offload_optimizer alone",
