@@ -79,6 +79,42 @@ def add_run_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_dir", type=path_argument, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
 
 
+def add_nodes(command: argparse.ArgumentParser) -> None:
+    """Let a subcommand with --sharded run on several machines."""
+    command.add_argument(
+        "--nodes",
+        **NUMBER,
+        help="machines that --sharded uses: of the allocation, or the first of the hostfile",
+    )
+    command.add_argument("--hostfile", **FILE, help="machines to start on, one `NAME slots=N` per line")
+    command.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # launcher/sharded.py adds it
+    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+
+
+def on_machines(parsed: argparse.Namespace, run_here: Callable[[int | None], int]) -> int:
+    """Run a subcommand here, or start it on several machines where --nodes or --hostfile says so.
+
+    Args:
+        parsed: The command line.
+        run_here: Runs it with a number of processes, and returns the exit code.
+    """
+    if parsed.worker:
+        from versatune_ds.launch.start_sharded import run_sharded_rank
+
+        return run_sharded_rank(lambda world: run_here(world.world_size), is_quiet=parsed.quiet)
+    if parsed.nodes is None and parsed.hostfile is None:
+        return run_here(parsed.processes)
+    from versatune_ds.launch.start_sharded import start_sharded
+
+    return start_sharded(
+        parsed.words,
+        is_sharded=parsed.sharded,
+        nodes=parsed.nodes,
+        hostfile=parsed.hostfile,
+        processes=parsed.processes,
+    )
+
+
 def write(text: str) -> None:
     """Write text and a line end to stdout; characters that its encoding lacks are escaped."""
     before_output()

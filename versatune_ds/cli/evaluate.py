@@ -15,7 +15,9 @@ from versatune_ds.cli.arguments import (
     OVERRIDES,
     Commands,
     add_command,
+    add_nodes,
     comma_separated,
+    on_machines,
     path_argument,
     write,
 )
@@ -57,12 +59,13 @@ def add_evaluate(commands: Commands) -> None:
     )
     command.add_argument("--no-base", action="store_true", help="do not compare with another model")
     command.add_argument("--step", **NUMBER, help=f"checkpoint to evaluate (default: {DEFAULT_CHECKPOINT})")
-    command.add_argument("--processes", **NUMBER, default=1, help="processes that share the work (default: 1)")
+    command.add_argument("--processes", **NUMBER, help="processes that share the work (default: 1), on each machine")
     command.add_argument(
         "--sharded",
         action="store_true",
         help="divide the model's weights over the processes (ZeRO-3): for one that no single GPU holds",
     )
+    add_nodes(command)
     command.add_argument("--output", **FILE, help="JSON file to write (default: evaluation.json in the run's folder)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
@@ -101,6 +104,11 @@ def _add_answer_options(command: argparse.ArgumentParser) -> None:
 
 def _evaluate(parsed: argparse.Namespace) -> int:
     """Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot."""
+    return on_machines(parsed, lambda processes: _evaluate_here(parsed, processes=processes))
+
+
+def _evaluate_here(parsed: argparse.Namespace, *, processes: int | None) -> int:
+    """Evaluate with some processes, and write the result to stdout."""
     from versatune_ds.evaluation.command import EvaluateOptions, evaluate, shown
 
     options = EvaluateOptions(
@@ -116,7 +124,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         against=parsed.against,
         has_base=not parsed.no_base,
         step=parsed.step,
-        processes=parsed.processes,
+        processes=1 if processes is None else processes,
         is_sharded=parsed.sharded,
         output=parsed.output,
     )

@@ -12,8 +12,10 @@ from versatune_ds.cli.arguments import (
     NUMBER,
     Commands,
     add_command,
+    add_nodes,
     add_recipe,
     comma_separated,
+    on_machines,
     path_or_name,
     write,
 )
@@ -39,6 +41,7 @@ def add_detect(commands: Commands) -> None:
         help="divide the weights of the model, and of one that labels, over the processes (ZeRO-3): for one that no "
         "single GPU holds",
     )
+    add_nodes(command)
     command.add_argument(
         "--output",
         **FILE,
@@ -54,14 +57,19 @@ def add_detect(commands: Commands) -> None:
 
 def _detect(parsed: argparse.Namespace) -> int:
     """Estimate the share of each domain in the text that the base model generates, and write it as prior.json."""
+    check_replaceable(parsed.output, mark='"weights"')
+    return on_machines(parsed, lambda processes: _detect_here(parsed, processes=processes))
+
+
+def _detect_here(parsed: argparse.Namespace, *, processes: int | None) -> int:
+    """Detect with some processes, and write the tables to stdout."""
     from versatune_ds.knowledge.detect_recipe import detect_recipe
 
-    check_replaceable(parsed.output, mark='"weights"')
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints while it reads; stdout is for the result
         text = detect_recipe(
             parsed.recipe,
             parsed.overrides,
-            processes=parsed.processes,
+            processes=processes,
             output=parsed.output,
             labelled=parsed.labelled,
             is_sharded=parsed.sharded,

@@ -56,6 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         _refuse_command(arguments[0], listed)
     parsed, rest = parser.parse_known_args(arguments)
+    parsed.words = list(arguments)
     are_overrides = all("=" in text and not text.startswith("-") for text in rest)
     has_overrides = hasattr(parsed, "overrides")
     if rest and not (are_overrides and has_overrides):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from versatune_ds.config import RunConfig
 from versatune_ds.data.sources.missing_data import MissingDataError
 from versatune_ds.distributed import World
 from versatune_ds.evaluation.choices import read_choices
@@ -32,6 +33,7 @@ from versatune_ds.evaluation.result import Evaluation, retention
 from versatune_ds.evaluation.subject import Subject, base_subject, config_of, is_run, load_subject, trained_subject
 from versatune_ds.evaluation.table import evaluation_table
 from versatune_ds.launch.process_pool import device_of
+from versatune_ds.launch.rank_pool import led_world
 from versatune_ds.launch.sharded_pool import check_sharded
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import EVALUATION_FILE
@@ -109,7 +111,8 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     if options.harness_tasks:
         tasks = find_tasks(options.harness_tasks, include=options.harness_include, limit=options.harness_limit)
     # Evaluate, and write the result.
-    with tempfile.TemporaryDirectory(prefix="versatune_evaluate_") as name:
+    workspace = None if led_world() is None else _shared_folder(config)
+    with tempfile.TemporaryDirectory(prefix="versatune_evaluate_", dir=workspace) as name:
         try:
             result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
         except MissingDataError as error:
@@ -122,6 +125,12 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     else:
         logger.info("%s is not a run's folder, so no file was written; --output FILE writes the result", model)
     return result
+
+
+def _shared_folder(config: RunConfig) -> Path:
+    """Return a folder that all machines see: that of the runs."""
+    config.run.output_dir.mkdir(parents=True, exist_ok=True)
+    return config.run.output_dir.absolute()
 
 
 def _asked(options: EvaluateOptions, request: Request) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from versatune_ds.evaluation.questions import Question, answer_greedily, text_of
 from versatune_ds.evaluation.result import Answers, Evaluation
 from versatune_ds.evaluation.subject import Subject, load_subject
 from versatune_ds.launch.process_pool import ProcessPool, device_of
-from versatune_ds.launch.sharded_pool import ShardedPool
+from versatune_ds.launch.sharded_pool import open_pool
 from versatune_ds.mixture.statistics import ExampleLosses
 from versatune_ds.model.domain_model import DomainModel
 from versatune_ds.model.sizes import check_positions
@@ -45,7 +45,8 @@ def evaluate_subject(subject: Subject, request: Request, *, num_processes: int, 
     """
     data = _data(subject, request)
     if is_sharded:
-        with ShardedPool(partial(_open_sharded, subject, request), num_processes=num_processes) as pool:
+        load = partial(_open_sharded, subject, request)
+        with open_pool(load, num_processes=num_processes, is_sharded=True) as pool:
             parts = [part for _, part in pool.map(partial(_sharded_share, request.config), range(num_processes))]
         return as_evaluation(np.sum(parts, axis=0), data)
     kept = data if num_processes == 1 else None

@@ -24,6 +24,7 @@ from versatune_ds.knowledge.detect import detect
 from versatune_ds.knowledge.detection import Detection
 from versatune_ds.knowledge.labeller import FITTED_LABELLERS, with_chosen_labeller
 from versatune_ds.knowledge.labeller_agreement import agreement_table
+from versatune_ds.launch.rank_pool import led_world
 from versatune_ds.launch.sharded_pool import check_sharded
 from versatune_ds.launch.start import check_processes, num_visible_gpus
 from versatune_ds.run_folder.atomic import write_json
@@ -69,12 +70,13 @@ def detect_recipe(
         ValueError: If the recipe, its model, data or labeller is not as expected.
     """
     config = load_recipe(recipe, overrides)
-    check_start(StartCheckInput(config=config, stage="detect"))
+    is_led = led_world() is not None  # by then the launcher has started the processes on purpose
+    if not is_led:
+        check_start(StartCheckInput(config=config, stage="detect"))
     config = with_chosen_labeller(config)
     for line in unread_detect_settings(config):
         logger.warning("%s", line)
-    num_gpus = num_visible_gpus()
-    num_processes = check_processes(processes, num_gpus=num_gpus)
+    num_processes = check_processes(processes, num_gpus=0 if is_led else num_visible_gpus())
     if is_sharded:
         check_sharded(num_processes)
     path = output or config.default_output("prior")

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from versatune_ds.distributed import World, free_port, join_world
 from versatune_ds.launch.process_pool import ProcessPool, device_of, gpu_names
+from versatune_ds.launch.rank_pool import RankPool, led_world
 
 Loaded = TypeVar("Loaded")
 Item = TypeVar("Item")
@@ -57,21 +58,27 @@ class ShardedPool(Generic[Loaded]):
 
 def open_pool(
     load: Callable[[World], Loaded], *, num_processes: int, is_sharded: bool
-) -> ProcessPool[Loaded] | ShardedPool[Loaded]:
-    """Return the pool of a command: processes with a copy of the model each, or with a part of it each."""
+) -> ProcessPool[Loaded] | ShardedPool[Loaded] | RankPool[Loaded]:
+    """Return the pool of a command: processes with a copy of the model each, or with a part of it each.
+
+    The latter are the ranks of a launcher where it started this process, whatever their number.
+    """
+    world = led_world()
+    if is_sharded and world is not None:
+        return RankPool(load, world=world)
     pool = ShardedPool if is_sharded else ProcessPool
     return pool(load, num_processes=num_processes)
 
 
 def check_sharded(num_processes: int) -> None:
-    """Check the number of processes that a model's weights are divided over.
+    """Check the number of processes that a model's weights are divided over, all on this machine or of a launcher.
 
     Raises:
         ValueError: If there is one process, or fewer GPUs than processes.
     """
     if num_processes < 2:
         raise ValueError("--sharded divides the weights over processes: expected --processes 2 or more")
-    num_gpus = len(gpu_names())
+    num_gpus = 0 if led_world() is not None else len(gpu_names())
     if num_gpus and num_processes > num_gpus:
         raise ValueError(
             f"--sharded --processes={num_processes}: expected a GPU for each process; {num_gpus} seen here"

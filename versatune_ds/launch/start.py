@@ -60,7 +60,7 @@ def launch(recipe: Path, overrides: Sequence[str], *, options: LaunchOptions) ->
     # Where the processes run, and what starts them.
     config = load_recipe(recipe, overrides)
     num_gpus = num_visible_gpus()
-    layout = _layout(options, num_gpus=num_gpus)
+    layout = layout_of(options, num_gpus=num_gpus)
     launcher = choose_launcher(options.launcher, environ=os.environ, num_nodes=layout.nodes)
     if launcher == "srun" and options.launcher is None:
         check_allocation(os.environ)
@@ -145,7 +145,7 @@ def run_ranks(launcher: str, layout: Layout, *, hostfile: Path | None = None, sc
     return run_and_forward(command, is_forwarding=launcher in ("mpirun", "srun"))
 
 
-def _layout(options: LaunchOptions, *, num_gpus: int) -> Layout:
+def layout_of(options: LaunchOptions, *, num_gpus: int) -> Layout:
     """Return where processes run; on machines of a hostfile, or of Slurm, GPUs are not counted here."""
     if options.hostfile is not None:
         hosts = read_hostfile(options.hostfile, nodes=options.nodes, processes=options.processes)
