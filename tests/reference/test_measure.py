@@ -347,7 +347,9 @@ def test_references_of_other_data_are_refused_before_training_and_accepted_with_
 
 
 @pytest.mark.slow
-def test_scoring_a_model_gives_the_losses_that_its_own_run_measured(tmp_path, cache_dir):
+def test_scoring_a_model_gives_the_losses_that_its_own_run_measured_and_so_does_sharded_evaluation_of_it(
+    tmp_path, cache_dir
+):
     config = tiny_config(tmp_path, "train.steps=2", "mixture.update_every=2", cache_dir=cache_dir)
     run_ranks(lambda world: be_trained(config, world).step, world_size=1, folder=tmp_path)
     folder = export_run(config.run_dir, output=tmp_path / "exported")
@@ -363,6 +365,16 @@ def test_scoring_a_model_gives_the_losses_that_its_own_run_measured(tmp_path, ca
         assert result["loss"] == pytest.approx(last[result["domain"]]["mean"], abs=2e-5)
         assert result["stderr"] == pytest.approx(last[result["domain"]]["stderr"], abs=2e-5)
         assert result["train_loss"] > 0
+    # Under ZeRO-3 each of two ranks loads its part of the model.
+    zero3 = tiny_config(tmp_path, "train.deepspeed={zero_optimization: {stage: 3}}", cache_dir=cache_dir)
+    for ranks_results in run_ranks(
+        lambda world: score_model(setup_of_recipe(zero3, world), names=names, model=str(folder)),
+        world_size=2,
+        folder=tmp_path,
+    ):
+        for result, expected in zip(ranks_results, results, strict=True):
+            assert result.pop("domain") == expected["domain"]
+            assert result == pytest.approx({key: expected[key] for key in result}, rel=1e-5)
 
 
 def test_the_result_of_a_run_without_a_finite_loss_is_refused(tmp_path):
