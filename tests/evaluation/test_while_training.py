@@ -1,6 +1,7 @@
 """Questions are asked while training, on all ranks, within a budget, and change nothing of the training."""
 
 import json
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from versatune_ds.evaluation.choices import ChoiceSet
 from versatune_ds.evaluation.while_training import TrainingTasks, accuracies, in_turn, tasks_of
 from versatune_ds.training.assemble import assemble_run
 from versatune_ds.training.loop import measure_before_training, train
+from versatune_ds.training.run import Run
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 
@@ -36,6 +38,21 @@ def test_accuracies_are_of_the_questions_that_were_asked_and_their_mean_is_over_
     assert accuracies("exact", DomainSet(("law",)), np.array([0]), np.array([True]), np.array([False])) == {
         "task/exact/num_questions": 0
     }
+
+
+def test_without_a_number_of_steps_questions_are_asked_before_and_after_training_alone(tmp_path):
+    asked = []
+    for override, expected in (("exact: 2", [0, 4]), ("every_steps: 3, exact: 2", [0, 3, 4])):
+        run = SimpleNamespace(
+            config=tiny_config(tmp_path, f"validation.tasks={{{override}}}"), tasks=lambda engine: {}, engine=None,
+            meter=SimpleNamespace(paused=nullcontext), updates=SimpleNamespace(paused=nullcontext),
+            monitor=SimpleNamespace(metrics=lambda step, values: asked.append(step)),
+        )  # fmt: skip
+        for step in range(5):
+            run.step, run.is_complete = step, step == 4
+            Run.ask_tasks_if_due(run)
+        assert asked == expected
+        asked.clear()
 
 
 @given(st.lists(st.integers(0, 3), max_size=20), st.integers(0, 5))
@@ -55,7 +72,7 @@ def test_every_question_has_one_place_and_no_domain_is_more_than_one_turn_ahead(
     ("override", "message"),
     [
         ("validation.tasks={every_steps: 4}", r"^validation\.tasks: nothing is asked; give files of multiple choice"),
-        ("validation.tasks={choices: [a]}", r"^validation\.tasks\.every_steps: missing"),
+        ("validation.tasks={every_steps: 0, exact: 2}", r"^validation\.tasks\.every_steps: "),
     ],
 )
 def test_a_section_that_asks_nothing_or_never_is_refused(tmp_path, override, message):

@@ -92,10 +92,20 @@ def test_a_card_that_is_on_the_hub_already_stays(hub, exported, caplog):
     caplog.set_level("INFO")
     target = check_push("me/public", is_private=False)
     push_export(exported, target)
+    assert "to me/public (public)" in caplog.text
     assert hub[1][1]["allow_patterns"] == ["config.json", "model.safetensors"]
     assert "me/public has a README.md, which stays" in caplog.text
     assert hub[0][1]["private"] is None
     assert check_push("me/hidden", is_private=False).is_private  # it says so, and stays private
+
+
+def test_a_repository_that_is_made_is_not_called_public_before_its_owners_default_is_known(hub, exported, caplog):
+    caplog.set_level("INFO")
+    target = check_push("me/new", is_private=False)
+    assert target.is_private is None
+    push_export(exported, target)
+    assert hub[0][1]["private"] is None
+    assert "to me/new (new: public, unless its owner has set that new ones are private)" in caplog.text
 
 
 def test_adapters_that_name_a_base_model_on_this_machine_are_uploaded_with_a_warning(hub, tmp_path, caplog):

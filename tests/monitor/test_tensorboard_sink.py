@@ -22,6 +22,7 @@ def test_a_resumed_run_is_one_history_of_scalars_text_and_charts(tmp_path):
     assert [(event.step, round(event.value, 4)) for event in events.Scalars("train/loss")] == [
         (1, 1.0), (2, 0.5), (3, 0.3333), (4, 0.25)
     ]  # fmt: skip
-    assert events.Scalars("domain/law/weight_decided")[-1].value == 0.75
+    assert events.Scalars("weight_decided/law")[-1].value == 0.75
+    assert not [name for name in events.Tags()["scalars"] if name.startswith("domain/")]
     assert {"charts/weights", "charts/losses"} <= set(events.Tags()["images"])
     assert "decision/text_summary" in events.Tags()["tensors"]

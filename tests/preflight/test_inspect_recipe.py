@@ -83,7 +83,9 @@ def test_overrides_of_the_recipe_change_the_rows_shown(inspect):
 
 
 def test_the_text_of_a_row_marks_what_bears_no_loss_below_a_heading_with_rank_and_fill(inspect):
-    text = "\n".join(inspect("--steps", "0:1", "--text", "--world-size", "2"))
+    legend, *lines = inspect("--steps", "0:1", "--text", "--world-size", "2")
+    assert legend == "\u27e6 \u27e7 encloses what bears no loss: the model reads it, and learns to write the rest"
+    text = "\n".join(lines)
     assert text.startswith("=== step 1 row 0 rank 0 fill ")
     question, answer = text.split("\u27e7", 1)
     assert "<|user|>" in question.split("\u27e6")[1]

@@ -126,6 +126,31 @@ def test_states_shrink_with_zero_stage_and_number_of_ranks(tmp_path, precision):
     assert copied == [(kept + num_bytes) * count, num_bytes * count + 3 * count, 3 * count]
 
 
+@pytest.mark.parametrize(
+    ("request_of", "pages", "level", "words"),
+    [
+        ({}, 1 << 22, "ok", "of 16.0 GiB of RAM, this machine's 16.0 over 1 process"),
+        (
+            {"gpus_per_node": 2, "environ": {"DS_ACCELERATOR": "cpu"}},
+            1 << 22,
+            "ok",
+            "of 8.0 GiB of RAM, this machine's 16.0 over 2",
+        ),
+        ({"environ": {"DS_ACCELERATOR": "cpu"}}, 1, "warn", "but each has 0.0 GiB of RAM, this machine's 0.0 over 1"),
+        ({"nodes": 2, "environ": {"DS_ACCELERATOR": "cpu"}}, 1, "ok", "not compared: it trains on other machines"),
+        ({"gpus_per_node": 2}, 1, "ok", "not compared: no GPU here to ask; give a GPU's memory with --gpu-memory GIB"),
+    ],
+)
+def test_without_a_gpu_the_estimate_says_what_it_is_compared_with(
+    tmp_path, monkeypatch, request_of, pages, level, words
+):
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}.get)
+    subject = Subject(tiny_config(tmp_path), CheckRequest(**request_of), num_gpus_here=0)
+    (*_, found) = [finding for finding in check_memory(subject) if finding.check == "memory"]
+    assert (found.level, found.key) == (level, "--gpu-memory" if "--gpu-memory" in words else "RAM a process")
+    assert words in found.text
+
+
 def test_the_memory_of_a_background_save_is_reported(tmp_path):
     for is_on in ("true", "false"):
         config = tiny_config(tmp_path, f"checkpoint.background={is_on}")

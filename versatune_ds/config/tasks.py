@@ -16,10 +16,11 @@ def _as_list(value: Any) -> Any:
 
 
 class TasksConfig(Section):
-    """Questions that a run asks every so many steps, as `versatune evaluate` does once; they decide nothing."""
+    """Questions that a run asks while it trains, as `versatune evaluate` does once; they decide nothing."""
 
-    every_steps: int = Field(ge=1)
-    """Optimizer steps between two times that they are asked; also before the first step and after the last."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two times that they are asked; they are asked before the first step and after the last
+    too. null asks them then alone."""
     choices: Annotated[tuple[ExpandedPath, ...], BeforeValidator(_as_list)] = ()
     """Multiple choice: files DOMAIN.jsonl, or folders of them, with lines {"question", "choices", "answer"}."""
     exact: int = Field(default=0, ge=0)

@@ -35,8 +35,8 @@ class PushTarget:
 
     repo_id: str
     """NAMESPACE/NAME."""
-    is_private: bool
-    """Whether it is made, or is already, private."""
+    is_private: bool | None
+    """Whether it is made, or is already, private; None where it is made as its owner has set for new ones."""
     has_card: bool
     """Whether it exists and has a README.md."""
 
@@ -64,7 +64,7 @@ def check_push(repo_id: str, *, is_private: bool) -> PushTarget:
     user = _asked(api.whoami, repo_id, doing="reach the Hub")["name"]
     name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     if not _asked(lambda: api.repo_exists(name), name, doing="look for it"):
-        return PushTarget(repo_id=name, is_private=is_private, has_card=False)
+        return PushTarget(repo_id=name, is_private=is_private or None, has_card=False)
     info = _asked(lambda: api.model_info(name), name, doing="look at it")
     if is_private and not info.private:
         raise ValueError(
@@ -90,7 +90,8 @@ def push_export(folder: Path, target: PushTarget) -> str:
     _warn_of_local_base(folder)
     if target.has_card:
         logger.info("%s has a README.md, which stays; this export's is %s", target.repo_id, folder / _CARD)
-    visibility = "private" if target.is_private else "public"
+    new = "new: public, unless its owner has set that new ones are private"
+    visibility = {True: "private", False: "public", None: new}[target.is_private]
     num_bytes = sum((folder / name).stat().st_size for name in files)
     logger.info("uploading %d files, %.2f GB, to %s (%s)", len(files), num_bytes / 1e9, target.repo_id, visibility)
     api, repo_id = HfApi(), target.repo_id

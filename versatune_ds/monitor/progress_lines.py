@@ -1,4 +1,4 @@
-"""Log the progress of a run as plain lines: one an interval, and one a domain at every decision.
+"""Log the progress of a run as plain lines: one an interval, one an update, and one a domain where updates are slow.
 
 The lines are plain text, so a terminal, a file and a Slurm log show them alike.
 """
@@ -6,7 +6,8 @@ The lines are plain text, so a terminal, a file and a Slurm log show them alike.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from versatune_ds.progress import duration
@@ -14,16 +15,23 @@ from versatune_ds.text_table import number_cell, text_table
 
 logger = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_TABLES = 5.0
+"""Updates that follow sooner than this get one line: a short run would otherwise print a wall of them."""
+
 
 class PlainTerminal:
     """A sink that logs the progress of a run.
 
     Args:
         num_steps: Optimizer steps of the run.
+        clock: Returns seconds.
     """
 
-    def __init__(self, *, num_steps: int) -> None:
+    def __init__(self, *, num_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._num_steps = num_steps
+        self._clock = clock
+        self._last_table: float | None = None
+        self._is_shortened = False
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log one line for a step's training metrics; those of validation are logged with the decision."""
@@ -40,8 +48,18 @@ class PlainTerminal:
         )
 
     def decision(self, decision: Mapping[str, Any]) -> None:
-        """Log why the weights moved, then one line per domain: validation loss, weight before and after."""
+        """Log why the weights moved, then one line per domain: validation loss, weight before and after.
+
+        Where the last such lines are a few seconds old, only why.
+        """
         log_decision(decision)
+        now = self._clock()
+        if self._last_table is not None and now - self._last_table < SECONDS_BETWEEN_TABLES:
+            if not self._is_shortened:
+                logger.info("  updates come fast: domains are listed every %g s", SECONDS_BETWEEN_TABLES)
+            self._is_shortened = True
+            return
+        self._last_table = now
         rows = []
         for name, after in decision["weights_after"].items():
             before, loss = decision["weights_before"][name], decision["losses"][name]["mean"]

@@ -1,7 +1,8 @@
 """Name metrics so that a chart service groups them: one section a quantity, the domains as its lines.
 
-W&B, Trackio and SwanLab make a section of what stands before the first `/`. `domain/law/loss` of the record
-(`metrics.jsonl`) is therefore `loss/law` there. The record keeps its names: runs of earlier versions are read by them.
+W&B, TensorBoard, Trackio and SwanLab make a section of what stands before the first `/`. `domain/law/loss` of the
+record (`metrics.jsonl`) is therefore `loss/law` there. The record keeps its names: runs of earlier versions are read by
+them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Write a run as TensorBoard event files, into the run's folder."""
+"""Write a run as TensorBoard event files, into the run's folder.
+
+Metrics of a domain are named by section (`loss/law`), as in W&B, so that TensorBoard makes a group of each quantity.
+Event files of earlier versions have `domain/law/loss`; a run that such a version began shows both, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.monitor.decision_views import decision_metrics, draw_losses, draw_weights
+from versatune_ds.monitor.section_names import by_section
 
 
 class TensorBoard:
@@ -31,8 +36,8 @@ class TensorBoard:
         self._decisions: list[dict[str, Any]] = []
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a step's metrics as scalars."""
-        for name, value in values.items():
+        """Write a step's metrics as scalars, named by section."""
+        for name, value in by_section(values).items():
             self._writer.add_scalar(name, value, global_step=step)
         self._writer.flush()
 

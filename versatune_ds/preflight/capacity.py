@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from versatune_ds.config import RunConfig
+from versatune_ds.distributed.gpus import is_cpu_meant
 from versatune_ds.engine.ds_features import has_bf16_states
 from versatune_ds.engine.ds_settings import zero_stage
 from versatune_ds.model.build import DTYPES, special_ids_of_tokenizer
@@ -111,20 +112,43 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
 
 
 def _compare_with_gpu(subject: Subject, estimates: _Estimates) -> Finding:
-    """Compare the estimate with the memory of a GPU, given or seen here."""
+    """Compare the estimate with the memory of a GPU, given or seen here, or with the RAM of a run on CPUs."""
+    is_gpu_meant = subject.request.gpus_per_node is not None and not is_cpu_meant(subject.request.environ)
+    if subject.start.device_type == "cpu" and not is_gpu_meant:
+        return _compare_with_ram(subject, estimates)
     needed = estimates.chosen.peak / 2**30 + _RUNTIME_GIB
     key, memory = "--gpu-memory", subject.request.gpu_memory_gib
     if memory is None and subject.num_gpus_here:
         key, memory = "GPU here", torch.cuda.get_device_properties(0).total_memory / 2**30
     about = f"about {needed:,.1f} GiB a GPU ({_RUNTIME_GIB:g} of them assumed for CUDA itself)"
     if memory is None:
-        return ok("memory", key, f"{about}; not compared: give the GPU's memory with --gpu-memory GIB")
+        return ok(
+            "memory", key, f"{about}; not compared: no GPU here to ask; give a GPU's memory with --gpu-memory GIB"
+        )
     if needed <= _MARGIN * memory:
         return ok("memory", key, f"{about} of {memory:,.1f}")
     todo = _ways_to_save(subject, estimates)
     if needed <= memory:
         return warn("memory", key, f"{about} of {memory:,.1f}: tight", todo)
     return fail("memory", key, f"{about}, but it has {memory:,.1f}", todo)
+
+
+def _compare_with_ram(subject: Subject, estimates: _Estimates) -> Finding:
+    """Compare the estimate of a run on CPUs with the RAM that each process of this machine has; never a failure.
+
+    Python, its libraries and prepared data are not in the estimate, and part of the RAM is others'.
+    """
+    needed, key = estimates.chosen.peak / 2**30, "RAM a process"
+    about = f"about {needed:,.1f} GiB a process beside Python's own: it trains on the CPU"
+    if not subject.start.is_here:
+        return ok("memory", key, f"{about}; not compared: it trains on other machines")
+    num_here = subject.gpus_per_node
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    processes = counted(num_here, "process", plural="processes")
+    each = f"{memory / num_here:,.1f} GiB of RAM, this machine's {memory:,.1f} over {processes}"
+    if needed <= _MARGIN * memory / num_here:
+        return ok("memory", key, f"{about}, of {each}")
+    return warn("memory", key, f"{about}, but each has {each}", _ways_to_save(subject, estimates))
 
 
 def _ways_to_save(subject: Subject, estimates: _Estimates) -> str:

@@ -213,7 +213,8 @@ class Run:
         settings = self.config.validation.tasks
         if self.tasks is None or settings is None:
             return
-        if self.is_complete or self.step % settings.every_steps == 0:
+        is_due = self.step == 0 if settings.every_steps is None else self.step % settings.every_steps == 0
+        if self.is_complete or is_due:
             with self.meter.paused(), self.updates.paused():
                 metrics = self.tasks(self.engine)
             self.monitor.metrics(self.step, metrics)
