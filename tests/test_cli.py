@@ -291,6 +291,7 @@ def corrupt_run(recipe, tmp_path):
     folder = tmp_path / "runs" / "mine" / "checkpoints" / "step_00000010"
     folder.mkdir(parents=True)
     (folder / "MANIFEST").write_text("{")
+    (folder.parents[1] / "config.yaml").write_text("{}")
     return folder.parents[1]
 
 
@@ -359,6 +360,8 @@ def test_ctrl_c_is_one_line_with_what_is_kept_and_exit_code_130(
     versatune, monkeypatch, interrupt, arguments, what_works, kept
 ):
     module, _, function = what_works.rpartition(".")
+    monkeypatch.setattr("versatune_ds.config.load_config", lambda *_: None)  # there is no r.yaml
+    monkeypatch.setattr("versatune_ds.run_folder.recorded_config.check_model_folder", lambda *_, **__: None)
     monkeypatch.setattr(importlib.import_module(f"versatune_ds.{module}"), function, interrupt)
     called = versatune(*arguments)
     rest = f"; {kept}: the same command continues" if kept else ""
@@ -366,7 +369,7 @@ def test_ctrl_c_is_one_line_with_what_is_kept_and_exit_code_130(
 
 
 def test_of_the_processes_of_a_run_only_the_first_reports_ctrl_c(versatune, monkeypatch):
-    monkeypatch.setattr("versatune_ds.training.saved_model.load_recipe", wrapped_interrupt)
+    monkeypatch.setattr("versatune_ds.config.load_config", wrapped_interrupt)
     monkeypatch.setenv("RANK", "1")
     called = versatune("prepare", "r.yaml")
     assert (called.code, called.err) == (130, "")

@@ -167,6 +167,7 @@ def test_an_upload_that_fails_leaves_the_export_and_says_so(hub, exported, monke
 def test_the_command_checks_before_it_exports_and_prints_folder_and_address(
     hub, exported, monkeypatch, capsys, tmp_path
 ):
+    (tmp_path / "config.yaml").write_text("{}")
     versatune = command_of(capsys)
     asked = {}
 

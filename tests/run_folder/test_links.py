@@ -133,6 +133,8 @@ def owned(tmp_path, monkeypatch):
 
 
 def test_a_second_export_into_a_folder_is_refused_while_the_first_writes_it(tmp_path, capsys, owned):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
     called = command_of(capsys)("export", tmp_path / "run", "--output", tmp_path / "tiny")
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith(f"versatune: {tmp_path}/tiny: in use by pid {os.getppid()} on ")

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(level=logging.WARNING if getattr(parsed, "quiet", False) else logging.INFO)
     try:
         with _shown_as_running(parsed.command_name), fit_to(terminal_width()):
+            if parsed.check is not None:
+                parsed.check(parsed)
             return parsed.run(parsed)
     except (Exception, KeyboardInterrupt) as error:
         if is_interrupt(error):

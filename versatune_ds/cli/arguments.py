@@ -63,12 +63,13 @@ def add_command(commands: Commands, name: str, run: Run, *, example: str, kept: 
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run, kept=kept, command_name=name)
+    command.set_defaults(run=run, check=None, kept=kept, command_name=name)
     return command
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Let a subcommand take a recipe and overrides."""
+    command.set_defaults(check=_check_recipe)
     command.add_argument("recipe", type=path_argument, help="YAML file, see recipes/")
     command.add_argument("overrides", **OVERRIDES, help="recipe keys to change, e.g. train.learning_rate=1e-4")
     command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
@@ -76,6 +77,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 
 def add_run_folder(command: argparse.ArgumentParser) -> None:
     """Let a subcommand take the folder of a run."""
+    command.set_defaults(check=_check_run_folder)
     command.add_argument("run_dir", type=path_argument, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
 
 
@@ -113,6 +115,31 @@ def on_machines(parsed: argparse.Namespace, run_here: Callable[[int | None], int
         hostfile=parsed.hostfile,
         processes=parsed.processes,
     )
+
+
+def _check_recipe(parsed: argparse.Namespace) -> None:
+    """Read the recipe, only to find its mistakes before the subcommand imports libraries that take seconds.
+
+    A pipe can be read once. The processes of a run read it later, and report a mistake together.
+
+    Raises:
+        ValueError: One line per mistake.
+    """
+    if not parsed.recipe.is_fifo() and not getattr(parsed, "worker", False):
+        from versatune_ds.config import load_config
+
+        load_config(parsed.recipe, parsed.overrides)
+
+
+def _check_run_folder(parsed: argparse.Namespace) -> None:
+    """Check for the same reason that the folder is a run's.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    from versatune_ds.run_folder.recorded_config import check_has_config
+
+    check_has_config(parsed.run_dir)
 
 
 def write(text: str) -> None:

@@ -28,6 +28,7 @@ def add_evaluate(commands: Commands) -> None:
     command = add_command(
         commands, "evaluate", _evaluate, example="versatune evaluate runs/quickstart --choices choices/ --split test"
     )
+    command.set_defaults(check=_check_model)
     command.add_argument(
         "model",
         type=path_argument,
@@ -69,6 +70,13 @@ def add_evaluate(commands: Commands) -> None:
     command.add_argument("--output", **FILE, help="JSON file to write (default: evaluation.json in the run's folder)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--quiet", action="store_true", help="log only warnings and errors")
+
+
+def _check_model(parsed: argparse.Namespace) -> None:
+    """Check that there is such a folder before libraries are imported, which takes seconds."""
+    from versatune_ds.run_folder.recorded_config import check_model_folder
+
+    check_model_folder(parsed.model, has_recipe=parsed.data_recipe is not None)
 
 
 def _split_name(text: str) -> str:

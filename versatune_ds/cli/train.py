@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, write
 from versatune_ds.launch import LAUNCHERS
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints of the run are kept"
 
@@ -37,9 +40,8 @@ def add_train(commands: Commands) -> None:
 
 def _train(parsed: argparse.Namespace) -> int:
     """Train a model, on this machine or several; resumes the run if its folder exists."""
-    from versatune_ds.config import load_config
-
-    load_config(parsed.recipe, parsed.overrides)  # a mistake is found before torch is imported, which takes seconds
+    if not parsed.fresh and _is_complete(parsed):
+        return 0
     from versatune_ds.launch.start import LaunchOptions, launch
 
     options = LaunchOptions(
@@ -53,6 +55,24 @@ def _train(parsed: argparse.Namespace) -> int:
     return launch(parsed.recipe, parsed.overrides, options=options)
 
 
+def _is_complete(parsed: argparse.Namespace) -> bool:
+    """Return whether the run is complete already, which is then logged and shown as at its end."""
+    if parsed.recipe.is_fifo():
+        return False
+    from versatune_ds.config import load_config
+    from versatune_ds.run_folder.complete_run import complete_line
+
+    config = load_config(parsed.recipe, parsed.overrides)
+    line = complete_line(config)
+    if line is None:
+        return False
+    from versatune_ds.report.finish import show_summary
+
+    logger.info("%s", line)
+    show_summary(config.run_dir)
+    return True
+
+
 def add_worker(commands: Commands) -> None:
     """Add `versatune worker`."""
     command = add_command(
@@ -63,6 +83,7 @@ def add_worker(commands: Commands) -> None:
         kept=_CHECKPOINTS,
     )
     add_recipe(command)
+    command.set_defaults(check=None)  # all processes would report a mistake
     command.add_argument("--fresh", action="store_true", help="delete the run's folder and start over")
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
 

@@ -20,7 +20,8 @@ from versatune_ds.model.attention_choice import machine_of
 from versatune_ds.model.build import build_causal_lm, special_ids_of_tokenizer
 from versatune_ds.model.named_model import check_is_no_adapter
 from versatune_ds.run_folder.folder import weights_made_on
-from versatune_ds.run_folder.names import CONFIG_FILE, ENVIRONMENT_FILE, TOKENIZER_FOLDER
+from versatune_ds.run_folder.names import CONFIG_FILE, TOKENIZER_FOLDER
+from versatune_ds.run_folder.recorded_config import check_model_folder, is_run
 from versatune_ds.training.saved_model import load_recipe
 
 
@@ -34,21 +35,13 @@ class Subject:
     tokenizer: str
 
 
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's."""
-    return (folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file()
-
-
 def config_of(model: Path, *, recipe: Path | None, overrides: Sequence[str]) -> RunConfig:
     """Return the recipe with the data to evaluate on: a run's own unless another is given.
 
     Raises:
         ValueError: If there is no such folder, or it is not a run's and no recipe is given.
     """
-    if not model.is_dir():
-        raise ValueError(f"{model}: no such folder; give a run's, or one that transformers can load")
-    if recipe is None and not is_run(model):
-        raise ValueError(f"{model}: not a run's folder, so give a recipe with the data: --recipe FILE")
+    check_model_folder(model, has_recipe=recipe is not None)
     return load_recipe(recipe or model / CONFIG_FILE, overrides)
 
 
