@@ -7,8 +7,8 @@ import yaml
 from opened_run import config, open_folder
 
 from versatune_ds.config import SlurmConfig
-from versatune_ds.config.load import parse_config
-from versatune_ds.run_folder.folder import check_run_folder, flatten, version_at, weights_made_on
+from versatune_ds.config.load import flatten, parse_config
+from versatune_ds.run_folder.folder import check_run_folder, version_at, weights_made_on
 from versatune_ds.training.start_checks import StartCheckInput, check_start
 
 
@@ -71,6 +71,25 @@ def test_a_change_of_a_fixed_key_is_refused_and_fresh_starts_over(tmp_path):
         open_folder(config(tmp_path, rows_per_batch=16))
     open_folder(config(tmp_path, rows_per_batch=16), is_fresh=True, has_begun=False)
     assert not (folder / "metrics.jsonl").exists()
+
+
+def test_several_changed_keys_of_a_section_are_one_line_and_one_alone_is_named(tmp_path):
+    def with_model(**model):
+        values = config(tmp_path).model_dump(mode="json", exclude_unset=True)
+        return parse_config({**values, "model": {**values["model"], **model}})
+
+    open_folder(config(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"^model\.lora: \{alpha: .*, rank: 8, .*\}, but the run in .* with null;"
+    ) as no:
+        open_folder(with_model(lora={"rank": 8}))
+    assert "\n" not in str(no.value)
+    with pytest.raises(
+        ValueError, match=r"^model\.from_config: \{hidden_size: 8, model_type: 'gpt2'\}, but .* with \{mod"
+    ):
+        open_folder(with_model(from_config={"model_type": "gpt2", "hidden_size": 8}))
+    with pytest.raises(ValueError, match=r"^model\.from_config\.model_type: 'gpt2', but the run .* with 'llama'; use"):
+        open_folder(with_model(from_config={"model_type": "gpt2"}))
 
 
 @pytest.mark.parametrize("is_fresh", [False, True])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from versatune_ds.config.recipe import ResumeConfig
 from versatune_ds.training.resume import ResumePoint, check_identity, restart_changed
 
 SAVED = {
@@ -22,11 +23,11 @@ def check(*, allow=DEFAULT, **now):
     ("now", "message"),
     [
         ({"data": {"law": "A", "code": "b"}},
-         r"^x: data of law changed .*; restore the earlier files, or allow .*'resume\.allow=\[.*, data\]', or start"),
-        ({"validation": {"law": "c", "code": "D"}}, r"^x: validation of code changed since .*zero_stage, data\]'"),
-        ({"tokenizer": "u"}, r"^x: saved with tokenizer 't', now 'u'; use the earlier .*, tokenizer\]'"),
-        ({"weights": [0.4, 0.6]}, r"^x: saved with weights \[0\.5, 0\.5\], now \[0\.4, 0\.6\]; .*, mixture\]'"),
-        ({"references": [1.0, 2.0]}, r"^x: saved with references None, now .*, mixture\]'"),
+         r"^x: data of law changed .*; restore the earlier files, or allow .*'resume\.allow=\[data\]', or start"),
+        ({"validation": {"law": "c", "code": "D"}}, r"^x: validation of code changed since .*allow=\[data\]'"),
+        ({"tokenizer": "u"}, r"^x: saved with tokenizer 't', now 'u'; use the earlier .*allow=\[tokenizer\]'"),
+        ({"weights": [0.4, 0.6]}, r"^x: saved with weights \[0\.5, 0\.5\], now \[0\.4, 0\.6\]; .*allow=\[mixture\]'"),
+        ({"references": [1.0, 2.0]}, r"^x: saved with references None, now .*allow=\[mixture\]'"),
         ({"rows_per_batch": 16}, r"^x: saved with rows_per_batch 8, now 16; use the earlier value, or .*--fresh$"),
         ({"sequence_parallel": 2, "allow": ()},
          r"^x: saved with sequence_parallel 1, now 2; use the earlier value, or .*'resume.allow=\[world_size\]'"),
@@ -46,7 +47,15 @@ def test_several_differences_are_reported_one_a_line():
     lines = r"^x: data of .*\nx: saved with tokenizer .*\nx: saved with world_size 2"
     with pytest.raises(ValueError, match=lines) as no:
         check(data={"law": "A", "code": "B"}, tokenizer="u", world_size=4, allow=())
-    assert "use --processes 2, or allow it with 'resume.allow=[world_size]'" in str(no.value)
+    assert "use --processes 2, or allow it with 'resume.allow=[data, tokenizer, world_size]'" in str(no.value)
+
+
+def test_what_may_differ_by_default_is_neither_lost_nor_repeated_where_more_is_allowed():
+    assert ResumeConfig().allowed == ("world_size", "zero_stage")
+    assert ResumeConfig(allow=("data",)).allowed == ("world_size", "zero_stage", "data")
+    assert ResumeConfig(allow=()).allowed == ()
+    with pytest.raises(ValueError, match=r"or allow it with 'resume\.allow=\[data, tokenizer\]'"):
+        check(tokenizer="u", allow=ResumeConfig(allow=("data",)).allowed)
 
 
 def test_an_allowed_difference_is_accepted_and_returned():

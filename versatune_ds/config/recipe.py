@@ -5,7 +5,7 @@ Sizes carry their unit in their name (`_tokens`, `_steps`, `rows_per_x`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +127,10 @@ class CheckpointConfig(Section):
     `versatune export` and `evaluate` then take the best one. null keeps the newest alone."""
 
 
+ALLOWED_BY_DEFAULT = ("world_size", "zero_stage")
+"""Names in `resume.allow` of what only changes where a run runs."""
+
+
 class ResumeConfig(Section):
     """What may differ from the checkpoint that a run resumes from.
 
@@ -134,15 +138,26 @@ class ResumeConfig(Section):
     """
 
     allow: tuple[Literal["data", "tokenizer", "mixture", "world_size", "zero_stage", "learning_rate"], ...] = (
-        "world_size",
-        "zero_stage",
+        ALLOWED_BY_DEFAULT
     )
-    """What may differ from the checkpoint. `world_size`: another number of processes; the batches are the same, losses
+    """What may differ from the checkpoint; `world_size` and `zero_stage` may unless the list is empty, and need not be
+    repeated. `world_size`: another number of processes; the batches are the same, losses
     agree within rounding. `zero_stage`: 1 instead of 2, or 2 instead of 1. `data`: a changed domain starts its data
     from the beginning. `tokenizer`: needs `data` too, and a vocabulary that fits. `mixture`: another policy,
     references, prior or signal of your own; the current weights stay. `learning_rate`: more `train.steps` may make
     the learning rate jump up, as a cosine that is stretched does. `[]` refuses every difference: the run resumes
     bit for bit or not at all."""
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """Return what may differ: what is listed, and what may by default; nothing where the list is empty."""
+        return tuple(dict.fromkeys((*ALLOWED_BY_DEFAULT, *self.allow))) if self.allow else ()
+
+
+def allowing(allowed: Sequence[str], *parts: str) -> str:
+    """Return the override that allows more than a run allows now; what may differ by default is not repeated."""
+    names = dict.fromkeys([*(name for name in allowed if name not in ALLOWED_BY_DEFAULT), *parts])
+    return f"'resume.allow=[{', '.join(names)}]'"
 
 
 class RunConfig(Section):

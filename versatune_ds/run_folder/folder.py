@@ -26,10 +26,10 @@ import torch
 import yaml
 
 from versatune_ds.config import RunConfig
-from versatune_ds.config.load import flatten, parse_config
 from versatune_ds.distributed import World
 from versatune_ds.run_folder.atomic import write_json, write_text
 from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
+from versatune_ds.run_folder.config_changes import changed_keys, check_changes
 from versatune_ds.run_folder.links import check_links, claim_checkpoints, is_empty_folder, point_to_new_folder
 from versatune_ds.run_folder.names import (
     CHECKPOINTS_FOLDER,
@@ -44,25 +44,6 @@ from versatune_ds.run_folder.names import (
 )
 
 logger = logging.getLogger(__name__)
-
-_FIXED_KEYS = (
-    "run.seed",
-    "model.name_or_path",
-    "model.from_config",
-    "model.lora",
-    "model.freeze",
-    "data.row_tokens",
-    "train.rows_per_batch",
-    "train.precision",
-    "train.optimizer",
-    "mixture.policy",
-    "mixture.prior",
-    "mixture.weight_unit",
-)
-"""Keys, or sections, that must stay the same; a change of any other key between the parts of a run is logged. Data and
-tokenizer are compared by content, when a checkpoint is loaded; whether a run may be longer than it was is decided in
-training/length/extension.py."""
-
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "datasets", "numpy", "versatune_ds")
 
@@ -99,8 +80,8 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
     if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
     if not is_fresh and has_begun(folder):
-        allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allow else ()
-        _check_changes(_saved_config(folder), config.model_dump(mode="json"), folder=folder, allowed=allowed)
+        allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allowed else ()
+        check_changes(config, folder=folder, allowed=allowed)
 
 
 def has_begun(folder: Path) -> bool:
@@ -109,15 +90,6 @@ def has_begun(folder: Path) -> bool:
     return newest_checkpoint_name(folder) != "none" or any(
         (folder / name).is_file() and (folder / name).stat().st_size > 0 for name in written
     )
-
-
-def _saved_config(folder: Path) -> dict[str, Any]:
-    """Return a folder's config, with the defaults of newer keys, so that these do not count as changed."""
-    saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    try:
-        return parse_config(saved).model_dump(mode="json")
-    except ValueError:  # it has keys that no longer exist
-        return saved
 
 
 def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fresh: bool) -> None:
@@ -130,7 +102,7 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     check_run_folder(config, is_fresh=is_fresh)
     is_new = is_fresh or not (folder / CONFIG_FILE).is_file() or not has_begun(folder)
     if not is_new:
-        for key, was, now in _changed_keys(_saved_config(folder), config.model_dump(mode="json")):
+        for key, was, now in changed_keys(config, folder=folder):
             logger.info("%s: now %s, was %s (run in %s)", key, now, was, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:
@@ -250,34 +222,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
-
-
-def _check_changes(saved: dict[str, Any], current: dict[str, Any], *, folder: Path, allowed: tuple[str, ...]) -> None:
-    """Check that no key changed that makes a run what it is.
-
-    Raises:
-        ValueError: One line for each changed key that must stay the same.
-    """
-    before, now = flatten(saved), flatten(current)
-    fixed_keys = tuple(f"{key}." for key in _FIXED_KEYS if key not in allowed)
-    fixed = [key for key, _, _ in _changed_keys(saved, current) if f"{key}.".startswith(fixed_keys)]
-    if fixed:
-        raise ValueError(
-            "\n".join(
-                f"{key}: {_as_yaml(now.get(key))}, but the run in {folder} began with {_as_yaml(before.get(key))}; "
-                "use the earlier value, choose another run.name, or start over with --fresh"
-                for key in fixed
-            )
-        )
-
-
-def _as_yaml(value: Any) -> str:
-    """Return a value as a recipe would have it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _changed_keys(saved: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, value before, value now) of each dotted key that differs; `not set` means no value."""
-    before, now = flatten(saved), flatten(current)
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    return [(key, "not set" if before.get(key) is None else before[key], now.get(key, "not set")) for key in changed]

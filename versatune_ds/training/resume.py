@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.config import RunConfig
+from versatune_ds.config.recipe import allowing
 from versatune_ds.data.encoding.tokenizer import tokenizer_digest
 from versatune_ds.distributed import World, from_rank_zero, run_on_rank_zero
 from versatune_ds.engine.checkpoint import load_checkpoint
@@ -122,7 +123,7 @@ def find_resume_point(
     return ResumePoint(
         folder=folder,
         state=state,
-        changed=check_identity(saved, identity, folder=folder, allow=config.resume.allow),
+        changed=check_identity(saved, identity, folder=folder, allow=config.resume.allowed),
         changed_domains=tuple(name for name in identity["data"] if saved["data"].get(name) != identity["data"][name]),
         is_extended=_is_extended(config, state, world=world),
         has_later_ones=last_step is not None,
@@ -156,13 +157,17 @@ def check_identity(
         )
     if "data" in changed and "weights" in changed:
         changed.remove("weights")  # a proportional prior follows the data; the weights reached stay in any case
-    refused = [line for key in changed if (line := _refusal(key, saved.get(key), current[key], allow=allow))]
+    parts = tuple(part for key in changed if (part := _PARTS.get(key)) and part not in allow)
+    way_out = allowing(allow, *parts)
+    refused = [
+        line for key in changed if (line := _refusal(key, saved.get(key), current[key], allow=allow, way_out=way_out))
+    ]
     if refused:
         raise ValueError("\n".join(f"{folder}: {line}" for line in refused))
     return frozenset(changed)
 
 
-def _refusal(key: str, saved: Any, now: Any, *, allow: Sequence[str]) -> str | None:
+def _refusal(key: str, saved: Any, now: Any, *, allow: Sequence[str], way_out: str) -> str | None:
     """Return in one line why a difference is refused and what to do; None where it is allowed."""
     if key == "zero_stage" and not is_convertible(saved, now):
         return (
@@ -178,7 +183,7 @@ def _refusal(key: str, saved: Any, now: Any, *, allow: Sequence[str]) -> str | N
         way_back = "restore the earlier files"
     if key == "world_size":
         way_back = f"use --processes {saved}"
-    asking = f", or allow it with 'resume.allow=[{', '.join([*allow, part])}]'" if part else ""
+    asking = f", or allow it with {way_out}" if part else ""
     return f"{what}; {way_back}{asking}, or start over with --fresh"
 
 

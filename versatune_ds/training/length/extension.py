@@ -18,6 +18,7 @@ import yaml
 
 from versatune_ds.config import RunConfig, TrainConfig
 from versatune_ds.config.load import parse_section
+from versatune_ds.config.recipe import allowing
 from versatune_ds.data.prepare.domains import PreparedData
 from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.engine.learning_rate import learning_rate_at
@@ -116,13 +117,13 @@ def _extended(was: TrainConfig, now: TrainConfig, *, steps: list[int], what: str
     before, after = learning_rate_at(newest, was), learning_rate_at(newest + 1, now)
     change = f"from {before:.3g} at step {newest} to {after:.3g} at step {newest + 1}"
     is_jump = after - before > _MAX_RISE * now.learning_rate
-    if is_jump and "learning_rate" not in config.resume.allow:
-        allow = ", ".join([*config.resume.allow, "learning_rate"])
+    if is_jump and "learning_rate" not in config.resume.allowed:
+        way_out = allowing(config.resume.allowed, "learning_rate")
         kept = f" (no checkpoint of step {exact} or before is kept)" if name == "wsd" else ""
         raise ValueError(
             f"{what} in {config.run_dir}: {name} would raise the learning rate {change}{kept}; allow that with "
-            f"'resume.allow=[{allow}]', or start another run from its model (versatune export {config.run_dir}, then "
-            f"run.name=... model.name_or_path={config.run_dir}/export)"
+            f"{way_out}, or start another run from its model (versatune export {config.run_dir}, then run.name=... "
+            f"model.name_or_path={config.run_dir}/export)"
         )
     line = f"{what}: {name} is stretched over the new length, so the learning rate goes {change}"
     return Continuation(train=now, line=f"{line}; a run of {now.steps} steps from the beginning would differ")
