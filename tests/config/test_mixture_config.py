@@ -35,7 +35,7 @@ def test_an_empty_section_uses_steer_with_safeguards():
     assert (section.steer.rate, section.steer.anchor, section.steer.potential) == (0.8, 0.5, "nats")
     assert section.prior_uniform_share == 0.5
     assert section.sigma == 0.5
-    assert section.update_every == section.sigma_interval_steps == 50
+    assert section.sigma_interval_steps == 50
 
 
 @pytest.mark.parametrize(("policy", "of_prior"), [("steer", 0.5), ("versatune", 0.0)])

@@ -66,6 +66,20 @@ def test_the_measurement_before_training_fixes_references_and_moves_nothing():
     assert decision.signals["code"]["forgetting_degree"] == 0.0
 
 
+def test_a_domain_that_reaches_its_stand_in_reference_is_a_warning_once_and_with_measured_ones_none(caplog):
+    losses = ([2.0, 4.0], [1.2, 2.0], [0.9, 1.9], [0.8, 1.8])
+    decide_means(controller_of(reference={"start_fraction": 0.5}), *losses)
+    reached = "reached the stand-in reference, 0.5 of the first loss"
+    assert [text.split(",")[0] for text in caplog.messages if "stand-in" in text] == [
+        "step 50: code has reached the stand-in reference", "step 100: law has reached the stand-in reference",
+    ]  # fmt: skip
+    assert all(reached in text for text in caplog.messages)
+    caplog.clear()
+    decide_means(controller_of(reference={"law": 1.0, "code": 2.0}), *losses)
+    decide_means(controller_of(reference={"start_fraction": 0.5}, policy="uniform"), *losses)
+    assert caplog.messages == []
+
+
 def test_steer_already_moves_over_one_interval_before_training():
     # Losses (2, 4) are (1, 3) nats above their references: anchor 1/2 of (.5, .5) tracks (.375, .625), rate .4 goes
     # from (.5, .5) to (.45, .55); then again, over the 50 steps of the first interval.

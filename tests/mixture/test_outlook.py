@@ -2,9 +2,12 @@
 
 from itertools import pairwise
 
+import numpy as np
+
+from versatune_ds.config import MixtureConfig
 from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
-from versatune_ds.mixture.offline.outlook import collapse_warnings, still_warnings
+from versatune_ds.mixture.offline.outlook import bounds_line, collapse_warnings, still_warnings
 from versatune_ds.mixture.policies import POLICIES
 
 DOMAINS = DomainSet(("law", "code", "art", "news"))
@@ -45,3 +48,20 @@ def test_a_mixture_that_never_moves_is_explained_by_the_keys_of_its_policy():
     assert "mixture.steer.rate is small or mixture.steer.anchor near 1" in warning
     (warning,) = still_warnings(decisions, policy=POLICIES["versatune"], domain_set=DOMAINS)
     assert "the potentials are nearly equal or sigma is small" in warning
+
+
+def at_bounds(*weights, **settings):
+    settings = MixtureConfig(reference={"start_fraction": 0.5}, **settings)
+    return bounds_line(settings, start_K=np.array(weights), domain_set=DOMAINS)
+
+
+def test_weights_that_start_at_a_bound_are_listed_with_it():
+    assert at_bounds(0.25, 0.25, 0.25, 0.25) is None
+    assert at_bounds(0.925, 0.025, 0.025, 0.025) == (
+        "step 0 starts with code, art, news at the floor of 0.025, below which no weight falls; and law (0.925) at or "
+        "above the cap of 0.9, to which the first update lowers it"
+    )
+    assert at_bounds(0.5, 0.3, 0.1, 0.1, safeguards={"cap": 0.5}).startswith("step 0 starts with law (0.5) at or above")
+    assert at_bounds(0.925, 0.025, 0.025, 0.025, policy="constant") is None, "a fixed mixture has no bounds"
+    target = {"policy": "steer", "target": "law", "target_share": 0.5, "safeguards": {"cap": 0.5}}
+    assert at_bounds(0.5, 0.2, 0.2, 0.1, **target) is None, "the share of the target was asked for"

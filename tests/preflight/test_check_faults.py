@@ -344,7 +344,7 @@ WARNINGS = {
     ),
     "an update that takes effect after the end": (
         ["mixture.update_every=8"], "policy", "mixture.update_every",
-        "steer, 1 updates in 10 steps; the last one takes effect after the run's end: new weights hold 3 steps after",
+        "steer, 1 update in 10 steps; the last one takes effect after the run's end: new weights hold 3 steps after",
         "lower mixture.update_every (8) or train longer",
     ),
     "no update at all of a policy that does not move before training": (

@@ -33,6 +33,9 @@ BUILT_IN_SIGNALS = ("validation", "train")
 """Values of `mixture.signal` besides a function of the user's own."""
 
 
+_UPDATES_OF_SHORT_RUNS = 4
+"""By default no run is measured fewer times than this, the measurement at its end included."""
+
 _ABOUT_POLICY = (
     f"Rule that updates the weights: {', '.join(POLICIES)}, or one of your own as `my_module:my_policy`. With "
     f"`mixture.paper=true` the default is `{PAPER_DEFAULT.name}`."
@@ -67,7 +70,8 @@ class MixtureConfig(Section):
     docs/method.md)."""
     update_every: int = Field(default=50, ge=1)
     """Optimizer steps between updates of the weights. It sets how often losses are measured, not how fast weights
-    change."""
+    change. In a run of fewer than 200 steps the default is a quarter of `train.steps`, so that the mixture is updated
+    at all (not with `paper: true`, where it does set how fast). A run that gets more steps keeps its interval."""
     signal: str = "validation"
     """Losses that updates use: `validation`, of held-out examples; `train`, of the batches trained on since the last
     update; or what a function of your own returns, `my_module:my_signal` (docs/extend.md). `train` saves the
@@ -107,6 +111,19 @@ class MixtureConfig(Section):
     def given_rule(self) -> Policy | None:
         """Return the policy given as a value; None where `policy` names it."""
         return self._given_rule
+
+    def with_update_every(self, update_every: int) -> MixtureConfig:
+        """Return a copy with another interval between updates, which does not count as given in the recipe."""
+        copy = self.model_copy()
+        object.__setattr__(copy, "update_every", update_every)
+        return copy
+
+    def for_length(self, num_steps: int) -> MixtureConfig:
+        """Return the section for a run of so many steps: a short one is updated more often, unless the recipe says."""
+        if self.paper or "update_every" in self.model_fields_set:
+            return self
+        default = type(self).model_fields["update_every"].default
+        return self.with_update_every(max(1, min(default, num_steps // _UPDATES_OF_SHORT_RUNS)))
 
     def with_rule(self, rule: Policy) -> MixtureConfig:
         """Return a copy whose rule is a value, for a policy that no module has."""

@@ -176,6 +176,18 @@ class RunConfig(Section):
     detect: DetectConfig = DetectConfig()
     slurm: SlurmConfig = SlurmConfig()
 
+    @model_validator(mode="after")
+    def _is_updated_in_short_runs_too(self) -> RunConfig:
+        """Adapt the default interval between updates to the length of the run, where that is known."""
+        if self.train.steps is not None:
+            object.__setattr__(self, "mixture", self.mixture.for_length(self.train.steps))
+        return self
+
+    def with_train(self, train: TrainConfig) -> RunConfig:
+        """Return the config with another train section, and the default interval between updates for its length."""
+        mixture = self.mixture if train.steps is None else self.mixture.for_length(train.steps)
+        return self.model_copy(update={"train": train, "mixture": mixture})
+
     @property
     def run_dir(self) -> Path:
         """Return the folder of the run."""

@@ -31,6 +31,7 @@ from versatune_ds.mixture.policies.signals import Signals, from_list, to_list
 from versatune_ds.mixture.reference import References, check_against_start
 from versatune_ds.mixture.settings import policy_settings, safeguard_settings
 from versatune_ds.mixture.signals import History, signals_from
+from versatune_ds.mixture.stand_in_references import reached_line
 from versatune_ds.mixture.statistics import DomainStatistics, ExampleLosses
 from versatune_ds.mixture.update import (
     BASELINE_REASON,
@@ -209,6 +210,7 @@ class Controller:
             )
             for z in (self._rules.safeguards.z, 0.0)
         )
+        self._log_reached(signals, start_K=history.start_K, step=occasion.step)
         kept = kept_signals(measurement, previous=self._history.signals, domain_set=self._domain_set)
         ended = self._watch_overfitting(signals, measurement=measurement, occasion=occasion)
         # The rules of the paper move from one measurement to the next, so the one before training moves nothing. For
@@ -235,6 +237,13 @@ class Controller:
                 logger.warning("step %d: %s", occasion.step, acted.text)
         self._history, self._last_moved_step = history.after(signals), occasion.step
         return move
+
+    def _log_reached(self, signals: Signals, *, start_K: np.ndarray, step: int) -> None:
+        """Log which domains have reached their stand-in reference."""
+        losses = {"before_K": self._history.signals.loss_K, "loss_K": signals.loss_K, "start_K": start_K}
+        line = reached_line(self._references, **losses, domain_set=self._domain_set)
+        if line is not None and self._policy.needs_references:
+            logger.warning("step %d: %s", step, line)
 
     def _watch_overfitting(
         self, signals: Signals, *, measurement: Measurement, occasion: Occasion

@@ -13,6 +13,7 @@ from versatune_ds.mixture.controller import Controller
 from versatune_ds.mixture.offline.outlook import (
     MANY_EPOCHS,
     Supply,
+    bounds_line,
     epochs_by_domain,
     exhaustion_warnings,
     start_warnings,
@@ -29,7 +30,7 @@ from versatune_ds.mixture.settings import guarded_start, starting_weights
 from versatune_ds.preflight.data import encode_sample
 from versatune_ds.preflight.subject import Subject
 from versatune_ds.training.finding import Finding, failures_of, ok, warn
-from versatune_ds.training.length.late_updates import late_words, num_late_updates
+from versatune_ds.training.length.late_updates import updates_in_words, way_to_update
 from versatune_ds.training.length.run_length import steps_of_epochs, with_length
 
 
@@ -49,6 +50,9 @@ def check_mixture(subject: Subject) -> Iterator[Finding]:
         yield ok("prior", "mixture.prior", f"step 0 draws about {shown}")
         lines = start_warnings(settings, named_K=named_K, start_K=weights_K, domain_set=domain_set)
         yield from _warnings(lines, check="prior")
+        line = bounds_line(settings, start_K=weights_K, domain_set=domain_set)
+        if line is not None:
+            yield ok("prior", "mixture.safeguards", line)
     except ValueError as error:
         yield from failures_of(error, check="prior")
     # References, supply, and the controller that uses both.
@@ -169,15 +173,10 @@ def _check_controller(
     Controller(domain_set=subject.domain_set, settings=settings, weights_K=weights_K, references=references)
     if num_steps is None:
         return
-    num_updates = (num_steps - 1) // settings.update_every
-    most = "" if subject.config.validation.max_share is None else "at most "
-    found = f"{settings.policy}, {most}{num_updates} updates in {num_steps} steps"
-    found += late_words(num_steps=num_steps, update_every=settings.update_every)
-    num_updates -= num_late_updates(num_steps=num_steps, update_every=settings.update_every)
-    if num_updates or not settings.rule.moves:
+    settings = settings.for_length(num_steps)
+    found = updates_in_words(settings, num_steps=num_steps, is_most=subject.config.validation.max_share is not None)
+    todo = way_to_update(settings, num_steps=num_steps)
+    if todo is None:
         yield ok("policy", "mixture.policy", found)
-        return
-    moves_once = settings.rule.decides_before_training and not settings.paper
-    otherwise = "the weights move once, before training" if moves_once else "no weight ever moves"
-    todo = f"lower mixture.update_every ({settings.update_every}) or train longer, or {otherwise}"
-    yield warn("policy", "mixture.update_every", found, todo)
+    else:
+        yield warn("policy", "mixture.update_every", found, todo)

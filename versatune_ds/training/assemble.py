@@ -23,7 +23,7 @@ from versatune_ds.distributed import World, check_same_on_all_ranks, run_on_rank
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine
 from versatune_ds.engine.saving import Saving
-from versatune_ds.mixture.offline.outlook import start_warnings
+from versatune_ds.mixture.offline.outlook import bounds_line, start_warnings
 from versatune_ds.mixture.schedule import Schedule
 from versatune_ds.model.build import save_model_settings
 from versatune_ds.monitor import Monitor, open_monitor
@@ -40,6 +40,7 @@ from versatune_ds.training.decision_inputs import DecisionInputs, decision_input
 from versatune_ds.training.end_tokens import endings_of_data
 from versatune_ds.training.held_out import held_out_examples
 from versatune_ds.training.length.extension import set_later_checkpoints_aside, settle_length
+from versatune_ds.training.length.late_updates import log_updates
 from versatune_ds.training.meter import Meter, ServedTokens, TrainLosses
 from versatune_ds.training.mixture_start import MixtureStart, start_mixture
 from versatune_ds.training.model_engine import build_engine, build_model
@@ -193,7 +194,11 @@ def _log_start_warnings(setup: RunSetup, mixture: MixtureStart, *, is_resumed: b
     if not setup.world.is_rank_zero:
         return
     warnings = list(unread_settings(setup.config))
+    log_updates(setup.config)
     if not is_resumed:
+        bounds = bounds_line(setup.config.mixture, start_K=mixture.weights_K, domain_set=setup.domain_set)
+        if bounds is not None:
+            logger.info("mixture.safeguards: %s", bounds)
         warnings += start_warnings(
             setup.config.mixture,
             named_K=mixture.named_K,

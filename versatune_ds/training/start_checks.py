@@ -35,13 +35,13 @@ from versatune_ds.model.fused_layers import check_fused_layers
 from versatune_ds.model.named_model import check_saved_model, exported_from
 from versatune_ds.model.slice_checks import check_attention_slices, check_model_slices, check_row_slices
 from versatune_ds.monitor.trackers import check_tracker_keys, check_tracker_packages
-from versatune_ds.run_folder.folder import check_run_folder
+from versatune_ds.run_folder.folder import check_run_folder, has_begun
 from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
 from versatune_ds.text_table import counted
 from versatune_ds.training.best import check_judged, judging_keys
 from versatune_ds.training.finding import Check, Finding, Stage, fail, ok, warn
-from versatune_ds.training.length.extension import continuation
+from versatune_ds.training.length.extension import continuation, extension_notice
 from versatune_ds.training.prepared_data import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -236,6 +236,8 @@ def _check_folder(start: StartCheckInput) -> Iterator[Finding]:
     _check_model_lies_outside(start.config)
     check_run_folder(start.config, is_fresh=start.is_fresh)
     line = continuation(start.config, is_fresh=start.is_fresh).line
+    if line is None and (start.is_fresh or not has_begun(start.config.run_dir)):
+        line = extension_notice(start.config.train)
     if line is not None:
         key, _, found = line.partition(": ")
         yield ok("files", key, found)

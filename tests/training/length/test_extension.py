@@ -6,10 +6,15 @@ import pytest
 from opened_run import config, open_folder
 
 from versatune_ds.config import TrainConfig
+from versatune_ds.config.load import parse_config
+from versatune_ds.distributed import World
 from versatune_ds.training.length.extension import (
     continuation,
+    extension_notice,
+    kept_interval,
     last_equal_step,
     set_later_checkpoints_aside,
+    settle_length,
     steps_at,
     with_warmup_of,
 )
@@ -46,6 +51,30 @@ def test_schedules_of_two_lengths_are_equal_to_the_decay_of_the_shorter_one(sche
         for steps in (100, 200)
     )
     assert last_equal_step(was, now) == expected
+
+
+def test_a_run_that_begins_says_once_that_its_schedule_ends_with_it(tmp_path):
+    notice = "train.learning_rate_schedule: cosine ends at step 100; if the run may get more steps later, choose wsd or"
+    assert extension_notice(TrainConfig(steps=100)).startswith(notice)
+    assert "linear ends at the last step; " in extension_notice(TrainConfig(epochs=2, learning_rate_schedule="linear"))
+    for settings in ({"learning_rate_schedule": "wsd"}, {"learning_rate_schedule": "constant"},
+                     {"min_learning_rate_fraction": 1.0}):  # fmt: skip
+        assert extension_notice(TrainConfig(steps=100, **settings)) is None
+
+
+def test_a_run_keeps_the_interval_between_updates_that_it_began_with_unless_the_recipe_gives_one(tmp_path, caplog):
+    caplog.set_level("INFO")
+    begun(tmp_path, steps=40, saved=(40,))
+    assert kept_interval(config(tmp_path, steps=40)) is None
+    assert kept_interval(config(tmp_path, steps=400)) == 10
+    assert caplog.messages == ["mixture.update_every: 10, as the run began; one of 400 steps from the beginning has 50"]
+    given = parse_config({**config(tmp_path, steps=400).model_dump(mode="json"), "mixture": {"update_every": 7}})
+    assert kept_interval(given) is None
+    longer = config(tmp_path, steps=400, learning_rate_schedule="constant", learning_rate=2e-6)
+    settled, _ = settle_length(longer, None, world=World(), is_fresh=False)
+    assert (settled.train.steps, settled.mixture.update_every) == (400, 10)
+    fresh, _ = settle_length(longer, None, world=World(), is_fresh=True)
+    assert fresh.mixture.update_every == 50
 
 
 def test_a_longer_wsd_run_restarts_from_the_newest_checkpoint_before_its_decay(tmp_path):

@@ -1,12 +1,20 @@
 """Updates of the mixture that take effect after the run's end are counted and logged."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from versatune_ds.training.length.late_updates import late_sentence, late_words, log_if_late, num_late_updates
+from versatune_ds.config import MixtureConfig
+from versatune_ds.training.length.late_updates import (
+    late_sentence,
+    late_words,
+    log_if_late,
+    log_updates,
+    num_late_updates,
+)
 
 
 class Decided:
@@ -44,3 +52,23 @@ def test_a_late_decision_is_logged_unless_it_moves_nothing_or_is_the_measurement
         "The update after step 39 would take effect at step 42, and the run has 40: it changes no"
     )
     assert late_sentence(Decided(37), num_steps=40) == ""
+
+
+def logged_at_the_start(caplog, num_steps, **mixture):
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    settings = MixtureConfig(reference={"start_fraction": 0.5}, **mixture).for_length(num_steps)
+    log_updates(SimpleNamespace(mixture=settings, train=SimpleNamespace(steps=num_steps)))
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_a_run_that_is_never_updated_is_a_warning_at_its_start_and_an_adapted_interval_is_logged(caplog):
+    ((level, text),) = logged_at_the_start(caplog, 40, update_every=50)
+    assert level == "WARNING"
+    assert text == (
+        "mixture.update_every: steer, 0 updates in 40 steps; lower mixture.update_every (50) or train longer, or the "
+        "weights move once, before training"
+    )
+    assert logged_at_the_start(caplog, 40) == [("INFO", "mixture.update_every: 10, for a run of 40 steps")]
+    assert logged_at_the_start(caplog, 400) == []
+    assert logged_at_the_start(caplog, 40, policy="uniform", update_every=50) == []

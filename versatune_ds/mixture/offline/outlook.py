@@ -17,6 +17,7 @@ from versatune_ds.domains import DomainSet
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.policies import Policy
 from versatune_ds.mixture.schedule import Schedule
+from versatune_ds.mixture.settings import safeguard_settings
 from versatune_ds.mixture.weights import effective_num_domains
 
 STILL_WEIGHTS = 0.01
@@ -113,6 +114,29 @@ def start_warnings(
             "give it weight, or leave the domain out"
         )
     return warnings
+
+
+def bounds_line(settings: MixtureConfig, *, start_K: np.ndarray, domain_set: DomainSet) -> str | None:
+    """Return which weights of step 0 are at a bound of the safeguards already, or above the cap; None for none.
+
+    Args:
+        settings: The recipe's mixture section.
+        start_K: Weights with which the run starts, [K].
+        domain_set: The domains.
+    """
+    bounds = safeguard_settings(settings, start_weights_K=start_K)
+    is_low_K = (start_K <= bounds.floor * (1 + 1e-9)) & (bounds.floor > 0)
+    is_high_K = (start_K >= bounds.cap * (1 - 1e-9)) & (bounds.cap < 1)
+    if settings.rule.has_given_target_share and settings.target is not None:
+        is_high_K[domain_set.id_of(settings.target)] = False  # its share is set, not decided
+    parts = []
+    if np.any(is_low_K):
+        names = ", ".join(domain_set.names[i] for i in np.flatnonzero(is_low_K))
+        parts.append(f"{names} at the floor of {bounds.floor:.4g}, below which no weight falls")
+    if np.any(is_high_K):
+        names = ", ".join(f"{domain_set.names[i]} ({start_K[i]:.4g})" for i in np.flatnonzero(is_high_K))
+        parts.append(f"{names} at or above the cap of {bounds.cap:.4g}, to which the first update lowers it")
+    return f"step 0 starts with {'; and '.join(parts)}" if parts else None
 
 
 def _ever_at_zero(settings: MixtureConfig, name: str) -> bool:

@@ -61,15 +61,46 @@ def settle_length(
     """
 
     def settle() -> dict[str, Any]:
-        recorded = None if is_fresh or not has_begun(config.run_dir) else recorded_train(config.run_dir / CONFIG_FILE)
+        is_new = is_fresh or not has_begun(config.run_dir)
+        recorded = None if is_new else recorded_train(config.run_dir / CONFIG_FILE)
         found = continuation(with_steps(config, data, recorded=recorded), is_fresh=is_fresh)
-        if found.line is not None:
-            logger.info("%s", found.line)
-        return {"train": found.train.model_dump(mode="json", exclude_unset=True), "last_step": found.last_step}
+        for line in (found.line, extension_notice(found.train) if is_new else None):
+            if line is not None:
+                logger.info("%s", line)
+        interval = None if is_new else kept_interval(config.with_train(found.train))
+        train = found.train.model_dump(mode="json", exclude_unset=True)
+        return {"train": train, "last_step": found.last_step, "update_every": interval}
 
     settled = from_rank_zero(settle, world)
-    train = parse_section(settled["train"], TrainConfig)
-    return config.model_copy(update={"train": train}), settled["last_step"]
+    config = config.with_train(parse_section(settled["train"], TrainConfig))
+    if settled["update_every"] is not None:
+        mixture = config.mixture.with_update_every(settled["update_every"])
+        config = config.model_copy(update={"mixture": mixture})
+    return config, settled["last_step"]
+
+
+def extension_notice(train: TrainConfig) -> str | None:
+    """Return, for a run that begins, that more steps later would raise its learning rate; None where they would not."""
+    if train.learning_rate_schedule not in ("cosine", "linear") or train.min_learning_rate_fraction > 1 - _MAX_RISE:
+        return None
+    end = "the last step" if train.steps is None else f"step {train.steps:,}"
+    return (
+        f"train.learning_rate_schedule: {train.learning_rate_schedule} ends at {end}; if the run may get more steps "
+        "later, choose wsd or constant now"
+    )
+
+
+def kept_interval(config: RunConfig) -> int | None:
+    """Return the steps between updates that a run began with, where the recipe gives none and they are others now."""
+    mixture = yaml.safe_load((config.run_dir / CONFIG_FILE).read_text(encoding="utf-8")).get("mixture") or {}
+    was, now = mixture.get("update_every"), config.mixture.update_every
+    if was in (None, now) or "update_every" in config.mixture.model_fields_set:
+        return None
+    logger.info(
+        "mixture.update_every: %d, as the run began; one of %d steps from the beginning has %d", was,
+        config.train.steps, now,
+    )  # fmt: skip
+    return was
 
 
 def continuation(config: RunConfig, *, is_fresh: bool) -> Continuation:

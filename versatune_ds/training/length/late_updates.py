@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 
+from versatune_ds.config import MixtureConfig, RunConfig
 from versatune_ds.data.loader import PREFETCH
 from versatune_ds.mixture.decision import Decision
+from versatune_ds.text_table import counted
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,37 @@ def late_words(*, num_steps: int, update_every: int) -> str:
         return ""
     subject = "the last one takes" if num_late == 1 else f"the last {num_late} take"
     return f"; {subject} effect after the run's end: new weights hold {PREFETCH + 1} steps after they are decided"
+
+
+def updates_in_words(settings: MixtureConfig, *, num_steps: int, is_most: bool) -> str:
+    """Return the policy and how many updates a run has; `is_most` where measuring may take place less often."""
+    num_updates = (num_steps - 1) // settings.update_every
+    found = f"{settings.policy}, {'at most ' if is_most else ''}{counted(num_updates, 'update')} in {num_steps} steps"
+    return found + late_words(num_steps=num_steps, update_every=settings.update_every)
+
+
+def way_to_update(settings: MixtureConfig, *, num_steps: int) -> str | None:
+    """Return what to do about a run in which no update changes a batch; None where one does, or none is meant to."""
+    num_updates = (num_steps - 1) // settings.update_every
+    num_updates -= num_late_updates(num_steps=num_steps, update_every=settings.update_every)
+    if num_updates or not settings.rule.moves:
+        return None
+    moves_once = settings.rule.decides_before_training and not settings.paper
+    otherwise = "the weights move once, before training" if moves_once else "no weight ever moves"
+    return f"lower mixture.update_every ({settings.update_every}) or train longer, or {otherwise}"
+
+
+def log_updates(config: RunConfig) -> None:
+    """Log how often a run is updated where its recipe leaves that to its length, and warn where it never is."""
+    settings, num_steps = config.mixture, config.train.steps
+    assert num_steps is not None, "epochs are resolved first"
+    is_adapted = settings.update_every != MixtureConfig.model_fields["update_every"].default
+    if is_adapted and "update_every" not in settings.model_fields_set and settings.rule.moves:
+        logger.info("mixture.update_every: %d, for a run of %d steps", settings.update_every, num_steps)
+    todo = way_to_update(settings, num_steps=num_steps)
+    if todo is not None:
+        found = updates_in_words(settings, num_steps=num_steps, is_most=False)
+        logger.warning("mixture.update_every: %s; %s", found, todo)
 
 
 def log_if_late(decision: Decision, *, num_steps: int) -> None:

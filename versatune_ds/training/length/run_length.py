@@ -87,7 +87,7 @@ def with_steps(config: RunConfig, data: PreparedData, *, recorded: TrainConfig |
         steps = recorded.steps
     else:
         logger.info("train.epochs: %s = %s steps (%s)", train.length_in_epochs, steps, words)
-    return config.model_copy(update={"train": with_length(train, steps=steps)})
+    return config.with_train(with_length(train, steps=steps))
 
 
 def with_prepared_length(config: RunConfig) -> RunConfig:
