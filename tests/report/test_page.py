@@ -17,7 +17,7 @@ from versatune_ds.report.run_charts import RunCharts, served_shares
 from versatune_ds.report.series import read_series
 from versatune_ds.report.shapes import draw
 from versatune_ds.report.story import headline
-from versatune_ds.report.summary import comparison, state_of
+from versatune_ds.report.summary import DOMAIN_COLUMNS, comparison, domain_table, state_of
 
 
 def page_of(*folders):
@@ -93,8 +93,9 @@ def test_served_shares_are_computed_from_the_tokens_between_two_log_lines():
 def test_the_headline_describes_how_the_mixture_moved_why_and_how_the_losses_changed(tmp_path):
     first, second, third = headline(read_series(write_run(tmp_path / "one")))
     assert first == (
-        "Over 4 updates, policy versatune gave most weight to law (0.333 to 0.485) and took most from code (0.333 to "
-        "0.257): on average over the updates general had most left to learn (potential 0.722) and law least (0.620)."
+        "Over 4 updates, the last of which takes effect only after step 40, policy versatune gave most weight to law "
+        "(0.333 to 0.451) and took most from code (0.333 to 0.275): on average over the updates general had most left "
+        "to learn (potential 0.722) and law least (0.620)."
     )
     assert second == (
         "The mean validation loss fell from 4.125 to 2.792 nats per token; no domain ended above its first loss."
@@ -113,13 +114,23 @@ def test_a_move_of_steer_before_training_is_shown_from_its_effective_step(tmp_pa
 def test_the_headline_counts_a_move_before_training_and_describes_what_steer_follows(tmp_path):
     first, _, third = headline(read_series(write_run(tmp_path / "one", policy="steer")))
     assert first == (
-        "Over 5 updates, policy steer gave most weight to law (0.333 to 0.517) and took most from code (0.333 to "
-        "0.241): on average over the updates general had most left to learn (2.750 nats above its reference) and law "
-        "least (2.000)."
+        "Over 5 updates, the last of which takes effect only after step 40, policy steer gave most weight to law "
+        "(0.333 to 0.485) and took most from code (0.333 to 0.257): on average over the updates general had most left "
+        "to learn (2.750 nats above its reference) and law least (2.000)."
     )
     assert third == "Safeguards acted in 1 of 5 updates: floor (1)."
     short = read_series(write_run(tmp_path / "short", policy="steer", num_steps=9))
-    assert headline(short)[0].startswith("Over 1 update, policy steer gave most weight to law (0.333 to 0.375)")
+    assert headline(short)[0] == (
+        "Policy steer left the mixture as it was over 1 update, which takes effect only after step 0."
+    )
+
+
+@pytest.mark.parametrize("num_steps", [40, 42, 43, 49])
+def test_headline_and_table_show_the_weights_of_the_last_step(tmp_path, num_steps):
+    series = read_series(write_run(tmp_path / "one", num_steps=num_steps))
+    law = {row[0]: row for row in domain_table(series)}["law"]
+    before, after = (law[DOMAIN_COLUMNS.index(column)] for column in ("weight before", "after"))
+    assert f"gave most weight to law ({float(before):.3f} to {float(after):.3f})" in headline(series)[0]
 
 
 def test_the_headline_shows_the_potential_if_steer_follows_relative_losses(tmp_path):

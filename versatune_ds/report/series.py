@@ -179,16 +179,18 @@ def requested_weights(series: RunSeries) -> tuple[list[int], dict[str, list[floa
     recorded step. The last weights are repeated at that step, or at step 1 of a run without steps.
     """
     start, last_step = _weights_at_start(series), series.last_step
-    points = [(0, start)] + [
-        (decision.get("effective_step", decision["decided_at_step"]), decision["weights_after"])
-        for decision in series.updates
-    ]
+    points = [(0, start)] + [(effective_step(decision), decision["weights_after"]) for decision in series.updates]
     shown = [(step, weights) for step, weights in points if step <= last_step]
     shown.append((max(last_step, 1), shown[-1][1]))
     weights_by_name = {
         name: [number_or_none(weights.get(name)) for _, weights in shown] for name in series.domain_names
     }
     return [step for step, _ in shown], weights_by_name
+
+
+def effective_step(decision: Mapping[str, Any]) -> int:
+    """Return the step from which a decision's weights are drawn; files of the first versions do not have it."""
+    return decision.get("effective_step", decision["decided_at_step"])
 
 
 def number_of(decision: Mapping[str, Any], part: str, name: str, key: str) -> float | None:

@@ -11,7 +11,14 @@ from typing import Any
 
 from versatune_ds.mixture.policies import POLICIES
 from versatune_ds.mixture.policies.acted import kinds_of, read_recorded
-from versatune_ds.report.series import RunSeries, loss_above_reference, number_of, number_or_none
+from versatune_ds.report.series import (
+    RunSeries,
+    effective_step,
+    loss_above_reference,
+    number_of,
+    number_or_none,
+    requested_weights,
+)
 
 VISIBLE_MOVE = 5e-5
 """Change of a weight from which it counts as moved: half of the last digit shown."""
@@ -42,9 +49,11 @@ def mean_of_losses(series: RunSeries) -> tuple[float, float] | None:
 
 
 def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
-    """Describe which domains gained and lost most weight, and why."""
+    """Describe which domains gained and lost most weight by the last step, as the tables show it, and why."""
     policy, count = series.setting("mixture.policy") or "of this run", times(len(updates), "update")
-    first, last = updates[0]["weights_before"], updates[-1]["weights_after"]
+    count += _late(series, updates)
+    _, weights = requested_weights(series)
+    first, last = ({name: weights[name][end] for name in series.domain_names} for end in (0, -1))
     changes = changes_of_weights(first, last)
     if not changes or max(map(abs, changes.values())) < VISIBLE_MOVE:
         rule = POLICIES.get(policy)
@@ -56,6 +65,16 @@ def _moved(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
         f"and took most from {down} ({first[down]:.3f} to {last[down]:.3f})"
     )
     return f"{moved}{_why(series, updates)}."
+
+
+def _late(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many of the updates had no effect by the last step; empty for none."""
+    late = [update for update in updates if effective_step(update) > series.last_step]
+    if not late:
+        return ""
+    subject = "the last of which takes" if len(late) == 1 else f"the last {len(late)} of which take"
+    subject = "which takes" if len(updates) == 1 else subject
+    return f", {subject} effect only after step {series.last_step:,}"
 
 
 def _why(series: RunSeries, updates: Sequence[Mapping[str, Any]]) -> str:
