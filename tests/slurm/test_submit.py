@@ -9,6 +9,7 @@ from command_line import command_of, write_recipe
 from tiny_run import ROOT, tiny_config
 
 from versatune_ds.run_folder.names import newest_step
+from versatune_ds.slurm.job_summary import job_in_words
 from versatune_ds.slurm.steps import prepare_step, train_step
 from versatune_ds.slurm.submit import log_pattern, outside_of_jobs, sbatch_options
 
@@ -126,6 +127,35 @@ def test_a_dry_run_shows_a_command_that_bash_understands_and_no_secret(versatune
         str(recipe), "run.name=mine", "slurm.nodes=2", "slurm.dependency=afterok:7", "--fresh"
     ]  # fmt: skip
     assert not (tmp_path / "_slurm").exists()
+    assert f"INFO writes: {tmp_path}/mine, emptied at the job's first start (--fresh); its log is " in called.err
+
+
+STOPS = (
+    "stops: saves 300 seconds before the time limit and when it is preempted, then requeues itself, at most 100 times, "
+    "until the run is complete"
+)
+
+
+def test_a_job_is_described_in_words(tmp_path):
+    config = tiny_config(tmp_path, "slurm.nodes=2", "slurm.gpus_per_node=8", "slurm.time=24:00:00")
+    assert job_in_words(config, is_fresh=False) == [
+        "job: tiny, 2 nodes, 8 GPUs each, 16 processes; at most 24:00:00 (slurm.time)",
+        STOPS,
+        f"writes: {tmp_path}/tiny, from step 0 on; its log is {tmp_path}/_slurm/tiny-JOBID.log",
+    ]
+    (tmp_path / "tiny" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "tiny" / "checkpoints" / "latest").write_text("step_00000400\n")
+    job, _, writes = job_in_words(tiny_config(tmp_path), is_fresh=False)
+    assert job == "job: tiny, 1 node, no GPU asked for, 1 process; slurm.time is not set: the partition's time limit"
+    assert writes.startswith(f"writes: {tmp_path}/tiny, where it resumes after step 400; ")
+    *_, writes, starts = job_in_words(
+        tiny_config(tmp_path, "slurm.array=0-3", "slurm.dependency=afterok:7"), is_fresh=False
+    )
+    assert writes == (
+        f"writes: a run for each task of 0-3, {tmp_path}/tiny-TASK, seeds from 3 + TASK; its log is "
+        f"{tmp_path}/_slurm/tiny-JOBID_TASK.log"
+    )
+    assert starts == "starts: after afterok:7 (slurm.dependency), and is cancelled where that fails"
 
 
 @pytest.mark.parametrize(

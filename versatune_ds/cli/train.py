@@ -119,11 +119,14 @@ def add_submit(commands: Commands) -> None:
     command.add_argument("--array", metavar="IDS", help="same as slurm.array=IDS: one run for each index, e.g. 0-3")
     command.add_argument("--after", metavar="JOB", help="start after this job has succeeded (slurm.dependency)")
     command.add_argument("--fresh", action="store_true", help="delete the run's folder when the job first starts")
-    command.add_argument("--dry-run", action="store_true", help="print the sbatch command, submit nothing")
+    command.add_argument(
+        "--dry-run", action="store_true", help="describe the job and print the sbatch command, submit nothing"
+    )
 
 
 def _submit(parsed: argparse.Namespace) -> int:
     """Submit a run to Slurm; it resumes by itself after preemptions and time limits."""
+    from versatune_ds.slurm.job_summary import job_in_words
     from versatune_ds.slurm.submit import submission_overrides, submit
     from versatune_ds.training.saved_model import load_recipe
     from versatune_ds.training.start_checks import StartCheckInput, check_start
@@ -133,6 +136,9 @@ def _submit(parsed: argparse.Namespace) -> int:
     config = load_recipe(parsed.recipe, overrides)
     num_processes = config.slurm.nodes * config.slurm.num_processes_per_node
     check_start(StartCheckInput(config=config, stage="submit", num_processes=num_processes, is_fresh=parsed.fresh))
+    if parsed.dry_run:
+        for line in job_in_words(config, is_fresh=parsed.fresh):  # to stderr: stdout has the command alone
+            logger.info("%s", line)
     text = submit(
         parsed.recipe,
         overrides,
