@@ -59,3 +59,13 @@ def test_a_resume_refuses_another_base_model_in_one_line(base, config, tmp_path)
 
 def test_a_run_whose_checkpoint_has_the_frozen_weights_keeps_writing_them(config, tmp_path):
     assert identity_of_base(config, saved={"zero_stage": 2}, folder=tmp_path, world=World()) == {}
+
+
+def test_the_log_says_why_checkpoints_contain_weights_that_no_file_has(config, caplog):
+    caplog.set_level("INFO")
+    identity_of_base(config, saved=None, folder=None, world=World())
+    random = SimpleNamespace(model=ModelConfig(from_config={"model_type": "llama"}, lora=LoraConfig()))
+    assert identity_of_base(random, saved=None, folder=None, world=World()) == {}
+    alone, too = caplog.messages
+    assert alone.startswith("checkpoints contain the adapters alone; ")
+    assert too.startswith("checkpoints contain the frozen weights too: model.from_config made them from run.seed, and ")

@@ -2,7 +2,11 @@
 
 A checkpoint of such a run has the adapters, and the digest of the files that the base model was loaded from. Resuming
 and exporting load the base model again, and refuse one whose files have changed. Checkpoints contain frozen weights as
-before where there are no such files (`model.from_config`), and in a run that an earlier version began.
+before where there are no such files, and in a run that an earlier version began.
+
+Random weights (`model.from_config`) have no files. They are a function of the seed, the kind of device and the versions
+of torch and transformers: a run that resumed after an upgrade, or on a CPU, would find others. So checkpoints contain
+them.
 """
 
 from __future__ import annotations
@@ -69,11 +73,20 @@ def identity_of_base(
 
     digest = from_rank_zero(checked_digest, world)
     if world.is_rank_zero and saved is None:
-        alone = "the adapters alone; the base model is loaded from its own files again, and must not change"
-        logger.info(
-            "checkpoints contain %s", alone if digest else "the frozen weights too: the base model has no files"
-        )
+        logger.info("checkpoints contain %s", _content(config.model, has_files=digest is not None))
     return {BASE_WEIGHTS: digest} if digest else {}
+
+
+def _content(model: ModelConfig, *, has_files: bool) -> str:
+    """Return what checkpoints contain, and why."""
+    if has_files:
+        return "the adapters alone; the base model is loaded from its own files again, and must not change"
+    if model.from_config is None:
+        return "the frozen weights too: the base model has no files on this machine"
+    return (
+        "the frozen weights too: model.from_config made them from run.seed, and another kind of device or another "
+        "version of torch or transformers may make other ones from it; train from a saved model to leave them out"
+    )
 
 
 def changed_line(folder: Path | None, model: ModelConfig) -> str:
