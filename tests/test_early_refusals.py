@@ -53,9 +53,11 @@ def test_a_complete_run_shows_its_table_without_torch(tmp_path):
     checkpoint.mkdir(parents=True)
     (checkpoint / "versatune.json").write_text('{"is_complete": true}')
     (checkpoint / "MANIFEST").write_text('{"files": {}}')
-    (found,), done = answers(("train", recipe))
-    assert found == [0, []]
+    found, done = answers(("train", recipe), ("train", recipe, "model.lora=true"))
+    assert found == [[0, []], [2, []]]
     assert f"{folder} is complete after step 12; a larger train.steps trains on" in done.stderr
+    (refused,) = [line for line in done.stderr.splitlines() if line.startswith("versatune: model.lora: {alpha: 32.0, ")]
+    assert f"but the run in {folder} began with null; use the earlier value" in refused
     assert f"next           versatune evaluate {folder}" in done.stdout
 
 

@@ -137,7 +137,7 @@ def test_states_shrink_with_zero_stage_and_number_of_ranks(tmp_path, precision):
             "of 8.0 GiB of RAM, this machine's 16.0 over 2",
         ),
         ({"environ": {"DS_ACCELERATOR": "cpu"}}, 1, "warn", "but each has 0.0 GiB of RAM, this machine's 0.0 over 1"),
-        ({"nodes": 2, "environ": {"DS_ACCELERATOR": "cpu"}}, 1, "ok", "not compared: it trains on other machines"),
+        ({"nodes": 2, "environ": {"DS_ACCELERATOR": "cpu"}}, 1, "ok", "not compared: the run is on other machines"),
         ({"gpus_per_node": 2}, 1, "ok", "not compared: no GPU here to ask; give a GPU's memory with --gpu-memory GIB"),
     ],
 )

@@ -56,15 +56,22 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _is_complete(parsed: argparse.Namespace) -> bool:
-    """Return whether the run is complete already, which is then logged and shown as at its end."""
+    """Return whether the run is complete already, which is then logged and shown as at its end.
+
+    Raises:
+        ValueError: If the recipe is another run's than the one in its folder.
+    """
     if parsed.recipe.is_fifo():
         return False
     from versatune_ds.config import load_config
     from versatune_ds.run_folder.complete_run import complete_line
+    from versatune_ds.run_folder.config_changes import check_changes
 
     config = load_config(parsed.recipe, parsed.overrides)
     line = complete_line(config)
     if line is None:
+        if config.model.gguf_file is None:  # its folder becomes model.name_or_path later
+            check_changes(config)
         return False
     from versatune_ds.report.finish import show_summary
 

@@ -21,6 +21,7 @@ from versatune_ds.data.order.sampler import SamplerState
 from versatune_ds.domains import DomainSet
 
 MASK_OPEN, MASK_CLOSE = "\u27e6", "\u27e7"
+LEGEND = f"{MASK_OPEN} {MASK_CLOSE} encloses what bears no loss: the model reads it, and learns to write the rest"
 """Brackets around text that bears no loss; they hardly occur in data."""
 
 

@@ -15,7 +15,7 @@ from versatune_ds.text_table import number_cell, text_table
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_TABLES = 5.0
+SECONDS_BETWEEN_TABLES = 10.0
 """Updates that follow sooner than this get one line: a short run would otherwise print a wall of them."""
 
 

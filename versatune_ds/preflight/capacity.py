@@ -139,9 +139,9 @@ def _compare_with_ram(subject: Subject, estimates: _Estimates) -> Finding:
     Python, its libraries and prepared data are not in the estimate, and part of the RAM is others'.
     """
     needed, key = estimates.chosen.peak / 2**30, "RAM a process"
-    about = f"about {needed:,.1f} GiB a process beside Python's own: it trains on the CPU"
+    about = f"trains on the CPU: about {needed:,.1f} GiB a process beside Python's own"
     if not subject.start.is_here:
-        return ok("memory", key, f"{about}; not compared: it trains on other machines")
+        return ok("memory", key, f"{about}; not compared: the run is on other machines")
     num_here = subject.gpus_per_node
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     processes = counted(num_here, "process", plural="processes")

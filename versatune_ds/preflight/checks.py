@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from versatune_ds.config import RunConfig
+from versatune_ds.data.inspect import LEGEND
 from versatune_ds.log import first_line
 from versatune_ds.preflight.capacity import check_disk, check_memory, check_positions
 from versatune_ds.preflight.data import (
@@ -94,6 +95,8 @@ class CheckReport:
     def as_text(self, *, is_coloured: bool) -> str:
         """Return examples, the table with what failed at its end, and how many failed."""
         examples = [f"--- {name}\n{text}" for name, text in self.examples.items()]
+        if examples:
+            examples.insert(0, LEGEND)
         counts = {level: sum(finding.level == level for finding in self.findings) for level in _COLOURS}
         total = ", ".join(f"{count} {level}" for level, count in counts.items())
         return "\n".join([*examples, "", *self._table(is_coloured=is_coloured), "", total])

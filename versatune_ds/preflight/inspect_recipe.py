@@ -16,7 +16,7 @@ from typing import Any
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.row_groups import check_ranks_divide
-from versatune_ds.data.inspect import MASK_CLOSE, MASK_OPEN, describe_rows, iterate_plans, render_row
+from versatune_ds.data.inspect import LEGEND, describe_rows, iterate_plans, render_row
 from versatune_ds.data.loader import identity_of, orders_of, state_from_json, state_to_json
 from versatune_ds.data.order.plan import PlanSettings, StepPlan
 from versatune_ds.data.order.sampler import SamplerState
@@ -84,7 +84,7 @@ def inspect_as_text(config: RunConfig, inspection: Inspection) -> Iterator[str]:
     _check(config, inspection)
     data = prepare_recipe(config)
     decode = terminal_decoder(load_or_train_tokenizer(config))
-    yield f"{MASK_OPEN} {MASK_CLOSE} encloses what bears no loss: the model reads it, and learns to write the rest"
+    yield LEGEND
     for plan, row in _rows(config, data, inspection):
         heading = " ".join(f"{key} {value}" for key, value in row.items() if key != "examples")
         text = render_row(plan, row["row"], shards=data.train, domain_set=data.domain_set, decode=decode)

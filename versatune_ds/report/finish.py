@@ -16,7 +16,6 @@ from versatune_ds.progress import before_output
 from versatune_ds.report.change_errors import NOISE_ERRORS, error_of_change
 from versatune_ds.report.page import write_page
 from versatune_ds.report.planned import PLAN_COLUMNS, plan_of, plan_rows, plan_sentences, track_table
-from versatune_ds.report.plots import plot_weights
 from versatune_ds.report.series import RunSeries, read_series, requested_weights
 from versatune_ds.run_folder.names import REPORT_FOLDER
 from versatune_ds.text_table import number_cell, text_table
@@ -65,13 +64,20 @@ def write_report(run_dirs: Sequence[Path], *, output: Path | None = None, pictur
     page = write_page(runs, page_path(run_dirs, output=output))
     before_output()
     for run in runs:
-        plots = [plot_weights(run, run.run_dir / REPORT_FOLDER / f"weights.{ending}") for ending in pictures]
+        plots = [_plot(run, ending) for ending in pictures]
         paths = ["", f"run directory  {run.run_dir}", *(f"weights' plot  {plot}" for plot in plots)]
         lines = [summary_table(run), *_plan_lines(run), *paths]
         sys.stdout.write("\n{}\n".format("\n".join(lines)))
     sys.stdout.write(f"report         {page}\n")
     sys.stdout.flush()
     return page
+
+
+def _plot(run: RunSeries, ending: str) -> Path:
+    """Draw a run's weights and losses and return the picture's path."""
+    from versatune_ds.report.plots import plot_weights  # importing matplotlib takes half a second
+
+    return plot_weights(run, run.run_dir / REPORT_FOLDER / f"weights.{ending}")
 
 
 def page_path(run_dirs: Sequence[Path], *, output: Path | None = None) -> Path:

@@ -20,7 +20,13 @@ import numpy as np
 
 from versatune_ds.distributed import World, broadcast_text, sum_over_ranks
 from versatune_ds.run_folder.atomic import sync_file, write_text
-from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, MANIFEST_FILE, STATE_FILE, step_of_checkpoint
+from versatune_ds.run_folder.names import (
+    CHECKPOINTS_FOLDER,
+    MANIFEST_FILE,
+    STATE_FILE,
+    complete_checkpoints,
+    step_of_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +37,6 @@ _LEFTOVERS = (".partial", ".old", ".universal")
 
 Files = dict[str, list[int]]
 """{relative path: [bytes, crc32]} of a checkpoint's files."""
-
-
-def complete_checkpoints(run_dir: Path) -> list[Path]:
-    """Return the folders of complete checkpoints, newest first; their files are not checked."""
-    folders = (run_dir / CHECKPOINTS_FOLDER).glob("step_????????")
-    return sorted((path for path in folders if (path / MANIFEST_FILE).is_file()), reverse=True)
 
 
 def newest_checkpoint_name(run_dir: Path) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import flatten
 from versatune_ds.run_folder.names import (
-    CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     EARLY_STOP_FILE,
     MANIFEST_FILE,
     STATE_FILE,
+    complete_checkpoints,
     step_of_checkpoint,
 )
 from versatune_ds.run_folder.recorded_config import recorded_config
@@ -49,8 +49,7 @@ def _complete_step(config: RunConfig) -> int | None:
     """Return the last step of a run that is complete with this config; None for any other."""
     if not (config.run_dir / CONFIG_FILE).is_file() or not _is_same(recorded_config(config.run_dir), config):
         return None
-    folders = (config.run_dir / CHECKPOINTS_FOLDER).glob("step_????????")
-    newest = max((path for path in folders if (path / MANIFEST_FILE).is_file()), default=None)
+    newest = next(iter(complete_checkpoints(config.run_dir)), None)
     if newest is None or not _has_listed_files(newest):
         return None
     state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))

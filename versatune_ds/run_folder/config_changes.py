@@ -13,7 +13,8 @@ import yaml
 
 from versatune_ds.config import RunConfig
 from versatune_ds.config.load import flatten, parse_config
-from versatune_ds.run_folder.names import CONFIG_FILE
+from versatune_ds.run_folder.names import CONFIG_FILE, DECISIONS_FILE, METRICS_FILE, complete_checkpoints
+from versatune_ds.run_folder.recorded_config import is_run
 
 _FIXED_KEYS = (
     "run.seed",
@@ -34,17 +35,24 @@ tokenizer are compared by content, when a checkpoint is loaded; whether a run ma
 training/length/extension.py."""
 
 
-def check_changes(config: RunConfig, *, folder: Path, allowed: Sequence[str]) -> None:
-    """Check that no key changed that makes a run what it is.
+def has_begun(folder: Path) -> bool:
+    """Return whether a run has recorded anything; one that failed before may start with other settings."""
+    written = (METRICS_FILE, DECISIONS_FILE)
+    return bool(complete_checkpoints(folder)) or any(
+        (folder / name).is_file() and (folder / name).stat().st_size > 0 for name in written
+    )
 
-    Args:
-        config: The recipe.
-        folder: The run's folder, which records the config it had.
-        allowed: Keys that may change.
+
+def check_changes(config: RunConfig) -> None:
+    """Check that no key changed that makes a run what it is; one that has recorded nothing yet is not bound.
 
     Raises:
         ValueError: One line for each changed key, or section with several, that must stay the same.
     """
+    folder = config.run_dir
+    if not is_run(folder) or not has_begun(folder):
+        return
+    allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allowed else ()
     before, now, lines = flatten(_saved_config(folder)), flatten(config.model_dump(mode="json")), []
     changed = [key for key, _, _ in _changes(before, now)]
     for fixed in _FIXED_KEYS:
@@ -60,9 +68,9 @@ def check_changes(config: RunConfig, *, folder: Path, allowed: Sequence[str]) ->
         raise ValueError("\n".join(lines))
 
 
-def changed_keys(config: RunConfig, *, folder: Path) -> list[tuple[str, Any, Any]]:
+def changed_keys(config: RunConfig) -> list[tuple[str, Any, Any]]:
     """Return (key, value before, value now) of each dotted key that differs; `not set` means no value."""
-    return _changes(flatten(_saved_config(folder)), flatten(config.model_dump(mode="json")))
+    return _changes(flatten(_saved_config(config.run_dir)), flatten(config.model_dump(mode="json")))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

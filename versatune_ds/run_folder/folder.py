@@ -28,16 +28,13 @@ import yaml
 from versatune_ds.config import RunConfig
 from versatune_ds.distributed import World
 from versatune_ds.run_folder.atomic import write_json, write_text
-from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
-from versatune_ds.run_folder.config_changes import changed_keys, check_changes
+from versatune_ds.run_folder.config_changes import changed_keys, check_changes, has_begun
 from versatune_ds.run_folder.links import check_links, claim_checkpoints, is_empty_folder, point_to_new_folder
 from versatune_ds.run_folder.names import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
-    DECISIONS_FILE,
     ENDINGS_FILE,
     ENVIRONMENT_FILE,
-    METRICS_FILE,
     PLAN_FILE,
     PRIOR_FILE,
     REFERENCE_FILE,
@@ -79,17 +76,8 @@ def check_run_folder(config: RunConfig, *, is_fresh: bool) -> None:
         return
     if not (folder / CONFIG_FILE).is_file() or not (folder / ENVIRONMENT_FILE).is_file():
         raise ValueError(f"{folder}: exists and is no run's folder; choose another run.name or run.output_dir")
-    if not is_fresh and has_begun(folder):
-        allowed = ("mixture.policy", "mixture.prior") if "mixture" in config.resume.allowed else ()
-        check_changes(config, folder=folder, allowed=allowed)
-
-
-def has_begun(folder: Path) -> bool:
-    """Return whether a run has recorded anything; one that failed before may start with other settings."""
-    written = (METRICS_FILE, DECISIONS_FILE)
-    return newest_checkpoint_name(folder) != "none" or any(
-        (folder / name).is_file() and (folder / name).stat().st_size > 0 for name in written
-    )
+    if not is_fresh:
+        check_changes(config)
 
 
 def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fresh: bool) -> None:
@@ -102,7 +90,8 @@ def open_run_folder(config: RunConfig, world: World, *, start: RunStart, is_fres
     check_run_folder(config, is_fresh=is_fresh)
     is_new = is_fresh or not (folder / CONFIG_FILE).is_file() or not has_begun(folder)
     if not is_new:
-        for key, was, now in changed_keys(config, folder=folder):
+        # What may differ changes nothing of the run itself: each difference is logged where it is found.
+        for key, was, now in (change for change in changed_keys(config) if change[0] != "resume.allow"):
             logger.info("%s: now %s, was %s (run in %s)", key, now, was, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if is_fresh:

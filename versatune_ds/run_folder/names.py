@@ -63,6 +63,12 @@ def checkpoint_folder(run_dir: Path, *, step: int) -> Path:
     return run_dir / CHECKPOINTS_FOLDER / f"step_{step:08d}"
 
 
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """Return the folders of complete checkpoints, newest first; their files are not checked."""
+    folders = (run_dir / CHECKPOINTS_FOLDER).glob("step_????????")
+    return sorted((path for path in folders if (path / MANIFEST_FILE).is_file()), reverse=True)
+
+
 def step_of_checkpoint(name: str) -> int:
     """Return the step of a checkpoint, given the name of its folder."""
     return int(name.removeprefix("step_"))

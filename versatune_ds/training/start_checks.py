@@ -35,7 +35,8 @@ from versatune_ds.model.fused_layers import check_fused_layers
 from versatune_ds.model.named_model import check_saved_model, exported_from
 from versatune_ds.model.slice_checks import check_attention_slices, check_model_slices, check_row_slices
 from versatune_ds.monitor.trackers import check_tracker_keys, check_tracker_packages
-from versatune_ds.run_folder.folder import check_run_folder, has_begun
+from versatune_ds.run_folder.config_changes import has_begun
+from versatune_ds.run_folder.folder import check_run_folder
 from versatune_ds.run_folder.folder_lock import FolderInUseError
 from versatune_ds.run_folder.links import check_unlocked
 from versatune_ds.text_table import counted

@@ -24,7 +24,8 @@ from versatune_ds.distributed import World, from_rank_zero
 from versatune_ds.engine.learning_rate import learning_rate_at
 from versatune_ds.run_folder.atomic import write_text
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
-from versatune_ds.run_folder.folder import former_versions, has_begun, version_at
+from versatune_ds.run_folder.config_changes import has_begun
+from versatune_ds.run_folder.folder import former_versions, version_at
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER, CONFIG_FILE, LATEST_FILE, step_of_checkpoint
 from versatune_ds.training.length.run_length import with_steps
 
