@@ -73,7 +73,9 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _check_model(parsed: argparse.Namespace) -> None:
-    """Check that there is such a folder before libraries are imported, which takes seconds."""
+    """Check that there is such a folder before libraries are imported; the processes of --sharded check it together."""
+    if parsed.worker:
+        return
     from versatune_ds.run_folder.recorded_config import check_model_folder
 
     check_model_folder(parsed.model, has_recipe=parsed.data_recipe is not None)
