@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from versatune_ds.distributed.heartbeats import Heartbeats
 from versatune_ds.distributed.rank_zero_watch import RankZeroWatch, WatchedStore
-from versatune_ds.distributed.rendezvous import TIMEOUT, provide_rendezvous
+from versatune_ds.distributed.rendezvous import connect_store, is_store_host, provide_rendezvous
 from versatune_ds.distributed.world import World
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,7 @@ class FailureBoard:
         self._rank_zero = RankZeroWatch(world, host=self._host_of_rank_zero)
         if world.world_size > 1:
             provide_rendezvous(world)
-            is_host = world.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-            self._store = WatchedStore(_connect(is_host=is_host), watch=self._rank_zero)
+            self._store = WatchedStore(connect_store(is_host=is_store_host(world)), watch=self._rank_zero)
             self._rank_zero.start()
             threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
 
@@ -134,7 +133,7 @@ class FailureBoard:
     def _watch(self) -> None:
         """Poll the board for a failure, or its end, then end this process if it does not by itself; beat meanwhile."""
         try:
-            store = WatchedStore(_connect(is_host=False), watch=self._rank_zero)
+            store = WatchedStore(connect_store(is_host=False), watch=self._rank_zero)
             self._heartbeats = Heartbeats(store, rank=self._world.rank, world_size=self._world.world_size)
             while not store.check([_FIRST]):
                 self._heartbeats.tick()
@@ -172,19 +171,3 @@ class FailureBoard:
 
 def _key(rank: int) -> str:
     return f"failure_of_rank_{rank}"
-
-
-def _connect(*, is_host: bool) -> dist.Store:
-    """Connect to the rendezvous store; the process group uses the same server.
-
-    torchrun's agent keeps its store when it restarts the ranks, so each attempt has its own prefix.
-    """
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=is_host,
-        timeout=TIMEOUT,
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
-    return dist.PrefixStore(f"versatune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -40,7 +40,8 @@ def join_world(world: World, *, device: torch.device, is_one_machine: bool = Tru
     """
     provide_rendezvous(world)
     if not is_one_machine:
-        interface = set_gloo_interface(os.environ["MASTER_ADDR"])
+        store = connect_store(is_host=is_store_host(world))  # until the process group, which uses the same server
+        interface = set_gloo_interface(os.environ["MASTER_ADDR"], store=store, world_size=world.world_size)
         if interface is not None and world.is_rank_zero:
             logger.info("gloo connects the machines through %s, %s (GLOO_SOCKET_IFNAME chooses another)", *interface)
     export_place(world, device=device)
@@ -77,6 +78,27 @@ def provide_rendezvous(world: World) -> None:
         )
     os.environ.setdefault("MASTER_ADDR", address)
     os.environ.setdefault("MASTER_PORT", port)
+
+
+def is_store_host(world: World) -> bool:
+    """Return whether this process serves the rendezvous store: rank 0, unless torchrun's agent does."""
+    return world.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def connect_store(*, is_host: bool) -> dist.Store:
+    """Connect to the rendezvous store; the process group uses the same server.
+
+    torchrun's agent keeps its store when it restarts the ranks, so each attempt has its own prefix.
+    """
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=is_host,
+        timeout=TIMEOUT,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return dist.PrefixStore(f"versatune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def free_port() -> int:
