@@ -44,10 +44,32 @@ def test_a_silent_rank_is_named_once_within_a_minute_and_again_when_it_is_back(c
     run(clock, (one, zero), until=160)
     (message,) = caplog.messages
     assert message.startswith(f"rank 2 on {platform.node()} has not been heard of for 5")
-    run(clock, (one, zero), until=400)
+    run(clock, (one, zero), until=380)
     assert len(caplog.messages) == 1
-    run(clock, (two, one, zero), until=420)
-    assert caplog.messages[1:] == ["rank 2 is heard of again after 310 s"]
+    run(clock, (two, one, zero), until=400)
+    assert caplog.messages[1:] == ["rank 2 is heard of again after 290 s"]
+    assert zero.lost is None
+
+
+def test_a_rank_that_is_silent_for_five_minutes_is_given_up():
+    clock, (zero, one, two) = ranks_of(3)
+    run(clock, (two, one, zero), until=100)
+    run(clock, (one, zero), until=389)
+    assert zero.lost is None
+    run(clock, (one, zero), until=400)
+    assert zero.lost == f"rank 2 on {platform.node()} has not been heard of for 300 s"
+    assert one.lost is None
+
+
+def test_a_job_that_was_suspended_for_an_hour_misses_nobody(caplog):
+    clock, ranks = ranks_of(3)
+    run(clock, ranks, until=100)
+    clock.now += 3600
+    for heartbeats in ranks:  # each continues before the others have beaten again
+        heartbeats.tick()
+    run(clock, ranks, until=clock.now + 60)
+    assert caplog.messages == []
+    assert [heartbeats.lost for heartbeats in ranks] == [None] * 3
 
 
 def test_a_rank_that_has_not_started_yet_is_not_reported(caplog):

@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import torch.distributed as dist
-
 from versatune_ds.distributed.heartbeats import Heartbeats
 from versatune_ds.distributed.rank_zero_watch import RankZeroWatch, WatchedStore
 from versatune_ds.distributed.rendezvous import connect_store, is_store_host, provide_rendezvous
 from versatune_ds.distributed.world import World
+from versatune_ds.exit_codes import FAILED_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +63,17 @@ class FailureBoard:
 
     Args:
         has_state: Returns whether this process trains, and so has records to close before it ends.
+        before_exit: Called before this process is ended from here, because it does not end by itself.
 
     Raises:
         ValueError: If the address of rank 0 is not known.
     """
 
-    def __init__(self, world: World, *, has_state: Callable[[], bool]) -> None:
+    def __init__(
+        self, world: World, *, has_state: Callable[[], bool], before_exit: Callable[[], None] = lambda: None
+    ) -> None:
         self._world = world
-        self._has_state = has_state
+        self._has_state, self._before_exit = has_state, before_exit
         self._seen: Failure | None = None
         self._is_counted = False
         self._ended = threading.Event()
@@ -137,6 +139,9 @@ class FailureBoard:
             self._heartbeats = Heartbeats(store, rank=self._world.rank, world_size=self._world.world_size)
             while not store.check([_FIRST]):
                 self._heartbeats.tick()
+                if self._heartbeats.lost is not None:
+                    self._give_up(self._heartbeats.lost, store)
+                    break
                 if self._ended.wait(max(_POLL_SECONDS, self._world.world_size / _POLLS_PER_SECOND)):
                     return
             self._seen = Failure.from_json(store.get(_FIRST))
@@ -147,6 +152,8 @@ class FailureBoard:
         self._count_as_seen()
         if self._ended.wait(_GRACE_SECONDS if self._has_state() else _GRACE_AT_START_SECONDS):
             return
+        with contextlib.suppress(Exception):
+            self._before_exit()
         logging.shutdown()
         os._exit(self._seen.exit_code)
 
@@ -154,6 +161,15 @@ class FailureBoard:
         """Return the name of rank 0's machine, as it said itself or, before that, as the launcher calls it."""
         host = None if self._heartbeats is None else self._heartbeats.host_of_rank_zero()
         return host or os.environ["MASTER_ADDR"]
+
+    def _give_up(self, silence: str, store: WatchedStore) -> None:
+        """Post that a rank is gone: those that wait for it in a collective would wait for long."""
+        logger.error(
+            "%s: it is given up, and this job ends with exit code %d; the last complete checkpoint is unchanged, start "
+            "the job again to resume from it", silence, FAILED_EXIT_CODE,
+        )  # fmt: skip
+        failure = Failure(rank=self._world.rank, exit_code=FAILED_EXIT_CODE, text=silence)
+        store.compare_set(_FIRST, "", json.dumps(asdict(failure)))
 
     def _count_as_seen(self) -> None:
         if self._store is not None and not self._is_counted:

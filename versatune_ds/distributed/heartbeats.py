@@ -1,4 +1,4 @@
-"""Heartbeats: every rank shows that it lives, and rank 0 logs which one does not; rank 1 does so for rank 0.
+"""Heartbeats: every rank shows that it lives; rank 0 logs which one does not, rank 1 does so for rank 0.
 
 A process that is killed closes its connections, and the others fail at once. A machine that loses power, or a process
 that is frozen, closes nothing: the others would wait in a collective until its timeout of half an hour, and then report
@@ -21,6 +21,8 @@ from versatune_ds.distributed.rank_zero_watch import SILENT_SECONDS, WatchedStor
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
+LOST_SECONDS = 300.0
+"""Silence after which the job ends instead of waiting: a process that was only stopped may come back before."""
 
 
 @dataclass(slots=True)
@@ -52,8 +54,10 @@ class Heartbeats:
     ) -> None:
         self._store, self._rank, self._world_size, self._clock = store, rank, world_size, clock
         self._num_beats = 0
-        self._next_beat = clock()
+        self._next_beat = self._ticked = clock()
         self._seen: dict[int, _Seen] = {}
+        self.lost: str | None = None
+        """What a rank that was silent for LOST_SECONDS is; None while there is none. On ranks 0 and 1 only."""
 
     def tick(self) -> None:
         """Beat and read other ranks' beats if it is time; log which ranks became silent or came back.
@@ -61,6 +65,8 @@ class Heartbeats:
         Communication: one `set`; on rank 0 one `get` per rank, on the others one. Each every ten seconds.
         """
         now = self._clock()
+        self._forgive_pause(now - self._ticked)
+        self._ticked = now
         if now < self._next_beat:
             return
         self._next_beat = now + BEAT_SECONDS
@@ -68,6 +74,16 @@ class Heartbeats:
         self._store.set(_key(self._rank), f"{self._num_beats} {platform.node()}")
         for rank in range(1, self._world_size) if self._rank == 0 else (0,):
             self._look_at(rank, now=now)
+
+    def _forgive_pause(self, seconds: float) -> None:
+        """Leave out of every silence what this process itself was stopped for; the others may have been stopped too.
+
+        Example: Slurm suspends a job for an hour. Its ranks continue one after the other, and the first to do so reads
+        beats that are an hour old.
+        """
+        if seconds > BEAT_SECONDS:
+            for seen in self._seen.values():
+                seen.since += seconds
 
     def host_of_rank_zero(self) -> str | None:
         """Return the name of rank 0's machine; None before its first beat, and on rank 0."""
@@ -83,15 +99,19 @@ class Heartbeats:
             if seen is not None and seen.is_reported and self._rank <= 1:
                 logger.warning("rank %d is heard of again after %.0f s", rank, now - seen.since)
             self._seen[rank] = _Seen(beat, now)
-        elif now - seen.since >= SILENT_SECONDS and not seen.is_reported:
+            return
+        silence = f"rank {rank} on {seen.host} has not been heard of for {now - seen.since:.0f} s"
+        if now - seen.since >= SILENT_SECONDS and not seen.is_reported:
             seen.is_reported = True
             if self._rank > 1:
                 return  # rank 1 logs that rank 0 is silent
             logger.warning(
-                "rank %d on %s has not been heard of for %.0f s: its machine is down or its process is frozen; the "
-                "other ranks wait for it. Cancel the job and start it again to resume from its last checkpoint",
-                rank, seen.host, now - seen.since,
+                "%s: its machine is down or its process is frozen; the other ranks wait for it. If it is silent for "
+                "%.0f s, the job ends with exit code 1, and starting it again resumes from its last checkpoint",
+                silence, LOST_SECONDS,
             )  # fmt: skip
+        if now - seen.since >= LOST_SECONDS and self._rank <= 1:
+            self.lost = silence
 
 
 def _key(rank: int) -> str:

@@ -103,7 +103,7 @@ def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> in
     ignore_renamed_torch_functions()
     stop_signals = StopSignals()
     stop_signals.install()
-    board = FailureBoard(world, has_state=lambda: stop_signals.has_state)
+    board = FailureBoard(world, has_state=lambda: stop_signals.has_state, before_exit=release_all)
     try:
         return work(world, stop_signals)
     except Exception as error:
