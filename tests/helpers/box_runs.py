@@ -112,6 +112,11 @@ class BoxRuns:
         metrics = self.run_dir(name) / "metrics.jsonl"
         return metrics.read_text().count('"train/loss"') if metrics.is_file() else 0
 
+    def record_number(self, name: str) -> int:
+        """Return the inode of a run's metrics file: a new one after each start, which cuts the file back."""
+        path = self.run_dir(name) / "metrics.jsonl"
+        return path.stat().st_ino if path.is_file() else 0
+
     def newest(self, name: str) -> int:
         """Return the step of a run's newest complete checkpoint, 0 without one."""
         found = complete_checkpoints(self.run_dir(name))

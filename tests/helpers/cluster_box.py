@@ -9,6 +9,7 @@ A rank is forked from the test and enters its node, so it starts without imports
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -38,7 +39,7 @@ _NODE = """\
 hostname node{number}
 mount --bind {folder}/hosts /etc/hosts
 mount --bind {folder}/resolv.conf /etc/resolv.conf
-mount -t tmpfs -o size=64m none {folder}/disk
+mount -t tmpfs -o size=64m none {local}
 ip link set lo up
 echo $$ >{folder}/ready
 exec sleep infinity
@@ -69,13 +70,14 @@ class Box:
     Args:
         folder: Empty folder for the box's files.
         num_nodes: Number of nodes.
-        disk_mib: Size of the shared disk, `Box.shared`.
+        disk_mib: Size of the shared disk, `Box.shared`; `Box.local` is a path where each node has a disk of its own.
     """
 
     def __init__(self, folder: Path, *, num_nodes: int, disk_mib: int = 2000) -> None:
         needs_root()
-        self.folder, self.shared = folder, folder / "shared"
-        self.shared.mkdir(parents=True)
+        self.folder, self.shared, self.local = folder, folder / "shared", folder / "local"
+        for disk in (self.shared, self.local):
+            disk.mkdir(parents=True)
         script = _SITE.format(folder=folder, shared=self.shared, disk_mib=disk_mib)
         self._site = _start("unshare", "--mount", "--net", "sh", "-ec", script, log=folder / "site.log")
         _wait_for_file(folder / "site", process=self._site, log=folder / "site.log")
@@ -124,7 +126,7 @@ class Node:
     def __init__(self, box: Box, number: int) -> None:
         self._box, self.number, self.name = box, number, f"node{number}"
         self.folder = box.folder / self.name
-        (self.folder / "disk").mkdir(parents=True)
+        self.folder.mkdir()
         self.power_on()
 
     def power_on(self) -> None:
@@ -136,7 +138,7 @@ class Node:
         (self.folder / "resolv.conf").write_text("")  # or each unknown address would wait for a name server
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
-        script = _NODE.format(folder=self.folder, number=self.number)
+        script = _NODE.format(folder=self.folder, local=self._box.local, number=self.number)
         unshare = ("unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         self._process = self._box.start(*unshare, "sh", "-ec", script)
         _wait_for_file(ready, process=self._process, log=self._box.folder / "site.log")
@@ -161,10 +163,11 @@ class Node:
         """Connect the cable again."""
         self._box.on_site("ip", "link", "set", f"i{self.number}", "up")
 
-    def power_off(self) -> None:
-        """Switch the machine off: its processes are gone, and no connection is closed."""
+    def power_off(self, *, is_silent: bool = True) -> None:
+        """Switch the machine off: its processes are gone, and no connection is closed, unless it is not silent."""
         if self._process.poll() is None:
-            self.cut()
+            if is_silent:
+                self.cut()
             os.kill(self.pid, signal.SIGKILL)
             self._process.wait()
             for cable in (f"e{self.number}", f"i{self.number}"):  # or they would go some time later
@@ -204,17 +207,20 @@ class Rank:
         self._code: int | None = None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal."""
-        os.kill(self.pid, number)
+        """Send a signal; nothing happens where the process has just ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def exit_code(self, *, seconds: float) -> int | None:
         """Return the exit code, -N for signal N; None where it still runs after some seconds."""
         end = time.monotonic() + seconds
-        while self._code is None and time.monotonic() < end:
+        while self._code is None:
             pid, status = os.waitpid(self._entering, os.WNOHANG)
             if pid:
                 code = os.waitstatus_to_exitcode(status)
                 self._code = code - 256 if code > 191 else code
+            elif time.monotonic() >= end:
+                return None
             else:
                 time.sleep(0.02)
         return self._code
