@@ -7,7 +7,7 @@ appends its lines to a page as soon as it has ended, so the script can be stoppe
     python benchmarks/random_kills.py --output FOLDER --kills 100 --page benchmarks/results/kills.md
 
 Kinds of kill: SIGKILL of one rank, of all, SIGTERM to one or to all, a node without power, a node's cable pulled. Every
-file waits 30 ms before it is written, so that kills meet saves, and ranks miss each other after 2 s instead of 45.
+file waits 30 ms before it is written, so that kills meet saves, and ranks miss each other after 6 s instead of minutes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from command_line import write_recipe
 from tiny_run import losses_by_step, tiny_config
 
 from versatune_ds.data.prepare import domains as prepare_domains
-from versatune_ds.distributed import failures, heartbeats
+from versatune_ds.distributed import failures, heartbeats, rank_zero_watch
 from versatune_ds.engine import checkpoint
 from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.engine.engine import Engine
@@ -142,9 +142,10 @@ class BoxRuns:
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def hasten_heartbeats(*, silent: float = 2.0, lost: float = 4.0) -> None:
-    """Let the ranks of this process miss each other within seconds."""
+def hasten_heartbeats(*, silent: float = 2.0, lost: float = 6.0) -> None:
+    """Let this process's rank miss others within seconds."""
     heartbeats.BEAT_SECONDS, heartbeats.SILENT_SECONDS, heartbeats.LOST_SECONDS = 0.5, silent, lost
+    rank_zero_watch.SILENT_SECONDS = lost
     failures._GRACE_SECONDS = 2.0
 
 
