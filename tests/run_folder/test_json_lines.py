@@ -10,6 +10,7 @@ import pytest
 from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.report.series import read_json_lines
+from versatune_ds.run_folder.disk_errors import DiskError
 from versatune_ds.run_folder.json_lines import JsonLines, complete_lines, cut_json_lines
 
 
@@ -74,7 +75,7 @@ def test_a_decision_on_a_full_disk_ends_the_run_and_leaves_no_partial_line(tmp_p
     sink = JsonLines(tmp_path, resumed_step=0)
     sink.decision({"decided_at_step": 1})
     sink._decisions = FullDisk(sink._decisions)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match=r"decisions.jsonl: a decision could not be written \(No space left"):
         sink.decision({"decided_at_step": 2})
     assert lines(tmp_path / "decisions.jsonl") == [{"decided_at_step": 1}]
 

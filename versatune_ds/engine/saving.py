@@ -16,6 +16,7 @@ from versatune_ds.engine.background_save import BackgroundSave, SaveOutcome, sta
 from versatune_ds.engine.checkpoint import NewCheckpoint, SaveError, save_checkpoint
 from versatune_ds.engine.engine import Engine
 from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
+from versatune_ds.run_folder.disk_errors import DiskError
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Saving:
                 otherwise that is logged, training continues, and the next save is tried when due.
 
         Raises:
-            RuntimeError: If the last one could not be written.
+            DiskError: If the last one could not be written.
         """
         assert self.background is None, "one save at a time"
         is_background = self.config.checkpoint.background and not is_last
@@ -131,7 +132,7 @@ class Saving:
         newest = newest_checkpoint_name(self.config.run_dir)
         failed = f"step {step} could not be saved ({why}); the newest complete checkpoint is {newest}"
         if is_last:
-            raise RuntimeError(f"{failed}. Free disk space and start again to resume from it") from cause
+            raise DiskError(f"{failed}. Free disk space and start again to resume from it") from cause
         logger.error("%s. Training continues, and the next save is tried when due", failed)
         if self.best is not None:
             self.best.after_save(is_saved=False)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from versatune_ds.run_folder.disk_errors import is_full_disk
 from versatune_ds.run_folder.owner import is_pid_taken
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(partial):
+        if isinstance(error, OSError) and (error.filename == str(partial) or is_full_disk(error)):
             error.filename = str(path)
         raise
 

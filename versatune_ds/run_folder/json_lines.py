@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.run_folder.atomic import write_text
+from versatune_ds.run_folder.disk_errors import DiskError
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 
 logger = logging.getLogger(__name__)
@@ -146,11 +147,11 @@ class JsonLines:
     """
 
     def __init__(self, run_dir: Path, *, resumed_step: int) -> None:
-        self._metrics_path, decisions_path = run_dir / METRICS_FILE, run_dir / DECISIONS_FILE
+        self._metrics_path, self._decisions_path = run_dir / METRICS_FILE, run_dir / DECISIONS_FILE
         cut_json_lines(self._metrics_path, key="step", last_step=resumed_step)
-        cut_json_lines(decisions_path, key="decided_at_step", last_step=resumed_step)
+        cut_json_lines(self._decisions_path, key="decided_at_step", last_step=resumed_step)
         self._metrics = self._metrics_path.open("ab", buffering=0)
-        self._decisions = decisions_path.open("ab", buffering=0)
+        self._decisions = self._decisions_path.open("ab", buffering=0)
         self._has_warned = False
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -177,9 +178,15 @@ class JsonLines:
         """Append one line.
 
         Raises:
-            OSError: If it cannot be written.
+            DiskError: If it cannot be written.
         """
-        append_json_line(self._decisions, decision)
+        try:
+            append_json_line(self._decisions, decision)
+        except OSError as error:
+            raise DiskError(
+                f"{self._decisions_path}: a decision could not be written ({error.strerror or error}), and nobody "
+                "could replay the run without it. Free disk space and start again to resume from the newest checkpoint"
+            ) from error
 
     def alert(self, step: int, *, title: str, text: str) -> None:
         """Write nothing: the metrics or the decision that the alert is about are in the files."""

@@ -6,6 +6,7 @@ A later failure leaves the last complete checkpoint as it was.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -30,6 +31,7 @@ from versatune_ds.exit_codes import (
 )
 from versatune_ds.log import configure_logging, log_imports
 from versatune_ds.progress import before_output
+from versatune_ds.run_folder.disk_errors import DiskError, with_full_disk_named
 from versatune_ds.run_folder.folder_lock import release_all
 from versatune_ds.text_table import counted
 from versatune_ds.training.assemble import MakeTasks, assemble_run
@@ -107,7 +109,7 @@ def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> in
     try:
         return work(world, stop_signals)
     except Exception as error:
-        exit_code = _report(error, world, board)
+        exit_code = _report(with_full_disk_named(error), world, board)
         if world.world_size == 1 and isinstance(error, StartError):
             return exit_code
         board.linger()
@@ -134,14 +136,17 @@ def _report(error: Exception, world: World, board: FailureBoard) -> int:
     first = board.post(failure)
     if not board.is_mine_to_report(failure, first):
         return first.exit_code
-    if not isinstance(error, StartError) and not is_interrupted:
+    is_debugging = os.environ.get("VERSATUNE_DEBUG", "0") != "0"
+    is_one_line = isinstance(error, StartError) or (isinstance(error, DiskError) and not is_debugging)
+    if not is_one_line and not is_interrupted:
         logger.exception("rank %d failed; the last complete checkpoint is unchanged", world.rank)
-    if isinstance(error, ValueError) or is_interrupted:
+    if isinstance(error, (ValueError, DiskError)) or is_interrupted:
         where = f" on {platform.node()}" if world.local_rank != world.rank else ""
         prefix = "" if world.is_rank_zero else f"rank {world.rank}{where}: "
-        for line in failure.text.splitlines():
-            sys.stderr.write(f"versatune: {prefix}{line}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the log's disk may be full too; the exit code has to do then
+            for line in failure.text.splitlines():
+                sys.stderr.write(f"versatune: {prefix}{line}\n")
+            sys.stderr.flush()
     return exit_code
 
 
