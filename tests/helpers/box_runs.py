@@ -5,20 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from cluster_box import Box, Rank, exit_codes
 from command_line import write_recipe
-from tiny_run import losses_by_step, tiny_config
+from tiny_run import ROOT, losses_by_step, tiny_config
 
 from versatune_ds.data.prepare import domains as prepare_domains
 from versatune_ds.distributed import failures, heartbeats, rank_zero_watch
-from versatune_ds.engine import checkpoint
 from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.engine.engine import Engine
+from versatune_ds.run_folder import folder_lock
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 from versatune_ds.training.held_out import HeldOutExamples
 from versatune_ds.training.worker import run_worker
@@ -26,7 +27,7 @@ from versatune_ds.training.worker import run_worker
 MOMENTS = {
     "step": (Engine, "train_step", 7),
     "update": (HeldOutExamples, "measure", 3),
-    "save": (checkpoint, "write_file", 2),
+    "save": (torch, "save", 2),
     "prepare": (prepare_domains, "build_domain", 3),
 }
 """Moment -> function in which a rank stops, and at which of its calls."""
@@ -52,6 +53,8 @@ class BoxRuns:
 
         def work(rank: int) -> int:
             torch.set_num_threads(1)
+            # A node that is started again looks like another machine: its first process waits for the owner before it.
+            folder_lock.SILENT_SECONDS, folder_lock._BEAT_SECONDS = 8.0, 1.0
             arm(rank)
             words = [f"run.name={name}", *overrides]
             return run_worker(self._recipe, words, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
@@ -60,6 +63,12 @@ class BoxRuns:
             (node.folder / "rank.log").unlink(missing_ok=True)
         return self.box.start_ranks(work)
 
+    def launch(self, name: str, *overrides: str, environ: Mapping[str, str]) -> list[Rank]:
+        """Start or resume a run as a launcher does: each rank is a new Python with these variables as well."""
+        script = str(ROOT / "launcher" / "train.py")
+        words = [sys.executable, script, str(self._recipe), f"run.name={name}", *overrides]
+        return self.box.start_ranks(lambda rank: os.execve(sys.executable, words, {**os.environ, **environ}))
+
     def train(self, name: str, *overrides: str, seconds: float = 120.0) -> None:
         """Train a run to its end."""
         ranks = self.start(name, *overrides)
@@ -67,9 +76,10 @@ class BoxRuns:
         assert codes == [0] * len(ranks), f"{codes}\n{self.logs()}"
 
     def stop_at(self, moment: str, *, victim: int) -> Callable[[int], None]:
-        """Return what arms the victim to stop for ever within a moment; `wait_for_moment` waits for that."""
+        """Return what arms the victim to stop within a moment, until `go_on`; `wait_for_moment` waits for that."""
         owner, name, call = MOMENTS[moment]
-        self._reached.unlink(missing_ok=True)
+        for path in (self._reached, self._going_on):
+            path.unlink(missing_ok=True)
 
         def arm(rank: int) -> None:
             function, count = getattr(owner, name), [0]
@@ -78,7 +88,8 @@ class BoxRuns:
                 count[0] += 1
                 if count[0] == call:
                     self._reached.write_text(moment)
-                    time.sleep(10_000)
+                    while not self._going_on.exists():
+                        time.sleep(0.02)
                 return function(*arguments, **settings)
 
             if rank == victim:
@@ -89,6 +100,14 @@ class BoxRuns:
     @property
     def _reached(self) -> Path:
         return self.box.folder / "reached"
+
+    @property
+    def _going_on(self) -> Path:
+        return self.box.folder / "going_on"
+
+    def go_on(self) -> None:
+        """Let the victim of `stop_at` continue."""
+        self._going_on.touch()
 
     def wait_for_moment(self, ranks: list[Rank], *, seconds: float = 60.0) -> None:
         """Wait until the victim has stopped."""

@@ -45,11 +45,13 @@ echo $$ >{folder}/ready
 exec sleep infinity
 """
 
+# A card keeps its address when a machine is started again; the others would look for another one a minute long.
 _NETWORK = """\
 set -e
 ip addr add 10.1.0.{address}/24 dev eth0
 ip link set eth0 up
 ip route add default via 10.1.0.254
+ip link set ib0 address 02:00:00:00:00:{address:02x}
 ip addr add 10.77.0.{address}/24 dev ib0
 ip link set ib0 up
 """
