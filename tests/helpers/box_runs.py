@@ -59,15 +59,18 @@ class BoxRuns:
             words = [f"run.name={name}", *overrides]
             return run_worker(self._recipe, words, is_fresh=False, is_quiet=False, when_complete=lambda folder: None)
 
-        for node in self.box.nodes:
-            (node.folder / "rank.log").unlink(missing_ok=True)
-        return self.box.start_ranks(work)
+        return self._start(work)
 
     def launch(self, name: str, *overrides: str, environ: Mapping[str, str]) -> list[Rank]:
         """Start or resume a run as a launcher does: each rank is a new Python with these variables as well."""
         script = str(ROOT / "launcher" / "train.py")
         words = [sys.executable, script, str(self._recipe), f"run.name={name}", *overrides]
-        return self.box.start_ranks(lambda rank: os.execve(sys.executable, words, {**os.environ, **environ}))
+        return self._start(lambda rank: os.execve(sys.executable, words, {**os.environ, **environ}))
+
+    def _start(self, work: Callable[[int], int]) -> list[Rank]:
+        for node in self.box.nodes:
+            (node.folder / "rank.log").unlink(missing_ok=True)
+        return self.box.start_ranks(work)
 
     def train(self, name: str, *overrides: str, seconds: float = 120.0) -> None:
         """Train a run to its end."""
