@@ -16,6 +16,10 @@ class FileServer:
         files: Path to (content, ETag); an ETag of None is not stated.
         has_ranges: Whether a part of a file can be requested.
         states_length: Whether sizes are stated; otherwise the end of the connection is the end of the file.
+        states_total: Whether an answer with a part states the size of the file.
+        ignores_start: Whether every part begins at byte 0, whatever was asked for.
+        headers: Further headers of every answer with content.
+        redirects: Path to the address that it redirects to.
         breaks_after: Bytes after which each of the next answers ends, one entry an answer; then answers are complete.
         failures: Statuses of the next answers, one entry an answer.
         on_read: Called before each answer with content, with the path.
@@ -26,6 +30,10 @@ class FileServer:
         self.files: dict[str, tuple[bytes, str | None]] = {}
         self.has_ranges = True
         self.states_length = True
+        self.states_total = True
+        self.ignores_start = False
+        self.headers: dict[str, str] = {}
+        self.redirects: dict[str, str] = {}
         self.breaks_after: list[int] = []
         self.failures: list[int] = []
         self.on_read = lambda path: None
@@ -37,6 +45,12 @@ def _handler_of(served: FileServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
+            if path in served.redirects:
+                self.send_response(302)
+                self.send_header("Location", served.redirects[path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if served.failures or path not in served.files:
                 self.send_error(served.failures.pop(0) if served.failures else 404)
                 return
@@ -49,7 +63,7 @@ def _handler_of(served: FileServer) -> type[BaseHTTPRequestHandler]:
             first, last = 0, len(content) - 1
             if asked:
                 start, end = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
-                first, last = int(start), min(int(end or last), last)
+                first, last = 0 if served.ignores_start else int(start), min(int(end or last), last)
             if asked and first > last:
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -59,7 +73,10 @@ def _handler_of(served: FileServer) -> type[BaseHTTPRequestHandler]:
             body = content[first : last + 1]
             self.send_response(206 if asked else 200)
             if asked:
-                self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+                total = len(content) if served.states_total else "*"
+                self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+            for name, value in served.headers.items():
+                self.send_header(name, value)
             if etag is not None:
                 self.send_header("ETag", etag)
             if served.states_length:

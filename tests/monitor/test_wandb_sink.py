@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from monitor_data import decision, recipe, step_metrics
 
+from versatune_ds.config import DataConfig
 from versatune_ds.monitor import open_monitor
 from versatune_ds.monitor import wandb_sink as module
 
@@ -120,10 +121,13 @@ def test_a_key_in_netrc_counts_only_for_the_configured_server(tmp_path, monkeypa
     assert module.has_key()
 
 
-def test_no_file_of_the_run_contains_the_key(tmp_path, monkeypatch):
+def test_no_file_of_the_run_contains_the_key_or_the_query_of_an_address(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "5ecre7" * 7)
     config = recipe(tmp_path, wandb={"mode": "offline"})
+    signed = DataConfig(domains={"law": "https://host/law.jsonl?sig=5ecre7", "code": "https://host/code.jsonl"})
+    config = config.model_copy(update={"data": signed})
     config.run_dir.mkdir()
+    assert "sig=5ecre7" in config.model_dump_json()
     record_part(config, resumed_step=-1, first=1, last=2)
     files = [path for path in config.run_dir.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)

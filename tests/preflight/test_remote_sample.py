@@ -45,6 +45,15 @@ def test_of_a_large_file_of_lines_the_beginning_is_read_and_its_rows_are_estimat
     assert "1 of 1 files are over 0 MiB; of these only the beginning is read" in caplog.text
 
 
+def test_a_file_whose_first_line_is_longer_than_the_beginning_is_fetched(server, tmp_path, caplog):
+    caplog.set_level("INFO")
+    long_row = json.dumps({"text": "word " * 1000}).encode() + b"\n"
+    server.files["/law.jsonl"] = (long_row * 5, '"1"')
+    (found,) = sample([f"{server.address}/law.jsonl"], tmp_path)
+    assert (found.num_rows, found.is_counted, len(found.records)) == (5, True, 5)
+    assert "the first line of http://" in caplog.text
+
+
 def test_small_files_and_other_formats_are_fetched_and_counted(server, tmp_path, caplog):
     caplog.set_level("INFO")
     server.files["/law.csv"] = (b"text\n" + b"a row\n" * 1000, '"1"')

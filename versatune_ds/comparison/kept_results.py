@@ -106,7 +106,8 @@ def evaluation_settings(plan: ComparisonPlan) -> dict[str, Any]:
 
 def split_of(plan: ComparisonPlan) -> str:
     """Return `test`, or `valid` where the data have no test rows."""
-    return "test" if has_test_rows(load_config(plan.recipe, texts(plan.set)).data) else "valid"
+    data = load_config(plan.recipe, texts(plan.set)).data
+    return "test" if has_test_rows(data, cache_dir=data.cache_dir or plan.output_dir / ".cache") else "valid"
 
 
 def are_same(kept: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -170,7 +171,7 @@ def _digest_of_data(data: str, cache_dir: Path) -> str:
     """Return a digest of the local files of every domain and split; those of the Hub are named by the recipe."""
     config = DataConfig.model_validate_json(data)
     splits = {"data": domain_files(config, cache_dir=cache_dir)}
-    if has_test_rows(config):
+    if has_test_rows(config, cache_dir=cache_dir):
         splits["test"] = test_files(config, cache_dir=cache_dir)
     digests, lines = SourceDigests(cache_dir), []
     for split, domains in splits.items():

@@ -16,6 +16,7 @@ from versatune_ds.exit_codes import REQUEUE_EXIT_CODE
 from versatune_ds.monitor.decision_views import decision_metrics
 from versatune_ds.monitor.run_id import kept_id
 from versatune_ds.monitor.section_names import HIDDEN_SECTIONS, by_section
+from versatune_ds.monitor.uploads import uploaded_config
 from versatune_ds.run_folder.names import SWANLAB_FOLDER, SWANLAB_ID_FILE
 
 
@@ -50,7 +51,7 @@ class Swanlab:
             tags=list(settings.tags),
             mode=settings.mode,
             log_dir=str(config.run_dir / SWANLAB_FOLDER),
-            config=config.model_dump(mode="json"),
+            config=uploaded_config(config),
             # A question on the terminal would stop the run; the live view's control codes are no log.
             settings=swanlab.Settings(interactive=False, terminal={"proxy_type": "none"}),
             **identity,

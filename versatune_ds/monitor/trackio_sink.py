@@ -17,6 +17,7 @@ from typing import Any
 from versatune_ds.config import RunConfig
 from versatune_ds.monitor.decision_views import decision_metrics
 from versatune_ds.monitor.section_names import by_section, is_hidden
+from versatune_ds.monitor.uploads import uploaded_config
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Trackio:
             group=settings.group,
             space_id=settings.space if settings.mode == "space" else None,
             private=settings.private,
-            config=config.model_dump(mode="json"),
+            config=uploaded_config(config),
             resume="never" if resumed_step < 0 else "allow",
             embed=False,
         )

@@ -35,6 +35,7 @@ from versatune_ds.monitor.decision_views import (
 )
 from versatune_ds.monitor.run_id import kept_id
 from versatune_ds.monitor.section_names import DOMAIN_PREFIX, HIDDEN_SECTIONS, by_section
+from versatune_ds.monitor.uploads import uploaded_config, uploaded_text
 from versatune_ds.run_folder.json_lines import json_lines
 from versatune_ds.run_folder.names import (
     CONFIG_FILE,
@@ -121,7 +122,7 @@ class Wandb:
         record = wandb.Artifact(f"{self._config.run.name}-record", type="record")
         for name in _KEPT_FILES:
             if (run_dir / name).is_file():
-                record.add_file(str(run_dir / name))
+                _add_file(record, run_dir / name)
         self._run.log_artifact(record)
         if kept == "model" and self._export_model is not None:
             model = wandb.Artifact(f"{self._config.run.name}-model", type="model")
@@ -131,6 +132,16 @@ class Wandb:
                 logger.warning("the model was not uploaded to W&B: %s", error)
                 return
             self._run.log_artifact(model)
+
+
+def _add_file(artifact: Any, path: Path) -> None:
+    """Add a text file to an artifact, without the secrets of addresses in it."""
+    text = uploaded_text(path)
+    if text is None:
+        artifact.add_file(str(path))
+        return
+    with artifact.new_file(path.name, encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def start_run(config: RunConfig, *, run_id: str) -> Any:
@@ -169,7 +180,7 @@ def _init(config: RunConfig, *, run_id: str, mode: str) -> Any:
         tags=settings.tags,
         mode=mode,
         dir=str(config.run_dir),
-        config=config.model_dump(mode="json"),
+        config=uploaded_config(config),
         settings=wandb.Settings(
             console="off",  # would upload the control codes of the live view
             silent=True,

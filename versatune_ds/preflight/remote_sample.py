@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from versatune_ds.data.remote.addresses import shown
+from versatune_ds.data.remote.addresses import redacted
 from versatune_ds.data.remote.cache import RemoteSource, fetch_files, read_beginning, remote_files
 from versatune_ds.data.remote.fetch import is_cached
 from versatune_ds.data.remote.remote_file import RemoteFile
@@ -34,16 +34,15 @@ def sample_sources(sources: Sequence[Source], *, key: str, cache_dir: Path, num_
     Raises:
         ValueError: If a source does not exist or cannot be read.
     """
-    remote = [RemoteSource(address=text, key=key, cache_dir=cache_dir) for text in filter(is_address, sources)]
-    beginnings = {source.address: _read_in_part(source) for source in remote}
-    fetched = [source for source in sources if not beginnings.get(source if isinstance(source, str) else "")]
+    remote = {text: RemoteSource(address=text, key=key, cache_dir=cache_dir) for text in filter(is_address, sources)}
+    in_part = {text: source for text, source in remote.items() if _read_in_part(source)}
+    fetched = [source for source in sources if not (isinstance(source, str) and source in in_part)]
     paths = find_files(fetched, key=key, cache_dir=cache_dir)
-    num_files = len(paths) + sum(len(remote_files(source)) for source in remote if beginnings[source.address])
+    num_files = len(paths) + sum(len(remote_files(source)) for source in in_part.values())
     num_records = max(num_records // max(num_files, 1), 4)
     samples = [sample_file(path, num_records=num_records) for path in paths]
-    for source in remote:
-        if beginnings[source.address]:
-            samples += _sample_in_part(source, num_records=num_records)
+    for source in in_part.values():
+        samples += _sample_in_part(source, num_records=num_records)
     return tuple(samples)
 
 
@@ -63,7 +62,7 @@ def _sample_in_part(source: RemoteSource, *, num_records: int) -> list[FileSampl
     files = remote_files(source)
     large = [file for file in files if _is_large(file, source=source)]
     text = "%s: %s: %d of %d files are over %d MiB; of these only the beginning is read"
-    _logger.info(text, source.key, shown(source.address), len(large), len(files), BEGINNING_BYTES >> 20)
+    _logger.info(text, source.key, redacted(source.address), len(large), len(files), BEGINNING_BYTES >> 20)
     paths = fetch_files(source, [file for file in files if file not in large])
     samples = [_sample_beginning(file, source=source, num_records=num_records) for file in large]
     return [*samples, *(sample_file(path, num_records=num_records) for path in paths)]
@@ -73,6 +72,10 @@ def _sample_beginning(file: RemoteFile, *, source: RemoteSource, num_records: in
     """Return records of a file's beginning, and its rows as an estimate by size."""
     beginning = read_beginning(file, source=source, num_bytes=BEGINNING_BYTES)
     complete_lines = beginning[: beginning.rfind(b"\n") + 1]
+    if not complete_lines:
+        text = "%s: the first line of %s is over %d MiB; the file is fetched"
+        _logger.info(text, source.key, redacted(file.address), BEGINNING_BYTES >> 20)
+        return sample_file(fetch_files(source, [file])[0], num_records=num_records)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / file.name
         path.write_bytes(complete_lines)

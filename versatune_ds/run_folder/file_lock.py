@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,8 @@ from versatune_ds.log import warn_once
 from versatune_ds.run_folder.owner import Owner, this_process
 
 _logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
 
 
 def try_lock(stream: BinaryIO) -> bool:
@@ -34,8 +37,8 @@ def try_lock(stream: BinaryIO) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str) -> Iterator[bool]:
-    """Hold an exclusive lock on a file within a block, waiting for it where need be, and yield whether it is locked.
+def locked(path: Path, *, what: str, while_waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold an exclusive lock on a file within a block, waiting for it where need be; yield whether it is locked.
 
     Where the file system has no locks, that is logged and the block runs all the same: two processes at once then do
     the same work.
@@ -43,6 +46,8 @@ def locked(path: Path, *, what: str) -> Iterator[bool]:
     Args:
         path: The lock file; while it is locked it contains who locked it.
         what: What the block uses alone, for the message to those that wait: `the sequences drawn from this model`.
+        while_waiting: Called several times a second while waiting; what it raises ends the wait. For threads, which
+            Ctrl-C does not interrupt.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as stream:  # or what a full disk refused would be written again at the end
@@ -50,7 +55,7 @@ def locked(path: Path, *, what: str) -> Iterator[bool]:
         try:
             if not try_lock(stream):
                 _logger.info("waiting for %s, in use by %s (%s)", what, _owner_in(stream), path)
-                fcntl.lockf(stream, fcntl.LOCK_EX)
+                _wait(stream, while_waiting=while_waiting)
             is_locked = True
         except OSError as error:
             warn_once(f"{path.parent}: no file can be locked there ({error}); a second process would do the same work")
@@ -61,6 +66,16 @@ def locked(path: Path, *, what: str) -> Iterator[bool]:
         finally:
             if is_locked:
                 _write_owner(stream, "")  # before unlocking, or it would delete the next one's
+
+
+def _wait(stream: BinaryIO, *, while_waiting: Callable[[], None] | None) -> None:
+    """Lock an open file once the process that has locked it lets it go."""
+    if while_waiting is None:
+        fcntl.lockf(stream, fcntl.LOCK_EX)
+        return
+    while not try_lock(stream):
+        while_waiting()
+        time.sleep(_POLL_SECONDS)
 
 
 def _owner_in(stream: BinaryIO) -> str:

@@ -180,7 +180,7 @@ def _check_policy(start: StartCheckInput) -> None:
     """Check that a policy of the user's own can be imported, and that the target is a domain."""
     settings, data = start.config.mixture, start.config.data
     settings.check_for_rule(settings.rule)
-    names = None if _is_made_by_another_job(start) else domain_names(data)
+    names = None if _is_made_by_another_job(start) else domain_names(data, cache_dir=cache_folder(start.config))
     if settings.has_target and names is not None:
         target_id_of(settings, DomainSet(names))
 
@@ -189,7 +189,7 @@ def _check_judges(start: StartCheckInput) -> None:
     """Check that held-out losses are measured where a run is judged by them, and that their domain exists."""
     config = start.config
     for key, metric in judging_keys(config).items():
-        names = None if _is_made_by_another_job(start) else domain_names(config.data)
+        names = None if _is_made_by_another_job(start) else domain_names(config.data, cache_dir=cache_folder(config))
         check_judged(key, metric, domains=names, signal=config.mixture.signal)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 
 import pytest
 from file_server import file_server
 
-from versatune_ds.data.remote import cache, retries
+from versatune_ds.data.remote import cache, fetch, retries
 from versatune_ds.data.sources.find_files import find_files
 
 CONTENT = b"".join(b'{"text": "row %d"}\n' % i for i in range(20_000))
@@ -32,7 +33,8 @@ def find(server, tmp_path, path="/law.jsonl"):
 
 
 def complete_files(tmp_path):
-    return [path for path in (tmp_path / "remote").glob("*/*/*") if path.is_file()]
+    paths = (tmp_path / "remote").glob("*/*/*")
+    return [path for path in paths if path.is_file() and not path.parent.name.startswith(".")]
 
 
 def test_a_file_is_fetched_once_and_keeps_its_name(server, tmp_path):
@@ -42,17 +44,23 @@ def test_a_file_is_fetched_once_and_keeps_its_name(server, tmp_path):
     assert server.num_reads == {"/law.jsonl": 1}
 
 
-def test_a_changed_file_is_fetched_again_and_replaces_the_earlier_one(server, tmp_path):
+def test_a_changed_file_is_fetched_again_and_the_earlier_one_is_kept_while_it_may_be_in_use(server, tmp_path):
     (before,) = find(server, tmp_path)
     server.files["/law.jsonl"] = (CONTENT[::-1], '"two"')  # of the same size
     (path,) = find(server, tmp_path)
     assert path.read_bytes() == CONTENT[::-1]
-    assert not before.exists()
-    assert complete_files(tmp_path) == [path]
+    assert before.read_bytes() == CONTENT
+    long_ago = time.time() - (fetch.UNUSED_DAYS + 1) * 86_400
+    for version in (before, path):
+        os.utime(version.parent, (long_ago, long_ago))
+    assert find(server, tmp_path) == (path,)  # in use again
+    server.files["/law.jsonl"] = (CONTENT[:-1], '"three"')
+    (newest,) = find(server, tmp_path)
+    assert sorted(complete_files(tmp_path)) == sorted([path, newest])
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
-def test_a_connection_that_drops_half_way_is_continued_or_begun_anew(server, tmp_path, has_ranges, caplog):
+def test_a_connection_that_drops_half_way_is_resumed_or_restarted(server, tmp_path, has_ranges, caplog):
     server.has_ranges = has_ranges
     server.breaks_after = [len(CONTENT) // 2, 1000]
     (path,) = find(server, tmp_path)
@@ -204,6 +212,7 @@ def test_a_process_beside_the_first_of_its_node_takes_what_that_one_fetched(serv
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setitem(os.environ, name, value)
     assert find(server, tmp_path) == (path,)
+    monkeypatch.setitem(os.environ, "RANK", "0")
     monkeypatch.setitem(os.environ, "LOCAL_RANK", "0")
     assert find(server, tmp_path)[0].read_bytes() == CONTENT * 2
 

@@ -94,6 +94,9 @@ def test_a_saved_data_set_is_read_in_its_own_order_and_its_splits_are_refused(tm
     put(tmp_path / "saved", "memory://data/saved")
     fetched = find(tmp_path, "memory://data/saved")
     assert [path.read_bytes() for path in fetched] == [p.read_bytes() for p in find(tmp_path, str(tmp_path / "saved"))]
+    put(tmp_path / "saved", "memory://folder/train")
+    with pytest.raises(ValueError, match=r"data.folder: .*folder/train is one saved data set, not a folder of domains"):
+        domain_files(DataConfig(folder="memory://folder"), cache_dir=tmp_path)
     fsspec.filesystem("memory").pipe("memory://data/splits/dataset_dict.json", b"{}")
     with pytest.raises(ValueError, match="has several splits; give one, for example memory:///data/splits/train"):
         find(tmp_path, "memory://data/splits")
@@ -130,11 +133,20 @@ def test_only_a_changed_file_is_fetched_again(rows, tmp_path, store, caplog):
     before = find(tmp_path, "memory://data/rows/*.jsonl")
     store.pipe("memory://data/rows/b.jsonl", b"{}\n")
     after = find(tmp_path, "memory://data/rows/*.jsonl")
-    assert (before[0], before[1].exists(), after[1].read_bytes()) == (after[0], False, b"{}\n")
+    assert (before[0], after[1].read_bytes()) == (after[0], b"{}\n")
+    assert before[1] != after[1]
     lines = [line for line in caplog.messages if "fetched" in line]
     assert [line.partition(": 0.0 MiB")[0] for line in lines] == [
         f"{KEY}: fetched {what} of memory://data/rows/*.jsonl" for what in ("2 files", "1 file")
     ]
+
+
+def test_a_name_with_brackets_is_found_as_written_and_a_scheme_in_capitals_is_known(tmp_path, store):
+    store.pipe("memory://data/a[1].jsonl", b"{}\n")
+    store.pipe("memory://data/a1.jsonl", b"[]\n")
+    assert [path.read_bytes() for path in find(tmp_path, "memory://data/a[1].jsonl")] == [b"{}\n"]
+    assert [path.read_bytes() for path in find(tmp_path, "memory://data/a[0-9].jsonl")] == [b"[]\n"]
+    assert [path.read_bytes() for path in find(tmp_path, "MEMORY://data/a1.jsonl")] == [b"[]\n"]
 
 
 def test_a_file_listed_twice_is_refused(rows, tmp_path):
@@ -147,7 +159,7 @@ def test_files_are_checked_without_fetching_them(rows, tmp_path):
     data = DataConfig(domains={"law": "memory://data/rows", "code": "memory://data/gone.jsonl"})
     with pytest.raises(ValueError, match=r"^data.domains.code.train: no such file or folder: memory://data/gone.jsonl"):
         check_data_files(data, cache_dir=folder)
-    assert list(folder.glob("remote/*/")) == [path for path in folder.glob("remote/*") if path.is_dir()] == []
+    assert not any(path.is_dir() for path in folder.glob("remote/*"))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +299,7 @@ def test_wherever_answers_break_off_a_file_is_complete_or_absent(tmp_path_factor
     try:
         path = fetch.fetch(store.file, store=store, folder=folder, work=work)
     except RemoteUnreachableError:
-        assert [path for path in folder.rglob("*") if path.is_file()] == []
+        assert not [path for path in folder.glob("*/*/*") if not path.parent.name.startswith(".")]
         assert not fetch.is_cached(store.file, folder=folder)
     else:
         assert path.read_bytes() == content
@@ -323,6 +335,20 @@ def test_the_list_of_a_folder_is_recorded_for_a_start_without_a_network(rows, tm
     monkeypatch.setattr(stores.FsspecStore, "info", lambda self, address: _raise(RemoteUnreachableError("no route")))
     assert find(tmp_path, "memory://data/rows") == fetched
     assert "memory://data/rows cannot be reached (no route), so whether it changed is not known" in caplog.text
+
+
+def test_a_folder_without_held_out_files_starts_without_a_network_too(tmp_path, store, monkeypatch):
+    store.pipe("memory://data/train/law.jsonl", b"{}\n")
+    data = DataConfig(folder="memory://data")
+    online = domain_files(data, cache_dir=tmp_path)
+    find_files(online["law"].train, key="data.folder", cache_dir=tmp_path)
+    assert not has_test_rows(data, cache_dir=tmp_path)
+    cache.forget_checks()
+    monkeypatch.setattr(stores.FsspecStore, "info", lambda self, address: _raise(RemoteUnreachableError("no route")))
+    assert domain_names(data, cache_dir=tmp_path) == ("law",)
+    assert domain_files(data, cache_dir=tmp_path) == online
+    assert not has_test_rows(data, cache_dir=tmp_path)
+    assert domain_names(data) is None  # nothing is known without a cache
 
 
 def _raise(error):

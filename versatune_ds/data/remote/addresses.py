@@ -1,15 +1,17 @@
-"""Say what an address of a data file may be: its schemes, what each needs installed, and which credentials it uses."""
+"""Define the schemes of addresses of data files: what each needs installed, and which credentials it uses."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from versatune_ds.domains import nearest_name
 
 _MAX_NAME_BYTES = 200
+_HTTP_PASSWORD = re.compile(r"(https?://)[^/\s@'\"]*@", re.IGNORECASE)
+_HTTP_QUERY = re.compile(r"(https?://[^\s'\"<>?#]*)[?#][^\s'\"<>]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,11 @@ def scheme_of(address: str) -> str:
     return address.partition("://")[0].lower()
 
 
+def with_lower_scheme(address: str) -> str:
+    """Return an address with its scheme in lower case, as fsspec expects it."""
+    return "://".join((scheme_of(address), address.partition("://")[2]))
+
+
 def store_of(address: str) -> str:
     """Return what answers for an address: its scheme, and the server or bucket."""
     return "://".join((scheme_of(address), address.partition("://")[2].partition("/")[0]))
@@ -65,20 +72,37 @@ def check_address(address: str, *, key: str) -> Scheme:
     if name == "file":
         raise ValueError(f"{key}: {address}: write a file of this machine as a path, without file://")
     if name not in SCHEMES:
-        raise ValueError(f"{key}: {shown(address)}: unknown scheme; {nearest_name(name, SCHEMES)}")
+        raise ValueError(f"{key}: {redacted(address)}: unknown scheme; {nearest_name(name, SCHEMES)}")
     if "@" in urlsplit(address).netloc and name in ("http", "https"):
         raise ValueError(
-            f"{key}: {shown(address)}: a password in an address would be written into the run's files; leave it out"
+            f"{key}: {redacted(address)}: a password in an address would be written into the run's files; leave it out"
         )
     return SCHEMES[name]
 
 
-def shown(address: str) -> str:
+def redacted(address: str) -> str:
     """Return an address for messages: of http, without a query or a password, which may be secret."""
     if scheme_of(address) not in ("http", "https"):
         return address
     parts = urlsplit(address)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text, such as a message or a recipe, with the addresses of http in it redacted."""
+    return _HTTP_QUERY.sub(r"\1", _HTTP_PASSWORD.sub(r"\1", text))
+
+
+def quoted(address: str) -> str:
+    """Return an address of http with spaces and other characters that may not be in a request percent-encoded.
+
+    Raises:
+        UnicodeError: If the server's name cannot be encoded.
+    """
+    parts = urlsplit(address)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (quote(part, safe="/%:@!$&'()*+,;=~[]?") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def file_name(address: str) -> str:

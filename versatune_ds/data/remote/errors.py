@@ -1,17 +1,30 @@
-"""Tell apart why a remote file cannot be read: it is missing, access is denied, or the other side cannot be reached.
+"""Classify why a remote file cannot be read: it is missing, access is denied, or the server cannot be reached.
 
-Every library raises errors of its own; here they become one of three.
+Every library raises errors of its own; here they become one of three. Errors of our own code stay what they are: they
+are neither retried nor taken for a missing network.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+from http.client import HTTPException
 
+from versatune_ds.data.remote.addresses import without_secrets
 from versatune_ds.log import first_line
 
 _MISSING_STATUS = (404, 410)
 _DENIED_STATUS = (401, 403)
+_LIBRARIES = frozenset(
+    (
+        *("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google"),
+        *("httpcore", "httpx", "huggingface_hub", "requests", "s3fs", "urllib3"),
+    )
+)
+"""Libraries, beside Python's own for HTTP, whose errors are those of a store."""
+_QUERY = re.compile(r"(?<=[^\s?])\?[^\s'\"<>?][^\s'\"<>]*")
+"""The query of an address or of a path without its server, which libraries print too."""
 
 
 class RemoteError(Exception):
@@ -30,7 +43,7 @@ class RemoteDeniedError(RemoteError):
 
 
 class RemoteUnreachableError(RemoteError):
-    """The other side does not answer, or its answer broke off: it may work again later, or there is no network."""
+    """The server does not answer, or its answer broke off: it may work again later, or there is no network."""
 
 
 class RemoteChangedError(RemoteError):
@@ -39,22 +52,28 @@ class RemoteChangedError(RemoteError):
 
 @contextlib.contextmanager
 def remote_errors() -> Iterator[None]:
-    """Turn whatever a library raises within a block into one of the errors above."""
+    """Turn what a library or the network raises within a block into one of the errors above."""
     try:
         yield
     except RemoteError:
         raise
     except Exception as error:  # botocore, gcsfs, huggingface_hub, urllib and the network raise different ones
-        raise _kind_of(error)(_reason(error)) from error
+        kind = _kind_of(error)
+        if kind is None:
+            raise
+        raise kind(_reason(error)) from error
 
 
-def _kind_of(error: Exception) -> type[RemoteError]:
+def _kind_of(error: Exception) -> type[RemoteError] | None:
+    """Return the class of an error; None for one that is no store's, such as a mistake in our own code."""
     status = status_of(error)
     if isinstance(error, FileNotFoundError) or status in _MISSING_STATUS:
         return RemoteMissingError
     if isinstance(error, PermissionError) or status in _DENIED_STATUS or "Credentials" in type(error).__name__:
         return RemoteDeniedError
-    return RemoteUnreachableError
+    is_of_library = type(error).__module__.partition(".")[0] in _LIBRARIES
+    is_known = status is not None or is_of_library or isinstance(error, (OSError, HTTPException))
+    return RemoteUnreachableError if is_known else None
 
 
 def _reason(error: Exception) -> str:
@@ -63,6 +82,7 @@ def _reason(error: Exception) -> str:
         error, "reason", None
     )  # of urllib: "<urlopen error [Errno 111] Connection refused>" without its frame
     text = " ".join(str(cause if status is None and cause else first_line(error)).split())
+    text = _QUERY.sub("", without_secrets(text))
     return text if status is None or str(status) in text else f"{status} {text}"
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from versatune_ds.data.remote.addresses import check_address, shown
+from versatune_ds.data.remote.addresses import check_address, redacted
 from versatune_ds.data.remote.errors import RemoteMissingError
 from versatune_ds.data.remote.remote_file import RemoteFile
 from versatune_ds.data.remote.stores import Store
@@ -23,8 +23,14 @@ from versatune_ds.text_table import listed
 _MAX_NAMES = 3
 
 
-def list_files(address: str, *, store: Store, key: str) -> list[RemoteFile]:
+def list_files(address: str, *, store: Store, key: str, is_split: bool = False) -> list[RemoteFile]:
     """Return the data files of an address, in the order in which they would be read from disk.
+
+    Args:
+        address: A file, a folder, or a pattern; a file or folder that has exactly this name is no pattern.
+        store: Where it is.
+        key: Dotted key of the recipe, for messages.
+        is_split: Whether it is a folder of domains, and so no saved data set.
 
     Raises:
         RemoteError: If it does not exist, or cannot be listed.
@@ -33,18 +39,30 @@ def list_files(address: str, *, store: Store, key: str) -> list[RemoteFile]:
     pattern = address.partition("://")[2]
     if not check_address(address, key=key).can_list:
         if "*" in pattern.partition("?")[0]:
-            raise ValueError(f"{key}: {shown(address)}: files of a web server cannot be listed; list every file")
+            raise ValueError(f"{key}: {redacted(address)}: files of a web server cannot be listed; list every file")
         return [_readable(store.info(address), key=key)]
-    if glob.has_magic(pattern):
+    entry = _named_exactly(address, store=store) if glob.has_magic(pattern) else store.info(address)
+    if entry is None:
         return _files_of_pattern(address, store=store, key=key)
-    entry = store.info(address)
-    return _files_of_folder(entry, store=store, key=key) if entry.is_folder else [_readable(entry, key=key)]
+    if not entry.is_folder:
+        return [_readable(entry, key=key)]
+    return _files_of_folder(entry, store=store, key=key, is_split=is_split)
+
+
+def _named_exactly(address: str, *, store: Store) -> RemoteFile | None:
+    """Return the file or folder whose name has the `[` of a pattern, such as `a[1].jsonl`; None if there is none."""
+    if "*" in address:
+        return None
+    try:
+        return store.info(address)
+    except RemoteMissingError:
+        return None
 
 
 def _readable(file: RemoteFile, *, key: str) -> RemoteFile:
     if _format_of(file) is None:
         raise ValueError(
-            f"{key}: {shown(file.address)}: unknown format; expected an address that ends in one of "
+            f"{key}: {redacted(file.address)}: unknown format; expected an address that ends in one of "
             f"{', '.join(SUFFIXES)}, the text formats also with .gz or .zst"
         )
     return file
@@ -73,13 +91,17 @@ def _files_of_pattern(pattern: str, *, store: Store, key: str) -> list[RemoteFil
     return [_readable(file, key=key) for file in files]
 
 
-def _files_of_folder(folder: RemoteFile, *, store: Store, key: str) -> list[RemoteFile]:
+def _files_of_folder(folder: RemoteFile, *, store: Store, key: str, is_split: bool) -> list[RemoteFile]:
     files = [file for file in store.below(folder.address) if not _is_hidden(file, below=folder.path)]
     files.sort(key=lambda file: file.path)
     by_name = {str(file.path.relative_to(folder.path)): file for file in files}
     if "dataset_dict.json" in by_name:
         raise ValueError(f"{key}: {folder.address} has several splits; give one, for example {folder.address}/train")
     if {"state.json", "dataset_info.json"} <= by_name.keys():
+        if is_split:
+            raise ValueError(
+                f"{key}: {folder.address} is one saved data set, not a folder of domains; name it in data.domains"
+            )
         return _files_of_saved_dataset(by_name, store=store)
     descriptions = _descriptions(files, below=folder.path)
     data = [file for file in files if _format_of(file) and file not in descriptions]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from versatune_ds.data.remote.addresses import SCHEMES, scheme_of, shown
+from versatune_ds.data.remote.addresses import SCHEMES, redacted, scheme_of, with_lower_scheme
 from versatune_ds.data.remote.errors import (
     RemoteDeniedError,
     RemoteError,
     RemoteMissingError,
     RemoteUnreachableError,
 )
-from versatune_ds.data.remote.fetch import digits_of
+from versatune_ds.data.remote.fetch import short_digest
 from versatune_ds.data.remote.remote_file import RemoteFile
 from versatune_ds.data.sources.missing_data import MissingDataError
 from versatune_ds.run_folder.atomic import write_json
@@ -30,6 +30,11 @@ class RemoteSource:
     """Dotted key of the recipe, with which every message begins."""
     cache_dir: Path | None
     """None where its files are only listed, and the list is not recorded."""
+    is_split: bool = False
+    """Whether it is a split of `data.folder`, which may be missing: then it has no files, and that is recorded too."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", with_lower_scheme(self.address))
 
     @property
     def folder(self) -> Path:
@@ -40,7 +45,7 @@ class RemoteSource:
     @property
     def record(self) -> Path:
         """Return the file that records what the source's files were."""
-        return self.folder / f"{digits_of(self.address)}.json"
+        return self.folder / f"{short_digest(self.address)}.json"
 
 
 def read_record(source: RemoteSource) -> tuple[RemoteFile, ...] | None:
@@ -52,28 +57,38 @@ def read_record(source: RemoteSource) -> tuple[RemoteFile, ...] | None:
         files = tuple(RemoteFile(**entry) for entry in entries)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    if not files and not source.is_split:
+        return None
     is_one = scheme_of(source.address) in ("http", "https")
     return (dataclasses.replace(files[0], address=source.address),) if is_one and files else files
+
+
+def is_recorded_since(seconds: float, *, source: RemoteSource) -> bool:
+    """Return whether a source's files were recorded after a time (seconds since 1970)."""
+    try:
+        return source.cache_dir is not None and source.record.stat().st_mtime >= seconds
+    except OSError:
+        return False
 
 
 def write_record(files: Sequence[RemoteFile], *, source: RemoteSource) -> None:
     """Record a source's files; addresses of http without a query, which may be secret."""
     if source.cache_dir is None:
         return
-    entries = [{**dataclasses.asdict(file), "address": shown(file.address)} for file in files]
+    entries = [{**dataclasses.asdict(file), "address": redacted(file.address)} for file in files]
     source.folder.mkdir(parents=True, exist_ok=True)
-    write_json(source.record, {"address": shown(source.address), "files": entries})
+    write_json(source.record, {"address": redacted(source.address), "files": entries})
 
 
 def user_error(error: RemoteError, *, source: RemoteSource) -> ValueError:
     """Return a user's error: what is wrong at which address, and what to do."""
-    place = error.address or shown(source.address)
+    address = error.address or redacted(source.address)
     if isinstance(error, RemoteMissingError):
         hint = "; a private one is found with a token only" if scheme_of(source.address) == "hf" else ""
-        return MissingDataError(f"{source.key}: no such file or folder: {place}; correct the address{hint}")
+        return MissingDataError(f"{source.key}: no such file or folder: {address}; correct the address{hint}")
     if isinstance(error, RemoteDeniedError):
         todo = SCHEMES[scheme_of(source.address)].credentials
-        return ValueError(f"{source.key}: {place}: access denied ({error}); {todo}")
+        return ValueError(f"{source.key}: {address}: access denied ({error}); {todo}")
     if isinstance(error, RemoteUnreachableError):
-        return ValueError(f"{source.key}: {place} cannot be read ({error}); check the network, then start again")
-    return ValueError(f"{source.key}: {place}: {error}; download it, and give the path of the file")
+        return ValueError(f"{source.key}: {address} cannot be read ({error}); check the network, then start again")
+    return ValueError(f"{source.key}: {address}: {error}; download it, and give the path of the file")

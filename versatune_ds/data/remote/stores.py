@@ -20,7 +20,7 @@ from versatune_ds.data.remote.http_store import HttpStore
 from versatune_ds.data.remote.remote_file import RemoteFile
 
 BLOCK_BYTES = 8 << 20
-"""Bytes of one request; a broken one is repeated alone."""
+"""Bytes of one request; one that fails is repeated alone."""
 
 _CONTENT_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "xet_hash", "blob_id")
 """Fields that change with the content, the first one present is used; `info` and listings of a store share them."""
@@ -68,7 +68,7 @@ class FsspecStore:
     scheme: str
 
     def info(self, address: str) -> RemoteFile:
-        """Return what is at an address, asked for anew."""
+        """Return what is at an address, uncached."""
         with remote_errors():
             self.filesystem.invalidate_cache()
             return self._file(self.filesystem.info(address))

@@ -51,15 +51,21 @@ def domain_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]
     return _files_by_domain(data.folder, cache_dir=cache_dir)
 
 
-def domain_names(data: DataConfig) -> tuple[str, ...] | None:
-    """Return the names of the domains, in order, without reading a data file; None if a folder is missing."""
+def domain_names(data: DataConfig, *, cache_dir: Path | None = None) -> tuple[str, ...] | None:
+    """Return the names of the domains, in order, without reading a data file; None if a folder is missing.
+
+    Args:
+        data: The recipe's data section.
+        cache_dir: Where the list of a remote folder is recorded, for a start without a network; `data.cache_dir` by
+            default.
+    """
     if data.domains is not None:
         return tuple(data.domains)
     if data.folder is None:
         return DOMAIN_NAMES
     try:
         with silence():
-            return tuple(_files_by_domain(data.folder, cache_dir=data.cache_dir))
+            return tuple(_files_by_domain(data.folder, cache_dir=cache_dir or data.cache_dir))
     except ValueError:  # `check_data_files` reports it
         return None
 
@@ -180,11 +186,16 @@ def test_files(data: DataConfig, *, cache_dir: Path) -> dict[str, DomainFiles]:
     return {name: DomainFiles(train=(path,), valid=()) for name, path in paths.items()}
 
 
-def has_test_rows(data: DataConfig) -> bool:
-    """Return whether there are test rows: in the built-in corpus, or in a folder with data files in `test/`."""
+def has_test_rows(data: DataConfig, *, cache_dir: Path | None = None) -> bool:
+    """Return whether there are test rows: in the built-in corpus, or in a folder with data files in `test/`.
+
+    Args:
+        data: The recipe's data section.
+        cache_dir: As for `domain_names`.
+    """
     if data.folder is None:
         return data.synthetic is not None
-    return bool(_paths_of_split(data.folder, "test", cache_dir=data.cache_dir))
+    return bool(_paths_of_split(data.folder, "test", cache_dir=cache_dir or data.cache_dir))
 
 
 def _paths_by_domain(folder: Path) -> dict[str, Path]:
