@@ -68,7 +68,7 @@ def known_domains(config: RunConfig) -> tuple[str, ...] | None:
     """Return the domains of a recipe's data, None where its folder is missing."""
     from versatune_ds.data.sources.domain_files import domain_names  # it imports datasets; a file's keys need none
 
-    return domain_names(config.data, cache_dir=config.data.cache_dir or config.run.output_dir / ".cache")
+    return domain_names(config.data, cache_dir=config.cache_dir)
 
 
 def config_of_cell(plan: ComparisonPlan, cell: Cell, *, start: Sequence[str] = ()) -> RunConfig:

@@ -194,6 +194,11 @@ class RunConfig(Section):
         return self.run.output_dir / self.run.name
 
     @property
+    def cache_dir(self) -> Path:
+        """Return the folder of prepared shards, trained tokenizers and fetched files."""
+        return self.data.cache_dir or self.run.output_dir / ".cache"
+
+    @property
     def rows_evaluated_at_once(self) -> int:
         """Return the rows that one process evaluates at a time: those of validation, else of training."""
         return self.validation.rows_per_micro_batch or self.train.rows_per_micro_batch

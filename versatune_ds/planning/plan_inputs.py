@@ -19,7 +19,6 @@ from versatune_ds.mixture.planning.predictor import PlanTask
 from versatune_ds.mixture.planning.transfer_table import TransferTable
 from versatune_ds.mixture.policies.simplex import equal_weights, normalise
 from versatune_ds.mixture.settings import floor_and_cap, prior_weights
-from versatune_ds.training.prepared_data import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def check_table(config: RunConfig, table: TransferTable, *, path: Path) -> None:
     Raises:
         ValueError: If the domains differ; one line.
     """
-    names = domain_names(config.data, cache_dir=cache_folder(config))
+    names = domain_names(config.data, cache_dir=config.cache_dir)
     if names is not None and set(names) != set(table.domain_set):
         raise ValueError(
             f"{path}: its domains are {', '.join(table.domain_set)}, the recipe's {', '.join(names)}; run versatune "

@@ -134,7 +134,7 @@ def prepare_recipe(config: RunConfig) -> PreparedData:
 
 def cache_folder(config: RunConfig) -> Path:
     """Return the folder of prepared shards and trained tokenizers."""
-    return config.data.cache_dir or config.run.output_dir / ".cache"
+    return config.cache_dir
 
 
 def load_or_train_tokenizer(config: RunConfig) -> Any:

@@ -120,6 +120,7 @@ def test_bytes_that_are_stored_already_need_no_room(server, tmp_path, monkeypatc
 def test_an_error_of_one_file_ends_the_others_that_are_on_their_way(server, tmp_path, monkeypatch):
     def fetch_one(file, *, work, **_):
         if file.name == "b.jsonl":
+            time.sleep(0.2)  # the caller is waiting by then
             raise RemoteDeniedError("403")
         end = time.monotonic() + 20
         while not work.is_cancelled and time.monotonic() < end:

@@ -32,7 +32,6 @@ from versatune_ds.data.remote.remote_file import RemoteFile
 from versatune_ds.data.remote.retries import PAUSES_SECONDS, with_retries
 from versatune_ds.data.remote.source import RemoteSource, is_recorded_since, read_record, user_error, write_record
 from versatune_ds.data.remote.stores import Store, open_store
-from versatune_ds.distributed.world import discover_world
 from versatune_ds.log import warn_once
 from versatune_ds.progress import ByteWork, shown_while
 
@@ -62,6 +61,10 @@ def remote_files(source: RemoteSource) -> tuple[RemoteFile, ...]:
     Raises:
         ValueError: If it does not exist, is not allowed, or cannot be listed and was not recorded.
     """
+    from versatune_ds.distributed.world import (
+        discover_world,
+    )  # its room loads torch, which a local folder does not need
+
     place = (source.cache_dir, source.address)
     checked, files = _checked.get(place, (-math.inf, ()))
     world = discover_world(os.environ)
