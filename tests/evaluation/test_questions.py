@@ -66,7 +66,7 @@ class Parrot:
     """Stand-in for a model: answers known prompts with given tokens, then padding."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(_attn_implementation="sdpa")
+    config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=lambda decoder: SimpleNamespace())
 
     def __init__(self, known):
         self.known = known

@@ -1,15 +1,19 @@
 """A mixture of experts trains with its router loss, as in transformers; reported losses exclude it."""
 
 import deepspeed
+import numpy as np
 import pytest
 import torch
+from chat_data import tiny_tokenizer
 from one_batch import micro_batch
 from ranks import run_ranks
 from tiny_models import A, B, C, build_arguments, make_model, pack
 
-from versatune_ds.config import LoraConfig, TrainConfig
+from versatune_ds.config import LoraConfig, ModelConfig, TrainConfig
 from versatune_ds.engine.ds_settings import deepspeed_config
 from versatune_ds.engine.engine import Engine, share_process_group
+from versatune_ds.engine.sharded_model import load_model
+from versatune_ds.evaluation.questions import Question, answer_greedily
 from versatune_ds.model.build import build_causal_lm
 from versatune_ds.model.domain_model import DomainModel, model_inputs
 from versatune_ds.model.model_check import check_losses_are_the_models
@@ -149,3 +153,26 @@ def test_a_step_uses_the_mean_router_loss_over_ranks_and_micro_steps(stage, worl
 def test_the_router_loss_also_trains_adapters_of_a_frozen_model():
     model = DomainModel(build(lora=LoraConfig(rank=2, target_modules=("q_proj",))), num_domains=1).train()
     assert gradients(model(**pack([A])).router_loss, model)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_model_with_a_router_loss_writes_what_it_writes_without(model_type):
+    questions = [Question(domain_id=0, prompt_ids=np.array(ids), answer_ids=np.full(4, 9)) for ids in (A, B)]
+
+    def written(causal_lm):
+        return answer_greedily(causal_lm.eval(), questions, tokenizer=tiny_tokenizer())
+
+    causal_lm = build(model_type)
+    assert written(causal_lm) == written(build(model_type, output_router_logits=False))
+    assert causal_lm.config.output_router_logits is True  # training continues with it
+
+
+def test_a_model_with_a_router_loss_is_loaded_without_it_where_it_is_not_trained(tmp_path):
+    build().save_pretrained(tmp_path)
+    vocab_size = build_arguments("mixtral")["vocab_size"]
+    train = TrainConfig(steps=1, rows_per_batch=1, precision="fp32")
+    loaded = load_model(
+        ModelConfig(name_or_path=str(tmp_path)), train=train, vocab_size=vocab_size,
+        device=torch.device("cpu"), is_sharded=False, wrap=lambda causal_lm: causal_lm,
+    )  # fmt: skip
+    assert loaded.generate(torch.tensor([A]), max_new_tokens=3, do_sample=False).shape[1] == len(A) + 3

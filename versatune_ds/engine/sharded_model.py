@@ -19,6 +19,7 @@ from versatune_ds.engine.ds_settings import read_deepspeed_json, zero_stage
 from versatune_ds.engine.engine import share_process_group
 from versatune_ds.engine.expert_leaves import mark_expert_layers
 from versatune_ds.model.build import build_causal_lm
+from versatune_ds.model.router_loss import omit_router_logits
 
 
 def sharded_config(train: TrainConfig) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def load_model(
     causal_lm = build_causal_lm(
         model, precision=train.precision, vocab_size=vocab_size, special_ids={}, zero3_config=ds_config
     )
+    omit_router_logits(causal_lm)
     if ds_config is None:
         return wrap(causal_lm.to(device)).eval()
     wrapped = wrap(causal_lm).eval()

@@ -35,6 +35,7 @@ from versatune_ds.evaluation.table import evaluation_table
 from versatune_ds.launch.process_pool import device_of
 from versatune_ds.launch.rank_pool import led_world
 from versatune_ds.launch.sharded_pool import check_sharded
+from versatune_ds.model.router_loss import omit_router_logits
 from versatune_ds.run_folder.atomic import write_json
 from versatune_ds.run_folder.names import EVALUATION_FILE
 
@@ -192,6 +193,7 @@ def _evaluate(
     logger.info("running %s on %s", ", ".join(tasks.names), subject.name)
     causal_lm, tokenizer = load_subject(subject, request.config)
     causal_lm.to(device_of(World()))
+    omit_router_logits(causal_lm)
     return evaluation, run_tasks(causal_lm, tokenizer, tasks, batch_size=request.config.rows_evaluated_at_once)
 
 

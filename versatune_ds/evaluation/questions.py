@@ -19,6 +19,7 @@ from versatune_ds.data.encoding.tokenizer import special_ids_of
 from versatune_ds.data.order.permutation import domain_key, draw_indices
 from versatune_ds.evaluation.equal_batches import batches_of
 from versatune_ds.model.attention import dense_attention
+from versatune_ds.model.router_loss import without_router_logits
 from versatune_ds.progress import with_progress
 
 
@@ -128,7 +129,7 @@ def _generate(
     With `is_in_step` a rank that is done makes further passes until all are. Communication: then, one flag a token.
     """
     ids, mask = padded_left(prompts, pad_id=pad_id)
-    with dense_attention(causal_lm):
+    with dense_attention(causal_lm), without_router_logits(causal_lm):
         generated = causal_lm.generate(
             ids.to(causal_lm.device),
             attention_mask=mask.to(causal_lm.device),

@@ -14,9 +14,10 @@ Differences from transformers' Trainer: it sums L over the micro-steps of a step
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,3 +94,27 @@ def router_loss_of(causal_lm: Any) -> RouterLoss | None:
         num_experts=sizes.num_experts,
         num_experts_per_token=sizes.num_experts_per_token,
     )
+
+
+@contextlib.contextmanager
+def without_router_logits(causal_lm: Any) -> Iterator[None]:
+    """Let the model return no router logits inside the block, for generation; its config is restored afterwards."""
+    text = causal_lm.config.get_text_config(decoder=True)
+    has_logits = getattr(text, "output_router_logits", False)
+    omit_router_logits(causal_lm)
+    try:
+        yield
+    finally:
+        if has_logits:
+            text.output_router_logits = has_logits
+
+
+def omit_router_logits(causal_lm: Any) -> None:
+    """Let a model that is not trained return no router logits from now on.
+
+    With them transformers 5.24 computes a router loss in every forward pass, also where nothing is learned. From the
+    second token of a generation on it fails: the mask then covers all tokens, the logits those of this pass alone.
+    """
+    text = causal_lm.config.get_text_config(decoder=True)
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
