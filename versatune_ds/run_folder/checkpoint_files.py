@@ -235,7 +235,8 @@ def _crc32(path: Path) -> int:
 def _corrupt_files(folder: Path, files: Files | None, *, world: World | None) -> list[str]:
     """Return the files that are missing or differ, or what is wrong with the MANIFEST where it lists none.
 
-    With a world every rank reads its share (one all-reduce).
+    With a world of several ranks each reads its share (one all-reduce). One rank communicates with none, even where the
+    process has a group: rank 0 of `evaluate --sharded` exports a run while the others wait for work.
     """
     if files is None:
         return [_manifest_fault(folder)]
@@ -244,7 +245,7 @@ def _corrupt_files(folder: Path, files: Files | None, *, world: World | None) ->
     is_corrupt = np.zeros(len(names))
     for i in range(rank, len(names), world_size):
         is_corrupt[i] = not _is_as_listed(folder / names[i], *files[names[i]])
-    if world:
+    if world_size > 1:
         is_corrupt = sum_over_ranks(is_corrupt)
     return [names[i] for i in np.flatnonzero(is_corrupt)]
 
