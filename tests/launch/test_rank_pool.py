@@ -1,12 +1,21 @@
 """The ranks of a launcher as a pool that rank 0 leads, and how a command is started on several machines."""
 
+import gc
+import multiprocessing
+import os
+import sys
+import time
+import weakref
+
 import pytest
 from ranks import run_ranks
 
 from tests.helpers.command_line import command_of
-from versatune_ds.distributed import barrier
-from versatune_ds.launch.rank_pool import leading, led_world, serve
+from versatune_ds.distributed import World, barrier, free_port
+from versatune_ds.launch.rank_pool import leading, led_world, remove_at_exit, remove_folders, serve
 from versatune_ds.launch.sharded_pool import check_sharded, open_pool
+from versatune_ds.launch.start_sharded import run_sharded_rank
+from versatune_ds.run_folder.checkpoint_files import measure_files, newest_valid_checkpoint, write_manifest
 
 
 def place_of(world):
@@ -56,6 +65,87 @@ def test_in_sharded_evaluation_a_command_that_fails_between_rounds_lets_the_othe
             return str(error)
 
     assert run_ranks(work, world_size=2, folder=tmp_path) == ["--choices: no such file", None]
+
+
+def test_in_sharded_evaluation_rank_0_looks_for_a_checkpoint_while_the_others_wait_for_work(tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    (folder / "model.pt").write_bytes(b"weights")
+    write_manifest(folder, measure_files(folder, World()))
+
+    def command():
+        return newest_valid_checkpoint(tmp_path / "run", World()).name
+
+    results = tmp_path / "results"
+    results.mkdir()
+    found = run_ranks(lambda world: led(world, command), world_size=2, folder=results, timeout=30)
+    assert found == ["step_00000001", None]
+
+
+class Model:
+    """Stand-in for a model with hooks: it refers to itself."""
+
+    def __init__(self, world):
+        self.itself = self
+
+
+def refers_to_itself(model, item):
+    return model.itself is model
+
+
+def test_in_sharded_evaluation_rank_0_frees_a_model_before_the_next_one_is_loaded():
+    with leading(World()), open_pool(Model, num_processes=1, is_sharded=True) as pool:
+        assert list(pool.map(refers_to_itself, ["a"])) == [("a", True)]
+        model = weakref.ref(next(iter(pool._loaded.values())))
+        gc.disable()
+        try:
+            pool.__exit__(None)
+            assert model() is None
+        finally:
+            gc.enable()
+
+
+def test_temporary_folders_of_a_command_are_removed_where_its_process_ends_at_once(tmp_path):
+    (tmp_path / "trained").mkdir()
+    remove_at_exit(tmp_path / "trained")
+    remove_at_exit(tmp_path / "absent")
+    remove_folders()
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_on_rank_1(opened, item):
+    if opened[0].rank == 1:
+        raise ValueError("a model cannot be loaded")
+    time.sleep(60)  # as a rank that waits for the other on a GPU, where nothing ends the wait
+
+
+def test_in_sharded_evaluation_a_rank_that_fails_ends_all_with_one_line_and_no_temporary_folder(tmp_path):
+    (tmp_path / "trained").mkdir()
+    context, port = multiprocessing.get_context("fork"), free_port()
+
+    def command(world):
+        remove_at_exit(tmp_path / "trained")
+        with open_pool(place_of, num_processes=2, is_sharded=True) as pool:
+            return len(list(pool.map(fail_on_rank_1, [0, 1])))
+
+    def be_rank(rank):
+        sys.stderr = (tmp_path / f"{rank}.err").open("w", buffering=1)
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+        os._exit(run_sharded_rank(command, is_quiet=True))
+
+    ranks = [context.Process(target=be_rank, args=(rank,)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(40)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [2, 2]
+    lines = [(tmp_path / f"{rank}.err").read_text(encoding="utf-8") for rank in range(2)]
+    assert lines == ["", "versatune: rank 1: a model cannot be loaded\n"]
+    assert not (tmp_path / "trained").exists()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "detect"])

@@ -60,6 +60,19 @@ def test_a_signal_on_one_rank_is_seen_by_all_after_the_next_step(tmp_path):
     assert run_ranks(work, world_size=3, folder=tmp_path) == [(writing, stopping, due)] * 3
 
 
+def test_a_signal_ends_a_command_that_never_saves_once_its_folders_are_removed(tmp_path):
+    (tmp_path / "weights").mkdir()
+    code = (
+        "import shutil\n"
+        f"s = StopSignals(clean_up=lambda: shutil.rmtree({str(tmp_path / 'weights')!r})); s.install()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(60)\n"
+    )
+    found = run_code(code)
+    assert (found.returncode, found.stderr) == (130, "versatune: stopped by SIGINT\n")
+    assert not (tmp_path / "weights").exists()
+
+
 def test_a_single_process_stops_after_the_step_in_which_it_is_signalled(tmp_path):
     def work(world):
         signals = installed_signals()

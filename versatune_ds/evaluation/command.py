@@ -33,7 +33,7 @@ from versatune_ds.evaluation.result import Evaluation, retention
 from versatune_ds.evaluation.subject import Subject, base_subject, config_of, is_run, load_subject, trained_subject
 from versatune_ds.evaluation.table import evaluation_table
 from versatune_ds.launch.process_pool import device_of
-from versatune_ds.launch.rank_pool import led_world
+from versatune_ds.launch.rank_pool import led_world, remove_at_exit
 from versatune_ds.launch.sharded_pool import check_sharded
 from versatune_ds.model.router_loss import omit_router_logits
 from versatune_ds.run_folder.atomic import write_json
@@ -114,6 +114,7 @@ def evaluate(model: Path, options: EvaluateOptions) -> dict[str, Any]:
     # Evaluate, and write the result.
     workspace = None if led_world() is None else _shared_folder(config)
     with tempfile.TemporaryDirectory(prefix="versatune_evaluate_", dir=workspace) as name:
+        remove_at_exit(Path(name))
         try:
             result = _compare(model, request, tasks=tasks, options=options, workspace=Path(name))
         except MissingDataError as error:

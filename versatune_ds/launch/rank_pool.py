@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import gc
 import pickle
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from versatune_ds.distributed import World
@@ -30,6 +32,8 @@ class _Leader:
     world: World | None = None
     num_pools: int = 0
     is_in_round: bool = False
+    folders: list[Path] = field(default_factory=list)
+    """Temporary folders of the command."""
 
 
 _LEADER = _Leader()
@@ -38,6 +42,17 @@ _LEADER = _Leader()
 def led_world() -> World | None:
     """Return rank 0's world while it leads other ranks; None in a process of its own."""
     return _LEADER.world
+
+
+def remove_at_exit(folder: Path) -> None:
+    """Delete a temporary folder also where this process ends at once; it may have a complete model."""
+    _LEADER.folders.append(folder)
+
+
+def remove_folders() -> None:
+    """Delete the folders of `remove_at_exit`: a signal, or another rank's failure, ends this process."""
+    for folder in _LEADER.folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -89,6 +104,7 @@ class RankPool(Generic[Loaded]):
 
     def __exit__(self, kind: object, *error: object) -> None:
         self._loaded.clear()
+        gc.collect()  # as in `serve`: the next model would be loaded beside this one
         if not _LEADER.is_in_round:
             _send(("close", self._number), self._world)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from versatune_ds.distributed import World
 from versatune_ds.launch.launchers import check_allocation, choose_launcher
-from versatune_ds.launch.rank_pool import leading, serve
+from versatune_ds.launch.rank_pool import leading, remove_folders, serve
 from versatune_ds.launch.start import LaunchOptions, layout_of, num_visible_gpus, run_ranks
 from versatune_ds.training.signals import StopSignals
 from versatune_ds.training.worker import as_start_error, run_rank, take_place
@@ -55,9 +55,9 @@ def run_sharded_rank(command: Callable[[World], int], *, is_quiet: bool) -> int:
     def work(world: World, stop_signals: StopSignals) -> int:
         as_start_error(lambda: take_place(world), world)
         if not world.is_rank_zero:
-            serve(world)
+            as_start_error(lambda: serve(world), world)
             return 0
         with leading(world):
             return as_start_error(lambda: command(world), world)
 
-    return run_rank(work, is_quiet=is_quiet)
+    return run_rank(work, is_quiet=is_quiet, clean_up=remove_folders)

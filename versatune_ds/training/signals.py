@@ -39,9 +39,15 @@ class Agreement:
 
 
 class StopSignals:
-    """Listen for SIGTERM, SIGUSR1 and SIGINT on this process."""
+    """Listen for SIGTERM, SIGUSR1 and SIGINT on this process.
 
-    def __init__(self) -> None:
+    Args:
+        clean_up: Of a command that never saves (`evaluate --sharded`): called before a signal ends it, with code 128 +
+            the signal's number. None for a run.
+    """
+
+    def __init__(self, *, clean_up: Callable[[], None] | None = None) -> None:
+        self._clean_up = clean_up
         self.received: signal.Signals | None = None
         self.has_state = False
         """Whether there is something to save: steps are taken."""
@@ -68,10 +74,12 @@ class StopSignals:
 
     def _receive(self, number: signal.Signals) -> None:
         """Record the first signal; exit when the same one comes again, or where there is nothing to save."""
+        if self._clean_up is not None:
+            _write_on_rank_zero(f"stopped by {number.name}")
+            self._clean_up()
+            os._exit(128 + number)
         if not self.has_state:
-            if os.environ.get("RANK", "0") in ("", "0"):
-                text = f"versatune: stopped by {number.name} before the first step; nothing had to be saved\n"
-                os.write(2, text.encode())  # sys.stderr may be locked by the thread that is stopped
+            _write_on_rank_zero(f"stopped by {number.name} before the first step; nothing had to be saved")
             os._exit(REQUEUE_EXIT_CODE)
         if self.received == number:
             os._exit(128 + number)
@@ -108,6 +116,12 @@ class StopSignals:
         """
         is_stopped, is_save_due, is_writing = self._flags.result()
         return Agreement(is_stopped=is_stopped, is_save_due=is_save_due, is_writing=is_writing)
+
+
+def _write_on_rank_zero(text: str) -> None:
+    """Write a line to stderr from a signal's thread; sys.stderr may be locked by the thread that is stopped."""
+    if os.environ.get("RANK", "0") in ("", "0"):
+        os.write(2, f"versatune: {text}\n".encode())
 
 
 def _forget() -> None:

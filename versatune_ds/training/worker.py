@@ -88,11 +88,18 @@ def run_worker(
     return run_rank(work, is_quiet=is_quiet)
 
 
-def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> int:
+def run_rank(
+    work: Callable[[World, StopSignals], int], *, is_quiet: bool, clean_up: Callable[[], None] | None = None
+) -> int:
     """Run `work` as one rank: set up logging and signals, report failures to the other ranks, tear down the group.
 
     A failure is reported by the rank where it happened, and ends all ranks with one exit code: 2 for a ValueError,
     otherwise 1. A process that failed ends at once: leaving the process group may wait for a rank that is gone.
+
+    Args:
+        work: Returns the exit code.
+        is_quiet: Whether only warnings are shown.
+        clean_up: Of a command that saves nothing: called before a signal, or another rank's failure, ends this process.
 
     Returns:
         The exit code of `work`, or of the failure.
@@ -103,9 +110,15 @@ def run_rank(work: Callable[[World, StopSignals], int], *, is_quiet: bool) -> in
     configure_logging(rank=world.rank, world_size=world.world_size, level=level)
     log_imports()
     ignore_renamed_torch_functions()
-    stop_signals = StopSignals()
+    stop_signals = StopSignals(clean_up=clean_up)
     stop_signals.install()
-    board = FailureBoard(world, has_state=lambda: stop_signals.has_state, before_exit=release_all)
+
+    def before_exit() -> None:
+        release_all()
+        if clean_up is not None:
+            clean_up()
+
+    board = FailureBoard(world, has_state=lambda: stop_signals.has_state, before_exit=before_exit)
     try:
         return work(world, stop_signals)
     except Exception as error:
