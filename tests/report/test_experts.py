@@ -39,6 +39,10 @@ def test_the_page_shows_experts_of_a_run_that_counted_them_whatever_its_domains_
     assert "Counted over steps 33 to 40: 4 experts in each of 1 layers" in page
     assert HOSTILE[0] not in page
     assert "layer 0 expert 0: 75.0%, lift 1.50" in html.unescape(page)
+    assert "<h4>Layer 0, where the domains differ most</h4>" in page
+    one = ExpertCounts(domain_names=("law",), counts_KLX=COUNTS[:1], first_step=1, last_step=8)
+    (run_dir / "experts.json").write_text(json.dumps(one.to_dict()), encoding="utf-8")
+    assert "<h4>Layer 0</h4>" in render_page([read_series(run_dir)], now=0.0)
     (run_dir / "experts.json").write_text(json.dumps({"counts": {"law": 1}}), encoding="utf-8")
     assert "Which experts serve" not in render_page([read_series(run_dir)], now=0.0)
 
