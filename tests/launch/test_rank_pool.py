@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 from ranks import run_ranks
+from tiny_run import ROOT
 
 from tests.helpers.command_line import command_of
 from versatune_ds.distributed import World, barrier, free_port
@@ -152,6 +153,8 @@ def test_in_sharded_evaluation_a_rank_that_fails_ends_all_with_one_line_and_no_t
 def test_sharded_evaluation_is_started_on_the_machines_of_a_hostfile_with_its_own_words(
     tmp_path, monkeypatch, capsys, command
 ):
+    recipe = str(ROOT / "recipes/quickstart.yaml")
+    subject = [str(tmp_path), "--recipe", recipe] if command == "evaluate" else [recipe]
     started = []
     monkeypatch.setattr(
         "versatune_ds.launch.start_sharded.run_ranks",
@@ -159,11 +162,11 @@ def test_sharded_evaluation_is_started_on_the_machines_of_a_hostfile_with_its_ow
     )
     hostfile = tmp_path / "hosts"
     hostfile.write_text("one slots=4\ntwo slots=4\n", encoding="utf-8")
-    words = [command, str(tmp_path), "--sharded", "--hostfile", str(hostfile), "data.row_tokens=64"]
+    words = [command, *subject, "--sharded", "--hostfile", str(hostfile), "data.row_tokens=64"]
     assert command_of(capsys)(*words).code == 0
     [(launcher, hosts, script, found)] = started
     assert (launcher, list(hosts), script, found) == ("deepspeed", ["one", "two"], "sharded.py", words)
-    called = command_of(capsys)(command, tmp_path, "--nodes", "2")
+    called = command_of(capsys)(command, *subject, "--nodes", "2")
     assert (called.code, called.out) == (2, "")
     assert "--nodes and --hostfile need --sharded" in called.err
 
