@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -39,3 +40,14 @@ def test_signals_end_a_process_whatever_its_parent_does_with_them():
             assert start(None)() == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_killed_process_is_an_error_with_what_to_do_where_results_are_awaited_and_where_work_is_given():
+    advice = r"^data.num_processes: a process that counts rows was killed, .* start again, .* finished blocks are kept$"
+    with worker_processes(2, function=lambda _: os._exit(9), what="counts rows") as start:
+        wait = start(0)
+        with pytest.raises(RuntimeError, match=advice):
+            wait()
+        with pytest.raises(RuntimeError, match=advice):
+            start(1)

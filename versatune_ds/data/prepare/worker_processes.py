@@ -24,7 +24,7 @@ _work: Callable[[Any], Any] | None = None
 
 @contextlib.contextmanager
 def worker_processes(
-    num_processes: int, *, function: Callable[[Argument], Result]
+    num_processes: int, *, function: Callable[[Argument], Result], what: str = "works"
 ) -> Iterator[Callable[[Argument], Callable[[], Result]]]:
     """Yield a function that gives an argument to the processes and returns a function that waits for the result.
 
@@ -34,6 +34,10 @@ def worker_processes(
     Args:
         num_processes: How many processes, started at the first argument.
         function: Called in the processes; on Linux they are forked, so that it may be any function.
+        what: What a process does, for the message that one was killed: `tokenises`.
+
+    Raises:
+        RuntimeError: Where an argument is given or a result is awaited, if a process was killed.
     """
     if num_processes == 1:
         yield lambda argument: functools.partial(function, argument)
@@ -46,8 +50,14 @@ def worker_processes(
         initializer=_start_worker,
         initargs=(function, library, os.getpid()),
     )
+
+    def start(argument: Argument) -> Callable[[], Result]:
+        with _killed_process_explained(what):
+            future = executor.submit(_call, argument)
+        return functools.partial(_result, future, what=what)
+
     try:
-        yield lambda argument: functools.partial(_result, executor.submit(_call, argument))
+        yield start
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -73,11 +83,18 @@ def _call(argument: Any) -> Any:
     return _work(argument)
 
 
-def _result(future: Future[Result]) -> Result:
-    try:
+def _result(future: Future[Result], *, what: str) -> Result:
+    with _killed_process_explained(what):
         return future.result()
+
+
+@contextlib.contextmanager
+def _killed_process_explained(what: str) -> Iterator[None]:
+    """Turn the error for a killed process, which may come up at any call from then on, into one with advice."""
+    try:
+        yield
     except BrokenProcessPool:
         raise RuntimeError(
-            "data.num_processes: a process that tokenises was killed, perhaps because memory ran out; start again, "
-            "with fewer processes if it did: what is tokenised is kept"
+            f"data.num_processes: a process that {what} was killed, perhaps because memory ran out; start again, "
+            f"with fewer processes if it did: finished blocks are kept"
         ) from None
