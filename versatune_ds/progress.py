@@ -146,7 +146,13 @@ class _Display:
     def _watch(self) -> None:
         """Draw until there is no work left."""
         while self.works:
-            self.tick(time.monotonic())
+            works = self.works[-1:]
+            try:
+                self.tick(time.monotonic())
+            except Exception as error:  # of one line; without this, no other work would be shown either
+                for work in works:
+                    _logger.warning("the progress of %r cannot be shown: %r", work.text, error)
+                    self.end(work)
             time.sleep(_TICK_SECONDS)
 
     def tick(self, now: float) -> None:
@@ -267,7 +273,7 @@ def counting(what: str, *, num_items: int, num_before: int = 0) -> Iterator[Work
     Args:
         what: Text of the line, with `%s` for the numbers: `law: tokenising %s rows`.
         num_items: How many there are.
-        num_before: How many of them were done before.
+        num_before: How many of them were done before; the block may add to it too.
     """
     work = Work(what, num_items=num_items, num_before=num_before)
     with shown_while(work):

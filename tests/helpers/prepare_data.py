@@ -5,7 +5,7 @@ from __future__ import annotations
 from chat_data import chat_rows, tiny_tokenizer, write_jsonl
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.prepare import encode_files, record_blocks
+from versatune_ds.data.prepare import record_blocks
 from versatune_ds.data.prepare.domains import prepare_domains
 
 
@@ -35,5 +35,4 @@ def prepare_without_valid(tmp_path, rows):
 
 def small_blocks(monkeypatch, *, num_records):
     """Have few records divided among processes, in blocks of so many."""
-    for module in (record_blocks, encode_files):
-        monkeypatch.setattr(module, "MIN_RECORDS_PER_BLOCK", num_records)
+    monkeypatch.setattr(record_blocks, "_MIN_RECORDS_PER_BLOCK", num_records)

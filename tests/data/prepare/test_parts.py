@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,12 @@ from prepare_data import prepare_folder, small_blocks
 
 from versatune_ds.data.prepare import domains, parts, record_blocks
 from versatune_ds.data.prepare.encode_files import BlockEncoder
-from versatune_ds.data.prepare.encode_records import RecordEncoder
+from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.prepare.parts import Part, PartsFolder
 from versatune_ds.data.prepare.record_blocks import Place, read_blocks
 from versatune_ds.data.sources import line_ranges
 from versatune_ds.run_folder import file_lock
+from versatune_ds.run_folder.disk_errors import DiskError
 
 _NUM_ROWS, _NUM_PER_BLOCK = 60, 10
 PLACE_OF_BEGINNING = Place(0, 0)
@@ -85,7 +88,7 @@ def test_finished_blocks_are_not_encoded_again(folder, expected, monkeypatch, ca
     with caplog.at_level("INFO"):
         assert prepare_folder(folder).digest == expected
     assert numbers == [0, 1, 2, 3, 4, 5, 0][call - 1 :]
-    assert ("law: 30 of 60 rows were tokenised before" in caplog.text) == (call == 4)
+    assert ("law: 30 of 60 rows already tokenised" in caplog.text) == (call == 4)
     assert is_cleared(folder)
 
 
@@ -97,7 +100,7 @@ def test_files_whose_records_are_all_encoded_are_not_read_again(folder, monkeypa
     files, read_records = [], record_blocks.read_records
     monkeypatch.setattr(record_blocks, "read_records", lambda path: files.append(path.name) or read_records(path))
     prepare_folder(folder)
-    assert files == ["2.jsonl", "law.jsonl", "law.jsonl"], "held-out rows are counted, then encoded"
+    assert files == ["2.jsonl", "law.jsonl"], "held-out rows are encoded, and counted before the kill"
 
 
 @pytest.mark.parametrize("stage", [(PartsFolder, "keep_num_records"), (os, "replace"), (domains, "_check_built")])
@@ -147,18 +150,99 @@ def _in_a_process(function, *args, **kwargs):
     assert process.exitcode == 0
 
 
-def test_parts_of_refused_data_are_deleted(folder):
+def test_refused_data_are_not_encoded_again_when_more_bad_rows_are_allowed(folder, monkeypatch):
     write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(30), *["{broken"] * 30])
     with pytest.raises(ValueError, match="bad rows"):
         prepare_folder(folder)
+    numbers = numbers_encoded(monkeypatch)
+    assert prepare_folder(folder, max_bad_rows=0.5).counts[0].num_bad_rows == 30
+    assert numbers == []
     assert is_cleared(folder)
 
 
-def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_encoded(folder, monkeypatch):
-    (folder / "train" / "law.jsonl").rename(folder / "train" / "a.jsonl")
-    (folder / "train" / "law").mkdir()
-    (folder / "train" / "a.jsonl").rename(folder / "train" / "law" / "a.jsonl")
-    (folder / "train" / "law" / "b.json").write_text('[{"text": "a"}')
+def test_parts_of_refused_data_are_deleted_once_the_data_are_mended(folder):
+    write_jsonl(folder / "train" / "law.jsonl", [*chat_rows(30), *["{broken"] * 30])
+    with pytest.raises(ValueError, match="bad rows"):
+        prepare_folder(folder)
+    assert len(parts_of(folder)) == 7
+    write_jsonl(folder / "train" / "law.jsonl", chat_rows(30))
+    prepare_folder(folder)
+    assert is_cleared(folder)
+
+
+def test_parts_of_a_domain_that_is_gone_are_deleted_after_a_month(folder):
+    ages = {"new": 29, "old": 31}
+    for name, num_days in ages.items():
+        old = folder.parent / "cache" / f".parts-{name}-0123456789abcdef" / "train-0"
+        old.mkdir(parents=True)
+        for path in (old, old.parent):
+            os.utime(path, (0, time.time() - num_days * 24 * 3600))
+    prepare_folder(folder)
+    assert [path.name for path in (folder.parent / "cache").glob(".parts-*")] == [".parts-new-0123456789abcdef"]
+
+
+@pytest.mark.parametrize("num_per_block", [7, 15, 20])
+@pytest.mark.parametrize("is_divided", [False, True])
+def test_parts_of_another_block_size_lose_and_repeat_no_row(folder, expected, monkeypatch, num_per_block, is_divided):
+    monkeypatch.setattr(line_ranges, "MIN_BYTES", 1 if is_divided else 1 << 23)
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=5)
+    parts_of(folder)[1].unlink()
+    small_blocks(monkeypatch, num_records=num_per_block)
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=3)
+    small_blocks(monkeypatch, num_records=_NUM_PER_BLOCK)
+    prepared = prepare_folder(folder)
+    assert prepared.counts[0].num_rows == _NUM_ROWS
+    assert prepared.digest == expected
+
+
+def test_a_part_that_begins_elsewhere_than_the_one_before_it_ends_is_not_used(folder, expected, monkeypatch):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=5)
+    second = parts_of(folder)[1]
+    second.rename(second.with_name(second.name.replace("000001-10-0-10-0-20-", "000001-10-0-15-0-20-")))
+    numbers = numbers_encoded(monkeypatch)
+    assert prepare_folder(folder).digest == expected
+    assert numbers == [1, 4, 5, 0]
+
+
+def test_a_part_that_ends_elsewhere_than_its_block_is_deleted(folder, expected, monkeypatch):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=5)
+    first, _, third, _ = parts_of(folder)
+    first.unlink()
+    wrong = third.rename(third.with_name(third.name.replace("000002-10-0-20-0-30-", "000002-11-0-20-0-31-")))
+    numbers, deleted = numbers_encoded(monkeypatch), []
+    monkeypatch.setattr(parts, "delete_parts", lambda _: deleted.append(not wrong.exists()))
+    assert prepare_folder(folder).digest == expected
+    assert (numbers, deleted) == ([0, 2, 4, 5, 0], [True])
+
+
+def test_parts_in_the_form_of_another_version_are_deleted(folder, expected, monkeypatch, caplog):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=5)
+    monkeypatch.setattr(parts, "_PARTS_VERSION", 99)
+    numbers = numbers_encoded(monkeypatch)
+    with caplog.at_level("INFO"):
+        assert prepare_folder(folder).digest == expected
+    assert numbers == [0, 1, 2, 3, 4, 5, 0]
+    assert "encoded by another version" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_an_error_with_the_folder_and_what_to_do(tmp_path):
+    kept = PartsFolder(tmp_path, split="train")
+    (kept.folder / f".000003.{os.getpid()}.partial").symlink_to("/dev/full")
+    with pytest.raises(DiskError) as caught:
+        kept.write(OUTPUT_SCHEMA.empty_table(), number=3, num_records=0, start=Place(0, 0), end=Place(0, 0))
+    assert str(kept.folder) in str(caught.value)
+    assert "free space there and start again: finished blocks are kept" in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value), "it comes from another process"
+    assert list(kept.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_encoded(folder, monkeypatch, split):
+    (folder / split / "law.jsonl").rename(folder / split / "a.jsonl")
+    (folder / split / "law").mkdir()
+    (folder / split / "a.jsonl").rename(folder / split / "law" / "a.jsonl")
+    (folder / split / "law" / "b.json").write_text('[{"text": "a"}')
     numbers = numbers_encoded(monkeypatch)
     with pytest.raises(ValueError, match="not closed"):
         prepare_folder(folder)
@@ -188,7 +272,7 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do_and_loses_no_finished_
 
     with monkeypatch.context() as patch:
         patch.setattr(RecordEncoder, "__call__", encode_or_die)
-        with pytest.raises(RuntimeError, match=r"data.num_processes: .* was killed, .* what is tokenised is kept"):
+        with pytest.raises(RuntimeError, match=r"data.num_processes: .* was killed, .* finished blocks are kept"):
             prepare_folder(folder, num_processes=2)
     num_kept = len(parts_of(folder))
     numbers = numbers_encoded(monkeypatch)
@@ -230,7 +314,7 @@ def blocks_of(files, *, num_per_block, first=0, start=PLACE_OF_BEGINNING):
 )
 def test_reading_can_begin_at_any_block(sizes, num_per_block, min_bytes):
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(line_ranges, "_MIN_BYTES", min_bytes)
+        patch.setattr(line_ranges, "MIN_BYTES", min_bytes)
         files = [write_jsonl(Path(name) / f"{i}.jsonl", chat_rows(size, topic=str(i))) for i, size in enumerate(sizes)]
         blocks = blocks_of(files, num_per_block=num_per_block)
         records = [record for block in blocks for record in block.records()]
@@ -250,7 +334,7 @@ def test_a_block_ends_at_its_size_in_characters_too(tmp_path, monkeypatch):
 
 
 def test_small_files_share_a_block_and_a_large_one_has_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(line_ranges, "_MIN_BYTES", 200)
+    monkeypatch.setattr(line_ranges, "MIN_BYTES", 200)
     files = [write_jsonl(tmp_path / f"{i}.jsonl", ["x" * 59] * num) for i, num in enumerate([1, 1, 5, 1])]
     blocks = blocks_of(files, num_per_block=2)
     assert [block.num_records for block in blocks] == [2, 3, 2, 1]
@@ -260,7 +344,7 @@ def test_small_files_share_a_block_and_a_large_one_has_its_own(tmp_path, monkeyp
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_divided_file_gives_the_same_bytes_after_a_kill(folder, expected, monkeypatch, num_processes):
-    monkeypatch.setattr(line_ranges, "_MIN_BYTES", 1)
+    monkeypatch.setattr(line_ranges, "MIN_BYTES", 1)
     killed_at(folder, monkeypatch, Part, "read", call=4, num_processes=num_processes)
     assert len(parts_of(folder)) >= 3
     assert prepare_folder(folder, num_processes=num_processes).digest == expected
@@ -269,4 +353,4 @@ def test_a_divided_file_gives_the_same_bytes_after_a_kill(folder, expected, monk
 def test_the_name_of_a_part_has_a_digest_of_its_bytes(folder, monkeypatch):
     killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=2)
     (path,) = parts_of(folder)
-    assert re.fullmatch(r"000000-10-0-10-[0-9a-f]{32}\.arrow", path.name)
+    assert re.fullmatch(r"000000-10-0-0-0-10-[0-9a-f]{32}\.arrow", path.name)

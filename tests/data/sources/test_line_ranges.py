@@ -50,7 +50,7 @@ def test_ranges_have_the_records_of_the_file(lines, ends_with_newline, has_bom, 
 
 
 def test_only_large_files_of_lines_without_compression_are_divided(tmp_path, monkeypatch):
-    monkeypatch.setattr(line_ranges, "_MIN_BYTES", 3)
+    monkeypatch.setattr(line_ranges, "MIN_BYTES", 3)
     found = {}
     for name, content in {
         "a.jsonl": b"{}\n",

@@ -36,6 +36,7 @@ from versatune_ds.data.prepare.one_domain import (
     read_summary,
 )
 from versatune_ds.data.prepare.parts import delete_parts, parts_beside
+from versatune_ds.data.prepare.source_changes import FileState, check_unchanged, states_of
 from versatune_ds.data.prepare.split_builder import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.sources.domain_files import domain_files, key_of
@@ -90,7 +91,7 @@ def prepare_domains(data: DataConfig, *, tokenizer: Any, cache_dir: Path) -> Pre
 
     Raises:
         ValueError: If files are missing or unreadable, or a domain has no rows or too many bad ones.
-        RuntimeError: If shards prepared before are corrupt.
+        RuntimeError: If shards prepared before are corrupt, a data file changes, or a process or a disk fails.
     """
     # What the tokens depend on.
     files_of_domain = domain_files(data, cache_dir=cache_dir)
@@ -144,6 +145,7 @@ def _prepare_domain(
         ValueError: If the domain cannot be prepared, or was prepared with more bad rows than are allowed now.
     """
     # Find the folder by its fingerprint, or build it.
+    states = states_of([*task.train, *(task.valid or ())])
     settings = {**identity, **dataclasses.asdict(encoder.settings)}
     folder = digests.cache_dir / f"{_file_name(task.name)}-{_fingerprint(task, settings=settings, digests=digests)}"
     locks = digests.cache_dir / "locks"
@@ -162,6 +164,7 @@ def _prepare_domain(
                     settings=settings,
                     parts=parts,
                 )
+                _check_sources(states, parts=kept_parts)
                 bad_rows = digests.cache_dir / "refused" / f"{_file_name(task.name)}-{BAD_ROWS_NAME}"
                 _check_built(place, summary=summary, task=task, max_bad_rows=data.max_bad_rows, kept_bad_rows=bad_rows)
                 shutil.rmtree(place / "parts", ignore_errors=True)
@@ -171,6 +174,15 @@ def _prepare_domain(
     _warn(summary, bad_rows=bad_rows, encoder=encoder)
     _log_unread(summary, domain=task.name)
     return folder, is_found
+
+
+def _check_sources(states: dict[Path, FileState], *, parts: Path) -> None:
+    """Raise RuntimeError if a data file has changed; encoded blocks, perhaps of two contents, are then deleted."""
+    try:
+        check_unchanged(states)
+    except RuntimeError:
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
 
 
 def _check_built(

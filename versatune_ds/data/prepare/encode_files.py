@@ -6,10 +6,9 @@ This process reads the records and gives them out in blocks. A process that enco
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,10 @@ import pyarrow as pa
 from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.prepare.parts import Part, PartsFolder
 from versatune_ds.data.prepare.record_blocks import (
-    MIN_RECORDS_PER_BLOCK,
     Block,
     Place,
     count_records,
+    num_expected_blocks,
     read_blocks,
     records_per_block,
 )
@@ -53,92 +52,127 @@ class BlockEncoder:
             for start in range(0, len(records), _RECORDS_PER_BATCH)
         ]
         lines = pa.concat_tables(tables).combine_chunks() if tables else OUTPUT_SCHEMA.empty_table()
-        return self.parts.write(lines, number=block.number, num_records=block.num_records, end=block.end)
+        return self.parts.write(
+            lines, number=block.number, num_records=block.num_records, start=block.start, end=block.end
+        )
+
+
+def count_files(files: Sequence[Path], *, parts: PartsFolder, num_processes: int, domain: str) -> list[int]:
+    """Return the number of records of each file, counted unless an interrupted preparation has done so.
+
+    Args:
+        files: Data files.
+        parts: Where the numbers are kept.
+        num_processes: Processes that count.
+        domain: The domain's name, for progress.
+
+    Raises:
+        ValueError: If a file cannot be read completely.
+        RuntimeError: If a process that counts was killed.
+    """
+    num_records_per_file = parts.num_records_of_files()
+    if num_records_per_file is None:
+        is_small = sum(path.stat().st_size for path in files) < _MIN_BYTES_TO_COUNT_IN_PROCESSES
+        num_processes = 1 if is_small else min(num_processes, len(files))
+        with (
+            working_on(f"{domain}: counting rows"),
+            worker_processes(num_processes, function=count_records, what="counts rows") as start_counting,
+        ):
+            num_records_per_file = [wait() for wait in [start_counting(path) for path in files]]
+        parts.keep_num_records(num_records_per_file)
+    return num_records_per_file
 
 
 def encode_files(
-    files: Sequence[Path], *, parts: PartsFolder, encoder: RecordEncoder, num_processes: int, name: str
+    files: Sequence[Path],
+    *,
+    num_records_per_file: Sequence[int],
+    parts: PartsFolder,
+    encoder: RecordEncoder,
+    num_processes: int,
+    domain: str,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the encoder's output lines for all records of files, in order.
 
     Args:
         files: Data files; `file` in the output is a position in this sequence.
+        num_records_per_file: As `count_files` returns it.
         parts: What an interrupted call for the same files and encoder has encoded; the others are added.
         encoder: Turns record batches into output lines.
         num_processes: Processes that encode.
-        name: Of the domain, for progress.
+        domain: The domain's name, for progress.
 
     Raises:
-        ValueError: If a file cannot be read at all; each is read once before anything is encoded.
-        RuntimeError: If a process that encodes was killed.
+        ValueError: If a file cannot be read at all.
+        RuntimeError: If a process that encodes was killed, or a part cannot be written.
     """
-    num_of_files = _num_records(files, parts=parts, num_processes=num_processes, name=name)
-    num_records = sum(num_of_files)
-    num_processes = min(num_processes, max(1, num_records // MIN_RECORDS_PER_BLOCK))
-    found = parts.find()
-    num_found = sum(part.num_records for part in found.values())
+    # What an interrupted call has encoded: the parts at the beginning need no reading of records.
+    num_records = sum(num_records_per_file)
+    with working_on(f"{domain}: checking tokenised rows"):
+        found = parts.find()
     if found:
-        _logger.info("%s: %s of %s rows were tokenised before", name, f"{num_found:,}", f"{num_records:,}")
-    with (
-        counting(f"{name}: tokenising %s rows", num_items=num_records, num_before=num_found) as work,
-        worker_processes(num_processes, function=BlockEncoder(encoder=encoder, parts=parts)) as start_encoding,
-    ):
-        for part in _parts_in_order(
-            files,
-            num_records=num_of_files,
-            found=found,
-            start_encoding=start_encoding,
-            num_ahead=num_processes + _BLOCKS_AHEAD if num_processes > 1 else 0,
-        ):
+        num_found = sum(part.num_records for part in found.values())
+        _logger.info("%s: %s of %s rows already tokenised", domain, f"{num_found:,}", f"{num_records:,}")
+    first = _parts_without_gap(found)
+    with working_on(f"{domain}: reading tokenised rows"):
+        for part in first:
             yield from part.read()
-            if part.number not in found:
-                work.num_done += part.num_records
+    # The others; those found among them count neither for the rate nor for the time left.
+    num_processes = min(num_processes, num_expected_blocks(files, num_records=num_records))
+    blocks = read_blocks(
+        files,
+        num_records=num_records_per_file,
+        num_per_block=records_per_block(num_records),
+        first=len(first),
+        start=first[-1].end if first else Place(0, 0),
+    )
+    encode = BlockEncoder(encoder=encoder, parts=parts)
+    num_ahead = num_processes + _BLOCKS_AHEAD if num_processes > 1 else 0
+    num_before = sum(part.num_records for part in first)
+    with (
+        counting(f"{_escaped(domain)}: tokenising %s rows", num_items=num_records, num_before=num_before) as work,
+        worker_processes(num_processes, function=encode, what="tokenises") as start_encoding,
+    ):
+        for part in _parts_of_blocks(blocks, found=found, start_encoding=start_encoding, num_ahead=num_ahead):
+            yield from part.read()
+            work.num_done += part.num_records
+            if found.get(part.start) == part:
+                work.num_before += part.num_records
 
 
-def _parts_in_order(
-    files: Sequence[Path],
+def _parts_without_gap(found: dict[Place, Part]) -> list[Part]:
+    """Return the parts from the beginning of the records on, each beginning where the one before it ends."""
+    parts, start = [], Place(0, 0)
+    while start in found:
+        parts.append(found[start])
+        start = found[start].end
+    return parts
+
+
+def _parts_of_blocks(
+    blocks: Iterable[Block],
     *,
-    num_records: Sequence[int],
-    found: dict[int, Part],
+    found: dict[Place, Part],
     start_encoding: Callable[[Block], Callable[[], Part]],
     num_ahead: int,
 ) -> Iterator[Part]:
-    """Yield the parts of all records: those found, and the others once they are encoded."""
-    # The first parts without a gap: their records are not read again.
-    number, start = 0, Place(0, 0)
-    while number in found:
-        yield found[number]
-        number, start = number + 1, found[number].end
-    # The others, with some blocks in work.
+    """Yield the parts of blocks in order: those found, and the others once they are encoded, with some in work."""
     pending: deque[Callable[[], Part]] = deque()
-    num_per_block = records_per_block(sum(num_records))
-    for block in read_blocks(files, num_records=num_records, num_per_block=num_per_block, first=number, start=start):
-        part = found.get(block.number)
+    for block in blocks:
+        part = found.get(block.start)
         is_found = part is not None and part.end == block.end
-        pending.append(functools.partial(_itself, part) if is_found else start_encoding(block))
+        if part is not None and not is_found:  # from blocks of another size
+            part.path.unlink()
+        pending.append((lambda found_part=part: found_part) if is_found else start_encoding(block))
         if len(pending) > num_ahead:
             yield pending.popleft()()
     while pending:
         yield pending.popleft()()
 
 
-def _itself(part: Part) -> Part:
-    return part
-
-
-def _num_records(files: Sequence[Path], *, parts: PartsFolder, num_processes: int, name: str) -> list[int]:
-    """Return the number of records of each file, counted unless an interrupted preparation has done so."""
-    num_of_files = parts.num_records_of_files()
-    if num_of_files is None:
-        is_small = sum(path.stat().st_size for path in files) < _MIN_BYTES_TO_COUNT_IN_PROCESSES
-        num_processes = 1 if is_small else min(num_processes, len(files))
-        with (
-            working_on(f"{name}: counting rows"),
-            worker_processes(num_processes, function=count_records) as start_counting,
-        ):
-            num_of_files = [wait() for wait in [start_counting(path) for path in files]]
-        parts.keep_num_records(num_of_files)
-    return num_of_files
+def _escaped(text: str) -> str:
+    """Return a text that stands for itself in a format with `%`."""
+    return text.replace("%", "%%")
 
 
 def _records_table(records: Sequence[tuple]) -> pa.Table:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import pyarrow as pa
 
 from versatune_ds.data.encoding.columns import UnreadColumn, UnreadCounter
-from versatune_ds.data.prepare.encode_files import encode_files
+from versatune_ds.data.prepare.encode_files import count_files, encode_files
 from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.prepare.output_lines import Lines, name_counts
 from versatune_ds.data.prepare.parts import PartsFolder
@@ -77,33 +78,30 @@ def build_domain(
         encoder: Turns records into examples.
         num_processes: Processes that encode.
         settings: What the tokens depend on, for the manifests.
-        parts: Folder of what is encoded, and was by an interrupted call for the same task; the caller deletes it.
+        parts: Folder of encoded blocks, also of an interrupted call for the same task; the caller deletes it.
 
     Raises:
-        ValueError: If a file cannot be read at all.
-        RuntimeError: If a process that encodes was killed.
+        ValueError: If a file cannot be read at all; each is read once before anything is encoded.
+        RuntimeError: If a process that encodes was killed, or an encoded block cannot be written.
     """
     # Encode the records, and divide the examples among the two splits.
     max_tokens = encoder.settings.row_tokens
     train, valid = (SplitBuilder(folder / name, max_tokens=max_tokens) for name in ("train", "valid"))
-    unread, empty_files = UnreadCounter(), []
+    files_of_split = {"train": task.train, "valid": task.valid or ()}
+    num_rows = {split: np.zeros(len(files), dtype=np.int64) for split, files in files_of_split.items()}
+    unread = UnreadCounter()
     with (folder / BAD_ROWS_NAME).open("w", encoding="utf-8") as bad_rows:
-        for files, is_held_out in ((task.train, False), (task.valid or (), True)):
-            encoded = PartsFolder(parts / ("valid" if is_held_out else "train"))
-            num_rows = np.zeros(len(files), dtype=np.int64)
-            for batch in encode_files(
-                files, parts=encoded, encoder=encoder, num_processes=num_processes, name=task.name
-            ):
-                lines = Lines.from_batch(batch)
-                _write_bad_rows(bad_rows, lines=lines, files=files)
-                _count_unread(unread, lines=lines, files=files)
-                num_rows += np.bincount(lines.file, minlength=len(files))
-                is_valid_L = np.full(batch.num_rows, is_held_out)
-                if task.valid is None:
-                    is_valid_L = is_held_out_by_hash(lines.content_hash, fraction=task.valid_fraction)
-                train.add(lines, is_selected_L=~is_valid_L)
-                valid.add(lines, is_selected_L=is_valid_L)
-            empty_files += [str(files[i]) for i in np.flatnonzero(num_rows == 0)]
+        batches = _encoded(files_of_split, parts=parts, encoder=encoder, num_processes=num_processes, domain=task.name)
+        for split, batch in batches:
+            lines, files = Lines.from_batch(batch), files_of_split[split]
+            _write_bad_rows(bad_rows, lines=lines, files=files)
+            _count_unread(unread, lines=lines, files=files)
+            num_rows[split] += np.bincount(lines.file, minlength=len(files))
+            is_valid_L = np.full(batch.num_rows, split == "valid")
+            if task.valid is None:
+                is_valid_L = is_held_out_by_hash(lines.content_hash, fraction=task.valid_fraction)
+            train.add(lines, is_selected_L=~is_valid_L)
+            valid.add(lines, is_selected_L=is_valid_L)
     # Finish the shards, and write the summary.
     num_valid_files = len(task.train if task.valid is None else task.valid)
     train_row = train.close(domain=task.name, split="train", num_files=len(task.train), settings=settings)
@@ -113,10 +111,36 @@ def build_domain(
         rows=rows,
         problems=_first_problems(folder / BAD_ROWS_NAME),
         unread=unread.columns(),
-        empty_files=tuple(empty_files),
+        empty_files=tuple(
+            str(files[i]) for split, files in files_of_split.items() for i in np.flatnonzero(num_rows[split] == 0)
+        ),
     )
     (folder / SUMMARY_NAME).write_text(json.dumps(dataclasses.asdict(summary), indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _encoded(
+    files_of_split: dict[str, Sequence[Path]], *, parts: Path, encoder: RecordEncoder, num_processes: int, domain: str
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yield the splits' output lines, each batch with its split.
+
+    Both splits are counted first, which finds files that cannot be read before anything is encoded.
+    """
+    splits = []
+    for split, files in files_of_split.items():
+        encoded = PartsFolder(parts, split=split)
+        num_records = count_files(files, parts=encoded, num_processes=num_processes, domain=domain)
+        splits.append((split, files, encoded, num_records))
+    for split, files, encoded, num_records in splits:
+        for batch in encode_files(
+            files,
+            num_records_per_file=num_records,
+            parts=encoded,
+            encoder=encoder,
+            num_processes=num_processes,
+            domain=domain,
+        ):
+            yield split, batch
 
 
 def read_summary(folder: Path) -> DomainSummary:

@@ -16,7 +16,7 @@ from versatune_ds.data.sources.line_ranges import LineRange, count_lines, has_li
 from versatune_ds.data.sources.readers import read_records
 from versatune_ds.data.sources.records import Record
 
-MIN_RECORDS_PER_BLOCK = 2000  # with fewer, handing a block to a process costs more than it saves
+_MIN_RECORDS_PER_BLOCK = 2000  # with fewer, handing a block to a process costs more than it saves
 _MAX_RECORDS_PER_BLOCK = 16_000
 _SIZE_PER_BLOCK = 1 << 23  # characters or bytes, the most that a process encodes at once, but for a longer record
 _BLOCKS_PER_SPLIT = 256  # if blocks of that size are allowed: work for as many processes
@@ -30,6 +30,7 @@ class Place:
     """Where a block ends and the next one begins."""
 
     file: int
+    """Position of the file."""
     position: int
     """Records of the file before it; bytes, if the file is divided by lines."""
 
@@ -38,7 +39,7 @@ class Place:
 class FileRange:
     """Lines of a file, to be read by the process that encodes them."""
 
-    file: int
+    file_position: int
     path: Path
     lines: LineRange
 
@@ -49,6 +50,7 @@ class Block:
 
     number: int
     content: list[RecordFields] | FileRange
+    start: Place
     end: Place
 
     @property
@@ -60,7 +62,7 @@ class Block:
         """Return the records, read from the file if they are a part of one."""
         if isinstance(self.content, FileRange):
             found = read_range(self.content.path, self.content.lines)
-            return [_fields(record, file=self.content.file) for record in found]
+            return [_fields(record, file_position=self.content.file_position) for record in found]
         return self.content
 
 
@@ -75,7 +77,16 @@ def count_records(path: Path) -> int:
 
 def records_per_block(num_records: int) -> int:
     """Return how many records a block has, if they are not long, for a split of `num_records`."""
-    return min(_MAX_RECORDS_PER_BLOCK, max(MIN_RECORDS_PER_BLOCK, num_records // _BLOCKS_PER_SPLIT))
+    return min(_MAX_RECORDS_PER_BLOCK, max(_MIN_RECORDS_PER_BLOCK, num_records // _BLOCKS_PER_SPLIT))
+
+
+def num_expected_blocks(files: Sequence[Path], *, num_records: int) -> int:
+    """Return about how many blocks files have, by their records and by their bytes; 1 if they are small.
+
+    A compressed file has more than its bytes tell.
+    """
+    num_bytes = sum(path.stat().st_size for path in files)
+    return max(1, num_records // _MIN_RECORDS_PER_BLOCK, num_bytes // _SIZE_PER_BLOCK)
 
 
 def read_blocks(
@@ -96,33 +107,45 @@ def read_blocks(
     Raises:
         ValueError: If a file cannot be read.
     """
-    number, records, size, end = first, [], 0, start
-    for file in range(start.file, len(files)):
-        position = start.position if file == start.file else 0
-        if has_line_ranges(files[file]):
-            # Blocks of their own, which are not read here.
+    contents = _contents(files, num_records=num_records, num_per_block=num_per_block, start=start)
+    for number, (content, end) in enumerate(contents, start=first):
+        yield Block(number=number, content=content, start=start, end=end)
+        start = end
+
+
+def _contents(
+    files: Sequence[Path], *, num_records: Sequence[int], num_per_block: int, start: Place
+) -> Iterator[tuple[list[RecordFields] | FileRange, Place]]:
+    """Yield what blocks contain and where they end: small files share blocks, divided ones have blocks of their own."""
+    records, size, end = [], 0, start
+    for file_position in range(start.file, len(files)):
+        path, position = files[file_position], start.position if file_position == start.file else 0
+        if has_line_ranges(path):
             if records:
-                yield Block(number=number, content=records, end=end)
-                number, records, size = number + 1, [], 0
-            num_bytes = min(_SIZE_PER_BLOCK, files[file].stat().st_size * num_per_block // num_records[file] + 1)
-            for lines in line_ranges(files[file], num_bytes=num_bytes, start=position):
-                content = FileRange(file=file, path=files[file], lines=lines)
-                yield Block(number=number, content=content, end=Place(file, lines.end))
-                number += 1
+                yield records, end
+                records, size = [], 0
+            num_bytes = path.stat().st_size * num_per_block // num_records[file_position] + 1
+            for file_range in _ranges(path, file_position=file_position, num_bytes=num_bytes, start=position):
+                yield file_range, Place(file_position, file_range.lines.end)
             continue
-        # Small files share blocks.
-        for num_read, record in enumerate(read_records(files[file]), start=1):
+        for num_read, record in enumerate(read_records(path), start=1):
             if num_read <= position:
                 continue
-            records.append(_fields(record, file=file))
+            records.append(_fields(record, file_position=file_position))
             size += len(record.json_text)
-            end = Place(file, num_read)
+            end = Place(file_position, num_read)
             if len(records) == num_per_block or size >= _SIZE_PER_BLOCK:
-                yield Block(number=number, content=records, end=end)
-                number, records, size = number + 1, [], 0
+                yield records, end
+                records, size = [], 0
     if records:
-        yield Block(number=number, content=records, end=end)
+        yield records, end
 
 
-def _fields(record: Record, *, file: int) -> RecordFields:
-    return file, record.line, record.json_text, record.problem
+def _ranges(path: Path, *, file_position: int, num_bytes: int, start: int) -> Iterator[FileRange]:
+    """Yield the ranges of a divided file, which are not read here."""
+    for lines in line_ranges(path, num_bytes=min(_SIZE_PER_BLOCK, num_bytes), start=start):
+        yield FileRange(file_position=file_position, path=path, lines=lines)
+
+
+def _fields(record: Record, *, file_position: int) -> RecordFields:
+    return file_position, record.line, record.json_text, record.problem

@@ -16,7 +16,9 @@ from versatune_ds.data.sources.readers import records_of_text_lines
 from versatune_ds.data.sources.records import Record, numbered_lines, open_bytes
 
 _READERS = {".jsonl": records_of_json_lines, ".ndjson": records_of_json_lines, ".txt": records_of_text_lines}
-_MIN_BYTES = 1 << 23
+MIN_BYTES = 1 << 23
+"""Size from which a file is divided."""
+
 _BYTES_PER_READ = 1 << 22
 
 
@@ -35,7 +37,7 @@ class LineRange:
 
 def has_line_ranges(path: Path) -> bool:
     """Return whether a file's records are its lines, and it is so large that it is worth dividing."""
-    return path.suffix.lower() in _READERS and path.stat().st_size >= _MIN_BYTES
+    return path.suffix.lower() in _READERS and path.stat().st_size >= MIN_BYTES
 
 
 def count_lines(path: Path, *, end: int | None = None) -> int:
