@@ -36,7 +36,7 @@ from versatune_ds.data.prepare.one_domain import (
     read_summary,
 )
 from versatune_ds.data.prepare.parts import delete_parts, parts_beside
-from versatune_ds.data.prepare.source_changes import FileState, check_unchanged, states_of
+from versatune_ds.data.prepare.source_changes import check_unchanged, states_of
 from versatune_ds.data.prepare.split_builder import SplitCounts, format_table
 from versatune_ds.data.shards import DomainShards
 from versatune_ds.data.sources.domain_files import domain_files, key_of
@@ -159,12 +159,13 @@ def _prepare_domain(
                 summary = build_domain(
                     place,
                     task=task,
+                    states=states,
                     encoder=encoder,
                     num_processes=data.num_processes,
                     settings=settings,
                     parts=parts,
                 )
-                _check_sources(states, parts=kept_parts)
+                check_unchanged(states)
                 bad_rows = digests.cache_dir / "refused" / f"{_file_name(task.name)}-{BAD_ROWS_NAME}"
                 _check_built(place, summary=summary, task=task, max_bad_rows=data.max_bad_rows, kept_bad_rows=bad_rows)
                 shutil.rmtree(place / "parts", ignore_errors=True)
@@ -174,15 +175,6 @@ def _prepare_domain(
     _warn(summary, bad_rows=bad_rows, encoder=encoder)
     _log_unread(summary, domain=task.name)
     return folder, is_found
-
-
-def _check_sources(states: dict[Path, FileState], *, parts: Path) -> None:
-    """Raise RuntimeError if a data file has changed; encoded blocks, perhaps of two contents, are then deleted."""
-    try:
-        check_unchanged(states)
-    except RuntimeError:
-        shutil.rmtree(parts, ignore_errors=True)
-        raise
 
 
 def _check_built(

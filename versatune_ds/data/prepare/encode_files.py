@@ -24,6 +24,7 @@ from versatune_ds.data.prepare.record_blocks import (
     read_blocks,
     records_per_block,
 )
+from versatune_ds.data.prepare.source_changes import FileState, check_unchanged
 from versatune_ds.data.prepare.worker_processes import worker_processes
 from versatune_ds.progress import counting, working_on
 
@@ -41,17 +42,21 @@ _MIN_BYTES_TO_COUNT_IN_PROCESSES = 1 << 26
 class BlockEncoder:
     """Encode a block of records into a part; the object is sent to worker processes."""
 
+    files: Sequence[Path]
+    states: dict[Path, FileState]
     encoder: RecordEncoder
     parts: PartsFolder
 
     def __call__(self, block: Block) -> Part:
-        """Return the part, which is on disk."""
+        """Return the part, which is on disk; RuntimeError if a file has changed, so that no part has other content."""
         records = block.records()
         tables = [
             self.encoder(_records_table(records[start : start + _RECORDS_PER_BATCH]))
             for start in range(0, len(records), _RECORDS_PER_BATCH)
         ]
         lines = pa.concat_tables(tables).combine_chunks() if tables else OUTPUT_SCHEMA.empty_table()
+        files = self.files[block.start.file : block.end.file + 1]
+        check_unchanged({path: self.states[path] for path in files})
         return self.parts.write(
             lines, number=block.number, num_records=block.num_records, start=block.start, end=block.end
         )
@@ -86,6 +91,7 @@ def count_files(files: Sequence[Path], *, parts: PartsFolder, num_processes: int
 def encode_files(
     files: Sequence[Path],
     *,
+    states: dict[Path, FileState],
     num_records_per_file: Sequence[int],
     parts: PartsFolder,
     encoder: RecordEncoder,
@@ -96,6 +102,7 @@ def encode_files(
 
     Args:
         files: Data files; `file` in the output is a position in this sequence.
+        states: Of the files, before their digests were computed.
         num_records_per_file: As `count_files` returns it.
         parts: What an interrupted call for the same files and encoder has encoded; the others are added.
         encoder: Turns record batches into output lines.
@@ -104,7 +111,7 @@ def encode_files(
 
     Raises:
         ValueError: If a file cannot be read at all.
-        RuntimeError: If a process that encodes was killed, or a part cannot be written.
+        RuntimeError: If a file changes, a process that encodes was killed, or a part cannot be written.
     """
     # What an interrupted call has encoded: the parts at the beginning need no reading of records.
     num_records = sum(num_records_per_file)
@@ -126,7 +133,7 @@ def encode_files(
         first=len(first),
         start=first[-1].end if first else Place(0, 0),
     )
-    encode = BlockEncoder(encoder=encoder, parts=parts)
+    encode = BlockEncoder(files=files, states=states, encoder=encoder, parts=parts)
     num_ahead = num_processes + _BLOCKS_AHEAD if num_processes > 1 else 0
     num_before = sum(part.num_records for part in first)
     with (

@@ -23,6 +23,7 @@ from versatune_ds.data.prepare.encode_files import count_files, encode_files
 from versatune_ds.data.prepare.encode_records import RecordEncoder
 from versatune_ds.data.prepare.output_lines import Lines, name_counts
 from versatune_ds.data.prepare.parts import PartsFolder
+from versatune_ds.data.prepare.source_changes import FileState
 from versatune_ds.data.prepare.split_builder import SplitBuilder, SplitCounts
 from versatune_ds.data.sources.records import printable
 
@@ -65,6 +66,7 @@ def build_domain(
     folder: Path,
     *,
     task: DomainTask,
+    states: dict[Path, FileState],
     encoder: RecordEncoder,
     num_processes: int,
     settings: dict[str, Any],
@@ -75,6 +77,7 @@ def build_domain(
     Args:
         folder: Existing empty folder.
         task: The domain's files.
+        states: Of these files, before their digests were computed.
         encoder: Turns records into examples.
         num_processes: Processes that encode.
         settings: What the tokens depend on, for the manifests.
@@ -82,7 +85,7 @@ def build_domain(
 
     Raises:
         ValueError: If a file cannot be read at all; each is read once before anything is encoded.
-        RuntimeError: If a process that encodes was killed, or an encoded block cannot be written.
+        RuntimeError: If a file changes, a process that encodes was killed, or a block cannot be written.
     """
     # Encode the records, and divide the examples among the two splits.
     max_tokens = encoder.settings.row_tokens
@@ -91,7 +94,9 @@ def build_domain(
     num_rows = {split: np.zeros(len(files), dtype=np.int64) for split, files in files_of_split.items()}
     unread = UnreadCounter()
     with (folder / BAD_ROWS_NAME).open("w", encoding="utf-8") as bad_rows:
-        batches = _encoded(files_of_split, parts=parts, encoder=encoder, num_processes=num_processes, domain=task.name)
+        batches = _encoded(
+            files_of_split, states=states, parts=parts, encoder=encoder, num_processes=num_processes, domain=task.name
+        )
         for split, batch in batches:
             lines, files = Lines.from_batch(batch), files_of_split[split]
             _write_bad_rows(bad_rows, lines=lines, files=files)
@@ -120,7 +125,13 @@ def build_domain(
 
 
 def _encoded(
-    files_of_split: dict[str, Sequence[Path]], *, parts: Path, encoder: RecordEncoder, num_processes: int, domain: str
+    files_of_split: dict[str, Sequence[Path]],
+    *,
+    states: dict[Path, FileState],
+    parts: Path,
+    encoder: RecordEncoder,
+    num_processes: int,
+    domain: str,
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Yield the splits' output lines, each batch with its split.
 
@@ -134,6 +145,7 @@ def _encoded(
     for split, files, encoded, num_records in splits:
         for batch in encode_files(
             files,
+            states=states,
             num_records_per_file=num_records,
             parts=encoded,
             encoder=encoder,

@@ -1,7 +1,8 @@
 """Find data files that change while they are prepared.
 
 A file is opened several times: for its digest, to count its records and for each of its blocks. If it were replaced
-meanwhile, blocks of two contents would be stored under the digest of the first one.
+meanwhile, blocks of two contents would be stored under the digest of the first one. So every block is checked after it
+was read: one that is kept has the content that the digest was computed from.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def check_unchanged(states: dict[Path, FileState]) -> None:
     for path, before in states.items():
         if not path.exists() or _state(path) != before:
             raise RuntimeError(
-                f"{path}: was changed or replaced while it was prepared; nothing of it is used: start again, and leave "
-                f"data files as they are until they are prepared"
+                f"{path}: was changed or replaced while it was prepared; start again, and leave data files "
+                f"as they are until they are prepared"
             )
 
 
