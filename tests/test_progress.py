@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import time
 
 import pytest
 
@@ -50,6 +51,20 @@ def handler_of(package, handler):
     package.handlers, package.propagate = [handler], False
     yield
     package.handlers, package.propagate = before
+
+
+def test_a_line_that_cannot_be_drawn_is_reported_and_others_are_still_shown(monkeypatch, terminal, log):
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_TICK_SECONDS", 0.001)
+    with working_on("good"):
+        with counting("50% law: %s rows", num_items=2):
+            while len(progress._display.works) > 1:
+                assert progress._display._thread.is_alive()
+                time.sleep(0.001)
+        while "good" not in terminal.getvalue():
+            assert progress._display._thread.is_alive()
+            time.sleep(0.001)
+    assert log.text.count("the progress of '50% law: %s rows' cannot be shown") == 1
 
 
 def tick(clock, seconds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepare_data import prepare_folder, small_blocks
 
-from versatune_ds.data.prepare import domains, parts, record_blocks
+from versatune_ds.data.prepare import domains, encode_files, parts, record_blocks
 from versatune_ds.data.prepare.encode_files import BlockEncoder
 from versatune_ds.data.prepare.encode_records import OUTPUT_SCHEMA, RecordEncoder
 from versatune_ds.data.prepare.parts import Part, PartsFolder
@@ -237,6 +238,31 @@ def test_a_full_disk_is_an_error_with_the_folder_and_what_to_do(tmp_path):
     assert list(kept.folder.iterdir()) == []
 
 
+def test_progress_counts_blocks_of_an_interrupted_call_as_done_but_not_as_work(folder, monkeypatch):
+    killed_at(folder, monkeypatch, BlockEncoder, "__call__", call=6)
+    parts_of(folder)[2].unlink()
+    works, counting = [], encode_files.counting
+    monkeypatch.setattr(encode_files, "counting", lambda *args, **kwargs: _noted(counting(*args, **kwargs), works))
+    prepare_folder(folder)
+    train = works[0]
+    assert (train.num_done, train.num_before, train.num_items) == (60, 40, 60)
+
+
+@contextlib.contextmanager
+def _noted(manager, works):
+    with manager as work:
+        works.append(work)
+        yield work
+
+
+@pytest.mark.parametrize("name", ["50% law", "%s", "100%"])
+def test_the_name_of_a_domain_may_have_a_percent_sign(tmp_path, monkeypatch, name):
+    works, counting = [], encode_files.counting
+    monkeypatch.setattr(encode_files, "counting", lambda *args, **kwargs: _noted(counting(*args, **kwargs), works))
+    prepare_folder(write_domains(tmp_path / "data", num_rows=3, domains=[name]))
+    assert works[0].line(works[0].started + 60).startswith(f"{name}: tokenising 3 of 3 rows  ")
+
+
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_a_file_that_cannot_be_read_is_an_error_before_anything_is_encoded(folder, monkeypatch, split):
     (folder / split / "law.jsonl").rename(folder / split / "a.jsonl")
@@ -331,6 +357,16 @@ def test_a_block_ends_at_its_size_in_characters_too(tmp_path, monkeypatch):
     blocks = blocks_of([path], num_per_block=1000)
     assert [block.num_records for block in blocks] == [2, 2, 1]
     assert [block.end for block in blocks] == [Place(0, 2), Place(0, 4), Place(0, 5)]
+
+
+def test_few_long_records_are_as_many_blocks_as_many_short_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_blocks, "_SIZE_PER_BLOCK", 1000)
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in files:
+        path.write_bytes(b"x" * 2600)
+    assert record_blocks.num_expected_blocks(files, num_records=3) == 5
+    assert record_blocks.num_expected_blocks(files, num_records=14_000) == 7
+    assert record_blocks.num_expected_blocks([], num_records=0) == 1
 
 
 def test_small_files_share_a_block_and_a_large_one_has_its_own(tmp_path, monkeypatch):
