@@ -55,6 +55,23 @@ def test_epochs_are_those_that_the_recorded_steps_were_computed_from(tmp_path):
     assert complete_line(load_config(recipe, ["train.epochs=3"])) is None
 
 
+def test_the_interval_between_updates_that_a_recipe_leaves_open_is_the_recorded_one(tmp_path):
+    recipe = complete_run(tmp_path, "mixture.update_every=3", "train.steps_from=2 epochs of all data")
+    left_out = ("update_every:", "steps:", "steps_from:")
+    lines = [line for line in recipe.read_text().splitlines() if not line.strip().startswith(left_out)]
+    recipe.write_text("\n".join(lines))
+    left_open = load_config(recipe, ["train.epochs=2"])
+    assert left_open.mixture.update_every == 50
+    assert complete_line(left_open) is not None
+    assert complete_line(load_config(recipe, ["train.epochs=2", "mixture.update_every=50"])) is None
+
+
+def test_a_damaged_reason_of_an_early_end_is_left_to_the_start_of_the_run(tmp_path):
+    config = load_config(complete_run(tmp_path))
+    (config.run_dir / "early_stop.json").write_text('{"reason')
+    assert complete_line(config) is None
+
+
 def test_a_run_is_not_recognised_before_its_last_step_nor_with_damaged_or_missing_files(tmp_path):
     assert complete_line(load_config(complete_run(tmp_path / "early", is_complete=False))) is None
     for name in ("weights.pt", "versatune.json", "MANIFEST"):

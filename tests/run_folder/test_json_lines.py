@@ -11,7 +11,7 @@ from versatune_ds.mixture.decision import Decision
 from versatune_ds.mixture.offline.recorded_losses import read_decisions
 from versatune_ds.report.series import read_json_lines
 from versatune_ds.run_folder.disk_errors import DiskError
-from versatune_ds.run_folder.json_lines import JsonLines, complete_lines, cut_json_lines
+from versatune_ds.run_folder.json_lines import JsonLines, append_to_file, complete_lines, cut_json_lines
 
 
 def lines(path):
@@ -78,6 +78,22 @@ def test_a_decision_on_a_full_disk_ends_the_run_and_leaves_no_partial_line(tmp_p
     with pytest.raises(DiskError, match=r"decisions.jsonl: a decision could not be written \(No space left"):
         sink.decision({"decided_at_step": 2})
     assert lines(tmp_path / "decisions.jsonl") == [{"decided_at_step": 1}]
+
+
+def test_a_decision_that_cannot_be_written_for_another_reason_asks_for_no_disk_space(tmp_path):
+    sink = JsonLines(tmp_path, resumed_step=0)
+    sink._decisions = (tmp_path / "decisions.jsonl").open("rb", buffering=0)
+    with pytest.raises(DiskError, match=r"a decision could not be written \(.*\), .* Start again to resume") as caught:
+        sink.decision({"decided_at_step": 2})
+    assert "disk space" not in str(caught.value)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_line_that_finds_the_disk_full_has_the_name_of_the_file(tmp_path):
+    path = tmp_path / "resumes.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*resumes\.jsonl'"):
+        append_to_file(path, {"step": 5})
 
 
 def decision_line(step):

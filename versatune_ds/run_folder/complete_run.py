@@ -35,14 +35,19 @@ def complete_line(config: RunConfig) -> str | None:
     """
     try:
         step = _complete_step(config)
+        reason = _early_reason(config.run_dir)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a file that is missing or damaged is reported by the start of the run
     if step is None:
         return None
-    early = config.run_dir / EARLY_STOP_FILE
-    reason = f" ({json.loads(early.read_text(encoding='utf-8'))['reason']})" if early.is_file() else ""
     what_next = "a larger train.steps trains on, --fresh starts over"
     return f"{config.run_dir} is complete after step {step}{reason}; {what_next}"
+
+
+def _early_reason(run_dir: Path) -> str:
+    """Return why a run ended before its last step, in brackets; empty for one that did not."""
+    early = run_dir / EARLY_STOP_FILE
+    return f" ({json.loads(early.read_text(encoding='utf-8'))['reason']})" if early.is_file() else ""
 
 
 def _complete_step(config: RunConfig) -> int | None:
@@ -57,8 +62,14 @@ def _complete_step(config: RunConfig) -> int | None:
 
 
 def _is_same(recorded: RunConfig, config: RunConfig) -> bool:
-    """Return whether training reads the same settings; epochs are those that the recorded steps were computed from."""
+    """Return whether training reads the same settings.
+
+    Epochs are those that the recorded steps were computed from. A default interval between updates is the one that the
+    run began with: it depends on the number of steps, which epochs do not give, and a run that gets more keeps it.
+    """
     ignored: tuple[str, ...] = tuple(f"{section}." for section in _UNREAD)
+    if "update_every" not in config.mixture.model_fields_set:
+        ignored += ("mixture.update_every",)
     if config.train.epochs is not None and recorded.train.steps_from == config.train.length_in_epochs:
         ignored += _LENGTH
 

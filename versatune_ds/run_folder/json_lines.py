@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ds.run_folder.atomic import write_text
-from versatune_ds.run_folder.disk_errors import DiskError
+from versatune_ds.run_folder.disk_errors import DiskError, is_full_disk
 from versatune_ds.run_folder.names import DECISIONS_FILE, METRICS_FILE
 
 logger = logging.getLogger(__name__)
@@ -95,10 +95,18 @@ def append_json_line(file: io.RawIOBase, values: Mapping[str, Any]) -> None:
 
 
 def append_to_file(path: Path, values: Mapping[str, Any]) -> None:
-    """Append an object as one line to a file, which is made where it is missing; see `append_json_line`."""
+    """Append an object as one line to a file, which is made where it is missing; see `append_json_line`.
+
+    Raises:
+        OSError: If it cannot be written; it has the file's name, which a write on an open file leaves out.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
-        append_json_line(file, values)
+        try:
+            append_json_line(file, values)
+        except OSError as error:
+            error.filename = str(path)
+            raise
 
 
 def restored_objects(path: Path) -> Iterator[dict[str, Any]]:
@@ -183,9 +191,10 @@ class JsonLines:
         try:
             append_json_line(self._decisions, decision)
         except OSError as error:
+            way_out = "Free disk space and start" if is_full_disk(error) else "Start"
             raise DiskError(
                 f"{self._decisions_path}: a decision could not be written ({error.strerror or error}), and nobody "
-                "could replay the run without it. Free disk space and start again to resume from the newest checkpoint"
+                f"could replay the run without it. {way_out} again to resume from the newest checkpoint"
             ) from error
 
     def alert(self, step: int, *, title: str, text: str) -> None:
