@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import time
 
 import pytest
 from box_runs import BoxRuns, hasten_heartbeats
 from cluster_box import Box, exit_codes
+
+from versatune_ds.distributed import rendezvous, roll_call
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 BACKGROUND = "checkpoint.background=true"
@@ -88,3 +92,24 @@ def test_a_network_that_is_down_for_twenty_seconds_costs_only_these(runs):
     runs.box.nodes[2].mend()
     assert exit_codes(ranks, seconds=90) == [0] * 4, runs.logs()
     runs.assert_equal("blip", "whole")
+
+
+@pytest.mark.parametrize(
+    ("victim", "line"),
+    [
+        (2, "1 of 4 ranks has not joined, 2; joined: 0 on node0, 1 on node1, 3 on node3"),
+        (0, "nothing answers at node0:29511. Its process has not started or has ended"),
+    ],
+)
+def test_a_rank_that_is_lost_before_it_has_joined_is_named_while_the_others_wait_and_they_end(runs, victim, line):
+    def arm(rank):
+        roll_call.LOG_SECONDS, rendezvous.TIMEOUT = 2.0, datetime.timedelta(seconds=15)
+        if rank == victim:
+            os._exit(9)
+
+    ranks = runs.start(f"absent_{victim}", arm=arm)
+    codes = exit_codes(ranks, seconds=90)
+    assert codes[victim] == 9
+    assert all(code not in (None, 0) for code in codes), runs.logs()
+    witness = 1 if victim == 0 else 0
+    assert runs.log(witness).count(line) >= 3, runs.logs()

@@ -82,7 +82,7 @@ class FailureBoard:
         self._rank_zero = RankZeroWatch(world, host=self._host_of_rank_zero)
         if world.world_size > 1:
             provide_rendezvous(world)
-            self._store = WatchedStore(connect_store(is_host=is_store_host(world)), watch=self._rank_zero)
+            self._store = WatchedStore(connect_store(is_host=is_store_host(world), world=world), watch=self._rank_zero)
             self._rank_zero.start()
             threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
 

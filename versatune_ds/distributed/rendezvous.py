@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from versatune_ds.distributed.interfaces import set_gloo_interface
+from versatune_ds.distributed.roll_call import join_roll_call, logging_the_wait_for_rank_zero
 from versatune_ds.distributed.world import World
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,14 @@ def join_world(world: World, *, device: torch.device, is_one_machine: bool = Tru
 
     Raises:
         ValueError: If the address of rank 0 is not known, or MPI sees another world than its launcher set.
+        RuntimeError: On rank 0, if a rank has not joined within half an hour.
     """
     provide_rendezvous(world)
-    if not is_one_machine:
+    store = None
+    if world.world_size > 1 or not is_one_machine:
         store = connect_store(is_host=is_store_host(world))  # until the process group, which uses the same server
+        join_roll_call(world, store, limit_seconds=TIMEOUT.total_seconds())
+    if store is not None and not is_one_machine:
         interface = set_gloo_interface(os.environ["MASTER_ADDR"], store=store, world_size=world.world_size)
         if interface is not None and world.is_rank_zero:
             logger.info("gloo connects the machines through %s, %s (GLOO_SOCKET_IFNAME chooses another)", *interface)
@@ -85,19 +90,21 @@ def is_store_host(world: World) -> bool:
     return world.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
-def connect_store(*, is_host: bool) -> dist.Store:
+def connect_store(*, is_host: bool, world: World | None = None) -> dist.Store:
     """Connect to the rendezvous store; the process group uses the same server.
 
     torchrun's agent keeps its store when it restarts the ranks, so each attempt has its own prefix.
+
+    Args:
+        is_host: Whether this process serves the store.
+        world: This process's place, where a long wait for rank 0 is to be logged: at the first connection.
     """
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=is_host,
-        timeout=TIMEOUT,
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    is_logged = not is_host and world is not None and (world.rank == 1 or world.local_rank == 0)
+    with logging_the_wait_for_rank_zero(f"{address}:{port}", is_logged=is_logged):
+        store = dist.TCPStore(
+            address, int(port), is_master=is_host, timeout=TIMEOUT, wait_for_workers=False, multi_tenant=True
+        )
     return dist.PrefixStore(f"versatune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
