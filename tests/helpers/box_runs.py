@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from cluster_box import Box, Rank, exit_codes
 from command_line import write_recipe
@@ -65,7 +68,9 @@ class BoxRuns:
         """Start or resume a run as a launcher does: each rank is a new Python with these variables as well."""
         script = str(ROOT / "launcher" / "train.py")
         words = [sys.executable, script, str(self._recipe), f"run.name={name}", *overrides]
-        return self._start(lambda rank: os.execve(sys.executable, words, {**os.environ, **environ}))
+        return self._start(
+            lambda rank: os.execve(sys.executable, words, {**os.environ, "PYTHONPATH": str(ROOT), **environ})
+        )
 
     def _start(self, work: Callable[[int], int]) -> list[Rank]:
         for node in self.box.nodes:
@@ -169,6 +174,15 @@ def hasten_heartbeats(*, silent: float = 2.0, lost: float = 6.0) -> None:
     heartbeats.BEAT_SECONDS, heartbeats.SILENT_SECONDS, heartbeats.LOST_SECONDS = 0.5, silent, lost
     rank_zero_watch.SILENT_SECONDS = lost
     failures._GRACE_SECONDS = 2.0
+
+
+def build_preloaded(source: Path, *, folder: Path) -> Path:
+    """Build a library for LD_PRELOAD from one C file; skip the test where there is no gcc."""
+    if shutil.which("gcc") is None:
+        pytest.skip(f"needs gcc to build {source.name}")
+    library = folder / source.with_suffix(".so").name
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return library
 
 
 def preempt(ranks: list[Rank]) -> None:
