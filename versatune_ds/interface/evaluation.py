@@ -36,12 +36,10 @@ def evaluate(
         overrides: Texts `key=value` that change the recipe of the data, such as `["data.folder=my_data"]`.
         split: `valid` or `test`; by default `test` for the built-in corpus, else `valid`.
         choices: Files DOMAIN.jsonl of multiple-choice questions, or folders of them.
-        exact: Answers to generate in each domain and compare with the data's; by default 100 on the built-in corpus,
-            else none.
+        exact: Answers to write and compare in each domain; by default 100 on the built-in corpus, else none.
         against: Run or model folder to compare with; by default the model that the run started from.
         base: Whether to compare with another model at all.
-        step: Step of the checkpoint; by default the best one where the run has `checkpoint.best`, else the newest
-            valid one.
+        step: Step of the checkpoint; by default the best one (`checkpoint.best`), or the newest valid one.
         processes: Processes that share the work.
         sharded: Whether the model's weights are divided over the processes (ZeRO-3), for one that no single GPU holds.
         quiet: Whether only warnings are shown.
