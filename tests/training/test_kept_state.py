@@ -5,13 +5,13 @@ import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from itertools import count
 
 import pytest
 import torch
+from collective_events import record_collectives
 from kills import Kill, arm, random_kill
 from ranks import run_ranks, start_ranks
 from tiny_run import be_trained, losses_by_step, read_lines, tiny_config
@@ -277,35 +277,17 @@ def test_a_signal_during_a_save_or_a_validation_stops_the_run_cleanly(train):
     assert_equal_bit_for_bit(config.run_dir, uninterrupted.run_dir)
 
 
-def record_collectives(events):
-    """Return a hook that records our own all-reduces, whether each one blocks, and the steps between them."""
-
-    def before(world):
-        usual, train_step = torch.distributed.all_reduce, Engine.train_step
-
-        def all_reduce(*arguments, async_op=False, **named):
-            if sys._getframe(1).f_globals["__name__"].startswith("versatune_ds."):
-                events.append("started" if async_op else "blocking")
-            return usual(*arguments, async_op=async_op, **named)
-
-        def step(self, *arguments, **named):
-            events.append("step")
-            return train_step(self, *arguments, **named)
-
-        torch.distributed.all_reduce, Engine.train_step = all_reduce, step
-
-    return before
-
-
 def test_a_step_without_an_update_or_a_save_blocks_in_no_collective_call_of_ours(train):
     events = []  # of each rank, in its process
     settings = ("train.steps=7", "mixture.update_every=6", "checkpoint.every=6", "monitor.log_every=6")
-    before, then = record_collectives(events), lambda run: events
+    before, then = lambda world: record_collectives(events), lambda run: events
     _, results = train("counted", *settings, before=before, then=then)
     for found in results:
         # Step 1 begins with the measurement before training; steps 6 and 7 end with a measurement and a save.
         first = found.index("step")
-        assert found[first - 1 : first + 10] == ["started", "step"] * 5 + ["started"]
+        one_step = ["started", "step", "stepped", "waited"]  # the flags, which travel while the step runs
+        assert found[first - 1 : first + 19] == one_step * 5
+        assert ["started", "waited"] in [found[i : i + 2] for i in range(first)]  # the measurement: calls that block
 
 
 def spoil(factors, *, rank=1):
