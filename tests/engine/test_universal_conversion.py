@@ -67,6 +67,8 @@ def assert_same(left, right):
             assert_same(one, other)
     else:
         assert type(left) is type(right)
+        if isinstance(left, int | float | str | bytes | None):
+            assert left == right
 
 
 @pytest.mark.slow
@@ -93,6 +95,52 @@ def test_a_rank_that_cannot_do_its_share_stops_all_ranks_with_its_reason(checkpo
         converted(checkpoint, tmp_path / "copy", world_size=3, fault=fill)
     reason = "the checkpoint could not be converted: rank 1: [Errno 28] No space left on device"
     assert str(caught.value).count(f"_SharingError: {reason}") == 3
+
+
+def fail_at(place, *, rank):
+    """Return a stand-in for the converter, which fails at a place on one rank."""
+
+    def main(settings, *, rank_here, num_phases):
+        def reach(name):
+            if (name, rank_here) == (place, rank):
+                raise OSError(errno.EIO, "Input/output error")
+
+        reach("before the phases")
+        for phase in range(num_phases):
+            ds_to_universal._do_parallel_work(lambda piece: [piece], range(4), 1)
+            reach(f"after phase {phase + 1}")
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("place", "rank", "num_phases", "reason"),
+    [
+        ("before the phases", 1, 2, "_SharingError: the checkpoint could not be converted: rank 1: [Errno 5]"),
+        ("after phase 1", 0, 2, "_SharingError: the checkpoint could not be converted: rank 0: [Errno 5]"),
+        ("after phase 2", 0, 2, "Input/output error"),
+        (None, 0, 1, "_SharingError: the checkpoint could not be converted: rank 0: deepspeed's converter ended"),
+        (None, 0, 3, "deepspeed's converter has more than 2 phases of shared work"),
+    ],
+)
+def test_an_error_between_the_phases_or_another_number_of_them_ends_every_rank(
+    tmp_path, place, rank, num_phases, reason
+):
+    converter = fail_at(place, rank=rank)
+
+    def work(world):
+        universal_conversion._machine = lambda: "other" if world.rank == 2 else "same"  # rank 2 only waits
+        universal_conversion.available_bytes = lambda: GIB
+        ds_to_universal.main = lambda settings: converter(settings, rank_here=world.rank, num_phases=num_phases)
+        try:
+            convert(tmp_path, tmp_path / "copy", world=world)
+        except (RuntimeError, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    (tmp_path / "results").mkdir()
+    found = run_ranks(work, world_size=3, folder=tmp_path / "results", timeout=30)
+    for line in found:
+        assert reason in line, found
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ def available_bytes() -> int | None:
         machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    return min([machine, *_left_in_groups()])
+    return min([machine, *_available_in_groups()])
 
 
-def _left_in_groups() -> list[int]:
+def _available_in_groups() -> list[int]:
     """Return what this process's cgroup, and each one around it, may still use; nothing for those without a limit."""
     try:
         lines = _OWN_GROUP.read_text().splitlines()
@@ -29,7 +29,7 @@ def _left_in_groups() -> list[int]:
     own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
     if own is None:
         return []
-    left = []
+    available = []
     for folder in (_GROUPS / own, *(_GROUPS / own).parents):
         if not folder.is_relative_to(_GROUPS):
             break
@@ -38,5 +38,5 @@ def _left_in_groups() -> list[int]:
         except (OSError, ValueError):
             continue
         if most.isdigit():
-            left.append(max(int(most) - used, 0))
-    return left
+            available.append(max(int(most) - used, 0))
+    return available

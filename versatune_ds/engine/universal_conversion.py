@@ -94,7 +94,7 @@ def _run_converter(folder: Path, copy: Path, *, phases: _Phases, output: io.Stri
         with redirect_stdout(output), redirect_stderr(output):  # progress bars
             ds_to_universal.main(settings)
         if phases.num_done != _NUM_PHASES:
-            raise RuntimeError(f"deepspeed's converter has {phases.num_done} phases, expected {_NUM_PHASES}")
+            raise RuntimeError(f"deepspeed's converter ended after {phases.num_done} phases, expected {_NUM_PHASES}")
     except _ShareDoneError:
         pass
     finally:
@@ -119,7 +119,10 @@ class _Phases:
         Raises:
             _SharingError: On every rank, if one failed.
             _ShareDoneError: On other ranks than 0 after the last phase.
+            RuntimeError: On rank 0, if there is one more phase: it must not wait for the other ranks, which have left.
         """
+        if self.num_done == _NUM_PHASES:
+            raise RuntimeError(f"deepspeed's converter has more than {_NUM_PHASES} phases of shared work")
         results, failure = [], None
         in_order = sorted(pieces, key=str)  # a set's order differs between processes
         try:
