@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -79,6 +80,24 @@ def test_any_finite_numbers_of_any_domains_arrive_unchanged(data, names):
             inputs={"train_losses": by_domain(numbers), "interval_stretch": 2},
         )
     )
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("losses.mean", lambda x: {"losses": {"law": {"mean": x}, "code ½": {"mean": None}}}),
+        ("weights_after", lambda x: {"weights_after": {"law": 0.1, "code ½": x}}),
+        ("inputs.caps", lambda x: {"inputs": {"caps": {"law": x, "code ½": 0.3}}}),
+        ("not JSON compliant", lambda x: {"inputs": {"sigma": x}}),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused_as_in_a_line_of_json(number, place, changes):
+    decision = replace(decision_of(), **changes(number))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        decision.to_json()
+    with pytest.raises(ValueError, match=place):
+        packed_decision(decision)
 
 
 @pytest.mark.parametrize("position", [0, 20, 100, -1])

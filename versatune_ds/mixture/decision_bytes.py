@@ -25,7 +25,11 @@ _VECTORS = ("weights_before", "weights_after")
 
 
 def packed_decision(decision: Decision) -> bytes:
-    """Return a decision as bytes; `unpacked_decision` returns an equal one."""
+    """Return a decision as bytes; `unpacked_decision` returns an equal one.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, as `Decision.to_json` does.
+    """
     rest = decision.to_dict()
     rest["inputs"] = dict(rest["inputs"])
     names = list(decision.weights_after)
@@ -45,8 +49,11 @@ def packed_decision(decision: Decision) -> bytes:
             columns.append(tuple(values.values()))
     are_whole = [type(column[0]) is int for column in columns]
     head = json.dumps({"names": names, "paths": paths, "are_whole": are_whole, "rest": rest}, allow_nan=False).encode()
-    body = np.array(columns, dtype="<f8").tobytes()  # None becomes NaN
-    content = len(head).to_bytes(_LENGTH_BYTES, "little") + head + body
+    columns_CK = np.array(columns, dtype="<f8")  # None becomes NaN
+    for path, column, values_K in zip(paths, columns, columns_CK, strict=True):
+        if np.isfinite(values_K).sum() + column.count(None) < len(column):
+            raise ValueError(f"decision: {'.'.join(path)}: expected finite numbers or None, found {list(column)}")
+    content = len(head).to_bytes(_LENGTH_BYTES, "little") + head + columns_CK.tobytes()
     return _digest(content) + content
 
 
