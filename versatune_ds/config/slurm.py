@@ -67,8 +67,8 @@ class SlurmConfig(Section):
     time: str | None = Field(default=None, pattern=r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED)$")
     """Time limit: minutes, H:M:S, or D-H:M:S."""
     seconds_to_save: int = Field(default=300, ge=1, le=65535)
-    """Seconds before the time limit at which the processes are asked to save and exit. Raise it if saving takes
-    longer."""
+    """Seconds before the time limit at which the processes are asked to save and exit. Two steps with their
+    measurements and saves must fit; raise it if they take longer."""
     array: str | None = Field(default=None, pattern=r"^\d+([-,:]\d+)*(%\d+)?$")
     """Task ids such as 0-3. Task i is a run of its own, named NAME-i, with seed `run.seed` + i."""
     dependency: str | None = None

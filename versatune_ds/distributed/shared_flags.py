@@ -23,7 +23,7 @@ class SharedFlags:
         self._work: dist.Work | None = None
 
     def start(self, read: Callable[[], Sequence[bool]]) -> None:
-        """Start to exchange the flags that `read` returns, as many on every rank; a result nobody took is dropped.
+        """Start to exchange the flags that `read` returns, as many on every rank; an unread result is discarded.
 
         Communication: one all-reduce of a number a flag on the CPU, which nothing waits for here.
         """

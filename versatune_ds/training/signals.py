@@ -28,7 +28,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What all ranks agree on after an optimizer step; as it was before the step, where there are several."""
+    """What all ranks agree on after an optimizer step. With several ranks: as of the start of the step."""
 
     is_stopped: bool
     """Whether a signal reached any rank."""
