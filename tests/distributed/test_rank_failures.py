@@ -14,8 +14,9 @@ from versatune_ds.distributed import World, free_port
 from versatune_ds.distributed.failures import FailureBoard
 from versatune_ds.engine import checkpoint
 from versatune_ds.engine.engine import Engine
-from versatune_ds.training import assemble, model_engine, start_checks, worker
+from versatune_ds.training import assemble, model_engine, worker
 from versatune_ds.training.held_out import HeldOutExamples
+from versatune_ds.training.start_checks import files
 from versatune_ds.training.worker import run_worker
 
 SECONDS = 60.0
@@ -134,7 +135,7 @@ def test_a_mistake_that_every_rank_finds_is_reported_by_rank_zero_only(tmp_path)
 def test_a_mistake_that_rank_zero_finds_while_the_others_wait_is_reported_once(tmp_path):
     for fault, code, line in ((ValueError("a: b"), 2, "versatune: a: b\n"), (OSError("disk"), 1, "OSError: disk\n")):
         folder = tmp_path / type(fault).__name__
-        codes, errors = train(folder, world_size=2, faults=[(start_checks, "check_run_folder", fault, "0", 1)])
+        codes, errors = train(folder, world_size=2, faults=[(files, "check_run_folder", fault, "0", 1)])
         assert codes == [code, code]
         assert errors[0].endswith(line)
         assert errors[1] == ""

@@ -82,4 +82,5 @@ def install(patch, *, kernel=varlen_attn, machine=H100):
     patch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     patch.setattr("versatune_ds.model.build.machine_here", lambda precision: machine)
     patch.setattr("versatune_ds.training.model_engine.machine_here", lambda precision: machine)
-    patch.setattr("versatune_ds.training.start_checks.check_attention_device", lambda wanted, *, device_type: None)
+    start_checks = "versatune_ds.training.start_checks.processes"
+    patch.setattr(f"{start_checks}.check_attention_device", lambda wanted, *, device_type: None)

@@ -1,6 +1,6 @@
 """List all checks of `versatune check`, make them in that order, and show what they found, as a table or as JSON.
 
-The start checks come first (`training/start_checks.py`): other commands and the processes of a run make them too. What
+The start checks come first (`training/start_checks/`): other commands and the processes of a run make them too. What
 follows reads rows, builds the model without its weights or asks programs and servers, and is made by `check` alone. A
 check that raises has found something, and no check stops another.
 """
