@@ -70,7 +70,8 @@ def test_a_lost_node_ends_the_job_and_the_next_start_equals_the_uninterrupted_ru
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_node_whose_network_is_cut_is_named_within_a_minute_and_all_ranks_end(runs, victim):
     name = f"cut_{victim}"
-    ranks = runs.start(name, "train.steps=3000", "mixture.update_every=1000", "checkpoint.every=1000")
+    settings = ("train.steps=3000", "mixture.update_every=1000", "checkpoint.every=1000")
+    ranks = runs.start(name, *settings, arm=lambda rank: os.environ.update(VERSATUNE_LOST_SECONDS="60"))
     runs.wait(lambda: runs.num_steps(name) >= 20, ranks)
     runs.box.nodes[victim].cut()
     began = time.monotonic()

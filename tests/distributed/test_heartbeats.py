@@ -7,6 +7,7 @@ import platform
 import torch.distributed as dist
 
 from versatune_ds.distributed.heartbeats import Heartbeats
+from versatune_ds.distributed.silence import SilenceLimits
 
 
 class Clock:
@@ -19,9 +20,10 @@ class Clock:
         return self.now
 
 
-def ranks_of(world_size):
+def ranks_of(world_size, *, limits=SilenceLimits()):  # noqa: B008
     clock, store = Clock(), dist.HashStore()
-    return clock, [Heartbeats(store, rank=rank, world_size=world_size, clock=clock) for rank in range(world_size)]
+    settings = {"world_size": world_size, "limits": limits, "clock": clock}
+    return clock, [Heartbeats(store, rank=rank, **settings) for rank in range(world_size)]
 
 
 def run(clock, beating, *, until):
@@ -59,6 +61,16 @@ def test_a_rank_that_is_silent_for_five_minutes_is_given_up():
     run(clock, (one, zero), until=400)
     assert zero.lost == f"rank 2 on {platform.node()} has not been heard of for 300 s"
     assert one.lost is None
+
+
+def test_a_silent_rank_is_named_but_never_given_up_where_that_is_switched_off(caplog):
+    clock, (zero, one, two) = ranks_of(3, limits=SilenceLimits(lost_seconds=None))
+    run(clock, (two, one, zero), until=100)
+    run(clock, (one, zero), until=4000)
+    assert zero.lost is None
+    (message,) = caplog.messages
+    assert "its machine is down, or its process is frozen or busy in one long call" in message
+    assert message.endswith("the other ranks wait as long as it takes (VERSATUNE_LOST_SECONDS=off)")
 
 
 def test_a_job_that_was_suspended_for_an_hour_misses_nobody(caplog):

@@ -19,7 +19,8 @@ from command_line import write_recipe
 from tiny_run import ROOT, losses_by_step, tiny_config
 
 from versatune_ds.data.prepare import domains as prepare_domains
-from versatune_ds.distributed import failures, heartbeats, rank_zero_watch
+from versatune_ds.distributed import failures, heartbeats
+from versatune_ds.distributed.silence import SilenceLimits
 from versatune_ds.engine.checkpoint import open_weights
 from versatune_ds.engine.engine import Engine
 from versatune_ds.run_folder import folder_lock
@@ -171,8 +172,8 @@ class BoxRuns:
 
 def hasten_heartbeats(*, silent: float = 2.0, lost: float = 6.0) -> None:
     """Let this process's rank miss others within seconds."""
-    heartbeats.BEAT_SECONDS, heartbeats.SILENT_SECONDS, heartbeats.LOST_SECONDS = 0.5, silent, lost
-    rank_zero_watch.SILENT_SECONDS = lost
+    heartbeats.BEAT_SECONDS = 0.5
+    failures.silence_limits = lambda environ: SilenceLimits(warn_seconds=silent, lost_seconds=lost)
     failures._GRACE_SECONDS = 2.0
 
 

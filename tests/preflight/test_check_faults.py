@@ -206,6 +206,7 @@ def test_a_planted_fault_is_the_only_failure_and_names_its_key(versatune, recipe
         ("WANDB_API_KEY", None, "wandb", "monitor.wandb.mode=online"),
         ("WANDB_BASE_URL", "http://127.0.0.1:9", "wandb", "connection"),
         ("SBATCH_PARTITION", "gpus", "slurm", "SBATCH_PARTITION"),
+        ("VERSATUNE_LOST_SECONDS", "59", "launcher", "VERSATUNE_LOST_SECONDS"),
     ],
 )
 def test_a_fault_of_the_environment_is_the_only_failure(versatune, recipe, monkeypatch, variable, value, check, key):

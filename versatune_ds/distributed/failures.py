@@ -17,9 +17,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import torch.distributed as dist
+
 from versatune_ds.distributed.heartbeats import Heartbeats
 from versatune_ds.distributed.rank_zero_watch import RankZeroWatch, WatchedStore
-from versatune_ds.distributed.rendezvous import connect_store, is_store_host, provide_rendezvous
+from versatune_ds.distributed.rendezvous import (
+    connect_store,
+    is_agent_store,
+    is_store_host,
+    provide_rendezvous,
+    reconnect_store,
+)
+from versatune_ds.distributed.silence import silence_limits
 from versatune_ds.distributed.world import World
 from versatune_ds.exit_codes import FAILED_EXIT_CODE
 
@@ -34,6 +43,8 @@ _GRACE_SECONDS = 15.0
 _GRACE_AT_START_SECONDS = 1.0
 _LINGER_SECONDS = 3.0
 """How long an exiting rank waits until the others have seen the reason."""
+_RECONNECT_SECONDS = 1.0
+"""Pause before a connection that broke is made again."""
 _SAME_SECONDS = 1.0
 """How long another rank waits for rank 0 to find the same mistake, which rank 0 then reports alone."""
 
@@ -66,7 +77,7 @@ class FailureBoard:
         before_exit: Called before this process is ended from here, because it does not end by itself.
 
     Raises:
-        ValueError: If the address of rank 0 is not known.
+        ValueError: If the address of rank 0 is not known, or VERSATUNE_LOST_SECONDS is no limit.
     """
 
     def __init__(
@@ -79,18 +90,28 @@ class FailureBoard:
         self._ended = threading.Event()
         self._store: WatchedStore | None = None
         self._heartbeats: Heartbeats | None = None
-        self._rank_zero = RankZeroWatch(world, host=self._host_of_rank_zero)
+        self._limits = silence_limits(os.environ)
+        self._report: Callable[[], None] | None = None
+        """Reports this rank's failure; None without one, or once it is reported."""
+        self._rank_zero = RankZeroWatch(
+            world, host=self._host_of_rank_zero, limits=self._limits, when_silent=self.report_once
+        )
         if world.world_size > 1:
             provide_rendezvous(world)
             self._store = WatchedStore(connect_store(is_host=is_store_host(world), world=world), watch=self._rank_zero)
             self._rank_zero.start()
             threading.Thread(target=self._watch, name="versatune-failures", daemon=True).start()
 
-    def post(self, failure: Failure) -> Failure:
+    def post(self, failure: Failure, *, report: Callable[[], None] = lambda: None) -> Failure:
         """Post this rank's failure; return the first one, which may be another rank's.
 
         A failure that only follows from rank 0's waits for rank 0 to post first.
+
+        Args:
+            failure: Why this rank ends.
+            report: Reports it; `report_once` calls it, and so does the watch of rank 0 where that does not answer.
         """
+        self._report = report
         self._ended.set()  # this process exits by itself now
         if self._store is None:
             return failure
@@ -114,6 +135,16 @@ class FailureBoard:
                 return False
         return failure.rank == first.rank
 
+    def report_once(self) -> None:
+        """Report this rank's failure, if there is one and it is not reported yet."""
+        report, self._report = self._report, None
+        if report is not None:
+            report()
+
+    def leave_report_to_others(self) -> None:
+        """Do not report this rank's failure: another rank's was first."""
+        self._report = None
+
     def linger(self) -> None:
         """Wait briefly until all ranks have seen the failure: the board ends with rank 0."""
         self._count_as_seen()
@@ -134,20 +165,21 @@ class FailureBoard:
 
     def _watch(self) -> None:
         """Poll the board for a failure, or its end, then end this process if it does not by itself; beat meanwhile."""
-        try:
-            store = WatchedStore(connect_store(is_host=False), watch=self._rank_zero)
-            self._heartbeats = Heartbeats(store, rank=self._world.rank, world_size=self._world.world_size)
-            while not store.check([_FIRST]):
-                self._heartbeats.tick()
-                if self._heartbeats.lost is not None:
-                    self._give_up(self._heartbeats.lost, store)
-                    break
-                if self._ended.wait(max(_POLL_SECONDS, self._world.world_size / _POLLS_PER_SECOND)):
+        connection: dist.Store | None = None
+        while self._seen is None and not self._ended.is_set():
+            try:
+                if connection is None:
+                    connection = connect_store(is_host=False)
+                self._seen = self._poll(WatchedStore(connection, watch=self._rank_zero))
+            except RuntimeError as error:  # the connection is closed
+                if self._ended.wait(_RECONNECT_SECONDS):
                     return
-            self._seen = Failure.from_json(store.get(_FIRST))
-        except RuntimeError:  # the board is gone, and rank 0 with it
-            if not self._world.is_rank_zero and not self._ended.wait(_GRACE_SECONDS):
-                self._rank_zero.end_without_rank_zero("has closed its connections: its process has ended")
+                connection = reconnect_store()
+                if connection is None:
+                    self._end_without_board()
+                    return
+                logger.warning("the connection to rank 0's store broke and is made again: %s", _first_line(error))
+        if self._seen is None:
             return
         self._count_as_seen()
         if self._ended.wait(_GRACE_SECONDS if self._has_state() else _GRACE_AT_START_SECONDS):
@@ -157,8 +189,34 @@ class FailureBoard:
         logging.shutdown()
         os._exit(self._seen.exit_code)
 
+    def _poll(self, store: WatchedStore) -> Failure | None:
+        """Return the first failure once there is one; None once this process ends by itself.
+
+        Raises:
+            RuntimeError: If the connection is closed.
+        """
+        world = self._world
+        self._heartbeats = Heartbeats(store, rank=world.rank, world_size=world.world_size, limits=self._limits)
+        while not store.check([_FIRST]):
+            self._heartbeats.tick()
+            if self._heartbeats.lost is not None:
+                self._give_up(self._heartbeats.lost, store)
+                break
+            if self._ended.wait(max(_POLL_SECONDS, world.world_size / _POLLS_PER_SECOND)):
+                return None
+        return Failure.from_json(store.get(_FIRST))
+
+    def _end_without_board(self) -> None:
+        """End this process if it does not by itself: nothing serves the board any more."""
+        if self._world.is_rank_zero or self._ended.wait(_GRACE_SECONDS):
+            return
+        if is_agent_store():
+            self._rank_zero.end_without_rank_zero("cannot be asked any more: torchrun on its machine has ended")
+        else:
+            self._rank_zero.end_without_rank_zero("has closed its connections: its process has ended")
+
     def _host_of_rank_zero(self) -> str:
-        """Return the name of rank 0's machine, as it said itself or, before that, as the launcher calls it."""
+        """Return the name of rank 0's machine, as it reported or, before that, as the launcher calls it."""
         host = None if self._heartbeats is None else self._heartbeats.host_of_rank_zero()
         return host or os.environ["MASTER_ADDR"]
 
@@ -183,6 +241,10 @@ class FailureBoard:
         with contextlib.suppress(RuntimeError):
             while not condition() and time.monotonic() < end:
                 time.sleep(0.02)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _key(rank: int) -> str:

@@ -4,8 +4,9 @@ A process that is killed closes its connections, and the others fail at once. A 
 that is frozen, closes nothing: the others would wait in a collective until its timeout of half an hour, and then report
 their own call and not the rank that is missing.
 
-The heartbeats are kept by rank 0's process, or by torchrun on its machine. Where neither answers any more,
-`rank_zero_watch.py` ends the other ranks.
+The heartbeats are kept by rank 0's process, or by torchrun on its machine. Where that does not answer any more,
+`rank_zero_watch.py` ends the other ranks; where torchrun answers for a frozen rank 0, rank 1 misses its heartbeats.
+A rank beats from a thread of Python, so one long call that keeps Python's lock is silence too.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from versatune_ds.distributed.rank_zero_watch import SILENT_SECONDS, WatchedStore
+from versatune_ds.distributed.rank_zero_watch import WatchedStore
+from versatune_ds.distributed.silence import SilenceLimits
 
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
-LOST_SECONDS = 300.0
-"""Silence after which the job ends instead of waiting: a process that was only stopped may come back before."""
 
 
 @dataclass(slots=True)
@@ -46,18 +46,26 @@ class Heartbeats:
         store: Where the beats are kept.
         rank: This rank.
         world_size: Number of ranks.
+        limits: How long a rank may be silent.
         clock: Returns seconds. Clocks of machines are never compared: a rank times changes by its own.
     """
 
     def __init__(
-        self, store: WatchedStore, *, rank: int, world_size: int, clock: Callable[[], float] = time.monotonic
+        self,
+        store: WatchedStore,
+        *,
+        rank: int,
+        world_size: int,
+        limits: SilenceLimits,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._rank, self._world_size, self._clock = store, rank, world_size, clock
+        self._store, self._rank, self._world_size = store, rank, world_size
+        self._limits, self._clock = limits, clock
         self._num_beats = 0
         self._next_beat = self._ticked = clock()
         self._seen: dict[int, _Seen] = {}
         self.lost: str | None = None
-        """What a rank that was silent for LOST_SECONDS is; None while there is none. On ranks 0 and 1 only."""
+        """The rank that was silent for too long, in words; None while there is none. On ranks 0 and 1 only."""
 
     def tick(self) -> None:
         """Beat and read other ranks' beats if it is time; log which ranks became silent or came back.
@@ -101,16 +109,16 @@ class Heartbeats:
             self._seen[rank] = _Seen(beat, now)
             return
         silence = f"rank {rank} on {seen.host} has not been heard of for {now - seen.since:.0f} s"
-        if now - seen.since >= SILENT_SECONDS and not seen.is_reported:
+        if now - seen.since >= self._limits.warn_seconds and not seen.is_reported:
             seen.is_reported = True
             if self._rank > 1:
                 return  # rank 1 logs that rank 0 is silent
             logger.warning(
-                "%s: its machine is down or its process is frozen; the other ranks wait for it. If it is silent for "
-                "%.0f s, the job ends with exit code 1, and starting it again resumes from its last checkpoint",
-                silence, LOST_SECONDS,
+                "%s: its machine is down, or its process is frozen or busy in one long call; %s",
+                silence, self._limits.consequence,
             )  # fmt: skip
-        if now - seen.since >= LOST_SECONDS and self._rank <= 1:
+        lost_seconds = self._limits.lost_seconds
+        if lost_seconds is not None and now - seen.since >= lost_seconds and self._rank <= 1:
             self.lost = silence
 
 

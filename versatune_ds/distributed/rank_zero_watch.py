@@ -1,8 +1,8 @@
-"""End a rank that asks rank 0's store and gets no answer: rank 0's machine is down, frozen or cut off.
+"""Log that rank 0's store does not answer, and end this rank where it stays silent: it is down, frozen or cut off.
 
 A request to a machine that disappeared waits for half an hour, and so does a collective. A thread counts the seconds
-that a request waits. The store is served by a native thread, which answers also while rank 0 saves, compiles or holds
-Python's lock, so that a busy rank 0 is not taken for one that is gone.
+that a request waits; the limits are in `silence.py`. The store is served by a native thread, which answers also while
+rank 0 saves, compiles or holds Python's lock, so that a busy rank 0 is not taken for one that is gone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from versatune_ds.distributed.silence import SilenceLimits
 from versatune_ds.distributed.world import World
 from versatune_ds.exit_codes import FAILED_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
-SILENT_SECONDS = 45.0
-"""How long rank 0 may take for an answer, and any rank between two heartbeats."""
 _TICK_SECONDS = 1.0
 
 
@@ -34,9 +33,14 @@ class _Request:
 
     num_ticks: int = 0
 
+    @property
+    def seconds(self) -> float:
+        """Return how long it has waited."""
+        return self.num_ticks * _TICK_SECONDS
+
 
 class RankZeroWatch:
-    """Count how long requests to rank 0 wait, and end this process when one waits too long.
+    """Count how long requests to rank 0 wait; log when one waits long, and end this process when it waits too long.
 
     Seconds are counted in ticks of this process and not read from a clock: after a pause of this process itself (a
     suspended machine, SIGSTOP) an answer that has arrived meanwhile is read first.
@@ -44,12 +48,25 @@ class RankZeroWatch:
     Args:
         world: This process's place; rank 0 is never ended.
         host: Returns the host of rank 0.
+        limits: How long rank 0 may be silent.
+        when_silent: Called every second while it is silent, and before the end: logs what else would be lost.
         end: Ends this process.
     """
 
-    def __init__(self, world: World, *, host: Callable[[], str], end: Callable[[int], object] = os._exit) -> None:
-        self._world, self._host, self._end = world, host, end
+    def __init__(
+        self,
+        world: World,
+        *,
+        host: Callable[[], str],
+        limits: SilenceLimits,
+        when_silent: Callable[[], None] = lambda: None,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._world, self._host, self._limits = world, host, limits
+        self._when_silent, self._end = when_silent, end
         self._requests: set[_Request] = set()
+        self._reported: _Request | None = None
+        """The request whose silence is logged."""
 
     def start(self) -> None:
         """Start the thread that counts; it ends with the process."""
@@ -65,21 +82,42 @@ class RankZeroWatch:
             yield
         finally:
             self._requests.remove(request)
+            if request is self._reported:
+                self._reported = None
+                if self._is_first_of_machine:
+                    logger.warning("rank 0 answers again after %.0f s", request.seconds)
 
     def tick(self) -> None:
-        """Count one second; end this process if a request has waited too long."""
+        """Count one second; log if a request waits long, and end this process if it has waited too long."""
+        lost_seconds = self._limits.lost_seconds
         for request in list(self._requests):
             request.num_ticks += 1
-            if request.num_ticks * _TICK_SECONDS >= SILENT_SECONDS:
-                self.end_without_rank_zero(
-                    f"has not answered for {SILENT_SECONDS:.0f} s: its machine is down, its process is frozen, or the "
-                    "network to it is cut"
-                )
+            if request.seconds >= self._limits.warn_seconds:
+                self._report(request)
+                self._when_silent()
+            if lost_seconds is not None and request.seconds >= lost_seconds:
+                self.end_without_rank_zero(f"has not answered for {request.seconds:.0f} s")
                 return
+
+    def _report(self, request: _Request) -> None:
+        """Log that rank 0 is silent, once a silence and machine."""
+        if self._reported is not None:
+            return
+        self._reported = request
+        if self._is_first_of_machine:
+            logger.warning(
+                "rank 0 on %s has not answered for %.0f s: its machine is down, its process is frozen, or the network "
+                "to it is cut; %s", self._host(), request.seconds, self._limits.consequence,
+            )  # fmt: skip
+
+    @property
+    def _is_first_of_machine(self) -> bool:
+        return self._world.rank == 1 or self._world.local_rank == 0
 
     def end_without_rank_zero(self, what: str) -> None:
         """Log that rank 0 is gone, once a machine, and end this process; the last complete checkpoint remains."""
-        if self._world.rank == 1 or self._world.local_rank == 0:
+        self._when_silent()
+        if self._is_first_of_machine:
             logger.error(
                 "rank 0 on %s %s. Rank %d on %s ends; start the run again to resume from its last checkpoint",
                 self._host(), what, self._world.rank, platform.node(),

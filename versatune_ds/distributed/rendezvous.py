@@ -23,6 +23,7 @@ from versatune_ds.distributed.world import World
 logger = logging.getLogger(__name__)
 
 TIMEOUT = datetime.timedelta(minutes=30)
+_RECONNECT_TIMEOUT = datetime.timedelta(seconds=10)
 
 _FIRST_PORT, _NUM_PORTS = 16384, 16384
 """Ports below 32768, where Linux starts to assign ports to outgoing connections."""
@@ -87,10 +88,25 @@ def provide_rendezvous(world: World) -> None:
 
 def is_store_host(world: World) -> bool:
     """Return whether this process serves the rendezvous store: rank 0, unless torchrun's agent does."""
-    return world.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return world.is_rank_zero and not is_agent_store()
 
 
-def connect_store(*, is_host: bool, world: World | None = None) -> dist.Store:
+def is_agent_store() -> bool:
+    """Return whether torchrun's agent on rank 0's machine serves the rendezvous store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def reconnect_store() -> dist.Store | None:
+    """Connect to the rendezvous store again; None if nothing answers at its address within seconds."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(address, timeout=_RECONNECT_TIMEOUT.total_seconds()).close()
+        return connect_store(is_host=False, timeout=_RECONNECT_TIMEOUT)
+    except (OSError, RuntimeError):
+        return None
+
+
+def connect_store(*, is_host: bool, world: World | None = None, timeout: datetime.timedelta = TIMEOUT) -> dist.Store:
     """Connect to the rendezvous store; the process group uses the same server.
 
     torchrun's agent keeps its store when it restarts the ranks, so each attempt has its own prefix.
@@ -98,12 +114,13 @@ def connect_store(*, is_host: bool, world: World | None = None) -> dist.Store:
     Args:
         is_host: Whether this process serves the store.
         world: This process's place, where a long wait for rank 0 is to be logged: at the first connection.
+        timeout: How long to wait for rank 0.
     """
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     is_logged = not is_host and world is not None and (world.rank == 1 or world.local_rank == 0)
     with logging_the_wait_for_rank_zero(f"{address}:{port}", is_logged=is_logged):
         store = dist.TCPStore(
-            address, int(port), is_master=is_host, timeout=TIMEOUT, wait_for_workers=False, multi_tenant=True
+            address, int(port), is_master=is_host, timeout=timeout, wait_for_workers=False, multi_tenant=True
         )
     return dist.PrefixStore(f"versatune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 

@@ -146,21 +146,29 @@ def _report(error: Exception, world: World, board: FailureBoard) -> int:
         text="interrupted" if is_interrupted else str(error) or type(error).__name__,
         is_rank_zeros=isinstance(error, RankZeroError),
     )
-    first = board.post(failure)
+    first = board.post(failure, report=lambda: _write_report(error, world, text=failure.text))
     if not board.is_mine_to_report(failure, first):
+        board.leave_report_to_others()
         return first.exit_code
+    board.report_once()
+    return exit_code
+
+
+def _write_report(error: Exception, world: World, *, text: str) -> None:
+    """Write one line for a mistake, and log the traceback of any other failure."""
+    is_interrupted = is_interrupt(error)
     is_debugging = os.environ.get("VERSATUNE_DEBUG", "0") != "0"
     is_one_line = isinstance(error, StartError) or (isinstance(error, DiskError) and not is_debugging)
     if not is_one_line and not is_interrupted:
-        logger.exception("rank %d failed; the last complete checkpoint is unchanged", world.rank)
+        message = "rank %d failed; the last complete checkpoint is unchanged"
+        logger.error(message, world.rank, exc_info=error)  # perhaps from another thread
     if isinstance(error, (ValueError, DiskError)) or is_interrupted:
         where = f" on {platform.node()}" if world.local_rank != world.rank else ""
         prefix = "" if world.is_rank_zero else f"rank {world.rank}{where}: "
         with contextlib.suppress(OSError):  # the log's disk may be full too; the exit code has to do then
-            for line in failure.text.splitlines():
+            for line in text.splitlines():
                 sys.stderr.write(f"versatune: {prefix}{line}\n")
             sys.stderr.flush()
-    return exit_code
 
 
 class StartError(ValueError):

@@ -26,6 +26,7 @@ from versatune_ds.training.start_checks.processes import (
     check_deepspeed,
     check_gpus,
     check_kernel_variables,
+    check_silence_variable,
     check_slices,
     check_started_once,
 )
@@ -44,6 +45,7 @@ START_CHECKS: tuple[Check[StartCheckInput], ...] = (
     Check(name="batch", needs="nothing", stages=_TRAINING | _PROCESSES, find=check_slices),
     Check(name="deepspeed", needs="nothing", stages=_TRAINING | _PROCESSES, find=check_deepspeed),
     Check(name="kernels", needs="nothing", stages=_TRAINING | _PROCESSES, find=check_kernel_variables),
+    Check(name="launcher", needs="nothing", stages=_TRAINING, find=check_silence_variable),  # a process reads it first
     Check(name="policy", needs="files", stages=_MIXING, find=check_policy),
     Check(name="files", needs="files", stages=_MIXING | _PROCESSES, find=check_judges),
     Check(name="files", needs="files", stages=_MIXING | {"rank 0"}, find=check_tasks),

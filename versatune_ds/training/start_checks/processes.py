@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from versatune_ds.distributed.gpus import UnseenGpusError, asks_for_gpus, check_torch_for, check_torch_sees_gpus
+from versatune_ds.distributed.silence import silence_limits
 from versatune_ds.distributed.world import is_slurm_task
 from versatune_ds.engine.ds_checks import check_deepspeed_settings, check_keys, check_model_settings
 from versatune_ds.engine.ds_settings import num_micro_steps, zero_stage
@@ -83,6 +84,11 @@ def check_kernel_variables(start: StartCheckInput) -> None:
     """Check the environment's variables that choose the loss kernels."""
     chosen_implementation(start.environ)
     chosen_kernel(start.environ)
+
+
+def check_silence_variable(start: StartCheckInput) -> None:
+    """Check the environment's variable for how long a silent rank is waited for."""
+    silence_limits(start.environ)
 
 
 def check_gpus(start: StartCheckInput) -> Iterator[Finding]:
