@@ -61,6 +61,18 @@ def test_a_rank_zero_that_answers_after_a_minute_is_logged_and_ends_nothing(capl
     assert len(caplog.messages) == 4
 
 
+def test_a_pause_of_the_process_itself_during_a_request_does_not_count(caplog, monkeypatch):
+    watch, codes = watch_of(1)
+    with watch.asking():
+        watch.tick()
+        with monkeypatch.context() as patch:
+            for name in ("monotonic", "time", "perf_counter"):
+                an_hour_later = getattr(time, name)() + 3600
+                patch.setattr(time, name, lambda now=an_hour_later: now)
+            watch.tick()
+    assert (codes, caplog.messages) == ([], [])
+
+
 def test_what_would_be_lost_is_logged_also_where_it_happens_long_after_rank_zero_became_silent(caplog):
     calls = []
     world = World(rank=1, world_size=2, local_rank=0)
