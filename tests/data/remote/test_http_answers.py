@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import re
+import socket
+import time
+import urllib.error
 
 import pytest
 from file_server import file_server
@@ -11,6 +15,7 @@ from versatune_ds.config import DataConfig
 from versatune_ds.data.remote import cache, fetch, http_store, retries
 from versatune_ds.data.remote.addresses import quoted, redacted, without_secrets
 from versatune_ds.data.remote.errors import RemoteUnreachableError, remote_errors
+from versatune_ds.data.remote.source import RemoteSource, user_error
 from versatune_ds.data.sources.domain_files import domain_files
 from versatune_ds.data.sources.find_files import find_files
 
@@ -131,3 +136,54 @@ def test_repetitions_are_counted_from_one_again_once_enough_has_arrived(server, 
     server.breaks_after = [1000] * 20  # from its beginning each time: no progress after the first
     with pytest.raises(ValueError, match="cannot be read"):
         find(server, tmp_path)
+
+
+def test_where_nothing_answers_the_store_is_asked_in_one_series_and_the_line_names_host_and_port(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(cache, "PAUSES_SECONDS", [0.0, 0.0])
+    monkeypatch.setenv("no_proxy", "*")
+    cache.forget_checks()
+    with socket.socket() as bound:  # bound and not listening: the port is refused, and no one else's
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        for name in ("law", "law", "code"):
+            line = f"{KEY}: http://127.0.0.1:{port}/{name}.jsonl: nothing answers at host 127.0.0.1, port {port} ("
+            with pytest.raises(ValueError, match=re.escape(line) + ".*refused.*; correct the address, or start the"):
+                find_files([f"http://127.0.0.1:{port}/{name}.jsonl"], key=KEY, cache_dir=tmp_path)
+    assert caplog.text.count("trying again") == 2
+    now = time.monotonic()
+    monkeypatch.setattr(cache.time, "monotonic", lambda: now + 61)  # a minute later it is asked again
+    with pytest.raises(ValueError, match="nothing answers"):
+        find_files([f"http://127.0.0.1:{port}/law.jsonl"], key=KEY, cache_dir=tmp_path)
+    assert caplog.text.count("trying again") == 4
+
+
+def test_an_unknown_host_is_a_wrong_address_unless_a_proxy_was_asked_or_no_name_server_answered(monkeypatch):
+    source = RemoteSource(address="https://data.invalid/law.jsonl", key=KEY, cache_dir=None)
+
+    def line_of(number):
+        with pytest.raises(RemoteUnreachableError) as raised, remote_errors():
+            raise urllib.error.URLError(socket.gaierror(number, "no name"))
+        return str(user_error(raised.value, source=source))
+
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    wrong = "data.invalid/law.jsonl: unknown host data.invalid (port 443) ([Errno -2] no name); correct the address, or"
+    assert wrong in line_of(socket.EAI_NONAME)
+    assert "cannot be read ([Errno -3] no name); check the network" in line_of(socket.EAI_AGAIN)
+    monkeypatch.setenv("https_proxy", "http://proxy:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert "check the network" in line_of(socket.EAI_NONAME)
+
+
+def test_one_file_that_a_server_cannot_give_does_not_hide_its_others(server, tmp_path):
+    server.files["/code.jsonl"] = (CONTENT, '"1"')
+    cache.forget_checks()
+    server.failures = [503] * 4
+    for _ in range(2):
+        with pytest.raises(ValueError, match="503"):
+            find_files([server.address + "/law.jsonl"], key=KEY, cache_dir=tmp_path)
+    assert server.failures == []
+    assert find_files([server.address + "/code.jsonl"], key=KEY, cache_dir=tmp_path)[0].read_bytes() == CONTENT

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from versatune_ds.domains import nearest_name
 
@@ -60,6 +61,18 @@ def with_lower_scheme(address: str) -> str:
 def store_of(address: str) -> str:
     """Return what answers for an address: its scheme, and the server or bucket."""
     return "://".join((scheme_of(address), address.partition("://")[2].partition("/")[0]))
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the server of an address of http, and the port that is asked there."""
+    parts = urlsplit(address)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def is_proxied(address: str) -> bool:
+    """Return whether an address of http is asked through a proxy: then an error may be the proxy's."""
+    parts = urlsplit(address)
+    return parts.scheme in getproxies() and not proxy_bypass(parts.netloc)
 
 
 def check_address(address: str, *, key: str) -> Scheme:

@@ -23,6 +23,8 @@ from versatune_ds.data.remote.errors import (
     RemoteChangedError,
     RemoteError,
     RemoteMissingError,
+    RemoteRefusedError,
+    RemoteUnknownHostError,
     RemoteUnreachableError,
 )
 from versatune_ds.data.remote.fetch import cached_path, fetch, is_cached, mark_used
@@ -47,12 +49,15 @@ _STARTED = time.time()
 _checked: dict[tuple[Path | None, str], tuple[float, tuple[RemoteFile, ...]]] = {}
 _silent: dict[str, tuple[float, str]] = {}
 """Stores that could not be reached: when, and why; for a minute they are not asked for what is in the cache."""
+_failed: dict[str, tuple[float, RemoteUnreachableError]] = {}
+"""Addresses, and stores where nothing answers, for which all repetitions failed: when, and why; as above."""
 
 
 def forget_checks() -> None:
     """Ask the server again at the next use, whatever was found before."""
     _checked.clear()
     _silent.clear()
+    _failed.clear()
 
 
 def remote_files(source: RemoteSource) -> tuple[RemoteFile, ...]:
@@ -133,6 +138,7 @@ def _list(source: RemoteSource, *, recorded: tuple[RemoteFile, ...] | None) -> t
     try:
         if is_complete and time.monotonic() - failed < _CHECK_SECONDS:
             raise RemoteUnreachableError(reason)  # without asking, which may take a minute to fail
+        _raise_if_failed(source)
         files = with_retries(
             lambda: list_files(source.address, store=store, key=source.key, is_split=source.is_split),
             address=source.address,
@@ -140,6 +146,8 @@ def _list(source: RemoteSource, *, recorded: tuple[RemoteFile, ...] | None) -> t
         )
     except RemoteUnreachableError as error:
         if not is_complete:
+            is_of_store = isinstance(error, (RemoteRefusedError, RemoteUnknownHostError))
+            _failed.setdefault(host if is_of_store else source.address, (time.monotonic(), error))
             raise user_error(error, source=source) from error
         if time.monotonic() - failed >= _CHECK_SECONDS:
             _silent[host] = (time.monotonic(), str(error))
@@ -152,10 +160,21 @@ def _list(source: RemoteSource, *, recorded: tuple[RemoteFile, ...] | None) -> t
         if not (source.is_split and isinstance(error, RemoteMissingError)):
             raise user_error(error, source=source) from error
         files = []
-    _silent.pop(host, None)
+    for known in (_silent, _failed):
+        known.pop(host, None)
+    _failed.pop(source.address, None)
     _warn_of_weak_checks(files, source=source)
     write_record(files, source=source)
     return tuple(files)
+
+
+def _raise_if_failed(source: RemoteSource) -> None:
+    """Raise what all repetitions of asking for this source, or its store, ended with less than a minute ago."""
+    for place in (source.address, store_of(source.address)):
+        failed, error = _failed.get(place, (-math.inf, None))
+        if error is not None and time.monotonic() - failed < _CHECK_SECONDS:
+            raise error
+        _failed.pop(place, None)
 
 
 def _is_complete(recorded: Sequence[RemoteFile] | None, *, source: RemoteSource) -> bool:

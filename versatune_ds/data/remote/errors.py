@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
+import urllib.error
 from collections.abc import Iterator
 from http.client import HTTPException
 
@@ -23,6 +25,8 @@ _LIBRARIES = frozenset(
     )
 )
 """Libraries, beside Python's own for HTTP, whose errors are those of a store."""
+_UNKNOWN_HOST = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+"""Not EAI_AGAIN, with which name servers that cannot be reached are reported."""
 _QUERY = re.compile(r"(?<=[^\s?])\?[^\s'\"<>?][^\s'\"<>]*")
 """The query of an address or of a path without its server, which libraries print too."""
 
@@ -44,6 +48,14 @@ class RemoteDeniedError(RemoteError):
 
 class RemoteUnreachableError(RemoteError):
     """The server does not answer, or its answer broke off: it may work again later, or there is no network."""
+
+
+class RemoteRefusedError(RemoteUnreachableError):
+    """Nothing answers at the server's port: the address is wrong, or the server is not running."""
+
+
+class RemoteUnknownHostError(RemoteUnreachableError):
+    """No server has this name, as far as the network's name servers know."""
 
 
 class RemoteChangedError(RemoteError):
@@ -71,6 +83,11 @@ def _kind_of(error: Exception) -> type[RemoteError] | None:
         return RemoteMissingError
     if isinstance(error, PermissionError) or status in _DENIED_STATUS or "Credentials" in type(error).__name__:
         return RemoteDeniedError
+    cause = error.reason if isinstance(error, urllib.error.URLError) else None
+    if isinstance(cause, ConnectionRefusedError):
+        return RemoteRefusedError
+    if isinstance(cause, socket.gaierror) and cause.errno in _UNKNOWN_HOST:
+        return RemoteUnknownHostError
     is_of_library = type(error).__module__.partition(".")[0] in _LIBRARIES
     is_known = status is not None or is_of_library or isinstance(error, (OSError, HTTPException))
     return RemoteUnreachableError if is_known else None

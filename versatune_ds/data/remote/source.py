@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from versatune_ds.data.remote.addresses import SCHEMES, redacted, scheme_of, with_lower_scheme
+from versatune_ds.data.remote.addresses import (
+    SCHEMES,
+    host_and_port,
+    is_proxied,
+    redacted,
+    scheme_of,
+    with_lower_scheme,
+)
 from versatune_ds.data.remote.errors import (
     RemoteDeniedError,
     RemoteError,
     RemoteMissingError,
+    RemoteRefusedError,
+    RemoteUnknownHostError,
     RemoteUnreachableError,
 )
 from versatune_ds.data.remote.fetch import short_digest
@@ -89,6 +98,13 @@ def user_error(error: RemoteError, *, source: RemoteSource) -> ValueError:
     if isinstance(error, RemoteDeniedError):
         todo = SCHEMES[scheme_of(source.address)].credentials
         return ValueError(f"{source.key}: {address}: access denied ({error}); {todo}")
+    if isinstance(error, (RemoteRefusedError, RemoteUnknownHostError)) and not is_proxied(address):
+        host, port = host_and_port(address)
+        if isinstance(error, RemoteRefusedError):
+            found, todo = f"nothing answers at host {host}, port {port}", "start the server"
+        else:
+            found, todo = f"unknown host {host} (port {port})", "check the network, if the name is right"
+        return ValueError(f"{source.key}: {address}: {found} ({error}); correct the address, or {todo}")
     if isinstance(error, RemoteUnreachableError):
         return ValueError(f"{source.key}: {address} cannot be read ({error}); check the network, then start again")
     return ValueError(f"{source.key}: {address}: {error}; download it, and give the path of the file")
