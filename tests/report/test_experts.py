@@ -18,15 +18,26 @@ COUNTS = np.array([[[30, 10, 0, 0]], [[10, 10, 10, 10]], [[0] * 4]])
 def test_the_table_of_experts_has_each_domains_share_and_lift_and_the_map_a_cell_an_expert():
     counts = ExpertCounts(domain_names=("law", "code", "art"), counts_KLX=COUNTS, first_step=1, last_step=8)
     assert expert_rows(counts) == [
-        ["law", "40", "layer 0 expert 0: 75.0%, lift 1.50", "layer 0 expert 1: 25.0%, lift 1.00", ""],
+        ["law", "40", "layer 0 expert 0: 75.0%, lift 1.50", "", ""],
         ["code", "40", "layer 0 expert 2: 25.0%, lift 2.00", "layer 0 expert 3: 25.0%, lift 2.00",
-         "layer 0 expert 1: 25.0%, lift 1.00"],
+         ""],
         ["art", "0", "", "", ""],
     ]  # fmt: skip
     cells = strip([0.75, 0.25, 0.0, 0.0], largest=0.75)
     assert cells.count("<rect") == 4
     assert 'x="0" width="1" height="1" fill-opacity="1.000"><title>expert 0: 75.0%' in cells
     assert 'x="1" width="1" height="1" fill-opacity="0.333"' in cells
+
+
+def test_an_expert_that_serves_a_domain_no_more_than_the_mean_is_not_called_specific_to_it():
+    def rows(*counts_KX):
+        counts_KLX = np.array(counts_KX)[:, None]
+        return expert_rows(ExpertCounts(domain_names=("law", "code"), counts_KLX=counts_KLX, first_step=1, last_step=8))
+
+    # Law's only expert with an equal share serves code more: 0.5 / 0.7 = 0.71.
+    assert rows([5, 2, 3], [9, 0, 1])[0] == ["law", "10", "none: no lift above 1", "", ""]
+    assert rows([501, 499], [500, 500])[0][2] == "none: no lift above 1"  # 1.001 would read as 1.00
+    assert rows([10, 0], [10, 0]) == [[name, "10", "none: no lift above 1", "", ""] for name in ("law", "code")]
 
 
 def test_the_page_shows_experts_of_a_run_that_counted_them_whatever_its_domains_are_called(tmp_path):

@@ -19,6 +19,9 @@ from versatune_ds.report.series import RunSeries
 
 EXPERT_COLUMNS = ("domain", "tokens x experts", "most specific expert", "second", "third")
 
+NO_SPECIFIC_EXPERT = "none: no lift above 1"
+"""For a domain that uses no expert more than the mean of the domains does."""
+
 
 def experts_view(series: RunSeries) -> dict[str, Any] | None:
     """Return what the page shows of a run's experts; None for a run without counts."""
@@ -42,11 +45,13 @@ def experts_view(series: RunSeries) -> dict[str, Any] | None:
 
 
 def expert_rows(counts: ExpertCounts) -> list[list[str]]:
-    """Return one row of texts a domain, in the order of EXPERT_COLUMNS."""
+    """Return one row of texts a domain, in the order of EXPERT_COLUMNS; a lift above 1 makes an expert specific."""
     rows = []
     found = specific_experts(counts.counts_KLX)
     for name, counts_LX, experts in zip(counts.domain_names, counts.counts_KLX, found, strict=True):
-        texts = [_expert(expert) for expert in experts]
+        texts = [_expert(expert) for expert in experts if round(expert.lift, 2) > 1]
+        if experts and not texts:
+            texts = [NO_SPECIFIC_EXPERT]
         rows.append([name, f"{int(counts_LX[0].sum()):,}", *texts, *[""] * (3 - len(texts))])
     return rows
 
