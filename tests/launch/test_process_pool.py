@@ -4,14 +4,15 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from functools import partial
 
 import pytest
 import torch
 
 from versatune_ds.comparison.compare import num_jobs_of
-from versatune_ds.distributed import barrier
-from versatune_ds.launch import process_pool
+from versatune_ds.distributed import World, barrier
+from versatune_ds.launch import process_pool, sharded_pool
 from versatune_ds.launch.jobs import Job, places, run_jobs, start_job
 from versatune_ds.launch.process_pool import ProcessPool, gpu_names
 from versatune_ds.launch.sharded_pool import ShardedPool
@@ -96,6 +97,18 @@ def test_in_sharded_evaluation_a_process_that_fails_ends_those_that_wait_for_it_
         with ShardedPool(as_it_is, num_processes=2) as pool:
             assert dict(pool.map(wait_for_all, range(3))) == {i: i + 200 for i in range(3)}  # the fourth is discarded
             list(pool.map(wait_for_all, [1, 13]))
+
+
+def test_processes_of_sharded_evaluation_hide_the_warnings_of_torch_about_renamed_functions(monkeypatch):
+    def join(world, *, device):
+        warnings.warn_explicit("renamed", FutureWarning, "c10d.py", 1, module="torch.distributed.c10d_logger")
+
+    monkeypatch.setattr(sharded_pool, "join_world", join)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert sharded_pool._join_and_load(as_it_is, 1, World()) == World()
+    assert shown == []
 
 
 @pytest.mark.parametrize(("count", "visible", "names"), [(2, "", ("0", "1")), (2, "4, 6", ("4", "6")), (0, "4,6", ())])

@@ -87,6 +87,9 @@ def check_sharded(num_processes: int) -> None:
 
 def _join_and_load(load: Callable[[World], Any], port: int, world: World) -> Any:
     """Join the process group of the pool, then load; all processes do at their first item."""
+    from versatune_ds.engine.deepspeed_quirks import ignore_renamed_torch_functions  # imports DeepSpeed
+
+    ignore_renamed_torch_functions()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     join_world(world, device=device_of(world))
     return load(world)
