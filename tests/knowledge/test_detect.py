@@ -126,6 +126,17 @@ def test_detection_ends_early_when_a_round_changes_less_than_the_recipes_toleran
     assert (found.is_converged, len(found.rounds), len(found.sequences)) == (True, 2, 8)
 
 
+def test_the_log_says_at_the_start_how_many_sequences_may_be_drawn_and_which_key_sets_fewer(faked, caplog):
+    caplog.set_level("INFO")
+    sets_fewer = "; for fewer, and wider intervals, set detect.num_sequences"
+    for interval, until in (("0.11", "until every interval is +-0.11 or narrower, "), ("null", "")):
+        caplog.clear()
+        faked(FakePool(), "detect.num_sequences=1200", f"detect.interval={interval}")
+        lines = [record.getMessage() for record in caplog.records if record.name == rounds_module.__name__]
+        assert lines[0] == f"drawing sequences in rounds of 400 {until}at most 1,200{sets_fewer}"
+    assert any(line.startswith("drew") and line.endswith(" left in this round") for line in lines)
+
+
 def test_without_a_wanted_interval_all_sequences_are_drawn(faked, caplog):
     found, _ = faked(FakePool(), "detect.interval=null", "detect.tol=null")
     assert (found.is_converged, len(found.rounds), len(found.sequences)) == (False, 3, 12)

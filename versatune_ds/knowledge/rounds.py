@@ -46,6 +46,7 @@ def run_rounds(
             return unknown_estimate(len(found.domain_set))
         return estimate(labels_NK, num_tokens_N, prior_shift=is_shifted, seed=settings.sampling.seed, **changes)
 
+    _log_limit(settings)
     for number in range(1, settings.rounds + 1):
         end = -(-settings.num_sequences * number // settings.rounds)
         rate = _draw_up_to(end, store=store, settings=settings, pool=pool)
@@ -69,6 +70,18 @@ def run_rounds(
     found.labels_NK = labels_NK
     found.estimate = estimated(num_tokens_N)
     found.rounds[-1] = found.shares.shares_K
+
+
+def _log_limit(settings: DetectConfig) -> None:
+    """Log when drawing ends, the most sequences that may be, and the key that sets fewer."""
+    most, per_round = settings.num_sequences, -(-settings.num_sequences // settings.rounds)
+    ends = "" if settings.interval is None else f"until every interval is +-{settings.interval:g} or narrower, "
+    logger.info(
+        "drawing sequences in rounds of %s %sat most %s; for fewer, and wider intervals, set detect.num_sequences",
+        f"{per_round:,}",
+        ends,
+        f"{most:,}",
+    )
 
 
 def _warn_that_budget_is_used(found: Detection, settings: DetectConfig) -> None:
@@ -108,7 +121,7 @@ def _draw_up_to(
             logged = now
             left = (now - started) / num_done * (len(missing) - num_done)
             logger.info(
-                "drew %s of %s sequences  %.1f a second  %s left",
+                "drew %s of %s sequences  %.1f a second  %s left in this round",
                 f"{min(end, (num_batches - len(missing) + num_done) * per_batch):,}",
                 f"{end:,}",
                 num_done * per_batch / max(now - started, 1e-9),
