@@ -121,6 +121,14 @@ def test_plain_lines_show_the_same_numbers_without_control_codes(caplog):
     assert "\x1b" not in caplog.text
 
 
+def test_the_router_loss_of_a_mixture_of_experts_is_beside_the_loss_in_both_views(caplog):
+    metrics = step_metrics(**{"train/router_loss": 0.00204})
+    with caplog.at_level("INFO"):
+        PlainTerminal(num_steps=40).metrics(10, metrics)
+    assert "loss 1.500  router 0.00204  grad 0.25" in caplog.text
+    assert "loss 1.500   router 0.00204   grad 0.25" in shown(state(train=metrics))[1]
+
+
 def test_updates_that_come_fast_get_one_line_each_and_the_domains_every_few_seconds(caplog):
     seconds = iter([0.0, 1.0, 9.9, 10.0, 11.0])
     terminal = PlainTerminal(num_steps=40, clock=lambda: next(seconds))

@@ -1,17 +1,20 @@
 """A run of a mixture of experts: trained under ZeRO-3, logged by domain, exported unchanged."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
-from tiny_run import be_trained, read_lines, tiny_config
+from tiny_run import ROOT, be_trained, read_lines, tiny_config
 from transformers import AutoModelForCausalLM
 
+from versatune_ds.config import load_config
 from versatune_ds.data.synthetic import DOMAIN_NAMES
 from versatune_ds.export.run_export import export_run
 from versatune_ds.mixture.expert_shares import ExpertCounts
+from versatune_ds.model.build import config_from_mapping
 from versatune_ds.report.page import render_page
 from versatune_ds.report.series import read_series
 
@@ -60,3 +63,12 @@ def test_a_run_of_experts_under_zero_3_logs_their_load_by_domain_and_exports_the
         if name in found:
             np.testing.assert_array_equal(found[name].detach().numpy(), weight, err_msg=name)
     assert set(found) <= set(weights)
+
+
+def test_the_tiny_mixture_of_experts_of_the_guide_is_accepted_and_has_a_router_loss():
+    lines = (ROOT / "docs/running.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("versatune train") and "num_experts" in line)
+    words = [word for word in shlex.split(line)[2:] if "=" in word or word.endswith(".yaml")]
+    model = load_config(ROOT / words[0], words[1:]).model
+    config = config_from_mapping(model.from_config, vocab_size=512, special_ids={})
+    assert (config.num_experts, config.num_experts_per_tok, config.output_router_logits) == (4, 2, True)

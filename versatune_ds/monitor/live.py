@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from versatune_ds.monitor.progress_lines import direction, log_decision
+from versatune_ds.monitor.progress_lines import direction, log_decision, router_loss_texts
 from versatune_ds.progress import duration, show_in
 from versatune_ds.text_table import number_cell
 
@@ -150,6 +150,7 @@ def _numbers(state: LiveState) -> RenderableType:
         return Text("no step is logged yet", style="dim")
     parts = [
         f"loss {train['train/loss']:.3f}",
+        *router_loss_texts(train),
         f"grad {train['train/grad_norm']:.2f}",
         f"lr {train['train/learning_rate']:.1e}",
         f"{train['perf/tokens_per_second']:,.0f} tokens/s",

@@ -38,10 +38,11 @@ class PlainTerminal:
         if "train/loss" not in values:
             return
         logger.info(
-            "step %d/%d  loss %.3f  grad %.2f  %s tokens/s  %s left",
+            "step %d/%d  loss %.3f%s  grad %.2f  %s tokens/s  %s left",
             step,
             self._num_steps,
             values["train/loss"],
+            "".join(f"  {text}" for text in router_loss_texts(values)),
             values["train/grad_norm"],
             f"{values['perf/tokens_per_second']:,.0f}",
             duration((self._num_steps - step) * values["perf/step_seconds"]),
@@ -73,6 +74,11 @@ class PlainTerminal:
 
     def finish(self, *, exit_code: int) -> None:
         """Do nothing."""
+
+
+def router_loss_texts(values: Mapping[str, float]) -> list[str]:
+    """Return the router's part of the loss of a mixture of experts as a text; none for other models."""
+    return [f"router {values['train/router_loss']:.3g}"] if "train/router_loss" in values else []
 
 
 def log_decision(decision: Mapping[str, Any]) -> None:
