@@ -75,3 +75,35 @@ def test_a_run_that_starts_over_or_gets_more_steps_is_not_taken_for_complete(tmp
     )
     assert main(["train", str(recipe), option]) == 0
     assert launched == [True]
+
+
+UNWRITABLE = "/proc/none"
+"""No file can be made there, not even by root."""
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_torch_is_imported_or_a_process_started(tmp_path):
+    recipe = write_recipe(tiny_config(tmp_path / "runs"), tmp_path / "r.yaml")
+    run = write_run(tmp_path / "runs" / "written", num_steps=12, every=4)
+    write_recipe(tiny_config(tmp_path / "runs"), run / "config.yaml")
+    comparison = tmp_path / "c.yaml"
+    runs = "{name: c, base: {model: gpt2}, seeds: [1], runs: {u: {mixture.policy: uniform}}, baseline: u"
+    comparison.write_text(f"{runs}, recipe: {recipe}, output_dir: {UNWRITABLE}}}")
+    output, cache = f"run.output_dir={UNWRITABLE}", f"data.cache_dir={UNWRITABLE}"
+    commands = {
+        ("train", recipe, output): "run.output_dir",
+        ("train", recipe, cache): "data.cache_dir",
+        ("prepare", recipe, cache): "data.cache_dir",
+        ("reference", recipe, output): "run.output_dir",
+        ("reference", recipe, cache): "data.cache_dir",
+        ("detect", recipe, cache): "data.cache_dir",
+        ("detect", recipe, "--output", f"{UNWRITABLE}/prior.json"): "--output",
+        ("plan", recipe, output): "run.output_dir",
+        ("export", run, "--output", UNWRITABLE): "--output",
+        ("evaluate", run, cache): "data.cache_dir",
+        ("evaluate", run, "--output", f"{UNWRITABLE}/e.json"): "--output",
+        ("compare", comparison): "output_dir",
+    }
+    found, done = answers(*commands)
+    expected = [f"versatune: {key}: /proc cannot be written; choose another folder" for key in commands.values()]
+    assert done.stderr.splitlines() == expected
+    assert found == [[2, []]] * len(commands)

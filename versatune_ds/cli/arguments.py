@@ -131,6 +131,17 @@ def _check_recipe(parsed: argparse.Namespace) -> None:
         load_config(parsed.recipe, parsed.overrides)
 
 
+def check_can_write(parsed: argparse.Namespace) -> None:
+    """Check that a subcommand can write where it will, before it imports libraries that take seconds.
+
+    Raises:
+        ValueError: If it cannot, with the key or option of the folder.
+    """
+    from versatune_ds.cli.output_folders import check_output_folders
+
+    check_output_folders(parsed)
+
+
 def _check_run_folder(parsed: argparse.Namespace) -> None:
     """Check for the same reason that the folder is a run's.
 

@@ -16,6 +16,7 @@ from versatune_ds.cli.arguments import (
     Commands,
     add_command,
     add_nodes,
+    check_can_write,
     comma_separated,
     on_machines,
     path_argument,
@@ -114,6 +115,7 @@ def _add_answer_options(command: argparse.ArgumentParser) -> None:
 
 def _evaluate(parsed: argparse.Namespace) -> int:
     """Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot."""
+    check_can_write(parsed)
     return on_machines(parsed, lambda processes: _evaluate_here(parsed, processes=processes))
 
 
@@ -183,6 +185,7 @@ def add_compare(commands: Commands) -> None:
 
 def _compare(parsed: argparse.Namespace) -> int:
     """Train and evaluate several policies on one base model, over several seeds, and write a page of the results."""
+    check_can_write(parsed)
     began = time.monotonic()  # the imports are part of the time budget
     from versatune_ds.comparison.compare import CompareOptions, compare
 

@@ -14,6 +14,7 @@ from versatune_ds.cli.arguments import (
     add_command,
     add_nodes,
     add_recipe,
+    check_can_write,
     comma_separated,
     on_machines,
     path_or_name,
@@ -58,6 +59,7 @@ def add_detect(commands: Commands) -> None:
 def _detect(parsed: argparse.Namespace) -> int:
     """Estimate the share of each domain in the text that the base model generates, and write it as prior.json."""
     check_replaceable(parsed.output, mark='"weights"')
+    check_can_write(parsed)
     return on_machines(parsed, lambda processes: _detect_here(parsed, processes=processes))
 
 
@@ -114,9 +116,10 @@ def add_reference(commands: Commands) -> None:
 
 def _reference(parsed: argparse.Namespace) -> int:
     """Measure each domain's reference loss: fine-tune on the domain alone, or score a given model."""
+    check_replaceable(parsed.output, mark='"losses"')
+    check_can_write(parsed)
     from versatune_ds.reference.command import ReferenceTask, launch_reference
 
-    check_replaceable(parsed.output, mark='"losses"')
     task = ReferenceTask(domains=parsed.domains, scored_model=parsed.score, output=parsed.output, is_fresh=parsed.fresh)
     if parsed.worker:
         from versatune_ds.reference.measure import run_reference_worker
@@ -187,10 +190,11 @@ def add_plan(commands: Commands) -> None:
 
 def _plan(parsed: argparse.Namespace) -> int:
     """Plan the mixture before training, from what each domain alone does to the others, and write it as plan.json."""
+    check_replaceable(parsed.output, mark='"weights"')
+    check_can_write(parsed)
     from versatune_ds.planning.plan_command import PlanOptions, plan_recipe
     from versatune_ds.planning.planners import DEFAULT
 
-    check_replaceable(parsed.output, mark='"weights"')
     options = PlanOptions(
         purpose=parsed.purpose,
         bounds=tuple(parsed.bound),

@@ -6,7 +6,16 @@ import argparse
 import os
 import sys
 
-from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, path_argument, write
+from versatune_ds.cli.arguments import (
+    FILE,
+    NUMBER,
+    Commands,
+    add_command,
+    add_recipe,
+    check_can_write,
+    path_argument,
+    write,
+)
 from versatune_ds.paths import check_replaceable
 
 
@@ -106,6 +115,7 @@ def add_prepare(commands: Commands) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> int:
     """Tokenise a recipe's data and print the counts of each domain."""
+    check_can_write(parsed)
     from versatune_ds.training.prepared_data import prepare_recipe
     from versatune_ds.training.saved_model import load_recipe
 

@@ -16,6 +16,7 @@ from versatune_ds.cli.arguments import (
     Commands,
     add_command,
     add_run_folder,
+    check_can_write,
     path_argument,
     write,
 )
@@ -124,6 +125,7 @@ def add_export(commands: Commands) -> None:
 
 def _export(parsed: argparse.Namespace) -> int:
     """Export a run's model as a folder that transformers can load."""
+    check_can_write(parsed)
     from versatune_ds.export.run_export import export_run
     from versatune_ds.run_folder.folder_lock import lock_folder
 

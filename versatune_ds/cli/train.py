@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, write
+from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, check_can_write, write
 from versatune_ds.launch import LAUNCHERS
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def _train(parsed: argparse.Namespace) -> int:
     """Train a model, on this machine or several; resumes the run if its folder exists."""
     if not parsed.fresh and _is_complete(parsed):
         return 0
+    check_can_write(parsed)
     from versatune_ds.launch.start import LaunchOptions, launch
 
     options = LaunchOptions(

@@ -31,6 +31,7 @@ from versatune_ds.preflight.memory_estimate import (
 )
 from versatune_ds.preflight.subject import Subject, once
 from versatune_ds.run_folder.names import CHECKPOINTS_FOLDER
+from versatune_ds.run_folder.writable_folders import WAY_OUT, unwritable_path
 from versatune_ds.text_table import counted
 from versatune_ds.training.finding import Finding, fail, ok, warn
 from versatune_ds.training.prepared_data import cache_folder
@@ -247,8 +248,8 @@ def _compare_with_disk(key: str, about: str, *, needed: int, folder: Path, todo:
     """Compare what is needed with what is free, and check that the folder can be written."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    if not os.access(existing, os.W_OK):
-        return fail("disk", key, f"{existing} cannot be written", "choose another folder")
+    if (unwritable := unwritable_path(folder)) is not None:
+        return fail("disk", key, f"{unwritable} cannot be written", WAY_OUT)
     if needed > free:
         return fail("disk", key, f"{about}: {gib(needed)}, but {existing} has {gib(free)} free", todo)
     return ok("disk", key, f"{about}; {gib(free)} free in {existing}")
