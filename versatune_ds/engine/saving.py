@@ -15,7 +15,7 @@ from versatune_ds.distributed import World
 from versatune_ds.engine.background_save import BackgroundSave, SaveOutcome, start_save
 from versatune_ds.engine.checkpoint import NewCheckpoint, SaveError, save_checkpoint
 from versatune_ds.engine.engine import Engine
-from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
+from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_words, restart_words
 from versatune_ds.run_folder.disk_errors import DiskError
 
 logger = logging.getLogger(__name__)
@@ -129,10 +129,9 @@ class Saving:
 
     def _record_failure(self, step: int, why: str, *, is_last: bool, cause: Exception | None = None) -> None:
         """Log a failed save; raise where the process would end without it."""
-        newest = newest_checkpoint_name(self.config.run_dir)
-        failed = f"step {step} could not be saved ({why}); the newest complete checkpoint is {newest}"
+        failed = f"step {step} could not be saved ({why}); {newest_checkpoint_words(self.config.run_dir)}"
         if is_last:
-            raise DiskError(f"{failed}. Free disk space and start again to resume from it") from cause
+            raise DiskError(f"{failed}. Free disk space and {restart_words(self.config.run_dir)}") from cause
         logger.error("%s. Training continues, and the next save is tried when due", failed)
         if self.best is not None:
             self.best.after_save(is_saved=False)

@@ -44,6 +44,20 @@ def newest_checkpoint_name(run_dir: Path) -> str:
     return next((path.name for path in complete_checkpoints(run_dir)), "none")
 
 
+def newest_checkpoint_words(run_dir: Path) -> str:
+    """Return which checkpoint is the newest complete one, for a message, or that there is none."""
+    if complete_checkpoints(run_dir):
+        return f"the newest complete checkpoint is {newest_checkpoint_name(run_dir)}"
+    return "there is no complete checkpoint"
+
+
+def restart_words(run_dir: Path) -> str:
+    """Return what a new start does, for a message: it resumes from a checkpoint, or begins where there is none."""
+    if complete_checkpoints(run_dir):
+        return "start again to resume from it"
+    return "start again; the run then begins at step 1"
+
+
 def remove_unfinished(run_dir: Path) -> None:
     """Delete what interrupted saves, deletions and conversions left beside the checkpoints."""
     for ending in _LEFTOVERS:

@@ -19,7 +19,7 @@ import numpy as np
 
 from versatune_ds.config import TrainConfig
 from versatune_ds.distributed import sum_over_ranks
-from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name
+from versatune_ds.run_folder.checkpoint_files import newest_checkpoint_name, restart_words
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ class BadSteps:
             raise RuntimeError(
                 f"steps {step - self._num_in_a_row + 1} to {step}: {self._num_in_a_row} in a row "
                 "(train.max_bad_steps) made no update: their gradients are not finite, or their losses spikes. Last "
-                f"good checkpoint: {newest}. Lower train.learning_rate or train.max_grad_norm and start again to "
-                "resume from it"
+                f"good checkpoint: {newest}. Lower train.learning_rate or train.max_grad_norm and "
+                f"{restart_words(self._run_dir)}"
             )
 
     def state_dict(self) -> dict[str, Any]:
