@@ -107,3 +107,20 @@ def test_a_folder_that_cannot_be_written_is_refused_before_torch_is_imported_or_
     expected = [f"versatune: {key}: /proc cannot be written; choose another folder" for key in commands.values()]
     assert done.stderr.splitlines() == expected
     assert found == [[2, []]] * len(commands)
+
+
+def test_a_number_of_processes_that_the_command_line_alone_excludes_is_refused_before_torch_is_imported(tmp_path):
+    recipe = write_recipe(tiny_config(tmp_path / "runs"), tmp_path / "r.yaml")
+    run = write_run(tmp_path / "runs" / "written", num_steps=12, every=4)
+    write_recipe(tiny_config(tmp_path / "runs"), run / "config.yaml")
+    weights = "versatune: --sharded divides the weights over processes: expected --processes 2 or more"
+    rows = "versatune: train.sequence_parallel: 3 processes share a row, but {} do not divide into groups of 3; "
+    commands = {
+        ("evaluate", run, "--sharded"): weights,
+        ("detect", recipe, "--sharded", "--processes", "1"): weights,
+        ("train", recipe, "train.sequence_parallel=3", "--processes", "2"): rows.format(2),
+        ("train", recipe, "train.sequence_parallel=3", "--processes", "2", "--nodes", "2"): rows.format(4),
+    }
+    found, done = answers(*commands)
+    assert all(map(str.startswith, done.stderr.splitlines(), commands.values())), done.stderr
+    assert found == [[2, []]] * len(commands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -140,6 +141,43 @@ def check_can_write(parsed: argparse.Namespace) -> None:
     from versatune_ds.cli.output_folders import check_output_folders
 
     check_output_folders(parsed)
+
+
+def check_shared_weights(parsed: argparse.Namespace, *, default: int | None) -> None:
+    """Check the processes of --sharded on this machine, before libraries are imported.
+
+    Args:
+        parsed: The command line.
+        default: Processes where it gives none; None where that depends on the machine, which is seen later.
+
+    Raises:
+        ValueError: If one process would have all weights.
+    """
+    from versatune_ds.config.row_groups import check_divides_weights
+
+    num_processes = default if parsed.processes is None else parsed.processes
+    is_here = not parsed.worker and parsed.nodes is None and parsed.hostfile is None
+    if parsed.sharded and is_here and num_processes == 1:
+        check_divides_weights(num_processes)
+
+
+def check_shared_rows(parsed: argparse.Namespace) -> None:
+    """Check that the processes of the command line divide into groups that share a row, before libraries are imported.
+
+    A number that depends on the machines, on a hostfile or on an allocation is checked later.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    from versatune_ds.config import load_config
+    from versatune_ds.config.row_groups import check_ranks_divide
+
+    num_nodes = parsed.nodes or (None if "SLURM_JOB_ID" in os.environ else 1)
+    is_known = parsed.processes is not None and parsed.hostfile is None and num_nodes is not None
+    if not is_known or parsed.recipe.is_fifo() or min(parsed.processes, num_nodes) < 1:
+        return
+    num_slices = load_config(parsed.recipe, parsed.overrides).train.sequence_parallel
+    check_ranks_divide(world_size=parsed.processes * num_nodes, num_slices=num_slices)
 
 
 def _check_run_folder(parsed: argparse.Namespace) -> None:

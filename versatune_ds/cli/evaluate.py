@@ -17,6 +17,7 @@ from versatune_ds.cli.arguments import (
     add_command,
     add_nodes,
     check_can_write,
+    check_shared_weights,
     comma_separated,
     on_machines,
     path_argument,
@@ -116,6 +117,7 @@ def _add_answer_options(command: argparse.ArgumentParser) -> None:
 def _evaluate(parsed: argparse.Namespace) -> int:
     """Evaluate a model by domain: held-out loss, written answers, multiple choice, and what it forgot."""
     check_can_write(parsed)
+    check_shared_weights(parsed, default=1)
     return on_machines(parsed, lambda processes: _evaluate_here(parsed, processes=processes))
 
 

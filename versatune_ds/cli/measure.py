@@ -15,6 +15,7 @@ from versatune_ds.cli.arguments import (
     add_nodes,
     add_recipe,
     check_can_write,
+    check_shared_weights,
     comma_separated,
     on_machines,
     path_or_name,
@@ -60,6 +61,7 @@ def _detect(parsed: argparse.Namespace) -> int:
     """Estimate the share of each domain in the text that the base model generates, and write it as prior.json."""
     check_replaceable(parsed.output, mark='"weights"')
     check_can_write(parsed)
+    check_shared_weights(parsed, default=None)
     return on_machines(parsed, lambda processes: _detect_here(parsed, processes=processes))
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 
-from versatune_ds.cli.arguments import FILE, NUMBER, Commands, add_command, add_recipe, check_can_write, write
+from versatune_ds.cli.arguments import (
+    FILE,
+    NUMBER,
+    Commands,
+    add_command,
+    add_recipe,
+    check_can_write,
+    check_shared_rows,
+    write,
+)
 from versatune_ds.launch import LAUNCHERS
 
 logger = logging.getLogger(__name__)
@@ -43,6 +52,7 @@ def _train(parsed: argparse.Namespace) -> int:
     if not parsed.fresh and _is_complete(parsed):
         return 0
     check_can_write(parsed)
+    check_shared_rows(parsed)
     from versatune_ds.launch.start import LaunchOptions, launch
 
     options = LaunchOptions(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from versatune_ds.config.row_groups import check_divides_weights
 from versatune_ds.distributed import World, free_port, join_world
 from versatune_ds.launch.process_pool import ProcessPool, device_of, gpu_names
 from versatune_ds.launch.rank_pool import RankPool, led_world
@@ -76,8 +77,7 @@ def check_sharded(num_processes: int) -> None:
     Raises:
         ValueError: If there is one process, or fewer GPUs than processes.
     """
-    if num_processes < 2:
-        raise ValueError("--sharded divides the weights over processes: expected --processes 2 or more")
+    check_divides_weights(num_processes)
     num_gpus = 0 if led_world() is not None else len(gpu_names())
     if num_gpus and num_processes > num_gpus:
         raise ValueError(
