@@ -45,8 +45,8 @@ def test_overrides_are_typed_and_applied_in_order(recipe):
         ("train.steps=0", "train.steps: expected 1 or more (got 0)"),
         ("train.steps=null", "train.steps: missing; give the length of the run in optimizer steps, or in passes over"),
         ("train.precision=int8", "train.precision: expected 'fp32', 'bf16' or 'fp16' (got 'int8')"),
-        ("model.name_or_path=gpt2", "exactly one of model.name_or_path (or model.gguf_file) and model.from_config"),
-        ("data.folder=rows", "data.domains and data.synthetic; found both data.folder and data.synthetic"),
+        ("model.name_or_path=gpt2", "and model.from_config; found both; leave one out, as in model.from_config=null"),
+        ("data.folder=rows", "both data.folder and data.synthetic; leave out all but one, as in data.synthetic=null"),
         ("data.synthetic=null", "give exactly one of data.folder, data.domains and data.synthetic; found none"),
         ("run.name=a/b", "run.name: expected a name of letters, digits, '.', '_' and '-', a letter"),
         ("steps", "'steps': expected key=value, for example train.learning_rate=1e-4"),
@@ -59,6 +59,10 @@ def test_a_mistake_is_reported_in_one_line_with_its_key(recipe, override, messag
         load_config(recipe, [override])
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_a_message_about_two_origins_suggests_is_a_way_out(recipe):
+    assert load_config(recipe, ["data.folder=rows", "data.synthetic=null"]).data.folder == Path("rows")
 
 
 def test_each_of_several_mistakes_has_its_own_line(recipe):

@@ -35,7 +35,10 @@ class BaseModelPlan(Section):
     @model_validator(mode="after")
     def _has_one_origin(self) -> BaseModelPlan:
         if (self.recipe is None) == (self.model is None):
-            raise ValueError("give exactly one of base.recipe, which trains the base model, and base.model")
+            found = "none" if self.model is None else "both; leave one out, as in base.recipe=null"
+            raise ValueError(
+                f"give exactly one of base.recipe, which trains the base model, and base.model; found {found}"
+            )
         if self.model is not None and self.set:
             raise ValueError(
                 "base.set: keys of the base model's recipe, but base.model gives a trained one; keys of the runs go "

@@ -155,5 +155,8 @@ class DataConfig(Section):
         given = [key for key in ("folder", "domains", "synthetic") if getattr(self, key) is not None]
         if len(given) != 1:
             found = f"both {' and '.join('data.' + key for key in given)}" if given else "none"
-            raise ValueError(f"give exactly one of data.folder, data.domains and data.synthetic; found {found}")
+            way_out = f"; leave out all but one, as in data.{given[-1]}=null" if given else ""
+            raise ValueError(
+                f"give exactly one of data.folder, data.domains and data.synthetic; found {found}{way_out}"
+            )
         return self

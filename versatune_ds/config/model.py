@@ -124,7 +124,10 @@ class ModelConfig(Section):
         if self.gguf_file is not None and self.from_config is not None:
             raise ValueError("model.gguf_file: its config comes with it; leave out model.from_config (=null)")
         if (self.name_or_path is None and self.gguf_file is None) == (self.from_config is None):
-            raise ValueError("give exactly one of model.name_or_path (or model.gguf_file) and model.from_config")
+            found = "none" if self.from_config is None else "both; leave one out, as in model.from_config=null"
+            raise ValueError(
+                f"give exactly one of model.name_or_path (or model.gguf_file) and model.from_config; found {found}"
+            )
         if self.from_config is not None and "model_type" not in self.from_config:
             raise ValueError("model.from_config: key 'model_type' is missing (for example: model_type: llama)")
         return self
@@ -133,13 +136,19 @@ class ModelConfig(Section):
     def _fuses_once(self) -> ModelConfig:
         """Check that layers are fused in one way."""
         if self.compile and self.fused_layers == "liger":
-            raise ValueError("model.fused_layers: model.compile fuses the layers itself; leave one of the two out")
+            raise ValueError(
+                "model.fused_layers: model.compile fuses the layers itself; leave one of the two out "
+                "(model.compile=false)"
+            )
         return self
 
     @model_validator(mode="after")
     def _freezes_once(self) -> ModelConfig:
         if self.lora is not None and self.freeze:
-            raise ValueError("model.freeze: model.lora freezes everything but the adapters; leave one of the two out")
+            raise ValueError(
+                "model.freeze: model.lora freezes everything but the adapters; leave one of the two out "
+                "(model.lora=null)"
+            )
         return self
 
     @model_validator(mode="after")

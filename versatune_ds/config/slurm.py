@@ -109,7 +109,7 @@ class SlurmConfig(Section):
         if self.memory_per_gpu is not None and self.memory is not None:
             raise ValueError(
                 f"slurm.memory_per_gpu: {self.memory_per_gpu}, and slurm.memory is {self.memory}: both are the "
-                "memory of a node; leave one of the two out"
+                "memory of a node; leave one of the two out (slurm.memory=null)"
             )
         if self.memory_per_gpu is not None and self.gpus_per_node is None:
             raise ValueError(
