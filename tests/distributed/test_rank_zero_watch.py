@@ -263,6 +263,7 @@ def test_a_rank_whose_connection_breaks_makes_it_again_and_still_learns_of_failu
     assert "its process has ended" not in log
 
 
+@pytest.mark.slow
 def test_neither_a_rank_zero_that_holds_the_interpreters_lock_nor_a_pause_of_the_rank_itself_is_an_alarm(tmp_path):
     def work(rank, board):
         if rank == 0:

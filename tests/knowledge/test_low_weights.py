@@ -45,6 +45,7 @@ def detection(labels, sizes, *, unit):
     )
 
 
+@pytest.mark.slow
 @given(
     counts=st.lists(st.integers(0, 300), min_size=2, max_size=8).filter(any),
     certainty=st.floats(0.3, 1.0),

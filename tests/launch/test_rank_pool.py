@@ -171,6 +171,7 @@ def test_sharded_evaluation_is_started_on_the_machines_of_a_hostfile_with_its_ow
     assert "--nodes and --hostfile need --sharded" in called.err
 
 
+@pytest.mark.slow
 def test_sharded_evaluation_by_ranks_of_a_launcher_gives_the_result_of_one_process(tmp_path):
     """As tests/evaluation/test_sharded_evaluation.py, through the pool that several machines use."""
     from base_model import detect_config, save_base_model

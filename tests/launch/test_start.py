@@ -68,7 +68,8 @@ def test_train_starts_two_processes_and_prints_the_table_and_a_second_call_only_
     again = versatune("train", recipe, "--processes", 2, "run.name=launched", "train.steps=6")
     assert again.returncode == 0, again.stderr
     assert "is complete after step 6" in again.stderr
-    assert "starting: " in first.stderr and "starting: " not in again.stderr
+    assert "starting: " in first.stderr
+    assert "starting: " not in again.stderr
     assert f"run directory  {run_dir}" in again.stdout
     assert (run_dir / "metrics.jsonl").read_text() == metrics
 
