@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from box_runs import BoxRuns, build_preloaded, preempt
-from cluster_box import Box, exit_codes
+from box_runs import build_preloaded, preempt, trained_box
+from cluster_box import exit_codes
 from tiny_run import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
@@ -17,13 +17,8 @@ STEPS = ("train.steps=120", "mixture.update_every=40", "checkpoint.every=1000", 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return the runs of a box of two nodes, `whole` trained without a break."""
-    box = Box(tmp_path_factory.mktemp("box"), num_nodes=2)
-    try:
-        runs = BoxRuns(box, *STEPS)
-        runs.train("whole")
+    with trained_box(tmp_path_factory.mktemp("box"), *STEPS, num_nodes=2) as runs:
         yield runs
-    finally:
-        box.close()
 
 
 def test_clocks_that_jump_by_hours_neither_stop_a_run_nor_lose_a_save(runs):

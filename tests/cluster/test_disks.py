@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from box_runs import BoxRuns
-from cluster_box import Box, exit_codes
+from box_runs import trained_box
+from cluster_box import exit_codes
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
@@ -14,13 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return the runs of a box of one node, `whole` trained without a break."""
-    box = Box(tmp_path_factory.mktemp("box"), num_nodes=1, disk_mib=200)
-    try:
-        runs = BoxRuns(box)
-        runs.train("whole")
+    with trained_box(tmp_path_factory.mktemp("box"), num_nodes=1, disk_mib=200) as runs:
         yield runs
-    finally:
-        box.close()
 
 
 def fill(folder):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from box_runs import BoxRuns, hasten_heartbeats, preempt
-from cluster_box import Box, exit_codes
+from box_runs import hasten_heartbeats, preempt, trained_box
+from cluster_box import exit_codes
 
 pytestmark = pytest.mark.slow
 
@@ -12,13 +12,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return the runs of a box of four nodes, `whole` trained without a break."""
-    box = Box(tmp_path_factory.mktemp("box"), num_nodes=4)
-    try:
-        runs = BoxRuns(box)
-        runs.train("whole")
+    with trained_box(tmp_path_factory.mktemp("box"), num_nodes=4) as runs:
         yield runs
-    finally:
-        box.close()
 
 
 def test_gloo_takes_the_interface_that_joins_the_nodes_and_not_that_of_the_default_route(runs):

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from box_runs import BoxRuns, build_preloaded
-from cluster_box import Box, exit_codes
+from box_runs import build_preloaded, trained_box
+from cluster_box import exit_codes
 
 from versatune_ds.run_folder.checkpoint_files import complete_checkpoints
 
@@ -19,13 +19,8 @@ HUNG_SECONDS = 60.0
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return the runs of a box of two nodes, `whole` trained without a break."""
-    box = Box(tmp_path_factory.mktemp("box"), num_nodes=2)
-    try:
-        runs = BoxRuns(box)
-        runs.train("whole")
+    with trained_box(tmp_path_factory.mktemp("box"), num_nodes=2) as runs:
         yield runs
-    finally:
-        box.close()
 
 
 @pytest.mark.parametrize(

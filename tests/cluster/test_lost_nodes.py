@@ -7,8 +7,8 @@ import os
 import time
 
 import pytest
-from box_runs import BoxRuns, hasten_heartbeats
-from cluster_box import Box, exit_codes
+from box_runs import hasten_heartbeats, trained_box
+from cluster_box import exit_codes
 
 from versatune_ds.distributed import rendezvous, roll_call
 
@@ -19,13 +19,8 @@ BACKGROUND = "checkpoint.background=true"
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return the runs of a box of four nodes, `whole` trained without a break."""
-    box = Box(tmp_path_factory.mktemp("box"), num_nodes=4)
-    try:
-        runs = BoxRuns(box)
-        runs.train("whole")
+    with trained_box(tmp_path_factory.mktemp("box"), num_nodes=4) as runs:
         yield runs
-    finally:
-        box.close()
 
 
 @pytest.mark.parametrize("is_silent", [True, False], ids=["power", "crash"])

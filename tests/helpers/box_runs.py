@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,18 @@ def hasten_heartbeats(*, silent: float = 2.0, lost: float = 6.0) -> None:
     heartbeats.BEAT_SECONDS = 0.5
     failures.silence_limits = lambda environ: SilenceLimits(warn_seconds=silent, lost_seconds=lost)
     failures._GRACE_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def trained_box(folder: Path, *overrides: str, num_nodes: int, disk_mib: int = 2000) -> Iterator[BoxRuns]:
+    """Yield the runs of a box in which the run `whole` was trained without a break; close the box at the end."""
+    box = Box(folder, num_nodes=num_nodes, disk_mib=disk_mib)
+    try:
+        runs = BoxRuns(box, *overrides)
+        runs.train("whole")
+        yield runs
+    finally:
+        box.close()
 
 
 def build_preloaded(source: Path, *, folder: Path) -> Path:

@@ -21,8 +21,13 @@ def test_each_result_belongs_to_its_argument(num_processes):
 
 
 def test_with_one_process_a_result_that_nobody_asks_for_is_not_computed():
-    with worker_processes(1, function=lambda number: pytest.fail("computed")) as start:
-        start(1)
+    computed = []
+    with worker_processes(1, function=computed.append) as start:
+        wait = start(1)
+        start(2)
+        assert computed == []
+        wait()
+    assert computed == [1]
 
 
 def test_an_error_in_a_process_reaches_this_one():

@@ -6,33 +6,13 @@ import errno
 import time
 
 import pytest
-from file_server import file_server
+from remote_files import CONTENT, HALF, KEY, find
 
-from versatune_ds.data.remote import cache, fetch, partial_file, retries, stores
+from versatune_ds.data.remote import cache, fetch, partial_file, stores
 from versatune_ds.data.remote.errors import RemoteDeniedError, RemoteError
 from versatune_ds.data.remote.remote_file import RemoteFile
-from versatune_ds.data.sources.find_files import find_files
 from versatune_ds.progress import ByteWork
 from versatune_ds.run_folder import file_lock
-
-CONTENT = b"".join(b'{"text": "row %d"}\n' % i for i in range(20_000))
-HALF = len(CONTENT) // 2
-KEY = "data.domains.law.train"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(retries, "PAUSES_SECONDS", [0.0, 0.0, 0.0])
-    monkeypatch.setattr(cache, "PAUSES_SECONDS", [0.0, 0.0, 0.0])
-    cache.forget_checks()
-    with file_server() as served:
-        served.files["/law.jsonl"] = (CONTENT, '"one"')
-        yield served
-
-
-def find(server, tmp_path):
-    cache.forget_checks()
-    return find_files([f"{server.address}/law.jsonl"], key=KEY, cache_dir=tmp_path)
 
 
 class KilledError(BaseException):

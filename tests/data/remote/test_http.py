@@ -8,33 +8,10 @@ import os
 import time
 
 import pytest
-from file_server import file_server
+from remote_files import CONTENT, KEY, complete_files, find
 
-from versatune_ds.data.remote import cache, fetch, retries
+from versatune_ds.data.remote import cache, fetch
 from versatune_ds.data.sources.find_files import find_files
-
-CONTENT = b"".join(b'{"text": "row %d"}\n' % i for i in range(20_000))
-KEY = "data.domains.law.train"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(retries, "PAUSES_SECONDS", [0.0, 0.0, 0.0])
-    monkeypatch.setattr(cache, "PAUSES_SECONDS", [0.0, 0.0, 0.0])
-    cache.forget_checks()
-    with file_server() as served:
-        served.files["/law.jsonl"] = (CONTENT, '"one"')
-        yield served
-
-
-def find(server, tmp_path, path="/law.jsonl"):
-    cache.forget_checks()
-    return find_files([server.address + path], key=KEY, cache_dir=tmp_path)
-
-
-def complete_files(tmp_path):
-    paths = (tmp_path / "remote").glob("*/*/*")
-    return [path for path in paths if path.is_file() and not path.parent.name.startswith(".")]
 
 
 def test_a_file_is_fetched_once_and_keeps_its_name(server, tmp_path):

@@ -9,39 +9,15 @@ import time
 import urllib.error
 
 import pytest
-from file_server import file_server
+from remote_files import CONTENT, HALF, KEY, complete_files, find
 
 from versatune_ds.config import DataConfig
-from versatune_ds.data.remote import cache, fetch, http_store, retries
+from versatune_ds.data.remote import cache, fetch, http_store
 from versatune_ds.data.remote.addresses import quoted, redacted, without_secrets
 from versatune_ds.data.remote.errors import RemoteUnreachableError, remote_errors
 from versatune_ds.data.remote.source import RemoteSource, user_error
 from versatune_ds.data.sources.domain_files import domain_files
 from versatune_ds.data.sources.find_files import find_files
-
-CONTENT = b"".join(b'{"text": "row %d"}\n' % i for i in range(20_000))
-HALF = len(CONTENT) // 2
-KEY = "data.domains.law.train"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(retries, "PAUSES_SECONDS", [0.0, 0.0, 0.0])
-    monkeypatch.setattr(cache, "PAUSES_SECONDS", [0.0, 0.0, 0.0])
-    cache.forget_checks()
-    with file_server() as served:
-        served.files["/law.jsonl"] = (CONTENT, '"one"')
-        yield served
-
-
-def find(server, tmp_path, path="/law.jsonl"):
-    cache.forget_checks()
-    return find_files([server.address + path], key=KEY, cache_dir=tmp_path)
-
-
-def complete_files(tmp_path):
-    paths = (tmp_path / "remote").glob("*/*/*")
-    return [path for path in paths if path.is_file() and not path.parent.name.startswith(".")]
 
 
 def test_an_answer_that_breaks_off_is_noticed_where_the_size_of_the_file_is_not_stated(server, tmp_path):
